@@ -1,0 +1,206 @@
+//! The one error of the crate: something broke. A plain "no" is a value, never an error.
+
+use std::io;
+
+/// What broke, where, and after how many attempts.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// An option is out of its range.
+    InvalidOption {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A key or a requester's name is empty or longer than 1024 bytes.
+    InvalidName {
+        /// What was named: `key` or `requester`.
+        what: &'static str,
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// The server could not listen on its address.
+    CannotListen {
+        /// `host:port`.
+        address: String,
+        /// How many times it was tried.
+        attempts: u32,
+        /// What the last attempt said.
+        source: io::Error,
+    },
+    /// This handle already runs a server.
+    AlreadyStarted {
+        /// The process of that server.
+        pid: u32,
+    },
+    /// The server's process could not be started, or did not begin to answer.
+    CannotStart {
+        /// What was tried.
+        reason: String,
+        /// What the system said, if it said anything.
+        source: Option<io::Error>,
+    },
+    /// The server's process could not be stopped.
+    CannotStop {
+        /// The process of that server.
+        pid: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No connection to the server was made.
+    Unreachable {
+        /// `host:port`.
+        address: String,
+        /// How many times it was tried.
+        attempts: u32,
+        /// What the last attempt said.
+        source: io::Error,
+    },
+    /// The connection broke before the answer came, so that it is not known whether the server acted.
+    /// [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
+    Interrupted {
+        /// The question, such as `LOCK/KEYA/CLIENT_A`.
+        question: String,
+        /// `host:port`.
+        address: String,
+        /// What broke.
+        source: io::Error,
+    },
+    /// The server understood the question and would not answer it.
+    Refused {
+        /// The question, such as `SHUTDOWN`.
+        question: String,
+        /// The HTTP status, such as 403.
+        status: u16,
+        /// The stable word of the reply's `Lock-Result`, such as `stopping`.
+        result: String,
+        /// What the server said, in one sentence.
+        message: String,
+    },
+    /// What answered does not speak this protocol.
+    BadReply {
+        /// The question.
+        question: String,
+        /// `host:port`.
+        address: String,
+        /// The first line that came back, shortened.
+        reply: String,
+    },
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::InvalidOption { option, reason } => write!(f, "bad option {option}: {reason}"),
+            Error::InvalidName { what, bytes } => {
+                write!(f, "bad {what}: {bytes} bytes long; give 1 to 1024")
+            }
+            Error::CannotListen {
+                address,
+                attempts,
+                source,
+            } => {
+                let hint = match source.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        "; stop what listens there, or choose another port (0 takes any)"
+                    }
+                    io::ErrorKind::PermissionDenied => {
+                        "; ports below 1024 are for root, choose a higher one"
+                    }
+                    io::ErrorKind::AddrNotAvailable => "; give a host that is this machine's own",
+                    _ => "",
+                };
+                write!(
+                    f,
+                    "cannot listen on {address} after {}: {source}{hint}",
+                    times(*attempts)
+                )
+            }
+            Error::AlreadyStarted { pid } => {
+                write!(
+                    f,
+                    "this handle already runs a server, process {pid}; stop it first"
+                )
+            }
+            Error::CannotStart {
+                reason,
+                source: None,
+            } => write!(f, "cannot start a server: {reason}"),
+            Error::CannotStart {
+                reason,
+                source: Some(source),
+            } => {
+                write!(f, "cannot start a server: {reason}: {source}")
+            }
+            Error::CannotStop { pid, source } => {
+                write!(f, "cannot stop server process {pid}: {source}")
+            }
+            Error::Unreachable {
+                address,
+                attempts,
+                source,
+            } => write!(
+                f,
+                "no lock server reached at {address} after {}: {source}; start one with: lock-server run",
+                times(*attempts)
+            ),
+            Error::Interrupted {
+                question,
+                address,
+                source,
+            } => write!(
+                f,
+                "the connection to {address} broke before {question} was answered: {source}; \
+                 it may or may not have been done, ask with VERIFY"
+            ),
+            Error::Refused {
+                question,
+                status,
+                result: _,
+                message,
+            } => {
+                write!(f, "the server refused {question} with {status}: {message}")
+            }
+            Error::BadReply {
+                question,
+                address,
+                reply,
+            } => {
+                write!(
+                    f,
+                    "{address} answered {question} with {reply:?}; is it a lock server?"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::CannotListen { source, .. }
+            | Error::CannotStart {
+                source: Some(source),
+                ..
+            }
+            | Error::CannotStop { source, .. }
+            | Error::Unreachable { source, .. }
+            | Error::Interrupted { source, .. } => Some(source),
+            Error::InvalidOption { .. }
+            | Error::InvalidName { .. }
+            | Error::AlreadyStarted { .. }
+            | Error::CannotStart { source: None, .. }
+            | Error::Refused { .. }
+            | Error::BadReply { .. } => None,
+        }
+    }
+}
+
+fn times(attempts: u32) -> String {
+    if attempts == 1 {
+        "1 attempt".into()
+    } else {
+        format!("{attempts} attempts")
+    }
+}

@@ -1,0 +1,155 @@
+//! What the kernel knows of the connections that tiny_http holds and does not show.
+//!
+//! tiny_http gives no access to its sockets and swallows their end, so they are found among the
+//! process's own descriptors by the address of their other end. A descriptor found here is used by
+//! number and may by then belong to someone else; each function says why that does no harm.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, RawFd};
+
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{self, Shutdown, SockaddrStorage};
+
+/// The process's sockets that are connected to somebody, by the other end's address.
+pub(super) struct Connections(HashMap<SocketAddr, RawFd>);
+
+impl Connections {
+    /// Looks through all descriptors: some 0.5 µs each.
+    pub fn look_up() -> io::Result<Self> {
+        let mut found = HashMap::new();
+        for entry in fs::read_dir("/proc/self/fd")? {
+            let name = entry?.file_name();
+            let Some(fd) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
+                continue;
+            };
+            if let Some(peer) = peer_of(fd) {
+                found.insert(peer, fd);
+            }
+        }
+        Ok(Connections(found))
+    }
+
+    pub fn get(&self, peer: &SocketAddr) -> Option<RawFd> {
+        self.0.get(peer).copied()
+    }
+
+    /// Whether the client has closed, reset or lost its connection. tiny_http shuts the reading side
+    /// down itself once it expects no further request, so an end of file says nothing; the state of
+    /// the connection does. A connection that is not there any more has ended, too.
+    pub fn has_hung_up(&self, peer: &SocketAddr) -> bool {
+        self.get(peer).is_none_or(|fd| !is_established(fd))
+    }
+
+    /// Ends every connection that came in at `port`.
+    pub fn shut_down_all(&self, port: u16) {
+        for &fd in self.0.values() {
+            let local = socket::getsockname::<SockaddrStorage>(fd).ok();
+            if local
+                .and_then(to_std)
+                .is_some_and(|local| local.port() == port)
+            {
+                let _ = socket::shutdown(fd, Shutdown::Both);
+            }
+        }
+    }
+}
+
+/// Ends the connection to a client, both ways.
+///
+/// The caller holds a request of it, which keeps its descriptor from being anyone else's.
+pub(super) fn shut_down(peer: SocketAddr) {
+    if let Some(fd) = Connections::look_up()
+        .ok()
+        .and_then(|connections| connections.get(&peer))
+    {
+        // It fails only on a connection that is gone, which is as good.
+        let _ = socket::shutdown(fd, Shutdown::Both);
+    }
+}
+
+fn peer_of(fd: RawFd) -> Option<SocketAddr> {
+    socket::getpeername::<SockaddrStorage>(fd)
+        .ok()
+        .and_then(to_std)
+}
+
+fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::V4((*v4).into()));
+    }
+    address
+        .as_sockaddr_in6()
+        .map(|v6| SocketAddr::V6((*v6).into()))
+}
+
+/// Linux: `TCP_ESTABLISHED`, `include/net/tcp_states.h`. A client that closes takes the connection
+/// to CLOSE_WAIT, one that resets it to CLOSE.
+const ESTABLISHED: u8 = 1;
+
+fn is_established(fd: RawFd) -> bool {
+    let mut state = 0u8;
+    let mut length: libc::socklen_t = 1;
+    // SAFETY: `state` and `length` outlive the call, and `length` says how much room `state` has;
+    // the state is the first byte of the kernel's `struct tcp_info`. A descriptor that is no
+    // connection any more makes the call fail, nothing else.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &mut length,
+        )
+    };
+    result == 0 && state == ESTABLISHED
+}
+
+/// Tells when a watched connection ends, and when the server is asked to stop.
+pub(super) struct Watch {
+    epoll: Epoll,
+}
+
+/// What [`Watch::wait`] reports for the descriptor that asks to stop.
+const STOP: u64 = u64::MAX;
+
+impl Watch {
+    pub fn new(stop: BorrowedFd<'_>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        Ok(Watch { epoll })
+    }
+
+    /// Watches a connection, to report `id` when something happens at its other end. The kernel
+    /// forgets it when the connection is closed here.
+    pub fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
+        // SAFETY: the caller has just found the descriptor open. Were it closed since, adding fails;
+        // were it reused, its other owner's hang-ups are reported and found to concern nobody.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let flags = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        match self.epoll.add(fd, EpollEvent::new(flags, id)) {
+            // It waited before on the same connection.
+            Err(nix::errno::Errno::EEXIST) => {
+                Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, id))?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// The ids of connections at which something happened, and whether to stop. Returns early for
+    /// a signal.
+    pub fn wait(&self, timeout: u16) -> (Vec<u64>, bool) {
+        let mut events = [EpollEvent::empty(); 512];
+        // An error can only be an interruption: descriptor and buffer are ours.
+        let count = self
+            .epoll
+            .wait(&mut events, EpollTimeout::from(timeout))
+            .unwrap_or(0);
+        let ids = events[..count].iter().map(EpollEvent::data);
+        let (stops, ids): (Vec<u64>, Vec<u64>) = ids.partition(|&id| id == STOP);
+        (ids, !stops.is_empty())
+    }
+}

@@ -1,0 +1,20 @@
+//! A light-weight lock server: processes take turns on named keys over plain HTTP.
+//!
+#![doc = include_str!("../README.md")]
+
+mod child;
+mod client;
+mod error;
+mod http;
+mod lease;
+mod manager;
+mod options;
+mod protocol;
+mod server;
+mod table;
+
+pub use client::{Client, ClientOptions};
+pub use error::Error;
+pub use lease::Lease;
+pub use options::Options;
+pub use server::Server;

@@ -1,0 +1,425 @@
+//! The lock table: who holds each key, until when, and who is next.
+//!
+//! Nothing here blocks, logs or reads a clock; `now` is always an argument and never goes back.
+//! Between calls, for every key: (1) at most one lease; (2) if anyone waits, a lease exists;
+//! (3) grants follow arrival; (4) fencing tokens only grow.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use crate::lease::{Fence, Grant, Key, Requester};
+
+/// How much the table takes in. Beyond it an acquire is refused as [`Refusal::Full`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Held keys.
+    pub keys: usize,
+    /// Waiters of all keys together.
+    pub waiters: usize,
+}
+
+/// What an acquire asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// How long the lease lasts, counted from the grant.
+    pub lock_timeout: Duration,
+    /// How long the requester waits. Zero tries once.
+    pub lock_attempt_timeout: Duration,
+}
+
+/// Why the answer is no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    AlreadyHolder,
+    AlreadyWaiting,
+    Free,
+    Full,
+    NotHolder,
+    Timeout,
+}
+
+/// A waiter's place in the order of arrival, unique in the table.
+pub(crate) type Ticket = u64;
+
+/// The answer to an acquire.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Acquired {
+    Granted(Grant),
+    Queued(Ticket),
+    Refused(Refusal),
+}
+
+/// A key that went from its last holder to the head of its queue.
+#[derive(Debug)]
+pub(crate) struct HandOver<W> {
+    pub waiter: W,
+    pub grant: Grant,
+}
+
+/// `W` is whatever the caller needs to tell a waiter of its grant.
+pub(crate) struct LockTable<W> {
+    entries: HashMap<Key, Entry<W>>,
+    /// The leases that somebody waits behind, by their end: each is an appointment to keep.
+    contended: BTreeMap<End, Key>,
+    /// The leases that nobody waits behind, by their end: memory to be freed some time.
+    uncontended: BTreeMap<End, Key>,
+    /// Grants that the caller has not yet been told of.
+    handed_over: Vec<HandOver<W>>,
+    waiters: usize,
+    next_fence: Fence,
+    next_ticket: Ticket,
+    limits: Limits,
+}
+
+/// The end of a lease. The fence makes it unique.
+type End = (Instant, Fence);
+
+struct Entry<W> {
+    holder: Requester,
+    grant: Grant,
+    /// `None` when nobody waits, so that an uncontended key costs one word for it.
+    queue: Option<Box<Queue<W>>>,
+}
+
+/// The waiters of one key. Each index finds a waiter without a walk: a queue may hold thousands.
+struct Queue<W> {
+    by_arrival: BTreeMap<Ticket, Waiter<W>>,
+    by_requester: HashMap<Requester, Ticket>,
+}
+
+struct Waiter<W> {
+    requester: Requester,
+    lock_timeout: Duration,
+    /// The last instant at which the waiter still takes the key.
+    deadline: Instant,
+    handle: W,
+}
+
+/// Below this capacity the map of entries is not worth shrinking.
+const SMALL: usize = 1024;
+
+/// Why looking a lease up in its index cannot fail: `acquire`, `hand_over`, `abandon` and
+/// `drain_waiters` are the only ones to change a lease or empty a queue, and each moves the key.
+const INDEXED: &str = "every lease stands in the index that its queue calls for";
+
+impl<W> LockTable<W> {
+    pub fn new(limits: Limits) -> Self {
+        LockTable {
+            entries: HashMap::new(),
+            contended: BTreeMap::new(),
+            uncontended: BTreeMap::new(),
+            handed_over: Vec::new(),
+            waiters: 0,
+            next_fence: 1,
+            next_ticket: 1,
+            limits,
+        }
+    }
+
+    /// Grants the key, or queues the requester behind those already there.
+    ///
+    /// `handle` is called only for a waiter that is queued.
+    pub fn acquire(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        terms: Terms,
+        handle: impl FnOnce() -> W,
+    ) -> Acquired {
+        self.settle(now, key);
+        let Some(entry) = self.entries.get(key) else {
+            if self.entries.len() >= self.limits.keys {
+                return Acquired::Refused(Refusal::Full);
+            }
+            return Acquired::Granted(self.grant_free_key(now, key, requester, terms));
+        };
+        if *entry.holder == *requester {
+            return Acquired::Refused(Refusal::AlreadyHolder);
+        }
+        if let Some((ticket, deadline)) = entry.place_of(requester) {
+            if now <= deadline {
+                return Acquired::Refused(Refusal::AlreadyWaiting);
+            }
+            // Its patience is over; only its thread has not yet come to say so.
+            self.abandon(key, ticket);
+        }
+        if terms.lock_attempt_timeout.is_zero() {
+            return Acquired::Refused(Refusal::Timeout);
+        }
+        if self.waiters >= self.limits.waiters {
+            return Acquired::Refused(Refusal::Full);
+        }
+        Acquired::Queued(self.enqueue(now, key, requester, terms, handle()))
+    }
+
+    /// Takes the key from its holder and hands it over to the head of the queue.
+    pub fn release(&mut self, now: Instant, key: &str, requester: &str) -> Result<(), Refusal> {
+        self.verify(now, key, requester)?;
+        self.hand_over(now, key, now);
+        Ok(())
+    }
+
+    /// Whether anyone holds the key.
+    pub fn check(&mut self, now: Instant, key: &str) -> bool {
+        self.settle(now, key);
+        self.entries.contains_key(key)
+    }
+
+    /// Whether the requester holds the key; the refusal says who else does.
+    pub fn verify(&mut self, now: Instant, key: &str, requester: &str) -> Result<(), Refusal> {
+        self.settle(now, key);
+        match self.entries.get(key) {
+            None => Err(Refusal::Free),
+            Some(entry) if *entry.holder != *requester => Err(Refusal::NotHolder),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Takes a waiter out of its queue. `false` if it is no longer there.
+    pub fn abandon(&mut self, key: &str, ticket: Ticket) -> bool {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return false;
+        };
+        let Some(queue) = &mut entry.queue else {
+            return false;
+        };
+        if queue.remove(ticket).is_none() {
+            return false;
+        }
+        self.waiters -= 1;
+        if queue.by_arrival.is_empty() {
+            entry.queue = None;
+            let end = entry.end();
+            let key = self.contended.remove(&end).expect(INDEXED);
+            self.uncontended.insert(end, key);
+        }
+        true
+    }
+
+    /// Lets the key's lease run out if its time has come: the head of the queue then holds it.
+    pub fn settle(&mut self, now: Instant, key: &str) {
+        if let Some(entry) = self.entries.get(key)
+            && entry.grant.expires <= now
+        {
+            let ended = entry.grant.expires;
+            self.hand_over(now, key, ended);
+        }
+    }
+
+    /// Lets all leases run out whose time has come: every one that somebody waits behind, and up to
+    /// `batch` of the others. `true` if none is left over.
+    pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
+        while let Some((&(ended, _), key)) = self.contended.first_key_value()
+            && ended <= now
+        {
+            let key = key.clone();
+            self.hand_over(now, &key, ended);
+        }
+        for _ in 0..batch {
+            match self.uncontended.first_entry() {
+                Some(lapsed) if lapsed.key().0 <= now => {
+                    let key = lapsed.remove();
+                    self.entries.remove(&*key);
+                }
+                _ => {
+                    self.shrink();
+                    return true;
+                }
+            }
+        }
+        self.shrink();
+        false
+    }
+
+    /// When the next lease ends that somebody waits behind.
+    pub fn next_hand_over(&self) -> Option<Instant> {
+        self.contended.first_key_value().map(|(&(end, _), _)| end)
+    }
+
+    /// The grants made to waiters since the last call. Each has to be told.
+    pub fn take_handed_over(&mut self) -> Vec<HandOver<W>> {
+        std::mem::take(&mut self.handed_over)
+    }
+
+    /// Empties all queues and returns whoever stood in them, in no order. The leases stay.
+    pub fn drain_waiters(&mut self) -> Vec<W> {
+        let mut drained = Vec::with_capacity(self.waiters);
+        for key in std::mem::take(&mut self.contended).into_values() {
+            let entry = self
+                .entries
+                .get_mut(&*key)
+                .expect("an index names only held keys");
+            let queue = entry
+                .queue
+                .take()
+                .map(|queue| queue.by_arrival)
+                .unwrap_or_default();
+            drained.extend(queue.into_values().map(|waiter| waiter.handle));
+            self.uncontended.insert(entry.end(), key);
+        }
+        self.waiters = 0;
+        drained
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn grant_free_key(&mut self, now: Instant, key: &str, requester: &str, terms: Terms) -> Grant {
+        let key = Key::from(key);
+        let grant = Grant {
+            expires: now + terms.lock_timeout,
+            fence: self.next_fence,
+        };
+        self.next_fence += 1;
+        let entry = Entry {
+            holder: requester.into(),
+            grant,
+            queue: None,
+        };
+        self.uncontended.insert(entry.end(), key.clone());
+        self.entries.insert(key, entry);
+        grant
+    }
+
+    fn enqueue(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        terms: Terms,
+        handle: W,
+    ) -> Ticket {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiters += 1;
+        let requester = Requester::from(requester);
+        let deadline = now + terms.lock_attempt_timeout;
+        let waiter = Waiter {
+            requester: requester.clone(),
+            lock_timeout: terms.lock_timeout,
+            deadline,
+            handle,
+        };
+        let entry = self
+            .entries
+            .get_mut(key)
+            .expect("acquire queues only behind a holder");
+        if entry.queue.is_none() {
+            let end = entry.end();
+            let key = self.uncontended.remove(&end).expect(INDEXED);
+            self.contended.insert(end, key);
+        }
+        let queue = entry.queue.get_or_insert_default();
+        queue.by_requester.insert(requester, ticket);
+        queue.by_arrival.insert(ticket, waiter);
+        ticket
+    }
+
+    /// Ends the key's lease, which ran until `ended`, and grants the key to the first waiter that
+    /// was still there at that instant. A late call changes neither who is next nor, because the
+    /// lease counts from `now`, how long they have the key.
+    fn hand_over(&mut self, now: Instant, key: &str, ended: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let end = entry.end();
+        let index = if entry.queue.is_some() {
+            &mut self.contended
+        } else {
+            &mut self.uncontended
+        };
+        let shared_key = index.remove(&end).expect(INDEXED);
+        let before = entry.queue_len();
+        let next = entry
+            .queue
+            .as_mut()
+            .and_then(|queue| queue.pop_entitled(ended));
+        self.waiters -= before - entry.queue_len();
+        let Some(waiter) = next else {
+            self.entries.remove(key);
+            self.shrink();
+            return;
+        };
+        if entry.queue_len() == 0 {
+            entry.queue = None;
+        }
+        let grant = Grant {
+            expires: now + waiter.lock_timeout,
+            fence: self.next_fence,
+        };
+        self.next_fence += 1;
+        entry.holder = waiter.requester;
+        entry.grant = grant;
+        let index = if entry.queue.is_some() {
+            &mut self.contended
+        } else {
+            &mut self.uncontended
+        };
+        index.insert(entry.end(), shared_key);
+        self.handed_over.push(HandOver {
+            waiter: waiter.handle,
+            grant,
+        });
+    }
+
+    /// Gives back the memory of a crowd that has gone. The factor between the two bounds keeps the
+    /// cost per removed key constant.
+    fn shrink(&mut self) {
+        let capacity = self.entries.capacity();
+        if capacity > SMALL && self.entries.len() < capacity / 8 {
+            self.entries.shrink_to(capacity / 4);
+        }
+    }
+}
+
+impl<W> Entry<W> {
+    fn end(&self) -> End {
+        (self.grant.expires, self.grant.fence)
+    }
+
+    fn queue_len(&self) -> usize {
+        self.queue
+            .as_ref()
+            .map_or(0, |queue| queue.by_arrival.len())
+    }
+
+    /// Where in the queue the requester stands, and until when.
+    fn place_of(&self, requester: &str) -> Option<(Ticket, Instant)> {
+        let queue = self.queue.as_ref()?;
+        let ticket = queue.by_requester.get(requester)?;
+        Some((*ticket, queue.by_arrival.get(ticket)?.deadline))
+    }
+}
+
+impl<W> Queue<W> {
+    fn remove(&mut self, ticket: Ticket) -> Option<Waiter<W>> {
+        let waiter = self.by_arrival.remove(&ticket)?;
+        self.by_requester.remove(&waiter.requester);
+        Some(waiter)
+    }
+
+    /// Takes out the first waiter whose patience lasted until `ended`, and all those before it.
+    fn pop_entitled(&mut self, ended: Instant) -> Option<Waiter<W>> {
+        while let Some((_, waiter)) = self.by_arrival.pop_first() {
+            self.by_requester.remove(&waiter.requester);
+            if waiter.deadline >= ended {
+                return Some(waiter);
+            }
+        }
+        None
+    }
+}
+
+impl<W> Default for Queue<W> {
+    fn default() -> Self {
+        Queue {
+            by_arrival: BTreeMap::new(),
+            by_requester: HashMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
