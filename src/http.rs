@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `http.rs` | opening, tending and closing; whatever mends what tiny_http leaves open |
 //! | [`door`] | one run of tiny_http: its threads, and the bytes of a reply |
+//! | [`nudge`] | connections that tiny_http overlooks |
 //! | [`leader`] | which thread takes the next request |
 //! | [`lines`] | the order of the requests of one connection |
 //! | [`answer`] | one question and its reply |
@@ -17,15 +18,15 @@ mod answer;
 mod door;
 mod leader;
 mod lines;
+mod nudge;
 mod sockets;
 
 use std::collections::HashSet;
-use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::mem;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -35,11 +36,15 @@ use nix::sys::time::TimeVal;
 pub(crate) use self::answer::Admission;
 use self::door::Door;
 use self::lines::Lines;
+use self::nudge::{Found, Nudger};
 use self::sockets::{Connections, Watch};
 use crate::manager::LockManager;
 
 /// How often the front door looks after itself; also the longest that a connection is overlooked.
 const BEAT: Duration = Duration::from_millis(100);
+
+/// Every so many beats the doors are looked through that accept no more.
+const RETIRE_EVERY: u32 = 10;
 
 /// How many seconds a reply may take to be written to a client that does not read.
 const SEND_TIMEOUT: i64 = 10;
@@ -68,11 +73,15 @@ impl Shutdown {
 pub(crate) struct FrontDoor {
     shared: Arc<Shared>,
     listener: TcpListener,
-    address: SocketAddr,
-    doors: Vec<Arc<Door>>,
+    door: Arc<Door>,
+    /// Doors that accept no more, each with the connections that may be its own.
+    older: Vec<(Arc<Door>, Connections)>,
     watch: Watch,
-    /// Beats in a row in which nobody accepted a connection.
-    unanswered: u32,
+    nudger: Nudger,
+    next_beat: Instant,
+    beats: u32,
+    /// Whether the log was told that nothing is accepted.
+    starved: bool,
 }
 
 /// What all doors share.
@@ -81,13 +90,6 @@ struct Shared {
     admission: Admission,
     shutdown: Arc<Shutdown>,
     lines: Lines,
-    closing: AtomicBool,
-}
-
-impl Shared {
-    fn is_closing(&self) -> bool {
-        self.closing.load(SeqCst)
-    }
 }
 
 impl FrontDoor {
@@ -103,56 +105,102 @@ impl FrontDoor {
         // replies go out at once, and a client that does not read them loses its connection.
         socket::listen(&listener, Backlog::MAXCONN)?;
         socket::setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
-        socket::setsockopt(
-            &listener,
-            sockopt::SendTimeout,
-            &TimeVal::new(SEND_TIMEOUT, 0),
-        )?;
+        let timeout = TimeVal::new(SEND_TIMEOUT, 0);
+        socket::setsockopt(&listener, sockopt::SendTimeout, &timeout)?;
         let watch = Watch::new(shutdown.0.as_fd())?;
-        let shared = Arc::new(Shared {
-            manager,
-            admission,
-            shutdown,
-            lines: Lines::default(),
-            closing: AtomicBool::new(false),
-        });
-        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared { manager, admission, shutdown, lines: Lines::default() });
+        let nudger = Nudger::new(listener.local_addr()?);
         let door = Door::open(&listener, shared.clone())?;
         Ok(FrontDoor {
             shared,
             listener,
-            address,
-            doors: vec![door],
+            door,
+            older: Vec::new(),
             watch,
-            unanswered: 0,
+            nudger,
+            next_beat: Instant::now() + BEAT,
+            beats: 0,
+            starved: false,
         })
     }
 
-    /// Looks after the door for one beat. `true` once the server is asked to end.
+    /// Looks after the door until the next beat or the next event. `true` once the server is asked
+    /// to end.
     pub fn tend(&mut self) -> bool {
-        let (hung_up, stop) = self.watch.wait(BEAT.as_millis() as u16);
+        let left = self.next_beat.saturating_duration_since(Instant::now());
+        // Rounded up, so as not to come back for less than a millisecond.
+        let (hung_up, stop) = self.watch.wait(left.as_millis() as u16 + 1);
         if stop {
             return true;
         }
         self.abandon(hung_up.into_iter().collect());
-        self.watch_waiters();
-        self.serve_overlooked();
-        for door in &self.doors {
-            door.depose_if_stuck();
+        if Instant::now() >= self.next_beat {
+            self.beat();
+            self.next_beat = Instant::now() + BEAT;
         }
         false
     }
 
+    fn beat(&mut self) {
+        self.beats = self.beats.wrapping_add(1);
+        self.watch_waiters();
+        for door in self.older.iter().map(|(door, _)| door).chain([&self.door]) {
+            door.depose_if_stuck();
+        }
+        if !self.door.is_accepting() || self.nudger.nudge_if_busy() == Found::NobodyAccepts {
+            self.reopen();
+        }
+        if !self.older.is_empty() && self.beats % RETIRE_EVERY == 0 {
+            self.retire();
+        }
+    }
+
+    /// Opens a new door on the same listener, once there are descriptors again. tiny_http accepts
+    /// nothing more after its first error, but goes on serving the connections that it has.
+    fn reopen(&mut self) {
+        if !mem::replace(&mut self.starved, true) {
+            log::warn!("out of descriptors: no connection is accepted for now, the locks stay");
+        }
+        // With fewer than a handful it would be over again at once.
+        let handful: io::Result<Vec<_>> = (0..16).map(|_| self.listener.try_clone()).collect();
+        if handful.map(drop).is_err() {
+            return;
+        }
+        let reopened = Connections::look_up()
+            .and_then(|connections| Ok((Door::open(&self.listener, self.shared.clone())?, connections)));
+        match reopened {
+            Ok((door, connections)) => {
+                self.older.push((mem::replace(&mut self.door, door), connections));
+                self.starved = false;
+                log::warn!("accepting connections again");
+            }
+            Err(error) => log::debug!("cannot accept connections yet: {error}"),
+        }
+    }
+
+    /// Closes the doors whose connections have all ended.
+    fn retire(&mut self) {
+        let Ok(connections) = Connections::look_up() else {
+            return;
+        };
+        self.older.retain(|(door, own)| {
+            let needed = own.any_in(&connections);
+            if !needed {
+                door.close();
+            }
+            needed
+        });
+    }
+
     /// Refuses and breaks off LOCKs, lets replies be finished, closes every connection.
     pub fn close(self) {
-        self.shared.closing.store(true, SeqCst);
         self.shared.manager.stop();
-        for door in &self.doors {
+        for door in self.older.iter().map(|(door, _)| door).chain([&self.door]) {
             door.close();
         }
         self.shared.lines.wait_until_served(Instant::now() + FINISH);
-        if let Ok(connections) = Connections::look_up() {
-            connections.shut_down_all(self.address.port());
+        if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr()) {
+            connections.shut_down_all(address.port());
         }
     }
 
@@ -201,87 +249,4 @@ impl FrontDoor {
             }
         }
     }
-
-    /// Frees connections that tiny_http has accepted and then overlooked, and opens a new door
-    /// where nobody accepts any more.
-    ///
-    /// tiny_http 0.12 hands a new connection to a thread that it believes to be idle, by a count
-    /// that is stale until that thread runs: of several connections that arrive at once, some are
-    /// queued for a thread that is taken already, and stay queued for as long as no connection ends.
-    /// A connection that comes while no thread is idle gets a new thread, and that thread serves
-    /// the queue next. So each nudge, a connection opened and closed again from in here, either
-    /// frees one that was overlooked, and the process has a thread more than before, or is served by
-    /// an idle thread, and then none was.
-    fn serve_overlooked(&mut self) {
-        const QUIET: u32 = 2;
-        const MOST: u32 = 256;
-        let (mut quiet, mut served) = (0, 0);
-        for tried in 0..MOST {
-            let before = threads();
-            match self.nudge() {
-                Nudge::Served => served += 1,
-                Nudge::Unserved if served == 0 && tried >= 3 => break,
-                Nudge::Unserved => continue,
-                // Out of descriptors; or the listener is gone, and then so is everything.
-                Nudge::Impossible => return,
-            }
-            quiet = if threads() <= before { quiet + 1 } else { 0 };
-            if quiet == QUIET {
-                break;
-            }
-        }
-        self.unanswered = if served == 0 { self.unanswered + 1 } else { 0 };
-        let accepting = self.doors.last().is_some_and(|door| door.is_accepting());
-        if !accepting || self.unanswered >= 3 {
-            self.reopen();
-        }
-    }
-
-    /// Opens and closes a connection, and waits a little for tiny_http to close it, too.
-    fn nudge(&self) -> Nudge {
-        let ip = match self.address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
-        let address = SocketAddr::new(ip, self.address.port());
-        let patience = Duration::from_millis(20);
-        let Ok(mut stream) = TcpStream::connect_timeout(&address, patience) else {
-            return Nudge::Impossible;
-        };
-        let ended = stream
-            .shutdown(std::net::Shutdown::Write)
-            .and_then(|()| stream.set_read_timeout(Some(patience)))
-            .and_then(|()| stream.read(&mut [0]));
-        if matches!(ended, Ok(0)) {
-            Nudge::Served
-        } else {
-            Nudge::Unserved
-        }
-    }
-
-    /// Opens a new door on the same listener. The older ones go on serving their connections.
-    fn reopen(&mut self) {
-        match Door::open(&self.listener, self.shared.clone()) {
-            Ok(door) => {
-                log::info!("accepting connections again");
-                self.unanswered = 0;
-                self.doors.push(door);
-            }
-            Err(error) => log::trace!("cannot accept connections yet: {error}"),
-        }
-    }
-}
-
-enum Nudge {
-    Served,
-    Unserved,
-    Impossible,
-}
-
-/// How many threads the process has. A link of the directory for each, and two of its own.
-fn threads() -> Option<u64> {
-    std::fs::metadata("/proc/self/task")
-        .ok()
-        .map(|tasks| tasks.nlink())
 }

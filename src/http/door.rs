@@ -31,6 +31,7 @@ pub(super) struct Door {
     /// Requests taken since somebody last looked, to tell a busy leader from a stuck one.
     taken: AtomicUsize,
     accepting: AtomicBool,
+    closing: AtomicBool,
 }
 
 impl Door {
@@ -43,6 +44,7 @@ impl Door {
             leadership: Leadership::new(),
             taken: AtomicUsize::new(0),
             accepting: AtomicBool::new(true),
+            closing: AtomicBool::new(false),
         });
         door.add_follower()?;
         Ok(door)
@@ -66,6 +68,7 @@ impl Door {
 
     /// Sends the threads home that wait for requests.
     pub fn close(&self) {
+        self.closing.store(true, SeqCst);
         self.leadership.close();
         self.tiny.unblock();
     }
@@ -118,7 +121,7 @@ impl Door {
     fn take(&self) -> Option<(SocketAddr, Request)> {
         let lines = &self.shared.lines;
         loop {
-            let closing = self.shared.is_closing();
+            let closing = self.closing.load(SeqCst);
             // Whatever has come enters its line before anything is served.
             let at_once = closing || lines.is_ready();
             let received = if at_once {
@@ -134,7 +137,7 @@ impl Door {
                     next => return next,
                 },
                 Err(error) if error.raw_os_error().is_some() => {
-                    log::warn!("cannot accept connections for now: {error}");
+                    log::debug!("tiny_http accepts no more connections: {error}");
                     self.accepting.store(false, SeqCst);
                 }
                 // Woken up to look again.

@@ -37,6 +37,11 @@ impl Connections {
         self.0.get(peer).copied()
     }
 
+    /// Whether any of these is among the others.
+    pub fn any_in(&self, others: &Connections) -> bool {
+        self.0.keys().any(|peer| others.0.contains_key(peer))
+    }
+
     /// Whether the client has closed, reset or lost its connection. tiny_http shuts the reading side
     /// down itself once it expects no further request, so an end of file says nothing; the state of
     /// the connection does. A connection that is not there any more has ended, too.
