@@ -198,10 +198,13 @@ fn decode<'a>(segment: &'a str, what: &str) -> Result<Cow<'a, str>, Malformed> {
 
 /// The first `%` that two hexadecimal digits do not follow: the decoder would let it pass as it is.
 fn bad_escape(segment: &str) -> Option<&str> {
-    segment.match_indices('%').find_map(|(at, _)| {
-        let escape = segment.get(at..(at + 3).min(segment.len())).unwrap_or("%");
-        let digits = escape.as_bytes().get(1..3)?;
-        (!digits.iter().all(u8::is_ascii_hexdigit)).then_some(escape)
+    let escapes = segment.match_indices('%').map(|(at, _)| {
+        // Cut in the middle of a character, it is as bad as it is short.
+        segment.get(at..(at + 3).min(segment.len())).unwrap_or("%")
+    });
+    escapes.into_iter().find(|escape| {
+        let digits = &escape.as_bytes()[1..];
+        digits.len() != 2 || !digits.iter().all(u8::is_ascii_hexdigit)
     })
 }
 

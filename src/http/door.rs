@@ -154,10 +154,13 @@ impl Door {
         if self.shared.lines.enter(peer, request) == Entered::TooMany {
             log::debug!("{peer} sent more than {MAX_PIPELINED} requests ahead of its answers");
             sockets::shut_down(peer);
-            for request in self.shared.lines.clear(peer) {
-                discard(peer, request);
-            }
+            self.clear_line(peer);
         }
+    }
+
+    /// Forgets what a connection that was shut down has sent.
+    fn clear_line(&self, peer: SocketAddr) {
+        self.shared.lines.clear(peer).into_iter().for_each(let_go);
     }
 
     /// Serves a request. A thread that had to stop leading for it has nothing else to do, and serves
@@ -178,11 +181,13 @@ impl Door {
         let shared = &self.shared;
         if has_unread_body(&request) {
             // Reading it may take for ever.
-            return if self.may_block(lead) {
-                refuse_body(peer, request)
+            if self.may_block(lead) {
+                refuse_body(peer, request);
             } else {
-                discard(peer, request)
-            };
+                discard(peer, request);
+            }
+            // What tiny_http takes for a further request may have been the body.
+            return self.clear_line(peer);
         }
         match answer::answer(
             &request,
@@ -297,17 +302,22 @@ fn refuse_body(peer: SocketAddr, mut request: Request) {
 }
 
 /// Ends a request's connection without an answer.
-///
-/// tiny_http throws an unread body away by asking for as much memory as was announced, and where
-/// that is not to be had the process ends. Such a request is never let go: it costs a thread of
-/// tiny_http's, which waits for nothing.
 fn discard(peer: SocketAddr, request: Request) {
     sockets::shut_down(peer);
+    let_go(request);
+}
+
+/// Drops a request without an answer; its connection was shut down.
+///
+/// tiny_http throws an unread body away by asking for as much memory as was announced, and where
+/// that is not to be had the process ends. Such a request is never dropped: it costs a thread of
+/// tiny_http's, which waits for nothing.
+fn let_go(request: Request) {
     let announced = request.body_length().unwrap_or(0);
     if Vec::<u8>::new().try_reserve_exact(announced).is_ok() {
         drop(request.into_writer());
     } else {
-        log::debug!("{peer} announced a body of {announced} bytes");
+        log::debug!("{request:?} announced a body of {announced} bytes");
         std::mem::forget(request);
     }
 }

@@ -120,7 +120,7 @@ impl Leadership {
     /// The lead under which a request is being served, if one is.
     pub fn serving(&self) -> Option<Lead> {
         let state = self.state.load(SeqCst);
-        (state % STEP == SERVING).then_some(Lead(state - SERVING))
+        (state % STEP == SERVING).then(|| Lead(state - SERVING))
     }
 
     /// Sends all followers home.

@@ -1,0 +1,180 @@
+//! What the test binaries share: a server on a free port, and a plain connection to it.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lock_server::{Options, Server};
+
+/// Longer than anything takes on a machine that is busy with something else. Never a bound to prove.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// Options for a test: any free port, no second try.
+pub fn options() -> Options {
+    Options { port: 0, reconnect_attempts: 0, ..Options::default() }
+}
+
+/// A server in a child process. It is stopped when it is dropped.
+pub fn start(options: Options) -> Server {
+    let mut server = Server::new(options);
+    server.start().expect("a server on a free port");
+    server
+}
+
+/// Waits until something is true.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        std::thread::sleep(ms(1));
+    }
+}
+
+/// A connection that shows the bytes.
+pub struct Wire {
+    reader: BufReader<TcpStream>,
+}
+
+/// A reply as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// The stable word of a `0`.
+    pub fn result(&self) -> &str {
+        self.header("Lock-Result").unwrap_or("")
+    }
+
+    /// The time that a granted LOCK was answered with.
+    pub fn expires(&self) -> SystemTime {
+        let (seconds, micros) = self.body.trim_end().split_once('.').expect("a lease has a fraction");
+        let since = Duration::new(seconds.parse().unwrap(), micros.parse::<u32>().unwrap() * 1000);
+        UNIX_EPOCH + since
+    }
+}
+
+impl Wire {
+    pub fn to(server: &Server) -> Self {
+        Wire::to_port(server.port())
+    }
+
+    pub fn to_port(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Wire { reader: BufReader::new(stream) }
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.reader.get_mut().write_all(bytes.as_ref()).expect("the server takes it");
+        self
+    }
+
+    /// Sends `GET` without waiting for the reply.
+    pub fn get(&mut self, path: &str) -> &mut Self {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+    }
+
+    /// Sends `GET` and reads the reply.
+    pub fn ask(&mut self, path: &str) -> Reply {
+        self.get(path).reply()
+    }
+
+    /// Reads one reply with its body.
+    pub fn reply(&mut self) -> Reply {
+        self.try_reply().expect("a whole reply")
+    }
+
+    /// As [`reply`](Self::reply); an error if the connection ends before.
+    pub fn try_reply(&mut self) -> std::io::Result<Reply> {
+        let ended = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            return Err(ended());
+        }
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(ended)?;
+        let mut headers = Vec::new();
+        loop {
+            line.clear();
+            if self.reader.read_line(&mut line)? == 0 {
+                return Err(ended());
+            }
+            match line.trim_end_matches("\r\n").split_once(": ") {
+                Some((name, value)) => headers.push((name.to_string(), value.to_string())),
+                None => break,
+            }
+        }
+        let mut reply = Reply { status, headers, body: String::new() };
+        let length = reply.header("Content-Length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let mut body = vec![0; length];
+        self.reader.read_exact(&mut body)?;
+        reply.body = String::from_utf8(body).expect("a reply is UTF-8");
+        Ok(reply)
+    }
+
+    /// Whether something has come that is not read yet, or the connection has ended.
+    pub fn has_answer(&self) -> bool {
+        if !self.reader.buffer().is_empty() {
+            return true;
+        }
+        self.stream().set_nonblocking(true).unwrap();
+        let peeked = self.stream().peek(&mut [0]);
+        self.stream().set_nonblocking(false).unwrap();
+        peeked.is_ok()
+    }
+
+    /// Everything until the connection ends.
+    pub fn rest(&mut self) -> String {
+        let mut rest = Vec::new();
+        // A reset after the last byte is an end, too.
+        let _ = self.reader.read_to_end(&mut rest);
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+
+    /// Whether the server closes the connection.
+    pub fn is_closed(&mut self) -> bool {
+        match self.reader.read(&mut [0]) {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+/// One question on a connection of its own.
+pub fn ask(server: &Server, path: &str) -> Reply {
+    Wire::to(server).ask(path)
+}
+
+/// A connection whose LOCK is known to stand in the queue: of two of the same name one is refused at
+/// once, `already-waiting`, and the other waits.
+pub fn waiting_wire(server: &Server, key: &str, requester: &str) -> Wire {
+    let mut pair = [Wire::to(server), Wire::to(server)];
+    for wire in &mut pair {
+        wire.get(&format!("/LOCK/{key}/{requester}"));
+    }
+    until("one of the two is refused", || pair.iter().any(Wire::has_answer));
+    let [mut one, mut two] = pair;
+    if !one.has_answer() {
+        std::mem::swap(&mut one, &mut two);
+    }
+    assert_eq!(one.reply().result(), "already-waiting");
+    two
+}

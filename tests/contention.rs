@@ -1,0 +1,59 @@
+//! Many clients, one key, real HTTP.
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use common::{PATIENCE, Wire, ask, options, start, waiting_wire};
+use lock_server::Options;
+
+/// 64 threads, each with a client of its own, take 200 turns each.
+#[test]
+fn of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused() {
+    const CLIENTS: usize = 64;
+    const ROUNDS: usize = 200;
+    let server = start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: PATIENCE, ..options() });
+    let inside = AtomicU32::new(0);
+    let turns = Mutex::new(Vec::with_capacity(CLIENTS * ROUNDS));
+    let barrier = Barrier::new(CLIENTS);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (inside, turns, barrier, server) = (&inside, &turns, &barrier, &server);
+            scope.spawn(move || {
+                let me = server.client(&format!("CLIENT_{client}"));
+                barrier.wait();
+                for _ in 0..ROUNDS {
+                    me.lock("KEYA").unwrap().expect("nobody is refused");
+                    assert_eq!(inside.fetch_add(1, SeqCst), 0, "two clients inside");
+                    turns.lock().unwrap().push(client);
+                    assert_eq!(inside.fetch_sub(1, SeqCst), 1);
+                    assert!(me.unlock("KEYA").unwrap());
+                }
+            });
+        }
+    });
+    println!("{} rounds of {CLIENTS} clients on one key in {:?}", CLIENTS * ROUNDS, began.elapsed());
+
+    let turns = turns.into_inner().unwrap();
+    assert_eq!(turns.len(), CLIENTS * ROUNDS);
+}
+
+/// Each comes only when the one before it is known to stand in the queue.
+#[test]
+fn waiters_are_served_in_the_order_of_their_arrival() {
+    let server = start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: PATIENCE, ..options() });
+    assert_ne!(ask(&server, "/LOCK/KEYA/first").body, "0\n");
+    let mut queue: Vec<Wire> =
+        (0..64).map(|waiter| waiting_wire(&server, "KEYA", &format!("waiter-{waiter}"))).collect();
+    let mut holder = "first".to_string();
+    for (waiter, wire) in queue.iter_mut().enumerate() {
+        assert_eq!(ask(&server, &format!("/UNLOCK/KEYA/{holder}")).body, "1\n");
+        assert_ne!(wire.reply().body, "0\n");
+        holder = format!("waiter-{waiter}");
+        assert_eq!(ask(&server, &format!("/VERIFY/KEYA/{holder}")).body, "1\n");
+    }
+}

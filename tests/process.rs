@@ -1,0 +1,561 @@
+//! The server as a process: start, stop, and what becomes of it when somebody else interferes.
+//!
+//! Runs without a harness, one test after another, and plays other roles as a child of itself.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Wire, ask, ms, options, start, until, waiting_wire};
+use lock_server::{Client, ClientOptions, Error, Lease, Options, Server};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+/// Which role this process plays for a test.
+const ROLE: &str = "LOCK_SERVER_TEST_ROLE";
+
+fn main() {
+    match std::env::var(ROLE).as_deref() {
+        Ok("parent") => return parent(),
+        Ok(role) => panic!("no role {role}"),
+        Err(_) => {}
+    }
+    let tests: &[(&str, fn())] = &[
+        ("start_returns_the_childs_pid_once_it_answers", start_returns_the_childs_pid_once_it_answers),
+        ("stop_breaks_off_waiting_locks_and_frees_the_port", stop_breaks_off_waiting_locks_and_frees_the_port),
+        ("a_second_stop_stops_nothing", a_second_stop_stops_nothing),
+        ("a_second_start_on_one_handle_is_an_error", a_second_start_on_one_handle_is_an_error),
+        ("a_stopped_server_can_be_started_again", a_stopped_server_can_be_started_again),
+        ("a_busy_port_is_tried_again_as_configured", a_busy_port_is_tried_again_as_configured),
+        ("a_port_that_becomes_free_in_time_is_taken", a_port_that_becomes_free_in_time_is_taken),
+        ("options_out_of_range_are_refused_before_anything_is_bound", options_out_of_range_are_refused_before_anything_is_bound),
+        ("a_child_killed_from_outside_is_noticed", a_child_killed_from_outside_is_noticed),
+        ("no_zombie_is_left_when_the_child_ends_by_itself", no_zombie_is_left_when_the_child_ends_by_itself),
+        ("a_child_that_ignores_its_end_is_killed", a_child_that_ignores_its_end_is_killed),
+        ("the_child_keeps_no_descriptor_but_its_own", the_child_keeps_no_descriptor_but_its_own),
+        ("the_child_takes_no_part_in_the_parents_signals_buffers_and_exit", the_child_takes_no_part_in_the_parents_signals_buffers_and_exit),
+        ("a_dropped_handle_ends_its_server", a_dropped_handle_ends_its_server),
+        ("the_child_ends_with_its_parent_process_however_that_ends", the_child_ends_with_its_parent_process_however_that_ends),
+        ("the_child_outlives_the_thread_that_started_it", the_child_outlives_the_thread_that_started_it),
+        ("a_child_told_to_outlives_its_parent", a_child_told_to_outlives_its_parent),
+        ("every_start_beside_busy_threads_serves", every_start_beside_busy_threads_serves),
+        ("fifty_servers_started_at_once_all_serve", fifty_servers_started_at_once_all_serve),
+        ("a_client_says_where_it_found_nobody_and_how_often_it_tried", a_client_says_where_it_found_nobody_and_how_often_it_tried),
+        ("a_client_tries_again_until_the_server_is_there", a_client_tries_again_until_the_server_is_there),
+        ("a_lock_that_may_have_reached_the_server_is_not_sent_twice", a_lock_that_may_have_reached_the_server_is_not_sent_twice),
+        ("a_client_finds_a_server_that_was_restarted", a_client_finds_a_server_that_was_restarted),
+        ("a_client_tells_a_stranger_from_a_lock_server", a_client_tells_a_stranger_from_a_lock_server),
+        ("run_serves_in_this_process_until_it_is_told_to_stop", run_serves_in_this_process_until_it_is_told_to_stop),
+    ];
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let mut passed = 0;
+    println!("\nrunning {} tests", tests.len());
+    for (name, test) in tests {
+        if wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
+            print!("test {name} ... ");
+            std::io::stdout().flush().unwrap();
+            let began = Instant::now();
+            test();
+            println!("ok ({:.2} s)", began.elapsed().as_secs_f32());
+            passed += 1;
+        }
+    }
+    println!("\ntest result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; {} filtered out\n", tests.len() - passed);
+}
+
+fn start_returns_the_childs_pid_once_it_answers() {
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    // No second try: it has to be there.
+    assert!(server.ping());
+    assert_ne!(server.port(), 0);
+    assert_eq!(parent_of(pid), std::process::id());
+    assert!(server.stop().unwrap());
+    assert!(!is_there(pid));
+}
+
+fn stop_breaks_off_waiting_locks_and_frees_the_port() {
+    let mut server = start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: PATIENCE, ..options() });
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    let waiter = waiting_client(&server);
+    let mut raw = waiting_wire(&server, "KEYA", "CLIENT_C");
+    let port = server.port();
+    assert!(server.stop().unwrap());
+    TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+    let reply = raw.reply();
+    assert_eq!((reply.status, reply.result()), (503, "stopping"));
+    assert!(raw.is_closed());
+    match waiter.join().unwrap() {
+        Err(Error::Refused { status: 503, result, .. }) => assert_eq!(result, "stopping"),
+        other => panic!("a waiter that was broken off got {other:?}"),
+    }
+}
+
+fn a_second_stop_stops_nothing() {
+    let mut server = start(options());
+    assert!(server.stop().unwrap());
+    assert!(!server.stop().unwrap());
+    assert!(!Server::new(options()).stop().unwrap());
+}
+
+fn a_second_start_on_one_handle_is_an_error() {
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    match server.start() {
+        Err(Error::AlreadyStarted { pid: running }) => assert_eq!(running, pid),
+        other => panic!("{other:?}"),
+    }
+    assert!(server.ping());
+}
+
+fn a_stopped_server_can_be_started_again() {
+    let mut server = start(options());
+    server.stop().unwrap();
+    server.start().unwrap();
+    assert!(server.ping());
+}
+
+fn a_busy_port_is_tried_again_as_configured() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut server = Server::new(Options { port, reconnect_attempts: 2, time_between_attempts: ms(10), ..options() });
+    let began = Instant::now();
+    let error = server.start().unwrap_err();
+    assert!(began.elapsed() >= ms(20), "it did not wait between the attempts");
+    assert!(matches!(error, Error::CannotListen { attempts: 3, .. }), "{error:?}");
+    let said = error.to_string();
+    assert!(said.contains(&format!("127.0.0.1:{port} after 3 attempts")), "{said}");
+}
+
+fn a_port_that_becomes_free_in_time_is_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut server = Server::new(Options { port, reconnect_attempts: 3000, time_between_attempts: ms(10), ..options() });
+    let starter = thread::spawn(move || {
+        server.start().unwrap();
+        server
+    });
+    drop(taken);
+    let server = starter.join().unwrap();
+    assert_eq!(server.port(), port);
+    assert!(server.ping());
+}
+
+fn options_out_of_range_are_refused_before_anything_is_bound() {
+    let bad = [
+        Options { lock_timeout: Duration::ZERO, ..options() },
+        Options { lock_timeout: Duration::MAX, ..options() },
+        Options { lock_attempt_timeout: Duration::MAX, ..options() },
+        Options { host: String::new(), ..options() },
+    ];
+    for options in bad {
+        let mut server = Server::new(options);
+        assert!(matches!(server.start(), Err(Error::InvalidOption { .. })), "{server:?}");
+    }
+    let mut elsewhere = Server::new(Options { host: "192.0.2.1".into(), ..options() });
+    assert!(matches!(elsewhere.start(), Err(Error::CannotListen { attempts: 1, .. })));
+}
+
+fn a_child_killed_from_outside_is_noticed() {
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    kill(pid, Signal::SIGKILL);
+    until("the child is gone", || !is_there(pid));
+    assert!(!server.ping());
+    assert!(!server.stop().unwrap());
+    server.start().unwrap();
+    assert!(server.ping());
+}
+
+fn no_zombie_is_left_when_the_child_ends_by_itself() {
+    let mut server = Server::new(Options { allow_shutdown: true, ..options() });
+    let pid = server.start().unwrap();
+    server.client("CLIENT_A").shutdown().unwrap();
+    // A zombie would still be there.
+    until("the child is reaped", || !is_there(pid));
+}
+
+fn a_child_that_ignores_its_end_is_killed() {
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    kill(pid, Signal::SIGSTOP);
+    assert!(server.stop().unwrap());
+    assert!(!is_there(pid));
+}
+
+fn the_child_keeps_no_descriptor_but_its_own() {
+    let mut server = Server::new(options());
+    let (file, inherited) = (tempfile::tempfile().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let pid = server.start().unwrap();
+    let kept: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
+        .collect();
+    for not_its_own in [link_of(file.as_raw_fd()), link_of(inherited.as_raw_fd())] {
+        assert!(!kept.contains(&not_its_own), "{not_its_own} among {kept:?}");
+    }
+    // And the other way round: the parent has no copy of the child's port.
+    let port = server.port();
+    kill(pid, Signal::SIGKILL);
+    until("the port is free", || TcpListener::bind(("127.0.0.1", port)).is_ok());
+}
+
+/// The parent ignores a signal, blocks another, has text in a buffer and a function to run at exit.
+fn the_child_takes_no_part_in_the_parents_signals_buffers_and_exit() {
+    let mut role = Role::parent("buffered");
+    let pid = role.read_pid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mask = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        // Beyond 31 are the C library's own.
+        u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap() & 0x7fff_ffff
+    };
+    let bit = |signal: Signal| 1u64 << (signal as u64 - 1);
+    assert_eq!(mask("SigIgn:") & !bit(Signal::SIGPIPE), 0, "ignored");
+    assert_eq!(mask("SigBlk:") & bit(Signal::SIGUSR2), 0, "blocked");
+    assert_eq!(mask("SigCgt:") & !(bit(Signal::SIGTERM) | bit(Signal::SIGINT)), 0, "caught");
+    kill(pid, Signal::SIGTERM);
+    until("the child has ended", || !is_there(pid));
+    let rest = role.finish();
+    assert_eq!(rest.matches("in the buffer").count(), 1, "{rest}");
+    assert_eq!(rest.matches("at exit").count(), 1, "{rest}");
+}
+
+fn a_dropped_handle_ends_its_server() {
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    drop(server);
+    assert!(!is_there(pid));
+}
+
+fn the_child_ends_with_its_parent_process_however_that_ends() {
+    for how in ["exit", "panic", "abort", "wait"] {
+        let mut role = Role::parent(how);
+        let pid = role.read_pid();
+        if how == "wait" {
+            role.process.kill().unwrap();
+        }
+        role.finish();
+        until("the child has ended", || has_ended(pid));
+    }
+}
+
+fn the_child_outlives_the_thread_that_started_it() {
+    let (server, pid) = thread::spawn(|| {
+        let mut server = Server::new(options());
+        let pid = server.start().unwrap();
+        (server, pid)
+    })
+    .join()
+    .unwrap();
+    // Three times as long as the child takes to look after its parent.
+    thread::sleep(ms(300));
+    assert!(is_there(pid) && server.ping());
+}
+
+fn a_child_told_to_outlives_its_parent() {
+    let mut role = Role::parent("outlive");
+    let pid = role.read_pid();
+    role.finish();
+    thread::sleep(ms(300));
+    assert!(is_there(pid));
+    assert_ne!(session_of(pid), session_of(std::process::id()), "out of reach of the terminal");
+    kill(pid, Signal::SIGTERM);
+    until("the server has ended", || has_ended(pid));
+}
+
+/// Without the proof of the child, 35 of 300 hung on a bucket of parking_lot's table that a thread of
+/// the parent had locked; seen by leaving out the loop over the buckets.
+fn every_start_beside_busy_threads_serves() {
+    const ROUNDS: usize = 300;
+    let _ = env_logger::Builder::new().filter_level(log::LevelFilter::Info).target(env_logger::Target::Pipe(Box::new(std::io::sink()))).try_init();
+    let done = Arc::new(AtomicBool::new(false));
+    let contended = Arc::new(parking_lot::Mutex::new(0u64));
+    let hammers: Vec<_> = (0..8)
+        .map(|_| {
+            let (done, contended) = (done.clone(), contended.clone());
+            thread::spawn(move || {
+                while !done.load(SeqCst) {
+                    for _ in 0..100 {
+                        *contended.lock() += 1;
+                        drop(std::hint::black_box(vec![0u8; 1000]));
+                    }
+                    log::info!("busy");
+                    print!("");
+                    std::io::stdout().flush().unwrap();
+                    // Eight threads that never pause leave no core to serve with.
+                    thread::sleep(Duration::from_micros(100));
+                }
+            })
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    for round in 0..ROUNDS {
+        let began = Instant::now();
+        let mut server = start(options());
+        slowest = slowest.max(began.elapsed());
+        let mut first = Wire::to(&server);
+        assert_ne!(first.ask("/LOCK/KEYA/CLIENT_A").body, "0\n", "round {round}");
+        let mut second = Wire::to(&server);
+        second.get("/LOCK/KEYA/CLIENT_B");
+        assert_eq!(first.ask("/UNLOCK/KEYA/CLIENT_A").body, "1\n", "round {round}");
+        assert_ne!(second.reply().body, "0\n", "round {round}");
+        assert!(server.stop().unwrap(), "round {round}");
+    }
+    done.store(true, SeqCst);
+    hammers.into_iter().for_each(|hammer| hammer.join().unwrap());
+    print!("{ROUNDS} starts, the slowest took {slowest:?} ... ");
+    assert!(slowest < Duration::from_secs(2), "the slowest start took {slowest:?}");
+}
+
+fn fifty_servers_started_at_once_all_serve() {
+    let barrier = Barrier::new(50);
+    thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| {
+                barrier.wait();
+                let server = start(options());
+                assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
+            });
+        }
+    });
+}
+
+fn a_client_says_where_it_found_nobody_and_how_often_it_tried() {
+    let port = free_port();
+    let retry = ClientOptions { reconnect_attempts: 2, time_between_attempts: ms(1) };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
+    assert!(!client.ping());
+    for error in [client.lock("KEYA").unwrap_err(), client.unlock("KEYA").unwrap_err()] {
+        assert!(matches!(error, Error::Unreachable { attempts: 3, .. }), "{error:?}");
+        assert!(error.to_string().contains(&format!("127.0.0.1:{port} after 3 attempts")), "{error}");
+    }
+    assert!(matches!(client.lock(""), Err(Error::InvalidName { what: "key", bytes: 0 } | Error::Unreachable { .. })));
+}
+
+fn a_client_tries_again_until_the_server_is_there() {
+    let port = free_port();
+    let retry = ClientOptions { reconnect_attempts: 3000, time_between_attempts: ms(10) };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
+    let locker = thread::spawn(move || client.lock("KEYA"));
+    let _server = start(Options { port, reconnect_attempts: 3000, time_between_attempts: ms(10), ..options() });
+    assert!(locker.join().unwrap().unwrap().is_some());
+}
+
+/// A server that answers PING, and breaks the connection when it has read a LOCK.
+fn a_lock_that_may_have_reached_the_server_is_not_sent_twice() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = thread::spawn(move || {
+        let mut locks = 0;
+        loop {
+            let (stream, _) = listener.accept().unwrap();
+            let mut stream = BufReader::new(stream);
+            loop {
+                let mut line = String::new();
+                if stream.read_line(&mut line).unwrap_or(0) == 0 {
+                    break;
+                }
+                let mut header = String::new();
+                while stream.read_line(&mut header).unwrap_or(0) > 2 {
+                    header.clear();
+                }
+                if line.starts_with("GET /SHUTDOWN") {
+                    return locks;
+                }
+                locks += usize::from(line.starts_with("GET /LOCK"));
+                if line.starts_with("GET /PING") {
+                    let pong = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLock-Attempt-Timeout: 4.000\r\n\r\n1\n";
+                    stream.get_mut().write_all(pong.as_bytes()).unwrap();
+                } else {
+                    break;
+                }
+            }
+        }
+    });
+    let retry = ClientOptions { reconnect_attempts: 5, time_between_attempts: ms(1) };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
+    let error = client.lock("KEYA").unwrap_err();
+    assert!(matches!(&error, Error::Interrupted { question, .. } if question == "LOCK/KEYA/CLIENT_A"), "{error:?}");
+    assert!(client.shutdown().is_err());
+    assert_eq!(server.join().unwrap(), 1);
+}
+
+fn a_client_finds_a_server_that_was_restarted() {
+    let port = free_port();
+    let fixed = Options { port, ..options() };
+    let mut server = start(fixed.clone());
+    let client = server.client("CLIENT_A");
+    assert!(client.lock("KEYA").unwrap().is_some());
+    server.stop().unwrap();
+    let _server = start(fixed);
+    // The connection that was kept open has ended; nothing was asked on it, so nothing is lost.
+    assert!(!client.is_locked("KEYA").unwrap());
+    assert!(client.lock("KEYA").unwrap().is_some());
+}
+
+fn a_client_tells_a_stranger_from_a_lock_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
+        }
+    });
+    let client = Client::new("CLIENT_A", "127.0.0.1", port);
+    assert!(!client.ping());
+    let error = client.is_locked("KEYA").unwrap_err();
+    assert!(matches!(&error, Error::BadReply { reply, .. } if reply == "hello"), "{error:?}");
+    assert!(client.lock("KEYA").is_err());
+}
+
+fn run_serves_in_this_process_until_it_is_told_to_stop() {
+    let mut server = Server::new(Options { allow_shutdown: true, ..options() });
+    let port = server.bind().unwrap().port();
+    let runner = thread::spawn(move || server.run());
+    let client = Client::new("CLIENT_A", "127.0.0.1", port);
+    assert!(client.lock("KEYA").unwrap().is_some());
+    let mut kept = Wire::to_port(port);
+    assert_eq!(kept.ask("/PING").body, "1\n");
+    client.shutdown().unwrap();
+    runner.join().unwrap().unwrap();
+    assert!(kept.is_closed());
+    TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+}
+
+/// What this program does as somebody's parent: starts a server, prints its pid, and ends.
+fn parent() {
+    let how = std::env::args().next_back().unwrap();
+    if how == "buffered" {
+        extern "C" fn at_exit() {
+            println!("at exit");
+        }
+        let ignore = signal::SigAction::new(signal::SigHandler::SigIgn, signal::SaFlags::empty(), signal::SigSet::empty());
+        // SAFETY: ignoring a signal and printing at exit touch nothing else.
+        unsafe {
+            signal::sigaction(Signal::SIGUSR1, &ignore).unwrap();
+            nix::libc::atexit(at_exit);
+        }
+        signal::SigSet::from(Signal::SIGUSR2).thread_block().unwrap();
+    }
+    let mut server = Server::new(Options { outlive_parent: how == "outlive", ..options() });
+    if how == "buffered" {
+        print!("in the buffer ");
+    }
+    println!("{}", server.start().unwrap());
+    match how.as_str() {
+        "panic" => panic!("as a test would"),
+        "abort" => std::process::abort(),
+        "exit" | "outlive" => std::process::exit(0),
+        _ => {
+            std::io::stdin().read_line(&mut String::new()).unwrap();
+        }
+    }
+}
+
+/// This program in another role.
+struct Role {
+    process: Child,
+    output: BufReader<std::process::ChildStdout>,
+    seen: String,
+}
+
+impl Role {
+    fn parent(how: &str) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .arg(how)
+            .env(ROLE, "parent")
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        Role { process, output, seen: String::new() }
+    }
+
+    fn read_pid(&mut self) -> u32 {
+        self.output.read_line(&mut self.seen).unwrap();
+        self.seen.split_whitespace().last().unwrap().parse().unwrap()
+    }
+
+    /// Lets it end, and returns all that it has printed.
+    fn finish(mut self) -> String {
+        drop(self.process.stdin.take());
+        self.process.wait().unwrap();
+        // A server that outlives it holds the other end, so not to the end of the file.
+        if !self.seen.contains("buffer") {
+            return self.seen;
+        }
+        self.output.read_to_string(&mut self.seen).unwrap();
+        self.seen
+    }
+}
+
+fn kill(pid: u32, signal: Signal) {
+    signal::kill(Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+/// Whether the process exists, if only as a zombie.
+fn is_there(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap()
+}
+
+/// Whether the process, somebody else's child by now, has ended; its new parent may be slow to reap it.
+fn has_ended(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+/// A field of `/proc/PID/stat`, counted from the one behind the name.
+fn stat(pid: u32, field: usize) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').nth(field).unwrap().parse().unwrap()
+}
+
+fn parent_of(pid: u32) -> u32 {
+    stat(pid, 1)
+}
+
+fn session_of(pid: u32) -> u32 {
+    stat(pid, 3)
+}
+
+fn link_of(fd: i32) -> String {
+    fs::read_link(format!("/proc/self/fd/{fd}")).unwrap().to_string_lossy().into_owned()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A client's LOCK that is known to wait, because a second one of its name is refused at once.
+fn waiting_client(server: &Server) -> thread::JoinHandle<Result<Option<Lease>, Error>> {
+    for name in 0.. {
+        let name = format!("CLIENT_{name}");
+        let client = server.client(&name);
+        // So that it has a connection and knows the server.
+        client.lock(&name).unwrap();
+        let waiter = thread::spawn(move || client.lock("KEYA"));
+        let mut probe = Wire::to(server);
+        probe.get(&format!("/LOCK/KEYA/{name}"));
+        until("one of the two is refused", || probe.has_answer() || waiter.is_finished());
+        if !waiter.is_finished() {
+            return waiter;
+        }
+        // The probe was the first to come; another client may be quicker.
+    }
+    unreachable!("names do not run out")
+}
