@@ -1,20 +1,22 @@
 //! The front door: takes requests from tiny_http, a thread for each as long as it needs one.
 //!
-//! A request's way: a thread of a [`door`] takes it, [`answer`] asks the lock manager, the same thread
-//! writes the reply. Before a thread blocks, another one stands ready, so a waiting LOCK costs its own
-//! thread and delays nobody.
+//! A request's way: the [`leader`] of a [`door`] takes it, [`answer`] asks the lock manager, the leader
+//! writes the reply. What has to wait gets a thread of its own from the [`crew`] first, so a LOCK blocks
+//! its own thread and nobody else's.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `http.rs` | opening, tending and closing; whatever mends what tiny_http leaves open |
 //! | [`door`] | one run of tiny_http: its threads, and the bytes of a reply |
 //! | [`nudge`] | connections that tiny_http overlooks |
-//! | [`leader`] | which thread takes the next request |
+//! | [`leader`] | which thread takes the requests |
+//! | [`crew`] | threads for what blocks |
 //! | [`lines`] | the order of the requests of one connection |
 //! | [`answer`] | one question and its reply |
 //! | [`sockets`] | what the kernel knows of the connections |
 
 mod answer;
+mod crew;
 mod door;
 mod leader;
 mod lines;
@@ -24,7 +26,7 @@ mod sockets;
 use std::collections::HashSet;
 use std::io;
 use std::mem;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,12 +38,17 @@ use nix::sys::time::TimeVal;
 pub(crate) use self::answer::Admission;
 use self::door::Door;
 use self::lines::Lines;
-use self::nudge::{Found, Nudger};
+use self::nudge::Nudger;
 use self::sockets::{Connections, Watch};
 use crate::manager::LockManager;
 
-/// How often the front door looks after itself; also the longest that a connection is overlooked.
+/// How often the front door looks after itself.
 const BEAT: Duration = Duration::from_millis(100);
+
+/// How soon after a connection has come it is made sure that it was not overlooked, and how long after
+/// that no further one is looked after: where many come, that takes one part in twenty of a core.
+const SOON: Duration = Duration::from_millis(3);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Every so many beats the doors are looked through that accept no more.
 const RETIRE_EVERY: u32 = 10;
@@ -77,10 +84,14 @@ pub(crate) struct FrontDoor {
     /// Doors that accept no more, each with the connections that may be its own.
     older: Vec<(Arc<Door>, Connections)>,
     watch: Watch,
+    /// Waiters, by the id they are watched under, whose client may have gone.
+    suspects: HashSet<u64>,
     nudger: Nudger,
     next_beat: Instant,
+    /// When to look for overlooked connections; `None` until one comes.
+    next_nudge: Option<Instant>,
     beats: u32,
-    /// Whether the log was told that nothing is accepted.
+    /// Whether the log was told that nothing is accepted, and not yet that something is again.
     starved: bool,
 }
 
@@ -107,7 +118,7 @@ impl FrontDoor {
         socket::setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
         let timeout = TimeVal::new(SEND_TIMEOUT, 0);
         socket::setsockopt(&listener, sockopt::SendTimeout, &timeout)?;
-        let watch = Watch::new(shutdown.0.as_fd())?;
+        let watch = Watch::new(listener.try_clone()?, shutdown.0.as_fd())?;
         let shared = Arc::new(Shared { manager, admission, shutdown, lines: Lines::default() });
         let nudger = Nudger::new(listener.local_addr()?);
         let door = Door::open(&listener, shared.clone())?;
@@ -117,8 +128,10 @@ impl FrontDoor {
             door,
             older: Vec::new(),
             watch,
+            suspects: HashSet::new(),
             nudger,
             next_beat: Instant::now() + BEAT,
+            next_nudge: None,
             beats: 0,
             starved: false,
         })
@@ -127,14 +140,23 @@ impl FrontDoor {
     /// Looks after the door until the next beat or the next event. `true` once the server is asked
     /// to end.
     pub fn tend(&mut self) -> bool {
-        let left = self.next_beat.saturating_duration_since(Instant::now());
+        let next = self.next_nudge.map_or(self.next_beat, |nudge| nudge.min(self.next_beat));
+        let left = next.saturating_duration_since(Instant::now());
         // Rounded up, so as not to come back for less than a millisecond.
-        let (hung_up, stop) = self.watch.wait(left.as_millis() as u16 + 1);
-        if stop {
+        let events = self.watch.wait(left.as_millis() as u16 + 1);
+        if events.stop {
             return true;
         }
-        self.abandon(hung_up.into_iter().collect());
-        if Instant::now() >= self.next_beat {
+        self.suspects.extend(events.ended);
+        self.abandon_suspects();
+        let now = Instant::now();
+        if events.arrival {
+            self.next_nudge = Some(now + SOON);
+        }
+        if self.next_nudge.is_some_and(|nudge| nudge <= now) {
+            self.nudge();
+        }
+        if self.next_beat <= now {
             self.beat();
             self.next_beat = Instant::now() + BEAT;
         }
@@ -147,11 +169,27 @@ impl FrontDoor {
         for door in self.older.iter().map(|(door, _)| door).chain([&self.door]) {
             door.depose_if_stuck();
         }
-        if !self.door.is_accepting() || self.nudger.nudge_if_busy() == Found::NobodyAccepts {
-            self.reopen();
+        if self.starved || !self.door.is_accepting() {
+            self.nudge();
         }
         if !self.older.is_empty() && self.beats % RETIRE_EVERY == 0 {
             self.retire();
+        }
+    }
+
+    /// Sees to it that no connection is overlooked, and that somebody accepts the next one.
+    fn nudge(&mut self) {
+        if !self.door.is_accepting() {
+            return self.reopen();
+        }
+        if mem::take(&mut self.starved) {
+            log::warn!("accepting connections again");
+        }
+        let busy = self.nudger.nudge_if_busy();
+        self.next_nudge = busy.then(|| Instant::now() + PAUSE);
+        if !busy {
+            // It fails where the listener is not watched, which it is.
+            let _ = self.watch.watch_arrivals();
         }
     }
 
@@ -159,7 +197,7 @@ impl FrontDoor {
     /// nothing more after its first error, but goes on serving the connections that it has.
     fn reopen(&mut self) {
         if !mem::replace(&mut self.starved, true) {
-            log::warn!("out of descriptors: no connection is accepted for now, the locks stay");
+            log::warn!("no connection is accepted for now, most likely out of descriptors; the locks stay");
         }
         // With fewer than a handful it would be over again at once.
         let handful: io::Result<Vec<_>> = (0..16).map(|_| self.listener.try_clone()).collect();
@@ -171,8 +209,7 @@ impl FrontDoor {
         match reopened {
             Ok((door, connections)) => {
                 self.older.push((mem::replace(&mut self.door, door), connections));
-                self.starved = false;
-                log::warn!("accepting connections again");
+                self.next_nudge = Some(Instant::now());
             }
             Err(error) => log::debug!("cannot accept connections yet: {error}"),
         }
@@ -210,39 +247,27 @@ impl FrontDoor {
         if unwatched.is_empty() {
             return;
         }
-        let Ok(connections) = Connections::look_up() else {
-            return;
-        };
-        // What ended before it was watched, or can't be watched, reports nothing later.
-        let watched = |(peer, id): &(SocketAddr, u64)| {
-            connections
-                .get(peer)
-                .is_some_and(|fd| self.watch.watch(fd, *id).is_ok())
-                && !connections.has_hung_up(peer)
-        };
-        self.abandon(
-            unwatched
-                .into_iter()
-                .filter(|waiter| !watched(waiter))
-                .map(|(_, id)| id)
-                .collect(),
-        );
+        let connections = Connections::look_up();
+        for (peer, id) in unwatched {
+            let fd = connections.as_ref().ok().and_then(|connections| connections.get(&peer));
+            if fd.is_none_or(|fd| self.watch.watch(fd, id).is_err()) {
+                // What has ended before reports nothing later, and what can't be found has ended.
+                self.suspects.insert(id);
+            }
+        }
+        self.abandon_suspects();
     }
 
-    /// Gives up the places of those waiters whose client has gone.
-    fn abandon(&self, suspects: HashSet<u64>) {
-        let suspects = if suspects.is_empty() {
-            Vec::new()
-        } else {
-            self.shared.lines.watched_as(&suspects)
-        };
-        if suspects.is_empty() {
+    /// Gives up the places of those suspects whose client has gone.
+    fn abandon_suspects(&mut self) {
+        if self.suspects.is_empty() {
             return;
         }
+        // Out of descriptors, nothing can be looked up: they stay suspects.
         let Ok(connections) = Connections::look_up() else {
             return;
         };
-        for (peer, place) in suspects {
+        for (peer, place) in self.shared.lines.watched_as(&mem::take(&mut self.suspects)) {
             if connections.has_hung_up(&peer) {
                 log::debug!("{peer} went away while it waited");
                 self.shared.manager.abandon(&place);

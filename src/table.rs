@@ -128,6 +128,10 @@ impl<W> LockTable<W> {
         handle: impl FnOnce() -> W,
     ) -> Acquired {
         self.settle(now, key);
+        if self.entries.len() >= self.limits.keys && !self.entries.contains_key(key) {
+            // A lapsed key that nobody has asked for since is no longer held.
+            self.expire(now, 1);
+        }
         let Some(entry) = self.entries.get(key) else {
             if self.entries.len() >= self.limits.keys {
                 return Acquired::Refused(Refusal::Full);

@@ -5,21 +5,20 @@
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::thread;
 
+use parking_lot::Mutex;
 use tiny_http::Request;
 
 use super::answer::{self, Answer};
+use super::crew::Crew;
 use super::leader::{Lead, Leadership};
 use super::lines::{Entered, MAX_PIPELINED};
 use super::{Shared, sockets};
 use crate::manager::{Outcome, Place};
 use crate::protocol::Reply;
-
-/// Receivers, and what they call, need little depth.
-const STACK: usize = 128 * 1024;
 
 /// A body up to this length is read and thrown away before the reply; a longer one ends its connection.
 const MAX_BODY: usize = 1024 * 1024;
@@ -28,87 +27,117 @@ pub(super) struct Door {
     tiny: tiny_http::Server,
     shared: Arc<Shared>,
     leadership: Leadership,
+    /// A leadership that no thread was found for.
+    vacant: Mutex<Option<Lead>>,
+    crew: Crew<Job>,
     /// Requests taken since somebody last looked, to tell a busy leader from a stuck one.
     taken: AtomicUsize,
-    accepting: AtomicBool,
+    /// The descriptor that tiny_http accepts with. It closes it when it accepts no more.
+    listener: RawFd,
     closing: AtomicBool,
+}
+
+/// What a thread of the crew does.
+enum Job {
+    /// Takes requests, and answers those that do not block.
+    Lead(Lead),
+    /// Waits for a LOCK to be decided, and answers it.
+    Wait(SocketAddr, Request, Place),
+    /// Reads a body that nobody asked for.
+    Refuse(SocketAddr, Request),
 }
 
 impl Door {
     pub fn open(listener: &TcpListener, shared: Arc<Shared>) -> io::Result<Arc<Self>> {
-        let tiny = tiny_http::Server::from_listener(listener.try_clone()?, None)
+        let listener = listener.try_clone()?;
+        let own = listener.as_raw_fd();
+        let tiny = tiny_http::Server::from_listener(listener, None)
             .map_err(|error| io::Error::other(error.to_string()))?;
+        let (leadership, lead) = Leadership::new();
         let door = Arc::new(Door {
             tiny,
             shared,
-            leadership: Leadership::new(),
+            leadership,
+            vacant: Mutex::new(None),
+            crew: Crew::new(),
             taken: AtomicUsize::new(0),
-            accepting: AtomicBool::new(true),
+            listener: own,
             closing: AtomicBool::new(false),
         });
-        door.add_follower()?;
+        door.run(Job::Lead(lead));
         Ok(door)
     }
 
-    /// Whether tiny_http has said nothing else.
+    /// Whether tiny_http still accepts connections. Its loop ends with the first error of `accept`,
+    /// and by a panic where the descriptor that it wants to copy then is one too many.
     pub fn is_accepting(&self) -> bool {
-        self.accepting.load(SeqCst)
+        sockets::is_listening(self.listener)
     }
 
     /// Deposes a leader that has served the same request since the last call: it writes to a client
-    /// that does not read. Everything else that blocks steps down before.
+    /// that does not read.
     pub fn depose_if_stuck(self: &Arc<Self>) {
-        if self.taken.swap(0, SeqCst) == 0
-            && let Some(lead) = self.leadership.serving()
-            && !self.step_down(&lead)
-        {
-            log::warn!("the machine has no thread left to take requests");
+        if self.taken.swap(0, SeqCst) == 0 {
+            let lead = self.vacant.lock().take().or_else(|| self.leadership.depose());
+            lead.into_iter().for_each(|lead| self.run(Job::Lead(lead)));
         }
     }
 
-    /// Sends the threads home that wait for requests.
+    /// Ends the threads of this door, each after what it is doing.
     pub fn close(&self) {
         self.closing.store(true, SeqCst);
-        self.leadership.close();
+        self.crew.close();
         self.tiny.unblock();
     }
 
-    fn add_follower(self: &Arc<Self>) -> io::Result<()> {
-        if !self.leadership.join() {
-            return Ok(());
-        }
+    /// Has a thread do the job, or does without where the system has no thread left.
+    fn run(self: &Arc<Self>, job: Job) {
         let door = self.clone();
-        let spawned = thread::Builder::new()
-            .name("lock-request".into())
-            .stack_size(STACK)
-            .spawn(move || door.take_part());
-        if spawned.is_err() {
-            self.leadership.leave();
-        }
-        spawned.map(drop)
-    }
-
-    fn step_down(self: &Arc<Self>, lead: &Lead) -> bool {
-        self.leadership
-            .step_down(lead, || self.add_follower().is_ok())
-    }
-
-    /// What a thread of this door does, from when it has joined.
-    fn take_part(self: &Arc<Self>) {
-        while let Some(lead) = self.leadership.follow() {
-            self.lead(&lead);
-            if !self.leadership.join() {
-                return;
+        let work = move || {
+            while let Some(job) = door.crew.next() {
+                door.work(job);
+            }
+        };
+        let Err((job, error)) = self.crew.run(job, work) else {
+            return;
+        };
+        log::warn!("no thread left: {error}");
+        match job {
+            // The next beat tries again.
+            Job::Lead(lead) => *self.vacant.lock() = Some(lead),
+            Job::Wait(peer, request, place) => {
+                self.give_up(peer, request, &place);
+                self.shared.lines.done(peer);
+            }
+            Job::Refuse(peer, request) => {
+                discard(peer, request);
+                self.shared.lines.done(peer);
             }
         }
     }
 
-    /// Takes requests and serves them until somebody else leads, or the server ends.
+    fn work(self: &Arc<Self>, job: Job) {
+        match job {
+            Job::Lead(lead) => self.lead(&lead),
+            Job::Wait(peer, request, place) => {
+                self.wait(peer, request, &place);
+                self.finish(peer);
+            }
+            Job::Refuse(peer, request) => {
+                refuse_body(peer, request);
+                // What tiny_http took for a further request may have been the body.
+                self.clear_line(peer);
+                self.finish(peer);
+            }
+        }
+    }
+
+    /// Takes requests and answers them until somebody else leads, or the server ends.
     fn lead(self: &Arc<Self>, lead: &Lead) {
         while let Some((peer, request)) = self.take() {
             self.taken.fetch_add(1, SeqCst);
             self.leadership.serve(lead);
-            self.serve(lead, peer, request);
+            self.serve(peer, request);
             if !self.leadership.receive(lead) {
                 // The one that leads now may have begun to wait before a line was ready again.
                 self.tiny.unblock();
@@ -138,7 +167,6 @@ impl Door {
                 },
                 Err(error) if error.raw_os_error().is_some() => {
                     log::debug!("tiny_http accepts no more connections: {error}");
-                    self.accepting.store(false, SeqCst);
                 }
                 // Woken up to look again.
                 Err(_) => {}
@@ -163,76 +191,52 @@ impl Door {
         self.shared.lines.clear(peer).into_iter().for_each(let_go);
     }
 
-    /// Serves a request. A thread that had to stop leading for it has nothing else to do, and serves
-    /// those behind it in its line, too; a leader lets the other connections have their turn.
-    fn serve(self: &Arc<Self>, lead: &Lead, peer: SocketAddr, request: Request) {
-        let mut lead = Some(lead);
-        let mut next = Some(request);
-        while let Some(request) = next.take() {
-            self.serve_one(&mut lead, peer, request);
-            match lead {
-                Some(_) => self.shared.lines.done(peer),
-                None => next = self.shared.lines.next_of(peer),
-            }
-        }
-    }
-
-    fn serve_one(self: &Arc<Self>, lead: &mut Option<&Lead>, peer: SocketAddr, request: Request) {
+    /// Answers a request, or has a thread wait for its answer.
+    fn serve(self: &Arc<Self>, peer: SocketAddr, request: Request) {
         let shared = &self.shared;
         if has_unread_body(&request) {
             // Reading it may take for ever.
-            if self.may_block(lead) {
-                refuse_body(peer, request);
-            } else {
-                discard(peer, request);
+            return self.run(Job::Refuse(peer, request));
+        }
+        match answer::answer(&request, &shared.admission, &shared.manager, &shared.shutdown) {
+            Answer::Reply(reply) => {
+                respond(peer, request, &reply);
+                shared.lines.done(peer);
             }
-            // What tiny_http takes for a further request may have been the body.
-            return self.clear_line(peer);
-        }
-        match answer::answer(
-            &request,
-            &shared.admission,
-            &shared.manager,
-            &shared.shutdown,
-        ) {
-            Answer::Reply(reply) => respond(peer, request, &reply),
-            Answer::Wait(place) => match self.wait(lead, peer, &place) {
-                Some(reply) => respond(peer, request, &reply),
-                // Nobody is there to read it. Without a request tiny_http writes nothing of its own.
-                None => drop(request.into_writer()),
-            },
+            Answer::Wait(place) => self.run(Job::Wait(peer, request, place)),
         }
     }
 
-    /// Sees to it that somebody else takes requests while this thread does not.
-    fn may_block(self: &Arc<Self>, lead: &mut Option<&Lead>) -> bool {
-        let may = lead.is_none_or(|lead| self.step_down(lead));
-        if may {
-            *lead = None;
-        }
-        may
-    }
-
-    /// Blocks until a LOCK is decided. `None` if its client has gone.
-    fn wait(
-        self: &Arc<Self>,
-        lead: &mut Option<&Lead>,
-        peer: SocketAddr,
-        place: &Place,
-    ) -> Option<Reply> {
+    /// Blocks until a LOCK is decided, and answers it.
+    fn wait(&self, peer: SocketAddr, request: Request, place: &Place) {
         let Shared { manager, lines, .. } = &*self.shared;
-        if !self.may_block(lead) {
-            manager.abandon(place);
-            return Some(match manager.wait(place) {
-                Outcome::Abandoned => answer::no_thread(),
-                // What was granted in the last moment is granted.
-                outcome => answer::outcome_reply(outcome, manager),
-            });
-        }
         lines.set_waiting(peer, Some(place.clone()));
         let outcome = manager.wait(place);
         lines.set_waiting(peer, None);
-        (outcome != Outcome::Abandoned).then(|| answer::outcome_reply(outcome, manager))
+        match outcome {
+            // Nobody is there to read it. Without a request tiny_http writes nothing of its own.
+            Outcome::Abandoned => drop(request.into_writer()),
+            outcome => respond(peer, request, &answer::outcome_reply(outcome, manager)),
+        }
+    }
+
+    /// Answers a LOCK for which there is no thread to wait in.
+    fn give_up(&self, peer: SocketAddr, request: Request, place: &Place) {
+        let manager = &self.shared.manager;
+        manager.abandon(place);
+        match manager.wait(place) {
+            Outcome::Abandoned => respond(peer, request, &answer::no_thread()),
+            // What was granted in the last moment is granted.
+            outcome => respond(peer, request, &answer::outcome_reply(outcome, manager)),
+        }
+    }
+
+    /// Ends the service of a request that was not the leader's.
+    fn finish(&self, peer: SocketAddr) {
+        if self.shared.lines.done(peer) {
+            // The leader may wait for requests, and does not see that another one is ready.
+            self.tiny.unblock();
+        }
     }
 }
 

@@ -24,15 +24,16 @@ pub(super) struct Lines {
 #[derive(Default)]
 struct State {
     lines: HashMap<SocketAddr, Line>,
-    /// The connections whose next request may be served.
-    ready: VecDeque<SocketAddr>,
+    /// The requests that may be served, at most one of each connection.
+    ready: VecDeque<(SocketAddr, Request)>,
     next_watch_id: u64,
 }
 
 /// A line exists as long as a request of its connection is not answered.
 #[derive(Default)]
 struct Line {
-    requests: VecDeque<Request>,
+    /// What has come behind the request that is ready or being served.
+    behind: VecDeque<Request>,
     /// Where the request being served waits for its turn.
     waiting: Option<Waiting>,
 }
@@ -63,20 +64,13 @@ impl Lines {
     /// Puts a request at the end of its connection's line.
     pub fn enter(&self, peer: SocketAddr, request: Request) -> Entered {
         let mut state = self.state.lock();
-        let state = &mut *state;
-        let line = match state.lines.get_mut(&peer) {
-            Some(line) => line,
-            None => {
-                state.ready.push_back(peer);
-                state.lines.entry(peer).or_default()
-            }
+        let Some(line) = state.lines.get_mut(&peer) else {
+            state.lines.insert(peer, Line::default());
+            state.ready.push_back((peer, request));
+            return Entered::Fine;
         };
-        line.requests.push_back(request);
-        if line.requests.len() > MAX_PIPELINED {
-            Entered::TooMany
-        } else {
-            Entered::Fine
-        }
+        line.behind.push_back(request);
+        if line.behind.len() > MAX_PIPELINED { Entered::TooMany } else { Entered::Fine }
     }
 
     /// Whether [`next`](Self::next) has something.
@@ -84,46 +78,24 @@ impl Lines {
         !self.state.lock().ready.is_empty()
     }
 
-    /// The next request to serve. Its line waits until it is [`done`](Self::done).
+    /// The next request to serve. The others of its connection wait until it is [`done`](Self::done).
     pub fn next(&self) -> Option<(SocketAddr, Request)> {
-        let mut state = self.state.lock();
-        let peer = state.ready.pop_front()?;
-        let request = state.lines.get_mut(&peer)?.requests.pop_front()?;
-        Some((peer, request))
+        self.state.lock().ready.pop_front()
     }
 
-    /// Ends the service of a connection's request: its next one may be served in its turn.
-    pub fn done(&self, peer: SocketAddr) {
+    /// Ends the service of a connection's request. `true` if the next one of its line is ready now.
+    pub fn done(&self, peer: SocketAddr) -> bool {
         let mut state = self.state.lock();
-        if state
-            .lines
-            .get(&peer)
-            .is_some_and(|line| !line.requests.is_empty())
-        {
-            state.ready.push_back(peer);
-        } else {
-            self.end(&mut state, peer);
+        let next = state.lines.get_mut(&peer).and_then(|line| line.behind.pop_front());
+        if let Some(next) = next {
+            state.ready.push_back((peer, next));
+            return true;
         }
-    }
-
-    /// Ends the service of a connection's request, to go on with the next one of the same.
-    pub fn next_of(&self, peer: SocketAddr) -> Option<Request> {
-        let mut state = self.state.lock();
-        let next = state
-            .lines
-            .get_mut(&peer)
-            .and_then(|line| line.requests.pop_front());
-        if next.is_none() {
-            self.end(&mut state, peer);
-        }
-        next
-    }
-
-    fn end(&self, state: &mut State, peer: SocketAddr) {
         state.lines.remove(&peer);
         if state.lines.is_empty() {
             self.all_served.notify_all();
         }
+        false
     }
 
     /// Takes away what stands in a connection's line.
@@ -132,7 +104,7 @@ impl Lines {
         state
             .lines
             .get_mut(&peer)
-            .map(|line| std::mem::take(&mut line.requests))
+            .map(|line| std::mem::take(&mut line.behind))
             .unwrap_or_default()
     }
 

@@ -15,34 +15,27 @@ use std::fs;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a nudge waits to be served. It is itself overlooked now and then.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// How many nudges in a row have to find nothing: a thread that ends meanwhile can hide one that began.
-const QUIET: u32 = 2;
+const QUIET: u64 = 2;
 
-/// How many nudges at a time; the rest of a larger crowd waits for the next time.
-const MOST: u32 = 256;
+/// How many connections are doubted where the kernel does not count them.
+const MANY: u64 = 256;
 
-/// After this many nudges that nobody served, nobody accepts connections.
-const UNANSWERED: u32 = 4;
+/// How long nudging may go on; the rest of a larger crowd waits for the next time.
+const AT_A_TIME: Duration = Duration::from_millis(50);
 
 pub(super) struct Nudger {
     /// The server's own address, as itself can reach it.
     address: SocketAddr,
-    /// How many connections the kernel had counted when none of them was overlooked.
-    calm_at: Option<u64>,
-}
-
-/// What nudging has shown.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// Connections are accepted and served.
-    Fine,
-    /// Connections are made and nobody accepts them.
-    NobodyAccepts,
+    /// How many connections the kernel had counted when last asked, and with the nudges since.
+    counted: Option<u64>,
+    /// How many of them may be overlooked.
+    doubtful: u64,
 }
 
 impl Nudger {
@@ -52,39 +45,33 @@ impl Nudger {
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        Nudger { address: SocketAddr::new(ip, address.port()), calm_at: None }
+        Nudger { address: SocketAddr::new(ip, address.port()), counted: None, doubtful: 0 }
     }
 
-    /// Nudges until no connection is overlooked, if any has come since the last time.
-    pub fn nudge_if_busy(&mut self) -> Found {
-        let before = connections_made();
-        if before.is_some() && before == self.calm_at {
-            return Found::Fine;
-        }
-        self.calm_at = None;
-        let (mut made, mut served, mut quiet) = (0, 0, 0);
-        while made < MOST && quiet < QUIET {
+    /// Nudges until no connection is overlooked. `false` if none has come since the last time.
+    pub fn nudge_if_busy(&mut self) -> bool {
+        let counted = connections_made();
+        self.doubtful += counted.zip(self.counted).map_or(MANY, |(now, then)| now.saturating_sub(then));
+        let (mut made, mut quiet) = (0, 0);
+        let until = Instant::now() + AT_A_TIME;
+        while self.doubtful > 0 && quiet < QUIET && Instant::now() < until {
             let threads_before = threads();
-            // Out of descriptors: whoever has them will give some back.
             let Ok(nudge) = TcpStream::connect_timeout(&self.address, PATIENCE) else {
-                return Found::Fine;
+                // Out of descriptors: whoever has them will give some back.
+                break;
             };
             made += 1;
-            if !is_served(nudge) {
-                if served == 0 && made == UNANSWERED {
-                    return Found::NobodyAccepts;
-                }
-                continue;
+            if is_served(nudge) {
+                quiet = if threads() <= threads_before { quiet + 1 } else { 0 };
             }
-            served += 1;
-            quiet = if threads() <= threads_before { quiet + 1 } else { 0 };
         }
-        // Whoever came while this went on is looked after next time.
-        let after = connections_made();
-        if quiet == QUIET && before.map(|before| before + u64::from(made)) == after {
-            self.calm_at = after;
+        let busy = self.doubtful > 0;
+        if quiet == QUIET {
+            self.doubtful = 0;
         }
-        Found::Fine
+        // A nudge is a connection, too. Whoever came while this went on is looked after next time.
+        self.counted = counted.map(|counted| counted + made);
+        busy
     }
 }
 

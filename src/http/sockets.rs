@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{BorrowedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::{self, Shutdown, SockaddrStorage};
+use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
 
 /// The process's sockets that are connected to somebody, by the other end's address.
 pub(super) struct Connections(HashMap<SocketAddr, RawFd>);
@@ -61,6 +62,14 @@ impl Connections {
             }
         }
     }
+}
+
+/// Whether a descriptor is one that connections are accepted with. Closed by its owner, the number is
+/// nobody's or somebody else's; nobody else here keeps one of this kind.
+pub(super) fn is_listening(fd: RawFd) -> bool {
+    // SAFETY: the descriptor is only asked for an option; where it is not open, that fails.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
 }
 
 /// Ends the connection to a client, both ways.
@@ -113,19 +122,36 @@ fn is_established(fd: RawFd) -> bool {
     result == 0 && state == ESTABLISHED
 }
 
-/// Tells when a watched connection ends, and when the server is asked to stop.
+/// Tells when a watched connection ends, when a new one comes, and when the server is asked to stop.
 pub(super) struct Watch {
     epoll: Epoll,
+    listener: TcpListener,
 }
 
-/// What [`Watch::wait`] reports for the descriptor that asks to stop.
+/// What happened.
+#[derive(Default)]
+pub(super) struct Events {
+    /// The ids of connections at whose other end something happened.
+    pub ended: Vec<u64>,
+    /// A connection has come since [`Watch::watch_arrivals`]. It is told once.
+    pub arrival: bool,
+    pub stop: bool,
+}
+
 const STOP: u64 = u64::MAX;
+const ARRIVAL: u64 = u64::MAX - 1;
 
 impl Watch {
-    pub fn new(stop: BorrowedFd<'_>) -> io::Result<Self> {
+    pub fn new(listener: TcpListener, stop: BorrowedFd<'_>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        Ok(Watch { epoll })
+        epoll.add(&listener, arrival())?;
+        Ok(Watch { epoll, listener })
+    }
+
+    /// Tells of the next connection that comes.
+    pub fn watch_arrivals(&self) -> io::Result<()> {
+        Ok(self.epoll.modify(&self.listener, &mut arrival())?)
     }
 
     /// Watches a connection, to report `id` when something happens at its other end. The kernel
@@ -134,27 +160,31 @@ impl Watch {
         // SAFETY: the caller has just found the descriptor open. Were it closed since, adding fails;
         // were it reused, its other owner's hang-ups are reported and found to concern nobody.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        let flags = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        match self.epoll.add(fd, EpollEvent::new(flags, id)) {
+        let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, id);
+        match self.epoll.add(fd, event) {
             // It waited before on the same connection.
-            Err(nix::errno::Errno::EEXIST) => {
-                Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, id))?)
-            }
+            Err(Errno::EEXIST) => Ok(self.epoll.modify(fd, &mut { event })?),
             result => Ok(result?),
         }
     }
 
-    /// The ids of connections at which something happened, and whether to stop. Returns early for
-    /// a signal.
-    pub fn wait(&self, timeout: u16) -> (Vec<u64>, bool) {
-        let mut events = [EpollEvent::empty(); 512];
+    /// Waits for something to happen, at most so many milliseconds. Returns early for a signal.
+    pub fn wait(&self, timeout: u16) -> Events {
+        let mut happened = [EpollEvent::empty(); 512];
         // An error can only be an interruption: descriptor and buffer are ours.
-        let count = self
-            .epoll
-            .wait(&mut events, EpollTimeout::from(timeout))
-            .unwrap_or(0);
-        let ids = events[..count].iter().map(EpollEvent::data);
-        let (stops, ids): (Vec<u64>, Vec<u64>) = ids.partition(|&id| id == STOP);
-        (ids, !stops.is_empty())
+        let count = self.epoll.wait(&mut happened, EpollTimeout::from(timeout)).unwrap_or(0);
+        let mut events = Events::default();
+        for event in &happened[..count] {
+            match event.data() {
+                STOP => events.stop = true,
+                ARRIVAL => events.arrival = true,
+                id => events.ended.push(id),
+            }
+        }
+        events
     }
+}
+
+fn arrival() -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET | EpollFlags::EPOLLONESHOT, ARRIVAL)
 }

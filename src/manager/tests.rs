@@ -1,1 +1,366 @@
+//! The lock manager with real threads. Nothing here is timed, except that nothing comes early.
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(30);
+
+/// A manager that stops, and lets go its waiters, when its test ends.
+struct Running(Arc<LockManager>);
+
+impl std::ops::Deref for Running {
+    type Target = LockManager;
+
+    fn deref(&self) -> &LockManager {
+        &self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
+    let terms = Terms {
+        lock_timeout,
+        lock_attempt_timeout,
+    };
+    let limits = Limits {
+        keys: usize::MAX,
+        waiters: usize::MAX,
+    };
+    Running(LockManager::start(terms, limits).expect("the machine has a thread left"))
+}
+
+impl Running {
+    fn granted(&self, key: &str, requester: &str) -> Grant {
+        match self.acquire(key, requester) {
+            Attempt::Decided(Outcome::Granted(grant)) => grant,
+            Attempt::Decided(other) => panic!("{requester} should be granted {key}: {other:?}"),
+            Attempt::Queued(_) => panic!("{requester} should not have to wait for {key}"),
+        }
+    }
+
+    fn queued(&self, key: &str, requester: &str) -> Place {
+        match self.acquire(key, requester) {
+            Attempt::Queued(place) => place,
+            Attempt::Decided(outcome) => panic!("{requester} should wait for {key}: {outcome:?}"),
+        }
+    }
+
+    fn refused(&self, key: &str, requester: &str) -> Outcome {
+        match self.acquire(key, requester) {
+            Attempt::Decided(outcome) => outcome,
+            Attempt::Queued(_) => panic!("{requester} should not wait for {key}"),
+        }
+    }
+
+    fn outcome_of(&self, attempt: Attempt) -> Outcome {
+        match attempt {
+            Attempt::Decided(outcome) => outcome,
+            Attempt::Queued(place) => self.wait(&place),
+        }
+    }
+
+    fn wait_in_thread(&self, place: &Place) -> JoinHandle<Outcome> {
+        let (manager, place) = (self.0.clone(), place.clone());
+        thread::spawn(move || manager.wait(&place))
+    }
+
+    /// A key whose lease has not run out before there was somebody to wait behind it.
+    fn contended_key(&self) -> (String, Grant, Place) {
+        let mut keys = (1..).map(|n| format!("KEY{n}"));
+        loop {
+            let key = keys.next().expect("it counts without end");
+            let grant = self.granted(&key, "ann");
+            if let Attempt::Queued(place) = self.acquire(&key, "bob") {
+                return (key, grant, place);
+            }
+        }
+    }
+}
+
+fn grant_of(outcome: Outcome) -> Grant {
+    match outcome {
+        Outcome::Granted(grant) => grant,
+        other => panic!("it should be granted: {other:?}"),
+    }
+}
+
+fn is_decided(place: &Place) -> bool {
+    place.waiter.outcome.get().is_some()
+}
+
+fn until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it has not come true in 10 s");
+        thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn release_wakes_exactly_the_longest_waiter() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let waiters = ["bob", "cat", "dan"].map(|name| (name, manager.queued("K", name)));
+    let threads = waiters
+        .each_ref()
+        .map(|(_, place)| manager.wait_in_thread(place));
+    let mut holder = "ann";
+    for (n, thread) in threads.into_iter().enumerate() {
+        assert_eq!(manager.release("K", holder), Ok(()));
+        grant_of(thread.join().unwrap());
+        holder = waiters[n].0;
+        assert_eq!(manager.verify("K", holder), Ok(()));
+        assert!(!waiters[n + 1..].iter().any(|(_, place)| is_decided(place)));
+    }
+    assert_eq!(manager.release("K", holder), Ok(()));
+    assert!(!manager.check("K"));
+}
+
+#[test]
+fn a_grant_may_come_before_the_wait_for_it_begins() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = manager.queued("K", "bob");
+    assert_eq!(manager.release("K", "ann"), Ok(()));
+    grant_of(manager.wait(&bob));
+}
+
+#[test]
+fn an_expiry_hands_over_with_no_further_request() {
+    let manager = start(SHORT, LONG);
+    let (key, first, bob) = manager.contended_key();
+    let second = grant_of(manager.wait_in_thread(&bob).join().unwrap());
+    assert!(Instant::now() >= first.expires);
+    assert!(second.expires >= first.expires + SHORT);
+    assert!(second.fence > first.fence);
+    assert_ne!(manager.verify(&key, "ann"), Ok(()));
+}
+
+#[test]
+fn expiries_hand_over_all_along_the_queue() {
+    let manager = start(SHORT, LONG);
+    let (key, mut earlier, bob) = manager.contended_key();
+    let others: Vec<_> = (0..5)
+        .map(|n| manager.acquire(&key, &format!("requester {n}")))
+        .collect();
+    for attempt in std::iter::once(Attempt::Queued(bob)).chain(others) {
+        let grant = grant_of(manager.outcome_of(attempt));
+        assert!(grant.expires >= earlier.expires + SHORT);
+        earlier = grant;
+    }
+}
+
+#[test]
+fn who_is_more_patient_than_the_lease_ahead_is_never_timed_out() {
+    const LEASE: Duration = Duration::from_millis(5);
+    let manager = start(LEASE, LEASE);
+    for n in 0..20 {
+        let key = format!("KEY{n}");
+        manager.granted(&key, "ann");
+        let bob = manager.acquire(&key, "bob");
+        grant_of(manager.outcome_of(bob));
+    }
+}
+
+#[test]
+fn the_time_keeper_never_sleeps_beyond_the_next_hand_over() {
+    let manager = start(Duration::from_millis(500), LONG);
+    let (_, _, bob) = manager.contended_key();
+    let state = manager.state.lock();
+    match state.table.next_hand_over() {
+        Some(next) => assert!(state.alarm.is_some_and(|alarm| alarm <= next)),
+        None => assert!(is_decided(&bob), "it came before this looked"),
+    }
+}
+
+#[test]
+fn a_wait_ends_with_timeout_and_the_place_is_gone() {
+    let manager = start(LONG, SHORT);
+    manager.granted("K", "ann");
+    let before = Instant::now();
+    let bob = manager.queued("K", "bob");
+    assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+    assert!(before.elapsed() >= SHORT);
+    assert!(!manager.state.lock().table.abandon("K", bob.ticket));
+    assert_eq!(manager.release("K", "ann"), Ok(()));
+    assert!(!manager.check("K"));
+}
+
+#[test]
+fn who_timed_out_may_queue_again() {
+    let manager = start(LONG, SHORT);
+    manager.granted("K", "ann");
+    for _ in 0..2 {
+        let bob = manager.queued("K", "bob");
+        assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+    }
+}
+
+#[test]
+fn refusals_come_at_once() {
+    let manager = start(LONG, Duration::ZERO);
+    manager.granted("K", "ann");
+    let no = |refusal| Outcome::Refused(refusal);
+    assert_eq!(manager.refused("K", "ann"), no(Refusal::AlreadyHolder));
+    assert_eq!(manager.refused("K", "bob"), no(Refusal::Timeout));
+    assert_eq!(manager.release("K", "bob"), Err(Refusal::NotHolder));
+    assert_eq!(manager.release("L", "bob"), Err(Refusal::Free));
+
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = manager.queued("K", "bob");
+    assert_eq!(manager.refused("K", "bob"), no(Refusal::AlreadyWaiting));
+    assert!(!is_decided(&bob));
+}
+
+#[test]
+fn an_abandoned_wait_ends_and_the_next_in_the_queue_is_unaffected() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let (bob, cat) = (manager.queued("K", "bob"), manager.queued("K", "cat"));
+    let thread = manager.wait_in_thread(&bob);
+    manager.abandon(&bob);
+    assert_eq!(thread.join().unwrap(), Outcome::Abandoned);
+    assert_eq!(manager.wait(&bob), Outcome::Abandoned);
+    assert!(!is_decided(&cat));
+    let thread = manager.wait_in_thread(&cat);
+    assert_eq!(manager.release("K", "ann"), Ok(()));
+    grant_of(thread.join().unwrap());
+    assert_eq!(manager.verify("K", "cat"), Ok(()));
+}
+
+#[test]
+fn abandoning_after_the_grant_keeps_the_grant() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let (bob, cat) = (manager.queued("K", "bob"), manager.queued("K", "cat"));
+    assert_eq!(manager.release("K", "ann"), Ok(()));
+    manager.abandon(&bob);
+    grant_of(manager.wait(&bob));
+    assert_eq!(manager.verify("K", "bob"), Ok(()));
+    assert!(!is_decided(&cat));
+}
+
+#[test]
+fn abandoning_after_the_timeout_changes_nothing() {
+    let manager = start(LONG, SHORT);
+    manager.granted("K", "ann");
+    let bob = manager.queued("K", "bob");
+    assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+    manager.abandon(&bob);
+    assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+}
+
+#[test]
+fn stop_breaks_off_all_waiters_and_refuses_new_ones() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    manager.granted("L", "ann");
+    let places = [("K", "bob"), ("K", "cat"), ("L", "bob"), ("L", "dan")];
+    let threads = places.map(|(key, name)| manager.wait_in_thread(&manager.queued(key, name)));
+    manager.stop();
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), Outcome::Stopping);
+    }
+    assert_eq!(manager.refused("K", "eve"), Outcome::Stopping);
+    assert_eq!(manager.refused("free", "eve"), Outcome::Stopping);
+    assert!(!manager.check("free"));
+}
+
+#[test]
+fn what_was_granted_before_a_stop_stays_granted() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    manager.granted("L", "cat");
+    let bob = manager.queued("K", "bob");
+    assert_eq!(manager.release("K", "ann"), Ok(()));
+    manager.stop();
+    grant_of(manager.wait(&bob));
+    assert_eq!(manager.release("K", "bob"), Ok(()));
+    assert_eq!(manager.verify("L", "cat"), Ok(()));
+}
+
+#[test]
+fn stop_ends_the_time_keeper() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    assert_eq!(Arc::strong_count(&manager.0), 2);
+    manager.stop();
+    until(|| Arc::strong_count(&manager.0) == 1);
+}
+
+#[test]
+fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
+    const THREADS: usize = 8;
+    const ROUNDS: usize = 200;
+    let manager = start(LONG, LONG);
+    let inside = AtomicBool::new(false);
+    let turns = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for n in 0..THREADS {
+            let (manager, inside, turns) = (&manager, &inside, &turns);
+            scope.spawn(move || {
+                let requester = format!("requester {n}");
+                for _ in 0..ROUNDS {
+                    let (ticket, outcome) = match manager.acquire("K", &requester) {
+                        Attempt::Decided(outcome) => (None, outcome),
+                        Attempt::Queued(place) => (Some(place.ticket), manager.wait(&place)),
+                    };
+                    let grant = grant_of(outcome);
+                    assert!(!inside.swap(true, SeqCst), "somebody is inside already");
+                    turns.lock().push((ticket, grant.fence));
+                    thread::yield_now();
+                    assert!(inside.swap(false, SeqCst));
+                    assert_eq!(manager.release("K", &requester), Ok(()));
+                }
+            });
+        }
+    });
+    let mut turns = turns.into_inner();
+    assert_eq!(turns.len(), THREADS * ROUNDS);
+    turns.retain(|(ticket, _)| ticket.is_some());
+    assert!(!turns.is_empty(), "nobody had to wait");
+    turns.sort();
+    assert!(turns.is_sorted_by_key(|&(_, fence)| fence));
+}
+
+#[test]
+fn keys_do_not_wait_for_each_other() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = manager.queued("K", "bob");
+    let thread = manager.wait_in_thread(&bob);
+    manager.granted("L", "cat");
+    assert_eq!(manager.release("L", "cat"), Ok(()));
+    assert!(!is_decided(&bob));
+    assert_eq!(manager.release("K", "ann"), Ok(()));
+    grant_of(thread.join().unwrap());
+}
+
+#[test]
+fn lapsed_keys_that_nobody_asks_for_go_away_by_themselves() {
+    let manager = start(Duration::from_millis(1), Duration::ZERO);
+    // More than go in one batch.
+    for n in 0..3 * SWEEP_BATCH {
+        manager.granted(&format!("KEY{n}"), "ann");
+    }
+    until(|| manager.state.lock().table.is_empty());
+}
+
+#[test]
+fn a_lease_is_told_in_wall_clock_time() {
+    let manager = start(LONG, LONG);
+    let grant = manager.granted("K", "ann");
+    let lease = manager.lease(grant);
+    let left = lease.expires.duration_since(SystemTime::now()).unwrap();
+    assert!(left <= LONG);
+    assert!(left > LONG / 2);
+}

@@ -1,1 +1,587 @@
+//! The wire, word by word and byte by byte.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+
+fn check(key: &str) -> Request<'_> {
+    Request::Check { key: key.into() }
+}
+
+fn lock<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
+    Request::Lock {
+        key: key.into(),
+        requester: requester.into(),
+    }
+}
+
+fn unlock<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
+    Request::Unlock {
+        key: key.into(),
+        requester: requester.into(),
+    }
+}
+
+fn verify<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
+    Request::Verify {
+        key: key.into(),
+        requester: requester.into(),
+    }
+}
+
+/// The sentence that a bad request gets.
+#[track_caller]
+fn reason(target: &str) -> String {
+    match Request::parse(target) {
+        Err(Malformed::BadRequest(reason)) => reason,
+        other => panic!("{target} should be a bad request: {other:?}"),
+    }
+}
+
+// Questions.
+
+#[test]
+fn every_verb_is_understood() {
+    assert_eq!(Request::parse("/CHECK/KEYA"), Ok(check("KEYA")));
+    assert_eq!(Request::parse("/LOCK/KEYA/ann"), Ok(lock("KEYA", "ann")));
+    assert_eq!(
+        Request::parse("/UNLOCK/KEYA/ann"),
+        Ok(unlock("KEYA", "ann"))
+    );
+    assert_eq!(
+        Request::parse("/VERIFY/KEYA/ann"),
+        Ok(verify("KEYA", "ann"))
+    );
+    assert_eq!(Request::parse("/PING"), Ok(Request::Ping));
+    assert_eq!(Request::parse("/SHUTDOWN"), Ok(Request::Shutdown));
+}
+
+#[test]
+fn a_name_is_percent_encoded_utf_8() {
+    for (segment, name) in [
+        ("KEY%41", "KEYA"),
+        ("%2F", "/"),
+        ("var%2Flib%2fdb", "var/lib/db"),
+        ("a%20b", "a b"),
+        ("a+b", "a+b"),
+        ("100%25", "100%"),
+        ("%2541", "%41"),
+        ("%3F%3D%26%23", "?=&#"),
+        ("%00%0D%0A", "\0\r\n"),
+        ("schl%C3%BCssel", "schlüssel"),
+        ("%E2%82%AC", "€"),
+        ("%f0%9f%94%92", "🔒"),
+        ("schlüssel", "schlüssel"),
+        ("..", ".."),
+        ("LOCK", "LOCK"),
+    ] {
+        let target = format!("/LOCK/{segment}/{segment}");
+        assert_eq!(Request::parse(&target), Ok(lock(name, name)), "{segment}");
+    }
+}
+
+#[test]
+fn a_whole_address_is_taken_as_its_path() {
+    assert_eq!(
+        Request::parse("http://localhost:8004/CHECK/K"),
+        Ok(check("K"))
+    );
+    assert_eq!(
+        Request::parse("http://[::1]/LOCK/K/ann"),
+        Ok(lock("K", "ann"))
+    );
+    assert_eq!(
+        Request::parse("http://localhost"),
+        Err(Malformed::NoSuchVerb)
+    );
+    assert_eq!(
+        Request::parse("http://localhost/?x"),
+        Err(Malformed::NoSuchVerb)
+    );
+    assert!(reason("https://localhost/PING").contains("begin with a slash"));
+}
+
+#[test]
+fn an_empty_query_is_none() {
+    assert_eq!(Request::parse("/CHECK/K?"), Ok(check("K")));
+    assert_eq!(Request::parse("/PING?&&"), Ok(Request::Ping));
+}
+
+#[test]
+fn a_verb_is_upper_case_and_one_of_the_six() {
+    for target in [
+        "/",
+        "//",
+        "/check/K",
+        "/Ping",
+        "/LOCKS/K/ann",
+        "/%4COCK/K/ann",
+        "/ PING",
+    ] {
+        assert_eq!(
+            Request::parse(target),
+            Err(Malformed::NoSuchVerb),
+            "{target}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_verb_is_told_before_anything_else_is_read() {
+    assert_eq!(Request::parse("/RENEW//%ZZ?x"), Err(Malformed::NoSuchVerb));
+}
+
+#[test]
+fn a_path_begins_with_a_slash() {
+    for target in ["*", "PING", "CHECK/K", "localhost:8004", "://"] {
+        assert!(reason(target).contains("begin with a slash"), "{target}");
+    }
+}
+
+#[test]
+fn a_missing_name_is_refused() {
+    assert_eq!(reason("/CHECK"), "the key is missing: ask /CHECK/key");
+    assert_eq!(
+        reason("/LOCK"),
+        "the key is missing: ask /LOCK/key/requester"
+    );
+    assert_eq!(
+        reason("/LOCK/K"),
+        "the requester is missing: ask /LOCK/key/requester"
+    );
+    assert_eq!(
+        reason("/UNLOCK/K"),
+        "the requester is missing: ask /UNLOCK/key/requester"
+    );
+    assert_eq!(
+        reason("/VERIFY/K?"),
+        "the requester is missing: ask /VERIFY/key/requester"
+    );
+}
+
+#[test]
+fn an_empty_name_is_refused() {
+    for target in ["/CHECK/", "/CHECK//", "/LOCK/", "/LOCK//ann", "/UNLOCK//"] {
+        assert_eq!(reason(target), "the key is empty", "{target}");
+    }
+    for target in ["/LOCK/K/", "/UNLOCK/K//", "/VERIFY/K/?"] {
+        assert_eq!(reason(target), "the requester is empty", "{target}");
+    }
+}
+
+#[test]
+fn a_surplus_segment_is_refused() {
+    for target in [
+        "/CHECK/K/",
+        "/CHECK/K/ann",
+        "/CHECK/var/lib/db",
+        "/LOCK/K/ann/",
+        "/LOCK/K/ann/5",
+        "/PING/",
+        "/PING/K",
+        "/SHUTDOWN/now",
+    ] {
+        assert!(reason(target).starts_with("too many segments"), "{target}");
+    }
+}
+
+#[test]
+fn a_bad_escape_is_refused_and_named() {
+    for (segment, escape) in [
+        ("%ZZ", "%ZZ"),
+        ("%", "%"),
+        ("100%", "%"),
+        ("%4", "%4"),
+        ("a%4", "%4"),
+        ("%4G", "%4G"),
+        ("%%41", "%%4"),
+        ("%+1", "%+1"),
+        ("%41%x", "%x"),
+        ("%é", "%é"),
+        ("%€", "%"),
+        ("%4é", "%"),
+    ] {
+        let bad = format!("has a bad escape {escape:?}; a percent sign itself is %25");
+        assert_eq!(
+            reason(&format!("/CHECK/{segment}")),
+            format!("the key {bad}")
+        );
+        let target = format!("/LOCK/K/{segment}");
+        assert_eq!(reason(&target), format!("the requester {bad}"));
+    }
+}
+
+#[test]
+fn what_is_not_utf_8_is_refused() {
+    for segment in ["%FF", "a%C3", "%C3%28", "%E2%82", "%ED%A0%80", "%C0%80"] {
+        assert_eq!(
+            reason(&format!("/CHECK/{segment}")),
+            "the key is not UTF-8",
+            "{segment}"
+        );
+    }
+}
+
+#[test]
+fn a_name_has_at_most_1024_bytes_however_it_is_written() {
+    for longest in [
+        "a".repeat(1024),
+        "%61".repeat(1024),
+        "é".repeat(512),
+        "%C3%A9".repeat(512),
+        format!("{}a", "€".repeat(341)),
+        "🔒".repeat(256),
+    ] {
+        assert!(Request::parse(&format!("/CHECK/{longest}")).is_ok());
+        assert!(Request::parse(&format!("/LOCK/{longest}/{longest}")).is_ok());
+        let too_long = "is 1025 bytes long; the most is 1024";
+        assert_eq!(
+            reason(&format!("/CHECK/{longest}a")),
+            format!("the key {too_long}")
+        );
+        assert_eq!(
+            reason(&format!("/LOCK/K/a{longest}")),
+            format!("the requester {too_long}")
+        );
+    }
+}
+
+#[test]
+fn a_parameter_is_refused_and_named() {
+    assert_eq!(reason("/PING?x"), r#"PING takes no parameter "x""#);
+    assert_eq!(reason("/CHECK/K?a=b"), r#"CHECK takes no parameter "a""#);
+    assert_eq!(
+        reason("/LOCK/K/ann?&wait=5&x=6"),
+        r#"LOCK takes no parameter "wait""#
+    );
+    assert_eq!(reason("/PING??"), r#"PING takes no parameter "?""#);
+    assert_eq!(reason("/PING?="), r#"PING takes no parameter """#);
+    assert!(reason(&format!("/PING?{}", "x".repeat(5000))).len() < 100);
+}
+
+#[test]
+fn a_reason_is_one_line_whatever_was_asked() {
+    for target in ["/CHECK/%\r\n", "/PING?\r\nSet-Cookie: x"] {
+        assert!(!reason(target).contains(['\r', '\n']), "{target:?}");
+    }
+}
+
+#[test]
+fn a_question_is_written_with_everything_escaped_that_is_not_unreserved() {
+    assert_eq!(check("KEYA").to_string(), "/CHECK/KEYA");
+    assert_eq!(lock("a/b", "é ?").to_string(), "/LOCK/a%2Fb/%C3%A9%20%3F");
+    assert_eq!(
+        unlock("az-AZ.09_~", "%").to_string(),
+        "/UNLOCK/az-AZ.09_~/%25"
+    );
+    assert_eq!(verify("K", "ann").to_string(), "/VERIFY/K/ann");
+    assert_eq!(Request::Ping.to_string(), "/PING");
+    assert_eq!(Request::Shutdown.to_string(), "/SHUTDOWN");
+}
+
+fn name() -> impl Strategy<Value = String> {
+    let tricky = select(
+        &[
+            '/', '%', '?', '#', '.', ' ', '+', '\0', '\n', 'ß', '€', '🔒',
+        ][..],
+    );
+    let character = prop_oneof![any::<char>(), tricky];
+    vec(character, 1..=40).prop_map(String::from_iter)
+}
+
+/// What a stranger may send: pieces that mean something, in any order.
+fn target() -> impl Strategy<Value = String> {
+    const PIECES: [&str; 20] = [
+        "/CHECK", "/LOCK", "/UNLOCK", "/VERIFY", "/PING", "/", "//", "?", "&", "=", "%", "%4",
+        "%41", "%FF", "%C3", "http://", "host", "é", "€", "*",
+    ];
+    let piece = prop_oneof![
+        4 => select(&PIECES[..]).prop_map(String::from),
+        1 => any::<char>().prop_map(String::from),
+    ];
+    vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+/// No file of failures: a counter-example becomes a test of its own.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(cases)
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1024))]
+
+    #[test]
+    fn what_a_question_is_written_as_reads_as_the_same_question(
+        key in name(),
+        requester in name(),
+    ) {
+        for question in [
+            check(&key),
+            lock(&key, &requester),
+            unlock(&key, &requester),
+            verify(&key, &requester),
+        ] {
+            let path = question.to_string();
+            prop_assert!(path.is_ascii());
+            prop_assert_eq!(Request::parse(&path), Ok(question));
+        }
+    }
+
+    #[test]
+    fn no_target_makes_the_parser_panic_and_what_it_takes_it_takes_again(
+        target in prop_oneof![target(), any::<Vec<char>>().prop_map(String::from_iter)],
+    ) {
+        if let Ok(question) = Request::parse(&target) {
+            let path = question.to_string();
+            prop_assert_eq!(Request::parse(&path), Ok(question));
+        }
+    }
+
+    #[test]
+    fn no_body_makes_the_client_panic(body in any::<Vec<char>>().prop_map(String::from_iter)) {
+        let _ = parse_answer(&body);
+        let _ = parse_answer(&format!("{body}\n"));
+        let _ = parse_seconds(&body);
+        let _ = shorten(&body);
+    }
+
+    #[test]
+    fn a_lease_goes_over_the_wire_to_the_microsecond(micros in 0..=4_000_000_000_000_000_u64) {
+        let expires = UNIX_EPOCH + Duration::from_micros(micros);
+        let body = body(&Reply::lease(Lease { expires }));
+        prop_assert_eq!(parse_answer(&body), Some(ParsedAnswer::Lease(Lease { expires })));
+    }
+
+    #[test]
+    fn a_number_of_seconds_goes_over_the_wire_to_the_millisecond(
+        millis in 0..=365 * 24 * 60 * 60 * 1000_u64,
+    ) {
+        let duration = Duration::from_millis(millis);
+        let read = parse_seconds(&Seconds(duration).to_string()).expect("it is a number");
+        prop_assert!(read.abs_diff(duration) < Duration::from_micros(1));
+    }
+}
+
+// Replies.
+
+fn text(reply: &Reply) -> String {
+    String::from_utf8(reply.to_bytes(None, false)).unwrap()
+}
+
+fn body(reply: &Reply) -> String {
+    let text = text(reply);
+    let (_, body) = text
+        .split_once("\r\n\r\n")
+        .expect("an empty line ends the head");
+    body.into()
+}
+
+fn lease(seconds: u64, nanos: u32) -> Lease {
+    Lease {
+        expires: UNIX_EPOCH + Duration::new(seconds, nanos),
+    }
+}
+
+#[test]
+fn yes_byte_for_byte() {
+    assert_eq!(
+        text(&Reply::yes()),
+        "HTTP/1.1 200 OK\r\n\
+         Content-Type: text/plain\r\n\
+         Content-Length: 2\r\n\
+         Cache-Control: no-store\r\n\
+         \r\n\
+         1\n"
+    );
+}
+
+#[test]
+fn no_byte_for_byte() {
+    assert_eq!(
+        text(&Reply::no("timeout")),
+        "HTTP/1.1 200 OK\r\n\
+         Content-Type: text/plain\r\n\
+         Content-Length: 2\r\n\
+         Cache-Control: no-store\r\n\
+         Lock-Result: timeout\r\n\
+         \r\n\
+         0\n"
+    );
+}
+
+#[test]
+fn a_lease_byte_for_byte() {
+    assert_eq!(
+        text(&Reply::lease(lease(1_463_000_000, 123_456_000))),
+        "HTTP/1.1 200 OK\r\n\
+         Content-Type: text/plain\r\n\
+         Content-Length: 18\r\n\
+         Cache-Control: no-store\r\n\
+         \r\n\
+         1463000000.123456\n"
+    );
+}
+
+#[test]
+fn a_refusal_byte_for_byte() {
+    let refusal = Reply::refusal(Status::Unavailable, "full", "the server is full; é")
+        .with_header("Retry-After", 1)
+        .with_header("Allow", "GET, POST");
+    assert_eq!(
+        text(&refusal),
+        "HTTP/1.1 503 Service Unavailable\r\n\
+         Content-Type: text/plain\r\n\
+         Content-Length: 25\r\n\
+         Cache-Control: no-store\r\n\
+         Lock-Result: full\r\n\
+         Retry-After: 1\r\n\
+         Allow: GET, POST\r\n\
+         \r\n\
+         0\n\
+         the server is full; é\n"
+    );
+}
+
+#[test]
+fn every_status_has_its_line() {
+    for (status, line) in [
+        (Status::Ok, "HTTP/1.1 200 OK\r\n"),
+        (Status::BadRequest, "HTTP/1.1 400 Bad Request\r\n"),
+        (Status::Forbidden, "HTTP/1.1 403 Forbidden\r\n"),
+        (Status::NotFound, "HTTP/1.1 404 Not Found\r\n"),
+        (
+            Status::MethodNotAllowed,
+            "HTTP/1.1 405 Method Not Allowed\r\n",
+        ),
+        (Status::Misdirected, "HTTP/1.1 421 Misdirected Request\r\n"),
+        (Status::Unavailable, "HTTP/1.1 503 Service Unavailable\r\n"),
+    ] {
+        assert!(text(&Reply::refusal(status, "word", "why")).starts_with(line));
+    }
+}
+
+#[test]
+fn the_reply_to_head_has_the_same_head_and_no_body() {
+    for reply in [
+        Reply::yes(),
+        Reply::no("free"),
+        Reply::lease(lease(1, 0)),
+        Reply::refusal(
+            Status::MethodNotAllowed,
+            "bad-method",
+            "HEAD is not for locks",
+        ),
+    ] {
+        let head = String::from_utf8(reply.to_bytes(None, true)).unwrap();
+        assert!(head.ends_with("\r\n\r\n"));
+        assert_eq!(head + &body(&reply), text(&reply));
+    }
+}
+
+#[test]
+fn the_future_of_the_connection_is_one_header() {
+    for future in ["close", "keep-alive"] {
+        let reply = String::from_utf8(Reply::yes().to_bytes(Some(future), false)).unwrap();
+        let header = format!("Connection: {future}\r\n");
+        assert!(reply.contains(&header));
+        assert_eq!(reply.replace(&header, ""), text(&Reply::yes()));
+    }
+}
+
+#[test]
+fn the_expiry_is_cut_off_and_never_late() {
+    assert_eq!(body(&Reply::lease(lease(1, 999_999_999))), "1.999999\n");
+    assert_eq!(body(&Reply::lease(lease(1, 999))), "1.000000\n");
+}
+
+#[test]
+fn a_clock_before_1970_says_0_seconds() {
+    let expires = UNIX_EPOCH - Duration::from_secs(1);
+    assert_eq!(body(&Reply::lease(Lease { expires })), "0.000000\n");
+}
+
+// What a client reads.
+
+#[test]
+fn an_answer_has_one_of_the_three_forms() {
+    assert_eq!(parse_answer("1\n"), Some(ParsedAnswer::Yes));
+    assert_eq!(parse_answer("0\n"), Some(ParsedAnswer::No));
+    assert_eq!(
+        parse_answer("1463000000.123456\n"),
+        Some(ParsedAnswer::Lease(lease(1_463_000_000, 123_456_000)))
+    );
+    assert_eq!(
+        parse_answer("0.000000\n"),
+        Some(ParsedAnswer::Lease(lease(0, 0)))
+    );
+}
+
+#[test]
+fn whatever_else_comes_is_no_answer() {
+    for body in [
+        "",
+        "\n",
+        "1",
+        "0",
+        "1\n\n",
+        "1\r\n",
+        " 1\n",
+        "1 \n",
+        "01\n",
+        "2\n",
+        "yes\n",
+        "0\nthe server is full\n",
+        "1463000000\n",
+        "1463000000.123456",
+        "1463000000.12345\n",
+        "1463000000.1234567\n",
+        "1463000000,123456\n",
+        "1463000000.123456.0\n",
+        "1463000000.\n",
+        ".123456\n",
+        "-1.000000\n",
+        "+1.000000\n",
+        "1.+00000\n",
+        "1e9.000000\n",
+        " 1.000000\n",
+        "١.000000\n",
+        "18446744073709551615.000000\n",
+        "99999999999999999999.000000\n",
+    ] {
+        assert_eq!(parse_answer(body), None, "{body:?}");
+    }
+}
+
+#[test]
+fn seconds_are_written_with_three_decimals_cut_off() {
+    assert_eq!(Seconds(Duration::ZERO).to_string(), "0.000");
+    assert_eq!(Seconds(Duration::from_millis(4005)).to_string(), "4.005");
+    assert_eq!(
+        Seconds(Duration::from_micros(1_999_999)).to_string(),
+        "1.999"
+    );
+}
+
+#[test]
+fn seconds_are_read_if_they_are_a_duration() {
+    assert_eq!(parse_seconds("4.000"), Some(Duration::from_secs(4)));
+    assert_eq!(parse_seconds("0.001"), Some(Duration::from_millis(1)));
+    for value in ["", "x", "-1.000", "4.000 s", "inf", "NaN", "1e99"] {
+        assert_eq!(parse_seconds(value), None, "{value:?}");
+    }
+}
+
+#[test]
+fn a_long_text_is_cut_after_sixty_characters_of_whatever_width() {
+    for character in ["a", "é", "€", "🔒"] {
+        let sixty = character.repeat(60);
+        assert_eq!(shorten(&sixty), sixty);
+        assert_eq!(shorten(&format!("{sixty}a")), format!("{sixty}…"));
+    }
+    assert_eq!(shorten(""), "");
+}

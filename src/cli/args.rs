@@ -1,0 +1,549 @@
+//! What may be typed: the verbs, their options and their help.
+
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use argh::{FromArgs, SubCommands};
+use lock_server::Options;
+
+use crate::cli::failure::{Failure, USAGE};
+use crate::cli::values::{client_host, client_port, count, seconds, server_port};
+
+/// What the command line asks for.
+pub enum Command {
+    /// To say this, as `--help` does.
+    Print(String),
+    /// To do this.
+    Verb(Verb),
+}
+
+/// The arguments, in the form that the parser knows.
+pub fn from_env() -> Result<Vec<String>, Failure> {
+    let mut arguments = Vec::new();
+    for argument in env::args_os().skip(1) {
+        let argument = argument.into_string().map_err(|argument| {
+            Failure::new(USAGE, format!("argument {argument:?} is not UTF-8"))
+        })?;
+        arguments.push(argument);
+    }
+    Ok(with_verb(split_at_equals(arguments)))
+}
+
+/// Reads the arguments.
+pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match Arguments::from_args(&["lock-server"], &arguments) {
+        Ok(Arguments { version: true, .. }) => {
+            let version = concat!("lock-server ", env!("CARGO_PKG_VERSION"));
+            Ok(Command::Print(version.into()))
+        }
+        Ok(Arguments {
+            verb: Some(verb), ..
+        }) => Ok(Command::Verb(verb)),
+        Ok(Arguments { verb: None, .. }) => Err(Failure::new(USAGE, "no verb")),
+        Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().into())),
+        Err(early) => Err(Failure::new(USAGE, early.output)),
+    }
+}
+
+/// The verb among the arguments, for whoever wants to point to its help.
+pub fn verb_of(arguments: &[String]) -> Option<&str> {
+    let first = arguments.first()?;
+    Verb::COMMANDS
+        .iter()
+        .map(|command| command.name)
+        .find(|verb| verb == first)
+}
+
+/// `--port=8005` as `--port 8005`, the only form that the parser knows.
+fn split_at_equals(arguments: Vec<String>) -> Vec<String> {
+    let mut split = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        match argument.split_once('=') {
+            Some((option, value)) if option.starts_with("--") => {
+                split.extend([option.into(), value.into()]);
+            }
+            _ if argument == "--" => {
+                split.push(argument);
+                split.extend(arguments.by_ref());
+            }
+            _ => split.push(argument),
+        }
+    }
+    split
+}
+
+/// Puts the verb first, where `run` or the wish for help goes without saying.
+fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
+    match arguments.first().map(String::as_str) {
+        // The parser would hand the word `help` on to the verb, and `lock` would take it for a key.
+        Some("-h" | "--help" | "help") => {
+            if let Some(verb) = verb_of(&arguments[1..]) {
+                return vec![verb.into(), "--help".into()];
+            }
+        }
+        Some("-V" | "--version") => {}
+        Some(first) if !first.starts_with('-') => {}
+        _ => arguments.insert(0, "run".into()),
+    }
+    arguments
+}
+
+#[derive(FromArgs)]
+#[argh(
+    description = "A light-weight lock server: processes take turns on named keys over plain HTTP.",
+    usage = "[COMMAND] [options]",
+    help_triggers("-h", "--help", "help"),
+    example = "\
+{command_name} start        # a server in the background, on 127.0.0.1:8004
+{command_name} lock KEYA    # waits for its turn, prints when the lock runs out
+{command_name} unlock KEYA
+{command_name} stop",
+    note = "\
+Without a command: run. More of a command: {command_name} COMMAND --help
+LOCK_SERVER (host:port) and LOCK_SERVER_NAME say where lock, unlock, check,
+verify, ping and shutdown ask, and under which name; options win.
+Exit codes: 0 done or yes, 1 failed or no, 2 wrong usage, 69 no server there."
+)]
+/// The whole command line.
+struct Arguments {
+    /// print the version
+    #[argh(switch, short = 'V')]
+    version: bool,
+
+    #[argh(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// What to do.
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub enum Verb {
+    Run(Run),
+    Start(Start),
+    Stop(Stop),
+    Restart(Restart),
+    Status(Status),
+    Lock(Lock),
+    Unlock(Unlock),
+    Check(Check),
+    Verify(Verify),
+    Ping(Ping),
+    Shutdown(Shutdown),
+}
+
+/// How to serve, whichever verb asks for it.
+pub struct ServerArgs {
+    /// What the options say, and the defaults of the library for the rest.
+    pub options: Options,
+    /// Where the pid file shall be, if not at its usual place.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// The parser has no way to share options between verbs, but a macro has.
+macro_rules! server_verbs {
+    ($($(#[$about:meta])* $verb:ident)*) => { $(
+        #[derive(FromArgs)]
+        #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
+        $(#[$about])*
+        pub struct $verb {
+            /// name or address to listen on; 0.0.0.0 or :: is every interface; default 127.0.0.1
+            #[argh(option)]
+            host: Option<String>,
+
+            /// port to serve on; 0 takes any free one; default 8004
+            #[argh(option, from_str_fn(server_port))]
+            port: Option<u16>,
+
+            /// how long a lock lasts, in seconds, 0.001 to 31536000; default 3
+            #[argh(option, from_str_fn(seconds))]
+            lock_timeout: Option<Duration>,
+
+            /// how long a LOCK waits for its turn, in seconds; 0 tries once; default 4
+            #[argh(option, from_str_fn(seconds))]
+            lock_attempt_timeout: Option<Duration>,
+
+            /// let clients stop the server; default no
+            #[argh(switch)]
+            allow_shutdown: bool,
+
+            /// how often to try again when the port is busy; default 3
+            #[argh(option, from_str_fn(count))]
+            reconnect_attempts: Option<u32>,
+
+            /// how long to wait between two tries, in seconds; default 1
+            #[argh(option, from_str_fn(seconds))]
+            time_between_attempts: Option<Duration>,
+
+            /// how many LOCKs may wait at the same time; default 10000
+            #[argh(option, from_str_fn(count))]
+            max_waiters: Option<usize>,
+
+            /// how many keys may be locked at the same time; default 1000000
+            #[argh(option, from_str_fn(count))]
+            max_keys: Option<usize>,
+
+            /// where to write down process, address and start time; default: see below
+            #[argh(option)]
+            pid_file: Option<PathBuf>,
+        }
+
+        impl From<$verb> for ServerArgs {
+            fn from(args: $verb) -> Self {
+                let defaults = Options::default();
+                let options = Options {
+                    host: args.host.unwrap_or(defaults.host),
+                    port: args.port.unwrap_or(defaults.port),
+                    lock_timeout: args.lock_timeout.unwrap_or(defaults.lock_timeout),
+                    lock_attempt_timeout: args
+                        .lock_attempt_timeout
+                        .unwrap_or(defaults.lock_attempt_timeout),
+                    allow_shutdown: args.allow_shutdown || defaults.allow_shutdown,
+                    reconnect_attempts: args
+                        .reconnect_attempts
+                        .unwrap_or(defaults.reconnect_attempts),
+                    time_between_attempts: args
+                        .time_between_attempts
+                        .unwrap_or(defaults.time_between_attempts),
+                    max_waiters: args.max_waiters.unwrap_or(defaults.max_waiters),
+                    max_keys: args.max_keys.unwrap_or(defaults.max_keys),
+                    outlive_parent: defaults.outlive_parent,
+                };
+                ServerArgs { options, pid_file: args.pid_file }
+            }
+        }
+    )* };
+}
+
+server_verbs! {
+    #[argh(
+        name = "run",
+        description = "serve in this process until SIGTERM, SIGINT (Ctrl-C) or SHUTDOWN",
+        example = "{command_name}\n{command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5",
+        note = "\
+Says on standard error where it serves, then logs there: RUST_LOG=debug for
+more, RUST_LOG=warn for less.
+Pid file: none, unless --pid-file names one.
+Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
+    )]
+    /// The arguments of `run`.
+    Run
+
+    #[argh(
+        name = "start",
+        description = "start a server in the background, and return once it answers",
+        example = "{command_name}\n{command_name} --port 8005 --lock-timeout 10",
+        note = "\
+Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
+lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
+needs --pid-file.
+Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
+    )]
+    /// The arguments of `start`.
+    Start
+
+    #[argh(
+        name = "restart",
+        description = "stop the server in the background, if there is one, and start it again",
+        example = "{command_name}\n{command_name} --port 8005 --lock-timeout 10",
+        note = "\
+All locks are gone then. The new server has the options given here, not those
+of the old one.
+Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
+lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
+needs --pid-file.
+Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
+    )]
+    /// The arguments of `restart`.
+    Restart
+}
+
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "stop",
+    description = "stop the server in the background, and return once it has ended",
+    usage = "[options]",
+    help_triggers("-h", "--help", "help"),
+    example = "{command_name}\n{command_name} --port 8005",
+    note = "\
+Sends SIGTERM, and SIGKILL if the process has not ended after 5 seconds. A pid
+file is believed only if it is yours or root's and the very process that it
+names still lives; a stale one is removed.
+Exit codes: 0 stopped, 1 not running or cannot be stopped, 2 wrong usage."
+)]
+/// The arguments of `stop`.
+pub struct Stop {
+    /// the port given to start; default 8004
+    #[argh(option, from_str_fn(server_port))]
+    pub port: Option<u16>,
+
+    /// the pid file given to start; default: see lock-server start --help
+    #[argh(option)]
+    pub pid_file: Option<PathBuf>,
+}
+
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "status",
+    description = "say whether the server in the background runs and answers",
+    usage = "[options]",
+    help_triggers("-h", "--help", "help"),
+    example = "{command_name}\n{command_name} --port 8005",
+    note = "Exit codes: 0 it runs and answers, 1 it does not, 2 wrong usage."
+)]
+/// The arguments of `status`.
+pub struct Status {
+    /// where to ask if there is no pid file; default 127.0.0.1
+    #[argh(option, from_str_fn(client_host))]
+    pub host: Option<String>,
+
+    /// the port given to start; default 8004
+    #[argh(option, from_str_fn(server_port))]
+    pub port: Option<u16>,
+
+    /// the pid file given to start; default: see lock-server start --help
+    #[argh(option)]
+    pub pid_file: Option<PathBuf>,
+}
+
+/// Which server to ask, and under which name, as far as the options say it.
+pub struct Target {
+    /// The name or address of the server.
+    pub host: Option<String>,
+    /// The port of the server.
+    pub port: Option<u16>,
+    /// The requester's name.
+    pub name: Option<String>,
+}
+
+/// A key, and whom to ask about it.
+pub struct Question {
+    /// The key.
+    pub key: String,
+    /// Whom to ask.
+    pub target: Target,
+}
+
+/// As `server_verbs`, for the verbs that ask about a key. The word `help` may be a key, so it is none
+/// of their help triggers.
+macro_rules! key_verbs {
+    ($($(#[$about:meta])* $verb:ident)*) => { $(
+        #[derive(FromArgs)]
+        #[argh(subcommand, usage = "[options] [--] KEY", help_triggers("-h", "--help"))]
+        $(#[$about])*
+        pub struct $verb {
+            /// any name, 1 to 1024 bytes; after -- it may begin with a dash
+            #[argh(positional, arg_name = "KEY")]
+            key: String,
+
+            /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
+            #[argh(option, from_str_fn(client_host))]
+            host: Option<String>,
+
+            /// port of the server; default: the port in LOCK_SERVER, or else 8004
+            #[argh(option, from_str_fn(client_port))]
+            port: Option<u16>,
+
+            /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID,
+            /// PID being the calling shell's
+            #[argh(option)]
+            name: Option<String>,
+        }
+
+        impl From<$verb> for Question {
+            fn from(args: $verb) -> Self {
+                let target = Target { host: args.host, port: args.port, name: args.name };
+                Question { key: args.key, target }
+            }
+        }
+    )* };
+}
+
+key_verbs! {
+    #[argh(
+        name = "lock",
+        description = "wait for a key and lock it",
+        example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
+        note = "\
+Prints when the lock runs out, in Unix seconds with six decimals; or 0 if the
+key did not become free within the server's --lock-attempt-timeout, or this
+name has it already.
+What is typed in one shell has one default name, so that it may unlock what it
+locked. A script of several processes gives --name or sets LOCK_SERVER_NAME.
+LOCK_SERVER is host:port, host, or [::1]:8004.
+Exit codes: 0 locked, 1 not locked, 2 wrong usage, 69 no server there."
+    )]
+    /// The arguments of `lock`.
+    Lock
+
+    #[argh(
+        name = "unlock",
+        description = "unlock a key that this name locked",
+        example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
+        note = "\
+Prints 1; or 0 if this name does not have the key, or no longer.
+Exit codes: 0 unlocked, 1 not locked by this name, 2 wrong usage, 69 no server
+there."
+    )]
+    /// The arguments of `unlock`.
+    Unlock
+
+    #[argh(
+        name = "check",
+        description = "say whether anybody has locked a key",
+        example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 KEYA",
+        note = "\
+Prints 1 if it is locked, 0 if it is free. The name makes no difference.
+Exit codes: 0 locked, 1 free, 2 wrong usage, 69 no server there."
+    )]
+    /// The arguments of `check`.
+    Check
+
+    #[argh(
+        name = "verify",
+        description = "say whether a key is locked by this name",
+        example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
+        note = "\
+Prints 1 if it is, 0 if it is free or another's.
+Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
+    )]
+    /// The arguments of `verify`.
+    Verify
+}
+
+/// As `key_verbs`, for the verbs that ask about the server itself.
+macro_rules! plain_verbs {
+    ($($(#[$about:meta])* $verb:ident)*) => { $(
+        #[derive(FromArgs)]
+        #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
+        $(#[$about])*
+        pub struct $verb {
+            /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
+            #[argh(option, from_str_fn(client_host))]
+            host: Option<String>,
+
+            /// port of the server; default: the port in LOCK_SERVER, or else 8004
+            #[argh(option, from_str_fn(client_port))]
+            port: Option<u16>,
+
+            /// as for lock, but makes no difference here
+            #[argh(option)]
+            name: Option<String>,
+        }
+
+        impl From<$verb> for Target {
+            fn from(args: $verb) -> Self {
+                Target { host: args.host, port: args.port, name: args.name }
+            }
+        }
+    )* };
+}
+
+plain_verbs! {
+    #[argh(
+        name = "ping",
+        description = "say whether a server answers",
+        example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8005",
+        note = "\
+Prints 1 if one does within 5 seconds, at the first attempt.
+Exit codes: 0 it answers, 2 wrong usage, 69 it does not."
+    )]
+    /// The arguments of `ping`.
+    Ping
+
+    #[argh(
+        name = "shutdown",
+        description = "ask a server to stop, if it runs with --allow-shutdown",
+        example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8005",
+        note = "\
+Prints 1 when the server ends.
+Exit codes: 0 it ends, 1 it is not allowed, 2 wrong usage, 69 no server there."
+    )]
+    /// The arguments of `shutdown`.
+    Shutdown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_ascii_whitespace().map(String::from).collect()
+    }
+
+    fn normal(line: &str) -> Vec<String> {
+        with_verb(split_at_equals(words(line)))
+    }
+
+    #[test]
+    fn run_goes_without_saying() {
+        assert_eq!(normal(""), ["run"]);
+        assert_eq!(normal("--port 0"), ["run", "--port", "0"]);
+        assert_eq!(normal("--version"), ["--version"]);
+        assert_eq!(normal("-h"), ["-h"]);
+        assert_eq!(normal("stop"), ["stop"]);
+    }
+
+    #[test]
+    fn an_equals_sign_separates_an_option_from_its_value() {
+        assert_eq!(normal("lock --name=a=b K"), words("lock --name a=b K"));
+        assert_eq!(normal("lock K=1"), words("lock K=1"));
+        assert_eq!(normal("lock -- --K=1"), words("lock -- --K=1"));
+    }
+
+    #[test]
+    fn help_for_a_verb_is_never_taken_for_a_key() {
+        for line in ["help lock", "--help lock", "-h lock KEYA"] {
+            assert_eq!(normal(line), ["lock", "--help"], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_key_may_be_called_help() {
+        let parsed = parse(&words("lock help")).ok();
+        let Some(Command::Verb(Verb::Lock(lock))) = parsed else {
+            panic!("not understood as lock");
+        };
+        assert_eq!(lock.key, "help");
+    }
+
+    #[test]
+    fn help_names_the_defaults_of_the_library() {
+        let defaults = Options::default();
+        let Ok(Command::Print(help)) = parse(&words("run --help")) else {
+            panic!("no help");
+        };
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for (option, default) in [
+            ("--host", defaults.host),
+            ("--port", defaults.port.to_string()),
+            (
+                "--lock-timeout",
+                defaults.lock_timeout.as_secs_f64().to_string(),
+            ),
+            (
+                "--lock-attempt-timeout",
+                defaults.lock_attempt_timeout.as_secs_f64().to_string(),
+            ),
+            (
+                "--reconnect-attempts",
+                defaults.reconnect_attempts.to_string(),
+            ),
+            (
+                "--time-between-attempts",
+                defaults.time_between_attempts.as_secs_f64().to_string(),
+            ),
+            ("--max-waiters", defaults.max_waiters.to_string()),
+            ("--max-keys", defaults.max_keys.to_string()),
+        ] {
+            let (_, about) = help.split_once(&format!(" {option} ")).expect("an option");
+            let (_, rest) = about.split_once("default ").expect("a default");
+            assert_eq!(rest.split(' ').next(), Some(default.as_str()), "{option}");
+        }
+        assert!(!defaults.allow_shutdown);
+    }
+}

@@ -1,0 +1,134 @@
+//! The server in the background: start, stop, restart, status.
+
+use std::env;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use lock_server::{Client, Options, Server};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+use crate::cli::args::{ServerArgs, Status, Stop};
+use crate::cli::failure::{FAILED, Failure};
+use crate::cli::pid_file::{Found, PidFile, Record};
+use crate::cli::{print, reachable};
+
+/// Starts a server, and returns once it answers.
+pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
+    let pid_file = PidFile::new(args.pid_file, args.options.port)?;
+    pid_file.expect_free()?;
+    start_with(args.options, &pid_file)
+}
+
+/// Stops the server that the pid file names.
+pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
+    let port = args.port.unwrap_or(Options::default().port);
+    let pid_file = PidFile::new(args.pid_file, port)?;
+    let path = pid_file.path();
+    let not_running = match pid_file.find()? {
+        Found::Running(record) => {
+            end(&record, &pid_file)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Found::Nothing => format!("not running: there is no {path}"),
+        Found::Stale(why) => {
+            pid_file.remove()?;
+            format!("not running; removed {path}, which was stale: {why}")
+        }
+        Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
+    };
+    Err(Failure::new(FAILED, not_running))
+}
+
+/// Stops the server, if it runs, and starts it again with these options.
+pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
+    let pid_file = PidFile::new(args.pid_file, args.options.port)?;
+    let Found::Running(record) = pid_file.find()? else {
+        pid_file.expect_free()?;
+        return start_with(args.options, &pid_file);
+    };
+    // Options that cannot serve are found out while the running server still does.
+    let trial = Options {
+        port: 0,
+        ..args.options.clone()
+    };
+    Server::new(trial).bind()?;
+    end(&record, &pid_file)?;
+    start_with(args.options, &pid_file)
+}
+
+/// Says whether the server that the pid file names runs and answers.
+pub fn status(args: Status) -> Result<ExitCode, Failure> {
+    let defaults = Options::default();
+    let port = args.port.unwrap_or(defaults.port);
+    let host = args.host.unwrap_or(defaults.host);
+    let pid_file = PidFile::new(args.pid_file, port)?;
+    let path = pid_file.path();
+    let state = match pid_file.find()? {
+        Found::Running(record) => {
+            let (pid, address) = (record.process.pid, record.address);
+            let here = reachable(address);
+            if Client::new("status", &here.ip().to_string(), here.port()).ping() {
+                return Ok(print(&format!("running, process {pid}, on {address}")));
+            }
+            format!("process {pid} runs but does not answer on {address}")
+        }
+        Found::Nothing if port != 0 && Client::new("status", &host, port).ping() => {
+            format!("not running, but a server that has no {path} answers on {host}:{port}")
+        }
+        Found::Nothing => "not running".into(),
+        Found::Stale(why) => format!("not running; {path} is stale: {why}"),
+        Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
+    };
+    print(&state);
+    Ok(ExitCode::from(FAILED))
+}
+
+fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure> {
+    let mut server = Server::new(Options {
+        outlive_parent: true,
+        ..options
+    });
+    let address = server.bind()?;
+    // The child would keep the directory from being unmounted or removed.
+    env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
+    let pid = away_from_streams(|| server.start())
+        .map_err(|error| Failure::system("cannot put the standard streams aside", error))??;
+    if let Err(failure) = pid_file.write(pid, address) {
+        // Nobody would find a server without a record again.
+        server.stop()?;
+        return Err(failure);
+    }
+    Ok(print(&format!(
+        "started lock-server, process {pid}, on {address}"
+    )))
+}
+
+fn end(record: &Record, pid_file: &PidFile) -> Result<(), Failure> {
+    let pid = record.process.pid;
+    record
+        .process
+        .end()
+        .map_err(|error| Failure::system(format_args!("cannot stop process {pid}"), error))?;
+    pid_file.remove_if_of(record)?;
+    print(&format!("stopped process {pid}"));
+    Ok(())
+}
+
+/// Does something while the standard streams lead nowhere: a daemon keeps those that it is born with,
+/// and `out=$(lock-server start)` would wait for it to close them.
+fn away_from_streams<R>(act: impl FnOnce() -> R) -> io::Result<R> {
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+    let nowhere = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&nowhere)?;
+    dup2_stdout(&nowhere)?;
+    dup2_stderr(&nowhere)?;
+    let result = act();
+    dup2_stdin(stdin)?;
+    dup2_stdout(stdout)?;
+    dup2_stderr(stderr)?;
+    Ok(result)
+}

@@ -1,0 +1,64 @@
+//! Why the command failed, and the exit code that says so.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use lock_server::Error;
+
+/// Something failed, or the answer is no and needs a word.
+pub const FAILED: u8 = 1;
+/// The command was called wrongly.
+pub const USAGE: u8 = 2;
+/// No server was reached: `EX_UNAVAILABLE` of sysexits.h.
+pub const UNREACHABLE: u8 = 69;
+
+/// A message for standard error, and an exit code.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// A failure with one of the codes above.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Failure {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The system refused something.
+    pub fn system(what: impl Display, error: impl Display) -> Self {
+        Failure::new(FAILED, format!("{what}: {error}"))
+    }
+
+    /// Says what failed; after wrong usage of a verb also where its help is.
+    pub fn report(self, verb: Option<&str>) -> ExitCode {
+        let mut stderr = io::stderr();
+        // `eprintln!` would panic where nobody listens.
+        let _ = writeln!(stderr, "lock-server: {}", self.message.trim_end());
+        if self.code == USAGE {
+            let verb = verb.map(|verb| format!(" {verb}")).unwrap_or_default();
+            let _ = writeln!(stderr, "Run lock-server{verb} --help for usage.");
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::InvalidOption { option, reason } => {
+                let option = option.replace('_', "-");
+                Failure::new(USAGE, format!("bad option --{option}: {reason}"))
+            }
+            Error::InvalidName { .. } => Failure::new(USAGE, error.to_string()),
+            Error::Unreachable { .. } | Error::Interrupted { .. } => {
+                Failure::new(UNREACHABLE, error.to_string())
+            }
+            _ => Failure::new(FAILED, error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The verbs that ask a server: the answer on standard output as on the wire, and as an exit code.
+
+use std::env;
+use std::process::ExitCode;
+use std::time::UNIX_EPOCH;
+
+use lock_server::{Client, Lease, Options};
+use nix::unistd::{Uid, User, gethostname, getppid};
+
+use crate::cli::args::{Question, Target};
+use crate::cli::failure::{FAILED, Failure, UNREACHABLE, USAGE};
+use crate::cli::values::parse_address;
+use crate::cli::{print, start_log};
+
+/// Where the server is, if no option says it.
+pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
+
+/// The name to ask under, if no option says it.
+const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
+
+/// Waits for the key and locks it.
+pub fn lock(question: &Question) -> Result<ExitCode, Failure> {
+    let client = question.target.client()?;
+    match client.lock(&question.key)? {
+        Some(lease) => Ok(print(&unix_time(&lease))),
+        None => Ok(answer(false)),
+    }
+}
+
+/// Unlocks the key.
+pub fn unlock(question: &Question) -> Result<ExitCode, Failure> {
+    let client = question.target.client()?;
+    Ok(answer(client.unlock(&question.key)?))
+}
+
+/// Whether anybody holds the key.
+pub fn check(question: &Question) -> Result<ExitCode, Failure> {
+    let client = question.target.client()?;
+    Ok(answer(client.is_locked(&question.key)?))
+}
+
+/// Whether this name holds the key.
+pub fn verify(question: &Question) -> Result<ExitCode, Failure> {
+    let client = question.target.client()?;
+    Ok(answer(client.locked_by_me(&question.key)?))
+}
+
+/// Whether a server answers.
+pub fn ping(target: &Target) -> Result<ExitCode, Failure> {
+    if target.client()?.ping() {
+        return Ok(answer(true));
+    }
+    let (host, port) = target.address()?;
+    let message = format!(
+        "no lock server answers on {host}:{port}; start one with: lock-server start --port {port}"
+    );
+    Err(Failure::new(UNREACHABLE, message))
+}
+
+/// Stops the server, if it lets itself be stopped.
+pub fn shutdown(target: &Target) -> Result<ExitCode, Failure> {
+    target.client()?.shutdown()?;
+    Ok(answer(true))
+}
+
+fn answer(yes: bool) -> ExitCode {
+    if yes {
+        return print("1");
+    }
+    print("0");
+    ExitCode::from(FAILED)
+}
+
+/// As the wire has it: Unix seconds with six decimals.
+fn unix_time(lease: &Lease) -> String {
+    // What the server sent was counted from 1970.
+    let since = lease.expires.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:06}", since.as_secs(), since.subsec_micros())
+}
+
+impl Target {
+    fn client(&self) -> Result<Client, Failure> {
+        start_log("warn");
+        let (host, port) = self.address()?;
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => variable(NAME_VARIABLE)?.unwrap_or_else(usual_name),
+        };
+        Ok(Client::new(&name, &host, port))
+    }
+
+    /// What the options say wins over what the environment says.
+    fn address(&self) -> Result<(String, u16), Failure> {
+        if let (Some(host), Some(port)) = (&self.host, self.port) {
+            return Ok((host.clone(), port));
+        }
+        let defaults = Options::default();
+        let (host, port) = match variable(SERVER_VARIABLE)? {
+            Some(address) => parse_address(&address)
+                .map_err(|reason| malformed(SERVER_VARIABLE, &address, &reason))?,
+            None => (defaults.host.clone(), None),
+        };
+        Ok((
+            self.host.clone().unwrap_or(host),
+            self.port.or(port).unwrap_or(defaults.port),
+        ))
+    }
+}
+
+/// A variable of the environment. An empty one is as good as none.
+fn variable(name: &str) -> Result<Option<String>, Failure> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(value)) => {
+            Err(malformed(name, &value.to_string_lossy(), "it is not UTF-8"))
+        }
+    }
+}
+
+fn malformed(variable: &str, value: &str, reason: &str) -> Failure {
+    Failure::new(USAGE, format!("{variable} is {value:?}: {reason}"))
+}
+
+/// The same for all that one shell calls, and for nobody else: two commands typed in one shell are one
+/// requester.
+fn usual_name() -> String {
+    let uid = Uid::current();
+    let user = match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    };
+    let host = gethostname().unwrap_or_default();
+    format!("{user}@{}:{}", host.to_string_lossy(), getppid())
+}

@@ -1,0 +1,1007 @@
+//! The command as a person or a script uses it: the real program, its output and its exit codes.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
+use nix::unistd::{Pid, Uid, chown};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lock-server");
+
+const VERBS: [&str; 11] = [
+    "run", "start", "stop", "restart", "status", "lock", "unlock", "check", "verify", "ping",
+    "shutdown",
+];
+
+/// The program, in an environment that says nothing to it.
+fn program<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(PROGRAM);
+    clean(&mut command).args(args);
+    command
+}
+
+fn clean(command: &mut Command) -> &mut Command {
+    for variable in [
+        "LOCK_SERVER",
+        "LOCK_SERVER_NAME",
+        "RUST_LOG",
+        "XDG_RUNTIME_DIR",
+    ] {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null())
+}
+
+/// What the program printed, and how it ended.
+#[derive(Debug)]
+struct Outcome {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Outcome {
+    /// Both streams are pipes and are read to their ends, as `$(…)` would.
+    fn of(command: &mut Command) -> Self {
+        let output = command.output().expect("the program starts");
+        Outcome {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    #[track_caller]
+    fn expect(&self, code: i32, stdout: &str) {
+        assert_eq!(
+            (self.code, self.stdout.as_str()),
+            (Some(code), stdout),
+            "{self:?}"
+        );
+    }
+
+    #[track_caller]
+    fn expect_stderr(&self, words: &[&str]) {
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
+        }
+    }
+}
+
+/// Types a line after `lock-server`.
+fn typed(line: &str) -> Outcome {
+    Outcome::of(&mut program(line.split_ascii_whitespace()))
+}
+
+/// Polls until something is so.
+#[track_caller]
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !so() {
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A body of the plain wire, without its line feed; empty if the server broke the connection off.
+fn http(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut reply = String::new();
+    // A connection broken off is an answer, too.
+    let _ = stream.read_to_string(&mut reply);
+    let (_, body) = reply.split_once("\r\n\r\n").unwrap_or_default();
+    body.trim_end().into()
+}
+
+/// `lock-server run`, killed at the end of a test.
+struct Foreground {
+    child: Child,
+    /// `host:port`.
+    address: String,
+    /// What it says first.
+    introduction: [String; 3],
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Foreground {
+    fn run(options: &str) -> Self {
+        let args = format!("run --port 0 {options}");
+        Foreground::spawn(&mut program(args.split_ascii_whitespace()))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let introduction: [String; 3] = [(); 3].map(|()| {
+            let mut line = String::new();
+            stderr.read_line(&mut line).expect("UTF-8");
+            line.trim_end().into()
+        });
+        let address = introduction[0]
+            .split_once(" serves on ")
+            .and_then(|(_, rest)| rest.split_once(';'))
+            .map(|(address, _)| address.to_string());
+        let mut server = Foreground {
+            child,
+            address: address.clone().unwrap_or_default(),
+            introduction,
+            stderr,
+        };
+        assert!(address.is_some(), "{:?}", server.introduction);
+        until("it answers", || http(&server.address, "/PING") == "1");
+        assert_eq!(server.child.try_wait().expect("a child"), None);
+        server
+    }
+
+    fn port(&self) -> u16 {
+        let address: SocketAddr = self.address.parse().expect("an address");
+        address.port()
+    }
+
+    /// Types a line with where the server is.
+    fn typed(&self, line: &str) -> Outcome {
+        typed(&format!("{line} --port {}", self.port()))
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32);
+        kill(pid, signal).expect("the server runs");
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().expect("a child").code()
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        // Both fail only where the server has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A directory with a pid file in it, and whatever server it names at the end of a test is killed.
+struct Daemon {
+    directory: TempDir,
+    pid_file: PathBuf,
+}
+
+impl Daemon {
+    fn none() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pid_file = directory.path().join("lock-server.pid");
+        Daemon {
+            directory,
+            pid_file,
+        }
+    }
+
+    fn started(options: &str) -> Self {
+        let daemon = Daemon::none();
+        let outcome = daemon.typed(&format!("start --port 0 {options}"));
+        outcome.expect(0, &daemon.started_line());
+        daemon
+    }
+
+    fn typed(&self, line: &str) -> Outcome {
+        let mut command = program(line.split_ascii_whitespace());
+        Outcome::of(command.arg("--pid-file").arg(&self.pid_file))
+    }
+
+    fn record(&self) -> Vec<String> {
+        let text = fs::read_to_string(&self.pid_file).expect("a pid file");
+        text.lines().map(String::from).collect()
+    }
+
+    fn pid(&self) -> u32 {
+        self.record()[0].parse().expect("a number")
+    }
+
+    fn address(&self) -> String {
+        self.record()[1].clone()
+    }
+
+    fn started_line(&self) -> String {
+        format!(
+            "started lock-server, process {}, on {}\n",
+            self.pid(),
+            self.address()
+        )
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(&self.pid_file, text).expect("written");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let Ok(text) = fs::read_to_string(&self.pid_file) else {
+            return;
+        };
+        let pid = text.lines().next().and_then(|line| line.parse().ok());
+        // What a test wrote there itself names programs that are no lock servers.
+        if let Some(pid) = pid.filter(|&pid| is_lock_server(pid)) {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+    }
+}
+
+fn is_lock_server(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "lock-server\n")
+}
+
+/// A program that is no lock server, killed at the end of a test.
+struct Stranger(Child);
+
+impl Stranger {
+    fn new() -> Self {
+        let sleep = Command::new("sleep").arg("60").spawn();
+        Stranger(sleep.expect("sleep starts"))
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn start_time(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a process");
+        let (_, fields) = stat.rsplit_once(')').expect("proc(5)");
+        let field_22 = fields.split_ascii_whitespace().nth(22 - 3);
+        field_22
+            .and_then(|field| field.parse().ok())
+            .expect("proc(5)")
+    }
+
+    fn is_unharmed(&mut self) -> bool {
+        self.0.try_wait().expect("a child").is_none()
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        // Both fail only where it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that is taken, and where nobody listens.
+struct ClosedPort {
+    _socket: OwnedFd,
+    port: u16,
+}
+
+impl ClosedPort {
+    fn new() -> Self {
+        let socket = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .expect("a socket");
+        bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a free port");
+        let address: SockaddrIn = getsockname(socket.as_raw_fd()).expect("it is bound");
+        ClosedPort {
+            _socket: socket,
+            port: address.port(),
+        }
+    }
+}
+
+fn seconds_from_now(unix_time: &str) -> f64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970");
+    unix_time.trim_end().parse::<f64>().expect("a number") - now.as_secs_f64()
+}
+
+// --- run ---
+
+#[test]
+fn run_introduces_itself_in_three_lines_and_serves_plain_http() {
+    let server = Foreground::run("");
+    let (address, port) = (&server.address, server.port());
+    let expected = [
+        format!("lock-server 0.1.0 serves on {address}; Ctrl-C ends it"),
+        format!(
+            "lock a key:    curl http://{address}/LOCK/KEYA/me      or: lock-server lock --port {port} KEYA"
+        ),
+        format!(
+            "unlock it:     curl http://{address}/UNLOCK/KEYA/me    or: lock-server unlock --port {port} KEYA"
+        ),
+    ];
+    assert_eq!(server.introduction, expected);
+    assert_eq!(http(address, "/CHECK/KEYA"), "0");
+    let left = seconds_from_now(&http(address, "/LOCK/KEYA/me"));
+    assert!((2.0..=3.0).contains(&left), "{left}");
+    assert_eq!(http(address, "/VERIFY/KEYA/me"), "1");
+    assert_eq!(http(address, "/UNLOCK/KEYA/me"), "1");
+    assert_eq!(http(address, "/CHECK/KEYA"), "0");
+}
+
+#[test]
+fn the_commands_that_run_prints_work_as_printed() {
+    for host in ["127.0.0.1", "127.0.0.2", "0.0.0.0"] {
+        let server = Foreground::run(&format!("--host {host}"));
+        let script: Vec<&str> = server.introduction[1..]
+            .iter()
+            .filter_map(|line| line.split_once("or: lock-server "))
+            .map(|(_, command)| command)
+            .collect();
+        let script = format!(
+            "'{PROGRAM}' {} && '{PROGRAM}' {}; exit $?",
+            script[0], script[1]
+        );
+        let mut shell = Command::new("sh");
+        let outcome = Outcome::of(clean(&mut shell).args(["-c", &script]));
+        assert_eq!(outcome.code, Some(0), "{host}: {outcome:?}");
+    }
+}
+
+#[test]
+fn run_logs_with_time_and_level_as_rust_log_says() {
+    let mut server = Foreground::run("");
+    let mut line = String::new();
+    server.stderr.read_line(&mut line).expect("UTF-8");
+    let stamped = line.starts_with("20") && line.contains("Z INFO  serving on ");
+    assert!(stamped, "{line:?}");
+
+    let mut silent = program(["run", "--port", "0"]);
+    let mut silent = Foreground::spawn(silent.env("RUST_LOG", "off"));
+    silent.signal(Signal::SIGTERM);
+    let mut rest = String::new();
+    silent.stderr.read_to_string(&mut rest).expect("UTF-8");
+    assert_eq!(rest, "");
+}
+
+#[test]
+fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut server = Foreground::run("--lock-timeout 60 --lock-attempt-timeout 60");
+        assert_ne!(http(&server.address, "/LOCK/KEYA/holder"), "0");
+        let (tell, told) = mpsc::channel();
+        for _ in 0..2 {
+            let (tell, address) = (tell.clone(), server.address.clone());
+            thread::spawn(move || tell.send(http(&address, "/LOCK/KEYA/waiter")));
+        }
+        // One of the two hears at once that the other waits.
+        assert_eq!(told.recv().expect("sent"), "0");
+
+        let begin = Instant::now();
+        server.signal(signal);
+        assert_eq!(server.exit_code(), Some(0), "{signal}");
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(1), "{signal}: {took:?}");
+        let broken_off = told.recv().expect("sent");
+        assert!(!broken_off.contains('.'), "granted: {broken_off}");
+    }
+}
+
+#[test]
+fn run_keeps_a_pid_file_while_it_serves_and_stop_stops_it() {
+    let daemon = Daemon::none();
+    let mut command = program(["run", "--port", "0", "--pid-file"]);
+    let mut server = Foreground::spawn(command.arg(&daemon.pid_file));
+    assert_eq!(daemon.pid(), server.child.id());
+    assert_eq!(daemon.address(), server.address);
+    let mode = fs::metadata(&daemon.pid_file)
+        .expect("a file")
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o644);
+
+    let again = daemon.typed("run --port 0");
+    again.expect(1, "");
+    again.expect_stderr(&["already running", &server.child.id().to_string()]);
+
+    let line = format!("running, process {}, on {}\n", daemon.pid(), server.address);
+    daemon.typed("status").expect(0, &line);
+    let line = format!("stopped process {}\n", daemon.pid());
+    daemon.typed("stop").expect(0, &line);
+    assert_eq!(server.exit_code(), Some(0));
+    assert!(!daemon.pid_file.exists());
+}
+
+#[test]
+fn run_removes_its_pid_file_at_its_end() {
+    let daemon = Daemon::none();
+    let mut command = program(["run", "--port", "0", "--pid-file"]);
+    let mut server = Foreground::spawn(command.arg(&daemon.pid_file));
+    assert!(daemon.pid_file.exists());
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.exit_code(), Some(0));
+    let left: Vec<_> = fs::read_dir(daemon.directory.path())
+        .expect("a directory")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn without_a_verb_the_server_runs() {
+    let mut command = program(["--port=0", "--lock-timeout=0.25"]);
+    let server = Foreground::spawn(&mut command);
+    let left = seconds_from_now(&http(&server.address, "/LOCK/KEYA/me"));
+    assert!((0.0..=0.25).contains(&left), "{left}");
+}
+
+#[test]
+fn the_options_of_the_server_reach_it() {
+    let server = Foreground::run(
+        "--lock-timeout 20 --lock-attempt-timeout 0 --max-keys 1 --allow-shutdown --max-waiters 5 \
+         --reconnect-attempts 0 --time-between-attempts 0.1",
+    );
+    let left = seconds_from_now(&http(&server.address, "/LOCK/KEYA/me"));
+    assert!((19.0..=20.0).contains(&left), "{left}");
+    assert_eq!(http(&server.address, "/LOCK/KEYA/you"), "0");
+    assert!(http(&server.address, "/LOCK/KEYB/you").starts_with("0\n"));
+    server.typed("shutdown").expect(0, "1\n");
+}
+
+#[test]
+fn a_busy_port_is_exit_1_and_names_the_address_and_the_attempts() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound");
+    let options = format!("--port {} --reconnect-attempts 0", address.port());
+    let address = address.to_string();
+    let outcome = typed(&format!("run {options}"));
+    outcome.expect(1, "");
+    outcome.expect_stderr(&["lock-server: cannot listen", &address, "1 attempt"]);
+
+    let daemon = Daemon::none();
+    let outcome = daemon.typed(&format!("start {options}"));
+    outcome.expect(1, "");
+    outcome.expect_stderr(&[&address, "1 attempt"]);
+    assert!(!daemon.pid_file.exists());
+}
+
+// --- start, status, restart, stop ---
+
+#[test]
+fn a_daemon_is_started_asked_restarted_and_stopped() {
+    let daemon = Daemon::started("");
+    let (pid, address) = (daemon.pid(), daemon.address());
+    assert_eq!(http(&address, "/PING"), "1");
+    let line = format!("running, process {pid}, on {address}\n");
+    daemon.typed("status").expect(0, &line);
+
+    let again = daemon.typed("start --port 0");
+    again.expect(1, "");
+    again.expect_stderr(&["already running", &pid.to_string(), &address]);
+    assert_eq!(daemon.pid(), pid);
+
+    let restarted = daemon.typed("restart --port 0 --lock-timeout 30");
+    let lines = format!("stopped process {pid}\n{}", daemon.started_line());
+    restarted.expect(0, &lines);
+    assert_ne!(daemon.pid(), pid);
+    let left = seconds_from_now(&http(&daemon.address(), "/LOCK/KEYA/me"));
+    assert!((29.0..=30.0).contains(&left), "{left}");
+
+    let line = format!("stopped process {}\n", daemon.pid());
+    let address = daemon.address();
+    daemon.typed("stop").expect(0, &line);
+    assert!(TcpStream::connect(address).is_err());
+    assert!(!daemon.pid_file.exists());
+
+    daemon.typed("status").expect(1, "not running\n");
+    let stopped = daemon.typed("stop");
+    stopped.expect(1, "");
+    stopped.expect_stderr(&["not running"]);
+}
+
+#[test]
+fn restart_starts_where_nothing_runs() {
+    let daemon = Daemon::none();
+    let outcome = daemon.typed("restart --port 0");
+    outcome.expect(0, &daemon.started_line());
+}
+
+#[test]
+fn restart_with_options_that_cannot_serve_leaves_the_server_alone() {
+    let daemon = Daemon::started("");
+    let pid = daemon.pid();
+    let outcome = daemon.typed("restart --port 0 --lock-timeout 0");
+    outcome.expect(2, "");
+    outcome.expect_stderr(&["--lock-timeout", "0ns"]);
+    assert_eq!(daemon.pid(), pid);
+    assert_eq!(daemon.typed("status").code, Some(0));
+}
+
+#[test]
+fn start_lets_go_of_its_streams_and_its_directory() {
+    let daemon = Daemon::none();
+    let mut shell = Command::new("sh");
+    let script = "out=$(\"$0\" start --port 0 --pid-file lock-server.pid 2>&1); echo \"<$out>\"";
+    clean(&mut shell)
+        .args(["-c", script, PROGRAM])
+        .current_dir(daemon.directory.path());
+    let begin = Instant::now();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || tell.send(Outcome::of(&mut shell)));
+    let outcome = told
+        .recv_timeout(Duration::from_secs(10))
+        .expect("the shell hears the end of both streams");
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    outcome.expect(0, &format!("<{}>\n", daemon.started_line().trim_end()));
+
+    let process = PathBuf::from(format!("/proc/{}", daemon.pid()));
+    let leads_to = |link: &str| fs::read_link(process.join(link)).expect("a link");
+    assert_eq!(leads_to("cwd"), Path::new("/"));
+    for stream in ["fd/0", "fd/1", "fd/2"] {
+        assert_eq!(leads_to(stream), Path::new("/dev/null"), "{stream}");
+    }
+}
+
+#[test]
+fn a_server_that_does_not_heed_sigterm_is_killed_after_five_seconds() {
+    let daemon = Daemon::started("");
+    let pid = daemon.pid();
+    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).expect("the server runs");
+    let begin = Instant::now();
+    let line = format!("stopped process {pid}\n");
+    daemon.typed("stop").expect(0, &line);
+    let took = begin.elapsed().as_secs_f64();
+    assert!((5.0..7.0).contains(&took), "{took}");
+    assert!(!daemon.pid_file.exists());
+}
+
+#[test]
+fn a_stale_pid_file_is_told_of_replaced_and_removed_but_never_signalled() {
+    let mut stranger = Stranger::new();
+    let (pid, started) = (stranger.pid(), stranger.start_time());
+    let gone = {
+        let mut child = Command::new("true").spawn().expect("true starts");
+        child.wait().expect("a child");
+        child.id()
+    };
+    for (text, why) in [
+        (format!("{gone}\n127.0.0.1:9\n1\n"), "has ended"),
+        (
+            format!("{pid}\n127.0.0.1:9\n{}\n", started + 1),
+            "another program",
+        ),
+        (
+            format!("{pid}\n127.0.0.1:9\n{}\n", started - 1),
+            "another program",
+        ),
+        (format!("{pid}\n"), "did not write it"),
+        (format!("{pid}\n127.0.0.1:9\nnoon\n"), "did not write it"),
+        (String::new(), "empty"),
+    ] {
+        let daemon = Daemon::none();
+        daemon.write(&text);
+        let status = daemon.typed("status");
+        assert_eq!(status.code, Some(1), "{text:?}: {status:?}");
+        let path = daemon.pid_file.display();
+        let stale = format!("not running; {path} is stale: ");
+        assert!(status.stdout.starts_with(&stale), "{text:?}: {status:?}");
+        assert!(status.stdout.contains(why), "{text:?}: {status:?}");
+
+        let stop = daemon.typed("stop");
+        stop.expect(1, "");
+        stop.expect_stderr(&["not running", why]);
+        assert!(!daemon.pid_file.exists(), "{text:?}");
+
+        daemon.write(&text);
+        let start = daemon.typed("start --port 0");
+        start.expect(0, &daemon.started_line());
+        assert_ne!(daemon.pid(), pid);
+        assert_eq!(daemon.typed("stop").code, Some(0));
+        assert!(stranger.is_unharmed(), "{text:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_pid_file_is_neither_believed_nor_touched() {
+    let daemon = Daemon::none();
+    let diary = "Dear diary,\n1\n2\n";
+    daemon.write(diary);
+    let status = daemon.typed("status");
+    assert_eq!(status.code, Some(1), "{status:?}");
+    assert!(status.stdout.contains("is no pid file"), "{status:?}");
+    for verb in ["stop", "start --port 0", "restart --port 0", "run --port 0"] {
+        let outcome = daemon.typed(verb);
+        outcome.expect(1, "");
+        outcome.expect_stderr(&["is no pid file"]);
+    }
+    assert_eq!(
+        fs::read_to_string(&daemon.pid_file).expect("still there"),
+        diary
+    );
+}
+
+#[test]
+fn another_user_s_pid_file_is_not_believed() {
+    if !Uid::effective().is_root() {
+        return; // Only root can give a file away.
+    }
+    let mut stranger = Stranger::new();
+    let daemon = Daemon::none();
+    daemon.write(&format!(
+        "{}\n127.0.0.1:9\n{}\n",
+        stranger.pid(),
+        stranger.start_time()
+    ));
+    chown(&daemon.pid_file, Some(Uid::from_raw(54321)), None).expect("root may");
+    assert_eq!(daemon.typed("status").code, Some(1));
+    let stop = daemon.typed("stop");
+    stop.expect(1, "");
+    stop.expect_stderr(&["belongs to user 54321"]);
+    assert!(stranger.is_unharmed());
+}
+
+#[test]
+fn a_process_that_does_not_answer_is_told_from_one_that_does() {
+    let closed = ClosedPort::new();
+    let stranger = Stranger::new();
+    let daemon = Daemon::none();
+    let (pid, port) = (stranger.pid(), closed.port);
+    daemon.write(&format!(
+        "{pid}\n127.0.0.1:{port}\n{}\n",
+        stranger.start_time()
+    ));
+    let line = format!("process {pid} runs but does not answer on 127.0.0.1:{port}\n");
+    daemon.typed("status").expect(1, &line);
+    // It ends as a zombie, since nobody waits for it: ended all the same.
+    let line = format!("stopped process {pid}\n");
+    daemon.typed("stop").expect(0, &line);
+}
+
+#[test]
+fn status_mentions_a_server_that_has_no_pid_file() {
+    let server = Foreground::run("");
+    let daemon = Daemon::none();
+    let status = daemon.typed(&format!("status --port {}", server.port()));
+    assert_eq!(status.code, Some(1), "{status:?}");
+    assert!(status.stdout.starts_with("not running, but"), "{status:?}");
+    assert!(status.stdout.contains(&server.address), "{status:?}");
+}
+
+#[test]
+fn the_usual_pid_file_lies_in_the_runtime_directory_or_else_in_the_temporary_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let status = |variable: &str| {
+        Outcome::of(program(["status", "--port", "4711"]).env(variable, directory.path()))
+    };
+    let named = |name: String| {
+        let path = directory.path().join(name);
+        fs::write(&path, "").expect("written");
+        format!("not running; {} is stale: it is empty\n", path.display())
+    };
+    let line = named("lock-server-4711.pid".into());
+    status("XDG_RUNTIME_DIR").expect(1, &line);
+    let line = named(format!("lock-server-{}-4711.pid", Uid::effective()));
+    status("TMPDIR").expect(1, &line);
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_leaves_no_server_behind() {
+    let port = ClosedPort::new().port;
+    let line = format!("start --port {port} --pid-file /proc/self/no/such/directory.pid");
+    let outcome = typed(&line);
+    outcome.expect(1, "");
+    outcome.expect_stderr(&["cannot write the pid file /proc/self/no/such/directory.pid"]);
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn port_0_needs_a_pid_file_to_be_found_again() {
+    for verb in ["start", "restart", "stop", "status"] {
+        let outcome = typed(&format!("{verb} --port 0"));
+        outcome.expect(2, "");
+        outcome.expect_stderr(&["--pid-file"]);
+    }
+}
+
+// --- lock, unlock, check, verify, ping, shutdown ---
+
+#[test]
+fn the_questions_answer_as_the_wire_does_and_with_an_exit_code() {
+    let server = Foreground::run("--lock-timeout 30 --lock-attempt-timeout 0.1");
+    server.typed("ping").expect(0, "1\n");
+    server.typed("check KEYA").expect(1, "0\n");
+    server.typed("verify --name A KEYA").expect(1, "0\n");
+
+    let locked = server.typed("lock --name A KEYA");
+    assert_eq!(locked.code, Some(0), "{locked:?}");
+    let (_, micros) = locked.stdout.trim_end().split_once('.').expect("decimals");
+    assert_eq!(micros.len(), 6, "{locked:?}");
+    let left = seconds_from_now(&locked.stdout);
+    assert!((28.0..=30.0).contains(&left), "{left}");
+
+    server.typed("lock --name A KEYA").expect(1, "0\n");
+    server.typed("lock --name B KEYA").expect(1, "0\n");
+    server.typed("check KEYA").expect(0, "1\n");
+    server.typed("verify --name A KEYA").expect(0, "1\n");
+    server.typed("verify --name B KEYA").expect(1, "0\n");
+    server.typed("unlock --name B KEYA").expect(1, "0\n");
+    server.typed("unlock --name A KEYA").expect(0, "1\n");
+    server.typed("unlock --name A KEYA").expect(1, "0\n");
+}
+
+#[test]
+fn lock_waits_for_its_turn() {
+    let server = Foreground::run("--lock-timeout 0.3");
+    let first = server.typed("lock --name A KEYA");
+    let second = server.typed("lock --name B KEYA");
+    assert_eq!((first.code, second.code), (Some(0), Some(0)));
+    let unix_time = |outcome: &Outcome| outcome.stdout.trim_end().parse::<f64>();
+    let (first, second) = (unix_time(&first), unix_time(&second));
+    assert!(second.expect("a number") >= first.expect("a number") + 0.29);
+}
+
+#[test]
+fn a_key_may_be_any_text() {
+    let server = Foreground::run("");
+    for key in ["help", "--help", "a/b c?", "K=1", "ü%2F"] {
+        let ask = |verb: &str| {
+            let port = server.port().to_string();
+            let args = [verb, "--port", &port, "--name", "A=B", "--", key];
+            Outcome::of(&mut program(args))
+        };
+        assert_eq!(ask("lock").code, Some(0), "{key}");
+        ask("verify").expect(0, "1\n");
+        ask("unlock").expect(0, "1\n");
+    }
+    // Not the help of `lock`, which would say 0 as if the key were locked.
+    assert!(seconds_from_now(&server.typed("lock help").stdout) > 0.0);
+    server.typed("check help").expect(0, "1\n");
+}
+
+#[test]
+fn shutdown_ends_a_server_that_allows_it_and_no_other() {
+    let mut server = Foreground::run("--allow-shutdown");
+    server.typed("shutdown").expect(0, "1\n");
+    assert_eq!(server.exit_code(), Some(0));
+
+    let server = Foreground::run("");
+    let outcome = server.typed("shutdown");
+    outcome.expect(1, "");
+    outcome.expect_stderr(&["lock-server: ", "403", "--allow-shutdown"]);
+    server.typed("ping").expect(0, "1\n");
+}
+
+#[test]
+fn no_server_is_exit_69_and_says_where_and_how_to_start_one() {
+    let closed = ClosedPort::new();
+    let address = format!("127.0.0.1:{}", closed.port);
+    let questions = [
+        "ping", "lock K", "unlock K", "check K", "verify K", "shutdown",
+    ];
+    // Each tries for three seconds, but ping.
+    let asked = questions.map(|question| {
+        let line = format!("{question} --port {}", closed.port);
+        thread::spawn(move || typed(&line))
+    });
+    for outcome in asked.map(|thread| thread.join().expect("no panic")) {
+        outcome.expect(69, "");
+        outcome.expect_stderr(&["lock-server: ", &address, "start one with: lock-server"]);
+    }
+}
+
+#[test]
+fn ping_gives_up_after_one_attempt() {
+    let closed = ClosedPort::new();
+    let begin = Instant::now();
+    typed(&format!("ping --port {}", closed.port)).expect(69, "");
+    assert!(begin.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn the_environment_says_where_and_who_and_options_win() {
+    let server = Foreground::run("--lock-timeout 30");
+    let closed = ClosedPort::new();
+    let asked = |line: &str, address: &str, name: &str| {
+        let mut command = program(line.split_ascii_whitespace());
+        Outcome::of(
+            command
+                .env("LOCK_SERVER", address)
+                .env("LOCK_SERVER_NAME", name),
+        )
+    };
+    let here = server.address.as_str();
+    assert_eq!(asked("lock KEYA", here, "A").code, Some(0));
+    asked("verify KEYA", here, "A").expect(0, "1\n");
+    asked("verify KEYA", here, "B").expect(1, "0\n");
+    asked("verify KEYA --name A", here, "B").expect(0, "1\n");
+    let port = format!("ping --port {}", server.port());
+    asked(&port, "127.0.0.1", "").expect(0, "1\n");
+    asked(&port, &format!("localhost:{}", closed.port), "").expect(0, "1\n");
+    asked("ping", &format!("127.0.0.1:{}", closed.port), "").expect(69, "");
+    asked(
+        "ping --host 127.0.0.1",
+        &format!("127.0.0.2:{}", server.port()),
+        "",
+    )
+    .expect(0, "1\n");
+
+    if let Ok(v6) = TcpListener::bind("[::1]:0") {
+        drop(v6);
+        let server = Foreground::run("--host ::1");
+        assert!(server.address.starts_with("[::1]:"));
+        asked("ping", &server.address, "").expect(0, "1\n");
+    }
+}
+
+#[test]
+fn an_address_in_the_environment_that_is_none_is_wrong_usage() {
+    for address in [
+        "localhost:http",
+        ":8004",
+        "http://localhost:8004",
+        "a b:1",
+        "h:0",
+    ] {
+        let outcome = Outcome::of(program(["ping"]).env("LOCK_SERVER", address));
+        outcome.expect(2, "");
+        outcome.expect_stderr(&["LOCK_SERVER", address, "lock-server ping --help"]);
+    }
+    let not_utf8 = OsString::from_vec(b"caf\xe9".to_vec());
+    let outcome = Outcome::of(program(["lock", "K"]).env("LOCK_SERVER_NAME", not_utf8));
+    outcome.expect(2, "");
+    outcome.expect_stderr(&["LOCK_SERVER_NAME", "UTF-8"]);
+}
+
+#[test]
+fn commands_of_one_shell_have_one_name_and_two_shells_have_two() {
+    let server = Foreground::run("--lock-timeout 30");
+    let shell = |script: &str| {
+        let mut shell = Command::new("sh");
+        clean(&mut shell)
+            .args(["-c", script, PROGRAM])
+            .env("LOCK_SERVER", &server.address);
+        Outcome::of(&mut shell)
+    };
+    // The `exit` keeps a shell from turning into its last command.
+    let outcome = shell("\"$0\" lock KEYA && \"$0\" unlock KEYA; exit $?");
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(outcome.stdout.ends_with("\n1\n"), "{outcome:?}");
+
+    assert_eq!(shell("\"$0\" lock KEYA; exit $?").code, Some(0));
+    shell("\"$0\" unlock KEYA; exit $?").expect(1, "0\n");
+}
+
+#[test]
+fn a_name_of_no_or_too_many_bytes_is_wrong_usage() {
+    let server = Foreground::run("");
+    let port = server.port().to_string();
+    let long = "x".repeat(1025);
+    for (name, key) in [("", "K"), (long.as_str(), "K"), ("A", ""), ("A", &long)] {
+        for verb in ["lock", "unlock", "verify"] {
+            let outcome = Outcome::of(&mut program([verb, "--port", &port, "--name", name, key]));
+            outcome.expect(2, "");
+            outcome.expect_stderr(&["bytes long"]);
+        }
+    }
+}
+
+// --- help, version, wrong usage ---
+
+#[test]
+fn every_verb_has_help_with_an_example_and_exit_codes() {
+    for verb in VERBS {
+        for line in [
+            format!("{verb} --help"),
+            format!("{verb} -h"),
+            format!("help {verb}"),
+            format!("--help {verb}"),
+        ] {
+            let outcome = typed(&line);
+            assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+            let usage = format!("Usage: lock-server {verb} ");
+            assert!(outcome.stdout.starts_with(&usage), "{line}: {outcome:?}");
+            let example = format!("Examples:\n  lock-server {verb}");
+            assert!(outcome.stdout.contains(&example), "{line}: {outcome:?}");
+            assert!(outcome.stdout.contains("Exit codes: 0 "), "{line}");
+        }
+    }
+}
+
+#[test]
+fn help_names_every_verb_and_fits_a_terminal() {
+    for line in ["--help", "-h", "help"] {
+        let outcome = typed(line);
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+        for verb in VERBS {
+            let listed = format!("\n  {verb} ");
+            assert!(outcome.stdout.contains(&listed), "{line}: {verb}");
+        }
+        assert!(outcome.stdout.contains("Examples:\n"), "{line}");
+    }
+    for line in VERBS.map(|verb| format!("{verb} --help")) {
+        let help = typed(&line).stdout + &typed("--help").stdout;
+        let long: Vec<&str> = help.lines().filter(|line| line.len() > 80).collect();
+        assert!(long.is_empty(), "{line}: {long:?}");
+    }
+}
+
+#[test]
+fn version_is_the_package_s() {
+    let line = concat!("lock-server ", env!("CARGO_PKG_VERSION"), "\n");
+    typed("--version").expect(0, line);
+    typed("-V").expect(0, line);
+}
+
+#[test]
+fn wrong_usage_is_exit_2_and_points_to_the_help() {
+    for (line, words) in [
+        ("frob", ["frob", "lock-server --help"]),
+        ("help frob", ["frob", "lock-server --help"]),
+        ("--frob", ["--frob", "lock-server run --help"]),
+        ("run frob", ["frob", "lock-server run --help"]),
+        ("run --port", ["--port", "lock-server run --help"]),
+        ("run --port=65536", ["65536", "lock-server run --help"]),
+        (
+            "run --port 1 --port 2",
+            ["--port", "lock-server run --help"],
+        ),
+        ("start --port -1", ["-1", "lock-server start --help"]),
+        ("run --max-keys many", ["many", "--max-keys"]),
+        (
+            "run --reconnect-attempts -1",
+            ["-1", "--reconnect-attempts"],
+        ),
+        ("run --lock-timeout -1", ["-1", "--lock-timeout"]),
+        ("run --lock-timeout NaN", ["NaN", "--lock-timeout"]),
+        ("run --lock-timeout=inf", ["inf", "--lock-timeout"]),
+        ("run --lock-timeout 0", ["0ns", "--lock-timeout"]),
+        (
+            "start --lock-attempt-timeout 3s",
+            ["3s", "--lock-attempt-timeout"],
+        ),
+        (
+            "run --time-between-attempts 1,5",
+            ["1,5", "--time-between-attempts"],
+        ),
+        ("run --host=", ["--host", "empty"]),
+        ("lock", ["KEY", "lock-server lock --help"]),
+        ("lock K L", ["L", "lock-server lock --help"]),
+        ("lock --port 0 K", ["--port", "lock-server lock --help"]),
+        (
+            "lock --host http://x K",
+            ["http://x", "lock-server lock --help"],
+        ),
+        ("ping K", ["K", "lock-server ping --help"]),
+        ("stop --host h", ["--host", "lock-server stop --help"]),
+    ] {
+        let outcome = typed(line);
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(2), ""),
+            "{line}"
+        );
+        assert!(
+            outcome.stderr.starts_with("lock-server: "),
+            "{line}: {outcome:?}"
+        );
+        outcome.expect_stderr(&words);
+    }
+}
+
+#[test]
+fn an_argument_that_is_not_utf8_is_wrong_usage() {
+    let outcome = Outcome::of(&mut program([
+        OsString::from("lock"),
+        OsString::from_vec(b"caf\xe9".to_vec()),
+    ]));
+    outcome.expect(2, "");
+    outcome.expect_stderr(&["caf", "not UTF-8"]);
+}
