@@ -4,11 +4,13 @@
 //! instant, and they are not there to finish what they began. So it trusts nothing: it closes what it
 //! does not need, forgets the parent's signal handlers and logger, and has to show that it can still
 //! allocate, start threads and take locks. If it stays silent, it is killed and forked anew.
+//!
+//! What runs in the parent uses nothing of parking_lot.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +24,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{self, ForkResult, Pid};
-use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
 
@@ -49,11 +50,21 @@ pub(crate) struct Child {
     end: Arc<End>,
 }
 
+///
+/// std's mutex, not parking_lot's: a thread that waits here while another one starts a server would stay
+/// in parking_lot's table in the child, and its place there be overwritten.
 #[derive(Default)]
 struct End {
     /// While this is locked and `false`, the process exists, if only as a zombie: its number is its own.
     reaped: Mutex<bool>,
     told: Condvar,
+}
+
+impl End {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        // A flag is whole, whatever panicked beside it.
+        self.reaped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a child is told of its surroundings.
@@ -151,7 +162,7 @@ impl Child {
                 while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
                     == Err(Errno::EINTR)
                 {}
-                let mut reaped = end.reaped.lock();
+                let mut reaped = end.lock();
                 // Somebody who waits for any child may have been quicker.
                 let _ = waitpid(pid, None);
                 *reaped = true;
@@ -166,12 +177,12 @@ impl Child {
     }
 
     pub fn is_alive(&self) -> bool {
-        !*self.end.reaped.lock() && !has_ended(self.pid)
+        !*self.end.lock() && !has_ended(self.pid)
     }
 
     /// Ends the child and waits for its end. `false` if it had ended before.
     pub fn stop(&self) -> io::Result<bool> {
-        let mut reaped = self.end.reaped.lock();
+        let mut reaped = self.end.lock();
         if *reaped {
             return Ok(false);
         }
@@ -184,8 +195,8 @@ impl Child {
                 // Not yet reaped, so nobody else has this number.
                 signal::kill(self.pid, signal)?;
             }
-            let until = Instant::now() + patience;
-            while !*reaped && !self.end.told.wait_until(&mut reaped, until).timed_out() {}
+            let waited = self.end.told.wait_timeout_while(reaped, patience, |reaped| !*reaped);
+            (reaped, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if *reaped {
                 return Ok(was_alive);
             }
@@ -261,7 +272,7 @@ fn prove_sound() -> bool {
         }
     }
     // Starts threads, which read the environment and allocate, and makes them wait for each other.
-    let contended = Arc::new(Mutex::new(0));
+    let contended = Arc::new(parking_lot::Mutex::new(0));
     let threads: Vec<_> = (0..2)
         .map_while(|_| {
             let contended = contended.clone();

@@ -4,11 +4,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::Ipv6Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
@@ -57,6 +56,8 @@ pub struct Client {
     options: ClientOptions,
     agent: Agent,
     /// How long the server lets a LOCK wait. `None` until it has been asked.
+    ///
+    /// std's mutex: the client runs where servers are forked, see `child.rs`.
     patience: Arc<Mutex<Option<Duration>>>,
 }
 
@@ -104,18 +105,18 @@ impl Client {
     /// question is not sent twice, because the first may have been granted; [`Error::Refused`] with
     /// `full` or `stopping`; [`Error::InvalidName`]; [`Error::BadReply`].
     pub fn lock(&self, key: &str) -> Result<Option<Lease>, Error> {
-        let timeout = self.patience()?.saturating_add(ANSWER_TIMEOUT);
         let question = Request::Lock {
             key: self.key(key)?,
             requester: self.requester()?,
         };
+        let timeout = self.patience()?.saturating_add(ANSWER_TIMEOUT);
         match self.ask(&question, timeout) {
             Ok(ParsedAnswer::Lease(lease)) => Ok(Some(lease)),
             Ok(ParsedAnswer::No) => Ok(None),
             Ok(ParsedAnswer::Yes) => Err(self.bad_reply(&question, "1")),
             Err(error) => {
                 // Perhaps another server will be there next time, with another patience.
-                *self.patience.lock() = None;
+                *self.known_patience() = None;
                 Err(error)
             }
         }
@@ -188,9 +189,14 @@ impl Client {
         self.read(question, response)
     }
 
+    fn known_patience(&self) -> MutexGuard<'_, Option<Duration>> {
+        // A number is whole, whatever panicked beside it.
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How long a LOCK may wait here. The server is asked, so that this end waits longer.
     fn patience(&self) -> Result<Duration, Error> {
-        if let Some(patience) = *self.patience.lock() {
+        if let Some(patience) = *self.known_patience() {
             return Ok(patience);
         }
         let response = self.reach(&Request::Ping, ANSWER_TIMEOUT)?;
@@ -199,7 +205,7 @@ impl Client {
         self.read(&Request::Ping, response)?;
         let patience =
             patience.ok_or_else(|| self.bad_reply(&Request::Ping, "no Lock-Attempt-Timeout"))?;
-        *self.patience.lock() = Some(patience);
+        *self.known_patience() = Some(patience);
         Ok(patience)
     }
 

@@ -224,6 +224,7 @@ impl FrontDoor {
             let needed = own.any_in(&connections);
             if !needed {
                 door.close();
+                door.dismiss();
             }
             needed
         });
@@ -231,14 +232,14 @@ impl FrontDoor {
 
     /// Refuses and breaks off LOCKs, lets replies be finished, closes every connection.
     pub fn close(self) {
+        let doors = || self.older.iter().map(|(door, _)| door).chain([&self.door]);
+        doors().for_each(|door| door.close());
         self.shared.manager.stop();
-        for door in self.older.iter().map(|(door, _)| door).chain([&self.door]) {
-            door.close();
-        }
         self.shared.lines.wait_until_served(Instant::now() + FINISH);
         if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr()) {
             connections.shut_down_all(address.port());
         }
+        doors().for_each(|door| door.dismiss());
     }
 
     /// Has waiters watched for their client's end.

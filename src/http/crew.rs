@@ -21,12 +21,13 @@ struct State<J> {
     /// Jobs for which a thread is on its way.
     jobs: VecDeque<J>,
     idle: usize,
-    closed: bool,
+    /// How many threads may be idle.
+    most: usize,
 }
 
 impl<J: Send + 'static> Crew<J> {
     pub fn new() -> Self {
-        let state = State { jobs: VecDeque::new(), idle: 0, closed: false };
+        let state = State { jobs: VecDeque::new(), idle: 0, most: MAX_IDLE };
         Crew { state: Mutex::new(state), wanted: Condvar::new() }
     }
 
@@ -61,7 +62,7 @@ impl<J: Send + 'static> Crew<J> {
             if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
             }
-            if state.closed || state.idle >= MAX_IDLE {
+            if state.idle >= state.most {
                 return None;
             }
             state.idle += 1;
@@ -70,9 +71,14 @@ impl<J: Send + 'static> Crew<J> {
         }
     }
 
-    /// Sends the idle threads home; the others end after their job.
+    /// Lets no thread end for now. That thousands end at once takes longer than what they do.
+    pub fn hold(&self) {
+        self.state.lock().most = usize::MAX;
+    }
+
+    /// Ends all threads, each after its job.
     pub fn close(&self) {
-        self.state.lock().closed = true;
+        self.state.lock().most = 0;
         self.wanted.notify_all();
     }
 }

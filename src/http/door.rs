@@ -83,11 +83,16 @@ impl Door {
         }
     }
 
-    /// Ends the threads of this door, each after what it is doing.
+    /// Answers what has come, and takes nothing more.
     pub fn close(&self) {
         self.closing.store(true, SeqCst);
-        self.crew.close();
+        self.crew.hold();
         self.tiny.unblock();
+    }
+
+    /// Ends the threads of a closed door, each after what it is doing.
+    pub fn dismiss(&self) {
+        self.crew.close();
     }
 
     /// Has a thread do the job, or does without where the system has no thread left.

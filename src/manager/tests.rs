@@ -67,9 +67,19 @@ impl Running {
         }
     }
 
+    /// A thread that blocks at its place when this returns.
     fn wait_in_thread(&self, place: &Place) -> JoinHandle<Outcome> {
-        let (manager, place) = (self.0.clone(), place.clone());
-        thread::spawn(move || manager.wait(&place))
+        let (manager, waiting) = (self.0.clone(), place.clone());
+        let thread = thread::spawn(move || manager.wait(&waiting));
+        until(|| {
+            let state = self.state.lock();
+            // A condition variable tells only by waking that somebody waits. Who is woken for
+            // nothing waits again, before anybody else has the lock.
+            let blocked = place.waiter.turn.notify_one();
+            MutexGuard::unlock_fair(state);
+            blocked || is_decided(place)
+        });
+        thread
     }
 
     /// A key whose lease has not run out before there was somebody to wait behind it.
@@ -90,6 +100,12 @@ fn grant_of(outcome: Outcome) -> Grant {
         Outcome::Granted(grant) => grant,
         other => panic!("it should be granted: {other:?}"),
     }
+}
+
+/// What a thread waited for. Without being woken it would come by it in the end, but too late.
+fn outcome_in(thread: JoinHandle<Outcome>) -> Outcome {
+    until(|| thread.is_finished());
+    thread.join().expect("a wait does not panic")
 }
 
 fn is_decided(place: &Place) -> bool {
@@ -115,7 +131,7 @@ fn release_wakes_exactly_the_longest_waiter() {
     let mut holder = "ann";
     for (n, thread) in threads.into_iter().enumerate() {
         assert_eq!(manager.release("K", holder), Ok(()));
-        grant_of(thread.join().unwrap());
+        grant_of(outcome_in(thread));
         holder = waiters[n].0;
         assert_eq!(manager.verify("K", holder), Ok(()));
         assert!(!waiters[n + 1..].iter().any(|(_, place)| is_decided(place)));
@@ -137,7 +153,7 @@ fn a_grant_may_come_before_the_wait_for_it_begins() {
 fn an_expiry_hands_over_with_no_further_request() {
     let manager = start(SHORT, LONG);
     let (key, first, bob) = manager.contended_key();
-    let second = grant_of(manager.wait_in_thread(&bob).join().unwrap());
+    let second = grant_of(outcome_in(manager.wait_in_thread(&bob)));
     assert!(Instant::now() >= first.expires);
     assert!(second.expires >= first.expires + SHORT);
     assert!(second.fence > first.fence);
@@ -228,12 +244,12 @@ fn an_abandoned_wait_ends_and_the_next_in_the_queue_is_unaffected() {
     let (bob, cat) = (manager.queued("K", "bob"), manager.queued("K", "cat"));
     let thread = manager.wait_in_thread(&bob);
     manager.abandon(&bob);
-    assert_eq!(thread.join().unwrap(), Outcome::Abandoned);
+    assert_eq!(outcome_in(thread), Outcome::Abandoned);
     assert_eq!(manager.wait(&bob), Outcome::Abandoned);
     assert!(!is_decided(&cat));
     let thread = manager.wait_in_thread(&cat);
     assert_eq!(manager.release("K", "ann"), Ok(()));
-    grant_of(thread.join().unwrap());
+    grant_of(outcome_in(thread));
     assert_eq!(manager.verify("K", "cat"), Ok(()));
 }
 
@@ -268,7 +284,7 @@ fn stop_breaks_off_all_waiters_and_refuses_new_ones() {
     let threads = places.map(|(key, name)| manager.wait_in_thread(&manager.queued(key, name)));
     manager.stop();
     for thread in threads {
-        assert_eq!(thread.join().unwrap(), Outcome::Stopping);
+        assert_eq!(outcome_in(thread), Outcome::Stopping);
     }
     assert_eq!(manager.refused("K", "eve"), Outcome::Stopping);
     assert_eq!(manager.refused("free", "eve"), Outcome::Stopping);
@@ -292,6 +308,9 @@ fn what_was_granted_before_a_stop_stays_granted() {
 fn stop_ends_the_time_keeper() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
+    manager.release("K", "ann").unwrap();
+    // With nothing to wait for it sleeps until it is woken.
+    until(|| manager.state.lock().alarm.is_none());
     assert_eq!(Arc::strong_count(&manager.0), 2);
     manager.stop();
     until(|| Arc::strong_count(&manager.0) == 1);
@@ -342,7 +361,7 @@ fn keys_do_not_wait_for_each_other() {
     assert_eq!(manager.release("L", "cat"), Ok(()));
     assert!(!is_decided(&bob));
     assert_eq!(manager.release("K", "ann"), Ok(()));
-    grant_of(thread.join().unwrap());
+    grant_of(outcome_in(thread));
 }
 
 #[test]

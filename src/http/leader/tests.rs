@@ -1,206 +1,135 @@
-//! Who leads, and who does when that one can't.
+//! Who leads, and who does when that one is stuck.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::thread::{self, JoinHandle};
+use std::thread;
+
+use parking_lot::Mutex;
 
 use super::*;
 
-/// A leader that has no rival, and has begun to serve.
-fn start_serving(leadership: &Leadership) -> Lead {
-    assert!(leadership.join());
-    let lead = leadership.follow().expect("the door is open");
-    leadership.serve(&lead);
-    lead
-}
-
-fn follow_in_thread(leadership: &Arc<Leadership>) -> JoinHandle<Option<Lead>> {
-    assert!(leadership.join());
-    let leadership = leadership.clone();
-    thread::spawn(move || leadership.follow())
-}
-
-fn nobody_is_needed() -> bool {
-    panic!("there is a follower")
-}
-
-fn nobody_can_be_had() -> bool {
-    false
-}
-
-#[test]
-fn the_first_to_follow_leads() {
-    let leadership = Leadership::new();
-    assert!(leadership.serving().is_none());
-    assert!(leadership.join());
-    let lead = leadership.follow().unwrap();
-    assert!(leadership.serving().is_none());
-    leadership.serve(&lead);
-    assert!(leadership.serving() == Some(lead));
-}
-
 #[test]
 fn a_leader_goes_on_leading_request_after_request() {
-    let leadership = Leadership::new();
-    let lead = start_serving(&leadership);
+    let (leadership, lead) = Leadership::new();
     for _ in 0..3 {
-        assert!(leadership.receive(&lead));
-        assert!(leadership.serving().is_none());
         leadership.serve(&lead);
+        assert!(leadership.receive(&lead));
     }
-}
-
-#[test]
-fn step_down_calls_a_follower_and_deposes_the_leader() {
-    let leadership = Arc::new(Leadership::new());
-    let old = start_serving(&leadership);
-    let follower = follow_in_thread(&leadership);
-    assert!(leadership.step_down(&old, nobody_is_needed));
-    let new = follower.join().unwrap().expect("the door is open");
-    assert!(new != old);
-    assert!(!leadership.receive(&old));
-    leadership.serve(&new);
-    assert!(!leadership.receive(&old));
-    assert!(leadership.receive(&new));
-}
-
-#[test]
-fn step_down_has_a_follower_added_where_there_is_none() {
-    let leadership = Arc::new(Leadership::new());
-    let old = start_serving(&leadership);
-    let mut added = None;
-    assert!(leadership.step_down(&old, || {
-        added = Some(follow_in_thread(&leadership));
-        true
-    }));
-    assert!(added.unwrap().join().unwrap().is_some());
-    assert!(!leadership.receive(&old));
-}
-
-#[test]
-fn a_step_down_that_finds_no_follower_changes_nothing() {
-    let leadership = Leadership::new();
-    let lead = start_serving(&leadership);
-    assert!(!leadership.step_down(&lead, nobody_can_be_had));
-    assert!(leadership.serving().as_ref() == Some(&lead));
-    assert!(leadership.receive(&lead));
-}
-
-#[test]
-fn a_stuck_leader_is_deposed_by_another_thread() {
-    let leadership = Arc::new(Leadership::new());
-    let stuck = start_serving(&leadership);
-    let follower = follow_in_thread(&leadership);
-    let seen = leadership.serving().expect("it serves");
-    assert!(leadership.step_down(&seen, nobody_is_needed));
-    assert!(follower.join().unwrap().is_some());
-    assert!(!leadership.receive(&stuck));
-}
-
-#[test]
-fn a_late_step_down_does_not_depose_the_next_leader() {
-    let leadership = Arc::new(Leadership::new());
-    let old = start_serving(&leadership);
-    let follower = follow_in_thread(&leadership);
-    assert!(leadership.step_down(&old, nobody_is_needed));
-    let new = follower.join().unwrap().unwrap();
-    leadership.serve(&new);
-    assert!(leadership.step_down(&old, nobody_is_needed));
-    assert!(leadership.receive(&new));
 }
 
 #[test]
 fn a_leader_that_receives_cannot_be_deposed() {
-    let leadership = Leadership::new();
-    let lead = start_serving(&leadership);
-    let seen = leadership.serving().unwrap();
+    let (leadership, lead) = Leadership::new();
+    assert_eq!(leadership.depose(), None);
+    leadership.serve(&lead);
     assert!(leadership.receive(&lead));
-    assert!(leadership.step_down(&seen, nobody_is_needed));
+    assert_eq!(leadership.depose(), None);
     leadership.serve(&lead);
     assert!(leadership.receive(&lead));
 }
 
 #[test]
-fn no_more_than_enough_may_follow() {
-    let leadership = Leadership::new();
-    for _ in 0..MAX_FOLLOWERS {
-        assert!(leadership.join());
-    }
-    assert!(!leadership.join());
-    leadership.leave();
-    assert!(leadership.join());
-    assert!(!leadership.join());
+fn a_deposed_leader_finds_out_when_it_comes_back() {
+    let (leadership, old) = Leadership::new();
+    leadership.serve(&old);
+    let new = leadership.depose().expect("it serves");
+    assert_ne!(new, old);
+    assert!(!leadership.receive(&old));
+    leadership.serve(&new);
+    assert!(!leadership.receive(&old));
+    assert!(leadership.receive(&new));
+    assert!(!leadership.receive(&old));
 }
 
 #[test]
-fn who_leads_follows_no_longer() {
-    let leadership = Leadership::new();
-    for _ in 0..MAX_FOLLOWERS {
-        assert!(leadership.join());
-    }
-    leadership.follow().unwrap();
-    assert!(leadership.join());
-    assert!(!leadership.join());
+fn who_is_deposed_is_deposed_once() {
+    let (leadership, lead) = Leadership::new();
+    leadership.serve(&lead);
+    let new = leadership.depose();
+    assert!(new.is_some());
+    // The new leader receives.
+    assert_eq!(leadership.depose(), None);
+    leadership.serve(&new.unwrap());
+    assert!(leadership.depose().is_some());
 }
 
 #[test]
-fn close_sends_the_followers_home() {
-    let leadership = Arc::new(Leadership::new());
-    let lead = start_serving(&leadership);
-    let followers = [(); 3].map(|()| follow_in_thread(&leadership));
-    leadership.close();
-    for follower in followers {
-        assert!(follower.join().unwrap().is_none());
+fn no_two_leaders_are_the_same() {
+    let (leadership, first) = Leadership::new();
+    let mut leads = vec![first];
+    for _ in 0..100 {
+        leadership.serve(&leads[leads.len() - 1]);
+        let next = leadership.depose().expect("it serves");
+        assert!(!leads.contains(&next));
+        leads.push(next);
     }
-    assert!(!leadership.join());
-    // The one that serves ends its request.
-    assert!(leadership.receive(&lead));
-    assert_eq!(leadership.bench.lock().followers, 0);
-}
-
-/// Ends the others' wait with the first thread's end, be it a panic.
-struct CloseOnDrop<'a>(&'a Leadership);
-
-impl Drop for CloseOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.close();
-    }
+    assert!(!leads[..100].iter().any(|old| leadership.receive(old)));
 }
 
 #[test]
-fn only_one_leads_at_a_time_and_no_vacancy_lasts() {
-    const THREADS: usize = 6;
-    const LEADS: usize = 5000;
-    let leadership = Leadership::new();
-    let leads = AtomicBool::new(false);
-    let times = AtomicUsize::new(0);
-    let take_part = || {
-        let _all_go_home = CloseOnDrop(&leadership);
-        while let Some(lead) = leadership.follow() {
-            loop {
-                assert!(!leads.swap(true, SeqCst), "somebody leads already");
-                let last = times.fetch_add(1, SeqCst) + 1 >= LEADS;
-                thread::yield_now();
-                assert!(leads.swap(false, SeqCst));
-                if last {
-                    return;
-                }
-                leadership.serve(&lead);
-                if leadership.step_down(&lead, nobody_can_be_had) {
-                    break;
-                }
-                assert!(leadership.receive(&lead), "nobody else could lead");
+fn a_leader_comes_back_or_is_deposed_and_never_both() {
+    const ROUNDS: usize = 10_000;
+    let start = AtomicUsize::new(0);
+    // Both sides start each round at the same moment, as far as the machine lets them.
+    let starts_round = |round: usize| {
+        start.fetch_add(1, SeqCst);
+        while start.load(SeqCst) < 2 * round {
+            thread::yield_now();
+        }
+    };
+    let (leadership, mut lead) = Leadership::new();
+    let next = Mutex::new(None);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                starts_round(2 * round - 1);
+                *next.lock() = leadership.depose();
+                starts_round(2 * round);
             }
-            if !leadership.join() {
+        });
+        for round in 1..=ROUNDS {
+            leadership.serve(&lead);
+            starts_round(2 * round - 1);
+            let is_back = leadership.receive(&lead);
+            starts_round(2 * round);
+            let next = next.lock().take();
+            assert_ne!(is_back, next.is_some());
+            lead = next.unwrap_or(lead);
+        }
+    });
+}
+
+#[test]
+fn only_one_leads_at_a_time() {
+    const LEADERS: usize = 300;
+    let (leadership, first) = Leadership::new();
+    let taking = AtomicBool::new(false);
+    let ended = AtomicBool::new(false);
+    // Takes requests until it is deposed.
+    let lead = |lead: Lead| {
+        loop {
+            assert!(!taking.swap(true, SeqCst), "somebody else takes requests");
+            thread::yield_now();
+            assert!(taking.swap(false, SeqCst));
+            leadership.serve(&lead);
+            thread::yield_now();
+            if ended.load(SeqCst) || !leadership.receive(&lead) {
                 return;
             }
         }
     };
     thread::scope(|scope| {
-        for _ in 0..THREADS {
-            assert!(leadership.join());
-            scope.spawn(take_part);
+        let mut leaders = vec![scope.spawn(|| lead(first))];
+        while leaders.len() < LEADERS {
+            if let Some(next) = leadership.depose() {
+                leaders.push(scope.spawn(|| lead(next)));
+            }
+            // Who panicked leaves the lead to nobody.
+            if leaders.last().is_some_and(|leader| leader.is_finished()) {
+                break;
+            }
+            thread::yield_now();
         }
+        ended.store(true, SeqCst);
+        assert_eq!(leaders.len(), LEADERS);
     });
-    assert!(times.load(SeqCst) >= LEADS);
 }
