@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::lease::{Grant, Key, Lease};
+use crate::lease::{Grant, Key, Lease, Requester};
 use crate::table::{Acquired, HandOver, Limits, LockTable, Refusal, Terms, Ticket};
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
@@ -18,6 +18,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// How many of them go at once, so that a million lapsing together delay nobody by a millisecond.
 const SWEEP_BATCH: usize = 1000;
+
+/// Where the journal goes: every grant and its end, at level trace.
+const JOURNAL: &str = "lock_server::journal";
 
 /// The time keeper needs no depth.
 const STACK: usize = 64 * 1024;
@@ -33,13 +36,48 @@ struct State {
     table: LockTable<Arc<Waiter>>,
     /// When the time keeper wakes up by itself. `None` while it has nothing to wait for.
     alarm: Option<Instant>,
-    /// Those whose outcome is set and who are still to be woken.
-    told: Vec<Arc<Waiter>>,
+    told: Told,
     stopping: bool,
+    /// `None` unless it is wanted.
+    journal: Option<Journal>,
+}
+
+/// What was decided, to be delivered after the lock is dropped.
+#[derive(Default)]
+#[must_use]
+struct Told {
+    /// Those whose outcome is set and who are still to be woken.
+    waiters: Vec<Arc<Waiter>>,
+    journal: Vec<String>,
+}
+
+impl Told {
+    fn deliver(self) {
+        for waiter in self.waiters {
+            waiter.turn.notify_one();
+        }
+        for line in self.journal {
+            log::trace!(target: JOURNAL, "{line}");
+        }
+    }
+}
+
+/// Numbers what is decided, because the lines of two threads may come out in any order.
+struct Journal {
+    begun: Instant,
+    number: u64,
+}
+
+impl Journal {
+    fn begin() -> Self {
+        Journal { begun: Instant::now(), number: 0 }
+    }
 }
 
 /// A thread that waits, and what it waits for.
 struct Waiter {
+    key: Key,
+    requester: Requester,
     turn: Condvar,
     /// Set once, under the mutex.
     outcome: OnceLock<Outcome>,
@@ -65,7 +103,6 @@ pub(crate) enum Attempt {
 /// A place in a key's queue.
 #[derive(Clone)]
 pub(crate) struct Place {
-    key: Key,
     ticket: Ticket,
     waiter: Arc<Waiter>,
     deadline: Instant,
@@ -78,8 +115,9 @@ impl LockManager {
             state: Mutex::new(State {
                 table: LockTable::new(limits),
                 alarm: None,
-                told: Vec::new(),
+                told: Told::default(),
                 stopping: false,
+                journal: log::log_enabled!(target: JOURNAL, log::Level::Trace).then(Journal::begin),
             }),
             clock: Condvar::new(),
             terms,
@@ -107,26 +145,28 @@ impl LockManager {
             }
             let handle = || {
                 let new = Arc::new(Waiter {
+                    key: key.into(),
+                    requester: requester.into(),
                     turn: Condvar::new(),
                     outcome: OnceLock::new(),
                 });
                 waiter = Some(new.clone());
                 new
             };
-            (
-                now,
-                Some(state.table.acquire(now, key, requester, terms, handle)),
-            )
+            let acquired = state.table.acquire(now, key, requester, terms, handle);
+            match acquired {
+                Acquired::Granted(grant) => state.note_grant(now, key, requester, grant),
+                Acquired::Queued(ticket) => {
+                    state.note(now, || format!("queued {key:?} {requester:?} ticket {ticket}"));
+                }
+                Acquired::Refused(_) => {}
+            }
+            (now, Some(acquired))
         });
         match (acquired, waiter) {
             (Some(Acquired::Queued(ticket)), Some(waiter)) => {
                 let deadline = now + terms.lock_attempt_timeout;
-                Attempt::Queued(Place {
-                    key: key.into(),
-                    ticket,
-                    waiter,
-                    deadline,
-                })
+                Attempt::Queued(Place { ticket, waiter, deadline })
             }
             (Some(Acquired::Granted(grant)), _) => Attempt::Decided(Outcome::Granted(grant)),
             (Some(Acquired::Refused(refusal)), _) => Attempt::Decided(Outcome::Refused(refusal)),
@@ -167,16 +207,25 @@ impl LockManager {
         self.decide(|state, now| {
             // The lease ahead may have run out at this very instant. Then the key goes to the head
             // of the queue, which may be this waiter.
-            state.table.settle(now, &place.key);
-            state.tell();
-            let outcome = *place.waiter.outcome.get_or_init(|| reason);
-            state.table.abandon(&place.key, place.ticket);
+            let Waiter { key, requester, outcome, .. } = &*place.waiter;
+            state.table.settle(now, key);
+            state.record(now);
+            let outcome = *outcome.get_or_init(|| reason);
+            if state.table.abandon(key, place.ticket) {
+                state.note(now, || format!("left {key:?} {requester:?} ticket {}", place.ticket));
+            }
             outcome
         })
     }
 
     pub fn release(&self, key: &str, requester: &str) -> Result<(), Refusal> {
-        self.decide(|state, now| state.table.release(now, key, requester))
+        self.decide(|state, now| {
+            let released = state.table.release(now, key, requester);
+            if released.is_ok() {
+                state.note(now, || format!("released {key:?} {requester:?}"));
+            }
+            released
+        })
     }
 
     pub fn check(&self, key: &str) -> bool {
@@ -215,17 +264,15 @@ impl LockManager {
     /// gave a key to are woken after the lock is dropped.
     fn decide<R>(&self, decision: impl FnOnce(&mut State, Instant) -> R) -> R {
         let mut state = self.state.lock();
-        let result = decision(&mut state, Instant::now());
-        state.tell();
-        let told = mem::take(&mut state.told);
+        let now = Instant::now();
+        let result = decision(&mut state, now);
+        let told = state.tell(now);
         let earlier = state.next_alarm_is_earlier();
         drop(state);
         if earlier {
             self.clock.notify_one();
         }
-        for waiter in told {
-            waiter.turn.notify_one();
-        }
+        told.deliver();
         result
     }
 
@@ -235,14 +282,9 @@ impl LockManager {
         while !state.stopping {
             let now = Instant::now();
             let swept = state.table.expire(now, SWEEP_BATCH);
-            state.tell();
-            let told = mem::take(&mut state.told);
-            if !told.is_empty() || !swept {
-                MutexGuard::unlocked_fair(&mut state, || {
-                    for waiter in told {
-                        waiter.turn.notify_one();
-                    }
-                });
+            let told = state.tell(now);
+            if !told.waiters.is_empty() || !swept {
+                MutexGuard::unlocked_fair(&mut state, || told.deliver());
                 continue;
             }
             let sweep = (!state.table.is_empty()).then(|| now + SWEEP_EVERY);
@@ -258,12 +300,35 @@ impl LockManager {
 }
 
 impl State {
+    /// What was decided since the last call.
+    fn tell(&mut self, now: Instant) -> Told {
+        self.record(now);
+        mem::take(&mut self.told)
+    }
+
     /// Records the outcome of everyone who was handed a key.
-    fn tell(&mut self) {
+    fn record(&mut self, now: Instant) {
         for HandOver { waiter, grant } in self.table.take_handed_over() {
+            self.note_grant(now, &waiter.key, &waiter.requester, grant);
             // Only a queued waiter is handed a key, and one with an outcome has left its queue.
             let _ = waiter.outcome.set(Outcome::Granted(grant));
-            self.told.push(waiter);
+            self.told.waiters.push(waiter);
+        }
+    }
+
+    fn note_grant(&mut self, now: Instant, key: &str, requester: &str, grant: Grant) {
+        let lease = grant.expires.saturating_duration_since(now);
+        self.note(now, || {
+            format!("granted {key:?} {requester:?} fence {} for {}", grant.fence, lease.as_micros())
+        });
+    }
+
+    /// Writes a line of the journal.
+    fn note(&mut self, now: Instant, line: impl FnOnce() -> String) {
+        if let Some(journal) = &mut self.journal {
+            journal.number += 1;
+            let at = now.saturating_duration_since(journal.begun).as_micros();
+            self.told.journal.push(format!("{} at {at} {}", journal.number, line()));
         }
     }
 

@@ -268,12 +268,7 @@ fn respond(peer: SocketAddr, request: Request, reply: &Reply) {
 
 fn respond_and(peer: SocketAddr, request: Request, reply: &Reply, connection: Option<&str>) {
     let head = *request.method() == tiny_http::Method::Head;
-    log::trace!(
-        "{peer} {} {} {}",
-        request.method(),
-        request.url(),
-        reply.status as u16
-    );
+    log::trace!("{peer} {} {:?} {}", request.method(), request.url(), reply.status as u16);
     let bytes = reply.to_bytes(connection, head);
     let mut writer = request.into_writer();
     if let Err(error) = writer.write_all(&bytes).and_then(|()| writer.flush()) {
