@@ -10,8 +10,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{self, ForkResult, Pid};
@@ -195,7 +195,10 @@ impl Child {
                 // Not yet reaped, so nobody else has this number.
                 signal::kill(self.pid, signal)?;
             }
-            let waited = self.end.told.wait_timeout_while(reaped, patience, |reaped| !*reaped);
+            let waited = self
+                .end
+                .told
+                .wait_timeout_while(reaped, patience, |reaped| !*reaped);
             (reaped, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if *reaped {
                 return Ok(was_alive);
@@ -319,7 +322,11 @@ fn close_range(first: RawFd, last: RawFd) {
 /// Forgets the parent's handlers and mask. A write to a closed connection stays an error.
 fn reset_signals() {
     for number in 1..=libc::SIGRTMAX() {
-        let action = if number == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
+        let action = if number == libc::SIGPIPE {
+            libc::SIG_IGN
+        } else {
+            libc::SIG_DFL
+        };
         // SAFETY: neither action calls into the program. What may not be changed refuses, as it should.
         unsafe { libc::signal(number, action) };
     }
@@ -386,13 +393,4 @@ impl Drop for StopSignals {
 /// counts, not the thread that forked.
 pub(crate) fn has_ended_parent(parent: Pid) -> bool {
     unistd::getppid() != parent
-}
-
-/// Allows as many descriptors as the system lets this process have, and says how many those are.
-pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    }
-    Ok(hard)
 }

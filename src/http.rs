@@ -119,7 +119,12 @@ impl FrontDoor {
         let timeout = TimeVal::new(SEND_TIMEOUT, 0);
         socket::setsockopt(&listener, sockopt::SendTimeout, &timeout)?;
         let watch = Watch::new(listener.try_clone()?, shutdown.0.as_fd())?;
-        let shared = Arc::new(Shared { manager, admission, shutdown, lines: Lines::default() });
+        let shared = Arc::new(Shared {
+            manager,
+            admission,
+            shutdown,
+            lines: Lines::default(),
+        });
         let nudger = Nudger::new(listener.local_addr()?);
         let door = Door::open(&listener, shared.clone())?;
         Ok(FrontDoor {
@@ -140,7 +145,9 @@ impl FrontDoor {
     /// Looks after the door until the next beat or the next event. `true` once the server is asked
     /// to end.
     pub fn tend(&mut self) -> bool {
-        let next = self.next_nudge.map_or(self.next_beat, |nudge| nudge.min(self.next_beat));
+        let next = self
+            .next_nudge
+            .map_or(self.next_beat, |nudge| nudge.min(self.next_beat));
         let left = next.saturating_duration_since(Instant::now());
         // Rounded up, so as not to come back for less than a millisecond.
         let events = self.watch.wait(left.as_millis() as u16 + 1);
@@ -172,7 +179,7 @@ impl FrontDoor {
         if self.starved || !self.door.is_accepting() {
             self.nudge();
         }
-        if !self.older.is_empty() && self.beats % RETIRE_EVERY == 0 {
+        if !self.older.is_empty() && self.beats.is_multiple_of(RETIRE_EVERY) {
             self.retire();
         }
     }
@@ -197,18 +204,25 @@ impl FrontDoor {
     /// nothing more after its first error, but goes on serving the connections that it has.
     fn reopen(&mut self) {
         if !mem::replace(&mut self.starved, true) {
-            log::warn!("no connection is accepted for now, most likely out of descriptors; the locks stay");
+            log::warn!(
+                "no connection is accepted for now, most likely out of descriptors; the locks stay"
+            );
         }
         // With fewer than a handful it would be over again at once.
         let handful: io::Result<Vec<_>> = (0..16).map(|_| self.listener.try_clone()).collect();
         if handful.map(drop).is_err() {
             return;
         }
-        let reopened = Connections::look_up()
-            .and_then(|connections| Ok((Door::open(&self.listener, self.shared.clone())?, connections)));
+        let reopened = Connections::look_up().and_then(|connections| {
+            Ok((
+                Door::open(&self.listener, self.shared.clone())?,
+                connections,
+            ))
+        });
         match reopened {
             Ok((door, connections)) => {
-                self.older.push((mem::replace(&mut self.door, door), connections));
+                self.older
+                    .push((mem::replace(&mut self.door, door), connections));
                 self.next_nudge = Some(Instant::now());
             }
             Err(error) => log::debug!("cannot accept connections yet: {error}"),
@@ -236,7 +250,8 @@ impl FrontDoor {
         doors().for_each(|door| door.close());
         self.shared.manager.stop();
         self.shared.lines.wait_until_served(Instant::now() + FINISH);
-        if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr()) {
+        if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr())
+        {
             connections.shut_down_all(address.port());
         }
         doors().for_each(|door| door.dismiss());
@@ -250,7 +265,10 @@ impl FrontDoor {
         }
         let connections = Connections::look_up();
         for (peer, id) in unwatched {
-            let fd = connections.as_ref().ok().and_then(|connections| connections.get(&peer));
+            let fd = connections
+                .as_ref()
+                .ok()
+                .and_then(|connections| connections.get(&peer));
             if fd.is_none_or(|fd| self.watch.watch(fd, id).is_err()) {
                 // What has ended before reports nothing later, and what can't be found has ended.
                 self.suspects.insert(id);

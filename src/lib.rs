@@ -2,6 +2,7 @@
 //!
 #![doc = include_str!("../README.md")]
 
+mod capacity;
 mod child;
 mod client;
 mod error;

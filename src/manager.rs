@@ -70,7 +70,10 @@ struct Journal {
 
 impl Journal {
     fn begin() -> Self {
-        Journal { begun: Instant::now(), number: 0 }
+        Journal {
+            begun: Instant::now(),
+            number: 0,
+        }
     }
 }
 
@@ -157,7 +160,9 @@ impl LockManager {
             match acquired {
                 Acquired::Granted(grant) => state.note_grant(now, key, requester, grant),
                 Acquired::Queued(ticket) => {
-                    state.note(now, || format!("queued {key:?} {requester:?} ticket {ticket}"));
+                    state.note(now, || {
+                        format!("queued {key:?} {requester:?} ticket {ticket}")
+                    });
                 }
                 Acquired::Refused(_) => {}
             }
@@ -166,7 +171,11 @@ impl LockManager {
         match (acquired, waiter) {
             (Some(Acquired::Queued(ticket)), Some(waiter)) => {
                 let deadline = now + terms.lock_attempt_timeout;
-                Attempt::Queued(Place { ticket, waiter, deadline })
+                Attempt::Queued(Place {
+                    ticket,
+                    waiter,
+                    deadline,
+                })
             }
             (Some(Acquired::Granted(grant)), _) => Attempt::Decided(Outcome::Granted(grant)),
             (Some(Acquired::Refused(refusal)), _) => Attempt::Decided(Outcome::Refused(refusal)),
@@ -207,12 +216,19 @@ impl LockManager {
         self.decide(|state, now| {
             // The lease ahead may have run out at this very instant. Then the key goes to the head
             // of the queue, which may be this waiter.
-            let Waiter { key, requester, outcome, .. } = &*place.waiter;
+            let Waiter {
+                key,
+                requester,
+                outcome,
+                ..
+            } = &*place.waiter;
             state.table.settle(now, key);
             state.record(now);
             let outcome = *outcome.get_or_init(|| reason);
             if state.table.abandon(key, place.ticket) {
-                state.note(now, || format!("left {key:?} {requester:?} ticket {}", place.ticket));
+                state.note(now, || {
+                    format!("left {key:?} {requester:?} ticket {}", place.ticket)
+                });
             }
             outcome
         })
@@ -319,7 +335,11 @@ impl State {
     fn note_grant(&mut self, now: Instant, key: &str, requester: &str, grant: Grant) {
         let lease = grant.expires.saturating_duration_since(now);
         self.note(now, || {
-            format!("granted {key:?} {requester:?} fence {} for {}", grant.fence, lease.as_micros())
+            format!(
+                "granted {key:?} {requester:?} fence {} for {}",
+                grant.fence,
+                lease.as_micros()
+            )
         });
     }
 
@@ -328,7 +348,9 @@ impl State {
         if let Some(journal) = &mut self.journal {
             journal.number += 1;
             let at = now.saturating_duration_since(journal.begun).as_micros();
-            self.told.journal.push(format!("{} at {at} {}", journal.number, line()));
+            self.told
+                .journal
+                .push(format!("{} at {at} {}", journal.number, line()));
         }
     }
 

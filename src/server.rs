@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddr
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::capacity;
 use crate::child::{self, Birth, Child, StopSignals};
 use crate::client::{Client, ClientOptions};
 use crate::error::Error;
@@ -85,10 +87,12 @@ impl Server {
         let listener = self.take_listener()?;
         let ping = Client::new("ping", &address.ip().to_string(), address.port());
         let serve = |birth: &Birth| {
-            let served = listener
-                .try_clone()
+            let served = StopSignals::install()
+                .and_then(|signals| Ok((listener.try_clone()?, signals)))
                 .map_err(start_failed("cannot share the listener"))
-                .and_then(|listener| serve(listener, &self.options, Some(birth)));
+                .and_then(|(listener, signals)| {
+                    serve(listener, &self.options, &signals, Some(birth))
+                });
             i32::from(served.is_err())
         };
         let child = Child::start(
@@ -109,9 +113,11 @@ impl Server {
     /// Those of [`bind`](Self::bind); [`Error::CannotStart`] where the system refuses threads or
     /// descriptors.
     pub fn run(&mut self) -> Result<(), Error> {
+        // First of all, so that a signal that comes early ends it as one that comes late.
+        let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
         self.bind()?;
         let listener = self.take_listener()?;
-        serve(listener, &self.options, None)
+        serve(listener, &self.options, &signals, None)
     }
 
     /// Stops the started server: LOCKs that wait are broken off, the process is reaped, the port is
@@ -234,8 +240,16 @@ impl fmt::Debug for Server {
     }
 }
 
+/// How often memory is given back.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
 /// Serves on a bound listener until it is told to stop.
-fn serve(listener: TcpListener, options: &Options, birth: Option<&Birth>) -> Result<(), Error> {
+fn serve(
+    listener: TcpListener,
+    options: &Options,
+    signals: &StopSignals,
+    birth: Option<&Birth>,
+) -> Result<(), Error> {
     let address = listener
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
@@ -252,9 +266,7 @@ fn serve(listener: TcpListener, options: &Options, birth: Option<&Birth>) -> Res
         host: options.host.clone(),
         loopback: address.ip().is_loopback(),
     };
-    let descriptors = child::raise_descriptor_limit()
-        .map_err(start_failed("cannot read the descriptor limit"))?;
-    let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
+    let clients = capacity::raise().map_err(start_failed("cannot set the descriptor limit"))?;
     let shutdown = Shutdown::new()
         .map(Arc::new)
         .map_err(start_failed("no descriptor left"))?;
@@ -263,11 +275,7 @@ fn serve(listener: TcpListener, options: &Options, birth: Option<&Birth>) -> Res
         FrontDoor::open(listener, manager, admission, shutdown)
             .map_err(start_failed("cannot serve"))
     })?;
-    // A connection takes two descriptors, and the server itself some twenty.
-    log::info!(
-        "serving on {address}, up to {} clients at the same time",
-        descriptors.saturating_sub(20) / 2
-    );
+    log::info!("serving on {address}, up to {clients} clients at the same time");
     if !address.ip().is_loopback() {
         log::warn!(
             "{address} can be reached from other machines, and names are not credentials: whoever reaches it can lock and unlock"
@@ -276,9 +284,14 @@ fn serve(listener: TcpListener, options: &Options, birth: Option<&Birth>) -> Res
     if let Some(birth) = birth {
         birth.serving();
     }
+    let mut next_trim = Instant::now() + TRIM_EVERY;
     loop {
         if door.tend() {
             break;
+        }
+        if Instant::now() >= next_trim {
+            capacity::give_back_memory();
+            next_trim = Instant::now() + TRIM_EVERY;
         }
         if signals.arrived() {
             log::info!("ending: a signal asked for it");

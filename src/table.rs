@@ -212,7 +212,7 @@ impl<W> LockTable<W> {
     }
 
     /// Lets all leases run out whose time has come: every one that somebody waits behind, and up to
-    /// `batch` of the others. `true` if none is left over.
+    /// `batch` of the others. `false` if more of those may be left over.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
         while let Some((&(ended, _), key)) = self.contended.first_key_value()
             && ended <= now

@@ -15,7 +15,11 @@ use lock_server::Options;
 fn of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused() {
     const CLIENTS: usize = 64;
     const ROUNDS: usize = 200;
-    let server = start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: PATIENCE, ..options() });
+    let server = start(Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    });
     let inside = AtomicU32::new(0);
     let turns = Mutex::new(Vec::with_capacity(CLIENTS * ROUNDS));
     let barrier = Barrier::new(CLIENTS);
@@ -36,7 +40,11 @@ fn of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused() {
             });
         }
     });
-    println!("{} rounds of {CLIENTS} clients on one key in {:?}", CLIENTS * ROUNDS, began.elapsed());
+    println!(
+        "{} rounds of {CLIENTS} clients on one key in {:?}",
+        CLIENTS * ROUNDS,
+        began.elapsed()
+    );
 
     let turns = turns.into_inner().unwrap();
     assert_eq!(turns.len(), CLIENTS * ROUNDS);
@@ -45,10 +53,15 @@ fn of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused() {
 /// Each comes only when the one before it is known to stand in the queue.
 #[test]
 fn waiters_are_served_in_the_order_of_their_arrival() {
-    let server = start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: PATIENCE, ..options() });
+    let server = start(Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    });
     assert_ne!(ask(&server, "/LOCK/KEYA/first").body, "0\n");
-    let mut queue: Vec<Wire> =
-        (0..64).map(|waiter| waiting_wire(&server, "KEYA", &format!("waiter-{waiter}"))).collect();
+    let mut queue: Vec<Wire> = (0..64)
+        .map(|waiter| waiting_wire(&server, "KEYA", &format!("waiter-{waiter}")))
+        .collect();
     let mut holder = "first".to_string();
     for (waiter, wire) in queue.iter_mut().enumerate() {
         assert_eq!(ask(&server, &format!("/UNLOCK/KEYA/{holder}")).body, "1\n");

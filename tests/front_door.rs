@@ -27,7 +27,11 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn patient() -> Options {
-    Options { lock_timeout: Duration::from_secs(600), lock_attempt_timeout: Duration::from_secs(600), ..options() }
+    Options {
+        lock_timeout: Duration::from_secs(600),
+        lock_attempt_timeout: Duration::from_secs(600),
+        ..options()
+    }
 }
 
 /// Without the nudges, 4 to 60 of each first burst were never answered; seen with `nudge_if_busy`
@@ -48,7 +52,10 @@ fn of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_con
             assert_eq!(wire.reply().body, "1\n");
         }
         let slowest = began.elapsed();
-        assert!(slowest <= ms(250), "burst {burst} was answered after {slowest:?}");
+        assert!(
+            slowest <= ms(250),
+            "burst {burst} was answered after {slowest:?}"
+        );
         // Next time there are idle, waiting and busy ones, or threads that have just become free.
         match burst % 4 {
             0 => others.append(&mut crowd),
@@ -75,9 +82,13 @@ fn an_idle_server_takes_less_than_half_a_percent_of_a_core() {
     let mut server = Server::new(patient());
     let pid = server.start().unwrap();
     let mut connected: Vec<Wire> = (0..64).map(|_| Wire::to(&server)).collect();
-    connected.iter_mut().for_each(|wire| assert_eq!(wire.ask("/PING").body, "1\n"));
+    connected
+        .iter_mut()
+        .for_each(|wire| assert_eq!(wire.ask("/PING").body, "1\n"));
     ask(&server, "/LOCK/KEYA/holder");
-    let _waiters: Vec<Wire> = (0..8).map(|number| waiting_wire(&server, "KEYA", &format!("waiter-{number}"))).collect();
+    let _waiters: Vec<Wire> = (0..8)
+        .map(|number| waiting_wire(&server, "KEYA", &format!("waiter-{number}")))
+        .collect();
     // It settles within a few beats of the last connection.
     thread::sleep(ms(500));
     let before = cpu_time(pid);
@@ -87,24 +98,40 @@ fn an_idle_server_takes_less_than_half_a_percent_of_a_core() {
 }
 
 #[test]
-fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free() {
+fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free()
+ {
     let _alone = alone();
     let mut server = Foreground::start(&["--lock-timeout", "600"]);
     let mut kept = Wire::to_port(server.port);
     assert_ne!(kept.ask("/LOCK/KEYA/CLIENT_A").body, "0\n");
-    // The hard limit is where it begins: it raises the soft one to it.
+    // It raises the soft limit to the hard one, or as far as the machine has threads for.
     let before = limit_descriptors(server.process.id(), 100);
-    assert_eq!(before.rlim_cur, before.rlim_max, "the soft limit was raised to the hard one");
+    assert!(
+        before.rlim_cur == before.rlim_max || before.rlim_cur >= 16_000,
+        "{}",
+        before.rlim_cur
+    );
     for _ in 0..3 {
         let mut crowd: Vec<Wire> = (0..100).map(|_| Wire::to_port(server.port)).collect();
-        crowd.iter_mut().for_each(|wire| drop(wire.stream().write(b"GET /PING HTTP/1.1\r\n\r\n")));
-        until("some of the crowd are answered", || crowd.iter().any(Wire::has_answer));
+        crowd
+            .iter_mut()
+            .for_each(|wire| drop(wire.stream().write(b"GET /PING HTTP/1.1\r\n\r\n")));
+        until("some of the crowd are answered", || {
+            crowd.iter().any(Wire::has_answer)
+        });
         // Until it has run out, and for a while.
         thread::sleep(ms(500));
-        assert_eq!(kept.ask("/VERIFY/KEYA/CLIENT_A").body, "1\n", "a connection that was there is served");
+        assert_eq!(
+            kept.ask("/VERIFY/KEYA/CLIENT_A").body,
+            "1\n",
+            "a connection that was there is served"
+        );
         drop(crowd);
         let free = Instant::now();
-        assert_eq!(Wire::to_port(server.port).ask("/VERIFY/KEYA/CLIENT_A").body, "1\n");
+        assert_eq!(
+            Wire::to_port(server.port).ask("/VERIFY/KEYA/CLIENT_A").body,
+            "1\n"
+        );
         let late = free.elapsed();
         assert!(late <= Duration::from_secs(1), "answered after {late:?}");
         assert_eq!(kept.ask("/PING").body, "1\n");
@@ -123,12 +150,22 @@ fn of_a_hundred_dead_waiters_none_is_granted_the_key_and_the_living_one_behind_t
     let _alone = alone();
     let server = start(patient());
     ask(&server, "/LOCK/KEYA/holder");
-    let mut dead: Vec<Wire> = (0..100).map(|number| waiting_wire(&server, "KEYA", &format!("dead-{number}"))).collect();
+    let mut dead: Vec<Wire> = (0..100)
+        .map(|number| waiting_wire(&server, "KEYA", &format!("dead-{number}")))
+        .collect();
     let mut living = waiting_wire(&server, "KEYA", "living");
     for (number, wire) in dead.drain(..).enumerate() {
         if number % 2 == 0 {
             // Reset instead of closed.
-            setsockopt(wire.stream(), sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+            setsockopt(
+                wire.stream(),
+                sockopt::Linger,
+                &libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                },
+            )
+            .unwrap();
         }
     }
     thread::sleep(Duration::from_secs(1));
@@ -136,10 +173,17 @@ fn of_a_hundred_dead_waiters_none_is_granted_the_key_and_the_living_one_behind_t
     assert_eq!(ask(&server, "/UNLOCK/KEYA/holder").body, "1\n");
     assert_ne!(living.reply().body, "0\n");
     let late = released.elapsed();
-    assert!(late <= ms(50), "the living waiter had the key after {late:?}");
+    assert!(
+        late <= ms(50),
+        "the living waiter had the key after {late:?}"
+    );
     assert_eq!(ask(&server, "/VERIFY/KEYA/living").body, "1\n");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/living").body, "1\n");
-    assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n", "nobody is left in the queue");
+    assert_eq!(
+        ask(&server, "/CHECK/KEYA").body,
+        "0\n",
+        "nobody is left in the queue"
+    );
 }
 
 #[test]
@@ -169,15 +213,28 @@ fn who_hangs_up_after_the_grant_keeps_the_lease() {
 #[test]
 fn beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers() {
     let _alone = alone();
-    let server = start(Options { max_waiters: 2, max_keys: 2, ..patient() });
+    let server = start(Options {
+        max_waiters: 2,
+        max_keys: 2,
+        ..patient()
+    });
     for key in ["KEYA", "KEYB"] {
         assert_ne!(ask(&server, &format!("/LOCK/{key}/CLIENT_A")).body, "0\n");
     }
     let full = ask(&server, "/LOCK/KEYC/CLIENT_A");
-    assert_eq!((full.status, full.result(), full.header("Retry-After")), (503, "full", Some("1")));
-    let mut waiters: Vec<Wire> = ["CLIENT_B", "CLIENT_C"].iter().map(|name| waiting_wire_alone(&server, "KEYA", name)).collect();
+    assert_eq!(
+        (full.status, full.result(), full.header("Retry-After")),
+        (503, "full", Some("1"))
+    );
+    let mut waiters: Vec<Wire> = ["CLIENT_B", "CLIENT_C"]
+        .iter()
+        .map(|name| waiting_wire_alone(&server, "KEYA", name))
+        .collect();
     let full = ask(&server, "/LOCK/KEYB/CLIENT_D");
-    assert_eq!((full.status, full.result(), full.header("Retry-After")), (503, "full", Some("1")));
+    assert_eq!(
+        (full.status, full.result(), full.header("Retry-After")),
+        (503, "full", Some("1"))
+    );
     assert_eq!(ask(&server, "/VERIFY/KEYB/CLIENT_A").body, "1\n");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     assert_ne!(waiters[0].reply().body, "0\n");
@@ -203,7 +260,9 @@ fn eight_thousand_waiters_on_one_key_are_served_in_their_order() {
             for wire in [&mut spare, &mut wire] {
                 wire.get(&format!("/LOCK/KEYA/waiter-{number}"));
             }
-            until("one of the two is refused", || spare.has_answer() || wire.has_answer());
+            until("one of the two is refused", || {
+                spare.has_answer() || wire.has_answer()
+            });
             if wire.has_answer() {
                 std::mem::swap(&mut wire, &mut spare);
             }
@@ -237,14 +296,22 @@ fn eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_secon
         })
         .collect();
     // One that reads the connection and one that waits; a few were there before.
-    until("all of them wait", || status(pid, "Threads:") + 10 >= threads_before + 2 * WAITERS);
+    until("all of them wait", || {
+        status(pid, "Threads:") + 10 >= threads_before + 2 * WAITERS
+    });
     let each = (status(pid, "VmRSS:") - resident_before) as f64 / WAITERS as f64;
     println!("{WAITERS} waiters, {each:.1} kB each");
     assert!(each <= 32.0, "{each} kB each");
 
     let readers = thread::spawn(move || {
         let answers = waiters.iter_mut().map(Wire::try_reply);
-        answers.filter(|answer| answer.as_ref().is_ok_and(|reply| reply.result() == "stopping")).count()
+        answers
+            .filter(|answer| {
+                answer
+                    .as_ref()
+                    .is_ok_and(|reply| reply.result() == "stopping")
+            })
+            .count()
     });
     let began = Instant::now();
     signal::kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap();
@@ -278,7 +345,16 @@ fn a_huge_body_announced_costs_only_its_own_connection() {
     let _alone = alone();
     let server = start(options());
     let mut kept = Wire::to(&server);
-    for length in ["1025", "2000000", "1000000000000", "9223372036854775807", "18446744073709551615", "99999999999999999999", "-1", "x"] {
+    for length in [
+        "1025",
+        "2000000",
+        "1000000000000",
+        "9223372036854775807",
+        "18446744073709551615",
+        "99999999999999999999",
+        "-1",
+        "x",
+    ] {
         let mut wire = Wire::to(&server);
         wire.send(format!("POST /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\nsome"));
         if length == "1025" {
@@ -325,7 +401,8 @@ fn a_client_that_never_reads_its_answers_stops_nobody() {
     // Answers that fill every buffer on the way, and never more than 100 requests ahead of them.
     let began = Instant::now();
     let requests = "GET /FOO HTTP/1.1\r\n\r\n".repeat(100);
-    while stream.write_all(requests.as_bytes()).is_ok() && began.elapsed() < Duration::from_secs(3) {
+    while stream.write_all(requests.as_bytes()).is_ok() && began.elapsed() < Duration::from_secs(3)
+    {
         assert_eq!(ask(&server, "/PING").body, "1\n");
     }
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
@@ -349,15 +426,26 @@ impl Foreground {
         let mut stderr = BufReader::new(process.stderr.take().unwrap());
         let mut first = String::new();
         stderr.read_line(&mut first).unwrap();
-        let port = first.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-        let port = port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {first:?}"));
+        let port = first
+            .split("127.0.0.1:")
+            .nth(1)
+            .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+        let port = port
+            .and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("no port in {first:?}"));
         let log = thread::spawn(move || {
             let mut log = first;
             stderr.read_to_string(&mut log).unwrap();
             log
         });
-        until("it answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Foreground { process, port, log: Some(log) }
+        until("it answers", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        Foreground {
+            process,
+            port,
+            log: Some(log),
+        }
     }
 
     fn end(&mut self, signal: Signal) -> String {
@@ -380,7 +468,14 @@ fn waiting_process(server: &Server) -> (Child, String) {
     for number in 0.. {
         let name = format!("process-{number}");
         let mut process = Command::new(env!("CARGO_BIN_EXE_lock-server"))
-            .args(["lock", "KEYA", "--name", &name, "--port", &server.port().to_string()])
+            .args([
+                "lock",
+                "KEYA",
+                "--name",
+                &name,
+                "--port",
+                &server.port().to_string(),
+            ])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -407,7 +502,9 @@ fn waiting_wire_alone(server: &Server, key: &str, requester: &str) -> Wire {
     until("it waits", || {
         let mut probe = Wire::to(server);
         probe.get(&format!("/LOCK/{key}/{requester}"));
-        until("the probe is refused", || probe.has_answer() || wire.has_answer());
+        until("the probe is refused", || {
+            probe.has_answer() || wire.has_answer()
+        });
         if wire.has_answer() {
             // The probe was first: it waits in its stead.
             std::mem::swap(&mut wire, &mut probe);
@@ -429,14 +526,23 @@ fn cpu_time(pid: u32) -> Duration {
 /// A number of `/proc/PID/status`.
 fn status(pid: u32, name: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Sets another process's descriptor limits, and returns what they were.
 fn limit_descriptors(pid: u32, most: u64) -> libc::rlimit {
-    let new = libc::rlimit { rlim_cur: most, rlim_max: most };
-    let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let new = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: both structures outlive the call.
     let result = unsafe { libc::prlimit(pid as i32, libc::RLIMIT_NOFILE, &new, &mut old) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
@@ -446,6 +552,9 @@ fn limit_descriptors(pid: u32, most: u64) -> libc::rlimit {
 fn raise_own_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    assert!(hard >= 20_000, "this test needs 20,000 descriptors, and the hard limit is {hard}");
+    assert!(
+        hard >= 20_000,
+        "this test needs 20,000 descriptors, and the hard limit is {hard}"
+    );
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }

@@ -29,33 +29,108 @@ fn main() {
         Err(_) => {}
     }
     let tests: &[(&str, fn())] = &[
-        ("start_returns_the_childs_pid_once_it_answers", start_returns_the_childs_pid_once_it_answers),
-        ("stop_breaks_off_waiting_locks_and_frees_the_port", stop_breaks_off_waiting_locks_and_frees_the_port),
+        (
+            "start_returns_the_childs_pid_once_it_answers",
+            start_returns_the_childs_pid_once_it_answers,
+        ),
+        (
+            "stop_breaks_off_waiting_locks_and_frees_the_port",
+            stop_breaks_off_waiting_locks_and_frees_the_port,
+        ),
         ("a_second_stop_stops_nothing", a_second_stop_stops_nothing),
-        ("a_second_start_on_one_handle_is_an_error", a_second_start_on_one_handle_is_an_error),
-        ("a_stopped_server_can_be_started_again", a_stopped_server_can_be_started_again),
-        ("a_busy_port_is_tried_again_as_configured", a_busy_port_is_tried_again_as_configured),
-        ("a_port_that_becomes_free_in_time_is_taken", a_port_that_becomes_free_in_time_is_taken),
-        ("options_out_of_range_are_refused_before_anything_is_bound", options_out_of_range_are_refused_before_anything_is_bound),
-        ("a_child_killed_from_outside_is_noticed", a_child_killed_from_outside_is_noticed),
-        ("no_zombie_is_left_when_the_child_ends_by_itself", no_zombie_is_left_when_the_child_ends_by_itself),
-        ("a_child_that_ignores_its_end_is_killed", a_child_that_ignores_its_end_is_killed),
-        ("the_child_keeps_no_descriptor_but_its_own", the_child_keeps_no_descriptor_but_its_own),
-        ("the_child_takes_no_part_in_the_parents_signals_buffers_and_exit", the_child_takes_no_part_in_the_parents_signals_buffers_and_exit),
-        ("a_dropped_handle_ends_its_server", a_dropped_handle_ends_its_server),
-        ("the_child_ends_with_its_parent_process_however_that_ends", the_child_ends_with_its_parent_process_however_that_ends),
-        ("the_child_outlives_the_thread_that_started_it", the_child_outlives_the_thread_that_started_it),
-        ("a_child_told_to_outlives_its_parent", a_child_told_to_outlives_its_parent),
-        ("every_start_beside_busy_threads_serves", every_start_beside_busy_threads_serves),
-        ("fifty_servers_started_at_once_all_serve", fifty_servers_started_at_once_all_serve),
-        ("a_client_says_where_it_found_nobody_and_how_often_it_tried", a_client_says_where_it_found_nobody_and_how_often_it_tried),
-        ("a_client_tries_again_until_the_server_is_there", a_client_tries_again_until_the_server_is_there),
-        ("a_lock_that_may_have_reached_the_server_is_not_sent_twice", a_lock_that_may_have_reached_the_server_is_not_sent_twice),
-        ("a_client_finds_a_server_that_was_restarted", a_client_finds_a_server_that_was_restarted),
-        ("a_client_tells_a_stranger_from_a_lock_server", a_client_tells_a_stranger_from_a_lock_server),
-        ("run_serves_in_this_process_until_it_is_told_to_stop", run_serves_in_this_process_until_it_is_told_to_stop),
+        (
+            "a_second_start_on_one_handle_is_an_error",
+            a_second_start_on_one_handle_is_an_error,
+        ),
+        (
+            "a_stopped_server_can_be_started_again",
+            a_stopped_server_can_be_started_again,
+        ),
+        (
+            "a_busy_port_is_tried_again_as_configured",
+            a_busy_port_is_tried_again_as_configured,
+        ),
+        (
+            "a_port_that_becomes_free_in_time_is_taken",
+            a_port_that_becomes_free_in_time_is_taken,
+        ),
+        (
+            "options_out_of_range_are_refused_before_anything_is_bound",
+            options_out_of_range_are_refused_before_anything_is_bound,
+        ),
+        (
+            "a_child_killed_from_outside_is_noticed",
+            a_child_killed_from_outside_is_noticed,
+        ),
+        (
+            "no_zombie_is_left_when_the_child_ends_by_itself",
+            no_zombie_is_left_when_the_child_ends_by_itself,
+        ),
+        (
+            "a_child_that_ignores_its_end_is_killed",
+            a_child_that_ignores_its_end_is_killed,
+        ),
+        (
+            "the_child_keeps_no_descriptor_but_its_own",
+            the_child_keeps_no_descriptor_but_its_own,
+        ),
+        (
+            "the_child_takes_no_part_in_the_parents_signals_buffers_and_exit",
+            the_child_takes_no_part_in_the_parents_signals_buffers_and_exit,
+        ),
+        (
+            "a_dropped_handle_ends_its_server",
+            a_dropped_handle_ends_its_server,
+        ),
+        (
+            "the_child_ends_with_its_parent_process_however_that_ends",
+            the_child_ends_with_its_parent_process_however_that_ends,
+        ),
+        (
+            "the_child_outlives_the_thread_that_started_it",
+            the_child_outlives_the_thread_that_started_it,
+        ),
+        (
+            "a_child_told_to_outlives_its_parent",
+            a_child_told_to_outlives_its_parent,
+        ),
+        (
+            "every_start_beside_busy_threads_serves",
+            every_start_beside_busy_threads_serves,
+        ),
+        (
+            "fifty_servers_started_at_once_all_serve",
+            fifty_servers_started_at_once_all_serve,
+        ),
+        (
+            "a_client_says_where_it_found_nobody_and_how_often_it_tried",
+            a_client_says_where_it_found_nobody_and_how_often_it_tried,
+        ),
+        (
+            "a_client_tries_again_until_the_server_is_there",
+            a_client_tries_again_until_the_server_is_there,
+        ),
+        (
+            "a_lock_that_may_have_reached_the_server_is_not_sent_twice",
+            a_lock_that_may_have_reached_the_server_is_not_sent_twice,
+        ),
+        (
+            "a_client_finds_a_server_that_was_restarted",
+            a_client_finds_a_server_that_was_restarted,
+        ),
+        (
+            "a_client_tells_a_stranger_from_a_lock_server",
+            a_client_tells_a_stranger_from_a_lock_server,
+        ),
+        (
+            "run_serves_in_this_process_until_it_is_told_to_stop",
+            run_serves_in_this_process_until_it_is_told_to_stop,
+        ),
     ];
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
     let mut passed = 0;
     println!("\nrunning {} tests", tests.len());
     for (name, test) in tests {
@@ -68,7 +143,10 @@ fn main() {
             passed += 1;
         }
     }
-    println!("\ntest result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; {} filtered out\n", tests.len() - passed);
+    println!(
+        "\ntest result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; {} filtered out\n",
+        tests.len() - passed
+    );
 }
 
 fn start_returns_the_childs_pid_once_it_answers() {
@@ -83,7 +161,11 @@ fn start_returns_the_childs_pid_once_it_answers() {
 }
 
 fn stop_breaks_off_waiting_locks_and_frees_the_port() {
-    let mut server = start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: PATIENCE, ..options() });
+    let mut server = start(Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    });
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let waiter = waiting_client(&server);
     let mut raw = waiting_wire(&server, "KEYA", "CLIENT_C");
@@ -94,7 +176,11 @@ fn stop_breaks_off_waiting_locks_and_frees_the_port() {
     assert_eq!((reply.status, reply.result()), (503, "stopping"));
     assert!(raw.is_closed());
     match waiter.join().unwrap() {
-        Err(Error::Refused { status: 503, result, .. }) => assert_eq!(result, "stopping"),
+        Err(Error::Refused {
+            status: 503,
+            result,
+            ..
+        }) => assert_eq!(result, "stopping"),
         other => panic!("a waiter that was broken off got {other:?}"),
     }
 }
@@ -126,19 +212,38 @@ fn a_stopped_server_can_be_started_again() {
 fn a_busy_port_is_tried_again_as_configured() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let mut server = Server::new(Options { port, reconnect_attempts: 2, time_between_attempts: ms(10), ..options() });
+    let mut server = Server::new(Options {
+        port,
+        reconnect_attempts: 2,
+        time_between_attempts: ms(10),
+        ..options()
+    });
     let began = Instant::now();
     let error = server.start().unwrap_err();
-    assert!(began.elapsed() >= ms(20), "it did not wait between the attempts");
-    assert!(matches!(error, Error::CannotListen { attempts: 3, .. }), "{error:?}");
+    assert!(
+        began.elapsed() >= ms(20),
+        "it did not wait between the attempts"
+    );
+    assert!(
+        matches!(error, Error::CannotListen { attempts: 3, .. }),
+        "{error:?}"
+    );
     let said = error.to_string();
-    assert!(said.contains(&format!("127.0.0.1:{port} after 3 attempts")), "{said}");
+    assert!(
+        said.contains(&format!("127.0.0.1:{port} after 3 attempts")),
+        "{said}"
+    );
 }
 
 fn a_port_that_becomes_free_in_time_is_taken() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let mut server = Server::new(Options { port, reconnect_attempts: 3000, time_between_attempts: ms(10), ..options() });
+    let mut server = Server::new(Options {
+        port,
+        reconnect_attempts: 3000,
+        time_between_attempts: ms(10),
+        ..options()
+    });
     let starter = thread::spawn(move || {
         server.start().unwrap();
         server
@@ -151,17 +256,38 @@ fn a_port_that_becomes_free_in_time_is_taken() {
 
 fn options_out_of_range_are_refused_before_anything_is_bound() {
     let bad = [
-        Options { lock_timeout: Duration::ZERO, ..options() },
-        Options { lock_timeout: Duration::MAX, ..options() },
-        Options { lock_attempt_timeout: Duration::MAX, ..options() },
-        Options { host: String::new(), ..options() },
+        Options {
+            lock_timeout: Duration::ZERO,
+            ..options()
+        },
+        Options {
+            lock_timeout: Duration::MAX,
+            ..options()
+        },
+        Options {
+            lock_attempt_timeout: Duration::MAX,
+            ..options()
+        },
+        Options {
+            host: String::new(),
+            ..options()
+        },
     ];
     for options in bad {
         let mut server = Server::new(options);
-        assert!(matches!(server.start(), Err(Error::InvalidOption { .. })), "{server:?}");
+        assert!(
+            matches!(server.start(), Err(Error::InvalidOption { .. })),
+            "{server:?}"
+        );
     }
-    let mut elsewhere = Server::new(Options { host: "192.0.2.1".into(), ..options() });
-    assert!(matches!(elsewhere.start(), Err(Error::CannotListen { attempts: 1, .. })));
+    let mut elsewhere = Server::new(Options {
+        host: "192.0.2.1".into(),
+        ..options()
+    });
+    assert!(matches!(
+        elsewhere.start(),
+        Err(Error::CannotListen { attempts: 1, .. })
+    ));
 }
 
 fn a_child_killed_from_outside_is_noticed() {
@@ -176,7 +302,10 @@ fn a_child_killed_from_outside_is_noticed() {
 }
 
 fn no_zombie_is_left_when_the_child_ends_by_itself() {
-    let mut server = Server::new(Options { allow_shutdown: true, ..options() });
+    let mut server = Server::new(Options {
+        allow_shutdown: true,
+        ..options()
+    });
     let pid = server.start().unwrap();
     server.client("CLIENT_A").shutdown().unwrap();
     // A zombie would still be there.
@@ -193,7 +322,10 @@ fn a_child_that_ignores_its_end_is_killed() {
 
 fn the_child_keeps_no_descriptor_but_its_own() {
     let mut server = Server::new(options());
-    let (file, inherited) = (tempfile::tempfile().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (file, inherited) = (
+        tempfile::tempfile().unwrap(),
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
     let pid = server.start().unwrap();
     let kept: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -206,7 +338,9 @@ fn the_child_keeps_no_descriptor_but_its_own() {
     // And the other way round: the parent has no copy of the child's port.
     let port = server.port();
     kill(pid, Signal::SIGKILL);
-    until("the port is free", || TcpListener::bind(("127.0.0.1", port)).is_ok());
+    until("the port is free", || {
+        TcpListener::bind(("127.0.0.1", port)).is_ok()
+    });
 }
 
 /// The parent ignores a signal, blocks another, has text in a buffer and a function to run at exit.
@@ -222,7 +356,11 @@ fn the_child_takes_no_part_in_the_parents_signals_buffers_and_exit() {
     let bit = |signal: Signal| 1u64 << (signal as u64 - 1);
     assert_eq!(mask("SigIgn:") & !bit(Signal::SIGPIPE), 0, "ignored");
     assert_eq!(mask("SigBlk:") & bit(Signal::SIGUSR2), 0, "blocked");
-    assert_eq!(mask("SigCgt:") & !(bit(Signal::SIGTERM) | bit(Signal::SIGINT)), 0, "caught");
+    assert_eq!(
+        mask("SigCgt:") & !(bit(Signal::SIGTERM) | bit(Signal::SIGINT)),
+        0,
+        "caught"
+    );
     kill(pid, Signal::SIGTERM);
     until("the child has ended", || !is_there(pid));
     let rest = role.finish();
@@ -268,7 +406,11 @@ fn a_child_told_to_outlives_its_parent() {
     role.finish();
     thread::sleep(ms(300));
     assert!(is_there(pid));
-    assert_ne!(session_of(pid), session_of(std::process::id()), "out of reach of the terminal");
+    assert_ne!(
+        session_of(pid),
+        session_of(std::process::id()),
+        "out of reach of the terminal"
+    );
     kill(pid, Signal::SIGTERM);
     until("the server has ended", || has_ended(pid));
 }
@@ -277,7 +419,10 @@ fn a_child_told_to_outlives_its_parent() {
 /// the parent had locked; seen by leaving out the loop over the buckets.
 fn every_start_beside_busy_threads_serves() {
     const ROUNDS: usize = 300;
-    let _ = env_logger::Builder::new().filter_level(log::LevelFilter::Info).target(env_logger::Target::Pipe(Box::new(std::io::sink()))).try_init();
+    let _ = env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Info)
+        .target(env_logger::Target::Pipe(Box::new(std::io::sink())))
+        .try_init();
     let done = Arc::new(AtomicBool::new(false));
     let contended = Arc::new(parking_lot::Mutex::new(0u64));
     let hammers: Vec<_> = (0..8)
@@ -304,17 +449,30 @@ fn every_start_beside_busy_threads_serves() {
         let mut server = start(options());
         slowest = slowest.max(began.elapsed());
         let mut first = Wire::to(&server);
-        assert_ne!(first.ask("/LOCK/KEYA/CLIENT_A").body, "0\n", "round {round}");
+        assert_ne!(
+            first.ask("/LOCK/KEYA/CLIENT_A").body,
+            "0\n",
+            "round {round}"
+        );
         let mut second = Wire::to(&server);
         second.get("/LOCK/KEYA/CLIENT_B");
-        assert_eq!(first.ask("/UNLOCK/KEYA/CLIENT_A").body, "1\n", "round {round}");
+        assert_eq!(
+            first.ask("/UNLOCK/KEYA/CLIENT_A").body,
+            "1\n",
+            "round {round}"
+        );
         assert_ne!(second.reply().body, "0\n", "round {round}");
         assert!(server.stop().unwrap(), "round {round}");
     }
     done.store(true, SeqCst);
-    hammers.into_iter().for_each(|hammer| hammer.join().unwrap());
+    hammers
+        .into_iter()
+        .for_each(|hammer| hammer.join().unwrap());
     print!("{ROUNDS} starts, the slowest took {slowest:?} ... ");
-    assert!(slowest < Duration::from_secs(2), "the slowest start took {slowest:?}");
+    assert!(
+        slowest < Duration::from_secs(2),
+        "the slowest start took {slowest:?}"
+    );
 }
 
 fn fifty_servers_started_at_once_all_serve() {
@@ -332,22 +490,50 @@ fn fifty_servers_started_at_once_all_serve() {
 
 fn a_client_says_where_it_found_nobody_and_how_often_it_tried() {
     let port = free_port();
-    let retry = ClientOptions { reconnect_attempts: 2, time_between_attempts: ms(1) };
+    let retry = ClientOptions {
+        reconnect_attempts: 2,
+        time_between_attempts: ms(1),
+    };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     assert!(!client.ping());
-    for error in [client.lock("KEYA").unwrap_err(), client.unlock("KEYA").unwrap_err()] {
-        assert!(matches!(error, Error::Unreachable { attempts: 3, .. }), "{error:?}");
-        assert!(error.to_string().contains(&format!("127.0.0.1:{port} after 3 attempts")), "{error}");
+    for error in [
+        client.lock("KEYA").unwrap_err(),
+        client.unlock("KEYA").unwrap_err(),
+    ] {
+        assert!(
+            matches!(error, Error::Unreachable { attempts: 3, .. }),
+            "{error:?}"
+        );
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("127.0.0.1:{port} after 3 attempts")),
+            "{error}"
+        );
     }
-    assert!(matches!(client.lock(""), Err(Error::InvalidName { what: "key", bytes: 0 })));
+    assert!(matches!(
+        client.lock(""),
+        Err(Error::InvalidName {
+            what: "key",
+            bytes: 0
+        })
+    ));
 }
 
 fn a_client_tries_again_until_the_server_is_there() {
     let port = free_port();
-    let retry = ClientOptions { reconnect_attempts: 3000, time_between_attempts: ms(10) };
+    let retry = ClientOptions {
+        reconnect_attempts: 3000,
+        time_between_attempts: ms(10),
+    };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     let locker = thread::spawn(move || client.lock("KEYA"));
-    let _server = start(Options { port, reconnect_attempts: 3000, time_between_attempts: ms(10), ..options() });
+    let _server = start(Options {
+        port,
+        reconnect_attempts: 3000,
+        time_between_attempts: ms(10),
+        ..options()
+    });
     assert!(locker.join().unwrap().unwrap().is_some());
 }
 
@@ -382,10 +568,16 @@ fn a_lock_that_may_have_reached_the_server_is_not_sent_twice() {
             }
         }
     });
-    let retry = ClientOptions { reconnect_attempts: 5, time_between_attempts: ms(1) };
+    let retry = ClientOptions {
+        reconnect_attempts: 5,
+        time_between_attempts: ms(1),
+    };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     let error = client.lock("KEYA").unwrap_err();
-    assert!(matches!(&error, Error::Interrupted { question, .. } if question == "LOCK/KEYA/CLIENT_A"), "{error:?}");
+    assert!(
+        matches!(&error, Error::Interrupted { question, .. } if question == "LOCK/KEYA/CLIENT_A"),
+        "{error:?}"
+    );
     assert!(client.shutdown().is_err());
     assert_eq!(server.join().unwrap(), 1);
 }
@@ -410,18 +602,26 @@ fn a_client_tells_a_stranger_from_a_lock_server() {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let _ = stream.read(&mut [0; 1024]);
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
+            let _ = stream.write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n",
+            );
         }
     });
     let client = Client::new("CLIENT_A", "127.0.0.1", port);
     assert!(!client.ping());
     let error = client.is_locked("KEYA").unwrap_err();
-    assert!(matches!(&error, Error::BadReply { reply, .. } if reply == "hello"), "{error:?}");
+    assert!(
+        matches!(&error, Error::BadReply { reply, .. } if reply == "hello"),
+        "{error:?}"
+    );
     assert!(client.lock("KEYA").is_err());
 }
 
 fn run_serves_in_this_process_until_it_is_told_to_stop() {
-    let mut server = Server::new(Options { allow_shutdown: true, ..options() });
+    let mut server = Server::new(Options {
+        allow_shutdown: true,
+        ..options()
+    });
     let port = server.bind().unwrap().port();
     let runner = thread::spawn(move || server.run());
     let client = Client::new("CLIENT_A", "127.0.0.1", port);
@@ -441,15 +641,24 @@ fn parent() {
         extern "C" fn at_exit() {
             println!("at exit");
         }
-        let ignore = signal::SigAction::new(signal::SigHandler::SigIgn, signal::SaFlags::empty(), signal::SigSet::empty());
+        let ignore = signal::SigAction::new(
+            signal::SigHandler::SigIgn,
+            signal::SaFlags::empty(),
+            signal::SigSet::empty(),
+        );
         // SAFETY: ignoring a signal and printing at exit touch nothing else.
         unsafe {
             signal::sigaction(Signal::SIGUSR1, &ignore).unwrap();
             nix::libc::atexit(at_exit);
         }
-        signal::SigSet::from(Signal::SIGUSR2).thread_block().unwrap();
+        signal::SigSet::from(Signal::SIGUSR2)
+            .thread_block()
+            .unwrap();
     }
-    let mut server = Server::new(Options { outlive_parent: how == "outlive", ..options() });
+    let mut server = Server::new(Options {
+        outlive_parent: how == "outlive",
+        ..options()
+    });
     if how == "buffered" {
         print!("in the buffer ");
     }
@@ -483,12 +692,21 @@ impl Role {
             .spawn()
             .unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
-        Role { process, output, seen: String::new() }
+        Role {
+            process,
+            output,
+            seen: String::new(),
+        }
     }
 
     fn read_pid(&mut self) -> u32 {
         self.output.read_line(&mut self.seen).unwrap();
-        self.seen.split_whitespace().last().unwrap().parse().unwrap()
+        self.seen
+            .split_whitespace()
+            .last()
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     /// Lets it end, and returns all that it has printed.
@@ -534,11 +752,18 @@ fn session_of(pid: u32) -> u32 {
 }
 
 fn link_of(fd: i32) -> String {
-    fs::read_link(format!("/proc/self/fd/{fd}")).unwrap().to_string_lossy().into_owned()
+    fs::read_link(format!("/proc/self/fd/{fd}"))
+        .unwrap()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A client's LOCK that is known to wait, because a second one of its name is refused at once.
@@ -551,7 +776,9 @@ fn waiting_client(server: &Server) -> thread::JoinHandle<Result<Option<Lease>, E
         let waiter = thread::spawn(move || client.lock("KEYA"));
         let mut probe = Wire::to(server);
         probe.get(&format!("/LOCK/KEYA/{name}"));
-        until("one of the two is refused", || probe.has_answer() || waiter.is_finished());
+        until("one of the two is refused", || {
+            probe.has_answer() || waiter.is_finished()
+        });
         if !waiter.is_finished() {
             return waiter;
         }

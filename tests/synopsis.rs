@@ -19,7 +19,10 @@ fn client_b_gets_the_key_when_the_lease_of_client_a_runs_out() {
     let pid = server.start().unwrap();
     assert_ne!(pid, std::process::id());
 
-    let optional_args = ClientOptions { reconnect_attempts: 3, time_between_attempts: Duration::from_secs(1) };
+    let optional_args = ClientOptions {
+        reconnect_attempts: 3,
+        time_between_attempts: Duration::from_secs(1),
+    };
     let a = server.client("CLIENT_A");
     let b = Client::with_options("CLIENT_B", "localhost", server.port(), optional_args);
 
@@ -31,11 +34,25 @@ fn client_b_gets_the_key_when_the_lease_of_client_a_runs_out() {
     assert!(a.is_locked("KEYA").unwrap() && a.locked_by_me("KEYA").unwrap());
     assert!(b.is_locked("KEYA").unwrap() && !b.locked_by_me("KEYA").unwrap());
 
-    let lease_b = b.lock("KEYA").unwrap().expect("the lease of A runs out before the patience of B");
-    let late = SystemTime::now().duration_since(lease_a.expires).expect("never before the lease has run out");
-    assert!(late <= ms(50), "B heard of its lock {late:?} after the lease of A had run out");
-    assert!(lease_b.expires >= lease_a.expires + ten, "the lease of B counts from its grant");
-    assert!(!a.unlock("KEYA").unwrap(), "A has lost its lease and hears so");
+    let lease_b = b
+        .lock("KEYA")
+        .unwrap()
+        .expect("the lease of A runs out before the patience of B");
+    let late = SystemTime::now()
+        .duration_since(lease_a.expires)
+        .expect("never before the lease has run out");
+    assert!(
+        late <= ms(50),
+        "B heard of its lock {late:?} after the lease of A had run out"
+    );
+    assert!(
+        lease_b.expires >= lease_a.expires + ten,
+        "the lease of B counts from its grant"
+    );
+    assert!(
+        !a.unlock("KEYA").unwrap(),
+        "A has lost its lease and hears so"
+    );
 
     assert!(b.unlock("KEYA").unwrap());
     assert!(!a.is_locked("KEYA").unwrap());

@@ -12,12 +12,20 @@ use lock_server::{Options, Server};
 
 /// A server whose leases and patience do not end during a test.
 fn patient() -> Server {
-    start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: PATIENCE, ..options() })
+    start(Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    })
 }
 
 /// A server where waiting is over soon.
 fn impatient() -> Server {
-    start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: ms(50), ..options() })
+    start(Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: ms(50),
+        ..options()
+    })
 }
 
 /// Sends a request on a connection that ends after it, and returns every byte of the answer.
@@ -43,8 +51,14 @@ fn no(result: &str) -> String {
 fn each_verb_is_answered_with_the_bytes_of_the_contract() {
     let server = impatient();
     assert_eq!(transcript(&server, &get("/CHECK/KEYA")), no("free"));
-    assert_eq!(transcript(&server, &get("/VERIFY/KEYA/CLIENT_A")), no("free"));
-    assert_eq!(transcript(&server, &get("/UNLOCK/KEYA/CLIENT_A")), no("free"));
+    assert_eq!(
+        transcript(&server, &get("/VERIFY/KEYA/CLIENT_A")),
+        no("free")
+    );
+    assert_eq!(
+        transcript(&server, &get("/UNLOCK/KEYA/CLIENT_A")),
+        no("free")
+    );
 
     let granted = transcript(&server, &get("/LOCK/KEYA/CLIENT_A"));
     let (head, number) = granted.split_once("\r\n\r\n").unwrap();
@@ -54,22 +68,44 @@ fn each_verb_is_answered_with_the_bytes_of_the_contract() {
          Cache-Control: no-store\r\nConnection: close"
     );
     let (seconds, micros) = number.strip_suffix('\n').unwrap().split_once('.').unwrap();
-    assert!(seconds.len() == 10 && seconds.bytes().all(|byte| byte.is_ascii_digit()), "{number}");
-    assert!(micros.len() == 6 && micros.bytes().all(|byte| byte.is_ascii_digit()), "{number}");
+    assert!(
+        seconds.len() == 10 && seconds.bytes().all(|byte| byte.is_ascii_digit()),
+        "{number}"
+    );
+    assert!(
+        micros.len() == 6 && micros.bytes().all(|byte| byte.is_ascii_digit()),
+        "{number}"
+    );
 
     assert_eq!(transcript(&server, &get("/CHECK/KEYA")), YES);
     assert_eq!(transcript(&server, &get("/VERIFY/KEYA/CLIENT_A")), YES);
-    assert_eq!(transcript(&server, &get("/VERIFY/KEYA/CLIENT_B")), no("not-holder"));
-    assert_eq!(transcript(&server, &get("/LOCK/KEYA/CLIENT_A")), no("already-holder"));
-    assert_eq!(transcript(&server, &get("/LOCK/KEYA/CLIENT_B")), no("timeout"));
-    assert_eq!(transcript(&server, &get("/UNLOCK/KEYA/CLIENT_B")), no("not-holder"));
+    assert_eq!(
+        transcript(&server, &get("/VERIFY/KEYA/CLIENT_B")),
+        no("not-holder")
+    );
+    assert_eq!(
+        transcript(&server, &get("/LOCK/KEYA/CLIENT_A")),
+        no("already-holder")
+    );
+    assert_eq!(
+        transcript(&server, &get("/LOCK/KEYA/CLIENT_B")),
+        no("timeout")
+    );
+    assert_eq!(
+        transcript(&server, &get("/UNLOCK/KEYA/CLIENT_B")),
+        no("not-holder")
+    );
     assert_eq!(transcript(&server, &get("/UNLOCK/KEYA/CLIENT_A")), YES);
     assert_eq!(transcript(&server, &get("/CHECK/KEYA")), no("free"));
 }
 
 #[test]
 fn ping_says_1_and_the_times_of_this_server() {
-    let server = start(Options { lock_timeout: ms(2500), lock_attempt_timeout: ms(4001), ..options() });
+    let server = start(Options {
+        lock_timeout: ms(2500),
+        lock_attempt_timeout: ms(4001),
+        ..options()
+    });
     let reply = ask(&server, "/PING");
     assert_eq!((reply.status, reply.body.as_str()), (200, "1\n"));
     assert_eq!(reply.header("Lock-Timeout"), Some("2.500"));
@@ -79,7 +115,11 @@ fn ping_says_1_and_the_times_of_this_server() {
 #[test]
 fn post_means_what_get_means() {
     let server = impatient();
-    let post = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\n\r\nx=1");
+    let post = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\n\r\nx=1"
+        )
+    };
     assert!(transcript(&server, &post("/LOCK/KEYA/CLIENT_A")).contains("Content-Length: 18\r\n"));
     assert_eq!(transcript(&server, &post("/CHECK/KEYA")), YES);
     assert_eq!(transcript(&server, &post("/UNLOCK/KEYA/CLIENT_A")), YES);
@@ -88,11 +128,19 @@ fn post_means_what_get_means() {
 #[test]
 fn http_1_0_is_answered_and_its_connection_closed_unless_it_asks_otherwise() {
     let server = impatient();
-    assert_eq!(transcript(&server, "GET /CHECK/KEYA HTTP/1.0\r\n\r\n"), no("free"));
+    assert_eq!(
+        transcript(&server, "GET /CHECK/KEYA HTTP/1.0\r\n\r\n"),
+        no("free")
+    );
     let mut kept = Wire::to(&server);
     for _ in 0..2 {
-        let reply = kept.send("GET /PING HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").reply();
-        assert_eq!((reply.body.as_str(), reply.header("Connection")), ("1\n", Some("keep-alive")));
+        let reply = kept
+            .send("GET /PING HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            .reply();
+        assert_eq!(
+            (reply.body.as_str(), reply.header("Connection")),
+            ("1\n", Some("keep-alive"))
+        );
     }
 }
 
@@ -113,14 +161,23 @@ fn a_waiter_on_http_1_0_is_granted_the_key_like_any_other() {
 #[test]
 fn a_whole_address_is_taken_for_its_path() {
     let server = impatient();
-    assert_eq!(transcript(&server, &get("http://localhost:8004/CHECK/KEYA")), no("free"));
+    assert_eq!(
+        transcript(&server, &get("http://localhost:8004/CHECK/KEYA")),
+        no("free")
+    );
 }
 
 #[test]
 fn names_are_utf_8_with_any_character_escaped() {
     let server = impatient();
-    assert_eq!(ask(&server, "/LOCK/a%2Fb%20%C3%A4%25/me%40host%3A1").status, 200);
-    assert_eq!(ask(&server, "/VERIFY/a%2fb%20%c3%a4%25/me@host:1").body, "1\n");
+    assert_eq!(
+        ask(&server, "/LOCK/a%2Fb%20%C3%A4%25/me%40host%3A1").status,
+        200
+    );
+    assert_eq!(
+        ask(&server, "/VERIFY/a%2fb%20%c3%a4%25/me@host:1").body,
+        "1\n"
+    );
     assert_eq!(ask(&server, "/CHECK/a").body, "0\n");
     let client = server.client("me@host:1");
     assert!(client.locked_by_me("a/b ä%").unwrap());
@@ -131,10 +188,20 @@ fn names_are_utf_8_with_any_character_escaped() {
 fn names_are_up_to_1024_bytes_long() {
     let server = impatient();
     let longest = "k".repeat(1024);
-    assert_ne!(ask(&server, &format!("/LOCK/{longest}/{longest}")).body, "0\n");
+    assert_ne!(
+        ask(&server, &format!("/LOCK/{longest}/{longest}")).body,
+        "0\n"
+    );
     assert_eq!(ask(&server, &format!("/CHECK/{longest}")).body, "1\n");
     // Escaped, it takes three times as much.
-    assert_eq!(ask(&server, &format!("/VERIFY/{}/{longest}", "%6B".repeat(1024))).body, "1\n");
+    assert_eq!(
+        ask(
+            &server,
+            &format!("/VERIFY/{}/{longest}", "%6B".repeat(1024))
+        )
+        .body,
+        "1\n"
+    );
     assert_eq!(ask(&server, &format!("/CHECK/{longest}k")).status, 400);
 }
 
@@ -149,7 +216,12 @@ fn what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing() {
         ("/LOCK/KEYA", 400, "bad-request", "the requester is missing"),
         ("/LOCK/KEYA/", 400, "bad-request", "the requester is empty"),
         ("/LOCK//CLIENT_A", 400, "bad-request", "the key is empty"),
-        ("/UNLOCK/KEYA/CLIENT_A/more", 400, "bad-request", "too many segments"),
+        (
+            "/UNLOCK/KEYA/CLIENT_A/more",
+            400,
+            "bad-request",
+            "too many segments",
+        ),
         ("/CHECK/KEYA/", 400, "bad-request", "too many segments"),
         ("/PING/me", 400, "bad-request", "too many segments"),
         ("/CHECK/%ZZ", 400, "bad-request", "bad escape"),
@@ -179,11 +251,20 @@ fn other_methods_get_405_and_are_told_which_ones_there_are() {
     let server = impatient();
     for method in ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
         let mut wire = Wire::to(&server);
-        wire.send(format!("{method} /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+        wire.send(format!(
+            "{method} /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        ));
         let answer = wire.rest();
         assert!(answer.starts_with("HTTP/1.1 405 "), "{method}: {answer}");
-        assert!(answer.contains("\r\nAllow: GET, POST\r\n"), "{method}: {answer}");
-        assert_eq!(answer.ends_with("\r\n\r\n"), method == "HEAD", "{method} has a body or lacks it: {answer}");
+        assert!(
+            answer.contains("\r\nAllow: GET, POST\r\n"),
+            "{method}: {answer}"
+        );
+        assert_eq!(
+            answer.ends_with("\r\n\r\n"),
+            method == "HEAD",
+            "{method} has a body or lacks it: {answer}"
+        );
     }
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
 }
@@ -191,12 +272,22 @@ fn other_methods_get_405_and_are_told_which_ones_there_are() {
 #[test]
 fn a_body_that_nobody_asked_for_harms_nobody() {
     let server = impatient();
-    let small = format!("POST /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1024\r\n\r\n{}", "x".repeat(1024));
+    let small = format!(
+        "POST /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1024\r\n\r\n{}",
+        "x".repeat(1024)
+    );
     let mut wire = Wire::to(&server);
     assert_eq!(wire.send(small).reply().status, 200);
-    assert_eq!(wire.ask("/CHECK/KEYA").body, "1\n", "the connection goes on after the body");
+    assert_eq!(
+        wire.ask("/CHECK/KEYA").body,
+        "1\n",
+        "the connection goes on after the body"
+    );
 
-    let larger = format!("POST /LOCK/KEYB/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{}", "x".repeat(5000));
+    let larger = format!(
+        "POST /LOCK/KEYB/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{}",
+        "x".repeat(5000)
+    );
     let mut wire = Wire::to(&server);
     assert_eq!(wire.send(larger).reply().status, 400);
     assert_eq!(wire.rest(), "", "the connection ends");
@@ -205,7 +296,10 @@ fn a_body_that_nobody_asked_for_harms_nobody() {
                    26\r\nGET /LOCK/KEYB/SMUGGLED HTTP/1.1\r\n\r\n\r\n\r\n0\r\n\r\n";
     let mut wire = Wire::to(&server);
     assert_eq!(wire.send(chunked).reply().status, 400);
-    assert!(!wire.rest().contains("200 OK"), "the connection ends, and nothing in the body is a request");
+    assert!(
+        !wire.rest().contains("200 OK"),
+        "the connection ends, and nothing in the body is a request"
+    );
     assert_eq!(ask(&server, "/CHECK/KEYB").body, "0\n");
 }
 
@@ -226,7 +320,14 @@ fn a_request_cut_off_in_the_middle_creates_no_lock() {
 fn garbage_and_a_tls_hello_cost_only_their_own_connection() {
     let server = impatient();
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03hello\r\n\r\n";
-    for garbage in [&hello[..], b"\r\n\r\n\r\n", b"GET\r\n\r\n", b"GET / FTP/9\r\n\r\n", b"\xff\xfe\r\n", b"GET /PING HTTP/1.1\r\nno colon\r\n\r\n"] {
+    for garbage in [
+        &hello[..],
+        b"\r\n\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / FTP/9\r\n\r\n",
+        b"\xff\xfe\r\n",
+        b"GET /PING HTTP/1.1\r\nno colon\r\n\r\n",
+    ] {
         let mut stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
         stream.write_all(garbage).unwrap();
         drop(stream);
@@ -251,11 +352,20 @@ fn a_thousand_connections_opened_and_dropped_leave_the_server_as_it_was() {
 fn requests_sent_ahead_are_answered_in_their_order() {
     let server = impatient();
     let mut wire = Wire::to(&server);
-    for path in ["/LOCK/KEYA/CLIENT_A", "/LOCK/KEYA/CLIENT_B", "/UNLOCK/KEYA/CLIENT_A", "/CHECK/KEYA"] {
+    for path in [
+        "/LOCK/KEYA/CLIENT_A",
+        "/LOCK/KEYA/CLIENT_B",
+        "/UNLOCK/KEYA/CLIENT_A",
+        "/CHECK/KEYA",
+    ] {
         wire.get(path);
     }
     assert_ne!(wire.reply().body, "0\n");
-    assert_eq!(wire.reply().result(), "timeout", "the LOCK waits before the UNLOCK behind it is done");
+    assert_eq!(
+        wire.reply().result(),
+        "timeout",
+        "the LOCK waits before the UNLOCK behind it is done"
+    );
     assert_eq!(wire.reply().body, "1\n");
     assert_eq!(wire.reply().result(), "free");
 }
@@ -278,7 +388,10 @@ fn a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on(
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let mut waiter = waiting_wire(&server, "KEYA", "CLIENT_B");
-    assert_eq!(ask(&server, "/LOCK/KEYA/CLIENT_B").result(), "already-waiting");
+    assert_eq!(
+        ask(&server, "/LOCK/KEYA/CLIENT_B").result(),
+        "already-waiting"
+    );
     assert!(!waiter.has_answer());
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     assert_ne!(waiter.reply().body, "0\n");
@@ -286,10 +399,17 @@ fn a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on(
 
 #[test]
 fn a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_from_then() {
-    let server = start(Options { lock_timeout: ms(500), lock_attempt_timeout: PATIENCE, ..options() });
+    let server = start(Options {
+        lock_timeout: ms(500),
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    });
     let first = ask(&server, "/LOCK/KEYA/CLIENT_A").expires();
     let second = ask(&server, "/LOCK/KEYA/CLIENT_B").expires();
-    assert!(SystemTime::now() >= first, "the key was handed over before its lease had run out");
+    assert!(
+        SystemTime::now() >= first,
+        "the key was handed over before its lease had run out"
+    );
     assert!(second >= first + ms(500), "counted from the request");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").result(), "not-holder");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_B").body, "1\n");
@@ -297,9 +417,14 @@ fn a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_
 
 #[test]
 fn a_lapsed_lease_is_nobodys() {
-    let server = start(Options { lock_timeout: ms(20), ..options() });
+    let server = start(Options {
+        lock_timeout: ms(20),
+        ..options()
+    });
     ask(&server, "/LOCK/KEYA/CLIENT_A");
-    until("the lease has run out", || ask(&server, "/CHECK/KEYA").body == "0\n");
+    until("the lease has run out", || {
+        ask(&server, "/CHECK/KEYA").body == "0\n"
+    });
     assert_eq!(ask(&server, "/VERIFY/KEYA/CLIENT_A").result(), "free");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").result(), "free");
 }
@@ -312,13 +437,21 @@ fn who_has_waited_in_vain_has_lost_the_place_and_may_come_again() {
     assert_eq!(ask(&server, "/LOCK/KEYA/CLIENT_B").result(), "timeout");
     assert!(began.elapsed() >= ms(50), "sooner than its patience");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
-    assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n", "the key went to one who had left");
+    assert_eq!(
+        ask(&server, "/CHECK/KEYA").body,
+        "0\n",
+        "the key went to one who had left"
+    );
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_B").body, "0\n");
 }
 
 #[test]
 fn a_patience_of_zero_tries_once() {
-    let server = start(Options { lock_timeout: PATIENCE, lock_attempt_timeout: Duration::ZERO, ..options() });
+    let server = start(Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: Duration::ZERO,
+        ..options()
+    });
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
     assert_eq!(ask(&server, "/LOCK/KEYA/CLIENT_B").result(), "timeout");
 }
@@ -328,18 +461,45 @@ fn a_web_page_is_turned_away() {
     let server = impatient();
     let with = |header: &str| {
         let mut wire = Wire::to(&server);
-        wire.send(format!("GET /LOCK/KEYA/PAGE HTTP/1.1\r\n{header}\r\n\r\n")).reply()
+        wire.send(format!("GET /LOCK/KEYA/PAGE HTTP/1.1\r\n{header}\r\n\r\n"))
+            .reply()
     };
-    for header in ["Origin: http://example.com", "Origin: null", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site"] {
+    for header in [
+        "Origin: http://example.com",
+        "Origin: null",
+        "Sec-Fetch-Site: cross-site",
+        "Sec-Fetch-Site: same-site",
+    ] {
         let reply = with(&format!("Host: localhost\r\n{header}"));
-        assert_eq!((reply.status, reply.result()), (403, "forbidden"), "{header}");
+        assert_eq!(
+            (reply.status, reply.result()),
+            (403, "forbidden"),
+            "{header}"
+        );
     }
-    for host in ["example.com", "example.com:8004", "127.0.0.1.example.com", "10.0.0.1", "[2001:db8::1]:80", ""] {
+    for host in [
+        "example.com",
+        "example.com:8004",
+        "127.0.0.1.example.com",
+        "10.0.0.1",
+        "[2001:db8::1]:80",
+        "",
+    ] {
         let reply = with(&format!("Host: {host}"));
-        assert_eq!((reply.status, reply.result()), (421, "wrong-host"), "{host}");
+        assert_eq!(
+            (reply.status, reply.result()),
+            (421, "wrong-host"),
+            "{host}"
+        );
     }
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
-    for header in ["Host: LOCALHOST:8004", "Host: 127.0.0.1", "Host: [::1]:8004", "Host: localhost\r\nSec-Fetch-Site: none", "X-No: host"] {
+    for header in [
+        "Host: LOCALHOST:8004",
+        "Host: 127.0.0.1",
+        "Host: [::1]:8004",
+        "Host: localhost\r\nSec-Fetch-Site: none",
+        "X-No: host",
+    ] {
         assert_eq!(with(header).status, 200, "{header}");
         ask(&server, "/UNLOCK/KEYA/PAGE");
     }
@@ -347,10 +507,15 @@ fn a_web_page_is_turned_away() {
 
 #[test]
 fn shutdown_ends_a_server_that_allows_it() {
-    let mut server = Server::new(Options { allow_shutdown: true, ..options() });
+    let mut server = Server::new(Options {
+        allow_shutdown: true,
+        ..options()
+    });
     let process = format!("/proc/{}", server.start().unwrap());
     assert_eq!(transcript(&server, &get("/SHUTDOWN")), YES);
-    until("the server has ended and is reaped", || !std::path::Path::new(&process).exists());
+    until("the server has ended and is reaped", || {
+        !std::path::Path::new(&process).exists()
+    });
     assert!(!server.ping());
     assert!(!server.stop().unwrap(), "it had ended by itself");
 }

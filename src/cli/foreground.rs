@@ -48,7 +48,10 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
 fn log_panics_of_tiny_http() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        match panic.location().filter(|place| place.file().contains("tiny_http")) {
+        match panic
+            .location()
+            .filter(|place| place.file().contains("tiny_http"))
+        {
             Some(place) => log::debug!("tiny_http gave up at {place}"),
             None => usual(panic),
         }

@@ -27,8 +27,15 @@ struct State<J> {
 
 impl<J: Send + 'static> Crew<J> {
     pub fn new() -> Self {
-        let state = State { jobs: VecDeque::new(), idle: 0, most: MAX_IDLE };
-        Crew { state: Mutex::new(state), wanted: Condvar::new() }
+        let state = State {
+            jobs: VecDeque::new(),
+            idle: 0,
+            most: MAX_IDLE,
+        };
+        Crew {
+            state: Mutex::new(state),
+            wanted: Condvar::new(),
+        }
     }
 
     /// Has a thread do the job at once. The job comes back if the system has no thread for it.
@@ -43,7 +50,9 @@ impl<J: Send + 'static> Crew<J> {
             return Ok(());
         }
         drop(state);
-        let thread = thread::Builder::new().name("lock-request".into()).stack_size(STACK);
+        let thread = thread::Builder::new()
+            .name("lock-request".into())
+            .stack_size(STACK);
         match thread.spawn(work) {
             Ok(_) => Ok(()),
             // Which of the jobs waits for the thread that there is not, is all the same, but for one

@@ -78,7 +78,11 @@ impl Door {
     /// that does not read.
     pub fn depose_if_stuck(self: &Arc<Self>) {
         if self.taken.swap(0, SeqCst) == 0 {
-            let lead = self.vacant.lock().take().or_else(|| self.leadership.depose());
+            let lead = self
+                .vacant
+                .lock()
+                .take()
+                .or_else(|| self.leadership.depose());
             lead.into_iter().for_each(|lead| self.run(Job::Lead(lead)));
         }
     }
@@ -186,14 +190,20 @@ impl Door {
         };
         if self.shared.lines.enter(peer, request) == Entered::TooMany {
             log::debug!("{peer} sent more than {MAX_PIPELINED} requests ahead of its answers");
-            sockets::shut_down(peer);
             self.clear_line(peer);
         }
     }
 
-    /// Forgets what a connection that was shut down has sent.
+    /// Ends a connection and forgets what it has sent ahead.
     fn clear_line(&self, peer: SocketAddr) {
-        self.shared.lines.clear(peer).into_iter().for_each(let_go);
+        sockets::shut_down(peer);
+        for request in self.shared.lines.clear(peer) {
+            if can_be_dropped(&request) {
+                drop(request.into_writer());
+            } else {
+                discard(peer, request);
+            }
+        }
     }
 
     /// Answers a request, or has a thread wait for its answer.
@@ -203,7 +213,12 @@ impl Door {
             // Reading it may take for ever.
             return self.run(Job::Refuse(peer, request));
         }
-        match answer::answer(&request, &shared.admission, &shared.manager, &shared.shutdown) {
+        match answer::answer(
+            &request,
+            &shared.admission,
+            &shared.manager,
+            &shared.shutdown,
+        ) {
             Answer::Reply(reply) => {
                 respond(peer, request, &reply);
                 shared.lines.done(peer);
@@ -268,7 +283,12 @@ fn respond(peer: SocketAddr, request: Request, reply: &Reply) {
 
 fn respond_and(peer: SocketAddr, request: Request, reply: &Reply, connection: Option<&str>) {
     let head = *request.method() == tiny_http::Method::Head;
-    log::trace!("{peer} {} {:?} {}", request.method(), request.url(), reply.status as u16);
+    log::trace!(
+        "{peer} {} {:?} {}",
+        request.method(),
+        request.url(),
+        reply.status as u16
+    );
     let bytes = reply.to_bytes(connection, head);
     let mut writer = request.into_writer();
     if let Err(error) = writer.write_all(&bytes).and_then(|()| writer.flush()) {
@@ -302,26 +322,26 @@ fn refuse_body(peer: SocketAddr, mut request: Request) {
     // Sends the `100 Continue` that the client may wait for; what is left is read with the reply.
     let _ = request.as_reader();
     respond_and(peer, request, &answer::body_refused(), Some("close"));
-    sockets::shut_down(peer);
 }
 
 /// Ends a request's connection without an answer.
 fn discard(peer: SocketAddr, request: Request) {
-    sockets::shut_down(peer);
-    let_go(request);
+    let connection = sockets::shut_down(peer);
+    if !can_be_dropped(&request) {
+        log::debug!("{request:?} announced a body that there is no memory for");
+        std::mem::forget(request);
+        return connection.close();
+    }
+    drop(request.into_writer());
 }
 
-/// Drops a request without an answer; its connection was shut down.
+/// Whether dropping a request does no harm.
 ///
 /// tiny_http throws an unread body away by asking for as much memory as was announced, and where
-/// that is not to be had the process ends. Such a request is never dropped: it costs a thread of
-/// tiny_http's, which waits for nothing.
-fn let_go(request: Request) {
-    let announced = request.body_length().unwrap_or(0);
-    if Vec::<u8>::new().try_reserve_exact(announced).is_ok() {
-        drop(request.into_writer());
-    } else {
-        log::debug!("{request:?} announced a body of {announced} bytes");
-        std::mem::forget(request);
-    }
+/// that is not to be had the process ends. Such a request is never dropped: it costs the thread that
+/// reads its connection, which then waits for nothing.
+fn can_be_dropped(request: &Request) -> bool {
+    Vec::<u8>::new()
+        .try_reserve_exact(request.body_length().unwrap_or(0))
+        .is_ok()
 }

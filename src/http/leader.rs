@@ -31,15 +31,17 @@ impl Leadership {
 
     /// Says that the leader is back to receive. `false` if it was deposed.
     pub fn receive(&self, lead: &Lead) -> bool {
-        self.0.compare_exchange(lead.0 + SERVING, lead.0, SeqCst, SeqCst).is_ok()
+        self.0
+            .compare_exchange(lead.0 + SERVING, lead.0, SeqCst, SeqCst)
+            .is_ok()
     }
 
     /// Deposes a leader that serves a request; the next one receives. `None` if it receives itself.
     pub fn depose(&self) -> Option<Lead> {
         let state = self.0.load(SeqCst);
         let next = state - state % STEP + STEP;
-        let deposed = state % STEP == SERVING
-            && self.0.compare_exchange(state, next, SeqCst, SeqCst).is_ok();
+        let deposed =
+            state % STEP == SERVING && self.0.compare_exchange(state, next, SeqCst, SeqCst).is_ok();
         deposed.then_some(Lead(next))
     }
 }

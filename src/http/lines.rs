@@ -70,7 +70,11 @@ impl Lines {
             return Entered::Fine;
         };
         line.behind.push_back(request);
-        if line.behind.len() > MAX_PIPELINED { Entered::TooMany } else { Entered::Fine }
+        if line.behind.len() > MAX_PIPELINED {
+            Entered::TooMany
+        } else {
+            Entered::Fine
+        }
     }
 
     /// Whether [`next`](Self::next) has something.
@@ -86,7 +90,10 @@ impl Lines {
     /// Ends the service of a connection's request. `true` if the next one of its line is ready now.
     pub fn done(&self, peer: SocketAddr) -> bool {
         let mut state = self.state.lock();
-        let next = state.lines.get_mut(&peer).and_then(|line| line.behind.pop_front());
+        let next = state
+            .lines
+            .get_mut(&peer)
+            .and_then(|line| line.behind.pop_front());
         if let Some(next) = next {
             state.ready.push_back((peer, next));
             return true;

@@ -45,13 +45,19 @@ impl Nudger {
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        Nudger { address: SocketAddr::new(ip, address.port()), counted: None, doubtful: 0 }
+        Nudger {
+            address: SocketAddr::new(ip, address.port()),
+            counted: None,
+            doubtful: 0,
+        }
     }
 
     /// Nudges until no connection is overlooked. `false` if none has come since the last time.
     pub fn nudge_if_busy(&mut self) -> bool {
         let counted = connections_made();
-        self.doubtful += counted.zip(self.counted).map_or(MANY, |(now, then)| now.saturating_sub(then));
+        self.doubtful += counted
+            .zip(self.counted)
+            .map_or(MANY, |(now, then)| now.saturating_sub(then));
         let (mut made, mut quiet) = (0, 0);
         let until = Instant::now() + AT_A_TIME;
         while self.doubtful > 0 && quiet < QUIET && Instant::now() < until {
@@ -62,7 +68,11 @@ impl Nudger {
             };
             made += 1;
             if is_served(nudge) {
-                quiet = if threads() <= threads_before { quiet + 1 } else { 0 };
+                quiet = if threads() <= threads_before {
+                    quiet + 1
+                } else {
+                    0
+                };
             }
         }
         let busy = self.doubtful > 0;
@@ -89,11 +99,16 @@ fn is_served(mut nudge: TcpStream) -> bool {
 fn connections_made() -> Option<u64> {
     let counts = fs::read_to_string("/proc/self/net/snmp").ok()?;
     let mut lines = counts.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let column = lines.next()?.split(' ').position(|name| name == "PassiveOpens")?;
+    let column = lines
+        .next()?
+        .split(' ')
+        .position(|name| name == "PassiveOpens")?;
     lines.next()?.split(' ').nth(column)?.parse().ok()
 }
 
 /// How many threads the process has: each is a link of the directory, which has two of its own.
 fn threads() -> Option<u64> {
-    fs::metadata("/proc/self/task").ok().map(|tasks| tasks.nlink())
+    fs::metadata("/proc/self/task")
+        .ok()
+        .map(|tasks| tasks.nlink())
 }

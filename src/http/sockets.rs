@@ -21,17 +21,7 @@ pub(super) struct Connections(HashMap<SocketAddr, RawFd>);
 impl Connections {
     /// Looks through all descriptors: some 0.5 µs each.
     pub fn look_up() -> io::Result<Self> {
-        let mut found = HashMap::new();
-        for entry in fs::read_dir("/proc/self/fd")? {
-            let name = entry?.file_name();
-            let Some(fd) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
-                continue;
-            };
-            if let Some(peer) = peer_of(fd) {
-                found.insert(peer, fd);
-            }
-        }
-        Ok(Connections(found))
+        Ok(Connections(connected()?.collect()))
     }
 
     pub fn get(&self, peer: &SocketAddr) -> Option<RawFd> {
@@ -72,17 +62,45 @@ pub(super) fn is_listening(fd: RawFd) -> bool {
     socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
 }
 
+/// A connection that was shut down, both ways.
+pub(super) struct ShutDown(Vec<RawFd>);
+
+impl ShutDown {
+    /// Closes the descriptors of a connection one of whose requests was forgotten.
+    ///
+    /// What owns them is never dropped, and the thread that read from them waits for it, so nobody uses
+    /// the numbers again.
+    pub fn close(&self) {
+        for &fd in &self.0 {
+            // SAFETY: nobody uses or closes this descriptor any more, see above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
 /// Ends the connection to a client, both ways.
 ///
-/// The caller holds a request of it, which keeps its descriptor from being anyone else's.
-pub(super) fn shut_down(peer: SocketAddr) {
-    if let Some(fd) = Connections::look_up()
-        .ok()
-        .and_then(|connections| connections.get(&peer))
-    {
+/// The caller holds a request of it, which keeps its descriptors from being anyone else's.
+pub(super) fn shut_down(peer: SocketAddr) -> ShutDown {
+    let own: Vec<RawFd> = connected().map_or(Vec::new(), |connected| {
+        connected
+            .filter(|(other, _)| *other == peer)
+            .map(|(_, fd)| fd)
+            .collect()
+    });
+    for &fd in &own {
         // It fails only on a connection that is gone, which is as good.
         let _ = socket::shutdown(fd, Shutdown::Both);
     }
+    ShutDown(own)
+}
+
+/// The process's connected sockets, each with the address of its other end.
+fn connected() -> io::Result<impl Iterator<Item = (SocketAddr, RawFd)>> {
+    let descriptors = fs::read_dir("/proc/self/fd")?;
+    let descriptors =
+        descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    Ok(descriptors.filter_map(|fd| Some((peer_of(fd)?, fd))))
 }
 
 fn peer_of(fd: RawFd) -> Option<SocketAddr> {
@@ -172,7 +190,10 @@ impl Watch {
     pub fn wait(&self, timeout: u16) -> Events {
         let mut happened = [EpollEvent::empty(); 512];
         // An error can only be an interruption: descriptor and buffer are ours.
-        let count = self.epoll.wait(&mut happened, EpollTimeout::from(timeout)).unwrap_or(0);
+        let count = self
+            .epoll
+            .wait(&mut happened, EpollTimeout::from(timeout))
+            .unwrap_or(0);
         let mut events = Events::default();
         for event in &happened[..count] {
             match event.data() {
@@ -186,5 +207,8 @@ impl Watch {
 }
 
 fn arrival() -> EpollEvent {
-    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET | EpollFlags::EPOLLONESHOT, ARRIVAL)
+    EpollEvent::new(
+        EpollFlags::EPOLLIN | EpollFlags::EPOLLET | EpollFlags::EPOLLONESHOT,
+        ARRIVAL,
+    )
 }

@@ -17,7 +17,11 @@ pub const fn ms(milliseconds: u64) -> Duration {
 
 /// Options for a test: any free port, no second try.
 pub fn options() -> Options {
-    Options { port: 0, reconnect_attempts: 0, ..Options::default() }
+    Options {
+        port: 0,
+        reconnect_attempts: 0,
+        ..Options::default()
+    }
 }
 
 /// A server in a child process. It is stopped when it is dropped.
@@ -51,7 +55,10 @@ pub struct Reply {
 
 impl Reply {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(field, _)| field.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// The stable word of a `0`.
@@ -61,8 +68,15 @@ impl Reply {
 
     /// The time that a granted LOCK was answered with.
     pub fn expires(&self) -> SystemTime {
-        let (seconds, micros) = self.body.trim_end().split_once('.').expect("a lease has a fraction");
-        let since = Duration::new(seconds.parse().unwrap(), micros.parse::<u32>().unwrap() * 1000);
+        let (seconds, micros) = self
+            .body
+            .trim_end()
+            .split_once('.')
+            .expect("a lease has a fraction");
+        let since = Duration::new(
+            seconds.parse().unwrap(),
+            micros.parse::<u32>().unwrap() * 1000,
+        );
         UNIX_EPOCH + since
     }
 }
@@ -76,7 +90,9 @@ impl Wire {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Wire { reader: BufReader::new(stream) }
+        Wire {
+            reader: BufReader::new(stream),
+        }
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -84,7 +100,10 @@ impl Wire {
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
-        self.reader.get_mut().write_all(bytes.as_ref()).expect("the server takes it");
+        self.reader
+            .get_mut()
+            .write_all(bytes.as_ref())
+            .expect("the server takes it");
         self
     }
 
@@ -110,7 +129,11 @@ impl Wire {
         if self.reader.read_line(&mut line)? == 0 {
             return Err(ended());
         }
-        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(ended)?;
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .ok_or_else(ended)?;
         let mut headers = Vec::new();
         loop {
             line.clear();
@@ -122,8 +145,15 @@ impl Wire {
                 None => break,
             }
         }
-        let mut reply = Reply { status, headers, body: String::new() };
-        let length = reply.header("Content-Length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let mut reply = Reply {
+            status,
+            headers,
+            body: String::new(),
+        };
+        let length = reply
+            .header("Content-Length")
+            .and_then(|length| length.parse().ok())
+            .unwrap_or(0);
         let mut body = vec![0; length];
         self.reader.read_exact(&mut body)?;
         reply.body = String::from_utf8(body).expect("a reply is UTF-8");
@@ -170,7 +200,9 @@ pub fn waiting_wire(server: &Server, key: &str, requester: &str) -> Wire {
     for wire in &mut pair {
         wire.get(&format!("/LOCK/{key}/{requester}"));
     }
-    until("one of the two is refused", || pair.iter().any(Wire::has_answer));
+    until("one of the two is refused", || {
+        pair.iter().any(Wire::has_answer)
+    });
     let [mut one, mut two] = pair;
     if !one.has_answer() {
         std::mem::swap(&mut one, &mut two);

@@ -1,0 +1,71 @@
+//! What the machine lets this process have, and what it gets back.
+//!
+//! A client takes two descriptors and, while it waits, two threads. Running out of descriptors is
+//! survived: see `http.rs`. Running out of threads is not, because neither std nor tiny_http survives a
+//! thread that does not start; so there are never more descriptors than the threads suffice for.
+
+use std::fs;
+use std::io;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// What the server needs for itself.
+const OWN_DESCRIPTORS: u64 = 40;
+const OWN_THREADS: u64 = 100;
+
+/// Of the mappings that the kernel gives a process, a thread takes four: its stack, the stack for its
+/// signals, and a guard to each.
+const MAPPINGS_PER_THREAD: u64 = 4;
+
+/// Raises the soft limit of descriptors to the hard one, or as far as there are threads for it, and
+/// returns how many clients that allows.
+pub(crate) fn raise() -> io::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let by_descriptors = hard.saturating_sub(OWN_DESCRIPTORS) / 2;
+    let by_threads = threads().saturating_sub(OWN_THREADS) / 2;
+    let clients = by_descriptors.min(by_threads).max(1);
+    setrlimit(
+        Resource::RLIMIT_NOFILE,
+        hard.min(2 * clients + OWN_DESCRIPTORS),
+        hard,
+    )?;
+    Ok(clients)
+}
+
+/// The fewest threads that any of the limits leaves. What can't be read limits nothing.
+fn threads() -> u64 {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let mappings =
+        number("/proc/sys/vm/max_map_count").map(|mappings| mappings / MAPPINGS_PER_THREAD);
+    // Other processes have some of these.
+    let threads = number("/proc/sys/kernel/threads-max").map(|threads| threads / 2);
+    let pids = number("/proc/sys/kernel/pid_max").map(|pids| pids - pids / 4);
+    let group = fs::read_to_string("/proc/self/cgroup").ok();
+    let group = group
+        .as_deref()
+        .and_then(|groups| groups.lines().find_map(|line| line.strip_prefix("0::")));
+    let group = group.and_then(|group| number(&format!("/sys/fs/cgroup{group}/pids.max")));
+    let user = getrlimit(Resource::RLIMIT_NPROC).ok().map(|(soft, _)| soft);
+    // Root is not held to it.
+    let user = user.filter(|_| !nix::unistd::geteuid().is_root());
+    [mappings, threads, pids, group, user]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(u64::MAX)
+}
+
+/// Free memory that is kept is not worth a thought below this.
+#[cfg(target_env = "gnu")]
+const WORTHWHILE: usize = 16 * 1024 * 1024;
+
+/// Gives back to the system what the allocator keeps of a crowd that has gone.
+pub(crate) fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: both only look after the allocator's own books, under its own locks.
+    unsafe {
+        if nix::libc::mallinfo2().fordblks > WORTHWHILE {
+            nix::libc::malloc_trim(0);
+        }
+    }
+}
