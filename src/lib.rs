@@ -1,5 +1,3 @@
-//! A light-weight lock server: processes take turns on named keys over plain HTTP.
-//!
 #![doc = include_str!("../README.md")]
 
 mod capacity;
