@@ -1,0 +1,1079 @@
+//! The mutual-exclusion trial: client processes that lock, hang up, die and sleep, and a journal that
+//! shows afterwards whether the server ever broke a promise.
+//!
+//! Runs without a harness, and plays the clients as a child of itself. It takes 5 seconds, or as many
+//! as `LOCK_SERVER_TRIAL_SECONDS` says. The examiner first proves on doctored journals that it notices
+//! what it is there to notice. With no watch for hang-ups in the server, some grants of each run went to
+//! the dead; with its queue served from the other end, hundreds were out of turn; with UNLOCK open to
+//! everyone, the first holder whose lease had run out was told `1`.
+
+mod common;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::mem;
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use common::{Wire, ms, until};
+use nix::libc;
+use nix::sys::signal::{self, Signal};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
+
+/// Which role this process plays.
+const ROLE: &str = "LOCK_SERVER_TEST_ROLE";
+/// How long the trial takes, in seconds.
+const SECONDS: &str = "LOCK_SERVER_TRIAL_SECONDS";
+const NAME: &str = "processes_that_die_sleep_and_hang_up_take_turns_on_every_key";
+
+const KEYS: [&str; 4] = ["KEYA", "KEYB", "KEYC", "KEYD"];
+const CLIENTS: usize = 12;
+/// Of the clients, so many sleep at the same time, or else nobody would be left to contend.
+const MAX_STOPPED: usize = 3;
+
+const LEASE: Duration = ms(500);
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// A second in which the server notices a death, and what a busy machine adds.
+const NOTICE: Duration = ms(1000 + 200);
+/// A key whose lease has ended and that nobody has been given for so long, while somebody waits, is
+/// stuck. The machine may be busy.
+const STUCK: Duration = ms(500);
+
+fn main() {
+    match std::env::var(ROLE).as_deref() {
+        Ok("client") => return client(),
+        Ok(role) => panic!("no role {role}"),
+        Err(_) => {}
+    }
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let runs = wanted.is_empty() || wanted.iter().any(|wanted| NAME.contains(wanted.as_str()));
+    println!("\nrunning {} tests", usize::from(runs));
+    if runs {
+        the_examiner_notices_what_it_should();
+        let seconds = std::env::var(SECONDS).map_or(5, |seconds| {
+            seconds
+                .parse()
+                .expect("LOCK_SERVER_TRIAL_SECONDS is a number")
+        });
+        trial(seconds);
+        println!("test {NAME} ... ok");
+    }
+    println!(
+        "\ntest result: ok. {} passed; 0 failed; 0 ignored; 0 measured; {} filtered out\n",
+        usize::from(runs),
+        usize::from(!runs)
+    );
+}
+
+fn trial(seconds: u64) {
+    let server = Server::start();
+    let mut crowd = Crowd::start(server.port);
+    crowd.disturb(Duration::from_secs(seconds));
+    let Crowd {
+        killed,
+        stops,
+        seen,
+        ..
+    } = crowd.dismiss();
+    every_key_is_free_and_can_be_locked(server.port, &seen);
+    let record = server.end();
+
+    let seen = mem::take(&mut *seen.lock().unwrap());
+    let on_servers_clock = |at: Instant| micros(at.saturating_duration_since(record.begun));
+    let deaths = Deaths {
+        killed: killed
+            .into_iter()
+            .map(|(number, at)| (number, on_servers_clock(at)))
+            .collect(),
+        hung_up: seen
+            .hung_up
+            .iter()
+            .map(|(&name, &at)| (name, on_servers_clock(at)))
+            .collect(),
+    };
+    let mut journal = record.journal;
+    let found = examine(&mut journal, &deaths, &seen.grants);
+    if !found.violations.is_empty() {
+        let kept = std::env::temp_dir().join(format!("lock-server-trial-{}", std::process::id()));
+        let lines: String = journal.iter().map(|event| format!("{event}\n")).collect();
+        fs::write(&kept, lines).unwrap();
+        let some: Vec<_> = found.violations.iter().take(20).collect();
+        panic!(
+            "{} violations, {some:#?}; the journal is {kept:?}",
+            found.violations.len()
+        );
+    }
+    let (kills, hang_ups) = (deaths.killed.len(), deaths.hung_up.len());
+    println!(
+        "trial of {seconds} s: {} locks, {kills} kills, {stops} stops, {hang_ups} hang-ups, \
+         {} leases that ran out, {} grants after waiting; no violation",
+        found.locks, found.ran_out, found.waited
+    );
+    for (what, count) in [
+        ("kill", kills),
+        ("stop", stops),
+        ("hang-up", hang_ups),
+        ("lease that ran out", found.ran_out),
+        ("grant after waiting", found.waited),
+        ("holder that heard that it was too late", seen.too_late),
+    ] {
+        assert!(
+            count > 0,
+            "there was no {what}: the trial has shown nothing"
+        );
+    }
+}
+
+/// The dead are forgotten and their leases run out; then nobody holds or waits for anything.
+fn every_key_is_free_and_can_be_locked(port: u16, seen: &Mutex<Seen>) {
+    let mut wire = Wire::to_port(port);
+    let deadline = Instant::now() + NOTICE + LEASE + STUCK;
+    while KEYS
+        .iter()
+        .any(|key| wire.ask(&format!("/CHECK/{key}")).body != "0\n")
+    {
+        assert!(
+            Instant::now() < deadline,
+            "a key is held though nobody is left"
+        );
+        thread::sleep(ms(10));
+    }
+    for key in KEYS {
+        let began = Instant::now();
+        let reply = wire.ask(&format!("/LOCK/{key}/client-0.0"));
+        assert_ne!(reply.body, "0\n", "{key}: {}", reply.result());
+        assert!(
+            began.elapsed() < STUCK,
+            "{key} was locked after {:?}",
+            began.elapsed()
+        );
+        seen.lock()
+            .unwrap()
+            .note(&format!("granted {key} client-0.0"));
+        assert_eq!(wire.ask(&format!("/UNLOCK/{key}/client-0.0")).body, "1\n");
+        seen.lock()
+            .unwrap()
+            .note(&format!("unlocked {key} client-0.0 1"));
+    }
+    for key in KEYS {
+        assert_eq!(wire.ask(&format!("/CHECK/{key}")).body, "0\n");
+    }
+}
+
+// The clients: processes of their own.
+
+/// Locks and unlocks until its standard input ends, and says what it hears.
+///
+/// Its name changes when it hangs up, so that no name is used again that the server has to forget.
+fn client() {
+    let mut arguments = std::env::args()
+        .skip(1)
+        .map(|argument| argument.parse::<u32>().unwrap());
+    let (port, number) = (arguments.next().unwrap() as u16, arguments.next().unwrap());
+    let ended = Arc::new(AtomicBool::new(false));
+    let told = ended.clone();
+    thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        told.store(true, SeqCst);
+    });
+    let mut dice = Dice::new(std::process::id());
+    let mut wire = Wire::to_port(port);
+    let mut life = 0;
+    while !ended.load(SeqCst) {
+        let name = Name {
+            process: number,
+            life,
+        };
+        // Mostly its own: a key whose holder died would soon have everyone wait for it.
+        let stray = if dice.below(20) == 0 {
+            dice.below(KEYS.len() as u64) as u32
+        } else {
+            0
+        };
+        let key = KEYS[(number + stray) as usize % KEYS.len()];
+        wire.get(&format!("/LOCK/{key}/{name}"));
+        if dice.below(15) == 0 {
+            thread::sleep(ms(dice.below(10)));
+            if !wire.has_answer() {
+                hang_up(wire, dice.below(2) == 0);
+                println!("hung-up {name}");
+                life += 1;
+                wire = Wire::to_port(port);
+                continue;
+            }
+        }
+        let reply = wire.reply();
+        if reply.body == "0\n" {
+            assert_eq!(
+                (reply.status, reply.result()),
+                (200, "timeout"),
+                "{name} asked for {key}"
+            );
+            continue;
+        }
+        // It is a time, or this panics.
+        reply.expires();
+        println!("granted {key} {name}");
+        let past_the_lease = dice.below(400) == 0;
+        let hold = if past_the_lease {
+            LEASE + ms(20 + dice.below(200))
+        } else {
+            ms(dice.below(5))
+        };
+        thread::sleep(hold);
+        let answer = wire.ask(&format!("/UNLOCK/{key}/{name}")).body;
+        assert!(
+            !past_the_lease || answer == "0\n",
+            "{name} released {key} after {hold:?}"
+        );
+        println!("unlocked {key} {name} {}", answer.trim_end());
+        thread::sleep(ms(dice.below(4)));
+    }
+}
+
+fn hang_up(wire: Wire, reset: bool) {
+    if reset {
+        setsockopt(
+            wire.stream(),
+            sockopt::Linger,
+            &libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            },
+        )
+        .unwrap();
+    }
+}
+
+/// Xorshift: the same throws from the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u32) -> Self {
+        // Anything but zero.
+        Dice((u64::from(seed) << 32) | 0x9e37_79b9)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+}
+
+/// What the clients have said.
+#[derive(Default)]
+struct Seen {
+    /// Each name's grants in their order: the key, and what UNLOCK was answered with, if it was.
+    grants: HashMap<Name, Vec<(usize, Option<bool>)>>,
+    /// When it was heard of.
+    hung_up: HashMap<Name, Instant>,
+    /// How many UNLOCKs were answered `0`.
+    too_late: usize,
+}
+
+impl Seen {
+    fn note(&mut self, line: &str) {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["granted", key, name] => {
+                self.grants
+                    .entry(name.parse().unwrap())
+                    .or_default()
+                    .push((key_index(key), None));
+            }
+            ["unlocked", key, name, answer] => {
+                let last = self
+                    .grants
+                    .get_mut(&name.parse().unwrap())
+                    .and_then(|all| all.last_mut());
+                let (held, end) = last.expect("nobody unlocks what was not granted");
+                assert_eq!((*held, *end), (key_index(key), None), "{line}");
+                *end = Some(answer == "1");
+                self.too_late += usize::from(answer == "0");
+            }
+            ["hung-up", name] => {
+                self.hung_up.insert(name.parse().unwrap(), Instant::now());
+            }
+            _ => panic!("a client said {line:?}"),
+        }
+    }
+}
+
+/// One client's process. It is killed when it is dropped.
+struct Runner {
+    number: u32,
+    process: Child,
+    reader: Option<JoinHandle<()>>,
+    /// When it goes on, if it is stopped.
+    resumes: Option<Instant>,
+}
+
+impl Runner {
+    fn start(number: u32, port: u16, seen: Arc<Mutex<Seen>>) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args([port.to_string(), number.to_string()])
+            .env(ROLE, "client")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output: ChildStdout = process.stdout.take().expect("it is piped");
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(output).lines() {
+                seen.lock().unwrap().note(&line.unwrap());
+            }
+        });
+        Runner {
+            number,
+            process,
+            reader: Some(reader),
+            resumes: None,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        signal::kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
+    /// Reads the rest of what it said.
+    fn join(&mut self) {
+        self.reader
+            .take()
+            .expect("joined once")
+            .join()
+            .expect("what a client says is understood");
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The clients that run, and what was done to them.
+struct Crowd {
+    port: u16,
+    dice: Dice,
+    runners: Vec<Runner>,
+    next: u32,
+    seen: Arc<Mutex<Seen>>,
+    killed: HashMap<u32, Instant>,
+    stops: usize,
+}
+
+impl Crowd {
+    fn start(port: u16) -> Self {
+        let mut crowd = Crowd {
+            port,
+            dice: Dice::new(std::process::id()),
+            runners: Vec::new(),
+            next: 1,
+            seen: Arc::default(),
+            killed: HashMap::new(),
+            stops: 0,
+        };
+        (0..CLIENTS).for_each(|_| crowd.add());
+        crowd
+    }
+
+    /// Another client, with a name that nobody had.
+    fn add(&mut self) {
+        self.runners
+            .push(Runner::start(self.next, self.port, self.seen.clone()));
+        self.next += 1;
+    }
+
+    fn disturb(&mut self, duration: Duration) {
+        let deadline = Instant::now() + duration;
+        while Instant::now() < deadline {
+            thread::sleep(ms(self.dice.below(200)));
+            self.resume(|due| due <= Instant::now());
+            let victim = self.dice.below(CLIENTS as u64) as usize;
+            if self.dice.below(2) == 0 {
+                self.kill(victim);
+            } else {
+                self.stop(victim);
+            }
+        }
+    }
+
+    fn kill(&mut self, victim: usize) {
+        let mut runner = self.runners.swap_remove(victim);
+        assert!(
+            !runner.has_ended(),
+            "client {} ended by itself",
+            runner.number
+        );
+        runner.signal(Signal::SIGKILL);
+        self.killed.insert(runner.number, Instant::now());
+        runner.process.wait().unwrap();
+        runner.join();
+        self.add();
+    }
+
+    /// Stops it for longer than a lease, if enough others run.
+    fn stop(&mut self, victim: usize) {
+        let stopped = self
+            .runners
+            .iter()
+            .filter(|runner| runner.resumes.is_some())
+            .count();
+        let runner = &mut self.runners[victim];
+        if stopped < MAX_STOPPED && runner.resumes.is_none() {
+            runner.signal(Signal::SIGSTOP);
+            runner.resumes = Some(Instant::now() + LEASE + ms(200 + self.dice.below(500)));
+            self.stops += 1;
+        }
+    }
+
+    fn resume(&mut self, is_due: impl Fn(Instant) -> bool) {
+        for runner in &mut self.runners {
+            if runner.resumes.is_some_and(&is_due) {
+                runner.resumes = None;
+                runner.signal(Signal::SIGCONT);
+            }
+        }
+    }
+
+    /// Lets everyone finish what they do.
+    fn dismiss(mut self) -> Self {
+        self.resume(|_| true);
+        for runner in &mut self.runners {
+            drop(runner.process.stdin.take());
+        }
+        for mut runner in mem::take(&mut self.runners) {
+            until("a client ends", || runner.has_ended());
+            let status = runner.process.wait().unwrap();
+            assert!(
+                status.success(),
+                "client {} ended with {status}",
+                runner.number
+            );
+            runner.join();
+        }
+        self
+    }
+}
+
+// The server, and the recorder of its journal.
+
+/// The real command. It is killed when it is dropped.
+struct Server {
+    process: Child,
+    port: u16,
+    recorder: Option<JoinHandle<Record>>,
+}
+
+struct Record {
+    journal: Vec<Event>,
+    /// When the server's clock showed zero. No line can be read before it is written, so the line
+    /// that was read soonest tells it best.
+    begun: Instant,
+    /// Whatever else stands in the log.
+    log: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_lock-server"))
+            .args(["run", "--port", "0"])
+            .args(["--lock-timeout", &LEASE.as_secs_f64().to_string()])
+            .args(["--lock-attempt-timeout", &ATTEMPT.as_secs_f64().to_string()])
+            .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
+        let mut first = String::new();
+        stderr.read_line(&mut first).unwrap();
+        let port = first
+            .split("127.0.0.1:")
+            .nth(1)
+            .and_then(|rest| rest.split(';').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no port in {first:?}"));
+        let recorder = Some(thread::spawn(move || record(stderr)));
+        until("it answers", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        Server {
+            process,
+            port,
+            recorder,
+        }
+    }
+
+    fn end(mut self) -> Record {
+        signal::kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).unwrap();
+        until("the server ends", || {
+            self.process.try_wait().unwrap().is_some()
+        });
+        assert_eq!(self.process.wait().unwrap().code(), Some(0));
+        let recorder = self.recorder.take().expect("it ends once");
+        let record = recorder.join().expect("the log is readable");
+        assert!(!record.log.contains("panicked"), "{}", record.log);
+        record
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn record(stderr: BufReader<ChildStderr>) -> Record {
+    let mut record = Record {
+        journal: Vec::new(),
+        begun: Instant::now(),
+        log: String::new(),
+    };
+    for line in stderr.lines() {
+        let line = line.unwrap();
+        match line.split_once(" TRACE ") {
+            Some((_, entry)) => {
+                let event = Event::parse(entry).unwrap_or_else(|| panic!("unknown entry {line:?}"));
+                if let Some(begun) = Instant::now().checked_sub(Duration::from_micros(event.at)) {
+                    record.begun = record.begun.min(begun);
+                }
+                record.journal.push(event);
+            }
+            None => record.log += &(line + "\n"),
+        }
+    }
+    record
+}
+
+/// The name of a client: its process, and how often that has hung up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Name {
+    process: u32,
+    life: u32,
+}
+
+impl FromStr for Name {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (process, life) = text
+            .strip_prefix("client-")
+            .and_then(|rest| rest.split_once('.'))
+            .ok_or(())?;
+        Ok(Name {
+            process: process.parse().or(Err(()))?,
+            life: life.parse().or(Err(()))?,
+        })
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "client-{}.{}", self.process, self.life)
+    }
+}
+
+/// A line of the journal.
+#[derive(Clone, Copy, Debug)]
+struct Event {
+    number: u64,
+    /// In microseconds of the server's clock.
+    at: u64,
+    key: usize,
+    name: Name,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Granted { fence: u64, lease: u64 },
+    Queued { ticket: u64 },
+    Left { ticket: u64 },
+    Released,
+}
+
+impl Event {
+    fn parse(entry: &str) -> Option<Self> {
+        let words: Vec<&str> = entry.split(' ').collect();
+        let [number, "at", at, verb, key, name, rest @ ..] = &words[..] else {
+            return None;
+        };
+        let what = match (*verb, rest) {
+            ("granted", ["fence", fence, "for", lease]) => What::Granted {
+                fence: fence.parse().ok()?,
+                lease: lease.parse().ok()?,
+            },
+            ("queued", ["ticket", ticket]) => What::Queued {
+                ticket: ticket.parse().ok()?,
+            },
+            ("left", ["ticket", ticket]) => What::Left {
+                ticket: ticket.parse().ok()?,
+            },
+            ("released", []) => What::Released,
+            _ => return None,
+        };
+        Some(Event {
+            number: number.parse().ok()?,
+            at: at.parse().ok()?,
+            key: KEYS
+                .iter()
+                .position(|known| *known == key.trim_matches('"'))?,
+            name: name.trim_matches('"').parse().ok()?,
+            what,
+        })
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event {
+            number,
+            at,
+            key,
+            name,
+            what,
+        } = self;
+        write!(out, "{number} at {at} {} {name} {what:?}", KEYS[*key])
+    }
+}
+
+fn key_index(key: &str) -> usize {
+    KEYS.iter()
+        .position(|known| *known == key)
+        .expect("one of the keys")
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
+}
+
+// The examiner: what the journal and the clients' words say about the promises.
+
+/// Who died when, on the server's clock. A killed process takes all its names with it.
+#[derive(Default)]
+struct Deaths {
+    killed: HashMap<u32, u64>,
+    hung_up: HashMap<Name, u64>,
+}
+
+impl Deaths {
+    fn of(&self, name: Name) -> Option<u64> {
+        let killed = self.killed.get(&name.process);
+        killed
+            .into_iter()
+            .chain(self.hung_up.get(&name))
+            .min()
+            .copied()
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    locks: usize,
+    ran_out: usize,
+    waited: usize,
+    violations: Vec<String>,
+}
+
+type Testimony = HashMap<Name, Vec<(usize, Option<bool>)>>;
+
+/// Goes through the journal in the order in which things were decided.
+fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Found {
+    journal.sort_by_key(|event| event.number);
+    let mut examiner = Examiner {
+        deaths,
+        keys: Default::default(),
+        grants: HashMap::new(),
+        fence: 0,
+        found: Found::default(),
+    };
+    let mut before = 0;
+    for (expected, event) in (1..).zip(&*journal) {
+        if event.number != expected || event.at < before {
+            examiner.complain(event, "is out of step: the journal is not whole");
+            break;
+        }
+        before = event.at;
+        match event.what {
+            What::Granted { fence, lease } => examiner.granted(event, fence, lease),
+            What::Queued { ticket } => {
+                examiner.keys[event.key]
+                    .queue
+                    .insert(ticket, (event.name, event.at));
+            }
+            What::Left { ticket } => examiner.left(event, ticket),
+            What::Released => examiner.released(event),
+        }
+    }
+    examiner.nobody_is_left();
+    examiner.compare(testimony);
+    examiner.found
+}
+
+struct Examiner<'a> {
+    deaths: &'a Deaths,
+    keys: [Key; KEYS.len()],
+    /// Each name's grants in their order: the key, and whether it was released.
+    grants: HashMap<Name, Vec<(usize, bool)>>,
+    fence: u64,
+    found: Found,
+}
+
+#[derive(Default)]
+struct Key {
+    /// The last one granted.
+    lease: Option<Lease>,
+    /// The waiters by their tickets, and since when they wait.
+    queue: BTreeMap<u64, (Name, u64)>,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    name: Name,
+    /// When it was released, or else when it runs out.
+    end: u64,
+    released: bool,
+}
+
+/// Whether a waiter since `since` still waited when the lease ended. `None` if the microsecond decides,
+/// because instants are rounded down to it.
+fn was_patient_until(end: u64, since: u64) -> Option<bool> {
+    let patience = since + micros(ATTEMPT);
+    (patience.abs_diff(end) > 1).then_some(patience > end)
+}
+
+impl Examiner<'_> {
+    fn complain(&mut self, event: &Event, complaint: &str) {
+        self.found.violations.push(format!("{event}: {complaint}"));
+    }
+
+    fn granted(&mut self, event: &Event, fence: u64, lease: u64) {
+        self.found.locks += 1;
+        let &Event { at, key, name, .. } = event;
+        let end = self.keys[key].lease.map_or(0, |lease| lease.end);
+        if end > at {
+            self.complain(event, "two live leases on one key");
+        }
+        if fence <= mem::replace(&mut self.fence, fence) {
+            self.complain(event, "the fencing token does not grow");
+        }
+        if self
+            .deaths
+            .of(name)
+            .is_some_and(|death| at > death + micros(NOTICE))
+        {
+            self.complain(event, "granted to the dead");
+        }
+        self.take_turn(event, end);
+        self.keys[key].lease = Some(Lease {
+            name,
+            end: at + lease,
+            released: false,
+        });
+        self.grants.entry(name).or_default().push((key, false));
+    }
+
+    /// The key goes to the first that still waited when the lease before ended at `end`; whoever never
+    /// waited gets it only if there is none.
+    fn take_turn(&mut self, event: &Event, end: u64) {
+        let queue = &mut self.keys[event.key].queue;
+        while let Some((ticket, (first, since))) = queue.pop_first() {
+            match was_patient_until(end, since) {
+                Some(false) => {}
+                _ if first == event.name => {
+                    self.found.waited += 1;
+                    if event.at > end + micros(STUCK) {
+                        self.complain(event, "the key was stuck after the lease before");
+                    }
+                    return;
+                }
+                None => {}
+                Some(true) => {
+                    queue.retain(|_, (name, _)| *name != event.name);
+                    queue.insert(ticket, (first, since));
+                    return self
+                        .complain(event, &format!("granted out of turn: {first} was first"));
+                }
+            }
+        }
+    }
+
+    fn left(&mut self, event: &Event, ticket: u64) {
+        let Key { lease, queue } = &mut self.keys[event.key];
+        let end = lease.map_or(0, |lease| lease.end);
+        match queue.remove(&ticket) {
+            None => self.complain(event, "left a queue where it was not"),
+            Some((_, since)) => {
+                let passed_over =
+                    event.at > end + micros(STUCK) && was_patient_until(end, since) == Some(true);
+                if passed_over {
+                    self.complain(event, "left, though the key was free: it was stuck");
+                }
+            }
+        }
+    }
+
+    fn released(&mut self, event: &Event) {
+        match &mut self.keys[event.key].lease {
+            Some(lease) if lease.name == event.name && !lease.released && event.at <= lease.end => {
+                (lease.end, lease.released) = (event.at, true);
+                let granted = self
+                    .grants
+                    .get_mut(&event.name)
+                    .and_then(|all| all.last_mut());
+                granted.expect("the holder was granted it").1 = true;
+            }
+            _ => self.complain(event, "released by somebody who does not hold it"),
+        }
+    }
+
+    fn nobody_is_left(&mut self) {
+        let released = self
+            .grants
+            .values()
+            .flatten()
+            .filter(|(_, released)| *released)
+            .count();
+        self.found.ran_out = self.found.locks - released;
+        for (key, Key { lease, queue }) in KEYS.iter().zip(&self.keys) {
+            let end = lease.map_or(0, |lease| lease.end);
+            for (name, since) in queue.values() {
+                if was_patient_until(end, *since) == Some(true) {
+                    self.found
+                        .violations
+                        .push(format!("{name} still waits for {key} in the end"));
+                }
+            }
+        }
+    }
+
+    /// What a client was told is what was decided; a dead one may have missed the last of it.
+    fn compare(&mut self, testimony: &Testimony) {
+        let names: HashSet<&Name> = self.grants.keys().chain(testimony.keys()).collect();
+        for name in names {
+            let decided = self.grants.get(name).map_or(&[][..], |grants| grants);
+            let heard = testimony.get(name).map_or(&[][..], |grants| grants);
+            let missed = decided.len() as i64 - heard.len() as i64;
+            let agree = decided
+                .iter()
+                .zip(heard)
+                .all(|((key, released), (heard_key, answer))| {
+                    key == heard_key && answer.is_none_or(|answer| answer == *released)
+                });
+            let may_miss = i64::from(self.deaths.of(*name).is_some());
+            if !agree || !(0..=may_miss).contains(&missed) {
+                let complaint = format!("{name} heard otherwise: {heard:?} instead of {decided:?}");
+                self.found.violations.push(complaint);
+            }
+        }
+    }
+}
+
+// Who examines the examiner?
+
+fn the_examiner_notices_what_it_should() {
+    let nothing = Testimony::new();
+    let sound = [
+        "at 1000 granted KEYA client-1.0 fence 1 for 500000",
+        "at 2000 queued KEYA client-2.0 ticket 1",
+        "at 3000 queued KEYA client-3.0 ticket 2",
+        "at 4000 left KEYA client-2.0 ticket 1",
+        "at 5000 granted KEYB client-2.0 fence 2 for 500000",
+        "at 501000 granted KEYA client-3.0 fence 3 for 500000",
+        "at 501500 released KEYA client-3.0",
+        "at 501500 granted KEYA client-1.0 fence 4 for 500000",
+    ];
+    let decided = heard(&[
+        "granted KEYA client-1.0",
+        "unlocked KEYA client-1.0 0",
+        "granted KEYB client-2.0",
+        "granted KEYA client-3.0",
+        "unlocked KEYA client-3.0 1",
+        "granted KEYA client-1.0",
+    ]);
+    let nobody = Deaths::default();
+    let found = examine(&mut doctored(&sound), &nobody, &decided);
+    assert_eq!((found.locks, found.ran_out, found.waited), (4, 3, 1));
+    assert_eq!(found.violations, [""; 0]);
+
+    let first_lease = "at 0 granted KEYA client-1.0 fence 1 for 500000";
+    let patient = "at 1 queued KEYA client-2.0 ticket 1";
+    let rules: &[(&str, &[&str])] = &[
+        (
+            "two live leases",
+            &[
+                first_lease,
+                "at 499999 granted KEYA client-2.0 fence 2 for 500000",
+            ],
+        ),
+        (
+            "does not grow",
+            &[
+                first_lease,
+                "at 500000 granted KEYA client-2.0 fence 1 for 500000",
+            ],
+        ),
+        (
+            "does not hold it",
+            &[first_lease, "at 9 released KEYA client-2.0"],
+        ),
+        (
+            "does not hold it",
+            &[first_lease, "at 500001 released KEYA client-1.0"],
+        ),
+        (
+            "does not hold it",
+            &[
+                first_lease,
+                "at 9 released KEYA client-1.0",
+                "at 9 released KEYA client-1.0",
+            ],
+        ),
+        (
+            "out of turn",
+            &[
+                first_lease,
+                patient,
+                "at 2 queued KEYA client-3.0 ticket 2",
+                "at 9 released KEYA client-1.0",
+                "at 9 granted KEYA client-3.0 fence 2 for 500000",
+            ],
+        ),
+        (
+            "out of turn",
+            &[
+                first_lease,
+                patient,
+                "at 9 released KEYA client-1.0",
+                "at 9 granted KEYA client-1.0 fence 2 for 500000",
+            ],
+        ),
+        (
+            "stuck after",
+            &[
+                first_lease,
+                patient,
+                "at 1100000 granted KEYA client-2.0 fence 2 for 500000",
+            ],
+        ),
+        (
+            "it was stuck",
+            &[
+                first_lease,
+                patient,
+                "at 2000001 left KEYA client-2.0 ticket 1",
+            ],
+        ),
+        (
+            "where it was not",
+            &[first_lease, "at 9 left KEYA client-2.0 ticket 1"],
+        ),
+        ("still waits", &[first_lease, patient]),
+        (
+            "not whole",
+            &[first_lease, "at 9 released KEYA client-1.0", "skip"],
+        ),
+    ];
+    for (rule, lines) in rules {
+        let found = examine(&mut doctored(lines), &nobody, &nothing);
+        assert!(
+            found.violations.iter().any(|said| said.contains(rule)),
+            "{rule}: {:?}",
+            found.violations
+        );
+    }
+
+    // Who is overdue is passed over, with nothing said of it.
+    let overdue = [
+        "at 0 granted KEYA client-1.0 fence 1 for 2500000",
+        patient,
+        "at 700000 queued KEYA client-3.0 ticket 2",
+        "at 2500000 granted KEYA client-3.0 fence 2 for 500000",
+    ];
+    assert!(!complains_of(
+        &examine(&mut doctored(&overdue), &nobody, &nothing),
+        "out of turn"
+    ));
+
+    let deaths = [
+        Deaths {
+            killed: [(3, 0)].into(),
+            hung_up: HashMap::new(),
+        },
+        Deaths {
+            killed: HashMap::new(),
+            hung_up: [("client-3.0".parse().unwrap(), 0)].into(),
+        },
+    ];
+    let late = [
+        "at 0 granted KEYA client-1.0 fence 1 for 1500000",
+        "at 1 queued KEYA client-3.0 ticket 1",
+        "at 1500000 granted KEYA client-3.0 fence 2 for 500000",
+    ];
+    for deaths in &deaths {
+        assert!(complains_of(
+            &examine(&mut doctored(&late), deaths, &nothing),
+            "to the dead"
+        ));
+    }
+
+    for lie in [
+        heard(&["granted KEYB client-1.0"]),
+        heard(&["granted KEYA client-1.0", "unlocked KEYA client-1.0 1"]),
+        heard(&["granted KEYA client-1.0", "granted KEYA client-1.0"]),
+        heard(&["granted KEYA client-1.0", "granted KEYA client-9.0"]),
+        nothing,
+    ] {
+        let mut journal = doctored(&[first_lease]);
+        assert!(
+            complains_of(&examine(&mut journal, &nobody, &lie), "heard otherwise"),
+            "{lie:?}"
+        );
+    }
+}
+
+fn complains_of(found: &Found, rule: &str) -> bool {
+    found.violations.iter().any(|said| said.contains(rule))
+}
+
+/// Numbers the entries and shuffles them a little; `skip` leaves a number out before the last one.
+fn doctored(lines: &[&str]) -> Vec<Event> {
+    let skip = usize::from(lines.last() == Some(&"skip"));
+    let lines = &lines[..lines.len() - skip];
+    let mut journal: Vec<Event> = (1..)
+        .zip(lines)
+        .map(|(number, line)| {
+            Event::parse(&format!("{number} {line}")).expect("a line of a journal")
+        })
+        .collect();
+    if let Some(last) = journal.last_mut() {
+        last.number += skip as u64;
+    }
+    journal.reverse();
+    journal
+}
+
+fn heard(lines: &[&str]) -> Testimony {
+    let mut seen = Seen::default();
+    lines.iter().for_each(|line| seen.note(line));
+    seen.grants
+}
