@@ -23,7 +23,7 @@ pub(crate) fn raise() -> io::Result<u64> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let by_descriptors = hard.saturating_sub(OWN_DESCRIPTORS) / 2;
     let by_threads = threads().saturating_sub(OWN_THREADS) / 2;
-    let clients = by_descriptors.min(by_threads).max(1);
+    let clients = by_descriptors.min(by_threads).max(2);
     setrlimit(
         Resource::RLIMIT_NOFILE,
         hard.min(2 * clients + OWN_DESCRIPTORS),

@@ -50,6 +50,7 @@ pub(crate) struct Child {
     end: Arc<End>,
 }
 
+/// When a child has ended.
 ///
 /// std's mutex, not parking_lot's: a thread that waits here while another one starts a server would stay
 /// in parking_lot's table in the child, and its place there be overwritten.
@@ -103,9 +104,7 @@ impl Child {
             let (ours, theirs) = unistd::pipe2(OFlag::O_CLOEXEC)
                 .map_err(|errno| failed("cannot make a pipe", errno))?;
             let parent = (!outlive_parent).then(unistd::getpid);
-            // SAFETY: the child calls nothing that needs another thread's help before it has shown
-            // in `live` that it can, and never returns from there.
-            let fork = unsafe { unistd::fork() }.map_err(|errno| failed("cannot fork", errno))?;
+            let fork = fork_alone().map_err(|errno| failed("cannot fork", errno))?;
             let pid = match fork {
                 ForkResult::Child => live(
                     Birth {
@@ -187,13 +186,25 @@ impl Child {
             return Ok(false);
         }
         let was_alive = !has_ended(self.pid);
+        if !was_alive {
+            // It is about to be reaped here; or was elsewhere, and its number may be anybody's.
+            let reaped = self
+                .end
+                .told
+                .wait_timeout_while(reaped, END_PATIENCE, |reaped| !*reaped);
+            drop(reaped);
+            return Ok(false);
+        }
         for (signal, patience) in [
             (Signal::SIGTERM, END_PATIENCE),
             (Signal::SIGKILL, END_PATIENCE),
         ] {
             if !*reaped {
                 // Not yet reaped, so nobody else has this number.
-                signal::kill(self.pid, signal)?;
+                match signal::kill(self.pid, signal) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
             }
             let waited = self
                 .end
@@ -201,7 +212,7 @@ impl Child {
                 .wait_timeout_while(reaped, patience, |reaped| !*reaped);
             (reaped, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if *reaped {
-                return Ok(was_alive);
+                return Ok(true);
             }
         }
         Err(io::Error::new(
@@ -209,6 +220,27 @@ impl Child {
             "it has not ended even after SIGKILL",
         ))
     }
+}
+
+/// Forks, and leaves the memory of the parent's other threads alone.
+///
+/// `fork` of the C library hands their stacks to the child's new threads. But a thread of the parent that
+/// waits for a lock of parking_lot's lies, on its stack, in parking_lot's table, and the child goes
+/// through that table: one child in a thousand died of it. Forked by the kernel alone, those stacks
+/// stay as they are, and in the table threads that never wake. What the C library would have done
+/// besides, unlock its allocator, is left to chance and [`prove_sound`].
+fn fork_alone() -> Result<ForkResult, Errno> {
+    // SAFETY: no flag but the signal that tells the parent of the end, so the child has its own copy of
+    // everything. It calls nothing that needs another thread's help before it has shown in `live` that
+    // it can do without, and never returns from there.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    Ok(match Errno::result(pid)? {
+        0 => ForkResult::Child,
+        // The kernel's process numbers fit.
+        pid => ForkResult::Parent {
+            child: Pid::from_raw(pid as libc::pid_t),
+        },
+    })
 }
 
 /// Whether a child has ended and waits to be reaped, or is none any more.
@@ -274,15 +306,21 @@ fn prove_sound() -> bool {
             );
         }
     }
-    // Starts threads, which read the environment and allocate, and makes them wait for each other.
+    // Starts threads, which read the environment, allocate as much as no thread keeps for itself, and
+    // wait for each other.
+    let allocate = || drop(std::hint::black_box(vec![0u8; 50_000]));
     let contended = Arc::new(parking_lot::Mutex::new(0));
     let threads: Vec<_> = (0..2)
         .map_while(|_| {
             let contended = contended.clone();
-            let count = move || (0..100).for_each(|_| *contended.lock() += 1);
-            thread::Builder::new().stack_size(STACK).spawn(count).ok()
+            let work = move || {
+                allocate();
+                (0..100).for_each(|_| *contended.lock() += 1);
+            };
+            thread::Builder::new().stack_size(STACK).spawn(work).ok()
         })
         .collect();
+    allocate();
     threads
         .into_iter()
         .map(|thread| thread.join().is_ok())
@@ -298,7 +336,7 @@ fn close_all_but(keep: &[RawFd; 2]) {
     let mut first = 3;
     for fd in keep {
         close_range(first, fd - 1);
-        first = fd + 1;
+        first = first.max(fd + 1);
     }
     close_range(first, RawFd::MAX);
 }

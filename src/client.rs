@@ -6,7 +6,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::Response;
 use ureq::{Agent, Body};
@@ -18,6 +18,12 @@ use crate::protocol::{self, MAX_NAME, ParsedAnswer, Request};
 /// How long any question but a LOCK may take, and by how much the wait for a LOCK's answer outlasts
 /// the server's own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long what the server said of its patience is believed: another one may be there by then.
+const PATIENCE_KNOWN: Duration = Duration::from_secs(1);
 
 /// How long [`Client::ping`] waits.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,10 +61,10 @@ pub struct Client {
     address: String,
     options: ClientOptions,
     agent: Agent,
-    /// How long the server lets a LOCK wait. `None` until it has been asked.
+    /// How long the server lets a LOCK wait, and when it said so.
     ///
     /// std's mutex: the client runs where servers are forked, see `child.rs`.
-    patience: Arc<Mutex<Option<Duration>>>,
+    patience: Arc<Mutex<Option<(Duration, Instant)>>>,
 }
 
 impl Client {
@@ -80,6 +86,7 @@ impl Client {
             .http_status_as_error(false)
             .proxy(None)
             .max_redirects(0)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
             .user_agent(concat!("lock-server/", env!("CARGO_PKG_VERSION")))
             .accept("text/plain")
             .build();
@@ -125,7 +132,8 @@ impl Client {
     /// Unlocks the key. `false` if this name does not hold it, or no longer does.
     ///
     /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::InvalidName`]; [`Error::BadReply`].
+    /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::InvalidName`]; [`Error::Refused`], with
+    /// `wrong-host` for instance; [`Error::BadReply`].
     pub fn unlock(&self, key: &str) -> Result<bool, Error> {
         self.ask_yes_or_no(&Request::Unlock {
             key: self.key(key)?,
@@ -157,7 +165,9 @@ impl Client {
     /// Whether a lock server answers within 5 s, at the first try. Never an error.
     pub fn ping(&self) -> bool {
         let answer = self.call(&Request::Ping, PING_TIMEOUT);
-        answer.is_ok_and(|response| self.read(&Request::Ping, response).is_ok())
+        answer.is_ok_and(|response| {
+            matches!(self.read(&Request::Ping, response), Ok(ParsedAnswer::Yes))
+        })
     }
 
     /// Stops the server, if it was started with `allow_shutdown`.
@@ -189,14 +199,16 @@ impl Client {
         self.read(question, response)
     }
 
-    fn known_patience(&self) -> MutexGuard<'_, Option<Duration>> {
+    fn known_patience(&self) -> MutexGuard<'_, Option<(Duration, Instant)>> {
         // A number is whole, whatever panicked beside it.
         self.patience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long a LOCK may wait here. The server is asked, so that this end waits longer.
     fn patience(&self) -> Result<Duration, Error> {
-        if let Some(patience) = *self.known_patience() {
+        if let Some((patience, said)) = *self.known_patience()
+            && said.elapsed() < PATIENCE_KNOWN
+        {
             return Ok(patience);
         }
         let response = self.reach(&Request::Ping, ANSWER_TIMEOUT)?;
@@ -205,7 +217,7 @@ impl Client {
         self.read(&Request::Ping, response)?;
         let patience =
             patience.ok_or_else(|| self.bad_reply(&Request::Ping, "no Lock-Attempt-Timeout"))?;
-        *self.known_patience() = Some(patience);
+        *self.known_patience() = Some((patience, Instant::now()));
         Ok(patience)
     }
 

@@ -27,7 +27,7 @@ use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::net::TcpListener;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,8 @@ use nix::sys::time::TimeVal;
 
 pub(crate) use self::answer::Admission;
 use self::door::Door;
-use self::lines::Lines;
-use self::nudge::Nudger;
+use self::lines::{Lines, Watched};
+use self::nudge::{Nudged, Nudger};
 use self::sockets::{Connections, Watch};
 use crate::manager::LockManager;
 
@@ -50,8 +50,20 @@ const BEAT: Duration = Duration::from_millis(100);
 const SOON: Duration = Duration::from_millis(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Every so many beats the doors are looked through that accept no more.
-const RETIRE_EVERY: u32 = 10;
+/// Nor how long at the most, while nothing is found. Together with what comes before, a connection is
+/// overlooked for less than a quarter of a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(160);
+
+/// Every so many beats it looks after what hardly ever happens.
+const SELDOM: u32 = 10;
+
+/// How long a leader may serve one request before another one leads.
+const STUCK: Duration = Duration::from_millis(20);
+
+/// How long tiny_http has to accept again before the log is told, and how long it is left alone when it
+/// gave up again.
+const STABLE: Duration = Duration::from_secs(2);
+const REOPEN_PAUSE: Duration = Duration::from_millis(400);
 
 /// How many seconds a reply may take to be written to a client that does not read.
 const SEND_TIMEOUT: i64 = 10;
@@ -88,11 +100,15 @@ pub(crate) struct FrontDoor {
     suspects: HashSet<u64>,
     nudger: Nudger,
     next_beat: Instant,
+    next_watch_id: u64,
     /// When to look for overlooked connections; `None` until one comes.
     next_nudge: Option<Instant>,
+    /// How long not to look for further ones after that.
+    pause: Duration,
     beats: u32,
-    /// Whether the log was told that nothing is accepted, and not yet that something is again.
-    starved: bool,
+    /// Since when nothing was accepted, or something again. `None` if the log was told that it is over.
+    starved: Option<Instant>,
+    next_reopening: Instant,
 }
 
 /// What all doors share.
@@ -118,6 +134,11 @@ impl FrontDoor {
         socket::setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
         let timeout = TimeVal::new(SEND_TIMEOUT, 0);
         socket::setsockopt(&listener, sockopt::SendTimeout, &timeout)?;
+        // A client whose machine is gone has hung up after a minute, too.
+        socket::setsockopt(&listener, sockopt::KeepAlive, &true)?;
+        socket::setsockopt(&listener, sockopt::TcpKeepIdle, &30)?;
+        socket::setsockopt(&listener, sockopt::TcpKeepInterval, &10)?;
+        socket::setsockopt(&listener, sockopt::TcpKeepCount, &3)?;
         let watch = Watch::new(listener.try_clone()?, shutdown.0.as_fd())?;
         let shared = Arc::new(Shared {
             manager,
@@ -136,18 +157,24 @@ impl FrontDoor {
             suspects: HashSet::new(),
             nudger,
             next_beat: Instant::now() + BEAT,
+            next_watch_id: 0,
             next_nudge: None,
+            pause: PAUSE,
             beats: 0,
-            starved: false,
+            starved: None,
+            next_reopening: Instant::now(),
         })
     }
 
     /// Looks after the door until the next beat or the next event. `true` once the server is asked
     /// to end.
     pub fn tend(&mut self) -> bool {
-        let next = self
+        let mut next = self
             .next_nudge
             .map_or(self.next_beat, |nudge| nudge.min(self.next_beat));
+        if self.doors().any(|door| door.is_serving()) {
+            next = next.min(Instant::now() + STUCK);
+        }
         let left = next.saturating_duration_since(Instant::now());
         // Rounded up, so as not to come back for less than a millisecond.
         let events = self.watch.wait(left.as_millis() as u16 + 1);
@@ -155,7 +182,6 @@ impl FrontDoor {
             return true;
         }
         self.suspects.extend(events.ended);
-        self.abandon_suspects();
         let now = Instant::now();
         if events.arrival {
             self.next_nudge = Some(now + SOON);
@@ -163,6 +189,7 @@ impl FrontDoor {
         if self.next_nudge.is_some_and(|nudge| nudge <= now) {
             self.nudge();
         }
+        self.doors().for_each(|door| door.depose_if_stuck(STUCK));
         if self.next_beat <= now {
             self.beat();
             self.next_beat = Instant::now() + BEAT;
@@ -170,49 +197,55 @@ impl FrontDoor {
         false
     }
 
+    fn doors(&self) -> impl Iterator<Item = &Arc<Door>> {
+        self.older.iter().map(|(door, _)| door).chain([&self.door])
+    }
+
     fn beat(&mut self) {
         self.beats = self.beats.wrapping_add(1);
         self.watch_waiters();
-        for door in self.older.iter().map(|(door, _)| door).chain([&self.door]) {
-            door.depose_if_stuck();
+        self.abandon_suspects();
+        if !self.door.is_accepting() {
+            self.reopen();
+        } else if self.starved.is_some_and(|since| since.elapsed() > STABLE) {
+            self.starved = None;
+            log::warn!("accepting connections again");
         }
-        if self.starved || !self.door.is_accepting() {
-            self.nudge();
-        }
-        if !self.older.is_empty() && self.beats.is_multiple_of(RETIRE_EVERY) {
+        if self.beats.is_multiple_of(SELDOM) {
+            // An arrival that nobody told of would be overlooked for ever.
+            self.next_nudge.get_or_insert_with(Instant::now);
             self.retire();
         }
     }
 
-    /// Sees to it that no connection is overlooked, and that somebody accepts the next one.
+    /// Sees to it that no connection is overlooked.
     fn nudge(&mut self) {
-        if !self.door.is_accepting() {
-            return self.reopen();
-        }
-        if mem::take(&mut self.starved) {
-            log::warn!("accepting connections again");
-        }
-        let busy = self.nudger.nudge_if_busy();
-        self.next_nudge = busy.then(|| Instant::now() + PAUSE);
-        if !busy {
-            // It fails where the listener is not watched, which it is.
-            let _ = self.watch.watch_arrivals();
-        }
+        // Before the count is read, so that whoever comes after that is told of.
+        let watched = self.watch.watch_arrivals();
+        let nudged = self.nudger.nudge_if_busy();
+        // Where other servers of the machine have many clients, they are counted, too.
+        self.pause = match nudged {
+            Nudged::InVain => (self.pause * 2).min(LONGEST_PAUSE),
+            Nudged::NotAtAll | Nudged::Freed => PAUSE,
+        };
+        let again = nudged != Nudged::NotAtAll || watched.is_err();
+        self.next_nudge = again.then(|| Instant::now() + self.pause);
     }
 
     /// Opens a new door on the same listener, once there are descriptors again. tiny_http accepts
     /// nothing more after its first error, but goes on serving the connections that it has.
     fn reopen(&mut self) {
-        if !mem::replace(&mut self.starved, true) {
+        if self.starved.replace(Instant::now()).is_none() {
             log::warn!(
                 "no connection is accepted for now, most likely out of descriptors; the locks stay"
             );
         }
         // With fewer than a handful it would be over again at once.
         let handful: io::Result<Vec<_>> = (0..16).map(|_| self.listener.try_clone()).collect();
-        if handful.map(drop).is_err() {
+        if Instant::now() < self.next_reopening || handful.map(drop).is_err() {
             return;
         }
+        self.next_reopening = Instant::now() + REOPEN_PAUSE;
         let reopened = Connections::look_up().and_then(|connections| {
             Ok((
                 Door::open(&self.listener, self.shared.clone())?,
@@ -221,8 +254,11 @@ impl FrontDoor {
         });
         match reopened {
             Ok((door, connections)) => {
-                self.older
-                    .push((mem::replace(&mut self.door, door), connections));
+                let own = self
+                    .older
+                    .iter()
+                    .fold(connections, |own, (_, others)| own.without(others));
+                self.older.push((mem::replace(&mut self.door, door), own));
                 self.next_nudge = Some(Instant::now());
             }
             Err(error) => log::debug!("cannot accept connections yet: {error}"),
@@ -231,6 +267,9 @@ impl FrontDoor {
 
     /// Closes the doors whose connections have all ended.
     fn retire(&mut self) {
+        if self.older.is_empty() {
+            return;
+        }
         let Ok(connections) = Connections::look_up() else {
             return;
         };
@@ -244,51 +283,64 @@ impl FrontDoor {
         });
     }
 
-    /// Refuses and breaks off LOCKs, lets replies be finished, closes every connection.
+    /// Refuses and breaks off LOCKs, lets replies be finished, closes every connection and the port.
     pub fn close(self) {
-        let doors = || self.older.iter().map(|(door, _)| door).chain([&self.door]);
-        doors().for_each(|door| door.close());
+        // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
+        let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
+        self.doors().for_each(|door| door.close());
         self.shared.manager.stop();
         self.shared.lines.wait_until_served(Instant::now() + FINISH);
         if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr())
         {
             connections.shut_down_all(address.port());
         }
-        doors().for_each(|door| door.dismiss());
+        self.doors().for_each(|door| door.dismiss());
     }
 
     /// Has waiters watched for their client's end.
     fn watch_waiters(&mut self) {
-        let unwatched = self.shared.lines.to_be_watched();
+        let unwatched = self.shared.lines.unwatched();
         if unwatched.is_empty() {
             return;
         }
-        let connections = Connections::look_up();
-        for (peer, id) in unwatched {
-            let fd = connections
-                .as_ref()
-                .ok()
-                .and_then(|connections| connections.get(&peer));
-            if fd.is_none_or(|fd| self.watch.watch(fd, id).is_err()) {
-                // What has ended before reports nothing later, and what can't be found has ended.
+        // Out of descriptors, nothing can be looked up: the next beat tries again.
+        let Ok(connections) = Connections::look_up() else {
+            return;
+        };
+        for client in unwatched {
+            self.next_watch_id += 1;
+            let id = self.next_watch_id;
+            let fd = connections.get(&client);
+            if fd.is_none_or(|fd| self.watch.watch(fd, id).is_err())
+                || connections.has_ended(&client)
+            {
+                // What has ended before reports nothing later.
                 self.suspects.insert(id);
             }
+            let connection = connections.identity(&client);
+            self.shared.lines.watch(Watched {
+                client,
+                id,
+                connection,
+            });
         }
-        self.abandon_suspects();
     }
 
     /// Gives up the places of those suspects whose client has gone.
     fn abandon_suspects(&mut self) {
-        if self.suspects.is_empty() {
+        let suspects = self.shared.lines.suspects(&self.suspects);
+        if suspects.is_empty() {
+            self.suspects.clear();
             return;
         }
         // Out of descriptors, nothing can be looked up: they stay suspects.
         let Ok(connections) = Connections::look_up() else {
             return;
         };
-        for (peer, place) in self.shared.lines.watched_as(&mem::take(&mut self.suspects)) {
-            if connections.has_hung_up(&peer) {
-                log::debug!("{peer} went away while it waited");
+        self.suspects.clear();
+        for (watched, place) in suspects {
+            if connections.has_hung_up(&watched) {
+                log::debug!("{} went away while it waited", watched.client);
                 self.shared.manager.abandon(&place);
             }
         }

@@ -46,18 +46,17 @@ impl Server {
     }
 
     /// Takes the port, so that [`port`](Self::port) is known; [`start`](Self::start) and
-    /// [`run`](Self::run) do it themselves if need be. A busy port is tried again as
+    /// [`run`](Self::run) do it themselves if need be. Of a server that was started, its address. A busy port is tried again as
     /// [`Options::reconnect_attempts`] and [`Options::time_between_attempts`] say.
     ///
     /// # Errors
     /// [`Error::CannotListen`], [`Error::InvalidOption`].
     pub fn bind(&mut self) -> Result<SocketAddr, Error> {
-        if let Some(Bound {
-            address,
-            listener: Some(_),
-        }) = self.bound
+        let started = self.child.as_ref().is_some_and(Child::is_alive);
+        if let Some(Bound { address, listener }) = &self.bound
+            && (started || listener.is_some())
         {
-            return Ok(address);
+            return Ok(*address);
         }
         self.options.validate()?;
         let listener = self.listen()?;
@@ -107,12 +106,16 @@ impl Server {
     }
 
     /// Serves in this process until SIGTERM, SIGINT or, if allowed, SHUTDOWN. Both signals are the
-    /// server's while it runs.
+    /// server's while it runs. It raises this process's soft limit of descriptors to the hard one, or as
+    /// far as the machine has threads for the clients, and leaves it there.
     ///
     /// # Errors
-    /// Those of [`bind`](Self::bind); [`Error::CannotStart`] where the system refuses threads or
+    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`] where the system refuses threads or
     /// descriptors.
     pub fn run(&mut self) -> Result<(), Error> {
+        if let Some(child) = self.child.as_ref().filter(|child| child.is_alive()) {
+            return Err(Error::AlreadyStarted { pid: child.pid() });
+        }
         // First of all, so that a signal that comes early ends it as one that comes late.
         let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
         self.bind()?;
@@ -257,16 +260,18 @@ fn serve(
         lock_timeout: options.lock_timeout,
         lock_attempt_timeout: options.lock_attempt_timeout,
     };
-    let limits = Limits {
-        keys: options.max_keys,
-        waiters: options.max_waiters,
-    };
     let admission = Admission {
         allow_shutdown: options.allow_shutdown,
         host: options.host.clone(),
         loopback: address.ip().is_loopback(),
     };
     let clients = capacity::raise().map_err(start_failed("cannot set the descriptor limit"))?;
+    // Some are left for those who unlock.
+    let waiters = usize::try_from(clients - (clients / 2).min(100)).unwrap_or(usize::MAX);
+    let limits = Limits {
+        keys: options.max_keys,
+        waiters: options.max_waiters.min(waiters),
+    };
     let shutdown = Shutdown::new()
         .map(Arc::new)
         .map_err(start_failed("no descriptor left"))?;
@@ -275,7 +280,10 @@ fn serve(
         FrontDoor::open(listener, manager, admission, shutdown)
             .map_err(start_failed("cannot serve"))
     })?;
-    log::info!("serving on {address}, up to {clients} clients at the same time");
+    log::info!(
+        "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
+        limits.waiters
+    );
     if !address.ip().is_loopback() {
         log::warn!(
             "{address} can be reached from other machines, and names are not credentials: whoever reaches it can lock and unlock"

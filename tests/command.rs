@@ -510,6 +510,20 @@ fn a_daemon_is_started_asked_restarted_and_stopped() {
 }
 
 #[test]
+fn a_server_that_others_can_reach_says_that_names_are_not_credentials() {
+    let daemon = Daemon::none();
+    let started = daemon.typed("start --host 0.0.0.0 --port 0");
+    assert_eq!(started.code, Some(0), "{started:?}");
+    assert_eq!(
+        started.stderr.matches("names are not credentials").count(),
+        1,
+        "{started:?}"
+    );
+    let home = daemon.typed("restart --port 0");
+    assert!(!home.stderr.contains("credentials"), "{home:?}");
+}
+
+#[test]
 fn restart_starts_where_nothing_runs() {
     let daemon = Daemon::none();
     let outcome = daemon.typed("restart --port 0");
@@ -1010,5 +1024,9 @@ fn an_argument_that_is_not_utf8_is_wrong_usage() {
 
 /// A port that nobody listens on.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }

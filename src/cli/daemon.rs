@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
@@ -91,6 +91,14 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
         ..options
     });
     let address = server.bind()?;
+    if !address.ip().is_loopback() {
+        // The daemon itself has no log. Nobody has to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "lock-server: {address} can be reached from other machines, and names are not credentials: \
+             whoever reaches it can lock and unlock"
+        );
+    }
     // The child would keep the directory from being unmounted or removed.
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
     let pid = away_from_streams(|| server.start())

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tiny_http::Request;
@@ -30,8 +31,10 @@ pub(super) struct Door {
     /// A leadership that no thread was found for.
     vacant: Mutex<Option<Lead>>,
     crew: Crew<Job>,
-    /// Requests taken since somebody last looked, to tell a busy leader from a stuck one.
+    /// Requests taken, to tell a busy leader from a stuck one.
     taken: AtomicUsize,
+    /// How many had been taken when somebody last saw more of them than before, and when that was.
+    looked: Mutex<(usize, Instant)>,
     /// The descriptor that tiny_http accepts with. It closes it when it accepts no more.
     listener: RawFd,
     closing: AtomicBool,
@@ -61,6 +64,7 @@ impl Door {
             vacant: Mutex::new(None),
             crew: Crew::new(),
             taken: AtomicUsize::new(0),
+            looked: Mutex::new((0, Instant::now())),
             listener: own,
             closing: AtomicBool::new(false),
         });
@@ -74,10 +78,21 @@ impl Door {
         sockets::is_listening(self.listener)
     }
 
-    /// Deposes a leader that has served the same request since the last call: it writes to a client
-    /// that does not read.
-    pub fn depose_if_stuck(self: &Arc<Self>) {
-        if self.taken.swap(0, SeqCst) == 0 {
+    /// Whether the leader serves a request now, or there is none.
+    pub fn is_serving(&self) -> bool {
+        self.leadership.is_serving() || self.vacant.lock().is_some()
+    }
+
+    /// Deposes a leader that has served one request for as long as this: it writes to a client that
+    /// does not read.
+    pub fn depose_if_stuck(self: &Arc<Self>, patience: Duration) {
+        let taken = self.taken.load(SeqCst);
+        let mut looked = self.looked.lock();
+        if looked.0 != taken {
+            *looked = (taken, Instant::now());
+            return;
+        }
+        if looked.1.elapsed() >= patience {
             let lead = self
                 .vacant
                 .lock()
@@ -114,13 +129,13 @@ impl Door {
         match job {
             // The next beat tries again.
             Job::Lead(lead) => *self.vacant.lock() = Some(lead),
-            Job::Wait(peer, request, place) => {
-                self.give_up(peer, request, &place);
-                self.shared.lines.done(peer);
+            Job::Wait(client, request, place) => {
+                self.give_up(client, request, &place);
+                self.shared.lines.done(client);
             }
-            Job::Refuse(peer, request) => {
-                discard(peer, request);
-                self.shared.lines.done(peer);
+            Job::Refuse(client, request) => {
+                discard(client, request);
+                self.shared.lines.done(client);
             }
         }
     }
@@ -128,25 +143,25 @@ impl Door {
     fn work(self: &Arc<Self>, job: Job) {
         match job {
             Job::Lead(lead) => self.lead(&lead),
-            Job::Wait(peer, request, place) => {
-                self.wait(peer, request, &place);
-                self.finish(peer);
+            Job::Wait(client, request, place) => {
+                self.wait(client, request, &place);
+                self.finish(client);
             }
-            Job::Refuse(peer, request) => {
-                refuse_body(peer, request);
+            Job::Refuse(client, request) => {
+                refuse_body(client, request);
                 // What tiny_http took for a further request may have been the body.
-                self.clear_line(peer);
-                self.finish(peer);
+                self.clear_line(client);
+                self.finish(client);
             }
         }
     }
 
     /// Takes requests and answers them until somebody else leads, or the server ends.
     fn lead(self: &Arc<Self>, lead: &Lead) {
-        while let Some((peer, request)) = self.take() {
+        while let Some((client, request)) = self.take() {
             self.taken.fetch_add(1, SeqCst);
             self.leadership.serve(lead);
-            self.serve(peer, request);
+            self.serve(client, request);
             if !self.leadership.receive(lead) {
                 // The one that leads now may have begun to wait before a line was ready again.
                 self.tiny.unblock();
@@ -185,33 +200,33 @@ impl Door {
 
     fn enter(&self, request: Request) {
         // tiny_http knows no address only of UNIX sockets.
-        let Some(&peer) = request.remote_addr() else {
+        let Some(&client) = request.remote_addr() else {
             return;
         };
-        if self.shared.lines.enter(peer, request) == Entered::TooMany {
-            log::debug!("{peer} sent more than {MAX_PIPELINED} requests ahead of its answers");
-            self.clear_line(peer);
+        if self.shared.lines.enter(client, request) == Entered::TooMany {
+            log::debug!("{client} sent more than {MAX_PIPELINED} requests ahead of its answers");
+            self.clear_line(client);
         }
     }
 
     /// Ends a connection and forgets what it has sent ahead.
-    fn clear_line(&self, peer: SocketAddr) {
-        sockets::shut_down(peer);
-        for request in self.shared.lines.clear(peer) {
+    fn clear_line(&self, client: SocketAddr) {
+        sockets::shut_down(client);
+        for request in self.shared.lines.clear(client) {
             if can_be_dropped(&request) {
                 drop(request.into_writer());
             } else {
-                discard(peer, request);
+                discard(client, request);
             }
         }
     }
 
     /// Answers a request, or has a thread wait for its answer.
-    fn serve(self: &Arc<Self>, peer: SocketAddr, request: Request) {
+    fn serve(self: &Arc<Self>, client: SocketAddr, request: Request) {
         let shared = &self.shared;
         if has_unread_body(&request) {
             // Reading it may take for ever.
-            return self.run(Job::Refuse(peer, request));
+            return self.run(Job::Refuse(client, request));
         }
         match answer::answer(
             &request,
@@ -220,40 +235,48 @@ impl Door {
             &shared.shutdown,
         ) {
             Answer::Reply(reply) => {
-                respond(peer, request, &reply);
-                shared.lines.done(peer);
+                self.respond(client, request, &reply);
+                shared.lines.done(client);
             }
-            Answer::Wait(place) => self.run(Job::Wait(peer, request, place)),
+            Answer::Wait(place) => self.run(Job::Wait(client, request, place)),
         }
     }
 
     /// Blocks until a LOCK is decided, and answers it.
-    fn wait(&self, peer: SocketAddr, request: Request, place: &Place) {
+    fn wait(&self, client: SocketAddr, request: Request, place: &Place) {
         let Shared { manager, lines, .. } = &*self.shared;
-        lines.set_waiting(peer, Some(place.clone()));
+        lines.set_waiting(client, Some(place.clone()));
         let outcome = manager.wait(place);
-        lines.set_waiting(peer, None);
+        lines.set_waiting(client, None);
         match outcome {
             // Nobody is there to read it. Without a request tiny_http writes nothing of its own.
             Outcome::Abandoned => drop(request.into_writer()),
-            outcome => respond(peer, request, &answer::outcome_reply(outcome, manager)),
+            outcome => self.respond(client, request, &answer::outcome_reply(outcome, manager)),
         }
     }
 
     /// Answers a LOCK for which there is no thread to wait in.
-    fn give_up(&self, peer: SocketAddr, request: Request, place: &Place) {
+    fn give_up(&self, client: SocketAddr, request: Request, place: &Place) {
         let manager = &self.shared.manager;
         manager.abandon(place);
         match manager.wait(place) {
-            Outcome::Abandoned => respond(peer, request, &answer::no_thread()),
+            Outcome::Abandoned => self.respond(client, request, &answer::no_thread()),
             // What was granted in the last moment is granted.
-            outcome => respond(peer, request, &answer::outcome_reply(outcome, manager)),
+            outcome => self.respond(client, request, &answer::outcome_reply(outcome, manager)),
+        }
+    }
+
+    fn respond(&self, client: SocketAddr, request: Request, reply: &Reply) {
+        let connection = future_of_connection(&request);
+        if !write(client, request, reply, connection) {
+            // A part of it may have been written: nothing that comes after could be understood.
+            self.clear_line(client);
         }
     }
 
     /// Ends the service of a request that was not the leader's.
-    fn finish(&self, peer: SocketAddr) {
-        if self.shared.lines.done(peer) {
+    fn finish(&self, client: SocketAddr) {
+        if self.shared.lines.done(client) {
             // The leader may wait for requests, and does not see that another one is ready.
             self.tiny.unblock();
         }
@@ -275,25 +298,22 @@ fn future_of_connection(request: &Request) -> Option<&'static str> {
     }
 }
 
-/// Writes the reply. What a client that has gone does not get concerns nobody.
-fn respond(peer: SocketAddr, request: Request, reply: &Reply) {
-    let connection = future_of_connection(&request);
-    respond_and(peer, request, reply, connection);
-}
-
-fn respond_and(peer: SocketAddr, request: Request, reply: &Reply, connection: Option<&str>) {
+/// Writes the reply. `false` if the client did not take it.
+fn write(client: SocketAddr, request: Request, reply: &Reply, connection: Option<&str>) -> bool {
     let head = *request.method() == tiny_http::Method::Head;
     log::trace!(
-        "{peer} {} {:?} {}",
+        "{client} {} {:?} {}",
         request.method(),
         request.url(),
         reply.status as u16
     );
     let bytes = reply.to_bytes(connection, head);
     let mut writer = request.into_writer();
-    if let Err(error) = writer.write_all(&bytes).and_then(|()| writer.flush()) {
-        log::debug!("{peer} did not take its answer: {error}");
+    let written = writer.write_all(&bytes).and_then(|()| writer.flush());
+    if let Err(error) = &written {
+        log::debug!("{client} did not take its answer: {error}");
     }
+    written.is_ok()
 }
 
 /// Whether the request announces a body that tiny_http has not read together with it: all but those
@@ -312,21 +332,21 @@ fn has_unread_body(request: &Request) -> bool {
 
 /// Answers a request whose body nobody asked for, and ends its connection: where the body ends may
 /// not be known.
-fn refuse_body(peer: SocketAddr, mut request: Request) {
+fn refuse_body(client: SocketAddr, mut request: Request) {
     if request
         .body_length()
         .is_some_and(|length| length > MAX_BODY)
     {
-        return discard(peer, request);
+        return discard(client, request);
     }
     // Sends the `100 Continue` that the client may wait for; what is left is read with the reply.
     let _ = request.as_reader();
-    respond_and(peer, request, &answer::body_refused(), Some("close"));
+    write(client, request, &answer::body_refused(), Some("close"));
 }
 
 /// Ends a request's connection without an answer.
-fn discard(peer: SocketAddr, request: Request) {
-    let connection = sockets::shut_down(peer);
+fn discard(client: SocketAddr, request: Request) {
+    let connection = sockets::shut_down(client);
     if !can_be_dropped(&request) {
         log::debug!("{request:?} announced a body that there is no memory for");
         std::mem::forget(request);

@@ -36,6 +36,11 @@ impl Leadership {
             .is_ok()
     }
 
+    /// Whether the leader serves a request.
+    pub fn is_serving(&self) -> bool {
+        self.0.load(SeqCst) % STEP == SERVING
+    }
+
     /// Deposes a leader that serves a request; the next one receives. `None` if it receives itself.
     pub fn depose(&self) -> Option<Lead> {
         let state = self.0.load(SeqCst);

@@ -26,7 +26,6 @@ struct State {
     lines: HashMap<SocketAddr, Line>,
     /// The requests that may be served, at most one of each connection.
     ready: VecDeque<(SocketAddr, Request)>,
-    next_watch_id: u64,
 }
 
 /// A line exists as long as a request of its connection is not answered.
@@ -40,16 +39,18 @@ struct Line {
 
 struct Waiting {
     place: Place,
-    watch: Watched,
+    /// `None` until it is watched for its client's end: most waits are over before.
+    watch: Option<Watched>,
 }
 
-/// Whether the connection of a waiter is watched for its end. Most waits are over before their
-/// client could go away: one is watched from the second time on that it is looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Watched {
-    No,
-    Seen,
-    As(u64),
+/// A waiter whose client may go away.
+#[derive(Clone)]
+pub(super) struct Watched {
+    pub client: SocketAddr,
+    pub id: u64,
+    /// What tells its connection from a later one that comes from the same port. `None` if it was gone
+    /// before it was looked for.
+    pub connection: Option<u64>,
 }
 
 /// What [`Lines::enter`] found.
@@ -62,11 +63,11 @@ pub(super) enum Entered {
 
 impl Lines {
     /// Puts a request at the end of its connection's line.
-    pub fn enter(&self, peer: SocketAddr, request: Request) -> Entered {
+    pub fn enter(&self, client: SocketAddr, request: Request) -> Entered {
         let mut state = self.state.lock();
-        let Some(line) = state.lines.get_mut(&peer) else {
-            state.lines.insert(peer, Line::default());
-            state.ready.push_back((peer, request));
+        let Some(line) = state.lines.get_mut(&client) else {
+            state.lines.insert(client, Line::default());
+            state.ready.push_back((client, request));
             return Entered::Fine;
         };
         line.behind.push_back(request);
@@ -88,17 +89,17 @@ impl Lines {
     }
 
     /// Ends the service of a connection's request. `true` if the next one of its line is ready now.
-    pub fn done(&self, peer: SocketAddr) -> bool {
+    pub fn done(&self, client: SocketAddr) -> bool {
         let mut state = self.state.lock();
         let next = state
             .lines
-            .get_mut(&peer)
+            .get_mut(&client)
             .and_then(|line| line.behind.pop_front());
         if let Some(next) = next {
-            state.ready.push_back((peer, next));
+            state.ready.push_back((client, next));
             return true;
         }
-        state.lines.remove(&peer);
+        state.lines.remove(&client);
         if state.lines.is_empty() {
             self.all_served.notify_all();
         }
@@ -106,62 +107,61 @@ impl Lines {
     }
 
     /// Takes away what stands in a connection's line.
-    pub fn clear(&self, peer: SocketAddr) -> VecDeque<Request> {
+    pub fn clear(&self, client: SocketAddr) -> VecDeque<Request> {
         let mut state = self.state.lock();
         state
             .lines
-            .get_mut(&peer)
+            .get_mut(&client)
             .map(|line| std::mem::take(&mut line.behind))
             .unwrap_or_default()
     }
 
     /// Notes that the request being served waits, or no longer does.
-    pub fn set_waiting(&self, peer: SocketAddr, place: Option<Place>) {
-        if let Some(line) = self.state.lock().lines.get_mut(&peer) {
-            line.waiting = place.map(|place| Waiting {
-                place,
-                watch: Watched::No,
-            });
+    pub fn set_waiting(&self, client: SocketAddr, place: Option<Place>) {
+        if let Some(line) = self.state.lock().lines.get_mut(&client) {
+            line.waiting = place.map(|place| Waiting { place, watch: None });
         }
     }
 
-    /// The waiters to be watched from now on, each with the id that it is watched under.
-    pub fn to_be_watched(&self) -> Vec<(SocketAddr, u64)> {
-        let mut state = self.state.lock();
-        let State {
-            lines,
-            next_watch_id,
-            ..
-        } = &mut *state;
-        let mut found = Vec::new();
-        for (peer, line) in lines {
-            let Some(waiting) = &mut line.waiting else {
-                continue;
-            };
-            waiting.watch = match waiting.watch {
-                Watched::No => Watched::Seen,
-                Watched::Seen => {
-                    *next_watch_id += 1;
-                    found.push((*peer, *next_watch_id));
-                    Watched::As(*next_watch_id)
-                }
-                watched => watched,
-            };
-        }
-        found
-    }
-
-    /// The waiters that are watched under these ids and still wait.
-    pub fn watched_as(&self, ids: &HashSet<u64>) -> Vec<(SocketAddr, Place)> {
+    /// The clients of waiters that are not watched yet.
+    pub fn unwatched(&self) -> Vec<SocketAddr> {
         let state = self.state.lock();
-        let waiting = state
+        let unwatched = |line: &Line| {
+            line.waiting
+                .as_ref()
+                .is_some_and(|waiting| waiting.watch.is_none())
+        };
+        state
             .lines
             .iter()
-            .filter_map(|(peer, line)| Some((*peer, line.waiting.as_ref()?)));
-        waiting
-            .filter(|(_, waiting)| matches!(waiting.watch, Watched::As(id) if ids.contains(&id)))
-            .map(|(peer, waiting)| (peer, waiting.place.clone()))
+            .filter(|(_, line)| unwatched(line))
+            .map(|(client, _)| *client)
             .collect()
+    }
+
+    /// Notes that a waiter is watched from now on.
+    pub fn watch(&self, watched: Watched) {
+        let mut state = self.state.lock();
+        if let Some(waiting) = state
+            .lines
+            .get_mut(&watched.client)
+            .and_then(|line| line.waiting.as_mut())
+        {
+            waiting.watch = Some(watched);
+        }
+    }
+
+    /// The watched waiters that may have lost their client: those under these ids, and those behind
+    /// which a request has come, which may be from a new connection of the same port.
+    pub fn suspects(&self, ids: &HashSet<u64>) -> Vec<(Watched, Place)> {
+        let state = self.state.lock();
+        let suspect = |line: &Line| {
+            let waiting = line.waiting.as_ref()?;
+            let watched = waiting.watch.as_ref()?;
+            (ids.contains(&watched.id) || !line.behind.is_empty())
+                .then(|| (watched.clone(), waiting.place.clone()))
+        };
+        state.lines.values().filter_map(suspect).collect()
     }
 
     /// Blocks until every request is answered, at most until `deadline`.

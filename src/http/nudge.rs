@@ -38,6 +38,17 @@ pub(super) struct Nudger {
     doubtful: u64,
 }
 
+/// What there was to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nudged {
+    /// No connection has come since the last time.
+    NotAtAll,
+    /// No connection was overlooked.
+    InVain,
+    /// Some were, perhaps.
+    Freed,
+}
+
 impl Nudger {
     pub fn new(address: SocketAddr) -> Self {
         let ip = match address.ip() {
@@ -52,8 +63,8 @@ impl Nudger {
         }
     }
 
-    /// Nudges until no connection is overlooked. `false` if none has come since the last time.
-    pub fn nudge_if_busy(&mut self) -> bool {
+    /// Nudges until no connection is overlooked, if any has come since the last time.
+    pub fn nudge_if_busy(&mut self) -> Nudged {
         let counted = connections_made();
         self.doubtful += counted
             .zip(self.counted)
@@ -81,7 +92,11 @@ impl Nudger {
         }
         // A nudge is a connection, too. Whoever came while this went on is looked after next time.
         self.counted = counted.map(|counted| counted + made);
-        busy
+        match busy {
+            false => Nudged::NotAtAll,
+            true if made == QUIET && quiet == QUIET => Nudged::InVain,
+            true => Nudged::Freed,
+        }
     }
 }
 

@@ -9,6 +9,9 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use super::lines::Watched;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -24,20 +27,40 @@ impl Connections {
         Ok(Connections(connected()?.collect()))
     }
 
-    pub fn get(&self, peer: &SocketAddr) -> Option<RawFd> {
-        self.0.get(peer).copied()
+    pub fn get(&self, client: &SocketAddr) -> Option<RawFd> {
+        self.0.get(client).copied()
     }
 
     /// Whether any of these is among the others.
     pub fn any_in(&self, others: &Connections) -> bool {
-        self.0.keys().any(|peer| others.0.contains_key(peer))
+        self.0.keys().any(|client| others.0.contains_key(client))
     }
 
-    /// Whether the client has closed, reset or lost its connection. tiny_http shuts the reading side
+    /// What tells a connection from every other one, before and after: its inode.
+    pub fn identity(&self, client: &SocketAddr) -> Option<u64> {
+        let fd = self.get(client)?;
+        fs::metadata(format!("/proc/self/fd/{fd}"))
+            .ok()
+            .map(|socket| socket.ino())
+    }
+
+    /// Whether a client has closed, reset or lost its connection. tiny_http shuts the reading side
     /// down itself once it expects no further request, so an end of file says nothing; the state of
-    /// the connection does. A connection that is not there any more has ended, too.
-    pub fn has_hung_up(&self, peer: &SocketAddr) -> bool {
-        self.get(peer).is_none_or(|fd| !is_established(fd))
+    /// the connection does. A connection that is not there any more has ended, too, and so has one
+    /// where another one comes from the same port.
+    pub fn has_hung_up(&self, watched: &Watched) -> bool {
+        self.has_ended(&watched.client) || watched.connection != self.identity(&watched.client)
+    }
+
+    /// Whether a client has closed or reset its connection by now.
+    pub fn has_ended(&self, client: &SocketAddr) -> bool {
+        !self.get(client).is_some_and(is_established)
+    }
+
+    /// Leaves out those that are among the others.
+    pub fn without(mut self, others: &Connections) -> Self {
+        self.0.retain(|client, _| !others.0.contains_key(client));
+        self
     }
 
     /// Ends every connection that came in at `port`.
@@ -54,8 +77,8 @@ impl Connections {
     }
 }
 
-/// Whether a descriptor is one that connections are accepted with. Closed by its owner, the number is
-/// nobody's or somebody else's; nobody else here keeps one of this kind.
+/// Whether a descriptor is one that connections are accepted with. Closed by tiny_http, the number
+/// is nobody's or another file's; nobody else here keeps one of this kind.
 pub(super) fn is_listening(fd: RawFd) -> bool {
     // SAFETY: the descriptor is only asked for an option; where it is not open, that fails.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -80,11 +103,12 @@ impl ShutDown {
 
 /// Ends the connection to a client, both ways.
 ///
-/// The caller holds a request of it, which keeps its descriptors from being anyone else's.
-pub(super) fn shut_down(peer: SocketAddr) -> ShutDown {
+/// The caller holds a request of it, which keeps one of its two descriptors from being anyone else's.
+/// The other may be closed by tiny_http between being found and being shut down.
+pub(super) fn shut_down(client: SocketAddr) -> ShutDown {
     let own: Vec<RawFd> = connected().map_or(Vec::new(), |connected| {
         connected
-            .filter(|(other, _)| *other == peer)
+            .filter(|(other, _)| *other == client)
             .map(|(_, fd)| fd)
             .collect()
     });
@@ -100,10 +124,10 @@ fn connected() -> io::Result<impl Iterator<Item = (SocketAddr, RawFd)>> {
     let descriptors = fs::read_dir("/proc/self/fd")?;
     let descriptors =
         descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
-    Ok(descriptors.filter_map(|fd| Some((peer_of(fd)?, fd))))
+    Ok(descriptors.filter_map(|fd| Some((client_of(fd)?, fd))))
 }
 
-fn peer_of(fd: RawFd) -> Option<SocketAddr> {
+fn client_of(fd: RawFd) -> Option<SocketAddr> {
     socket::getpeername::<SockaddrStorage>(fd)
         .ok()
         .and_then(to_std)
@@ -176,7 +200,7 @@ impl Watch {
     /// forgets it when the connection is closed here.
     pub fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
         // SAFETY: the caller has just found the descriptor open. Were it closed since, adding fails;
-        // were it reused, its other owner's hang-ups are reported and found to concern nobody.
+        // were it reused, the hang-ups of another connection are reported and found to concern nobody.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, id);
         match self.epoll.add(fd, event) {
