@@ -31,9 +31,9 @@ fn of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused() {
                 let me = server.client(&format!("CLIENT_{client}"));
                 barrier.wait();
                 for _ in 0..ROUNDS {
-                    me.lock("KEYA").unwrap().expect("nobody is refused");
+                    let lease = me.lock("KEYA").unwrap().expect("nobody is refused");
                     assert_eq!(inside.fetch_add(1, SeqCst), 0, "two clients inside");
-                    turns.lock().unwrap().push(client);
+                    turns.lock().unwrap().push(lease.expires);
                     assert_eq!(inside.fetch_sub(1, SeqCst), 1);
                     assert!(me.unlock("KEYA").unwrap());
                 }
@@ -48,6 +48,11 @@ fn of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused() {
 
     let turns = turns.into_inner().unwrap();
     assert_eq!(turns.len(), CLIENTS * ROUNDS);
+    // Leases of one length end in the order of their grants. That grants follow arrival is proved below.
+    assert!(
+        turns.is_sorted(),
+        "who was inside did not follow the order of the grants"
+    );
 }
 
 /// Each comes only when the one before it is known to stand in the queue.
