@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -233,6 +233,14 @@ impl Client {
                     thread::sleep(self.options.time_between_attempts);
                 }
                 Err(Failure::NotConnected(source)) => {
+                    return Err(Error::Unreachable {
+                        address: self.address.clone(),
+                        attempts,
+                        source,
+                    });
+                }
+                // What resolves no name says so in words only, and was asked for before anything was sent.
+                Err(Failure::Interrupted(source)) if self.address.to_socket_addrs().is_err() => {
                     return Err(Error::Unreachable {
                         address: self.address.clone(),
                         attempts,

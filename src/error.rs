@@ -140,20 +140,30 @@ impl std::fmt::Display for Error {
                 address,
                 attempts,
                 source,
-            } => write!(
-                f,
-                "no lock server reached at {address} after {}: {source}; start one with: lock-server run",
-                times(*attempts)
-            ),
+            } => {
+                let port = address.rsplit(':').next().unwrap_or_default();
+                write!(
+                    f,
+                    "no lock server reached at {address} after {}: {source}; \
+                     start one with: lock-server start --port {port}",
+                    times(*attempts)
+                )
+            }
             Error::Interrupted {
                 question,
                 address,
                 source,
-            } => write!(
-                f,
-                "the connection to {address} broke before {question} was answered: {source}; \
-                 it may or may not have been done, ask with VERIFY"
-            ),
+            } => {
+                let verb = question.split('/').next().unwrap_or_default();
+                let advice = match verb {
+                    "LOCK" | "UNLOCK" => "it may or may not have been done, ask with VERIFY",
+                    _ => "ask again",
+                };
+                write!(
+                    f,
+                    "{address} did not answer {question} to its end: {source}; {advice}"
+                )
+            }
             Error::Refused {
                 question,
                 status,

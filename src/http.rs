@@ -183,7 +183,8 @@ impl FrontDoor {
         }
         self.suspects.extend(events.ended);
         let now = Instant::now();
-        if events.arrival {
+        // During a pause it may have been a nudge.
+        if events.arrival && self.next_nudge.is_none() {
             self.next_nudge = Some(now + SOON);
         }
         if self.next_nudge.is_some_and(|nudge| nudge <= now) {
@@ -211,9 +212,9 @@ impl FrontDoor {
             self.starved = None;
             log::warn!("accepting connections again");
         }
+        // Whoever came unnoticed is noticed now.
+        self.next_nudge.get_or_insert_with(Instant::now);
         if self.beats.is_multiple_of(SELDOM) {
-            // An arrival that nobody told of would be overlooked for ever.
-            self.next_nudge.get_or_insert_with(Instant::now);
             self.retire();
         }
     }

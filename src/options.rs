@@ -78,15 +78,17 @@ impl Options {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
         if !(Duration::from_millis(1)..=YEAR).contains(&self.lock_timeout) {
+            let reason = "s is not between 0.001 s and 31536000 s, 365 days";
             return invalid(
                 "lock_timeout",
-                format!("{:?} is not between 1 ms and 365 days", self.lock_timeout),
+                format!("{} {reason}", self.lock_timeout.as_secs_f64()),
             );
         }
         if self.lock_attempt_timeout > YEAR {
+            let reason = "s is more than 31536000 s, 365 days";
             return invalid(
                 "lock_attempt_timeout",
-                format!("{:?} is more than 365 days", self.lock_attempt_timeout),
+                format!("{} {reason}", self.lock_attempt_timeout.as_secs_f64()),
             );
         }
         if self.host.is_empty() {

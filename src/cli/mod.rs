@@ -13,11 +13,16 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
-/// Prints a line, and succeeds.
+/// Prints a line, and succeeds where somebody takes it or nobody wants to.
 pub fn print(line: &str) -> ExitCode {
     // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
-    let _ = writeln!(io::stdout(), "{line}");
-    ExitCode::SUCCESS
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "lock-server: cannot write {line:?}: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 /// Sends the log to standard error, as `RUST_LOG` says, or else from this level on.
