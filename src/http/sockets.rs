@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use super::lines::Watched;
@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
+use nix::unistd;
 
 /// The process's sockets that are connected to somebody, by the other end's address.
 pub(super) struct Connections(HashMap<SocketAddr, RawFd>);
@@ -102,9 +103,6 @@ impl ShutDown {
 }
 
 /// Ends the connection to a client, both ways.
-///
-/// The caller holds a request of it, which keeps one of its two descriptors from being anyone else's.
-/// The other may be closed by tiny_http between being found and being shut down.
 pub(super) fn shut_down(client: SocketAddr) -> ShutDown {
     let own: Vec<RawFd> = connected().map_or(Vec::new(), |connected| {
         connected
@@ -113,8 +111,17 @@ pub(super) fn shut_down(client: SocketAddr) -> ShutDown {
             .collect()
     });
     for &fd in &own {
-        // It fails only on a connection that is gone, which is as good.
-        let _ = socket::shutdown(fd, Shutdown::Both);
+        // tiny_http may close the descriptor now, and its number be given to another client. A copy stays
+        // what it is.
+        //
+        // SAFETY: only copied; where it is not open any more, that fails.
+        let copy = unistd::dup(unsafe { BorrowedFd::borrow_raw(fd) });
+        if let Ok(copy) = copy
+            && client_of(copy.as_raw_fd()) == Some(client)
+        {
+            // It fails only on a connection that is gone, which is as good.
+            let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
+        }
     }
     ShutDown(own)
 }
