@@ -125,11 +125,14 @@ impl Door {
         let Err((job, error)) = self.crew.run(job, work) else {
             return;
         };
-        log::warn!("no thread left: {error}");
         match job {
-            // The next beat tries again.
-            Job::Lead(lead) => *self.vacant.lock() = Some(lead),
+            // The next look at it tries again.
+            Job::Lead(lead) => {
+                log::error!("no thread left to take requests: {error}");
+                *self.vacant.lock() = Some(lead);
+            }
             Job::Wait(client, request, place) => {
+                log::warn!("no thread left for a waiter: {error}");
                 self.give_up(client, request, &place);
                 self.shared.lines.done(client);
             }
@@ -348,7 +351,7 @@ fn refuse_body(client: SocketAddr, mut request: Request) {
 fn discard(client: SocketAddr, request: Request) {
     let connection = sockets::shut_down(client);
     if !can_be_dropped(&request) {
-        log::debug!("{request:?} announced a body that there is no memory for");
+        log::debug!("{client} announced a body that there is no memory for");
         std::mem::forget(request);
         return connection.close();
     }
