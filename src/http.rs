@@ -50,8 +50,8 @@ const BEAT: Duration = Duration::from_millis(100);
 const SOON: Duration = Duration::from_millis(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Nor how long at the most, while nothing is found. Together with what comes before, a connection is
-/// overlooked for less than a quarter of a second.
+/// How long that pause becomes at the most, while nothing is found: a connection is never overlooked for
+/// a quarter of a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(160);
 
 /// Every so many beats it looks after what hardly ever happens.
