@@ -1,6 +1,6 @@
 //! The front door: takes requests from tiny_http, a thread for each as long as it needs one.
 //!
-//! A request's way: the [`leader`] of a [`door`] takes it, [`answer`] asks the lock manager, the leader
+//! A request's way: the [`leader`] of a [`door`] takes it, the service asks the lock manager, the leader
 //! writes the reply. What has to wait gets a thread of its own from the [`crew`] first, so a LOCK blocks
 //! its own thread and nobody else's.
 //!
@@ -12,15 +12,15 @@
 //! | [`leader`] | which thread takes the requests |
 //! | [`crew`] | threads for what blocks |
 //! | [`lines`] | the order of the requests of one connection |
-//! | [`answer`] | one question and its reply |
+//! | [`question`] | what a request asks, or why it asks nothing |
 //! | [`sockets`] | what the kernel knows of the connections |
 
-mod answer;
 mod crew;
 mod door;
 mod leader;
 mod lines;
 mod nudge;
+mod question;
 mod sockets;
 
 use std::collections::HashSet;
@@ -31,16 +31,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{self, Backlog, sockopt};
 use nix::sys::time::TimeVal;
 
-pub(crate) use self::answer::Admission;
 use self::door::Door;
 use self::lines::{Lines, Watched};
 use self::nudge::{Nudged, Nudger};
 use self::sockets::{Connections, Watch};
-use crate::manager::LockManager;
+use crate::service::Service;
 
 /// How often the front door looks after itself.
 const BEAT: Duration = Duration::from_millis(100);
@@ -71,23 +69,6 @@ const SEND_TIMEOUT: i64 = 10;
 /// How long the answers being written get before the server ends.
 const FINISH: Duration = Duration::from_millis(500);
 
-/// Asks the server to end, from whatever thread.
-pub(crate) struct Shutdown(EventFd);
-
-impl Shutdown {
-    pub fn new() -> io::Result<Self> {
-        Ok(Shutdown(EventFd::from_flags(
-            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-        )?))
-    }
-
-    pub fn request(&self, reason: &str) {
-        log::info!("ending: {reason}");
-        // It fails only when it has been asked for 2^64 - 2 times.
-        let _ = self.0.write(1);
-    }
-}
-
 /// The server's end of a port.
 pub(crate) struct FrontDoor {
     shared: Arc<Shared>,
@@ -113,20 +94,13 @@ pub(crate) struct FrontDoor {
 
 /// What all doors share.
 struct Shared {
-    manager: Arc<LockManager>,
-    admission: Admission,
-    shutdown: Arc<Shutdown>,
+    service: Arc<Service>,
     lines: Lines,
 }
 
 impl FrontDoor {
     /// Serves on a bound listener, in threads of its own.
-    pub fn open(
-        listener: TcpListener,
-        manager: Arc<LockManager>,
-        admission: Admission,
-        shutdown: Arc<Shutdown>,
-    ) -> io::Result<Self> {
+    pub fn open(listener: TcpListener, service: Arc<Service>) -> io::Result<Self> {
         // std listens with a backlog of 128; a crowd larger than that would be kept waiting for a
         // second by the kernel. What is set on a listener, Linux passes on to what it accepts:
         // replies go out at once, and a client that does not read them loses its connection.
@@ -139,11 +113,9 @@ impl FrontDoor {
         socket::setsockopt(&listener, sockopt::TcpKeepIdle, &30)?;
         socket::setsockopt(&listener, sockopt::TcpKeepInterval, &10)?;
         socket::setsockopt(&listener, sockopt::TcpKeepCount, &3)?;
-        let watch = Watch::new(listener.try_clone()?, shutdown.0.as_fd())?;
+        let watch = Watch::new(listener.try_clone()?, service.shutdown.as_fd())?;
         let shared = Arc::new(Shared {
-            manager,
-            admission,
-            shutdown,
+            service,
             lines: Lines::default(),
         });
         let nudger = Nudger::new(listener.local_addr()?);
@@ -289,7 +261,7 @@ impl FrontDoor {
         // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
         let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
         self.doors().for_each(|door| door.close());
-        self.shared.manager.stop();
+        self.shared.service.manager.stop();
         self.shared.lines.wait_until_served(Instant::now() + FINISH);
         if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr())
         {
@@ -342,7 +314,7 @@ impl FrontDoor {
         for (watched, place) in suspects {
             if connections.has_hung_up(&watched) {
                 log::debug!("{} went away while it waited", watched.client);
-                self.shared.manager.abandon(&place);
+                self.shared.service.manager.abandon(&place);
             }
         }
     }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod admission;
 mod capacity;
 mod child;
 mod client;
@@ -10,6 +11,8 @@ mod manager;
 mod options;
 mod protocol;
 mod server;
+mod service;
+mod shutdown;
 mod table;
 
 pub use client::{Client, ClientOptions};

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::admission::Admission;
 use crate::capacity;
 use crate::child::{self, Birth, Child, StopSignals};
 use crate::client::{Client, ClientOptions};
 use crate::error::Error;
-use crate::http::{Admission, FrontDoor, Shutdown};
+use crate::http::FrontDoor;
 use crate::manager::LockManager;
 use crate::options::Options;
+use crate::service::Service;
+use crate::shutdown::Shutdown;
 use crate::table::{Limits, Terms};
 
 /// A lock server: in a child process with [`start`](Server::start), or in this one with
@@ -272,13 +275,15 @@ fn serve(
         keys: options.max_keys,
         waiters: options.max_waiters.min(waiters),
     };
-    let shutdown = Shutdown::new()
-        .map(Arc::new)
-        .map_err(start_failed("no descriptor left"))?;
+    let shutdown = Shutdown::new().map_err(start_failed("no descriptor left"))?;
     let mut door = signals.kept_to_this_thread(|| {
         let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
-        FrontDoor::open(listener, manager, admission, shutdown)
-            .map_err(start_failed("cannot serve"))
+        let service = Arc::new(Service {
+            manager,
+            admission,
+            shutdown,
+        });
+        FrontDoor::open(listener, service).map_err(start_failed("cannot serve"))
     })?;
     log::info!(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",

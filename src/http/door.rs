@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tiny_http::Request;
 
-use super::answer::{self, Answer};
 use super::crew::Crew;
 use super::leader::{Lead, Leadership};
 use super::lines::{Entered, MAX_PIPELINED};
+use super::question;
 use super::{Shared, sockets};
 use crate::manager::{Outcome, Place};
 use crate::protocol::Reply;
+use crate::service::{self, Answer};
 
 /// A body up to this length is read and thrown away before the reply; a longer one ends its connection.
 const MAX_BODY: usize = 1024 * 1024;
@@ -231,12 +232,12 @@ impl Door {
             // Reading it may take for ever.
             return self.run(Job::Refuse(client, request));
         }
-        match answer::answer(
-            &request,
-            &shared.admission,
-            &shared.manager,
-            &shared.shutdown,
-        ) {
+        let service = &shared.service;
+        let answer = match question::understand(&request, &service.admission) {
+            Ok(question) => service.answer(&question),
+            Err(reply) => Answer::Reply(reply),
+        };
+        match answer {
             Answer::Reply(reply) => {
                 self.respond(client, request, &reply);
                 shared.lines.done(client);
@@ -247,25 +248,25 @@ impl Door {
 
     /// Blocks until a LOCK is decided, and answers it.
     fn wait(&self, client: SocketAddr, request: Request, place: &Place) {
-        let Shared { manager, lines, .. } = &*self.shared;
+        let Shared { service, lines } = &*self.shared;
         lines.set_waiting(client, Some(place.clone()));
-        let outcome = manager.wait(place);
+        let outcome = service.manager.wait(place);
         lines.set_waiting(client, None);
         match outcome {
             // Nobody is there to read it. Without a request tiny_http writes nothing of its own.
             Outcome::Abandoned => drop(request.into_writer()),
-            outcome => self.respond(client, request, &answer::outcome_reply(outcome, manager)),
+            outcome => self.respond(client, request, &service.outcome_reply(outcome)),
         }
     }
 
     /// Answers a LOCK for which there is no thread to wait in.
     fn give_up(&self, client: SocketAddr, request: Request, place: &Place) {
-        let manager = &self.shared.manager;
-        manager.abandon(place);
-        match manager.wait(place) {
-            Outcome::Abandoned => self.respond(client, request, &answer::no_thread()),
+        let service = &self.shared.service;
+        service.manager.abandon(place);
+        match service.manager.wait(place) {
+            Outcome::Abandoned => self.respond(client, request, &service::no_thread()),
             // What was granted in the last moment is granted.
-            outcome => self.respond(client, request, &answer::outcome_reply(outcome, manager)),
+            outcome => self.respond(client, request, &service.outcome_reply(outcome)),
         }
     }
 
@@ -344,7 +345,7 @@ fn refuse_body(client: SocketAddr, mut request: Request) {
     }
     // Sends the `100 Continue` that the client may wait for; what is left is read with the reply.
     let _ = request.as_reader();
-    write(client, request, &answer::body_refused(), Some("close"));
+    write(client, request, &question::body_refused(), Some("close"));
 }
 
 /// Ends a request's connection without an answer.

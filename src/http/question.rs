@@ -1,0 +1,53 @@
+//! What tiny_http's request asks: a question, or why it is none.
+
+use crate::admission::{Admission, TurnedAway};
+use crate::protocol::{Malformed, Reply, Request, Status};
+
+/// Reads the question, or finds the reply to what is none.
+pub(super) fn understand<'a>(
+    request: &'a tiny_http::Request,
+    admission: &Admission,
+) -> Result<Request<'a>, Reply> {
+    for header in request.headers() {
+        let admitted = admission.admit(header.field.as_str().as_str(), header.value.as_str());
+        admitted.map_err(turned_away)?;
+    }
+    let question = Request::parse(request.url()).map_err(not_understood)?;
+    match request.method() {
+        tiny_http::Method::Get | tiny_http::Method::Post => Ok(question),
+        method => Err(Reply::refusal(
+            Status::MethodNotAllowed,
+            "bad-method",
+            format!("{method} is not for locks; use GET or POST"),
+        )
+        .with_header("Allow", "GET, POST")),
+    }
+}
+
+/// The reply to a request that announces a body which was not read with it.
+pub(super) fn body_refused() -> Reply {
+    Reply::refusal(
+        Status::BadRequest,
+        "bad-request",
+        "the question stands in the path; send no body, or at most 1024 bytes of it, not chunked",
+    )
+}
+
+fn turned_away(why: TurnedAway) -> Reply {
+    match why {
+        TurnedAway::FromAPage(reason) => Reply::refusal(Status::Forbidden, "forbidden", reason),
+        TurnedAway::WrongHost(reason) => Reply::refusal(Status::Misdirected, "wrong-host", reason),
+    }
+}
+
+fn not_understood(why: Malformed) -> Reply {
+    match why {
+        Malformed::NoSuchVerb => Reply::refusal(
+            Status::NotFound,
+            "no-such-verb",
+            "no such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
+             /VERIFY/key/requester, /PING or /SHUTDOWN",
+        ),
+        Malformed::BadRequest(reason) => Reply::refusal(Status::BadRequest, "bad-request", reason),
+    }
+}

@@ -1,0 +1,108 @@
+//! One question and its reply, whichever wire it came by.
+//!
+//! Knows no socket and no thread; what has to wait is handed back as a place in the queue.
+
+use crate::admission::Admission;
+use crate::manager::{Attempt, LockManager, Outcome, Place};
+use crate::protocol::{self, Reply, Request, Seconds, Status};
+use crate::shutdown::Shutdown;
+use crate::table::Refusal;
+use std::sync::Arc;
+
+/// What the front doors have in common.
+pub(crate) struct Service {
+    pub manager: Arc<LockManager>,
+    pub admission: Admission,
+    pub shutdown: Shutdown,
+}
+
+/// A reply, or a wait that ends with one.
+pub(crate) enum Answer {
+    Reply(Reply),
+    Wait(Place),
+}
+
+impl Service {
+    /// Answers a question, or finds it a place to wait at.
+    pub fn answer(&self, question: &Request) -> Answer {
+        let manager = &self.manager;
+        let reply = match question {
+            Request::Lock { key, requester } => match manager.acquire(key, requester) {
+                Attempt::Decided(outcome) => self.outcome_reply(outcome),
+                Attempt::Queued(place) => return Answer::Wait(place),
+            },
+            Request::Unlock { key, requester } => verdict(manager.release(key, requester)),
+            Request::Verify { key, requester } => verdict(manager.verify(key, requester)),
+            Request::Check { key } if manager.check(key) => Reply::yes(),
+            Request::Check { .. } => Reply::no(word(Refusal::Free)),
+            Request::Ping => {
+                let terms = manager.terms();
+                Reply::yes()
+                    .with_header(protocol::LOCK_TIMEOUT, Seconds(terms.lock_timeout))
+                    .with_header(
+                        protocol::LOCK_ATTEMPT_TIMEOUT,
+                        Seconds(terms.lock_attempt_timeout),
+                    )
+            }
+            Request::Shutdown if self.admission.allow_shutdown => {
+                self.shutdown.request("SHUTDOWN was asked for");
+                Reply::yes()
+            }
+            Request::Shutdown => Reply::refusal(
+                Status::Forbidden,
+                "forbidden",
+                "SHUTDOWN is not allowed here; start the server with --allow-shutdown",
+            ),
+        };
+        Answer::Reply(reply)
+    }
+
+    /// The reply to a LOCK that is decided.
+    pub fn outcome_reply(&self, outcome: Outcome) -> Reply {
+        match outcome {
+            Outcome::Granted(grant) => Reply::lease(self.manager.lease(grant)),
+            Outcome::Refused(Refusal::Full) => {
+                full("the server has as many waiters or held keys as it allows")
+            }
+            Outcome::Refused(refusal) => Reply::no(word(refusal)),
+            Outcome::Abandoned | Outcome::Stopping => Reply::refusal(
+                Status::Unavailable,
+                "stopping",
+                "the server is ending; nothing was locked",
+            ),
+        }
+    }
+}
+
+/// The reply to a LOCK for which there is no thread to wait in.
+pub(crate) fn no_thread() -> Reply {
+    full("the machine has no thread left for one more waiter")
+}
+
+fn verdict(result: Result<(), Refusal>) -> Reply {
+    match result {
+        Ok(()) => Reply::yes(),
+        Err(refusal) => Reply::no(word(refusal)),
+    }
+}
+
+fn full(message: &str) -> Reply {
+    Reply::refusal(
+        Status::Unavailable,
+        word(Refusal::Full),
+        format!("{message}; try again later"),
+    )
+    .with_header("Retry-After", 1)
+}
+
+/// The stable word of a refusal.
+fn word(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::AlreadyHolder => "already-holder",
+        Refusal::AlreadyWaiting => "already-waiting",
+        Refusal::Free => "free",
+        Refusal::Full => "full",
+        Refusal::NotHolder => "not-holder",
+        Refusal::Timeout => "timeout",
+    }
+}
