@@ -91,7 +91,7 @@ impl Child {
     /// Forks a child that calls `serve` and ends when it returns. Returns once the child has called
     /// [`Birth::serving`] and `answers` agrees. The child keeps its standard streams and `keep`.
     pub fn start(
-        keep: RawFd,
+        keep: &[RawFd],
         outlive_parent: bool,
         serve: impl Fn(&Birth) -> i32,
         answers: impl Fn() -> bool,
@@ -267,9 +267,9 @@ fn hear(pipe: &OwnedFd, what: u8, patience: Duration) -> bool {
 }
 
 /// The child's life. It leaves by `_exit`: nothing of the parent's is flushed, dropped or run at exit.
-fn live(birth: Birth, keep: RawFd, serve: impl Fn(&Birth) -> i32) -> ! {
+fn live(birth: Birth, keep: &[RawFd], serve: impl Fn(&Birth) -> i32) -> ! {
     // From here to the proof, only what needs no lock comes first.
-    close_all_but(&[keep, birth.pipe.as_raw_fd()]);
+    close_all_but(keep, birth.pipe.as_raw_fd());
     log::set_max_level(log::LevelFilter::Off);
     reset_signals();
     if birth.parent.is_none() {
@@ -330,13 +330,18 @@ fn prove_sound() -> bool {
 }
 
 /// Closes every descriptor but the standard streams and these.
-fn close_all_but(keep: &[RawFd; 2]) {
-    let mut keep = *keep;
-    keep.sort_unstable();
+fn close_all_but(keep: &[RawFd], pipe: RawFd) {
     let mut first = 3;
-    for fd in keep {
+    let next = |first| {
+        keep.iter()
+            .copied()
+            .chain([pipe])
+            .filter(|&fd| fd >= first)
+            .min()
+    };
+    while let Some(fd) = next(first) {
         close_range(first, fd - 1);
-        first = first.max(fd + 1);
+        first = fd + 1;
     }
     close_range(first, RawFd::MAX);
 }

@@ -31,8 +31,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{self, Backlog, sockopt};
-use nix::sys::time::TimeVal;
+use nix::sys::socket;
 
 use self::door::Door;
 use self::lines::{Lines, Watched};
@@ -62,12 +61,6 @@ const STUCK: Duration = Duration::from_millis(20);
 /// gave up again.
 const STABLE: Duration = Duration::from_secs(2);
 const REOPEN_PAUSE: Duration = Duration::from_millis(400);
-
-/// How many seconds a reply may take to be written to a client that does not read.
-const SEND_TIMEOUT: i64 = 10;
-
-/// How long the answers being written get before the server ends.
-const FINISH: Duration = Duration::from_millis(500);
 
 /// The server's end of a port.
 pub(crate) struct FrontDoor {
@@ -99,20 +92,8 @@ struct Shared {
 }
 
 impl FrontDoor {
-    /// Serves on a bound listener, in threads of its own.
+    /// Serves on a prepared listener, in threads of its own.
     pub fn open(listener: TcpListener, service: Arc<Service>) -> io::Result<Self> {
-        // std listens with a backlog of 128; a crowd larger than that would be kept waiting for a
-        // second by the kernel. What is set on a listener, Linux passes on to what it accepts:
-        // replies go out at once, and a client that does not read them loses its connection.
-        socket::listen(&listener, Backlog::MAXCONN)?;
-        socket::setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
-        let timeout = TimeVal::new(SEND_TIMEOUT, 0);
-        socket::setsockopt(&listener, sockopt::SendTimeout, &timeout)?;
-        // A client whose machine is gone has hung up after a minute, too.
-        socket::setsockopt(&listener, sockopt::KeepAlive, &true)?;
-        socket::setsockopt(&listener, sockopt::TcpKeepIdle, &30)?;
-        socket::setsockopt(&listener, sockopt::TcpKeepInterval, &10)?;
-        socket::setsockopt(&listener, sockopt::TcpKeepCount, &3)?;
         let watch = Watch::new(listener.try_clone()?, service.shutdown.as_fd())?;
         let shared = Arc::new(Shared {
             service,
@@ -256,13 +237,14 @@ impl FrontDoor {
         });
     }
 
-    /// Refuses and breaks off LOCKs, lets replies be finished, closes every connection and the port.
-    pub fn close(self) {
+    /// Refuses and breaks off LOCKs, lets replies be finished until then, closes every connection and the
+    /// port.
+    pub fn close(self, until: Instant) {
         // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
         let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
         self.doors().for_each(|door| door.close());
         self.shared.service.manager.stop();
-        self.shared.lines.wait_until_served(Instant::now() + FINISH);
+        self.shared.lines.wait_until_served(until);
         if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr())
         {
             connections.shut_down_all(address.port());

@@ -3,10 +3,12 @@
 mod admission;
 mod capacity;
 mod child;
+mod classic;
 mod client;
 mod error;
 mod http;
 mod lease;
+mod listener;
 mod manager;
 mod options;
 mod protocol;

@@ -26,6 +26,11 @@ pub struct Options {
     /// [`Server::port`](crate::Server::port) then tells.
     pub port: u16,
 
+    /// A second TCP port, for clients of the Perl original, which speak bare lines instead of HTTP. Both see
+    /// the same locks. Default `None`: there is none. `Some(0)` takes any free port, which
+    /// [`Server::classic_port`](crate::Server::classic_port) then tells.
+    pub classic_port: Option<u16>,
+
     /// The name or address to listen on. Default `127.0.0.1`. `0.0.0.0` or `::` listens on every
     /// interface; names are not credentials, so do that only where everybody is trusted.
     pub host: String,
@@ -59,6 +64,7 @@ impl Default for Options {
             lock_timeout: Duration::from_secs(3),
             lock_attempt_timeout: Duration::from_secs(4),
             port: 8004,
+            classic_port: None,
             host: "127.0.0.1".into(),
             allow_shutdown: false,
             reconnect_attempts: 3,
@@ -89,6 +95,15 @@ impl Options {
             return invalid(
                 "lock_attempt_timeout",
                 format!("{} {reason}", self.lock_attempt_timeout.as_secs_f64()),
+            );
+        }
+        if self.classic_port == Some(self.port) && self.port != 0 {
+            return invalid(
+                "classic_port",
+                format!(
+                    "{} is the port for HTTP already; give another one",
+                    self.port
+                ),
             );
         }
         if self.host.is_empty() {

@@ -239,6 +239,17 @@ pub(crate) enum Answer {
     },
 }
 
+/// The first line, with its line feed: the seed's contract on both wires.
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Answer::Yes => f.write_str("1\n"),
+            Answer::Lease(lease) => writeln!(f, "{}", UnixTime(lease.expires)),
+            Answer::No { .. } => f.write_str("0\n"),
+        }
+    }
+}
+
 /// The statuses of the table above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -315,26 +326,21 @@ impl Reply {
     /// The reply as it goes on the wire. `connection` is what to say of the connection's future,
     /// if that is not what the version implies; `head` leaves the body out.
     pub fn to_bytes(&self, connection: Option<&str>, head: bool) -> Vec<u8> {
-        let mut body = String::new();
+        let mut body = self.answer.to_string();
         let mut result = None;
-        // Writing to a string does not fail.
-        let _ = match &self.answer {
-            Answer::Yes => body.write_str("1\n"),
-            Answer::Lease(lease) => writeln!(body, "{}", UnixTime(lease.expires)),
-            Answer::No {
-                result: word,
-                message,
-            } => {
-                result = Some(word);
-                body.push_str("0\n");
-                if message.is_empty() {
-                    Ok(())
-                } else {
-                    writeln!(body, "{message}")
-                }
+        if let Answer::No {
+            result: word,
+            message,
+        } = &self.answer
+        {
+            result = Some(word);
+            if !message.is_empty() {
+                body.push_str(message);
+                body.push('\n');
             }
-        };
+        }
         let mut reply = String::with_capacity(256);
+        // Writing to a string does not fail.
         let _ = write!(
             reply,
             "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: no-store\r\n",

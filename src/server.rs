@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use crate::admission::Admission;
 use crate::capacity;
 use crate::child::{self, Birth, Child, StopSignals};
+use crate::classic::ClassicDoor;
 use crate::client::{Client, ClientOptions};
 use crate::error::Error;
 use crate::http::FrontDoor;
+use crate::listener;
 use crate::manager::LockManager;
 use crate::options::Options;
 use crate::service::Service;
@@ -34,8 +36,33 @@ pub struct Server {
 
 struct Bound {
     address: SocketAddr,
-    /// `None` once the server that serves on it has it.
-    listener: Option<TcpListener>,
+    classic: Option<SocketAddr>,
+    /// `None` once the server that serves on them has them.
+    listeners: Option<Listeners>,
+}
+
+/// What the server serves on.
+struct Listeners {
+    http: TcpListener,
+    classic: Option<TcpListener>,
+}
+
+impl Listeners {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Listeners {
+            http: self.http.try_clone()?,
+            classic: self
+                .classic
+                .as_ref()
+                .map(TcpListener::try_clone)
+                .transpose()?,
+        })
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        let all = [&self.http].into_iter().chain(&self.classic);
+        all.map(TcpListener::as_raw_fd).collect()
+    }
 }
 
 impl Server {
@@ -48,27 +75,28 @@ impl Server {
         }
     }
 
-    /// Takes the port, so that [`port`](Self::port) is known; [`start`](Self::start) and
-    /// [`run`](Self::run) do it themselves if need be. Of a server that was started, its address. A busy port is tried again as
+    /// Takes its ports, so that [`port`](Self::port) and [`classic_port`](Self::classic_port) are known;
+    /// [`start`](Self::start) and [`run`](Self::run) do it themselves if need be. The address for HTTP; of a
+    /// server that was started, that of then. A busy port is tried again as
     /// [`Options::reconnect_attempts`] and [`Options::time_between_attempts`] say.
     ///
     /// # Errors
     /// [`Error::CannotListen`], [`Error::InvalidOption`].
     pub fn bind(&mut self) -> Result<SocketAddr, Error> {
         let started = self.child.as_ref().is_some_and(Child::is_alive);
-        if let Some(Bound { address, listener }) = &self.bound
-            && (started || listener.is_some())
+        if let Some(bound) = &self.bound
+            && (started || bound.listeners.is_some())
         {
-            return Ok(*address);
+            return Ok(bound.address);
         }
         self.options.validate()?;
-        let listener = self.listen()?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| self.cannot_listen(1, source))?;
+        let (http, address) = self.listen(self.options.port)?;
+        let classic = self.options.classic_port.map(|port| self.listen(port));
+        let (classic, classic_address) = classic.transpose()?.unzip();
         self.bound = Some(Bound {
             address,
-            listener: Some(listener),
+            classic: classic_address,
+            listeners: Some(Listeners { http, classic }),
         });
         Ok(address)
     }
@@ -85,20 +113,20 @@ impl Server {
             return Err(Error::AlreadyStarted { pid: child.pid() });
         }
         let address = self.bind()?;
-        // The parent's copy is dropped at the end, or the port would outlive the child.
-        let listener = self.take_listener()?;
+        // The parent's copies are dropped at the end, or the ports would outlive the child.
+        let listeners = self.take_listeners()?;
         let ping = Client::new("ping", &address.ip().to_string(), address.port());
         let serve = |birth: &Birth| {
             let served = StopSignals::install()
-                .and_then(|signals| Ok((listener.try_clone()?, signals)))
-                .map_err(start_failed("cannot share the listener"))
-                .and_then(|(listener, signals)| {
-                    serve(listener, &self.options, &signals, Some(birth))
+                .and_then(|signals| Ok((listeners.try_clone()?, signals)))
+                .map_err(start_failed("cannot share the listeners"))
+                .and_then(|(listeners, signals)| {
+                    serve(listeners, &self.options, &signals, Some(birth))
                 });
             i32::from(served.is_err())
         };
         let child = Child::start(
-            listener.as_raw_fd(),
+            &listeners.descriptors(),
             self.options.outlive_parent,
             serve,
             || ping.ping(),
@@ -122,8 +150,8 @@ impl Server {
         // First of all, so that a signal that comes early ends it as one that comes late.
         let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
         self.bind()?;
-        let listener = self.take_listener()?;
-        serve(listener, &self.options, &signals, None)
+        let listeners = self.take_listeners()?;
+        serve(listeners, &self.options, &signals, None)
     }
 
     /// Stops the started server: LOCKs that wait are broken off, the process is reaped, the port is
@@ -167,6 +195,15 @@ impl Server {
             .map_or(self.options.port, |bound| bound.address.port())
     }
 
+    /// The port for clients of the Perl original: what was bound, or else what the options say. `None` if
+    /// there is none.
+    pub fn classic_port(&self) -> Option<u16> {
+        let bound = self.bound.as_ref().and_then(|bound| bound.classic);
+        bound
+            .map(|address| address.port())
+            .or(self.options.classic_port)
+    }
+
     /// The host to reach this server by: an address that means "every interface" is reached at home.
     fn client_host(&self) -> String {
         match self.options.host.parse() {
@@ -176,20 +213,19 @@ impl Server {
         }
     }
 
-    fn take_listener(&mut self) -> Result<TcpListener, Error> {
+    fn take_listeners(&mut self) -> Result<Listeners, Error> {
         self.bound
             .as_mut()
-            .and_then(|bound| bound.listener.take())
+            .and_then(|bound| bound.listeners.take())
             .ok_or_else(|| Error::CannotStart {
                 reason: "the port is not bound".into(),
                 source: None,
             })
     }
 
-    fn listen(&self) -> Result<TcpListener, Error> {
+    fn listen(&self, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
         let Options {
             host,
-            port,
             reconnect_attempts,
             time_between_attempts,
             ..
@@ -197,14 +233,16 @@ impl Server {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let bound = (host.as_str(), *port)
+            let bound = (host.as_str(), port)
                 .to_socket_addrs()
                 .and_then(|addresses| {
                     let addresses: Vec<SocketAddr> = addresses.collect();
-                    TcpListener::bind(&*addresses)
+                    let listener = TcpListener::bind(&*addresses)?;
+                    let address = listener.local_addr()?;
+                    Ok((listener, address))
                 });
             match bound {
-                Ok(listener) => return Ok(listener),
+                Ok(bound) => return Ok(bound),
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrInUse
                         && attempts <= *reconnect_attempts =>
@@ -212,17 +250,14 @@ impl Server {
                     log::info!("{host}:{port} is busy; trying again in {time_between_attempts:?}");
                     thread::sleep(*time_between_attempts);
                 }
-                Err(source) => return Err(self.cannot_listen(attempts, source)),
+                Err(source) => {
+                    return Err(Error::CannotListen {
+                        address: format!("{host}:{port}"),
+                        attempts,
+                        source,
+                    });
+                }
             }
-        }
-    }
-
-    fn cannot_listen(&self, attempts: u32, source: io::Error) -> Error {
-        let address = format!("{}:{}", self.options.host, self.options.port);
-        Error::CannotListen {
-            address,
-            attempts,
-            source,
         }
     }
 }
@@ -241,6 +276,10 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("options", &self.options)
             .field("address", &self.bound.as_ref().map(|bound| bound.address))
+            .field(
+                "classic_address",
+                &self.bound.as_ref().and_then(|bound| bound.classic),
+            )
             .field("pid", &self.child.as_ref().map(Child::pid))
             .finish()
     }
@@ -249,14 +288,18 @@ impl fmt::Debug for Server {
 /// How often memory is given back.
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
-/// Serves on a bound listener until it is told to stop.
+/// How long the answers being written get before the server ends.
+const FINISH: Duration = Duration::from_millis(500);
+
+/// Serves on bound listeners until it is told to stop.
 fn serve(
-    listener: TcpListener,
+    listeners: Listeners,
     options: &Options,
     signals: &StopSignals,
     birth: Option<&Birth>,
 ) -> Result<(), Error> {
-    let address = listener
+    let Listeners { http, classic } = listeners;
+    let address = http
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
     let terms = Terms {
@@ -269,21 +312,27 @@ fn serve(
         loopback: address.ip().is_loopback(),
     };
     let clients = capacity::raise().map_err(start_failed("cannot set the descriptor limit"))?;
-    // Some are left for those who unlock.
-    let waiters = usize::try_from(clients - (clients / 2).min(100)).unwrap_or(usize::MAX);
+    let clients = usize::try_from(clients).unwrap_or(usize::MAX);
     let limits = Limits {
         keys: options.max_keys,
-        waiters: options.max_waiters.min(waiters),
+        // Some are left for those who unlock.
+        waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
     let shutdown = Shutdown::new().map_err(start_failed("no descriptor left"))?;
-    let mut door = signals.kept_to_this_thread(|| {
+    let (mut door, classic) = signals.kept_to_this_thread(|| {
         let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
         let service = Arc::new(Service {
             manager,
             admission,
             shutdown,
         });
-        FrontDoor::open(listener, service).map_err(start_failed("cannot serve"))
+        let classic = classic.map(|listener| {
+            listener::prepare(&listener)?;
+            ClassicDoor::open(listener, service.clone(), clients)
+        });
+        listener::prepare(&http)
+            .and_then(|()| Ok((FrontDoor::open(http, service)?, classic.transpose()?)))
+            .map_err(start_failed("cannot serve"))
     })?;
     log::info!(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
@@ -317,7 +366,14 @@ fn serve(
             break;
         }
     }
-    door.close();
+    let until = Instant::now() + FINISH;
+    if let Some(classic) = &classic {
+        classic.refuse();
+    }
+    door.close(until);
+    if let Some(classic) = classic {
+        classic.close(until);
+    }
     log::info!("ended");
     Ok(())
 }

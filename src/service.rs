@@ -2,12 +2,13 @@
 //!
 //! Knows no socket and no thread; what has to wait is handed back as a place in the queue.
 
+use std::sync::Arc;
+
 use crate::admission::Admission;
 use crate::manager::{Attempt, LockManager, Outcome, Place};
 use crate::protocol::{self, Reply, Request, Seconds, Status};
 use crate::shutdown::Shutdown;
 use crate::table::Refusal;
-use std::sync::Arc;
 
 /// What the front doors have in common.
 pub(crate) struct Service {
@@ -57,6 +58,16 @@ impl Service {
         Answer::Reply(reply)
     }
 
+    /// The reply to a LOCK for which there is no thread to wait in.
+    pub fn give_up(&self, place: &Place) -> Reply {
+        self.manager.abandon(place);
+        match self.manager.wait(place) {
+            Outcome::Abandoned => full("the machine has no thread left for one more waiter"),
+            // What was granted in the last moment is granted.
+            outcome => self.outcome_reply(outcome),
+        }
+    }
+
     /// The reply to a LOCK that is decided.
     pub fn outcome_reply(&self, outcome: Outcome) -> Reply {
         match outcome {
@@ -72,11 +83,6 @@ impl Service {
             ),
         }
     }
-}
-
-/// The reply to a LOCK for which there is no thread to wait in.
-pub(crate) fn no_thread() -> Reply {
-    full("the machine has no thread left for one more waiter")
 }
 
 fn verdict(result: Result<(), Refusal>) -> Reply {

@@ -157,6 +157,10 @@ macro_rules! server_verbs {
             #[argh(option, from_str_fn(server_port))]
             port: Option<u16>,
 
+            /// second port, for clients of the Perl original; 0 takes any free one; default none
+            #[argh(option, from_str_fn(server_port))]
+            classic_port: Option<u16>,
+
             /// how long a lock lasts, in seconds, 0.001 to 31536000; default 3
             #[argh(option, from_str_fn(seconds))]
             lock_timeout: Option<Duration>,
@@ -196,6 +200,7 @@ macro_rules! server_verbs {
                 let options = Options {
                     host: args.host.unwrap_or(defaults.host),
                     port: args.port.unwrap_or(defaults.port),
+                    classic_port: args.classic_port.or(defaults.classic_port),
                     lock_timeout: args.lock_timeout.unwrap_or(defaults.lock_timeout),
                     lock_attempt_timeout: args
                         .lock_attempt_timeout

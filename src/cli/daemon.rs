@@ -12,7 +12,7 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::cli::args::{ServerArgs, Status, Stop};
 use crate::cli::failure::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
-use crate::cli::{print, reachable};
+use crate::cli::{classic_note, print, reachable};
 
 /// Starts a server, and returns once it answers.
 pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
@@ -51,6 +51,7 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     // Options that cannot serve are found out while the running server still does.
     let trial = Options {
         port: 0,
+        classic_port: args.options.classic_port.map(|_| 0),
         ..args.options.clone()
     };
     Server::new(trial).bind()?;
@@ -108,8 +109,9 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
         server.stop()?;
         return Err(failure);
     }
+    let classic = classic_note(&server);
     Ok(print(&format!(
-        "started lock-server, process {pid}, on {address}"
+        "started lock-server, process {pid}, on {address}{classic}"
     )))
 }
 

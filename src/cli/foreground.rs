@@ -12,7 +12,7 @@ use crate::cli::args::ServerArgs;
 use crate::cli::failure::Failure;
 use crate::cli::pid_file::PidFile;
 use crate::cli::questions::SERVER_VARIABLE;
-use crate::cli::{reachable, start_log};
+use crate::cli::{classic_note, reachable, start_log};
 
 /// Serves until it is told to stop.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
@@ -35,7 +35,7 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         }
         None => None,
     };
-    introduce(address);
+    introduce(address, &classic_note(&server));
     let served = server.run();
     let removed = kept.map_or(Ok(()), |(pid_file, record)| pid_file.remove_if_of(&record));
     served?;
@@ -58,13 +58,13 @@ fn log_panics_of_tiny_http() {
     }));
 }
 
-fn introduce(address: SocketAddr) {
+fn introduce(address: SocketAddr, classic: &str) {
     let here = reachable(address);
     let options = client_options(here);
     // Nobody has to listen.
     let _ = write!(
         io::stderr(),
-        "lock-server {version} serves on {address}; Ctrl-C ends it\n\
+        "lock-server {version} serves on {address}{classic}; Ctrl-C ends it\n\
          lock a key:    curl http://{here}/LOCK/KEYA/me      or: lock-server lock{options} KEYA\n\
          unlock it:     curl http://{here}/UNLOCK/KEYA/me    or: lock-server unlock{options} KEYA\n",
         version = env!("CARGO_PKG_VERSION"),

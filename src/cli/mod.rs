@@ -13,6 +13,8 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
+use lock_server::Server;
+
 /// Prints a line, and succeeds where somebody takes it or nobody wants to.
 pub fn print(line: &str) -> ExitCode {
     // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
@@ -35,6 +37,12 @@ fn start_log(default_filter: &str) {
             writeln!(out, "{time} {style}{level:5}{style:#} {}", record.args())
         })
         .init();
+}
+
+/// Where a bound server serves the original's clients, if it does.
+fn classic_note(server: &Server) -> String {
+    let note = |port| format!(" (classic clients: port {port})");
+    server.classic_port().map(note).unwrap_or_default()
 }
 
 /// Where to reach a server of this machine: what listens on every interface is reached at home.

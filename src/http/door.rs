@@ -20,7 +20,7 @@ use super::question;
 use super::{Shared, sockets};
 use crate::manager::{Outcome, Place};
 use crate::protocol::Reply;
-use crate::service::{self, Answer};
+use crate::service::Answer;
 
 /// A body up to this length is read and thrown away before the reply; a longer one ends its connection.
 const MAX_BODY: usize = 1024 * 1024;
@@ -134,7 +134,7 @@ impl Door {
             }
             Job::Wait(client, request, place) => {
                 log::warn!("no thread left for a waiter: {error}");
-                self.give_up(client, request, &place);
+                self.respond(client, request, &self.shared.service.give_up(&place));
                 self.shared.lines.done(client);
             }
             Job::Refuse(client, request) => {
@@ -255,17 +255,6 @@ impl Door {
         match outcome {
             // Nobody is there to read it. Without a request tiny_http writes nothing of its own.
             Outcome::Abandoned => drop(request.into_writer()),
-            outcome => self.respond(client, request, &service.outcome_reply(outcome)),
-        }
-    }
-
-    /// Answers a LOCK for which there is no thread to wait in.
-    fn give_up(&self, client: SocketAddr, request: Request, place: &Place) {
-        let service = &self.shared.service;
-        service.manager.abandon(place);
-        match service.manager.wait(place) {
-            Outcome::Abandoned => self.respond(client, request, &service::no_thread()),
-            // What was granted in the last moment is granted.
             outcome => self.respond(client, request, &service.outcome_reply(outcome)),
         }
     }

@@ -1,0 +1,429 @@
+//! The original's own wire, on a port of its own: a bare line, and a bare line back.
+//!
+//! # Questions
+//!
+//! One on each connection: `GET /`, then a verb with its names, a line feed, and an empty line. A carriage
+//! return before a line feed is dropped, header lines before the empty line are skipped, a trailing
+//! ` HTTP/1.x` is ignored. A client that closes its sending half needs no empty line.
+//!
+//! Keys and requesters are raw UTF-8, 1 to 1024 bytes; percent-escapes are not decoded. A key ends at the
+//! first slash after it, a requester at the end of the line: there is no way to write a slash in a key.
+//!
+//! | question | answer |
+//! |---|---|
+//! | `/CHECK/key` | `1` if anybody holds the key, or else `0` |
+//! | `/LOCK/key/requester` | when the lease runs out, in Unix seconds with six decimals; or `0` |
+//! | `/UNLOCK/key/requester` | `1`, or `0` if the requester does not hold the key |
+//! | `/VERIFY/key/requester` | `1` if the requester holds the key, or else `0` |
+//! | `/PING` | `1` |
+//! | `/SHUTDOWN` | `1`, and the server ends; where that is not allowed, nothing |
+//!
+//! # Answers
+//!
+//! The answer is one line, and the server closes the connection. `0` is also the answer to a name that is
+//! missing, empty, too long or not UTF-8, when the server is full, and to those that wait when it ends.
+//! No answer, only the end of the connection, gets an unknown verb, a request that a web page sent, one of
+//! more than 64 kB, and one that is not there whole after 10 s.
+//!
+//! # Threads
+//!
+//! Each connection has a thread for as long as it is open, and that thread has accepted it. Before it
+//! serves, it sees to it that another one stands ready to accept; so a LOCK blocks its own thread and
+//! nobody else's, and most questions start no thread. One more thread watches those that wait for a client
+//! that hangs up.
+
+mod question;
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{self, MsgFlags, sockopt};
+use nix::sys::time::TimeVal;
+use parking_lot::{Condvar, Mutex};
+
+use self::question::{MAX_REQUEST, Received, State};
+use crate::manager::{LockManager, Outcome, Place};
+use crate::protocol::{Malformed, Reply, Request, Status};
+use crate::service::{Answer, Service};
+
+/// How long a client may take to send its request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many threads stand ready at the most.
+const MAX_IDLE: usize = 32;
+
+/// A question is read, asked and answered: it needs little depth.
+const STACK: usize = 128 * 1024;
+
+/// How long nothing is accepted when the system has no descriptor or memory for it.
+const STARVED_PAUSE: Duration = Duration::from_millis(100);
+
+/// The server's end of the port for the original's clients.
+pub(crate) struct ClassicDoor(Arc<Shared>);
+
+struct Shared {
+    listener: TcpListener,
+    service: Arc<Service>,
+    /// How many connections may be open at the same time: each has a thread.
+    most: usize,
+    state: Mutex<Open>,
+    /// Tells that a thread has ended.
+    ended: Condvar,
+    watch: Watch,
+}
+
+/// What is open.
+#[derive(Default)]
+struct Open {
+    threads: usize,
+    /// How many of them accept.
+    idle: usize,
+    next_id: u64,
+    connections: HashMap<u64, Arc<TcpStream>>,
+    closing: bool,
+    /// Whether the log was told that nothing can be accepted.
+    starved: bool,
+}
+
+impl ClassicDoor {
+    /// Serves on a prepared listener, in threads of its own, up to so many connections at the same time.
+    pub fn open(listener: TcpListener, service: Arc<Service>, most: usize) -> io::Result<Self> {
+        // Passed on to what is accepted. `accept` itself comes back so often, too.
+        let timeout = TimeVal::new(TIMEOUT.as_secs() as i64, 0);
+        socket::setsockopt(&listener, sockopt::ReceiveTimeout, &timeout)?;
+        let shared = Arc::new(Shared {
+            listener,
+            service,
+            most,
+            state: Mutex::default(),
+            ended: Condvar::new(),
+            watch: Watch::new()?,
+        });
+        let watching = shared.clone();
+        new_thread("lock-hang-ups", move || {
+            watching.watch.run(&watching.service.manager);
+        })?;
+        let door = ClassicDoor(shared);
+        door.0.state.lock().begin_thread();
+        door.0.start_thread()?;
+        Ok(door)
+    }
+
+    /// Accepts nothing more.
+    pub fn refuse(&self) {
+        self.0.state.lock().closing = true;
+        // Whoever accepts is woken by that.
+        let _ = socket::shutdown(self.0.listener.as_raw_fd(), socket::Shutdown::Both);
+    }
+
+    /// Lets answers be finished until then, and closes every connection. Waiting LOCKs are decided by
+    /// then: the lock manager has stopped.
+    pub fn close(self, until: Instant) {
+        self.refuse();
+        let shared = &self.0;
+        let mut state = shared.state.lock();
+        // Who has not sent its request by now is not waited for.
+        state.shut_down_all(Shutdown::Read);
+        while state.threads > 0 && !shared.ended.wait_until(&mut state, until).timed_out() {}
+        state.shut_down_all(Shutdown::Both);
+        drop(state);
+        shared.watch.stop();
+    }
+}
+
+impl Open {
+    /// Counts a thread that is about to accept.
+    fn begin_thread(&mut self) {
+        self.threads += 1;
+        self.idle += 1;
+    }
+
+    /// Counts out a thread that accepted.
+    fn end_thread(&mut self) {
+        self.threads -= 1;
+        self.idle -= 1;
+    }
+
+    fn shut_down_all(&self, how: Shutdown) {
+        for stream in self.connections.values() {
+            // It fails only where the client has gone.
+            let _ = stream.shutdown(how);
+        }
+    }
+}
+
+/// A connection that is served.
+struct Connection {
+    id: u64,
+    stream: Arc<TcpStream>,
+    /// Whether others are accepted meanwhile.
+    may_wait: bool,
+}
+
+impl Shared {
+    /// Starts a thread that is counted already.
+    fn start_thread(self: &Arc<Self>) -> io::Result<()> {
+        let shared = self.clone();
+        new_thread("lock-classic", move || shared.accept_and_serve())
+    }
+
+    fn accept_and_serve(self: &Arc<Self>) {
+        while let Some(stream) = self.accept() {
+            let connection = self.enter(stream);
+            self.serve(&connection);
+            if !self.leave(connection) {
+                break;
+            }
+        }
+        self.state.lock().end_thread();
+        self.ended.notify_all();
+    }
+
+    /// The next connection. `None` when the server ends.
+    fn accept(&self) -> Option<TcpStream> {
+        loop {
+            let error = match self.listener.accept() {
+                Ok((stream, _)) => return Some(stream),
+                Err(error) => error,
+            };
+            let mut state = self.state.lock();
+            if state.closing {
+                return None;
+            }
+            if matches!(
+                error.kind(),
+                ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+            ) {
+                continue;
+            }
+            if !std::mem::replace(&mut state.starved, true) {
+                log::warn!("no classic connection is accepted for now: {error}; the locks stay");
+            }
+            drop(state);
+            thread::sleep(STARVED_PAUSE);
+        }
+    }
+
+    /// Notes a connection, and sees to it that a thread stands ready for the next one.
+    fn enter(self: &Arc<Self>, stream: TcpStream) -> Connection {
+        let stream = Arc::new(stream);
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.starved) {
+            log::warn!("accepting classic connections again");
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        state.connections.insert(id, stream.clone());
+        state.idle -= 1;
+        let wanted = state.idle == 0 && state.threads < self.most && !state.closing;
+        if wanted {
+            state.begin_thread();
+        }
+        drop(state);
+        let mut may_wait = true;
+        if wanted && let Err(error) = self.start_thread() {
+            log::warn!("no thread left to accept classic connections: {error}");
+            self.state.lock().end_thread();
+            may_wait = false;
+        }
+        Connection {
+            id,
+            stream,
+            may_wait,
+        }
+    }
+
+    /// Closes a connection that is served. `false` if enough others accept.
+    fn leave(&self, connection: Connection) -> bool {
+        let mut state = self.state.lock();
+        state.connections.remove(&connection.id);
+        state.idle += 1;
+        state.idle <= MAX_IDLE && !state.closing
+    }
+
+    fn serve(&self, connection: &Connection) {
+        let mut stream = &*connection.stream;
+        let received = match receive(stream) {
+            Ok(received) => received,
+            Err(error) => return log::debug!("a classic client sent no request: {error}"),
+        };
+        let Some(line) = self.answer(connection, &received) else {
+            return;
+        };
+        if let Err(error) = stream.write_all(line.as_bytes()) {
+            log::debug!("a classic client did not take its answer: {error}");
+        }
+        if received.has_more() {
+            drain(stream);
+        }
+    }
+
+    /// The line to answer with. `None` closes the connection without one.
+    fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
+        let service = &*self.service;
+        if received.is_turned_away(&service.admission) {
+            return None;
+        }
+        let question = match received.question() {
+            Ok(question) => question,
+            Err(Malformed::NoSuchVerb) => return None,
+            Err(Malformed::BadRequest(_)) => return Some("0\n".into()),
+        };
+        let reply = match service.answer(&question) {
+            Answer::Reply(reply) => reply,
+            Answer::Wait(place) if connection.may_wait => {
+                self.wait(connection, &place, &question)?
+            }
+            Answer::Wait(place) => service.give_up(&place),
+        };
+        log::trace!("classic {question} {}", reply.status as u16);
+        (reply.status != Status::Forbidden).then(|| reply.answer.to_string())
+    }
+
+    /// Blocks until a LOCK is decided. `None` if its client has gone.
+    fn wait(&self, connection: &Connection, place: &Place, question: &Request) -> Option<Reply> {
+        let Connection { id, stream, .. } = connection;
+        let service = &*self.service;
+        if let Err(error) = self.watch.begin(*id, stream, place) {
+            // Out of memory. Nobody would notice that the client goes.
+            log::warn!("no room to watch one more waiter: {error}");
+            return Some(service.give_up(place));
+        }
+        let outcome = service.manager.wait(place);
+        self.watch.end(*id, stream);
+        match (outcome, question) {
+            (Outcome::Abandoned, _) => None,
+            // It went in the last moment, and never heard of its grant.
+            (Outcome::Granted(_), Request::Lock { key, requester }) if has_hung_up(stream) => {
+                let _ = service.manager.release(key, requester);
+                None
+            }
+            (outcome, _) => Some(service.outcome_reply(outcome)),
+        }
+    }
+}
+
+/// Reads a request, for as long as a client may take to send it.
+fn receive(mut stream: &TcpStream) -> io::Result<Received> {
+    let until = Instant::now() + TIMEOUT;
+    let mut received = Received::default();
+    let mut piece = [0; 2048];
+    loop {
+        let length = match stream.read(&mut piece) {
+            Ok(0) => return Ok(received),
+            Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        match received.take(&piece[..length]) {
+            State::Complete => return Ok(received),
+            State::TooLong => return Err(ErrorKind::InvalidData.into()),
+            State::Incomplete => {}
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+    }
+}
+
+/// Throws away what came after the request: closed with something unread, the connection would be reset,
+/// and the client might lose its answer.
+fn drain(mut stream: &TcpStream) {
+    let _ = stream.shutdown(Shutdown::Write);
+    let _ = stream.set_nonblocking(true);
+    let mut piece = [0; 2048];
+    for _ in 0..MAX_REQUEST / piece.len() {
+        if !matches!(stream.read(&mut piece), Ok(1..)) {
+            return;
+        }
+    }
+}
+
+/// Whether a client has closed, reset or lost its connection.
+fn has_hung_up(stream: &TcpStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match socket::recv(stream.as_raw_fd(), &mut [0], flags) {
+        Ok(length) => length == 0,
+        Err(errno) => errno != Errno::EAGAIN,
+    }
+}
+
+fn new_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.into()).stack_size(STACK);
+    thread.spawn(work).map(drop)
+}
+
+/// Watches those that wait for the end of their connection.
+struct Watch {
+    epoll: Epoll,
+    stop: EventFd,
+    places: Mutex<HashMap<u64, Place>>,
+}
+
+const STOP: u64 = u64::MAX;
+
+impl Watch {
+    fn new() -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        Ok(Watch {
+            epoll,
+            stop,
+            places: Mutex::default(),
+        })
+    }
+
+    /// Gives up a place when its client hangs up, from now on; at once, if it has.
+    fn begin(&self, id: u64, stream: &TcpStream, place: &Place) -> io::Result<()> {
+        self.places.lock().insert(id, place.clone());
+        let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT, id);
+        let added = self.epoll.add(stream, event);
+        if added.is_err() {
+            self.places.lock().remove(&id);
+        }
+        Ok(added?)
+    }
+
+    fn end(&self, id: u64, stream: &TcpStream) {
+        self.places.lock().remove(&id);
+        // It fails only on what is not watched.
+        let _ = self.epoll.delete(stream);
+    }
+
+    fn run(&self, manager: &LockManager) {
+        let mut happened = [EpollEvent::empty(); 64];
+        loop {
+            // An error can only be an interruption: descriptor and buffer are ours.
+            let count = self
+                .epoll
+                .wait(&mut happened, EpollTimeout::NONE)
+                .unwrap_or(0);
+            for event in &happened[..count] {
+                if event.data() == STOP {
+                    return;
+                }
+                let place = self.places.lock().get(&event.data()).cloned();
+                if let Some(place) = place {
+                    log::debug!("a classic client went away while it waited");
+                    manager.abandon(&place);
+                }
+            }
+        }
+    }
+
+    fn stop(&self) {
+        // It fails only when it has been asked for 2^64 - 2 times.
+        let _ = self.stop.write(1);
+    }
+}
