@@ -25,6 +25,12 @@
 //! No answer, only the end of the connection, gets an unknown verb, a request that a web page sent, one of
 //! more than 64 kB, and one that is not there whole after 10 s.
 //!
+//! # Clients that go
+//!
+//! Who closes or half-closes its connection while it waits loses its place: the two look alike. What was
+//! granted at once is given back if the answer meets a reset, as it does where a client on this machine
+//! has gone; from another machine that may be heard of too late, and the lease runs out.
+//!
 //! # Threads
 //!
 //! Each connection has a thread for as long as it is open, and that thread has accepted it. Before it
@@ -50,8 +56,8 @@ use nix::sys::time::TimeVal;
 use parking_lot::{Condvar, Mutex};
 
 use self::question::{MAX_REQUEST, Received, State};
-use crate::manager::{LockManager, Outcome, Place};
-use crate::protocol::{Malformed, Reply, Request, Status};
+use crate::manager::{self, LockManager, Outcome, Place};
+use crate::protocol::{self, Malformed, Reply, Request, Status};
 use crate::service::{Answer, Service};
 
 /// How long a client may take to send its request.
@@ -65,6 +71,9 @@ const STACK: usize = 128 * 1024;
 
 /// How long nothing is accepted when the system has no descriptor or memory for it.
 const STARVED_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long it has to go well before the log is told that it does.
+const STABLE: Duration = Duration::from_secs(2);
 
 /// The server's end of the port for the original's clients.
 pub(crate) struct ClassicDoor(Arc<Shared>);
@@ -89,8 +98,8 @@ struct Open {
     next_id: u64,
     connections: HashMap<u64, Arc<TcpStream>>,
     closing: bool,
-    /// Whether the log was told that nothing can be accepted.
-    starved: bool,
+    /// When accepting last failed, as long as the log was not told that this is over.
+    starved: Option<Instant>,
 }
 
 impl ClassicDoor {
@@ -204,7 +213,7 @@ impl Shared {
             ) {
                 continue;
             }
-            if !std::mem::replace(&mut state.starved, true) {
+            if state.starved.replace(Instant::now()).is_none() {
                 log::warn!("no classic connection is accepted for now: {error}; the locks stay");
             }
             drop(state);
@@ -216,7 +225,8 @@ impl Shared {
     fn enter(self: &Arc<Self>, stream: TcpStream) -> Connection {
         let stream = Arc::new(stream);
         let mut state = self.state.lock();
-        if std::mem::take(&mut state.starved) {
+        if state.starved.is_some_and(|since| since.elapsed() > STABLE) {
+            state.starved = None;
             log::warn!("accepting classic connections again");
         }
         let id = state.next_id;
@@ -250,46 +260,46 @@ impl Shared {
     }
 
     fn serve(&self, connection: &Connection) {
-        let mut stream = &*connection.stream;
-        let received = match receive(stream) {
+        let received = match receive(&connection.stream) {
             Ok(received) => received,
             Err(error) => return log::debug!("a classic client sent no request: {error}"),
         };
-        let Some(line) = self.answer(connection, &received) else {
-            return;
-        };
-        if let Err(error) = stream.write_all(line.as_bytes()) {
-            log::debug!("a classic client did not take its answer: {error}");
-        }
+        self.answer(connection, &received);
         if received.has_more() {
-            drain(stream);
+            drain(&connection.stream);
         }
     }
 
-    /// The line to answer with. `None` closes the connection without one.
-    fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
-        let service = &*self.service;
+    fn answer(&self, connection: &Connection, received: &Received) {
+        let (service, stream) = (&*self.service, &connection.stream);
         if received.is_turned_away(&service.admission) {
-            return None;
+            return;
         }
         let question = match received.question() {
             Ok(question) => question,
-            Err(Malformed::NoSuchVerb) => return None,
-            Err(Malformed::BadRequest(_)) => return Some("0\n".into()),
+            Err(Malformed::NoSuchVerb) => return,
+            Err(Malformed::BadRequest(_)) => return drop(tell(stream, "0\n")),
         };
-        let reply = match service.answer(&question) {
-            Answer::Reply(reply) => reply,
-            Answer::Wait(place) if connection.may_wait => {
-                self.wait(connection, &place, &question)?
-            }
-            Answer::Wait(place) => service.give_up(&place),
+        let reply = match service.answer(&question, Some(stream.clone())) {
+            Answer::Reply(reply) => Some(reply),
+            Answer::Wait(place) if connection.may_wait => self.wait(connection, &place),
+            Answer::Wait(place) => Some(service.give_up(&place)),
+        };
+        let Some(reply) = reply.filter(|reply| reply.status != Status::Forbidden) else {
+            return;
         };
         log::trace!("classic {question} {}", reply.status as u16);
-        (reply.status != Status::Forbidden).then(|| reply.answer.to_string())
+        let told = tell(stream, &reply.answer.to_string());
+        if let (Request::Lock { key, requester }, protocol::Answer::Lease(_), Err(error)) =
+            (&question, &reply.answer, told)
+        {
+            log::debug!("{question} was granted, and is given back: its client has gone: {error}");
+            let _ = service.manager.release(key, requester);
+        }
     }
 
     /// Blocks until a LOCK is decided. `None` if its client has gone.
-    fn wait(&self, connection: &Connection, place: &Place, question: &Request) -> Option<Reply> {
+    fn wait(&self, connection: &Connection, place: &Place) -> Option<Reply> {
         let Connection { id, stream, .. } = connection;
         let service = &*self.service;
         if let Err(error) = self.watch.begin(*id, stream, place) {
@@ -299,16 +309,26 @@ impl Shared {
         }
         let outcome = service.manager.wait(place);
         self.watch.end(*id, stream);
-        match (outcome, question) {
-            (Outcome::Abandoned, _) => None,
-            // It went in the last moment, and never heard of its grant.
-            (Outcome::Granted(_), Request::Lock { key, requester }) if has_hung_up(stream) => {
-                let _ = service.manager.release(key, requester);
-                None
-            }
-            (outcome, _) => Some(service.outcome_reply(outcome)),
+        (outcome != Outcome::Abandoned).then(|| service.outcome_reply(outcome))
+    }
+}
+
+impl manager::Connection for TcpStream {
+    /// A client that closed its sending half can't be told from one that has gone.
+    fn is_open(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match socket::recv(self.as_raw_fd(), &mut [0], flags) {
+            Ok(length) => length > 0,
+            Err(errno) => errno == Errno::EAGAIN,
         }
     }
+}
+
+/// Writes an answer. An error if it is known that nobody reads it: a client on this machine that has gone
+/// resets the connection before the write returns.
+fn tell(mut stream: &TcpStream, line: &str) -> io::Result<()> {
+    stream.write_all(line.as_bytes())?;
+    stream.take_error()?.map_or(Ok(()), Err)
 }
 
 /// Reads a request, for as long as a client may take to send it.
@@ -346,15 +366,6 @@ fn drain(mut stream: &TcpStream) {
         if !matches!(stream.read(&mut piece), Ok(1..)) {
             return;
         }
-    }
-}
-
-/// Whether a client has closed, reset or lost its connection.
-fn has_hung_up(stream: &TcpStream) -> bool {
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    match socket::recv(stream.as_raw_fd(), &mut [0], flags) {
-        Ok(length) => length == 0,
-        Err(errno) => errno != Errno::EAGAIN,
     }
 }
 

@@ -77,13 +77,29 @@ impl Journal {
     }
 }
 
+/// What a client waits on, where that can be asked at any moment.
+pub(crate) trait Connection: Send + Sync {
+    /// Whether the client is still there. Asked under the mutex: may not block.
+    fn is_open(&self) -> bool;
+}
+
 /// A thread that waits, and what it waits for.
 struct Waiter {
     key: Key,
     requester: Requester,
+    /// `None` if the end of the connection is only told of, with [`LockManager::abandon`].
+    connection: Option<Arc<dyn Connection>>,
     turn: Condvar,
     /// Set once, under the mutex.
     outcome: OnceLock<Outcome>,
+}
+
+impl Waiter {
+    fn is_there(self: &Arc<Self>) -> bool {
+        self.connection
+            .as_ref()
+            .is_none_or(|connection| connection.is_open())
+    }
 }
 
 /// How a wait ended, or why there was none.
@@ -116,7 +132,7 @@ impl LockManager {
     pub fn start(terms: Terms, limits: Limits) -> std::io::Result<Arc<Self>> {
         let manager = Arc::new(LockManager {
             state: Mutex::new(State {
-                table: LockTable::new(limits),
+                table: LockTable::new(limits).asking(Waiter::is_there),
                 alarm: None,
                 told: Told::default(),
                 stopping: false,
@@ -139,7 +155,12 @@ impl LockManager {
     }
 
     /// Grants the key at once, refuses it, or gives a place in its queue to [`wait`](Self::wait) at.
-    pub fn acquire(&self, key: &str, requester: &str) -> Attempt {
+    pub fn acquire(
+        &self,
+        key: &str,
+        requester: &str,
+        connection: Option<Arc<dyn Connection>>,
+    ) -> Attempt {
         let terms = self.terms;
         let mut waiter = None;
         let (now, acquired) = self.decide(|state, now| {
@@ -150,6 +171,7 @@ impl LockManager {
                 let new = Arc::new(Waiter {
                     key: key.into(),
                     requester: requester.into(),
+                    connection,
                     turn: Condvar::new(),
                     outcome: OnceLock::new(),
                 });

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::admission::Admission;
-use crate::manager::{Attempt, LockManager, Outcome, Place};
+use crate::manager::{Attempt, Connection, LockManager, Outcome, Place};
 use crate::protocol::{self, Reply, Request, Seconds, Status};
 use crate::shutdown::Shutdown;
 use crate::table::Refusal;
@@ -24,11 +24,12 @@ pub(crate) enum Answer {
 }
 
 impl Service {
-    /// Answers a question, or finds it a place to wait at.
-    pub fn answer(&self, question: &Request) -> Answer {
+    /// Answers a question, or finds it a place to wait at. `connection` is what it came by, where that
+    /// can be asked whether it is still open.
+    pub fn answer(&self, question: &Request, connection: Option<Arc<dyn Connection>>) -> Answer {
         let manager = &self.manager;
         let reply = match question {
-            Request::Lock { key, requester } => match manager.acquire(key, requester) {
+            Request::Lock { key, requester } => match manager.acquire(key, requester, connection) {
                 Attempt::Decided(outcome) => self.outcome_reply(outcome),
                 Attempt::Queued(place) => return Answer::Wait(place),
             },

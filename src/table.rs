@@ -69,6 +69,8 @@ pub(crate) struct LockTable<W> {
     next_fence: Fence,
     next_ticket: Ticket,
     limits: Limits,
+    /// Whether a waiter can still be told of a grant.
+    is_there: fn(&W) -> bool,
 }
 
 /// The end of a lease. The fence makes it unique.
@@ -113,7 +115,13 @@ impl<W> LockTable<W> {
             next_fence: 1,
             next_ticket: 1,
             limits,
+            is_there: |_| true,
         }
+    }
+
+    /// Asks this of each waiter whose turn has come, and passes over one that has gone.
+    pub fn asking(self, is_there: fn(&W) -> bool) -> Self {
+        LockTable { is_there, ..self }
     }
 
     /// Grants the key, or queues the requester behind those already there.
@@ -339,7 +347,7 @@ impl<W> LockTable<W> {
         let next = entry
             .queue
             .as_mut()
-            .and_then(|queue| queue.pop_entitled(ended));
+            .and_then(|queue| queue.pop_entitled(ended, self.is_there));
         self.waiters -= before - entry.queue_len();
         let Some(waiter) = next else {
             self.entries.remove(key);
@@ -404,11 +412,12 @@ impl<W> Queue<W> {
         Some(waiter)
     }
 
-    /// Takes out the first waiter whose patience lasted until `ended`, and all those before it.
-    fn pop_entitled(&mut self, ended: Instant) -> Option<Waiter<W>> {
+    /// Takes out the first waiter who is there and whose patience lasted until `ended`, and all those
+    /// before it.
+    fn pop_entitled(&mut self, ended: Instant, is_there: fn(&W) -> bool) -> Option<Waiter<W>> {
         while let Some((_, waiter)) = self.by_arrival.pop_first() {
             self.by_requester.remove(&waiter.requester);
-            if waiter.deadline >= ended {
+            if waiter.deadline >= ended && is_there(&waiter.handle) {
                 return Some(waiter);
             }
         }

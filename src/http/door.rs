@@ -234,7 +234,7 @@ impl Door {
         }
         let service = &shared.service;
         let answer = match question::understand(&request, &service.admission) {
-            Ok(question) => service.answer(&question),
+            Ok(question) => service.answer(&question, None),
             Err(reply) => Answer::Reply(reply),
         };
         match answer {

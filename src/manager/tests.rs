@@ -39,7 +39,7 @@ fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
 
 impl Running {
     fn granted(&self, key: &str, requester: &str) -> Grant {
-        match self.acquire(key, requester) {
+        match self.acquire(key, requester, None) {
             Attempt::Decided(Outcome::Granted(grant)) => grant,
             Attempt::Decided(other) => panic!("{requester} should be granted {key}: {other:?}"),
             Attempt::Queued(_) => panic!("{requester} should not have to wait for {key}"),
@@ -47,14 +47,14 @@ impl Running {
     }
 
     fn queued(&self, key: &str, requester: &str) -> Place {
-        match self.acquire(key, requester) {
+        match self.acquire(key, requester, None) {
             Attempt::Queued(place) => place,
             Attempt::Decided(outcome) => panic!("{requester} should wait for {key}: {outcome:?}"),
         }
     }
 
     fn refused(&self, key: &str, requester: &str) -> Outcome {
-        match self.acquire(key, requester) {
+        match self.acquire(key, requester, None) {
             Attempt::Decided(outcome) => outcome,
             Attempt::Queued(_) => panic!("{requester} should not wait for {key}"),
         }
@@ -88,7 +88,7 @@ impl Running {
         loop {
             let key = keys.next().expect("it counts without end");
             let grant = self.granted(&key, "ann");
-            if let Attempt::Queued(place) = self.acquire(&key, "bob") {
+            if let Attempt::Queued(place) = self.acquire(&key, "bob", None) {
                 return (key, grant, place);
             }
         }
@@ -165,7 +165,7 @@ fn expiries_hand_over_all_along_the_queue() {
     let manager = start(SHORT, LONG);
     let (key, mut earlier, bob) = manager.contended_key();
     let others: Vec<_> = (0..5)
-        .map(|n| manager.acquire(&key, &format!("requester {n}")))
+        .map(|n| manager.acquire(&key, &format!("requester {n}"), None))
         .collect();
     for attempt in std::iter::once(Attempt::Queued(bob)).chain(others) {
         let grant = grant_of(manager.outcome_of(attempt));
@@ -181,7 +181,7 @@ fn who_is_more_patient_than_the_lease_ahead_is_never_timed_out() {
     for n in 0..20 {
         let key = format!("KEY{n}");
         manager.granted(&key, "ann");
-        let bob = manager.acquire(&key, "bob");
+        let bob = manager.acquire(&key, "bob", None);
         grant_of(manager.outcome_of(bob));
     }
 }
@@ -329,7 +329,7 @@ fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
             scope.spawn(move || {
                 let requester = format!("requester {n}");
                 for _ in 0..ROUNDS {
-                    let (ticket, outcome) = match manager.acquire("K", &requester) {
+                    let (ticket, outcome) = match manager.acquire("K", &requester, None) {
                         Attempt::Decided(outcome) => (None, outcome),
                         Attempt::Queued(place) => (Some(place.ticket), manager.wait(&place)),
                     };

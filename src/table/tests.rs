@@ -695,6 +695,29 @@ fn an_abandoned_waiter_leaves_no_entry() {
 }
 
 #[test]
+fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
+    for release in [false, true] {
+        let mut table = LockTable::new(NO_LIMITS).asking(|waiter| *waiter != "gone");
+        let now = Instant::now();
+        for name in ["ann", "gone", "bob"] {
+            table.acquire(now, "K", name, terms(10, 100), || name);
+        }
+        if release {
+            table.release(now, "K", "ann").unwrap();
+        } else {
+            table.settle(now + ms(10), "K");
+        }
+        let told: Vec<_> = table
+            .take_handed_over()
+            .into_iter()
+            .map(|hand_over| hand_over.waiter)
+            .collect();
+        assert_eq!(told, ["bob"]);
+        assert_eq!(table.waiters, 0);
+    }
+}
+
+#[test]
 fn overdue_waiters_alone_leave_no_entry() {
     for sweep in [false, true] {
         let mut desk = Desk::new();
