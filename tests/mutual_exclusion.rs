@@ -1,5 +1,6 @@
 //! The mutual-exclusion trial: client processes that lock, hang up, die and sleep, and a journal that
-//! shows afterwards whether the server ever broke a promise.
+//! shows afterwards whether the server ever broke a promise. Every second client speaks the original's
+//! wire, the others HTTP.
 //!
 //! Runs without a harness, and plays the clients as a child of itself. It takes 5 seconds, or as many
 //! as `LOCK_SERVER_TRIAL_SECONDS` says. The examiner first proves on doctored journals that it notices
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{Wire, ms, until};
+use common::{Reply, Wire, ms, ports, until};
 use nix::libc;
 use nix::sys::signal::{self, Signal};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -78,7 +79,7 @@ fn main() {
 
 fn trial(seconds: u64) {
     let server = Server::start();
-    let mut crowd = Crowd::start(server.port);
+    let mut crowd = Crowd::start([server.port, server.classic_port]);
     crowd.disturb(Duration::from_secs(seconds));
     let Crowd {
         killed,
@@ -173,6 +174,52 @@ fn every_key_is_free_and_can_be_locked(port: u16, seen: &Mutex<Seen>) {
 
 // The clients: processes of their own.
 
+/// How a client asks: with HTTP on one connection, or as the original's clients do, each time on a new
+/// one.
+struct Caller {
+    port: u16,
+    is_classic: bool,
+    wire: Wire,
+}
+
+impl Caller {
+    fn new(port: u16, is_classic: bool) -> Self {
+        Caller {
+            port,
+            is_classic,
+            wire: Wire::to_port(port),
+        }
+    }
+
+    /// Sends a question without waiting for the reply.
+    fn get(&mut self, path: &str) {
+        if self.is_classic {
+            self.wire = Wire::to_port(self.port);
+            self.wire.send(format!("GET {path}\n\n"));
+        } else {
+            self.wire.get(path);
+        }
+    }
+
+    /// The bare line of the original's wire is a body without a head.
+    fn reply(&mut self) -> Reply {
+        if self.is_classic {
+            Reply {
+                status: 200,
+                headers: Vec::new(),
+                body: self.wire.until_closed().expect("a whole answer"),
+            }
+        } else {
+            self.wire.reply()
+        }
+    }
+
+    /// What LOCK is refused with when the patience is over.
+    fn timeout(&self) -> &'static str {
+        if self.is_classic { "" } else { "timeout" }
+    }
+}
+
 /// Locks and unlocks until its standard input ends, and says what it hears.
 ///
 /// Its name changes when it hangs up, so that no name is used again that the server has to forget.
@@ -180,7 +227,10 @@ fn client() {
     let mut arguments = std::env::args()
         .skip(1)
         .map(|argument| argument.parse::<u32>().unwrap());
-    let (port, number) = (arguments.next().unwrap() as u16, arguments.next().unwrap());
+    let ports = [(); 2].map(|()| arguments.next().unwrap() as u16);
+    let number = arguments.next().unwrap();
+    let is_classic = number % 2 == 1;
+    let caller = || Caller::new(ports[usize::from(is_classic)], is_classic);
     let ended = Arc::new(AtomicBool::new(false));
     let told = ended.clone();
     thread::spawn(move || {
@@ -188,7 +238,7 @@ fn client() {
         told.store(true, SeqCst);
     });
     let mut dice = Dice::new(std::process::id());
-    let mut wire = Wire::to_port(port);
+    let mut server = caller();
     let mut life = 0;
     while !ended.load(SeqCst) {
         let name = Name {
@@ -202,22 +252,22 @@ fn client() {
             0
         };
         let key = KEYS[(number + stray) as usize % KEYS.len()];
-        wire.get(&format!("/LOCK/{key}/{name}"));
+        server.get(&format!("/LOCK/{key}/{name}"));
         if dice.below(15) == 0 {
             thread::sleep(ms(dice.below(10)));
-            if !wire.has_answer() {
-                hang_up(wire, dice.below(2) == 0);
+            if !server.wire.has_answer() {
+                hang_up(server.wire, dice.below(2) == 0);
                 println!("hung-up {name}");
                 life += 1;
-                wire = Wire::to_port(port);
+                server = caller();
                 continue;
             }
         }
-        let reply = wire.reply();
+        let reply = server.reply();
         if reply.body == "0\n" {
             assert_eq!(
                 (reply.status, reply.result()),
-                (200, "timeout"),
+                (200, server.timeout()),
                 "{name} asked for {key}"
             );
             continue;
@@ -232,7 +282,8 @@ fn client() {
             ms(dice.below(5))
         };
         thread::sleep(hold);
-        let answer = wire.ask(&format!("/UNLOCK/{key}/{name}")).body;
+        server.get(&format!("/UNLOCK/{key}/{name}"));
+        let answer = server.reply().body;
         assert!(
             !past_the_lease || answer == "0\n",
             "{name} released {key} after {hold:?}"
@@ -321,9 +372,10 @@ struct Runner {
 }
 
 impl Runner {
-    fn start(number: u32, port: u16, seen: Arc<Mutex<Seen>>) -> Self {
+    fn start(number: u32, ports: [u16; 2], seen: Arc<Mutex<Seen>>) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args([port.to_string(), number.to_string()])
+            .args(ports.map(|port| port.to_string()))
+            .arg(number.to_string())
             .env(ROLE, "client")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -371,7 +423,8 @@ impl Drop for Runner {
 
 /// The clients that run, and what was done to them.
 struct Crowd {
-    port: u16,
+    /// For HTTP, and for the original's clients.
+    ports: [u16; 2],
     dice: Dice,
     runners: Vec<Runner>,
     next: u32,
@@ -381,9 +434,9 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn start(port: u16) -> Self {
+    fn start(ports: [u16; 2]) -> Self {
         let mut crowd = Crowd {
-            port,
+            ports,
             dice: Dice::new(std::process::id()),
             runners: Vec::new(),
             next: 1,
@@ -398,7 +451,7 @@ impl Crowd {
     /// Another client, with a name that nobody had.
     fn add(&mut self) {
         self.runners
-            .push(Runner::start(self.next, self.port, self.seen.clone()));
+            .push(Runner::start(self.next, self.ports, self.seen.clone()));
         self.next += 1;
     }
 
@@ -480,6 +533,7 @@ impl Crowd {
 struct Server {
     process: Child,
     port: u16,
+    classic_port: u16,
     recorder: Option<JoinHandle<Record>>,
 }
 
@@ -495,7 +549,7 @@ struct Record {
 impl Server {
     fn start() -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_lock-server"))
-            .args(["run", "--port", "0"])
+            .args(["run", "--port", "0", "--classic-port", "0"])
             .args(["--lock-timeout", &LEASE.as_secs_f64().to_string()])
             .args(["--lock-attempt-timeout", &ATTEMPT.as_secs_f64().to_string()])
             .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off")
@@ -505,11 +559,7 @@ impl Server {
         let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
         let mut first = String::new();
         stderr.read_line(&mut first).unwrap();
-        let port = first
-            .split("127.0.0.1:")
-            .nth(1)
-            .and_then(|rest| rest.split(';').next()?.parse().ok())
-            .unwrap_or_else(|| panic!("no port in {first:?}"));
+        let (port, classic_port) = ports(&first);
         let recorder = Some(thread::spawn(move || record(stderr)));
         until("it answers", || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -517,6 +567,7 @@ impl Server {
         Server {
             process,
             port,
+            classic_port: classic_port.expect("it names the classic port"),
             recorder,
         }
     }

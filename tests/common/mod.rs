@@ -31,6 +31,19 @@ pub fn start(options: Options) -> Server {
     server
 }
 
+/// The ports in the first line that `lock-server run` says: for HTTP, and for the original's clients.
+pub fn ports(introduction: &str) -> (u16, Option<u16>) {
+    let after = |words: &str| {
+        let (_, rest) = introduction.split_once(words)?;
+        rest.split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
+    };
+    let port = after(" on 127.0.0.1:").unwrap_or_else(|| panic!("no port in {introduction:?}"));
+    (port, after("classic clients: port "))
+}
+
 /// Waits until something is true.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -177,6 +190,13 @@ impl Wire {
         // A reset after the last byte is an end, too.
         let _ = self.reader.read_to_end(&mut rest);
         String::from_utf8_lossy(&rest).into_owned()
+    }
+
+    /// As [`rest`](Self::rest); an error if the connection is reset or stays open.
+    pub fn until_closed(&mut self) -> std::io::Result<String> {
+        let mut rest = String::new();
+        self.reader.read_to_string(&mut rest)?;
+        Ok(rest)
     }
 
     /// Whether the server closes the connection.
