@@ -1,0 +1,408 @@
+//! `cargo bench`: how fast the server is, beside throttle and Redis where they are installed.
+//!
+//! Each column is measured several times, and within each time every system has its turn, so that what
+//! else the machine does hits all of them alike. Nothing here fails: the goals are printed with what
+//! was reached.
+
+mod load;
+mod report;
+mod systems;
+mod table_alone;
+
+/// The crate's own files: the lock table is not public, and is measured alone.
+#[path = "../../src"]
+#[allow(dead_code, unused_imports, reason = "the bench uses a part of them")]
+mod house {
+    pub mod lease;
+    pub mod table;
+}
+use house::lease;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use load::{Framing, Queue, Result, Window};
+use report::{Report, quantile};
+use systems::System;
+use table_alone::{Crowd, Held};
+
+const USAGE: &str = "\
+usage: cargo bench -- [--quick] [--only SUBSTRING]... [--json PATH]
+
+  --quick           a few seconds, to see that it works
+  --only SUBSTRING  only the columns whose name has this in it; may be given again
+  --json PATH       where the results are written as JSON; default target/tmp/speed.json
+  --help            this text
+
+throttle (cargo install throttle-server) and redis-server are measured, too, if they are on the path.
+";
+
+struct Arguments {
+    quick: bool,
+    only: Vec<String>,
+    json: PathBuf,
+}
+
+/// What the command line asks for.
+enum Asked {
+    Bench(Arguments),
+    Help,
+    /// A test run, which has no time for this.
+    Test,
+}
+
+fn arguments(words: Vec<String>) -> std::result::Result<Asked, String> {
+    let mut asked = Arguments {
+        quick: false,
+        only: Vec::new(),
+        json: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("speed.json"),
+    };
+    let by_cargo_bench = words.iter().any(|word| word == "--bench");
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        match word.as_str() {
+            "--bench" => {}
+            "--quick" => asked.quick = true,
+            "--only" => asked.only.push(value()?),
+            "--json" => asked.json = value()?.into(),
+            "--help" | "-h" => return Ok(Asked::Help),
+            // It may be meant for the tests.
+            _ if !by_cargo_bench => return Ok(Asked::Test),
+            _ => return Err(format!("unknown argument {word}")),
+        }
+    }
+    let plain = !asked.quick && asked.only.is_empty();
+    Ok(if plain && !by_cargo_bench {
+        Asked::Test
+    } else {
+        Asked::Bench(asked)
+    })
+}
+
+fn main() -> ExitCode {
+    match arguments(std::env::args().skip(1).collect()) {
+        Ok(Asked::Help) => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Ok(Asked::Test) => {
+            println!("the bench runs with `cargo bench`");
+            ExitCode::SUCCESS
+        }
+        Err(wrong) => {
+            eprint!("{wrong}\n{USAGE}");
+            ExitCode::from(2)
+        }
+        Ok(Asked::Bench(arguments)) => match run(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("the bench broke off: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let json = arguments.json.clone();
+    // The load has a descriptor for each of thousands of waiters.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let mut bench = Bench::new(arguments);
+    print!("{}", bench.report.heading());
+    bench.beside_others()?;
+    bench.expiry()?;
+    bench.memory();
+    bench.held_keys()?;
+    bench.waiters()?;
+    bench.table_alone();
+    print!("\n{}\n{}", bench.report.table(), bench.report.goals());
+    bench.report.write_json(&json)?;
+    println!("\nwritten to {}", json.display());
+    Ok(())
+}
+
+/// How many clients there are where a column has only one crowd.
+const CROWD: usize = 16;
+
+/// What a contestant does in one round: suffixes to the column's name, with a value to each.
+type Values = Vec<(&'static str, f64)>;
+
+/// One of those that take turns in a column.
+struct Contestant<'a> {
+    name: &'a str,
+    turn: Box<dyn FnMut() -> Result<Values> + 'a>,
+}
+
+impl<'a> Contestant<'a> {
+    fn new(name: &'a str, turn: impl FnMut() -> Result<Values> + 'a) -> Self {
+        Contestant {
+            name,
+            turn: Box::new(turn),
+        }
+    }
+}
+
+struct Bench {
+    report: Report,
+    only: Vec<String>,
+    quick: bool,
+    rounds: usize,
+    window: Window,
+}
+
+impl Bench {
+    fn new(arguments: Arguments) -> Self {
+        let ms = Duration::from_millis;
+        let (rounds, warm_up, counting) = if arguments.quick {
+            (2, ms(100), ms(300))
+        } else {
+            (5, ms(500), ms(2000))
+        };
+        let settings = format!("{rounds} rounds, {counting:?} each after {warm_up:?} of warm-up");
+        Bench {
+            report: Report::new(settings),
+            only: arguments.only,
+            quick: arguments.quick,
+            rounds,
+            window: Window { warm_up, counting },
+        }
+    }
+
+    fn wanted(&self, column: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| column.contains(part.as_str()))
+    }
+
+    /// Measures a column: in every round, every contestant in turn. One that fails is out of it.
+    fn column(&mut self, column: &str, unit: &'static str, mut contestants: Vec<Contestant>) {
+        if !self.wanted(column) || contestants.is_empty() {
+            return;
+        }
+        for round in 1..=self.rounds {
+            self.progress(&format!("{column}: round {round} of {}", self.rounds));
+            contestants.retain_mut(|contestant| match (contestant.turn)() {
+                Ok(values) => {
+                    for (suffix, value) in values {
+                        let column = format!("{column}{suffix}");
+                        self.report.add(&column, unit, contestant.name, value);
+                    }
+                    true
+                }
+                Err(error) => {
+                    let name = contestant.name;
+                    self.report
+                        .note(format!("{column}: {name} is left out: {error}"));
+                    false
+                }
+            });
+        }
+        self.progress("");
+    }
+
+    /// One line for whoever watches, which the next one replaces.
+    fn progress(&self, text: &str) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{text}");
+        }
+    }
+
+    /// The columns in which others take part, all of them running at the same time.
+    fn beside_others(&mut self) -> Result<()> {
+        let mut systems = vec![systems::ours_with_long_leases()?];
+        for (name, found) in [
+            ("throttle", systems::throttle()?),
+            ("redis-server", systems::redis()?),
+        ] {
+            match found {
+                Some(system) => systems.push(system),
+                None => self.report.note(format!("{name} is not on the path")),
+            }
+        }
+        self.rounds(&systems);
+        self.hand_overs(&systems);
+        self.connections(&systems);
+        Ok(())
+    }
+
+    fn rounds(&mut self, systems: &[System]) {
+        let window = self.window;
+        for (clients, column) in [
+            (1, "rounds, 1 client"),
+            (16, "rounds, 16 clients"),
+            (64, "rounds, 64 clients"),
+        ] {
+            let turn = |system: &System| Ok(vec![("", load::rounds(system, clients, window)?)]);
+            self.column(column, "1/s", each(systems, turn));
+        }
+    }
+
+    fn hand_overs(&mut self, systems: &[System]) {
+        let window = self.window;
+        for (clients, column) in [
+            (4, "hand-overs, 4 clients"),
+            (16, "hand-overs, 16 clients"),
+            (64, "hand-overs, 64 clients"),
+        ] {
+            let turn = |system: &System| Ok(vec![("", load::hand_overs(system, clients, window)?)]);
+            self.column(column, "1/s", each(systems, turn));
+        }
+        let waiting = systems.iter().filter(|system| !system.accent.polls());
+        let turn = |system: &System| Ok(p50_p99(load::latencies(system, window)?));
+        self.column("hand-over latency", "us", each(waiting, turn));
+    }
+
+    fn connections(&mut self, systems: &[System]) {
+        let window = self.window;
+        let http = systems.iter().filter(|system| !system.accent.polls());
+        let turn = |system: &System| {
+            let rate = load::strangers(system, system.port, Framing::Http, CROWD, window)?;
+            Ok(vec![("", rate)])
+        };
+        self.column("a connection each, HTTP", "1/s", each(http, turn));
+        let ports = systems
+            .iter()
+            .filter_map(|system| Some((system, system.classic_port()?)));
+        let contestants = ports.map(|(system, port)| {
+            Contestant::new(system.name, move || {
+                let rate = load::strangers(system, port, Framing::Line, CROWD, window)?;
+                Ok(vec![("", rate)])
+            })
+        });
+        self.column("a connection each, bare line", "1/s", contestants.collect());
+    }
+
+    /// The waiter is granted the key at the end of a lease, with nobody's help.
+    fn expiry(&mut self) -> Result<()> {
+        let window = self.window;
+        let system = systems::ours(Duration::from_millis(50))?;
+        let turn = |system: &System| Ok(p50_p99(load::lateness(system, window)?));
+        self.column("expiry lateness", "us", each([&system], turn));
+        Ok(())
+    }
+
+    /// A fresh server each time: what a crowd has taken is not given back at once.
+    fn memory(&mut self) {
+        let turn = |system: &System| {
+            let [smaller, greater] = load::memory(system, [1000, 5000])?;
+            Ok(vec![(", 1000", smaller), (", 5000", greater)])
+        };
+        let mut contestants = vec![Contestant::new("lock-server", move || {
+            turn(&systems::ours_with_long_leases()?)
+        })];
+        if systems::throttle().is_ok_and(|found| found.is_some()) {
+            contestants.push(Contestant::new("throttle", move || {
+                turn(&systems::throttle()?.ok_or("it has gone from the path")?)
+            }));
+        }
+        self.column("memory per waiter", "kB", contestants);
+    }
+
+    /// Rounds do not get slower with the number of keys that others hold.
+    fn held_keys(&mut self) -> Result<()> {
+        const COLUMN: &str = "rounds beside held keys";
+        if !self.wanted(COLUMN) {
+            return Ok(());
+        }
+        let window = self.window;
+        let many = if self.quick { 100_000 } else { 1_000_000 };
+        self.report
+            .note(format!("{COLUMN}: many are {many}; 16 clients"));
+        let systems = [
+            systems::ours_with_long_leases()?,
+            systems::ours_with_long_leases()?,
+        ];
+        load::preload(&systems[0], 10)?;
+        load::preload(&systems[1], many)?;
+        let contestants = ["10 held", "many held"].into_iter().zip(&systems);
+        let contestants = contestants.map(|(name, system)| {
+            Contestant::new(name, move || {
+                Ok(vec![("", load::rounds(system, CROWD, window)?)])
+            })
+        });
+        self.column(COLUMN, "1/s", contestants.collect());
+        Ok(())
+    }
+
+    /// A hand-over does not get slower with the number of those that wait behind.
+    fn waiters(&mut self) -> Result<()> {
+        const COLUMN: &str = "release before waiters";
+        if !self.wanted(COLUMN) {
+            return Ok(());
+        }
+        let window = self.window;
+        let systems = [
+            systems::ours_with_long_leases()?,
+            systems::ours_with_long_leases()?,
+        ];
+        let mut queues = Vec::new();
+        for (system, (name, waiters)) in systems
+            .iter()
+            .zip([("8 waiters", 8), ("8000 waiters", 8000)])
+        {
+            match Queue::new(system, waiters) {
+                Ok(queue) => queues.push((name, queue)),
+                Err(error) => self
+                    .report
+                    .note(format!("{COLUMN}: {name} are left out: {error}")),
+            }
+        }
+        let contestants = queues.iter_mut().map(|(name, queue)| {
+            Contestant::new(name, move || Ok(p50_p99(queue.releases(window)?)))
+        });
+        self.column(COLUMN, "us", contestants.collect());
+        Ok(())
+    }
+
+    fn table_alone(&mut self) {
+        const HELD: &str = "table: acquire and release";
+        const QUEUE: &str = "table: queue";
+        let counting = self.window.counting / 4;
+        if self.wanted(HELD) {
+            let mut tables = [10, 1_000_000].map(Held::new);
+            let named = ["10 held", "1000000 held"].into_iter().zip(&mut tables);
+            let contestants = named.map(|(name, table)| {
+                Contestant::new(name, move || Ok(vec![("", table.rounds(counting))]))
+            });
+            self.column(HELD, "ns", contestants.collect());
+        }
+        if self.wanted(QUEUE) {
+            let mut crowds = [8, 8000].map(Crowd::new);
+            let named = ["8 waiters", "8000 waiters"].into_iter().zip(&mut crowds);
+            let contestants = named.map(|(name, crowd)| {
+                Contestant::new(name, move || {
+                    let [release, join] = crowd.turns(counting);
+                    Ok(vec![(", release and hand over", release), (", join", join)])
+                })
+            });
+            self.column(QUEUE, "ns", contestants.collect());
+        }
+    }
+}
+
+/// Each system as a contestant.
+fn each<'a>(
+    systems: impl IntoIterator<Item = &'a System>,
+    turn: impl Fn(&System) -> Result<Values> + Copy + 'a,
+) -> Vec<Contestant<'a>> {
+    systems
+        .into_iter()
+        .map(|system| Contestant::new(system.name, move || turn(system)))
+        .collect()
+}
+
+/// In microseconds.
+fn p50_p99(samples: Vec<Duration>) -> Values {
+    let micros: Vec<f64> = samples
+        .iter()
+        .map(|sample| sample.as_secs_f64() * 1e6)
+        .collect();
+    vec![
+        (", p50", quantile(&micros, 0.5)),
+        (", p99", quantile(&micros, 0.99)),
+    ]
+}

@@ -1,0 +1,348 @@
+//! The systems that are measured: ours, and those found on the path. Each is a process on a free
+//! loopback port that ends with the bench, and each has its own way of saying LOCK and UNLOCK.
+
+use std::cell::RefCell;
+use std::env;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lock_server::{Options, Server};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+
+use crate::load::{Client, Connection, Framing, Reply, Result};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Longer than any of them takes to start.
+const STARTING: Duration = Duration::from_secs(20);
+
+/// A requester name of Redis is compared and its key deleted in one step, as Redis' own page on
+/// locks has it.
+const UNLOCK_SCRIPT: &str =
+    "if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end";
+
+/// How a system says yes and no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accent {
+    Ours,
+    Throttle,
+    Redis,
+}
+
+impl Accent {
+    pub fn is_yes(self, reply: &Reply) -> Result<bool> {
+        match (self, reply.status) {
+            (Accent::Ours, 200) => Ok(reply.body() != b"0\n"),
+            (Accent::Throttle, 200) => Ok(true),
+            (Accent::Throttle, 202) => Ok(false),
+            (Accent::Redis, 200) => Ok(matches!(reply.body(), b"OK" | b"1")),
+            (_, status) => Err(format!("{status}: {}", reply.text()).into()),
+        }
+    }
+
+    /// Whether a client that wants a held key has to ask again.
+    pub fn polls(self) -> bool {
+        self == Accent::Redis
+    }
+}
+
+/// A server that runs.
+pub struct System {
+    pub name: &'static str,
+    pub accent: Accent,
+    pub port: u16,
+    pid: u32,
+    process: Process,
+    /// What is said once per server rather than once per client: the digest of Redis' script.
+    script: String,
+    /// For questions that are not part of the load.
+    desk: RefCell<Connection>,
+}
+
+enum Process {
+    Ours(Server),
+    /// Killed when it is dropped; its files go with it.
+    Foreign {
+        _ends_with_this: Foreign,
+    },
+}
+
+struct Foreign {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Our own server, with room for everything that is measured.
+pub fn ours(lock_timeout: Duration) -> Result<System> {
+    let mut server = Server::new(Options {
+        port: 0,
+        lock_timeout,
+        lock_attempt_timeout: HOUR,
+        max_keys: 1_100_000,
+        max_waiters: 20_000,
+        ..Options::default()
+    });
+    let pid = server.start()?;
+    let port = server.port();
+    System::new(
+        "lock-server",
+        Accent::Ours,
+        port,
+        pid,
+        Process::Ours(server),
+    )
+}
+
+/// Our own server, whose leases outlast the bench.
+pub fn ours_with_long_leases() -> Result<System> {
+    ours(HOUR)
+}
+
+/// throttle-server, an HTTP server for semaphores. `None` if it is not on the path.
+///
+/// A round is `PUT /peers/ID/KEY?block_for=..` and `DELETE /peers/ID/KEY`, for an id that was created
+/// beforehand; so a round of it is two requests, as one of ours is. Every key is declared in its
+/// configuration, with a count of one.
+pub fn throttle() -> Result<Option<System>> {
+    let Some(program) = on_path("throttle") else {
+        return Ok(None);
+    };
+    let folder = folder("throttle")?;
+    let configuration = folder.join("throttle.toml");
+    let keys = (0..100).map(|n| format!("key-{n} = 1\n"));
+    fs::write(
+        &configuration,
+        format!("[semaphores]\nwanted = 1\n{}", keys.collect::<String>()),
+    )?;
+    let port = free_port()?;
+    let mut command = Command::new(program);
+    command
+        .args(["--address", "127.0.0.1", "--port", &port.to_string(), "-c"])
+        .arg(configuration)
+        .env_remove("THROTTLE_LOG");
+    let (pid, process) = spawn(command, folder, port)?;
+    System::new("throttle", Accent::Throttle, port, pid, process).map(Some)
+}
+
+/// Redis, which keeps nothing on disk here. `None` if it is not on the path.
+///
+/// A round is `SET KEY NAME NX PX 30000` and a script that deletes the key if the name is still there.
+/// Nobody can wait for a key there: whoever wants a held one asks again, see `load::POLLING`.
+pub fn redis() -> Result<Option<System>> {
+    let Some(program) = on_path("redis-server") else {
+        return Ok(None);
+    };
+    let folder = folder("redis")?;
+    let port = free_port()?;
+    let mut command = Command::new(program);
+    command
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+        .args(["--save", "", "--appendonly", "no", "--dir"])
+        .arg(&folder);
+    let (pid, process) = spawn(command, folder, port)?;
+    let mut system = System::new("redis", Accent::Redis, port, pid, process)?;
+    let loaded = system
+        .desk
+        .get_mut()
+        .ask(&resp(&["SCRIPT", "LOAD", UNLOCK_SCRIPT]))?;
+    system.script = loaded.text();
+    Ok(Some(system))
+}
+
+impl System {
+    fn new(
+        name: &'static str,
+        accent: Accent,
+        port: u16,
+        pid: u32,
+        process: Process,
+    ) -> Result<Self> {
+        let framing = match accent {
+            Accent::Ours | Accent::Throttle => Framing::Http,
+            Accent::Redis => Framing::Resp,
+        };
+        Ok(System {
+            name,
+            accent,
+            port,
+            pid,
+            process,
+            script: String::new(),
+            desk: RefCell::new(Connection::to(port, framing)?),
+        })
+    }
+
+    /// A client that has already asked for something on its connection.
+    pub fn client(&self, key: &str, name: &str) -> Result<Client> {
+        let mut client = self.waiter(key, name)?;
+        let greeting = match self.accent {
+            Accent::Ours => http("GET", "/PING"),
+            Accent::Throttle => http("GET", "/health"),
+            Accent::Redis => resp(&["PING"]),
+        };
+        client.connection.ask(&greeting)?;
+        Ok(client)
+    }
+
+    /// A client that has just come.
+    pub fn waiter(&self, key: &str, name: &str) -> Result<Client> {
+        let (framing, lock, unlock, farewell) = match self.accent {
+            Accent::Ours => (
+                Framing::Http,
+                http("GET", &format!("/LOCK/{key}/{name}")),
+                http("GET", &format!("/UNLOCK/{key}/{name}")),
+                None,
+            ),
+            Accent::Throttle => {
+                let id = self.throttle_id()?;
+                let lock = format!("/peers/{id}/{key}?block_for=60s");
+                (
+                    Framing::Http,
+                    http_with_body("PUT", &lock, "1"),
+                    http("DELETE", &format!("/peers/{id}/{key}")),
+                    Some(http("DELETE", &format!("/peers/{id}"))),
+                )
+            }
+            Accent::Redis => (
+                Framing::Resp,
+                resp(&["SET", key, name, "NX", "PX", "30000"]),
+                resp(&["EVALSHA", &self.script, "1", key, name]),
+                None,
+            ),
+        };
+        Ok(Client {
+            connection: Connection::to(self.port, framing)?,
+            accent: self.accent,
+            lock,
+            unlock,
+            farewell,
+        })
+    }
+
+    fn throttle_id(&self) -> Result<String> {
+        let request = http_with_body("POST", "/new_peer", r#"{"expires_in":"1h"}"#);
+        Ok(self.desk.borrow_mut().ask(&request)?.text())
+    }
+
+    /// The port that speaks the original's bare lines, if the server has one.
+    pub fn classic_port(&self) -> Option<u16> {
+        match &self.process {
+            // `server.classic_port()` once there is one.
+            Process::Ours(_server) => None,
+            Process::Foreign { .. } => None,
+        }
+    }
+
+    /// Resident memory in kB of 1024 bytes.
+    pub fn resident(&self) -> Result<f64> {
+        Ok(self.status("VmRSS:")?.parse()?)
+    }
+
+    /// Waits until neither the memory nor the threads of the server have changed for a while.
+    pub fn until_settled(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let (mut last, mut since) = (self.status("VmRSS:")?, Instant::now());
+        while since.elapsed() < Duration::from_millis(400) {
+            if Instant::now() > deadline {
+                return Err("the server does not come to rest".into());
+            }
+            thread::sleep(Duration::from_millis(20));
+            let now = self.status("VmRSS:")? + &self.status("Threads:")?;
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self, field: &str) -> Result<String> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let word = line.and_then(|line| line.split_whitespace().next());
+        Ok(word.ok_or("the process has ended")?.to_string())
+    }
+}
+
+fn http(method: &str, path: &str) -> Vec<u8> {
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes()
+}
+
+fn http_with_body(method: &str, path: &str, json: &str) -> Vec<u8> {
+    let length = json.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{json}"
+    )
+    .into_bytes()
+}
+
+fn resp(words: &[&str]) -> Vec<u8> {
+    let words_said = words
+        .iter()
+        .map(|word| format!("${}\r\n{word}\r\n", word.len()));
+    format!("*{}\r\n{}", words.len(), words_said.collect::<String>()).into_bytes()
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+fn folder(name: &str) -> Result<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("speed-{name}-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Free a moment ago: neither of the two tells which port it took, so none can be asked for.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// Starts a program that is killed when this process ends, and waits until it listens.
+fn spawn(mut command: Command, folder: PathBuf, port: u16) -> Result<(u32, Process)> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // SAFETY: between fork and exec only one system call is made.
+    unsafe {
+        command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
+    let mut foreign = Foreign {
+        child: command.spawn()?,
+        folder,
+    };
+    let deadline = Instant::now() + STARTING;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        if let Some(status) = foreign.child.try_wait()? {
+            return Err(format!("{:?} ended at once: {status}", command.get_program()).into());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{:?} does not listen", command.get_program()).into());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let pid = foreign.child.id();
+    let process = Process::Foreign {
+        _ends_with_this: foreign,
+    };
+    Ok((pid, process))
+}

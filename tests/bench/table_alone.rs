@@ -1,0 +1,115 @@
+//! The lock table alone: nanoseconds per operation, without a lock, a thread or a socket.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crate::house::table::{Acquired, Limits, LockTable, Terms};
+
+const TERMS: Terms = Terms {
+    lock_timeout: Duration::from_secs(3600),
+    lock_attempt_timeout: Duration::from_secs(3600),
+};
+
+/// No limit is to be met.
+const LIMITS: Limits = Limits {
+    keys: usize::MAX,
+    waiters: usize::MAX,
+};
+
+/// A table with that many keys held.
+pub struct Held {
+    table: LockTable<()>,
+    now: Instant,
+}
+
+impl Held {
+    pub fn new(keys: usize) -> Self {
+        let mut table = LockTable::new(LIMITS);
+        let now = Instant::now();
+        for n in 0..keys {
+            acquire(&mut table, now, &format!("held-{n}"), "holder");
+        }
+        Held { table, now }
+    }
+
+    /// An acquire and a release of a key that is free: nanoseconds of both together.
+    pub fn rounds(&mut self, counting: Duration) -> f64 {
+        let keys: Vec<String> = (0..64).map(|n| format!("key-{n}")).collect();
+        let begin = Instant::now();
+        let mut rounds = 0;
+        while begin.elapsed() < counting {
+            for key in &keys {
+                acquire(&mut self.table, self.now, key, "client");
+                black_box(self.table.release(self.now, key, "client").is_ok());
+            }
+            rounds += keys.len();
+        }
+        begin.elapsed().as_nanos() as f64 / rounds as f64
+    }
+}
+
+/// A key with that many waiters, and a few more at times.
+pub struct Crowd {
+    table: LockTable<usize>,
+    now: Instant,
+    names: Vec<String>,
+    /// Who holds the key, and who has released it and is not back yet.
+    holder: usize,
+    gone: Vec<usize>,
+}
+
+impl Crowd {
+    pub fn new(waiters: usize) -> Self {
+        let names: Vec<String> = (0..=waiters).map(|n| format!("waiter-{n}")).collect();
+        let mut table = LockTable::new(LIMITS);
+        let now = Instant::now();
+        for (n, name) in names.iter().enumerate() {
+            black_box(table.acquire(now, "wanted", name, TERMS, || n));
+        }
+        Crowd {
+            table,
+            now,
+            names,
+            holder: 0,
+            gone: Vec::new(),
+        }
+    }
+
+    /// Nanoseconds of a release with its hand-over, and of joining the tail of the queue.
+    pub fn turns(&mut self, counting: Duration) -> [f64; 2] {
+        // Some of the crowd leave and come back, so that the clock is read rarely.
+        let batch = (self.names.len() / 2).min(1000);
+        let (mut releasing, mut joining) = (Duration::ZERO, Duration::ZERO);
+        let mut turns = 0;
+        while releasing + joining < counting {
+            let begin = Instant::now();
+            for _ in 0..batch {
+                self.hand_over();
+            }
+            releasing += begin.elapsed();
+            let begin = Instant::now();
+            for n in self.gone.drain(..) {
+                let name = &self.names[n];
+                black_box(self.table.acquire(self.now, "wanted", name, TERMS, || n));
+            }
+            joining += begin.elapsed();
+            turns += batch;
+        }
+        [releasing, joining].map(|spent| spent.as_nanos() as f64 / turns as f64)
+    }
+
+    fn hand_over(&mut self) {
+        let holder = &self.names[self.holder];
+        let released = self.table.release(self.now, "wanted", holder);
+        released.expect("the holder releases");
+        let told = self.table.take_handed_over();
+        let next = told.first().expect("somebody waits").waiter;
+        self.gone.push(std::mem::replace(&mut self.holder, next));
+    }
+}
+
+fn acquire(table: &mut LockTable<()>, now: Instant, key: &str, requester: &str) {
+    let granted = table.acquire(now, key, requester, TERMS, || ());
+    debug_assert!(matches!(granted, Acquired::Granted(_)));
+    black_box(granted);
+}
