@@ -91,6 +91,7 @@ impl Drop for Foreign {
 pub fn ours(lock_timeout: Duration) -> Result<System> {
     let mut server = Server::new(Options {
         port: 0,
+        classic_port: Some(0),
         lock_timeout,
         lock_attempt_timeout: HOUR,
         max_keys: 1_100_000,
@@ -242,8 +243,7 @@ impl System {
     /// The port that speaks the original's bare lines, if the server has one.
     pub fn classic_port(&self) -> Option<u16> {
         match &self.process {
-            // `server.classic_port()` once there is one.
-            Process::Ours(_server) => None,
+            Process::Ours(server) => server.classic_port(),
             Process::Foreign { .. } => None,
         }
     }
