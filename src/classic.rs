@@ -27,9 +27,12 @@
 //!
 //! # Clients that go
 //!
-//! Who closes or half-closes its connection while it waits loses its place: the two look alike. What was
-//! granted at once is given back if the answer meets a reset, as it does where a client on this machine
-//! has gone; from another machine that may be heard of too late, and the lease runs out.
+//! Who closes or half-closes its connection while it waits loses its place: the two look alike. Who goes
+//! after the grant keeps the lease until it runs out, also where the answer was still on its way: what the
+//! client has read of it can't be known.
+//!
+//! Where every thread has a connection, the connection that has been silent for longest is closed, so that
+//! the next client is served.
 //!
 //! # Threads
 //!
@@ -40,24 +43,25 @@
 
 mod question;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{self, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{self, MsgFlags, sockopt};
+use nix::sys::socket::{self, sockopt};
 use nix::sys::time::TimeVal;
 use parking_lot::{Condvar, Mutex};
 
 use self::question::{MAX_REQUEST, Received, State};
 use crate::manager::{self, LockManager, Outcome, Place};
-use crate::protocol::{self, Malformed, Reply, Request, Status};
+use crate::protocol::{Malformed, Reply, Status};
 use crate::service::{Answer, Service};
 
 /// How long a client may take to send its request.
@@ -93,10 +97,12 @@ struct Shared {
 #[derive(Default)]
 struct Open {
     threads: usize,
-    /// How many of them accept.
+    /// How many of them accept, or are about to.
     idle: usize,
     next_id: u64,
     connections: HashMap<u64, Arc<TcpStream>>,
+    /// Those of them that have not sent their request.
+    silent: BTreeSet<u64>,
     closing: bool,
     /// When accepting last failed, as long as the log was not told that this is over.
     starved: Option<Instant>,
@@ -155,10 +161,20 @@ impl Open {
         self.idle += 1;
     }
 
-    /// Counts out a thread that accepted.
-    fn end_thread(&mut self) {
-        self.threads -= 1;
-        self.idle -= 1;
+    fn mark_served(&mut self, id: u64) {
+        self.silent.remove(&id);
+    }
+
+    /// Closes the connection that has been silent for longest, other than this one.
+    fn shut_down_most_silent(&mut self, but: u64) {
+        let most_silent = self.silent.iter().find(|id| **id != but).copied();
+        if let Some(id) = most_silent {
+            self.silent.remove(&id);
+            if let Some(stream) = self.connections.get(&id) {
+                // It fails only where the client has gone.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
     }
 
     fn shut_down_all(&self, how: Shutdown) {
@@ -189,10 +205,16 @@ impl Shared {
             let connection = self.enter(stream);
             self.serve(&connection);
             if !self.leave(connection) {
-                break;
+                return self.count_out();
             }
         }
-        self.state.lock().end_thread();
+        self.state.lock().idle -= 1;
+        self.count_out();
+    }
+
+    /// Counts out a thread that accepts no more.
+    fn count_out(&self) {
+        self.state.lock().threads -= 1;
         self.ended.notify_all();
     }
 
@@ -232,16 +254,21 @@ impl Shared {
         let id = state.next_id;
         state.next_id += 1;
         state.connections.insert(id, stream.clone());
+        state.silent.insert(id);
         state.idle -= 1;
-        let wanted = state.idle == 0 && state.threads < self.most && !state.closing;
-        if wanted {
+        let wanted = state.idle == 0 && !state.closing;
+        let may_start = wanted && state.threads < self.most;
+        if may_start {
             state.begin_thread();
+        } else if wanted {
+            state.shut_down_most_silent(id);
         }
         drop(state);
         let mut may_wait = true;
-        if wanted && let Err(error) = self.start_thread() {
+        if may_start && let Err(error) = self.start_thread() {
             log::warn!("no thread left to accept classic connections: {error}");
-            self.state.lock().end_thread();
+            self.state.lock().idle -= 1;
+            self.count_out();
             may_wait = false;
         }
         Connection {
@@ -251,51 +278,60 @@ impl Shared {
         }
     }
 
-    /// Closes a connection that is served. `false` if enough others accept.
+    /// Closes a connection that is served. `false` if enough others accept; then this thread is no more
+    /// relied on to.
     fn leave(&self, connection: Connection) -> bool {
         let mut state = self.state.lock();
         state.connections.remove(&connection.id);
-        state.idle += 1;
-        state.idle <= MAX_IDLE && !state.closing
+        let accepts = state.idle < MAX_IDLE && !state.closing;
+        state.idle += usize::from(accepts);
+        accepts
     }
 
     fn serve(&self, connection: &Connection) {
-        let received = match receive(&connection.stream) {
+        let mut stream = &*connection.stream;
+        let received = receive(stream);
+        self.state.lock().mark_served(connection.id);
+        let received = match received {
             Ok(received) => received,
             Err(error) => return log::debug!("a classic client sent no request: {error}"),
         };
-        self.answer(connection, &received);
+        let Some(line) = self.answer(connection, &received) else {
+            return;
+        };
+        if let Err(error) = stream.write_all(line.as_bytes()) {
+            log::debug!("a classic client did not take its answer: {error}");
+        }
         if received.has_more() {
-            drain(&connection.stream);
+            drain(stream);
         }
     }
 
-    fn answer(&self, connection: &Connection, received: &Received) {
-        let (service, stream) = (&*self.service, &connection.stream);
+    /// The line to answer with. `None` closes the connection without one.
+    fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
+        let service = &*self.service;
         if received.is_turned_away(&service.admission) {
-            return;
+            log::debug!("a classic request got no answer: a web page sent it");
+            return None;
         }
         let question = match received.question() {
             Ok(question) => question,
-            Err(Malformed::NoSuchVerb) => return,
-            Err(Malformed::BadRequest(_)) => return drop(tell(stream, "0\n")),
+            Err(Malformed::NoSuchVerb) => {
+                log::debug!("a classic request got no answer: there is no such verb");
+                return None;
+            }
+            Err(Malformed::BadRequest(reason)) => {
+                log::debug!("a classic request was answered 0: {reason}");
+                return Some("0\n".into());
+            }
         };
-        let reply = match service.answer(&question, Some(stream.clone())) {
-            Answer::Reply(reply) => Some(reply),
-            Answer::Wait(place) if connection.may_wait => self.wait(connection, &place),
-            Answer::Wait(place) => Some(service.give_up(&place)),
-        };
-        let Some(reply) = reply.filter(|reply| reply.status != Status::Forbidden) else {
-            return;
+        let reply = match service.answer(&question, Some(connection.stream.clone())) {
+            Answer::Reply(reply) => reply,
+            Answer::Wait(place) if connection.may_wait => self.wait(connection, &place)?,
+            Answer::Wait(place) => service.give_up(&place),
         };
         log::trace!("classic {question} {}", reply.status as u16);
-        let told = tell(stream, &reply.answer.to_string());
-        if let (Request::Lock { key, requester }, protocol::Answer::Lease(_), Err(error)) =
-            (&question, &reply.answer, told)
-        {
-            log::debug!("{question} was granted, and is given back: its client has gone: {error}");
-            let _ = service.manager.release(key, requester);
-        }
+        (reply.status != Status::Forbidden).then(|| reply.answer.to_string())
     }
 
     /// Blocks until a LOCK is decided. `None` if its client has gone.
@@ -316,19 +352,11 @@ impl Shared {
 impl manager::Connection for TcpStream {
     /// A client that closed its sending half can't be told from one that has gone.
     fn is_open(&self) -> bool {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        match socket::recv(self.as_raw_fd(), &mut [0], flags) {
-            Ok(length) => length > 0,
-            Err(errno) => errno == Errno::EAGAIN,
-        }
+        let gone = PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut asked = [PollFd::new(self.as_fd(), gone)];
+        // It fails only where it would have to wait.
+        poll::poll(&mut asked, PollTimeout::ZERO) != Ok(1)
     }
-}
-
-/// Writes an answer. An error if it is known that nobody reads it: a client on this machine that has gone
-/// resets the connection before the write returns.
-fn tell(mut stream: &TcpStream, line: &str) -> io::Result<()> {
-    stream.write_all(line.as_bytes())?;
-    stream.take_error()?.map_or(Ok(()), Err)
 }
 
 /// Reads a request, for as long as a client may take to send it.

@@ -422,7 +422,7 @@ fn a_request_of_more_than_64_kb_gets_the_end_of_the_connection() {
 }
 
 #[test]
-fn what_comes_after_a_request_costs_its_client_nothing() {
+fn what_comes_with_a_request_costs_its_client_nothing() {
     let server = start(patient());
     for more in ["\n", "GET /LOCK/KEYA/CLIENT_B\n\n", &"x".repeat(30_000)] {
         let mut wire = line(&server);
@@ -632,6 +632,30 @@ fn out_of_descriptors_the_locks_stay_and_connections_are_answered_once_some_are_
 }
 
 #[test]
+fn threads_are_bounded_and_the_most_silent_client_makes_room_for_the_next() {
+    let _alone = alone();
+    let mut server = Foreground::start_with_descriptors(300, &[]);
+    let ping = || {
+        let mut wire = Wire::to_port(server.classic_port);
+        wire.send(original("/PING")).until_closed().unwrap()
+    };
+    // Two descriptors for each client, and forty for the server.
+    const MOST: usize = 130;
+    server.until_logged("up to 130 clients");
+    let mut silent: Vec<Wire> = (0..MOST + 50)
+        .map(|_| Wire::to_port(server.classic_port))
+        .collect();
+    assert!(silent[..50].iter_mut().all(Wire::is_closed));
+    assert_eq!(ping(), "1\n");
+    let threads = server.threads();
+    assert!((MOST..MOST + 20).contains(&threads), "{threads}");
+    drop(silent);
+    until("most threads end", || server.threads() < MOST / 2);
+    assert_eq!(ping(), "1\n");
+    server.end();
+}
+
+#[test]
 fn the_classic_port_is_told_and_there_is_none_unless_asked_for() {
     let without = start(options());
     assert_eq!(without.classic_port(), None);
@@ -768,31 +792,20 @@ fn a_waiter_killed_with_sigkill_is_never_granted_the_key() {
 }
 
 #[test]
-fn what_was_granted_at_once_to_a_client_that_has_gone_is_given_back() {
-    let mut server = Foreground::start(&["--lock-timeout", "600"]);
-    let process = Pid::from_raw(server.process.id() as i32);
-    for name in ["closed", "reset"] {
-        signal::kill(process, Signal::SIGSTOP).unwrap();
-        let mut wire = Wire::to_port(server.classic_port);
+fn who_resets_its_connection_after_the_answer_keeps_the_lease() {
+    let server = start(patient());
+    for round in 0..300 {
+        let name = format!("CLIENT_{round}");
+        let mut wire = line(&server);
         wire.send(original(&format!("/LOCK/KEYA/{name}")));
-        if name == "reset" {
-            reset(wire);
+        if round % 2 == 0 {
+            assert!(is_lease(&wire.until_closed().unwrap()));
         } else {
-            drop(wire);
+            until("the answer has come", || wire.has_answer());
         }
-        signal::kill(process, Signal::SIGCONT).unwrap();
-        if name == "closed" {
-            server.until_logged("granted \"KEYA\" \"closed\"");
-            server.until_logged("released \"KEYA\" \"closed\"");
-        }
-        let mut next = Wire::to_port(server.classic_port);
-        let lease = next.send(original(&format!("/LOCK/KEYA/after-{name}")));
-        assert!(is_lease(&lease.until_closed().unwrap()));
-        let mut next = Wire::to_port(server.classic_port);
-        let released = next.send(original(&format!("/UNLOCK/KEYA/after-{name}")));
-        assert_eq!(released.until_closed().unwrap(), "1\n");
+        reset(wire);
+        assert_eq!(bare(&server, &format!("/UNLOCK/KEYA/{name}")), "1\n");
     }
-    server.end();
 }
 
 // The clients that are processes of their own: this very program, playing the test below.
@@ -815,9 +828,12 @@ fn client_process() {
     let [port, turns] = [port, turns].map(|number| number.parse::<u16>().unwrap());
     let ask = |path: &str| {
         let mut wire = Wire::to_port(port);
-        wire.send(original(&format!("{path}/KEYA/{name}")))
-            .until_closed()
-            .unwrap()
+        wire.send(original(&format!("{path}/KEYA/{name}")));
+        if name.starts_with("dead") {
+            // What nobody reads may not hide the end of the connection.
+            wire.send("\n");
+        }
+        wire.until_closed().unwrap()
     };
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     for _ in 0..turns {
@@ -910,7 +926,18 @@ struct Foreground {
 
 impl Foreground {
     fn start(arguments: &[&str]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_lock-server"))
+        Foreground::spawn(Command::new(env!("CARGO_BIN_EXE_lock-server")), arguments)
+    }
+
+    fn start_with_descriptors(most: usize, arguments: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]);
+        shell.arg(env!("CARGO_BIN_EXE_lock-server"));
+        Foreground::spawn(shell, arguments)
+    }
+
+    fn spawn(mut command: Command, arguments: &[&str]) -> Self {
+        let mut process = command
             .args(["run", "--port", "0", "--classic-port", "0"])
             .args(arguments)
             .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off")
@@ -943,6 +970,11 @@ impl Foreground {
 
     fn descriptors(&self) -> usize {
         let all = fs::read_dir(format!("/proc/{}/fd", self.process.id()));
+        all.unwrap().count()
+    }
+
+    fn threads(&self) -> usize {
+        let all = fs::read_dir(format!("/proc/{}/task", self.process.id()));
         all.unwrap().count()
     }
 

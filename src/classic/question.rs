@@ -66,7 +66,7 @@ impl Received {
         // A name that is not UTF-8 is no name on the other wire.
         let line = str::from_utf8(line)
             .map_err(|_| Malformed::BadRequest("the request is not UTF-8".into()))?;
-        parse(without_version(line.trim_ascii_end()))
+        parse(without_version(line.strip_suffix('\r').unwrap_or(line)))
     }
 
     /// Whether the header lines show that a web page sent this.
@@ -195,6 +195,8 @@ mod tests {
             ),
             ("GET /LOCK/a b/c?d=e\n\n", "/LOCK/a%20b/c%3Fd%3De"),
             ("GET /LOCK/a b/c HTTP/1.0\n\n", "/LOCK/a%20b/c"),
+            ("GET /LOCK/a /b \r\n\n", "/LOCK/a%20/b%20"),
+            ("GET /LOCK/a/b\r\r\n\n", "/LOCK/a/b%0D"),
             ("GET /LOCK/a/HTTP/1.0\n\n", "/LOCK/a/HTTP%2F1.0"),
         ] {
             assert_eq!(meaning(bytes).as_deref(), Ok(same), "{bytes:?}");
