@@ -55,6 +55,21 @@ fn threads() -> u64 {
         .unwrap_or(u64::MAX)
 }
 
+/// Where thousands of threads sleep, a wake-up finds its own in a list of a few.
+///
+/// Since Linux 6.16 the sleepers of a process have a table of their own, by default with four slots for
+/// each processor: with two of them and 8,000 waiters each wake-up went through a thousand others.
+pub(crate) fn spread_sleepers() {
+    // `include/uapi/linux/prctl.h`: PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS.
+    const FUTEX_HASH: nix::libc::c_int = 78;
+    const SET_SLOTS: nix::libc::c_ulong = 1;
+    /// A power of two; 64 bytes each.
+    const SLOTS: nix::libc::c_ulong = 8192;
+    let none: nix::libc::c_ulong = 0;
+    // SAFETY: the call takes numbers only. An older kernel does not know it and does nothing.
+    unsafe { nix::libc::prctl(FUTEX_HASH, SET_SLOTS, SLOTS, none, none) };
+}
+
 /// Free memory that is kept is not worth a thought below this.
 #[cfg(target_env = "gnu")]
 const WORTHWHILE: usize = 16 * 1024 * 1024;

@@ -313,6 +313,7 @@ fn serve(
     };
     let clients = capacity::raise().map_err(start_failed("cannot set the descriptor limit"))?;
     let clients = usize::try_from(clients).unwrap_or(usize::MAX);
+    capacity::spread_sleepers();
     let limits = Limits {
         keys: options.max_keys,
         // Some are left for those who unlock.
