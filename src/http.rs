@@ -12,6 +12,8 @@
 //! | [`leader`] | which thread takes the requests |
 //! | [`crew`] | threads for what blocks |
 //! | [`lines`] | the order of the requests of one connection |
+//! | [`wait`] | a LOCK that waits, and who answers it |
+//! | [`unanswered`] | a request without its answer |
 //! | [`question`] | what a request asks, or why it asks nothing |
 //! | [`sockets`] | what the kernel knows of the connections |
 
@@ -22,6 +24,8 @@ mod lines;
 mod nudge;
 mod question;
 mod sockets;
+mod unanswered;
+mod wait;
 
 use std::collections::HashSet;
 use std::io;
@@ -252,17 +256,20 @@ impl FrontDoor {
         self.doors().for_each(|door| door.dismiss());
     }
 
-    /// Has waiters watched for their client's end.
+    /// Has waiters watched for their client's end, and has a thread block for each.
     fn watch_waiters(&mut self) {
         let unwatched = self.shared.lines.unwatched();
         if unwatched.is_empty() {
             return;
         }
+        for (wait, place) in &unwatched {
+            wait.clone().block(place.clone());
+        }
         // Out of descriptors, nothing can be looked up: the next beat tries again.
         let Ok(connections) = Connections::look_up() else {
             return;
         };
-        for client in unwatched {
+        for client in unwatched.into_iter().map(|(wait, _)| wait.client) {
             self.next_watch_id += 1;
             let id = self.next_watch_id;
             let fd = connections.get(&client);

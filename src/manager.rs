@@ -52,9 +52,19 @@ struct Told {
 }
 
 impl Told {
+    /// Has each answered by its own thread, or by some other one that is not this.
     fn deliver(self) {
+        self.deliver_by(have_answered);
+    }
+
+    /// Answers each in this thread, where that is possible.
+    fn deliver_here(self) {
+        self.deliver_by(|courier, outcome| courier.answer(outcome));
+    }
+
+    fn deliver_by(self, tell: impl Fn(&Arc<dyn Courier>, Outcome)) {
         for waiter in self.waiters {
-            waiter.turn.notify_one();
+            waiter.tell(&tell);
         }
         for line in self.journal {
             log::trace!(target: JOURNAL, "{line}");
@@ -83,18 +93,42 @@ pub(crate) trait Connection: Send + Sync {
     fn is_open(&self) -> bool;
 }
 
-/// A thread that waits, and what it waits for.
+/// Answers a waiting client without its thread: a release that wakes nobody is sooner heard of.
+pub(crate) trait Courier: Send + Sync {
+    /// Answers in this thread, unless that is done. Blocks for as long as the client takes its answer.
+    fn answer(&self, outcome: Outcome);
+
+    /// Has it answered soon, by another thread. Does not block.
+    fn have_answered(self: Arc<Self>, outcome: Outcome);
+}
+
+/// Who waits, for what, and how to tell of the outcome.
 struct Waiter {
     key: Key,
     requester: Requester,
     /// `None` if the end of the connection is only told of, with [`LockManager::abandon`].
     connection: Option<Arc<dyn Connection>>,
+    /// Wakes the thread that waits, if there is one yet.
     turn: Condvar,
+    courier: OnceLock<Arc<dyn Courier>>,
     /// Set once, under the mutex.
     outcome: OnceLock<Outcome>,
 }
 
+fn have_answered(courier: &Arc<dyn Courier>, outcome: Outcome) {
+    courier.clone().have_answered(outcome);
+}
+
 impl Waiter {
+    /// Tells of the outcome, which is set.
+    fn tell(&self, tell: impl Fn(&Arc<dyn Courier>, Outcome)) {
+        if let (Some(courier), Some(&outcome)) = (self.courier.get(), self.outcome.get()) {
+            tell(courier, outcome);
+        }
+        // Costs nothing where no thread waits.
+        self.turn.notify_one();
+    }
+
     fn is_there(self: &Arc<Self>) -> bool {
         self.connection
             .as_ref()
@@ -125,6 +159,13 @@ pub(crate) struct Place {
     ticket: Ticket,
     waiter: Arc<Waiter>,
     deadline: Instant,
+}
+
+impl Place {
+    /// When the patience is over.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
 }
 
 impl LockManager {
@@ -173,6 +214,7 @@ impl LockManager {
                     requester: requester.into(),
                     connection,
                     turn: Condvar::new(),
+                    courier: OnceLock::new(),
                     outcome: OnceLock::new(),
                 });
                 waiter = Some(new.clone());
@@ -206,6 +248,15 @@ impl LockManager {
         }
     }
 
+    /// From now on a courier is told, too, how the wait ends. Returns how, if it has ended already.
+    pub fn employ(&self, place: &Place, courier: Arc<dyn Courier>) -> Option<Outcome> {
+        // A place has one courier, and only one thread employs it.
+        let _ = place.waiter.courier.set(courier);
+        // Whoever decides after this has seen the courier.
+        let _decided_before = self.state.lock();
+        place.waiter.outcome.get().copied()
+    }
+
     /// Blocks until the key is granted, the patience is over, the client has gone or the server ends.
     pub fn wait(&self, place: &Place) -> Outcome {
         let waiter = &place.waiter;
@@ -230,7 +281,7 @@ impl LockManager {
     /// Gives up a place because its client has gone. Nothing happens if the key was granted first.
     pub fn abandon(&self, place: &Place) {
         self.leave(place, Outcome::Abandoned);
-        place.waiter.turn.notify_one();
+        place.waiter.tell(have_answered);
     }
 
     /// Leaves the queue for `reason`, unless the wait has ended otherwise: what happened first counts.
@@ -256,14 +307,17 @@ impl LockManager {
         })
     }
 
+    /// Releases the key. Who is next is answered before this returns, by this thread where there is
+    /// a courier: the way to the next holder is the one that everybody waits for.
     pub fn release(&self, key: &str, requester: &str) -> Result<(), Refusal> {
-        self.decide(|state, now| {
+        let release = |state: &mut State, now| {
             let released = state.table.release(now, key, requester);
             if released.is_ok() {
                 state.note(now, || format!("released {key:?} {requester:?}"));
             }
             released
-        })
+        };
+        self.decide_and(release, Told::deliver_here)
     }
 
     pub fn check(&self, key: &str) -> bool {
@@ -286,7 +340,7 @@ impl LockManager {
         drop(state);
         self.clock.notify_one();
         for waiter in waiters {
-            waiter.turn.notify_one();
+            waiter.tell(have_answered);
         }
     }
 
@@ -298,9 +352,18 @@ impl LockManager {
         }
     }
 
-    /// The critical section: everything that is decided is decided in `decision`. Waiters that it
-    /// gave a key to are woken after the lock is dropped.
+    /// Decides, and has the waiters that got a key answered by other threads.
     fn decide<R>(&self, decision: impl FnOnce(&mut State, Instant) -> R) -> R {
+        self.decide_and(decision, Told::deliver)
+    }
+
+    /// The critical section: everything that is decided is decided in `decision`. Waiters that it
+    /// gave a key to are told after the lock is dropped.
+    fn decide_and<R>(
+        &self,
+        decision: impl FnOnce(&mut State, Instant) -> R,
+        deliver: fn(Told),
+    ) -> R {
         let mut state = self.state.lock();
         let now = Instant::now();
         let result = decision(&mut state, now);
@@ -310,7 +373,7 @@ impl LockManager {
         if earlier {
             self.clock.notify_one();
         }
-        told.deliver();
+        deliver(told);
         result
     }
 

@@ -3,7 +3,7 @@
 //! tiny_http's accept loop ends on the first error, its connections do not, so there may be an older
 //! door beside the one that accepts.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -17,7 +17,9 @@ use super::crew::Crew;
 use super::leader::{Lead, Leadership};
 use super::lines::{Entered, MAX_PIPELINED};
 use super::question;
-use super::{Shared, sockets};
+use super::unanswered::Unanswered;
+use super::wait::Wait;
+use super::{BEAT, Shared, sockets};
 use crate::manager::{Outcome, Place};
 use crate::protocol::Reply;
 use crate::service::Answer;
@@ -42,11 +44,13 @@ pub(super) struct Door {
 }
 
 /// What a thread of the crew does.
-enum Job {
+pub(super) enum Job {
     /// Takes requests, and answers those that do not block.
     Lead(Lead),
     /// Waits for a LOCK to be decided, and answers it.
-    Wait(SocketAddr, Request, Place),
+    Wait(Arc<Wait>, Place),
+    /// Answers a LOCK that is decided.
+    Answer(Arc<Wait>, Outcome),
     /// Reads a body that nobody asked for.
     Refuse(SocketAddr, Request),
 }
@@ -116,7 +120,7 @@ impl Door {
     }
 
     /// Has a thread do the job, or does without where the system has no thread left.
-    fn run(self: &Arc<Self>, job: Job) {
+    pub fn run(self: &Arc<Self>, job: Job) {
         let door = self.clone();
         let work = move || {
             while let Some(job) = door.crew.next() {
@@ -132,11 +136,13 @@ impl Door {
                 log::error!("no thread left to take requests: {error}");
                 *self.vacant.lock() = Some(lead);
             }
-            Job::Wait(client, request, place) => {
+            Job::Wait(wait, place) => {
                 log::warn!("no thread left for a waiter: {error}");
-                self.respond(client, request, &self.shared.service.give_up(&place));
-                self.shared.lines.done(client);
+                let reply = self.shared.service.give_up(&place);
+                self.finish_wait(&wait, Some(&reply));
             }
+            // Better late than never, whatever else this thread has to do.
+            Job::Answer(wait, outcome) => self.answer(&wait, outcome),
             Job::Refuse(client, request) => {
                 discard(client, request);
                 self.shared.lines.done(client);
@@ -147,10 +153,11 @@ impl Door {
     fn work(self: &Arc<Self>, job: Job) {
         match job {
             Job::Lead(lead) => self.lead(&lead),
-            Job::Wait(client, request, place) => {
-                self.wait(client, request, &place);
-                self.finish(client);
+            Job::Wait(wait, place) => {
+                let outcome = self.shared.service.manager.wait(&place);
+                self.answer(&wait, outcome);
             }
+            Job::Answer(wait, outcome) => self.answer(&wait, outcome),
             Job::Refuse(client, request) => {
                 refuse_body(client, request);
                 // What tiny_http took for a further request may have been the body.
@@ -239,29 +246,50 @@ impl Door {
         };
         match answer {
             Answer::Reply(reply) => {
-                self.respond(client, request, &reply);
+                self.write(client, Unanswered::new(client, request), &reply);
                 shared.lines.done(client);
             }
-            Answer::Wait(place) => self.run(Job::Wait(client, request, place)),
+            Answer::Wait(place) => self.wait(client, request, place),
         }
     }
 
-    /// Blocks until a LOCK is decided, and answers it.
-    fn wait(&self, client: SocketAddr, request: Request, place: &Place) {
-        let Shared { service, lines } = &*self.shared;
-        lines.set_waiting(client, Some(place.clone()));
-        let outcome = service.manager.wait(place);
-        lines.set_waiting(client, None);
-        match outcome {
-            // Nobody is there to read it. Without a request tiny_http writes nothing of its own.
-            Outcome::Abandoned => drop(request.into_writer()),
-            outcome => self.respond(client, request, &service.outcome_reply(outcome)),
+    /// Has a LOCK answered once it is decided.
+    fn wait(self: &Arc<Self>, client: SocketAddr, request: Request, place: Place) {
+        let shared = &self.shared;
+        let wait = Wait::new(client, Unanswered::new(client, request), self.clone());
+        shared
+            .lines
+            .set_waiting(client, wait.clone(), place.clone());
+        if let Some(outcome) = shared.service.manager.employ(&place, wait.clone()) {
+            self.answer(&wait, outcome);
+        } else if place.deadline() < Instant::now() + 2 * BEAT {
+            // The next beat may be too late for it.
+            wait.block(place);
         }
     }
 
-    fn respond(&self, client: SocketAddr, request: Request, reply: &Reply) {
-        let connection = future_of_connection(&request);
-        if !write(client, request, reply, connection) {
+    /// Answers a LOCK that is decided, if nobody else has done it.
+    pub fn answer(&self, wait: &Wait, outcome: Outcome) {
+        // Nobody is there to read what became of an abandoned one.
+        let reply =
+            (outcome != Outcome::Abandoned).then(|| self.shared.service.outcome_reply(outcome));
+        self.finish_wait(wait, reply.as_ref());
+    }
+
+    fn finish_wait(&self, wait: &Wait, reply: Option<&Reply>) {
+        let Some(unanswered) = wait.take() else {
+            return;
+        };
+        match reply {
+            Some(reply) => self.write(wait.client, unanswered, reply),
+            None => drop(unanswered),
+        }
+        self.finish(wait.client);
+    }
+
+    fn write(&self, client: SocketAddr, unanswered: Unanswered, reply: &Reply) {
+        if let Err(error) = unanswered.write(reply) {
+            log::debug!("{client} did not take its answer: {error}");
             // A part of it may have been written: nothing that comes after could be understood.
             self.clear_line(client);
         }
@@ -274,39 +302,6 @@ impl Door {
             self.tiny.unblock();
         }
     }
-}
-
-/// What becomes of a connection after a reply, by tiny_http's own rule, for the reply to say so.
-fn future_of_connection(request: &Request) -> Option<&'static str> {
-    let old = *request.http_version() < (1, 1);
-    let connection = request
-        .headers()
-        .iter()
-        .find(|header| header.field.equiv("Connection"));
-    let connection = connection.map(|header| header.value.as_str().to_ascii_lowercase());
-    match connection.as_deref() {
-        Some(value) if value.contains("close") || value.contains("upgrade") => Some("close"),
-        Some(value) if old && value.contains("keep-alive") => Some("keep-alive"),
-        _ => old.then_some("close"),
-    }
-}
-
-/// Writes the reply. `false` if the client did not take it.
-fn write(client: SocketAddr, request: Request, reply: &Reply, connection: Option<&str>) -> bool {
-    let head = *request.method() == tiny_http::Method::Head;
-    log::trace!(
-        "{client} {} {:?} {}",
-        request.method(),
-        request.url(),
-        reply.status as u16
-    );
-    let bytes = reply.to_bytes(connection, head);
-    let mut writer = request.into_writer();
-    let written = writer.write_all(&bytes).and_then(|()| writer.flush());
-    if let Err(error) = &written {
-        log::debug!("{client} did not take its answer: {error}");
-    }
-    written.is_ok()
 }
 
 /// Whether the request announces a body that tiny_http has not read together with it: all but those
@@ -334,7 +329,9 @@ fn refuse_body(client: SocketAddr, mut request: Request) {
     }
     // Sends the `100 Continue` that the client may wait for; what is left is read with the reply.
     let _ = request.as_reader();
-    write(client, request, &question::body_refused(), Some("close"));
+    if let Err(error) = Unanswered::last(client, request).write(&question::body_refused()) {
+        log::debug!("{client} did not take its answer: {error}");
+    }
 }
 
 /// Ends a request's connection without an answer.

@@ -5,10 +5,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 use tiny_http::Request;
 
+use super::wait::Wait;
 use crate::manager::Place;
 
 /// How many requests of one connection may wait for the one before them.
@@ -38,6 +40,7 @@ struct Line {
 }
 
 struct Waiting {
+    wait: Arc<Wait>,
     place: Place,
     /// `None` until it is watched for its client's end: most waits are over before.
     watch: Option<Watched>,
@@ -91,10 +94,10 @@ impl Lines {
     /// Ends the service of a connection's request. `true` if the next one of its line is ready now.
     pub fn done(&self, client: SocketAddr) -> bool {
         let mut state = self.state.lock();
-        let next = state
-            .lines
-            .get_mut(&client)
-            .and_then(|line| line.behind.pop_front());
+        let next = state.lines.get_mut(&client).and_then(|line| {
+            line.waiting = None;
+            line.behind.pop_front()
+        });
         if let Some(next) = next {
             state.ready.push_back((client, next));
             return true;
@@ -116,26 +119,27 @@ impl Lines {
             .unwrap_or_default()
     }
 
-    /// Notes that the request being served waits, or no longer does.
-    pub fn set_waiting(&self, client: SocketAddr, place: Option<Place>) {
+    /// Notes that the request being served waits.
+    pub fn set_waiting(&self, client: SocketAddr, wait: Arc<Wait>, place: Place) {
         if let Some(line) = self.state.lock().lines.get_mut(&client) {
-            line.waiting = place.map(|place| Waiting { place, watch: None });
+            line.waiting = Some(Waiting {
+                wait,
+                place,
+                watch: None,
+            });
         }
     }
 
-    /// The clients of waiters that are not watched yet.
-    pub fn unwatched(&self) -> Vec<SocketAddr> {
+    /// The waiters that are not watched yet.
+    pub fn unwatched(&self) -> Vec<(Arc<Wait>, Place)> {
         let state = self.state.lock();
-        let unwatched = |line: &Line| {
-            line.waiting
-                .as_ref()
-                .is_some_and(|waiting| waiting.watch.is_none())
-        };
-        state
+        let waiting = state
             .lines
-            .iter()
-            .filter(|(_, line)| unwatched(line))
-            .map(|(client, _)| *client)
+            .values()
+            .filter_map(|line| line.waiting.as_ref());
+        waiting
+            .filter(|waiting| waiting.watch.is_none())
+            .map(|waiting| (waiting.wait.clone(), waiting.place.clone()))
             .collect()
     }
 

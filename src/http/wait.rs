@@ -1,0 +1,59 @@
+//! A LOCK that waits: the request that is still to be answered, and whoever comes to answer it.
+//!
+//! Three may come: the thread that releases the key, at once; a thread called for it, when the key came
+//! otherwise; and the thread that waits, when the patience is over. The first one answers. Most waits on
+//! a busy key are over before a thread of their own is worth waking, so they get it only at the next beat.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use parking_lot::Mutex;
+
+use super::door::{Door, Job};
+use super::unanswered::Unanswered;
+use crate::manager::{Courier, Outcome, Place};
+
+pub(super) struct Wait {
+    pub client: SocketAddr,
+    door: Arc<Door>,
+    /// `None` once somebody answers.
+    unanswered: Mutex<Option<Unanswered>>,
+    has_thread: AtomicBool,
+}
+
+impl Wait {
+    pub fn new(client: SocketAddr, unanswered: Unanswered, door: Arc<Door>) -> Arc<Self> {
+        Arc::new(Wait {
+            client,
+            door,
+            unanswered: Mutex::new(Some(unanswered)),
+            has_thread: AtomicBool::new(false),
+        })
+    }
+
+    /// Has a thread wait from now on, if none does.
+    pub fn block(self: Arc<Self>, place: Place) {
+        if !self.has_thread.swap(true, SeqCst) {
+            self.door.clone().run(Job::Wait(self, place));
+        }
+    }
+
+    /// The request, for the one that answers it.
+    pub fn take(&self) -> Option<Unanswered> {
+        self.unanswered.lock().take()
+    }
+}
+
+impl Courier for Wait {
+    fn answer(&self, outcome: Outcome) {
+        self.door.answer(self, outcome);
+    }
+
+    fn have_answered(self: Arc<Self>, outcome: Outcome) {
+        // The thread that waits is woken otherwise.
+        if !self.has_thread.swap(true, SeqCst) {
+            self.door.clone().run(Job::Answer(self, outcome));
+        }
+    }
+}
