@@ -74,6 +74,8 @@ pub(crate) struct FrontDoor {
     /// Doors that accept no more, each with the connections that may be its own.
     older: Vec<(Arc<Door>, Connections)>,
     watch: Watch,
+    /// The connections as they were when last looked up to watch a waiter.
+    known: Connections,
     /// Waiters, by the id they are watched under, whose client may have gone.
     suspects: HashSet<u64>,
     nudger: Nudger,
@@ -111,6 +113,7 @@ impl FrontDoor {
             door,
             older: Vec::new(),
             watch,
+            known: Connections::default(),
             suspects: HashSet::new(),
             nudger,
             next_beat: Instant::now() + BEAT,
@@ -265,11 +268,17 @@ impl FrontDoor {
         for (wait, place) in &unwatched {
             wait.clone().block(place.clone());
         }
-        // Out of descriptors, nothing can be looked up: the next beat tries again.
-        let Ok(connections) = Connections::look_up() else {
-            return;
-        };
-        for client in unwatched.into_iter().map(|(wait, _)| wait.client) {
+        let clients: Vec<_> = unwatched.into_iter().map(|(wait, _)| wait.client).collect();
+        // To look through thousands takes milliseconds, and most clients have waited before.
+        if !clients.iter().all(|client| self.known.has(client)) {
+            match Connections::look_up() {
+                Ok(connections) => self.known = connections,
+                // Out of descriptors: the next beat tries again.
+                Err(_) => return,
+            }
+        }
+        let connections = &self.known;
+        for client in clients {
             self.next_watch_id += 1;
             let id = self.next_watch_id;
             let fd = connections.get(&client);

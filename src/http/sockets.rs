@@ -20,6 +20,7 @@ use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
 use nix::unistd;
 
 /// The process's sockets that are connected to somebody, by the other end's address.
+#[derive(Default)]
 pub(super) struct Connections(HashMap<SocketAddr, RawFd>);
 
 impl Connections {
@@ -30,6 +31,12 @@ impl Connections {
 
     pub fn get(&self, client: &SocketAddr) -> Option<RawFd> {
         self.0.get(client).copied()
+    }
+
+    /// Whether a client is found where it was when these were looked up.
+    pub fn has(&self, client: &SocketAddr) -> bool {
+        self.get(client)
+            .is_some_and(|fd| client_of(fd) == Some(*client))
     }
 
     /// Whether any of these is among the others.
