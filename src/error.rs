@@ -78,6 +78,14 @@ pub enum Error {
         /// What the server said, in one sentence.
         message: String,
     },
+    /// What answered does not speak HTTP, as a [classic port](crate::Options::classic_port) does not. It is
+    /// not known whether it acted.
+    NotHttp {
+        /// The question.
+        question: String,
+        /// `host:port`.
+        address: String,
+    },
     /// What answered does not speak this protocol.
     BadReply {
         /// The question.
@@ -172,6 +180,16 @@ impl std::fmt::Display for Error {
             } => {
                 write!(f, "the server refused {question} with {status}: {message}")
             }
+            Error::NotHttp {
+                question: _,
+                address,
+            } => {
+                write!(
+                    f,
+                    "{address} answers, but not in HTTP; if that is a --classic-port, \
+                     give the server's --port"
+                )
+            }
             Error::BadReply {
                 question,
                 address,
@@ -202,6 +220,7 @@ impl std::error::Error for Error {
             | Error::AlreadyStarted { .. }
             | Error::CannotStart { source: None, .. }
             | Error::Refused { .. }
+            | Error::NotHttp { .. }
             | Error::BadReply { .. } => None,
         }
     }

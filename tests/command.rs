@@ -136,7 +136,7 @@ impl Foreground {
         });
         let address = introduction[0]
             .split_once(" serves on ")
-            .and_then(|(_, rest)| rest.split_once(';'))
+            .and_then(|(_, rest)| rest.split_once([';', ' ']))
             .map(|(address, _)| address.to_string());
         let mut server = Foreground {
             child,
@@ -153,6 +153,14 @@ impl Foreground {
     fn port(&self) -> u16 {
         let address: SocketAddr = self.address.parse().expect("an address");
         address.port()
+    }
+
+    fn classic_port(&self) -> u16 {
+        let (_, rest) = self.introduction[0]
+            .split_once("(classic clients: port ")
+            .expect("it has one");
+        let (port, _) = rest.split_once(')').expect("closed");
+        port.parse().expect("a port")
     }
 
     /// Types a line with where the server is.
@@ -811,6 +819,44 @@ fn no_server_is_exit_69_and_says_where_and_how_to_start_one() {
         outcome.expect(69, "");
         outcome.expect_stderr(&["lock-server: ", &address, "start one with: lock-server"]);
     }
+}
+
+#[test]
+fn a_question_to_the_classic_port_hears_that_it_is_the_wrong_one() {
+    for options in ["", "--allow-shutdown"] {
+        let server = Foreground::run(&format!("--classic-port 0 {options}"));
+        let port = server.classic_port();
+        let wrong_port = format!(
+            "lock-server: 127.0.0.1:{port} answers, but not in HTTP; if that is a --classic-port, \
+             give the server's --port\n"
+        );
+        for question in [
+            "ping", "lock K", "unlock K", "check K", "verify K", "shutdown",
+        ] {
+            let outcome = typed(&format!("{question} --port {port}"));
+            outcome.expect(69, "");
+            assert_eq!(outcome.stderr, wrong_port, "{question}");
+        }
+    }
+    let server = Foreground::run("--classic-port 0");
+    let status = typed(&format!("status --port {}", server.classic_port()));
+    assert_eq!(status.code, Some(1), "{status:?}");
+    let says_so = status.stdout.contains("answers, but not in HTTP");
+    assert!(says_so, "{status:?}");
+}
+
+#[test]
+fn ping_says_what_answers_in_the_place_of_a_lock_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
+    });
+    let outcome = typed(&format!("ping --port {port}"));
+    outcome.expect(69, "");
+    outcome.expect_stderr(&["\"hello\"; is it a lock server?"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use lock_server::{Client, Options, Server};
+use lock_server::{Client, Error, Options, Server};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::cli::args::{ServerArgs, Status, Stop};
@@ -75,10 +75,14 @@ pub fn status(args: Status) -> Result<ExitCode, Failure> {
             }
             format!("process {pid} runs but does not answer on {address}")
         }
-        Found::Nothing if port != 0 && Client::new("status", &host, port).ping() => {
-            format!("not running, but a server that has no {path} answers on {host}:{port}")
-        }
-        Found::Nothing => "not running".into(),
+        Found::Nothing if port == 0 => "not running".into(),
+        Found::Nothing => match Client::new("status", &host, port).try_ping() {
+            Ok(()) => {
+                format!("not running, but a server that has no {path} answers on {host}:{port}")
+            }
+            Err(error @ Error::NotHttp { .. }) => format!("not running; {error}"),
+            Err(_) => "not running".into(),
+        },
         Found::Stale(why) => format!("not running; {path} is stale: {why}"),
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
