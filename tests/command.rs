@@ -532,6 +532,20 @@ fn a_server_that_others_can_reach_says_that_names_are_not_credentials() {
 }
 
 #[test]
+fn start_status_and_already_running_name_the_classic_port_in_one_form() {
+    let daemon = Daemon::none();
+    let started = daemon.typed("start --port 0 --classic-port 0");
+    let (pid, address, classic) = (daemon.pid(), daemon.address(), daemon.record()[3].clone());
+    let place = format!("process {pid}, on {address} (classic clients: port {classic})");
+    started.expect(0, &format!("started lock-server, {place}\n"));
+    let status = daemon.typed("status");
+    status.expect(0, &format!("running, {place}\n"));
+    let again = daemon.typed("start --port 0");
+    again.expect(1, "");
+    again.expect_stderr(&[&format!("already running, {place}, says ")]);
+}
+
+#[test]
 fn restart_starts_where_nothing_runs() {
     let daemon = Daemon::none();
     let outcome = daemon.typed("restart --port 0");

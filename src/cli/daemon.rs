@@ -12,7 +12,8 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::cli::args::{ServerArgs, Status, Stop};
 use crate::cli::failure::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
-use crate::cli::{classic_note, print, reachable};
+use crate::cli::place::Place;
+use crate::cli::print;
 
 /// Starts a server, and returns once it answers.
 pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
@@ -68,12 +69,15 @@ pub fn status(args: Status) -> Result<ExitCode, Failure> {
     let path = pid_file.path();
     let state = match pid_file.find()? {
         Found::Running(record) => {
-            let (pid, address) = (record.process.pid, record.address);
-            let here = reachable(address);
+            let (pid, place) = (record.process.pid, record.place);
+            let here = place.reachable();
             if Client::new("status", &here.ip().to_string(), here.port()).ping() {
-                return Ok(print(&format!("running, process {pid}, on {address}")));
+                return Ok(print(&format!("running, process {pid}, on {place}")));
             }
-            format!("process {pid} runs but does not answer on {address}")
+            format!(
+                "process {pid} runs but does not answer on {}",
+                place.address
+            )
         }
         Found::Nothing if port == 0 => "not running".into(),
         Found::Nothing => match Client::new("status", &host, port).try_ping() {
@@ -95,12 +99,12 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
         outlive_parent: true,
         ..options
     });
-    let address = server.bind()?;
-    if !address.ip().is_loopback() {
+    let place = Place::bind(&mut server)?;
+    if !place.address.ip().is_loopback() {
         // The daemon itself has no log. Nobody has to read it.
         let _ = writeln!(
             io::stderr(),
-            "lock-server: {address} can be reached from other machines, and names are not credentials: \
+            "lock-server: {place} can be reached from other machines, and names are not credentials: \
              whoever reaches it can lock and unlock"
         );
     }
@@ -108,14 +112,13 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
     let pid = away_from_streams(|| server.start())
         .map_err(|error| Failure::system("cannot put the standard streams aside", error))??;
-    if let Err(failure) = pid_file.write(pid, address) {
+    if let Err(failure) = pid_file.write(pid, place) {
         // Nobody would find a server without a record again.
         server.stop()?;
         return Err(failure);
     }
-    let classic = classic_note(&server);
     Ok(print(&format!(
-        "started lock-server, process {pid}, on {address}{classic}"
+        "started lock-server, process {pid}, on {place}"
     )))
 }
 

@@ -1,19 +1,17 @@
-//! The parts of the command, and what they share: standard output, the log, where a server is reached.
+//! The parts of the command, and what they share: standard output and the log.
 
 pub mod args;
 pub mod daemon;
 pub mod failure;
 pub mod foreground;
 pub mod pid_file;
+pub mod place;
 pub mod process;
 pub mod questions;
 pub mod values;
 
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
-
-use lock_server::Server;
 
 /// Prints a line, and succeeds where somebody takes it or nobody wants to.
 pub fn print(line: &str) -> ExitCode {
@@ -37,20 +35,4 @@ fn start_log(default_filter: &str) {
             writeln!(out, "{time} {style}{level:5}{style:#} {}", record.args())
         })
         .init();
-}
-
-/// Where a bound server serves the original's clients, if it does.
-fn classic_note(server: &Server) -> String {
-    let note = |port| format!(" (classic clients: port {port})");
-    server.classic_port().map(note).unwrap_or_default()
-}
-
-/// Where to reach a server of this machine: what listens on every interface is reached at home.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let home: IpAddr = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(home, address.port())
 }
