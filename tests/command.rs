@@ -546,6 +546,24 @@ fn start_status_and_already_running_name_the_classic_port_in_one_form() {
 }
 
 #[test]
+fn restart_warns_whoever_leaves_the_classic_clients_behind() {
+    let daemon = Daemon::none();
+    let stderr_of = |line: &str| {
+        let outcome = daemon.typed(line);
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        outcome.stderr
+    };
+    assert_eq!(stderr_of("start --port 0 --classic-port 0"), "");
+    assert_eq!(stderr_of("restart --port 0 --classic-port 0"), "");
+    let port = daemon.record()[3].clone();
+    let warning = format!(
+        "lock-server: the old server had classic clients on port {port}; the new one has none\n"
+    );
+    assert_eq!(stderr_of("restart --port 0"), warning);
+    assert_eq!(stderr_of("restart --port 0"), "");
+}
+
+#[test]
 fn restart_starts_where_nothing_runs() {
     let daemon = Daemon::none();
     let outcome = daemon.typed("restart --port 0");

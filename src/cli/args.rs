@@ -255,7 +255,7 @@ Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
         example = "{command_name}\n{command_name} --port 8005 --lock-timeout 10",
         note = "\
 All locks are gone then. The new server has the options given here, not those
-of the old one.
+of the old one: without --classic-port it has no classic clients.
 Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
 lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
 needs --pid-file.

@@ -56,8 +56,20 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         ..args.options.clone()
     };
     Server::new(trial).bind()?;
+    let lost = record
+        .place
+        .classic_port
+        .filter(|_| args.options.classic_port.is_none());
     end(&record, &pid_file)?;
-    start_with(args.options, &pid_file)
+    let started = start_with(args.options, &pid_file)?;
+    if let Some(port) = lost {
+        // Nobody has to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "lock-server: the old server had classic clients on port {port}; the new one has none"
+        );
+    }
+    Ok(started)
 }
 
 /// Says whether the server that the pid file names runs and answers.
