@@ -22,6 +22,8 @@ pub enum Error {
     },
     /// The server could not listen on its address.
     CannotListen {
+        /// Which option named the port: `port` or `classic_port`.
+        option: &'static str,
         /// `host:port`.
         address: String,
         /// How many times it was tried.
@@ -105,11 +107,15 @@ impl std::fmt::Display for Error {
                 write!(f, "bad {what}: {bytes} bytes long; give 1 to 1024")
             }
             Error::CannotListen {
+                option,
                 address,
                 attempts,
                 source,
             } => {
                 let hint = match source.kind() {
+                    io::ErrorKind::AddrInUse if *option == "classic_port" => {
+                        "; stop what listens there (the Perl original?), or give another --classic-port"
+                    }
                     io::ErrorKind::AddrInUse => {
                         "; stop what listens there, or choose another port (0 takes any)"
                     }

@@ -481,6 +481,20 @@ fn a_busy_port_is_exit_1_and_names_the_address_and_the_attempts() {
     assert!(!daemon.pid_file.exists());
 }
 
+#[test]
+fn a_busy_classic_port_is_told_from_a_busy_port() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("it is bound").port();
+    let outcome = typed(&format!(
+        "run --port 0 --classic-port {port} --reconnect-attempts 0"
+    ));
+    outcome.expect(1, "");
+    let advice = "; stop what listens there (the Perl original?), or give another --classic-port\n";
+    outcome.expect_stderr(&[&format!("cannot listen on 127.0.0.1:{port} "), advice]);
+    let outcome = typed(&format!("run --port {port} --reconnect-attempts 0"));
+    outcome.expect_stderr(&["or choose another port (0 takes any)\n"]);
+}
+
 // --- start, status, restart, stop ---
 
 #[test]
