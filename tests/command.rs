@@ -560,6 +560,31 @@ fn start_status_and_already_running_name_the_classic_port_in_one_form() {
 }
 
 #[test]
+fn restart_with_a_port_that_another_program_has_leaves_the_server_alone() {
+    let stranger = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = stranger.local_addr().expect("it is bound").port();
+    let daemon = Daemon::none();
+    assert_eq!(
+        daemon.typed("start --port 0 --classic-port 0").code,
+        Some(0)
+    );
+    let record = daemon.record();
+    let (_, port) = record[1].split_once(':').expect("an address");
+    for ports in [
+        format!("--port {taken}"),
+        format!("--port {port} --classic-port {taken}"),
+    ] {
+        let line = format!("restart {ports} --reconnect-attempts 0");
+        daemon.typed(&line).expect(1, "");
+        assert_eq!(daemon.record(), record, "{ports}");
+        assert_eq!(daemon.typed("status").code, Some(0), "{ports}");
+    }
+    // Its own two are not in its way.
+    let swapped = format!("restart --port {} --classic-port {port}", record[3]);
+    assert_eq!(daemon.typed(&swapped).code, Some(0));
+}
+
+#[test]
 fn restart_warns_whoever_leaves_the_classic_clients_behind() {
     let daemon = Daemon::none();
     let stderr_of = |line: &str| {

@@ -49,10 +49,11 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         pid_file.expect_free()?;
         return start_with(args.options, &pid_file);
     };
-    // Options that cannot serve are found out while the running server still does.
+    // Options that cannot serve are found out while the running server still does. Its own ports will be free.
+    let free = |port| if record.place.has(port) { 0 } else { port };
     let trial = Options {
-        port: 0,
-        classic_port: args.options.classic_port.map(|_| 0),
+        port: free(args.options.port),
+        classic_port: args.options.classic_port.map(free),
         ..args.options.clone()
     };
     Server::new(trial).bind()?;

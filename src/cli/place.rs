@@ -23,6 +23,11 @@ impl Place {
         })
     }
 
+    /// Whether it takes this port.
+    pub fn has(self, port: u16) -> bool {
+        self.address.port() == port || self.classic_port == Some(port)
+    }
+
     /// Where to reach it from this machine: what listens on every interface is reached at home.
     pub fn reachable(self) -> SocketAddr {
         let home: IpAddr = match self.address.ip() {
