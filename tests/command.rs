@@ -348,6 +348,18 @@ fn run_introduces_itself_in_three_lines_and_serves_plain_http() {
 }
 
 #[test]
+fn run_introduces_the_classic_port_in_a_line_of_its_own() {
+    for host in ["127.0.0.1", "0.0.0.0"] {
+        let mut server = Foreground::run(&format!("--host {host} --classic-port 0"));
+        let port = server.classic_port();
+        let mut line = String::new();
+        server.stderr.read_line(&mut line).expect("UTF-8");
+        let url = format!("http://127.0.0.1:{port}/LOCK/KEYA/me");
+        assert_eq!(line, format!("classic port:  curl --http0.9 {url}\n"));
+    }
+}
+
+#[test]
 fn the_commands_that_run_prints_work_as_printed() {
     for host in ["127.0.0.1", "127.0.0.2", "0.0.0.0"] {
         let server = Foreground::run(&format!("--host {host}"));

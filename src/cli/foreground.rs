@@ -70,6 +70,12 @@ fn introduce(place: Place) {
          unlock it:     curl http://{here}/UNLOCK/KEYA/me    or: lock-server unlock{options} KEYA\n",
         version = env!("CARGO_PKG_VERSION"),
     );
+    if let Some(classic) = place.reachable_classic() {
+        let _ = writeln!(
+            io::stderr(),
+            "classic port:  curl --http0.9 http://{classic}/LOCK/KEYA/me"
+        );
+    }
 }
 
 /// What a client has to be told to ask there, each with a space before it.

@@ -37,6 +37,12 @@ impl Place {
         };
         SocketAddr::new(home, self.address.port())
     }
+
+    /// As [`reachable`](Self::reachable), the classic port.
+    pub fn reachable_classic(self) -> Option<SocketAddr> {
+        let home = self.reachable().ip();
+        self.classic_port.map(|port| SocketAddr::new(home, port))
+    }
 }
 
 impl fmt::Display for Place {
