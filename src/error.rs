@@ -103,6 +103,9 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Error::InvalidOption { option, reason } => write!(f, "bad option {option}: {reason}"),
+            Error::InvalidName { what, bytes: 0 } => {
+                write!(f, "the {what} is empty; give 1 to 1024 bytes")
+            }
             Error::InvalidName { what, bytes } => {
                 write!(f, "bad {what}: {bytes} bytes long; give 1 to 1024")
             }

@@ -1029,11 +1029,16 @@ fn a_name_of_no_or_too_many_bytes_is_wrong_usage() {
     let server = Foreground::run("");
     let port = server.port().to_string();
     let long = "x".repeat(1025);
-    for (name, key) in [("", "K"), (long.as_str(), "K"), ("A", ""), ("A", &long)] {
+    for (name, key, why) in [
+        ("", "K", "the requester is empty"),
+        (long.as_str(), "K", "bad requester: 1025 bytes long"),
+        ("A", "", "the key is empty"),
+        ("A", &long, "bad key: 1025 bytes long"),
+    ] {
         for verb in ["lock", "unlock", "verify"] {
             let outcome = Outcome::of(&mut program([verb, "--port", &port, "--name", name, key]));
             outcome.expect(2, "");
-            outcome.expect_stderr(&["bytes long"]);
+            outcome.expect_stderr(&[why]);
         }
     }
 }
@@ -1141,6 +1146,46 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
             "{line}: {outcome:?}"
         );
         outcome.expect_stderr(&words);
+    }
+}
+
+#[test]
+fn wrong_usage_says_what_there_is_instead() {
+    for (line, words) in [
+        (
+            "lok K",
+            "no such command: lok; one of run, start, stop, restart, status, lock, unlock, check, \
+             verify, ping, shutdown\n",
+        ),
+        (
+            "start --clasic-port 5",
+            "no such option: --clasic-port; did you mean --classic-port?\n",
+        ),
+        (
+            "--lock-timout=5",
+            "no such option: --lock-timout; did you mean --lock-timeout?\n",
+        ),
+        (
+            "lock --nmae A K",
+            "no such option: --nmae; did you mean --name?\n",
+        ),
+        (
+            "run --classic-port",
+            "--classic-port needs a value: give a port, 0 to 65535 (0 takes any free one)\n",
+        ),
+        (
+            "lock K --port",
+            "--port needs a value: give a port, 1 to 65535\n",
+        ),
+        ("start --pid-file", "--pid-file needs a value\n"),
+    ] {
+        let outcome = typed(line);
+        outcome.expect(2, "");
+        let said = outcome.stderr.strip_prefix("lock-server: ");
+        assert!(
+            said.is_some_and(|said| said.starts_with(words)),
+            "{outcome:?}"
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use argh::{FromArgs, SubCommands};
 use lock_server::Options;
 
 use crate::cli::failure::{Failure, USAGE};
+use crate::cli::usage;
 use crate::cli::values::{client_host, client_port, count, seconds, server_port};
 
 /// What the command line asks for.
@@ -43,7 +44,14 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
         }) => Ok(Command::Verb(verb)),
         Ok(Arguments { verb: None, .. }) => Err(Failure::new(USAGE, "no verb")),
         Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().into())),
-        Err(early) => Err(Failure::new(USAGE, early.output)),
+        Err(early) => {
+            let verbs: Vec<&str> = Verb::COMMANDS.iter().map(|command| command.name).collect();
+            let explained = usage::explain(&early.output, &arguments, &verbs, |arguments| {
+                let answer = Arguments::from_args(&["lock-server"], arguments);
+                answer.err().map(|early| early.output)
+            });
+            Err(Failure::new(USAGE, explained.unwrap_or(early.output)))
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod pid_file;
 pub mod place;
 pub mod process;
 pub mod questions;
+pub mod usage;
 pub mod values;
 
 use std::io::{self, Write};
