@@ -395,6 +395,19 @@ fn run_logs_with_time_and_level_as_rust_log_says() {
 }
 
 #[test]
+fn a_clean_end_logs_no_error_at_any_level() {
+    for level in ["debug", "trace"] {
+        let mut command = program(["run", "--port", "0", "--classic-port", "0"]);
+        let mut server = Foreground::spawn(command.env("RUST_LOG", level));
+        server.signal(Signal::SIGTERM);
+        let mut log = String::new();
+        server.stderr.read_to_string(&mut log).expect("UTF-8");
+        assert!(log.contains(" INFO  ended"), "{log}");
+        assert!(!log.contains(" ERROR "), "{level}: {log}");
+    }
+}
+
+#[test]
 fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut server = Foreground::run("--lock-timeout 60 --lock-attempt-timeout 60");

@@ -17,8 +17,7 @@ use crate::cli::start_log;
 
 /// Serves until it is told to stop.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
-    // What tiny_http says when it runs out of descriptors, the server says in its own words, once.
-    start_log("info,tiny_http=off");
+    start_log("info");
     log_panics_of_tiny_http();
     let pid_file = match args.pid_file {
         Some(path) => Some(PidFile::new(Some(path), args.options.port)?),

@@ -14,6 +14,8 @@ pub mod values;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use log::LevelFilter;
+
 /// Prints a line, and succeeds where somebody takes it or nobody wants to.
 pub fn print(line: &str) -> ExitCode {
     // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
@@ -26,10 +28,14 @@ pub fn print(line: &str) -> ExitCode {
     }
 }
 
-/// Sends the log to standard error, as `RUST_LOG` says, or else from this level on.
-fn start_log(default_filter: &str) {
-    let env = env_logger::Env::default().default_filter_or(default_filter);
-    env_logger::Builder::from_env(env)
+/// Sends the log to standard error, as `RUST_LOG` says, or else from this level on. tiny_http logs only
+/// where `RUST_LOG` names it: each end of its accepting is an error to it, wanted or not, and one that was
+/// not wanted the server tells in its own words.
+fn start_log(default_level: &str) {
+    let env = env_logger::Env::default().default_filter_or(default_level);
+    env_logger::Builder::new()
+        .filter_module("tiny_http", LevelFilter::Off)
+        .parse_env(env)
         .format(|out, record| {
             let (time, level) = (out.timestamp_millis(), record.level());
             let style = out.default_level_style(level);
