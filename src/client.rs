@@ -110,7 +110,7 @@ impl Client {
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke during the wait: the
     /// question is not sent twice, because the first may have been granted; [`Error::Refused`] with
-    /// `full` or `stopping`; [`Error::InvalidName`]; [`Error::BadReply`].
+    /// `full` or `stopping`; [`Error::InvalidName`]; [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn lock(&self, key: &str) -> Result<Option<Lease>, Error> {
         let question = Request::Lock {
             key: self.key(key)?,
@@ -133,7 +133,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::InvalidName`]; [`Error::Refused`], with
-    /// `wrong-host` for instance; [`Error::BadReply`].
+    /// `wrong-host` for instance; [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn unlock(&self, key: &str) -> Result<bool, Error> {
         self.ask_yes_or_no(&Request::Unlock {
             key: self.key(key)?,
@@ -164,10 +164,23 @@ impl Client {
 
     /// Whether a lock server answers within 5 s, at the first try. Never an error.
     pub fn ping(&self) -> bool {
-        let answer = self.call(&Request::Ping, PING_TIMEOUT);
-        answer.is_ok_and(|response| {
-            matches!(self.read(&Request::Ping, response), Ok(ParsedAnswer::Yes))
-        })
+        self.try_ping().is_ok()
+    }
+
+    /// As [`ping`](Self::ping), and says why not.
+    ///
+    /// # Errors
+    /// As [`unlock`](Self::unlock).
+    pub fn try_ping(&self) -> Result<(), Error> {
+        let question = Request::Ping;
+        let response = self
+            .call(&question, PING_TIMEOUT)
+            .map_err(|failure| self.failed(&question, 1, failure))?;
+        match self.read(&question, response)? {
+            ParsedAnswer::Yes => Ok(()),
+            ParsedAnswer::No => Err(self.bad_reply(&question, "0")),
+            ParsedAnswer::Lease(_) => Err(self.bad_reply(&question, "a lease")),
+        }
     }
 
     /// Stops the server, if it was started with `allow_shutdown`.
@@ -175,7 +188,14 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with status 403 if it was not; else as [`unlock`](Self::unlock).
     pub fn shutdown(&self) -> Result<(), Error> {
-        self.ask_yes_or_no(&Request::Shutdown).map(drop)
+        match self.ask_yes_or_no(&Request::Shutdown) {
+            // A classic port that does not allow it closes without a word, but it answers a PING.
+            Err(error @ Error::Interrupted { .. }) => match self.try_ping() {
+                Err(not_http @ Error::NotHttp { .. }) => Err(not_http),
+                _ => Err(error),
+            },
+            answer => answer.map(drop),
+        }
     }
 
     fn key<'a>(&self, key: &'a str) -> Result<Cow<'a, str>, Error> {
@@ -227,27 +247,13 @@ impl Client {
         loop {
             attempts += 1;
             match self.call(question, timeout) {
-                Ok(response) => return Ok(response),
                 Err(Failure::NotConnected(_)) if attempts <= self.options.reconnect_attempts => {
                     log::debug!("{} not reached; trying again", self.address);
                     thread::sleep(self.options.time_between_attempts);
                 }
-                Err(Failure::NotConnected(source)) => {
-                    return Err(Error::Unreachable {
-                        address: self.address.clone(),
-                        attempts,
-                        source,
-                    });
+                reached => {
+                    return reached.map_err(|failure| self.failed(question, attempts, failure));
                 }
-                // What resolves no name says so in words only, and was asked for before anything was sent.
-                Err(Failure::Interrupted(source)) if self.address.to_socket_addrs().is_err() => {
-                    return Err(Error::Unreachable {
-                        address: self.address.clone(),
-                        attempts,
-                        source,
-                    });
-                }
-                Err(Failure::Interrupted(source)) => return Err(self.interrupted(question, source)),
             }
         }
     }
@@ -289,6 +295,26 @@ impl Client {
         })
     }
 
+    fn failed(&self, question: &Request, attempts: u32, failure: Failure) -> Error {
+        let unreachable = |source| Error::Unreachable {
+            address: self.address.clone(),
+            attempts,
+            source,
+        };
+        match failure {
+            Failure::NotConnected(source) => unreachable(source),
+            // What resolves no name says so in words only, and was asked for before anything was sent.
+            Failure::Interrupted(source) if self.address.to_socket_addrs().is_err() => {
+                unreachable(source)
+            }
+            Failure::Interrupted(source) => self.interrupted(question, source),
+            Failure::NotHttp => Error::NotHttp {
+                question: name_of(question),
+                address: self.address.clone(),
+            },
+        }
+    }
+
     fn interrupted(&self, question: &Request, source: io::Error) -> Error {
         Error::Interrupted {
             question: name_of(question),
@@ -317,10 +343,11 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Whether a question that failed can have reached the server.
+/// Whether a question that failed can have reached the server, and whether it was one.
 enum Failure {
     NotConnected(io::Error),
     Interrupted(io::Error),
+    NotHttp,
 }
 
 impl From<ureq::Error> for Failure {
@@ -349,6 +376,8 @@ impl From<ureq::Error> for Failure {
             ureq::Error::Timeout(_) => {
                 Failure::Interrupted(io::Error::new(ErrorKind::TimedOut, error))
             }
+            // The questions are well formed, so it is the answer that is not.
+            ureq::Error::Protocol(_) => Failure::NotHttp,
             error => Failure::Interrupted(error.into_io()),
         }
     }

@@ -22,6 +22,8 @@ pub enum Error {
     },
     /// The server could not listen on its address.
     CannotListen {
+        /// Which option named the port: `port` or `classic_port`.
+        option: &'static str,
         /// `host:port`.
         address: String,
         /// How many times it was tried.
@@ -78,6 +80,14 @@ pub enum Error {
         /// What the server said, in one sentence.
         message: String,
     },
+    /// What answered does not speak HTTP, as a [classic port](crate::Options::classic_port) does not. It is
+    /// not known whether it acted.
+    NotHttp {
+        /// The question.
+        question: String,
+        /// `host:port`.
+        address: String,
+    },
     /// What answered does not speak this protocol.
     BadReply {
         /// The question.
@@ -93,15 +103,22 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Error::InvalidOption { option, reason } => write!(f, "bad option {option}: {reason}"),
+            Error::InvalidName { what, bytes: 0 } => {
+                write!(f, "the {what} is empty; give 1 to 1024 bytes")
+            }
             Error::InvalidName { what, bytes } => {
                 write!(f, "bad {what}: {bytes} bytes long; give 1 to 1024")
             }
             Error::CannotListen {
+                option,
                 address,
                 attempts,
                 source,
             } => {
                 let hint = match source.kind() {
+                    io::ErrorKind::AddrInUse if *option == "classic_port" => {
+                        "; stop what listens there (the Perl original?), or give another --classic-port"
+                    }
                     io::ErrorKind::AddrInUse => {
                         "; stop what listens there, or choose another port (0 takes any)"
                     }
@@ -172,6 +189,16 @@ impl std::fmt::Display for Error {
             } => {
                 write!(f, "the server refused {question} with {status}: {message}")
             }
+            Error::NotHttp {
+                question: _,
+                address,
+            } => {
+                write!(
+                    f,
+                    "{address} answers, but not in HTTP; if that is a --classic-port, \
+                     give the server's --port"
+                )
+            }
             Error::BadReply {
                 question,
                 address,
@@ -202,6 +229,7 @@ impl std::error::Error for Error {
             | Error::AlreadyStarted { .. }
             | Error::CannotStart { source: None, .. }
             | Error::Refused { .. }
+            | Error::NotHttp { .. }
             | Error::BadReply { .. } => None,
         }
     }

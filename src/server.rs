@@ -90,8 +90,9 @@ impl Server {
             return Ok(bound.address);
         }
         self.options.validate()?;
-        let (http, address) = self.listen(self.options.port)?;
-        let classic = self.options.classic_port.map(|port| self.listen(port));
+        let (http, address) = self.listen("port", self.options.port)?;
+        let classic = self.options.classic_port;
+        let classic = classic.map(|port| self.listen("classic_port", port));
         let (classic, classic_address) = classic.transpose()?.unzip();
         self.bound = Some(Bound {
             address,
@@ -223,7 +224,7 @@ impl Server {
             })
     }
 
-    fn listen(&self, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
+    fn listen(&self, option: &'static str, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
         let Options {
             host,
             reconnect_attempts,
@@ -252,6 +253,7 @@ impl Server {
                 }
                 Err(source) => {
                     return Err(Error::CannotListen {
+                        option,
                         address: format!("{host}:{port}"),
                         attempts,
                         source,

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Wire, ask, ms, options, ports, start, until, waiting_wire};
-use lock_server::{Error, Options, Server};
+use lock_server::{Client, Error, Options, Server};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{self, Signal};
@@ -325,6 +325,28 @@ fn a_shutdown_that_is_allowed_is_answered_1_and_ends_the_server_whether_or_not_i
             !Path::new(&process).exists()
         });
         assert!(!server.stop().unwrap(), "it had ended by itself");
+    }
+}
+
+#[test]
+fn a_client_that_speaks_http_is_told_that_this_port_does_not() {
+    for allow_shutdown in [false, true] {
+        let server = start(Options {
+            allow_shutdown,
+            ..patient()
+        });
+        let client = Client::new("CLIENT_A", "127.0.0.1", line_port(&server));
+        assert!(!client.ping());
+        for answer in [
+            client.try_ping(),
+            client.lock("KEYA").map(drop),
+            client.is_locked("KEYA").map(drop),
+            client.locked_by_me("KEYA").map(drop),
+            client.unlock("KEYA").map(drop),
+            client.shutdown(),
+        ] {
+            assert!(matches!(answer, Err(Error::NotHttp { .. })), "{answer:?}");
+        }
     }
 }
 

@@ -136,7 +136,7 @@ impl Foreground {
         });
         let address = introduction[0]
             .split_once(" serves on ")
-            .and_then(|(_, rest)| rest.split_once(';'))
+            .and_then(|(_, rest)| rest.split_once([';', ' ']))
             .map(|(address, _)| address.to_string());
         let mut server = Foreground {
             child,
@@ -153,6 +153,14 @@ impl Foreground {
     fn port(&self) -> u16 {
         let address: SocketAddr = self.address.parse().expect("an address");
         address.port()
+    }
+
+    fn classic_port(&self) -> u16 {
+        let (_, rest) = self.introduction[0]
+            .split_once("(classic clients: port ")
+            .expect("it has one");
+        let (port, _) = rest.split_once(')').expect("closed");
+        port.parse().expect("a port")
     }
 
     /// Types a line with where the server is.
@@ -340,6 +348,18 @@ fn run_introduces_itself_in_three_lines_and_serves_plain_http() {
 }
 
 #[test]
+fn run_introduces_the_classic_port_in_a_line_of_its_own() {
+    for host in ["127.0.0.1", "0.0.0.0"] {
+        let mut server = Foreground::run(&format!("--host {host} --classic-port 0"));
+        let port = server.classic_port();
+        let mut line = String::new();
+        server.stderr.read_line(&mut line).expect("UTF-8");
+        let url = format!("http://127.0.0.1:{port}/LOCK/KEYA/me");
+        assert_eq!(line, format!("classic port:  curl --http0.9 {url}\n"));
+    }
+}
+
+#[test]
 fn the_commands_that_run_prints_work_as_printed() {
     for host in ["127.0.0.1", "127.0.0.2", "0.0.0.0"] {
         let server = Foreground::run(&format!("--host {host}"));
@@ -372,6 +392,19 @@ fn run_logs_with_time_and_level_as_rust_log_says() {
     let mut rest = String::new();
     silent.stderr.read_to_string(&mut rest).expect("UTF-8");
     assert_eq!(rest, "");
+}
+
+#[test]
+fn a_clean_end_logs_no_error_at_any_level() {
+    for level in ["debug", "trace"] {
+        let mut command = program(["run", "--port", "0", "--classic-port", "0"]);
+        let mut server = Foreground::spawn(command.env("RUST_LOG", level));
+        server.signal(Signal::SIGTERM);
+        let mut log = String::new();
+        server.stderr.read_to_string(&mut log).expect("UTF-8");
+        assert!(log.contains(" INFO  ended"), "{log}");
+        assert!(!log.contains(" ERROR "), "{level}: {log}");
+    }
 }
 
 #[test]
@@ -473,6 +506,20 @@ fn a_busy_port_is_exit_1_and_names_the_address_and_the_attempts() {
     assert!(!daemon.pid_file.exists());
 }
 
+#[test]
+fn a_busy_classic_port_is_told_from_a_busy_port() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("it is bound").port();
+    let outcome = typed(&format!(
+        "run --port 0 --classic-port {port} --reconnect-attempts 0"
+    ));
+    outcome.expect(1, "");
+    let advice = "; stop what listens there (the Perl original?), or give another --classic-port\n";
+    outcome.expect_stderr(&[&format!("cannot listen on 127.0.0.1:{port} "), advice]);
+    let outcome = typed(&format!("run --port {port} --reconnect-attempts 0"));
+    outcome.expect_stderr(&["or choose another port (0 takes any)\n"]);
+}
+
 // --- start, status, restart, stop ---
 
 #[test]
@@ -521,6 +568,63 @@ fn a_server_that_others_can_reach_says_that_names_are_not_credentials() {
     );
     let home = daemon.typed("restart --port 0");
     assert!(!home.stderr.contains("credentials"), "{home:?}");
+}
+
+#[test]
+fn start_status_and_already_running_name_the_classic_port_in_one_form() {
+    let daemon = Daemon::none();
+    let started = daemon.typed("start --port 0 --classic-port 0");
+    let (pid, address, classic) = (daemon.pid(), daemon.address(), daemon.record()[3].clone());
+    let place = format!("process {pid}, on {address} (classic clients: port {classic})");
+    started.expect(0, &format!("started lock-server, {place}\n"));
+    let status = daemon.typed("status");
+    status.expect(0, &format!("running, {place}\n"));
+    let again = daemon.typed("start --port 0");
+    again.expect(1, "");
+    again.expect_stderr(&[&format!("already running, {place}, says ")]);
+}
+
+#[test]
+fn restart_with_a_port_that_another_program_has_leaves_the_server_alone() {
+    let stranger = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = stranger.local_addr().expect("it is bound").port();
+    let daemon = Daemon::none();
+    assert_eq!(
+        daemon.typed("start --port 0 --classic-port 0").code,
+        Some(0)
+    );
+    let record = daemon.record();
+    let (_, port) = record[1].split_once(':').expect("an address");
+    for ports in [
+        format!("--port {taken}"),
+        format!("--port {port} --classic-port {taken}"),
+    ] {
+        let line = format!("restart {ports} --reconnect-attempts 0");
+        daemon.typed(&line).expect(1, "");
+        assert_eq!(daemon.record(), record, "{ports}");
+        assert_eq!(daemon.typed("status").code, Some(0), "{ports}");
+    }
+    // Its own two are not in its way.
+    let swapped = format!("restart --port {} --classic-port {port}", record[3]);
+    assert_eq!(daemon.typed(&swapped).code, Some(0));
+}
+
+#[test]
+fn restart_warns_whoever_leaves_the_classic_clients_behind() {
+    let daemon = Daemon::none();
+    let stderr_of = |line: &str| {
+        let outcome = daemon.typed(line);
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        outcome.stderr
+    };
+    assert_eq!(stderr_of("start --port 0 --classic-port 0"), "");
+    assert_eq!(stderr_of("restart --port 0 --classic-port 0"), "");
+    let port = daemon.record()[3].clone();
+    let warning = format!(
+        "lock-server: the old server had classic clients on port {port}; the new one has none\n"
+    );
+    assert_eq!(stderr_of("restart --port 0"), warning);
+    assert_eq!(stderr_of("restart --port 0"), "");
 }
 
 #[test]
@@ -814,6 +918,44 @@ fn no_server_is_exit_69_and_says_where_and_how_to_start_one() {
 }
 
 #[test]
+fn a_question_to_the_classic_port_hears_that_it_is_the_wrong_one() {
+    for options in ["", "--allow-shutdown"] {
+        let server = Foreground::run(&format!("--classic-port 0 {options}"));
+        let port = server.classic_port();
+        let wrong_port = format!(
+            "lock-server: 127.0.0.1:{port} answers, but not in HTTP; if that is a --classic-port, \
+             give the server's --port\n"
+        );
+        for question in [
+            "ping", "lock K", "unlock K", "check K", "verify K", "shutdown",
+        ] {
+            let outcome = typed(&format!("{question} --port {port}"));
+            outcome.expect(69, "");
+            assert_eq!(outcome.stderr, wrong_port, "{question}");
+        }
+    }
+    let server = Foreground::run("--classic-port 0");
+    let status = typed(&format!("status --port {}", server.classic_port()));
+    assert_eq!(status.code, Some(1), "{status:?}");
+    let says_so = status.stdout.contains("answers, but not in HTTP");
+    assert!(says_so, "{status:?}");
+}
+
+#[test]
+fn ping_says_what_answers_in_the_place_of_a_lock_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
+    });
+    let outcome = typed(&format!("ping --port {port}"));
+    outcome.expect(69, "");
+    outcome.expect_stderr(&["\"hello\"; is it a lock server?"]);
+}
+
+#[test]
 fn ping_gives_up_after_one_attempt() {
     let closed = ClosedPort::new();
     let begin = Instant::now();
@@ -900,11 +1042,16 @@ fn a_name_of_no_or_too_many_bytes_is_wrong_usage() {
     let server = Foreground::run("");
     let port = server.port().to_string();
     let long = "x".repeat(1025);
-    for (name, key) in [("", "K"), (long.as_str(), "K"), ("A", ""), ("A", &long)] {
+    for (name, key, why) in [
+        ("", "K", "the requester is empty"),
+        (long.as_str(), "K", "bad requester: 1025 bytes long"),
+        ("A", "", "the key is empty"),
+        ("A", &long, "bad key: 1025 bytes long"),
+    ] {
         for verb in ["lock", "unlock", "verify"] {
             let outcome = Outcome::of(&mut program([verb, "--port", &port, "--name", name, key]));
             outcome.expect(2, "");
-            outcome.expect_stderr(&["bytes long"]);
+            outcome.expect_stderr(&[why]);
         }
     }
 }
@@ -1012,6 +1159,46 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
             "{line}: {outcome:?}"
         );
         outcome.expect_stderr(&words);
+    }
+}
+
+#[test]
+fn wrong_usage_says_what_there_is_instead() {
+    for (line, words) in [
+        (
+            "lok K",
+            "no such command: lok; one of run, start, stop, restart, status, lock, unlock, check, \
+             verify, ping, shutdown\n",
+        ),
+        (
+            "start --clasic-port 5",
+            "no such option: --clasic-port; did you mean --classic-port?\n",
+        ),
+        (
+            "--lock-timout=5",
+            "no such option: --lock-timout; did you mean --lock-timeout?\n",
+        ),
+        (
+            "lock --nmae A K",
+            "no such option: --nmae; did you mean --name?\n",
+        ),
+        (
+            "run --classic-port",
+            "--classic-port needs a value: give a port, 0 to 65535 (0 takes any free one)\n",
+        ),
+        (
+            "lock K --port",
+            "--port needs a value: give a port, 1 to 65535\n",
+        ),
+        ("start --pid-file", "--pid-file needs a value\n"),
+    ] {
+        let outcome = typed(line);
+        outcome.expect(2, "");
+        let said = outcome.stderr.strip_prefix("lock-server: ");
+        assert!(
+            said.is_some_and(|said| said.starts_with(words)),
+            "{outcome:?}"
+        );
     }
 }
 

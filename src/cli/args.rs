@@ -8,6 +8,7 @@ use argh::{FromArgs, SubCommands};
 use lock_server::Options;
 
 use crate::cli::failure::{Failure, USAGE};
+use crate::cli::usage;
 use crate::cli::values::{client_host, client_port, count, seconds, server_port};
 
 /// What the command line asks for.
@@ -43,7 +44,14 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
         }) => Ok(Command::Verb(verb)),
         Ok(Arguments { verb: None, .. }) => Err(Failure::new(USAGE, "no verb")),
         Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().into())),
-        Err(early) => Err(Failure::new(USAGE, early.output)),
+        Err(early) => {
+            let verbs: Vec<&str> = Verb::COMMANDS.iter().map(|command| command.name).collect();
+            let explained = usage::explain(&early.output, &arguments, &verbs, |arguments| {
+                let answer = Arguments::from_args(&["lock-server"], arguments);
+                answer.err().map(|early| early.output)
+            });
+            Err(Failure::new(USAGE, explained.unwrap_or(early.output)))
+        }
     }
 }
 
@@ -56,7 +64,7 @@ pub fn verb_of(arguments: &[String]) -> Option<&str> {
         .find(|verb| verb == first)
 }
 
-/// `--port=8005` as `--port 8005`, the only form that the parser knows.
+/// `--port=8080` as `--port 8080`, the only form that the parser knows.
 fn split_at_equals(arguments: Vec<String>) -> Vec<String> {
     let mut split = Vec::new();
     let mut arguments = arguments.into_iter();
@@ -226,7 +234,10 @@ server_verbs! {
     #[argh(
         name = "run",
         description = "serve in this process until SIGTERM, SIGINT (Ctrl-C) or SHUTDOWN",
-        example = "{command_name}\n{command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5",
+        example = "\
+{command_name}
+{command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5
+{command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
 Says on standard error where it serves, then logs there: RUST_LOG=debug for
 more, RUST_LOG=warn for less.
@@ -239,7 +250,10 @@ Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
     #[argh(
         name = "start",
         description = "start a server in the background, and return once it answers",
-        example = "{command_name}\n{command_name} --port 8005 --lock-timeout 10",
+        example = "\
+{command_name}
+{command_name} --port 8080 --lock-timeout 10
+{command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
 Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
 lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
@@ -252,10 +266,10 @@ Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
     #[argh(
         name = "restart",
         description = "stop the server in the background, if there is one, and start it again",
-        example = "{command_name}\n{command_name} --port 8005 --lock-timeout 10",
+        example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
 All locks are gone then. The new server has the options given here, not those
-of the old one.
+of the old one: without --classic-port it has no classic clients.
 Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
 lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
 needs --pid-file.
@@ -272,7 +286,7 @@ Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
     description = "stop the server in the background, and return once it has ended",
     usage = "[options]",
     help_triggers("-h", "--help", "help"),
-    example = "{command_name}\n{command_name} --port 8005",
+    example = "{command_name}\n{command_name} --port 8080",
     note = "\
 Sends SIGTERM, and SIGKILL if the process has not ended after 5 seconds. A pid
 file is believed only if it is yours or root's and the very process that it
@@ -297,7 +311,7 @@ pub struct Stop {
     description = "say whether the server in the background runs and answers",
     usage = "[options]",
     help_triggers("-h", "--help", "help"),
-    example = "{command_name}\n{command_name} --port 8005",
+    example = "{command_name}\n{command_name} --port 8080",
     note = "Exit codes: 0 it runs and answers, 1 it does not, 2 wrong usage."
 )]
 /// The arguments of `status`.
@@ -452,7 +466,7 @@ plain_verbs! {
     #[argh(
         name = "ping",
         description = "say whether a server answers",
-        example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8005",
+        example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8080",
         note = "\
 Prints 1 if one does within 5 seconds, at the first attempt.
 Exit codes: 0 it answers, 2 wrong usage, 69 it does not."
@@ -463,7 +477,7 @@ Exit codes: 0 it answers, 2 wrong usage, 69 it does not."
     #[argh(
         name = "shutdown",
         description = "ask a server to stop, if it runs with --allow-shutdown",
-        example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8005",
+        example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8080",
         note = "\
 Prints 1 when the server ends.
 Exit codes: 0 it ends, 1 it is not allowed, 2 wrong usage, 69 no server there."

@@ -6,13 +6,14 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use lock_server::{Client, Options, Server};
+use lock_server::{Client, Error, Options, Server};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::cli::args::{ServerArgs, Status, Stop};
 use crate::cli::failure::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
-use crate::cli::{classic_note, print, reachable};
+use crate::cli::place::Place;
+use crate::cli::print;
 
 /// Starts a server, and returns once it answers.
 pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
@@ -48,15 +49,28 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         pid_file.expect_free()?;
         return start_with(args.options, &pid_file);
     };
-    // Options that cannot serve are found out while the running server still does.
+    // Options that cannot serve are found out while the running server still does. Its own ports will be free.
+    let free = |port| if record.place.has(port) { 0 } else { port };
     let trial = Options {
-        port: 0,
-        classic_port: args.options.classic_port.map(|_| 0),
+        port: free(args.options.port),
+        classic_port: args.options.classic_port.map(free),
         ..args.options.clone()
     };
     Server::new(trial).bind()?;
+    let lost = record
+        .place
+        .classic_port
+        .filter(|_| args.options.classic_port.is_none());
     end(&record, &pid_file)?;
-    start_with(args.options, &pid_file)
+    let started = start_with(args.options, &pid_file)?;
+    if let Some(port) = lost {
+        // Nobody has to read it.
+        let _ = writeln!(
+            io::stderr(),
+            "lock-server: the old server had classic clients on port {port}; the new one has none"
+        );
+    }
+    Ok(started)
 }
 
 /// Says whether the server that the pid file names runs and answers.
@@ -68,17 +82,24 @@ pub fn status(args: Status) -> Result<ExitCode, Failure> {
     let path = pid_file.path();
     let state = match pid_file.find()? {
         Found::Running(record) => {
-            let (pid, address) = (record.process.pid, record.address);
-            let here = reachable(address);
+            let (pid, place) = (record.process.pid, record.place);
+            let here = place.reachable();
             if Client::new("status", &here.ip().to_string(), here.port()).ping() {
-                return Ok(print(&format!("running, process {pid}, on {address}")));
+                return Ok(print(&format!("running, process {pid}, on {place}")));
             }
-            format!("process {pid} runs but does not answer on {address}")
+            format!(
+                "process {pid} runs but does not answer on {}",
+                place.address
+            )
         }
-        Found::Nothing if port != 0 && Client::new("status", &host, port).ping() => {
-            format!("not running, but a server that has no {path} answers on {host}:{port}")
-        }
-        Found::Nothing => "not running".into(),
+        Found::Nothing if port == 0 => "not running".into(),
+        Found::Nothing => match Client::new("status", &host, port).try_ping() {
+            Ok(()) => {
+                format!("not running, but a server that has no {path} answers on {host}:{port}")
+            }
+            Err(error @ Error::NotHttp { .. }) => format!("not running; {error}"),
+            Err(_) => "not running".into(),
+        },
         Found::Stale(why) => format!("not running; {path} is stale: {why}"),
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
@@ -91,12 +112,12 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
         outlive_parent: true,
         ..options
     });
-    let address = server.bind()?;
-    if !address.ip().is_loopback() {
+    let place = Place::bind(&mut server)?;
+    if !place.address.ip().is_loopback() {
         // The daemon itself has no log. Nobody has to read it.
         let _ = writeln!(
             io::stderr(),
-            "lock-server: {address} can be reached from other machines, and names are not credentials: \
+            "lock-server: {place} can be reached from other machines, and names are not credentials: \
              whoever reaches it can lock and unlock"
         );
     }
@@ -104,14 +125,13 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
     let pid = away_from_streams(|| server.start())
         .map_err(|error| Failure::system("cannot put the standard streams aside", error))??;
-    if let Err(failure) = pid_file.write(pid, address) {
+    if let Err(failure) = pid_file.write(pid, place) {
         // Nobody would find a server without a record again.
         server.stop()?;
         return Err(failure);
     }
-    let classic = classic_note(&server);
     Ok(print(&format!(
-        "started lock-server, process {pid}, on {address}{classic}"
+        "started lock-server, process {pid}, on {place}"
     )))
 }
 

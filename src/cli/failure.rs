@@ -55,7 +55,7 @@ impl From<Error> for Failure {
                 Failure::new(USAGE, format!("bad option --{option}: {reason}"))
             }
             Error::InvalidName { .. } => Failure::new(USAGE, error.to_string()),
-            Error::Unreachable { .. } | Error::Interrupted { .. } => {
+            Error::Unreachable { .. } | Error::Interrupted { .. } | Error::NotHttp { .. } => {
                 Failure::new(UNREACHABLE, error.to_string())
             }
             _ => Failure::new(FAILED, error.to_string()),

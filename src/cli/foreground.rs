@@ -11,13 +11,13 @@ use lock_server::{Options, Server};
 use crate::cli::args::ServerArgs;
 use crate::cli::failure::Failure;
 use crate::cli::pid_file::PidFile;
+use crate::cli::place::Place;
 use crate::cli::questions::SERVER_VARIABLE;
-use crate::cli::{classic_note, reachable, start_log};
+use crate::cli::start_log;
 
 /// Serves until it is told to stop.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
-    // What tiny_http says when it runs out of descriptors, the server says in its own words, once.
-    start_log("info,tiny_http=off");
+    start_log("info");
     log_panics_of_tiny_http();
     let pid_file = match args.pid_file {
         Some(path) => Some(PidFile::new(Some(path), args.options.port)?),
@@ -27,15 +27,15 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         pid_file.expect_free()?;
     }
     let mut server = Server::new(args.options);
-    let address = server.bind()?;
+    let place = Place::bind(&mut server)?;
     let kept = match pid_file {
         Some(pid_file) => {
-            let record = pid_file.write(process::id(), address)?;
+            let record = pid_file.write(process::id(), place)?;
             Some((pid_file, record))
         }
         None => None,
     };
-    introduce(address, &classic_note(&server));
+    introduce(place);
     let served = server.run();
     let removed = kept.map_or(Ok(()), |(pid_file, record)| pid_file.remove_if_of(&record));
     served?;
@@ -58,17 +58,23 @@ fn log_panics_of_tiny_http() {
     }));
 }
 
-fn introduce(address: SocketAddr, classic: &str) {
-    let here = reachable(address);
+fn introduce(place: Place) {
+    let here = place.reachable();
     let options = client_options(here);
     // Nobody has to listen.
     let _ = write!(
         io::stderr(),
-        "lock-server {version} serves on {address}{classic}; Ctrl-C ends it\n\
+        "lock-server {version} serves on {place}; Ctrl-C ends it\n\
          lock a key:    curl http://{here}/LOCK/KEYA/me      or: lock-server lock{options} KEYA\n\
          unlock it:     curl http://{here}/UNLOCK/KEYA/me    or: lock-server unlock{options} KEYA\n",
         version = env!("CARGO_PKG_VERSION"),
     );
+    if let Some(classic) = place.reachable_classic() {
+        let _ = writeln!(
+            io::stderr(),
+            "classic port:  curl --http0.9 http://{classic}/LOCK/KEYA/me"
+        );
+    }
 }
 
 /// What a client has to be told to ask there, each with a space before it.

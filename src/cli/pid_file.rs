@@ -1,12 +1,12 @@
 //! The pid file: which process serves where, and whether to believe it.
 //!
 //! Three lines: the process's number, the address that it serves on, and when the process started in
-//! clock ticks. It is believed only if its owner is this user or root and that very process lives.
+//! clock ticks; in a fourth one the classic port, if there is one. It is believed only if its owner is this
+//! user or root and that very process lives.
 
 use std::env;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{self, Path, PathBuf};
 use std::process;
@@ -16,9 +16,10 @@ use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 
 use crate::cli::failure::{FAILED, Failure, USAGE};
+use crate::cli::place::Place;
 use crate::cli::process::Process;
 
-/// More than the three lines take.
+/// More than the lines take.
 const MAX_SIZE: u64 = 4096;
 
 /// Where a pid file is, or is to be.
@@ -32,7 +33,7 @@ pub struct Record {
     /// The server's process.
     pub process: Process,
     /// What it listens on.
-    pub address: SocketAddr,
+    pub place: Place,
 }
 
 /// What stands at a pid file's place.
@@ -86,7 +87,7 @@ impl PidFile {
             Found::Running(record) => format!(
                 "already running, process {}, on {}, says {}; stop it, or give another --pid-file",
                 record.process.pid,
-                record.address,
+                record.place,
                 self.path()
             ),
             Found::Foreign(why) => format!(
@@ -99,14 +100,17 @@ impl PidFile {
 
     /// Puts the record of a server that has just been started there, in one step, so that nobody reads
     /// half of it.
-    pub fn write(&self, pid: u32, address: SocketAddr) -> Result<Record, Failure> {
+    pub fn write(&self, pid: u32, place: Place) -> Result<Record, Failure> {
         let Some(process) = Process::living(pid) else {
             let message = format!("process {pid} has ended at once, or /proc is not mounted");
             return Err(Failure::new(FAILED, message));
         };
-        let text = format!("{pid}\n{address}\n{}\n", process.started);
+        let mut text = format!("{pid}\n{}\n{}\n", place.address, process.started);
+        if let Some(port) = place.classic_port {
+            text += &format!("{port}\n");
+        }
         write(&self.path, &text).map_err(|error| self.failed("write", error))?;
-        Ok(Record { process, address })
+        Ok(Record { process, place })
     }
 
     /// Removes a stale file.
@@ -184,18 +188,23 @@ fn judge(text: &str) -> Found {
     let Ok(pid) = first.trim().parse::<u32>() else {
         return Found::Foreign("its first line is no process number".into());
     };
-    let rest = (
-        lines.next().and_then(|line| line.parse().ok()),
-        lines.next().and_then(|line| line.parse().ok()),
-        lines.next(),
-    );
-    let (Some(address), Some(started), None) = rest else {
+    let address = lines.next().and_then(|line| line.parse().ok());
+    let started = lines.next().and_then(|line| line.parse().ok());
+    // A server without one, and a lock-server that wrote none yet, end here.
+    let classic_port = lines.next().map(str::parse).transpose();
+    let (Some(address), Some(started), Ok(classic_port), None) =
+        (address, started, classic_port, lines.next())
+    else {
         return Found::Stale(format!(
             "it names process {pid}, but lock-server did not write it"
         ));
     };
+    let place = Place {
+        address,
+        classic_port,
+    };
     match Process::living(pid) {
-        Some(process) if process.started == started => Found::Running(Record { process, address }),
+        Some(process) if process.started == started => Found::Running(Record { process, place }),
         Some(_) => Found::Stale(format!("process {pid} is another program by now")),
         None => Found::Stale(format!("process {pid} has ended")),
     }
@@ -236,8 +245,20 @@ mod tests {
     fn the_record_of_a_living_process_is_believed() {
         let process = this_process();
         let text = format!("{}\n[::1]:8004\n{}\n", process.pid, process.started);
-        let address = "[::1]:8004".parse().expect("an address");
-        assert_eq!(judge(&text), Found::Running(Record { process, address }));
+        let place = Place {
+            address: "[::1]:8004".parse().expect("an address"),
+            classic_port: None,
+        };
+        assert_eq!(judge(&text), Found::Running(Record { process, place }));
+        let classic = Place {
+            classic_port: Some(8005),
+            ..place
+        };
+        let expected = Found::Running(Record {
+            process,
+            place: classic,
+        });
+        assert_eq!(judge(&format!("{text}8005\n")), expected);
     }
 
     #[test]
@@ -256,6 +277,7 @@ mod tests {
             format!("{pid}\n127.0.0.1:8004\n"),
             format!("{pid}\n{started}\n127.0.0.1:8004\n"),
             format!("{pid}\n127.0.0.1:8004\n{started}\nand more\n"),
+            format!("{pid}\n127.0.0.1:8004\n{started}\n8005\nand more\n"),
             format!("0\n127.0.0.1:8004\n{started}\n"),
         ] {
             assert!(matches!(judge(&text), Found::Stale(_)), "{text:?}");

@@ -47,14 +47,11 @@ pub fn verify(question: &Question) -> Result<ExitCode, Failure> {
 
 /// Whether a server answers.
 pub fn ping(target: &Target) -> Result<ExitCode, Failure> {
-    if target.client()?.ping() {
-        return Ok(answer(true));
+    match target.client()?.try_ping() {
+        Ok(()) => Ok(answer(true)),
+        // Whatever answers there, it is no lock server.
+        Err(error) => Err(Failure::new(UNREACHABLE, error.to_string())),
     }
-    let (host, port) = target.address()?;
-    let message = format!(
-        "no lock server answers on {host}:{port}; start one with: lock-server start --port {port}"
-    );
-    Err(Failure::new(UNREACHABLE, message))
 }
 
 /// Stops the server, if it lets itself be stopped.
