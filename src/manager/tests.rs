@@ -383,3 +383,75 @@ fn a_lease_is_told_in_wall_clock_time() {
     assert!(left <= LONG);
     assert!(left > LONG / 2);
 }
+
+// Couriers.
+
+/// Notes what it is told, and in which thread it was to answer.
+#[derive(Default)]
+struct Notes(Mutex<Vec<(Outcome, Option<thread::ThreadId>)>>);
+
+impl Courier for Notes {
+    fn answer(&self, outcome: Outcome) {
+        let here = thread::current().id();
+        self.0.lock().push((outcome, Some(here)));
+    }
+
+    fn have_answered(self: Arc<Self>, outcome: Outcome) {
+        self.0.lock().push((outcome, None));
+    }
+}
+
+#[test]
+fn whoever_releases_a_key_answers_the_next_holder_before_anything_else() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let place = manager.queued("K", "bob");
+    let notes = Arc::new(Notes::default());
+    assert_eq!(manager.employ(&place, notes.clone()), None);
+    manager.release("K", "ann").unwrap();
+    let outcome = manager.wait(&place);
+    assert!(matches!(outcome, Outcome::Granted(_)));
+    let here = Some(thread::current().id());
+    assert_eq!(*notes.0.lock(), [(outcome, here)]);
+}
+
+#[test]
+fn what_is_not_a_release_writes_to_no_client() {
+    let manager = start(SHORT, LONG);
+    let (_, _, place) = manager.contended_key();
+    let notes = Arc::new(Notes::default());
+    let decided = manager.employ(&place, notes.clone());
+    let expired = decided.unwrap_or_else(|| manager.wait(&place));
+    assert!(matches!(expired, Outcome::Granted(_)));
+    if decided.is_none() {
+        until(|| !notes.0.lock().is_empty());
+        assert_eq!(*notes.0.lock(), [(expired, None)]);
+    }
+    for (end, outcome) in [
+        (
+            (|manager, place| manager.abandon(place)) as fn(&Running, &Place),
+            Outcome::Abandoned,
+        ),
+        (|manager, _| manager.stop(), Outcome::Stopping),
+    ] {
+        let manager = start(LONG, LONG);
+        manager.granted("K", "ann");
+        let place = manager.queued("K", "bob");
+        let notes = Arc::new(Notes::default());
+        assert_eq!(manager.employ(&place, notes.clone()), None);
+        end(&manager, &place);
+        assert_eq!(*notes.0.lock(), [(outcome, None)]);
+    }
+}
+
+#[test]
+fn a_courier_that_comes_after_the_decision_is_told_it() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let place = manager.queued("K", "bob");
+    manager.release("K", "ann").unwrap();
+    let notes = Arc::new(Notes::default());
+    let decided = manager.employ(&place, notes.clone());
+    assert_eq!(decided, Some(manager.wait(&place)));
+    assert!(notes.0.lock().is_empty());
+}
