@@ -1,0 +1,440 @@
+//! The table, call by call, against a model of it that is too simple to be wrong.
+
+use super::*;
+
+/// One call, or a step of the clock. Times are in milliseconds.
+#[derive(Clone, Copy)]
+enum Op {
+    /// Requester, key, lease, patience.
+    Acquire(Name, Name, u64, u64),
+    Release(Name, Name),
+    Check(Name),
+    Verify(Name, Name),
+    /// The ticket given out as the nth, counted round.
+    Abandon(usize),
+    Settle(Name),
+    Expire(usize),
+    DrainWaiters,
+    Pass(u64),
+    /// To the very end of the key's lease.
+    PassToEnd(Name),
+    /// To a nanosecond before it.
+    PassJustBeforeEnd(Name),
+}
+
+/// A counter-example is to be read like a transcript.
+impl fmt::Debug for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::Acquire(who, key, lease, patience) => {
+                write!(
+                    f,
+                    "{who} acquires {key} for {lease} ms, waiting {patience} ms"
+                )
+            }
+            Op::Release(who, key) => write!(f, "{who} releases {key}"),
+            Op::Check(key) => write!(f, "{key} is checked"),
+            Op::Verify(who, key) => write!(f, "{key} is verified for {who}"),
+            Op::Abandon(nth) => write!(f, "ticket {nth} is abandoned"),
+            Op::Settle(key) => write!(f, "{key} is settled"),
+            Op::Expire(batch) => write!(f, "all expire, {batch} in a batch"),
+            Op::DrainWaiters => write!(f, "the waiters are drained"),
+            Op::Pass(time) => write!(f, "{time} ms pass"),
+            Op::PassToEnd(key) => write!(f, "the lease of {key} ends"),
+            Op::PassJustBeforeEnd(key) => write!(f, "the lease of {key} is about to end"),
+        }
+    }
+}
+
+/// One choice by hand: a strategy for each kind would take ten times as long.
+fn op() -> impl Strategy<Value = Op> {
+    let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
+    (0..44, who, key, 1..12u64, 0..16u64, 0..40u8).prop_map(
+        |(kind, who, key, lease, patience, number)| match kind {
+            0..16 => Op::Acquire(who, key, lease, patience),
+            16..22 => Op::Release(who, key),
+            22..28 => Op::Pass(u64::from(number % 4)),
+            28 => Op::Pass(u64::from(number)),
+            29 | 30 => Op::PassToEnd(key),
+            31 | 32 => Op::PassJustBeforeEnd(key),
+            33..37 => Op::Abandon(usize::from(number)),
+            37..40 => Op::Expire(usize::from(number % 3)),
+            40 => Op::Check(key),
+            41 => Op::Verify(who, key),
+            42 => Op::Settle(key),
+            _ => Op::DrainWaiters,
+        },
+    )
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let tight = (1..=3usize, 0..=4usize).prop_map(|(keys, waiters)| Limits { keys, waiters });
+    prop_oneof![Just(NO_LIMITS), tight]
+}
+
+/// The same rules with nothing but lists that are searched from the front.
+struct Model {
+    held: Vec<Held>,
+    limits: Limits,
+    next_fence: Fence,
+    next_ticket: Ticket,
+    told: Vec<(Ticket, Grant)>,
+}
+
+struct Held {
+    key: Name,
+    holder: Name,
+    grant: Grant,
+    waiters: Vec<Waiting>,
+}
+
+struct Waiting {
+    requester: Name,
+    ticket: Ticket,
+    lease: Duration,
+    deadline: Instant,
+}
+
+impl Model {
+    fn grant(&mut self, now: Instant, lease: Duration) -> Grant {
+        self.next_fence += 1;
+        Grant {
+            expires: now + lease,
+            fence: self.next_fence - 1,
+        }
+    }
+
+    fn find(&mut self, key: Name) -> Option<&mut Held> {
+        self.held.iter_mut().find(|held| held.key == key)
+    }
+
+    fn acquire(&mut self, now: Instant, key: Name, requester: Name, terms: Terms) -> Acquired {
+        self.settle(now, key);
+        let waiters: usize = self.held.iter().map(|held| held.waiters.len()).sum();
+        let Limits {
+            keys,
+            waiters: most,
+        } = self.limits;
+        let ticket = self.next_ticket;
+        let Some(held) = self.find(key) else {
+            if self.held.len() >= keys {
+                self.expire(now, 1);
+            }
+            if self.held.len() >= keys {
+                return Acquired::Refused(Full);
+            }
+            let grant = self.grant(now, terms.lock_timeout);
+            self.held.push(Held {
+                key,
+                holder: requester,
+                grant,
+                waiters: Vec::new(),
+            });
+            return Acquired::Granted(grant);
+        };
+        if held.holder == requester {
+            return Acquired::Refused(AlreadyHolder);
+        }
+        let mine = |waiting: &Waiting| waiting.requester == requester;
+        if held.waiters.iter().any(|w| mine(w) && w.deadline >= now) {
+            return Acquired::Refused(AlreadyWaiting);
+        }
+        let before = held.waiters.len();
+        held.waiters.retain(|waiting| !mine(waiting));
+        let waiters = waiters - before + held.waiters.len();
+        if terms.lock_attempt_timeout.is_zero() {
+            return Acquired::Refused(Timeout);
+        }
+        if waiters >= most {
+            return Acquired::Refused(Full);
+        }
+        held.waiters.push(Waiting {
+            requester,
+            ticket,
+            lease: terms.lock_timeout,
+            deadline: now + terms.lock_attempt_timeout,
+        });
+        self.next_ticket += 1;
+        Acquired::Queued(ticket)
+    }
+
+    fn release(&mut self, now: Instant, key: Name, requester: Name) -> Result<(), Refusal> {
+        self.verify(now, key, requester)?;
+        self.end_lease(now, key, now);
+        Ok(())
+    }
+
+    fn verify(&mut self, now: Instant, key: Name, requester: Name) -> Result<(), Refusal> {
+        self.settle(now, key);
+        match self.find(key) {
+            None => Err(Free),
+            Some(held) if held.holder == requester => Ok(()),
+            Some(_) => Err(NotHolder),
+        }
+    }
+
+    fn abandon(&mut self, ticket: Ticket) -> bool {
+        let before = self.tickets().len();
+        for held in &mut self.held {
+            held.waiters.retain(|waiting| waiting.ticket != ticket);
+        }
+        self.tickets().len() < before
+    }
+
+    fn settle(&mut self, now: Instant, key: Name) {
+        if let Some(held) = self.find(key)
+            && held.grant.expires <= now
+        {
+            let ended = held.grant.expires;
+            self.end_lease(now, key, ended);
+        }
+    }
+
+    fn expire(&mut self, now: Instant, batch: usize) -> bool {
+        while let Some((_, key)) = self.first_lapsed(now, true) {
+            self.settle(now, key);
+        }
+        for _ in 0..batch {
+            match self.first_lapsed(now, false) {
+                Some((_, key)) => self.settle(now, key),
+                None => return true,
+            }
+        }
+        false
+    }
+
+    fn first_lapsed(&self, now: Instant, contended: bool) -> Option<(End, Name)> {
+        let lapsed = self
+            .held
+            .iter()
+            .filter(|held| held.grant.expires <= now && held.waiters.is_empty() != contended);
+        lapsed
+            .map(|held| ((held.grant.expires, held.grant.fence), held.key))
+            .min()
+    }
+
+    fn end_lease(&mut self, now: Instant, key: Name, ended: Instant) {
+        let held = self.find(key).expect("only a held key is let go");
+        let Some(next) = held.waiters.iter().position(|w| w.deadline >= ended) else {
+            self.held.retain(|held| held.key != key);
+            return;
+        };
+        let Waiting {
+            requester,
+            ticket,
+            lease,
+            ..
+        } = held.waiters.drain(..=next).next_back().expect("position");
+        let grant = self.grant(now, lease);
+        let held = self.find(key).expect("it was there just now");
+        held.holder = requester;
+        held.grant = grant;
+        self.told.push((ticket, grant));
+    }
+
+    fn drain_waiters(&mut self) -> Vec<Ticket> {
+        let tickets = self.tickets();
+        self.held.iter_mut().for_each(|held| held.waiters.clear());
+        tickets
+    }
+
+    fn tickets(&self) -> Vec<Ticket> {
+        let waiters = self.held.iter().flat_map(|held| &held.waiters);
+        waiters.map(|waiting| waiting.ticket).collect()
+    }
+
+    fn contents(&self) -> Vec<Remembered<'_>> {
+        let contents = self.held.iter().map(|held| {
+            let tickets = held.waiters.iter().map(|waiting| waiting.ticket);
+            (held.key, held.holder, held.grant, tickets.collect())
+        });
+        sorted(contents)
+    }
+}
+
+/// What is remembered of a key: the key, its holder, its grant, and who waits.
+type Remembered<'a> = (&'a str, &'a str, Grant, Vec<Ticket>);
+
+fn contents(table: &LockTable<Ticket>) -> Vec<Remembered<'_>> {
+    sorted(table.entries.iter().map(|(key, entry)| {
+        let tickets = entry.queue.iter().flat_map(|queue| queue.by_arrival.keys());
+        (
+            &**key,
+            &*entry.holder,
+            entry.grant,
+            tickets.copied().collect(),
+        )
+    }))
+}
+
+fn sorted<'a>(contents: impl Iterator<Item = Remembered<'a>>) -> Vec<Remembered<'a>> {
+    let mut contents: Vec<_> = contents.collect();
+    contents.sort_by_key(|remembered| remembered.0);
+    contents
+}
+
+/// The table and the model side by side. A waiter's handle is the ticket that it should get.
+struct Race {
+    table: LockTable<Ticket>,
+    model: Model,
+    now: Instant,
+    tickets: Vec<(Name, Ticket)>,
+    /// What the last acquire was granted at once.
+    granted: Option<Grant>,
+    last_fence: Fence,
+    last_granted: HashMap<Name, Ticket>,
+}
+
+impl Race {
+    fn new(limits: Limits) -> Self {
+        Race {
+            table: LockTable::new(limits),
+            model: Model {
+                held: Vec::new(),
+                limits,
+                next_fence: 1,
+                next_ticket: 1,
+                told: Vec::new(),
+            },
+            now: Instant::now(),
+            tickets: Vec::new(),
+            granted: None,
+            last_fence: 0,
+            last_granted: HashMap::new(),
+        }
+    }
+
+    fn step(&mut self, op: Op) -> Result<(), TestCaseError> {
+        self.call(op)?;
+        self.compare_hand_overs()?;
+        check_invariants(&self.table)?;
+        prop_assert_eq!(contents(&self.table), self.model.contents());
+        let next = self.model.held.iter().filter(|h| !h.waiters.is_empty());
+        prop_assert_eq!(
+            self.table.next_hand_over(),
+            next.map(|held| held.grant.expires).min()
+        );
+        Ok(())
+    }
+
+    fn call(&mut self, op: Op) -> Result<(), TestCaseError> {
+        let Race {
+            table, model, now, ..
+        } = self;
+        match op {
+            Op::Acquire(requester, key, lease, patience) => {
+                let terms = terms(lease, patience);
+                let handle = model.next_ticket;
+                let expected = model.acquire(*now, key, requester, terms);
+                let acquired = table.acquire(*now, key, requester, terms, || handle);
+                prop_assert!(
+                    acquired == expected,
+                    "the table says {}, the model {}",
+                    in_words(&acquired, *now),
+                    in_words(&expected, *now)
+                );
+                match acquired {
+                    Acquired::Granted(grant) => self.granted = Some(grant),
+                    Acquired::Queued(ticket) => self.tickets.push((key, ticket)),
+                    Acquired::Refused(Full) if !table.entries.contains_key(key) => prop_assert!(
+                        table
+                            .entries
+                            .values()
+                            .all(|entry| entry.grant.expires > *now),
+                        "a lapsed key takes the place of a new one"
+                    ),
+                    Acquired::Refused(_) => {}
+                }
+            }
+            Op::Release(requester, key) => prop_assert_eq!(
+                table.release(*now, key, requester),
+                model.release(*now, key, requester)
+            ),
+            Op::Check(key) => {
+                model.settle(*now, key);
+                prop_assert_eq!(table.check(*now, key), model.find(key).is_some());
+            }
+            Op::Verify(requester, key) => prop_assert_eq!(
+                table.verify(*now, key, requester),
+                model.verify(*now, key, requester)
+            ),
+            Op::Abandon(nth) => {
+                if let Some(&(key, ticket)) = self.tickets.get(nth % self.tickets.len().max(1)) {
+                    prop_assert_eq!(table.abandon(key, ticket), model.abandon(ticket));
+                }
+            }
+            Op::Settle(key) => {
+                table.settle(*now, key);
+                model.settle(*now, key);
+            }
+            Op::Expire(batch) => {
+                prop_assert_eq!(table.expire(*now, batch), model.expire(*now, batch));
+            }
+            Op::DrainWaiters => {
+                let (mut drained, mut expected) = (table.drain_waiters(), model.drain_waiters());
+                drained.sort();
+                expected.sort();
+                prop_assert_eq!(drained, expected);
+            }
+            Op::Pass(time) => *now += ms(time),
+            Op::PassToEnd(key) => {
+                let end = model.find(key).map(|held| held.grant.expires);
+                *now = (*now).max(end.unwrap_or(*now));
+            }
+            Op::PassJustBeforeEnd(key) => {
+                let end = model
+                    .find(key)
+                    .map(|held| held.grant.expires - Duration::from_nanos(1));
+                *now = (*now).max(end.unwrap_or(*now));
+            }
+        }
+        Ok(())
+    }
+
+    /// Also sees, without the model, that grants follow arrival and that fences only grow.
+    fn compare_hand_overs(&mut self) -> Result<(), TestCaseError> {
+        let told = self.table.take_handed_over();
+        let told: Vec<_> = told.into_iter().map(|h| (h.waiter, h.grant)).collect();
+        for &(ticket, grant) in &told {
+            self.note_fence(grant)?;
+            let of_ticket = self.tickets.iter().find(|(_, other)| *other == ticket);
+            let key = of_ticket.expect("only who has a ticket is handed a key").0;
+            let earlier = self.last_granted.insert(key, ticket);
+            prop_assert!(earlier < Some(ticket), "a later arrival came first");
+        }
+        prop_assert_eq!(told, std::mem::take(&mut self.model.told));
+        // An acquire may first have had to let other leases run out.
+        self.granted
+            .take()
+            .map_or(Ok(()), |grant| self.note_fence(grant))
+    }
+
+    fn note_fence(&mut self, grant: Grant) -> Result<(), TestCaseError> {
+        prop_assert!(grant.fence > self.last_fence, "a fence did not grow");
+        self.last_fence = grant.fence;
+        Ok(())
+    }
+}
+
+fn in_words(acquired: &Acquired, now: Instant) -> String {
+    match acquired {
+        Acquired::Granted(Grant { expires, fence }) => {
+            format!("granted for {:?} as {fence}", *expires - now)
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(8192))]
+
+    #[test]
+    fn the_table_does_what_a_naive_model_does(limits in limits(), ops in vec(op(), 1..48)) {
+        let mut race = Race::new(limits);
+        for (n, op) in ops.into_iter().enumerate() {
+            race.step(op).map_err(|error| {
+                TestCaseError::fail(format!("step {n}, {op:?}: {error}"))
+            })?;
+        }
+    }
+}
