@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::lease::{Grant, Key, Lease, Requester};
+use crate::lease::{self, Grant, Key, Lease, Requester};
 use crate::table::{Acquired, HandOver, Limits, LockTable, Refusal, Terms, Ticket};
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
@@ -132,7 +132,8 @@ impl LockManager {
     pub fn start(terms: Terms, limits: Limits) -> std::io::Result<Arc<Self>> {
         let manager = Arc::new(LockManager {
             state: Mutex::new(State {
-                table: LockTable::new(limits).asking(Waiter::is_there),
+                table: LockTable::new(limits, lease::first_fence(SystemTime::now()))
+                    .asking(Waiter::is_there),
                 alarm: None,
                 told: Told::default(),
                 stopping: false,
@@ -258,7 +259,7 @@ impl LockManager {
 
     pub fn release(&self, key: &str, requester: &str) -> Result<(), Refusal> {
         self.decide(|state, now| {
-            let released = state.table.release(now, key, requester);
+            let released = state.table.release(now, key, requester, None);
             if released.is_ok() {
                 state.note(now, || format!("released {key:?} {requester:?}"));
             }
@@ -271,7 +272,8 @@ impl LockManager {
     }
 
     pub fn verify(&self, key: &str, requester: &str) -> Result<(), Refusal> {
-        self.decide(|state, now| state.table.verify(now, key, requester))
+        let verified = self.decide(|state, now| state.table.verify(now, key, requester, None));
+        verified.map(|_| ())
     }
 
     /// Refuses every further acquire and breaks off those that wait.

@@ -110,6 +110,7 @@ fn word(refusal: Refusal) -> &'static str {
         Refusal::Free => "free",
         Refusal::Full => "full",
         Refusal::NotHolder => "not-holder",
+        Refusal::StaleFence => "stale-fence",
         Refusal::Timeout => "timeout",
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum Refusal {
     Free,
     Full,
     NotHolder,
+    /// The requester holds the key, but under another fence than it names.
+    StaleFence,
     Timeout,
 }
 
@@ -105,14 +107,15 @@ const SMALL: usize = 1024;
 const INDEXED: &str = "every lease stands in the index that its queue calls for";
 
 impl<W> LockTable<W> {
-    pub fn new(limits: Limits) -> Self {
+    /// An empty table. `first_fence` is the fencing token of its first grant.
+    pub fn new(limits: Limits, first_fence: Fence) -> Self {
         LockTable {
             entries: HashMap::new(),
             contended: BTreeMap::new(),
             uncontended: BTreeMap::new(),
             handed_over: Vec::new(),
             waiters: 0,
-            next_fence: 1,
+            next_fence: first_fence,
             next_ticket: 1,
             limits,
             is_there: |_| true,
@@ -166,8 +169,16 @@ impl<W> LockTable<W> {
     }
 
     /// Takes the key from its holder and hands it over to the head of the queue.
-    pub fn release(&mut self, now: Instant, key: &str, requester: &str) -> Result<(), Refusal> {
-        self.verify(now, key, requester)?;
+    ///
+    /// With a fence it is released only if it is still held under that very grant.
+    pub fn release(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+    ) -> Result<(), Refusal> {
+        self.verify(now, key, requester, fence)?;
         self.hand_over(now, key, now);
         Ok(())
     }
@@ -178,13 +189,22 @@ impl<W> LockTable<W> {
         self.entries.contains_key(key)
     }
 
-    /// Whether the requester holds the key; the refusal says who else does.
-    pub fn verify(&mut self, now: Instant, key: &str, requester: &str) -> Result<(), Refusal> {
+    /// The grant under which the requester holds the key. With a fence it has to be that very one.
+    pub fn verify(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+    ) -> Result<Grant, Refusal> {
         self.settle(now, key);
         match self.entries.get(key) {
             None => Err(Refusal::Free),
             Some(entry) if *entry.holder != *requester => Err(Refusal::NotHolder),
-            Some(_) => Ok(()),
+            Some(entry) if fence.is_some_and(|fence| fence != entry.grant.fence) => {
+                Err(Refusal::StaleFence)
+            }
+            Some(entry) => Ok(entry.grant),
         }
     }
 

@@ -46,6 +46,8 @@ struct Remains {
     queue: Vec<(Name, u64)>,
 }
 
+const FIRST_FENCE: Fence = 1000;
+
 /// What an acquire asks for if it names nothing else, in milliseconds.
 const LEASE: u64 = 10;
 const PATIENCE: u64 = 100;
@@ -63,7 +65,7 @@ impl Desk {
     fn with_limits(limits: Limits) -> Self {
         let origin = Instant::now();
         Desk {
-            table: LockTable::new(limits),
+            table: LockTable::new(limits, FIRST_FENCE),
             origin,
             now: origin,
             tickets: HashMap::new(),
@@ -118,7 +120,16 @@ impl Desk {
     }
 
     fn release(&mut self, key: Name, requester: Name) -> Result<(), Refusal> {
-        let released = self.table.release(self.now, key, requester);
+        self.release_under(None, key, requester)
+    }
+
+    fn release_under(
+        &mut self,
+        fence: impl Into<Option<Fence>>,
+        key: Name,
+        requester: Name,
+    ) -> Result<(), Refusal> {
+        let released = self.table.release(self.now, key, requester, fence.into());
         self.check();
         released
     }
@@ -130,9 +141,24 @@ impl Desk {
     }
 
     fn verify(&mut self, key: Name, requester: Name) -> Result<(), Refusal> {
-        let verified = self.table.verify(self.now, key, requester);
+        self.verify_under(None, key, requester).map(|_| ())
+    }
+
+    /// Until when the requester holds the key under this fence.
+    fn verify_under(
+        &mut self,
+        fence: impl Into<Option<Fence>>,
+        key: Name,
+        requester: Name,
+    ) -> Result<u64, Refusal> {
+        let verified = self.table.verify(self.now, key, requester, fence.into());
         self.check();
-        verified
+        verified.map(|grant| self.time(grant.expires))
+    }
+
+    /// The fence of the latest grant that somebody was told of.
+    fn last_fence(&self) -> Fence {
+        *self.fences.last().expect("something was granted")
     }
 
     fn abandon(&mut self, key: Name, requester: Name) -> bool {
@@ -344,6 +370,7 @@ fn fences_only_grow_over_all_keys_and_ways_to_be_granted() {
     desk.at(11).acquire("M", "ann");
     desk.at(99).acquire("M", "bob");
     assert_eq!(desk.fences.len(), 6);
+    assert_eq!(desk.fences[0], FIRST_FENCE);
     assert!(desk.fences.is_sorted_by(|earlier, later| earlier < later));
 }
 
@@ -490,10 +517,11 @@ fn only_who_is_queued_needs_a_handle() {
     let asked = Cell::new(0);
     let handle = || asked.set(asked.get() + 1);
     let now = Instant::now();
-    let mut table = LockTable::new(Limits {
+    let limits = Limits {
         keys: 1,
         waiters: 1,
-    });
+    };
+    let mut table = LockTable::new(limits, FIRST_FENCE);
     table.acquire(now, "K", "ann", terms(10, 10), handle);
     table.acquire(now, "K", "ann", terms(10, 10), handle);
     table.acquire(now, "K", "bob", terms(10, 0), handle);
@@ -504,6 +532,51 @@ fn only_who_is_queued_needs_a_handle() {
     table.acquire(now, "K", "bob", terms(10, 10), handle);
     table.acquire(now, "K", "cat", terms(10, 10), handle);
     assert_eq!(asked.get(), 1);
+}
+
+// Fences.
+
+#[test]
+fn who_names_its_fence_is_verified_and_releases_as_without() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).acquire("K", "bob");
+    let anns = desk.last_fence();
+    assert_eq!(desk.at(2).verify_under(anns, "K", "ann"), Ok(10));
+    assert_eq!(desk.at(2).release_under(anns, "K", "ann"), Ok(()));
+    assert_eq!(desk.told(), [("bob", 12)]);
+    let bobs = desk.last_fence();
+    assert_eq!(desk.verify_under(bobs, "K", "bob"), Ok(12));
+    assert_eq!(desk.at(12).verify_under(bobs, "K", "bob"), Err(Free));
+}
+
+#[test]
+fn the_holder_under_another_fence_is_refused_and_nothing_changes() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    let earlier = desk.last_fence();
+    desk.at(1).release("K", "ann").unwrap();
+    desk.at(2).acquire("K", "ann");
+    desk.at(3).acquire("K", "bob");
+    let before = desk.entry("K");
+    for fence in [earlier, desk.last_fence() + 1] {
+        assert_eq!(desk.verify_under(fence, "K", "ann"), Err(StaleFence));
+        assert_eq!(desk.release_under(fence, "K", "ann"), Err(StaleFence));
+    }
+    assert_eq!(desk.entry("K"), before);
+    assert_eq!(desk.told(), []);
+}
+
+#[test]
+fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    for fence in [desk.last_fence(), desk.last_fence() + 1] {
+        assert_eq!(desk.verify_under(fence, "K", "bob"), Err(NotHolder));
+        assert_eq!(desk.release_under(fence, "K", "bob"), Err(NotHolder));
+        assert_eq!(desk.verify_under(fence, "L", "ann"), Err(Free));
+        assert_eq!(desk.release_under(fence, "L", "ann"), Err(Free));
+    }
 }
 
 // How long a waiter waits.
@@ -701,13 +774,13 @@ fn an_abandoned_waiter_leaves_no_entry() {
 #[test]
 fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
     for release in [false, true] {
-        let mut table = LockTable::new(NO_LIMITS).asking(|waiter| *waiter != "gone");
+        let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
         let now = Instant::now();
         for name in ["ann", "gone", "bob"] {
             table.acquire(now, "K", name, terms(10, 100), || name);
         }
         if release {
-            table.release(now, "K", "ann").unwrap();
+            table.release(now, "K", "ann", None).unwrap();
         } else {
             table.settle(now + ms(10), "K");
         }
@@ -905,7 +978,7 @@ fn draining_takes_back_no_grant() {
 fn eight_thousand_waiters_are_served_in_their_order() {
     const CROWD: usize = 8000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
     for (n, name) in names.iter().enumerate() {
         table.acquire(now, "K", name, terms(10, 10), || n);
@@ -913,7 +986,7 @@ fn eight_thousand_waiters_are_served_in_their_order() {
     assert_eq!(table.waiters, CROWD);
     let mut served = Vec::new();
     for name in &names {
-        assert_eq!(table.release(now, "K", name), Ok(()));
+        assert_eq!(table.release(now, "K", name, None), Ok(()));
         served.extend(table.take_handed_over().into_iter().map(|h| h.waiter));
     }
     assert!(served.into_iter().eq(1..=CROWD));
@@ -936,7 +1009,7 @@ const CAPACITY_LEFT: usize = 8 * SMALL;
 fn the_memory_of_a_lapsed_crowd_is_given_back() {
     const CROWD: usize = 300_000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     grant_crowd(&mut table, now, 0..CROWD);
     assert!(table.entries.capacity() >= CROWD);
     while !table.expire(now + ms(1), 1000) {}
@@ -948,10 +1021,10 @@ fn the_memory_of_a_lapsed_crowd_is_given_back() {
 fn the_memory_of_a_crowd_that_released_is_given_back() {
     const CROWD: usize = 50_000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     grant_crowd(&mut table, now, 0..CROWD);
     for n in 0..CROWD {
-        assert_eq!(table.release(now, &format!("key {n}"), "ann"), Ok(()));
+        assert_eq!(table.release(now, &format!("key {n}"), "ann", None), Ok(()));
     }
     assert!(table.entries.capacity() <= CAPACITY_LEFT);
 }
@@ -982,7 +1055,7 @@ fn pass_ten_million_keys() {
     const WAVE: usize = 500_000;
     const MARGIN: u64 = 8 * 1024 * 1024;
     let mut now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     let before = resident_bytes();
     let mut most = 0;
     for wave in 0..WAVES {

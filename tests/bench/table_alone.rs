@@ -24,7 +24,7 @@ pub struct Held {
 
 impl Held {
     pub fn new(keys: usize) -> Self {
-        let mut table = LockTable::new(LIMITS);
+        let mut table = LockTable::new(LIMITS, 1);
         let now = Instant::now();
         for n in 0..keys {
             acquire(&mut table, now, &format!("held-{n}"), "holder");
@@ -40,7 +40,7 @@ impl Held {
         while begin.elapsed() < counting {
             for key in &keys {
                 acquire(&mut self.table, self.now, key, "client");
-                black_box(self.table.release(self.now, key, "client").is_ok());
+                black_box(self.table.release(self.now, key, "client", None).is_ok());
             }
             rounds += keys.len();
         }
@@ -61,7 +61,7 @@ pub struct Crowd {
 impl Crowd {
     pub fn new(waiters: usize) -> Self {
         let names: Vec<String> = (0..=waiters).map(|n| format!("waiter-{n}")).collect();
-        let mut table = LockTable::new(LIMITS);
+        let mut table = LockTable::new(LIMITS, 1);
         let now = Instant::now();
         for (n, name) in names.iter().enumerate() {
             black_box(table.acquire(now, "wanted", name, TERMS, || n));
@@ -100,7 +100,7 @@ impl Crowd {
 
     fn hand_over(&mut self) {
         let holder = &self.names[self.holder];
-        let released = self.table.release(self.now, "wanted", holder);
+        let released = self.table.release(self.now, "wanted", holder, None);
         released.expect("the holder releases");
         let told = self.table.take_handed_over();
         let next = told.first().expect("somebody waits").waiter;

@@ -7,9 +7,9 @@ use super::*;
 enum Op {
     /// Requester, key, lease, patience.
     Acquire(Name, Name, u64, u64),
-    Release(Name, Name),
+    Release(Name, Name, Under),
     Check(Name),
-    Verify(Name, Name),
+    Verify(Name, Name, Under),
     /// The ticket given out as the nth, counted round.
     Abandon(usize),
     Settle(Name),
@@ -22,6 +22,14 @@ enum Op {
     PassJustBeforeEnd(Name),
 }
 
+/// Which fence a holder names.
+#[derive(Clone, Copy, Debug)]
+enum Under {
+    Any,
+    Its,
+    Another,
+}
+
 /// A counter-example is to be read like a transcript.
 impl fmt::Debug for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,9 +40,11 @@ impl fmt::Debug for Op {
                     "{who} acquires {key} for {lease} ms, waiting {patience} ms"
                 )
             }
-            Op::Release(who, key) => write!(f, "{who} releases {key}"),
+            Op::Release(who, key, under) => write!(f, "{who} releases {key} under {under:?} fence"),
             Op::Check(key) => write!(f, "{key} is checked"),
-            Op::Verify(who, key) => write!(f, "{key} is verified for {who}"),
+            Op::Verify(who, key, under) => {
+                write!(f, "{key} is verified for {who} under {under:?} fence")
+            }
             Op::Abandon(nth) => write!(f, "ticket {nth} is abandoned"),
             Op::Settle(key) => write!(f, "{key} is settled"),
             Op::Expire(batch) => write!(f, "all expire, {batch} in a batch"),
@@ -49,10 +59,11 @@ impl fmt::Debug for Op {
 /// One choice by hand: a strategy for each kind would take ten times as long.
 fn op() -> impl Strategy<Value = Op> {
     let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
-    (0..44, who, key, 1..12u64, 0..16u64, 0..40u8).prop_map(
-        |(kind, who, key, lease, patience, number)| match kind {
+    let under = select(&[Under::Any, Under::Its, Under::Another][..]);
+    (0..44, who, key, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
+        |(kind, who, key, under, lease, patience, number)| match kind {
             0..16 => Op::Acquire(who, key, lease, patience),
-            16..22 => Op::Release(who, key),
+            16..22 => Op::Release(who, key, under),
             22..28 => Op::Pass(u64::from(number % 4)),
             28 => Op::Pass(u64::from(number)),
             29 | 30 => Op::PassToEnd(key),
@@ -60,7 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
             33..37 => Op::Abandon(usize::from(number)),
             37..40 => Op::Expire(usize::from(number % 3)),
             40 => Op::Check(key),
-            41 => Op::Verify(who, key),
+            41 => Op::Verify(who, key, under),
             42 => Op::Settle(key),
             _ => Op::DrainWaiters,
         },
@@ -158,18 +169,44 @@ impl Model {
         Acquired::Queued(ticket)
     }
 
-    fn release(&mut self, now: Instant, key: Name, requester: Name) -> Result<(), Refusal> {
-        self.verify(now, key, requester)?;
+    fn release(
+        &mut self,
+        now: Instant,
+        key: Name,
+        requester: Name,
+        fence: Option<Fence>,
+    ) -> Result<(), Refusal> {
+        self.verify(now, key, requester, fence)?;
         self.end_lease(now, key, now);
         Ok(())
     }
 
-    fn verify(&mut self, now: Instant, key: Name, requester: Name) -> Result<(), Refusal> {
+    fn verify(
+        &mut self,
+        now: Instant,
+        key: Name,
+        requester: Name,
+        fence: Option<Fence>,
+    ) -> Result<Grant, Refusal> {
         self.settle(now, key);
-        match self.find(key) {
-            None => Err(Free),
-            Some(held) if held.holder == requester => Ok(()),
-            Some(_) => Err(NotHolder),
+        let held = self.find(key).ok_or(Free)?;
+        if held.holder != requester {
+            return Err(NotHolder);
+        }
+        match fence {
+            Some(fence) if fence != held.grant.fence => Err(StaleFence),
+            _ => Ok(held.grant),
+        }
+    }
+
+    /// The fence that somebody names who believes that the key is held now.
+    fn fence(&mut self, now: Instant, key: Name, under: Under) -> Option<Fence> {
+        self.settle(now, key);
+        let current = self.find(key).map_or(FIRST_FENCE, |held| held.grant.fence);
+        match under {
+            Under::Any => None,
+            Under::Its => Some(current),
+            Under::Another => Some(current - 1),
         }
     }
 
@@ -288,11 +325,11 @@ struct Race {
 impl Race {
     fn new(limits: Limits) -> Self {
         Race {
-            table: LockTable::new(limits),
+            table: LockTable::new(limits, FIRST_FENCE),
             model: Model {
                 held: Vec::new(),
                 limits,
-                next_fence: 1,
+                next_fence: FIRST_FENCE,
                 next_ticket: 1,
                 told: Vec::new(),
             },
@@ -346,18 +383,24 @@ impl Race {
                     Acquired::Refused(_) => {}
                 }
             }
-            Op::Release(requester, key) => prop_assert_eq!(
-                table.release(*now, key, requester),
-                model.release(*now, key, requester)
-            ),
+            Op::Release(requester, key, under) => {
+                let fence = model.fence(*now, key, under);
+                prop_assert_eq!(
+                    table.release(*now, key, requester, fence),
+                    model.release(*now, key, requester, fence)
+                );
+            }
             Op::Check(key) => {
                 model.settle(*now, key);
                 prop_assert_eq!(table.check(*now, key), model.find(key).is_some());
             }
-            Op::Verify(requester, key) => prop_assert_eq!(
-                table.verify(*now, key, requester),
-                model.verify(*now, key, requester)
-            ),
+            Op::Verify(requester, key, under) => {
+                let fence = model.fence(*now, key, under);
+                prop_assert_eq!(
+                    table.verify(*now, key, requester, fence),
+                    model.verify(*now, key, requester, fence)
+                );
+            }
             Op::Abandon(nth) => {
                 if let Some(&(key, ticket)) = self.tickets.get(nth % self.tickets.len().max(1)) {
                     prop_assert_eq!(table.abandon(key, ticket), model.abandon(ticket));
