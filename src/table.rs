@@ -61,10 +61,7 @@ pub(crate) struct HandOver<W> {
 /// `W` is whatever the caller needs to tell a waiter of its grant.
 pub(crate) struct LockTable<W> {
     entries: HashMap<Key, Entry<W>>,
-    /// The leases that somebody waits behind, by their end: each is an appointment to keep.
-    contended: BTreeMap<End, Key>,
-    /// The leases that nobody waits behind, by their end: memory to be freed some time.
-    uncontended: BTreeMap<End, Key>,
+    ends: Ends,
     /// Grants that the caller has not yet been told of.
     handed_over: Vec<HandOver<W>>,
     waiters: usize,
@@ -77,6 +74,15 @@ pub(crate) struct LockTable<W> {
 
 /// The end of a lease. The fence makes it unique.
 type End = (Instant, Fence);
+
+/// Every lease by its end, in one of two indices.
+#[derive(Default)]
+struct Ends {
+    /// The leases that somebody waits behind: each is an appointment to keep.
+    contended: BTreeMap<End, Key>,
+    /// The leases that nobody waits behind: memory to be freed some time.
+    uncontended: BTreeMap<End, Key>,
+}
 
 struct Entry<W> {
     holder: Requester,
@@ -102,7 +108,7 @@ struct Waiter<W> {
 /// Below this capacity the map of entries is not worth shrinking.
 const SMALL: usize = 1024;
 
-/// Why looking a lease up in its index cannot fail: `acquire`, `hand_over`, `abandon` and
+/// Why looking a lease up in its index cannot fail: `acquire`, `renew`, `hand_over`, `abandon` and
 /// `drain_waiters` are the only ones to change a lease or empty a queue, and each moves the key.
 const INDEXED: &str = "every lease stands in the index that its queue calls for";
 
@@ -111,8 +117,7 @@ impl<W> LockTable<W> {
     pub fn new(limits: Limits, first_fence: Fence) -> Self {
         LockTable {
             entries: HashMap::new(),
-            contended: BTreeMap::new(),
-            uncontended: BTreeMap::new(),
+            ends: Ends::default(),
             handed_over: Vec::new(),
             waiters: 0,
             next_fence: first_fence,
@@ -183,6 +188,30 @@ impl<W> LockTable<W> {
         Ok(())
     }
 
+    /// Has the holder's lease end `lock_timeout` from now, be that later or sooner than before.
+    ///
+    /// It stays the same grant, and whoever waits stays where they are.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the wire has no RENEW yet"))]
+    pub fn renew(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+        lock_timeout: Duration,
+    ) -> Result<Grant, Refusal> {
+        self.verify(now, key, requester, fence)?;
+        let entry = self
+            .entries
+            .get_mut(key)
+            .expect("what was verified is held");
+        let index = self.ends.index_of(entry);
+        let key = index.remove(&entry.end()).expect(INDEXED);
+        entry.grant.expires = now + lock_timeout;
+        index.insert(entry.end(), key);
+        Ok(entry.grant)
+    }
+
     /// Whether anyone holds the key.
     pub fn check(&mut self, now: Instant, key: &str) -> bool {
         self.settle(now, key);
@@ -223,8 +252,8 @@ impl<W> LockTable<W> {
         if queue.by_arrival.is_empty() {
             entry.queue = None;
             let end = entry.end();
-            let key = self.contended.remove(&end).expect(INDEXED);
-            self.uncontended.insert(end, key);
+            let key = self.ends.contended.remove(&end).expect(INDEXED);
+            self.ends.uncontended.insert(end, key);
         }
         true
     }
@@ -242,14 +271,14 @@ impl<W> LockTable<W> {
     /// Lets all leases run out whose time has come: every one that somebody waits behind, and up to
     /// `batch` of the others. `false` if more of those may be left over.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
-        while let Some((&(ended, _), key)) = self.contended.first_key_value()
+        while let Some((&(ended, _), key)) = self.ends.contended.first_key_value()
             && ended <= now
         {
             let key = key.clone();
             self.hand_over(now, &key, ended);
         }
         for _ in 0..batch {
-            match self.uncontended.first_entry() {
+            match self.ends.uncontended.first_entry() {
                 Some(lapsed) if lapsed.key().0 <= now => {
                     let key = lapsed.remove();
                     self.entries.remove(&*key);
@@ -266,7 +295,8 @@ impl<W> LockTable<W> {
 
     /// When the next lease ends that somebody waits behind.
     pub fn next_hand_over(&self) -> Option<Instant> {
-        self.contended.first_key_value().map(|(&(end, _), _)| end)
+        let first = self.ends.contended.first_key_value();
+        first.map(|(&(end, _), _)| end)
     }
 
     /// The grants made to waiters since the last call. Each has to be told.
@@ -277,7 +307,7 @@ impl<W> LockTable<W> {
     /// Empties all queues and returns whoever stood in them, in no order. The leases stay.
     pub fn drain_waiters(&mut self) -> Vec<W> {
         let mut drained = Vec::with_capacity(self.waiters);
-        for key in std::mem::take(&mut self.contended).into_values() {
+        for key in std::mem::take(&mut self.ends.contended).into_values() {
             let entry = self
                 .entries
                 .get_mut(&*key)
@@ -288,7 +318,7 @@ impl<W> LockTable<W> {
                 .map(|queue| queue.by_arrival)
                 .unwrap_or_default();
             drained.extend(queue.into_values().map(|waiter| waiter.handle));
-            self.uncontended.insert(entry.end(), key);
+            self.ends.uncontended.insert(entry.end(), key);
         }
         self.waiters = 0;
         drained
@@ -310,7 +340,7 @@ impl<W> LockTable<W> {
             grant,
             queue: None,
         };
-        self.uncontended.insert(entry.end(), key.clone());
+        self.ends.uncontended.insert(entry.end(), key.clone());
         self.entries.insert(key, entry);
         grant
     }
@@ -340,8 +370,8 @@ impl<W> LockTable<W> {
             .expect("acquire queues only behind a holder");
         if entry.queue.is_none() {
             let end = entry.end();
-            let key = self.uncontended.remove(&end).expect(INDEXED);
-            self.contended.insert(end, key);
+            let key = self.ends.uncontended.remove(&end).expect(INDEXED);
+            self.ends.contended.insert(end, key);
         }
         let queue = entry.queue.get_or_insert_default();
         queue.by_requester.insert(requester, ticket);
@@ -357,12 +387,7 @@ impl<W> LockTable<W> {
             return;
         };
         let end = entry.end();
-        let index = if entry.queue.is_some() {
-            &mut self.contended
-        } else {
-            &mut self.uncontended
-        };
-        let shared_key = index.remove(&end).expect(INDEXED);
+        let shared_key = self.ends.index_of(entry).remove(&end).expect(INDEXED);
         let before = entry.queue_len();
         let next = entry
             .queue
@@ -384,12 +409,7 @@ impl<W> LockTable<W> {
         self.next_fence += 1;
         entry.holder = waiter.requester;
         entry.grant = grant;
-        let index = if entry.queue.is_some() {
-            &mut self.contended
-        } else {
-            &mut self.uncontended
-        };
-        index.insert(entry.end(), shared_key);
+        self.ends.index_of(entry).insert(entry.end(), shared_key);
         self.handed_over.push(HandOver {
             waiter: waiter.handle,
             grant,
@@ -402,6 +422,17 @@ impl<W> LockTable<W> {
         let capacity = self.entries.capacity();
         if capacity > SMALL && self.entries.len() < capacity / 8 {
             self.entries.shrink_to(capacity / 4);
+        }
+    }
+}
+
+impl Ends {
+    /// Where the entry's lease stands.
+    fn index_of<W>(&mut self, entry: &Entry<W>) -> &mut BTreeMap<End, Key> {
+        if entry.queue.is_some() {
+            &mut self.contended
+        } else {
+            &mut self.uncontended
         }
     }
 }

@@ -156,6 +156,24 @@ impl Desk {
         verified.map(|grant| self.time(grant.expires))
     }
 
+    fn renew(&mut self, key: Name, requester: Name, lease: u64) -> Result<u64, Refusal> {
+        self.renew_under(None, key, requester, lease)
+    }
+
+    fn renew_under(
+        &mut self,
+        fence: impl Into<Option<Fence>>,
+        key: Name,
+        requester: Name,
+        lease: u64,
+    ) -> Result<u64, Refusal> {
+        let renewed = self
+            .table
+            .renew(self.now, key, requester, fence.into(), ms(lease));
+        self.check();
+        renewed.map(|grant| self.time(grant.expires))
+    }
+
     /// The fence of the latest grant that somebody was told of.
     fn last_fence(&self) -> Fence {
         *self.fences.last().expect("something was granted")
@@ -236,8 +254,8 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
     let mut waiters = 0;
     for (key, entry) in &table.entries {
         let (home, other) = match &entry.queue {
-            Some(_) => (&table.contended, &table.uncontended),
-            None => (&table.uncontended, &table.contended),
+            Some(_) => (&table.ends.contended, &table.ends.uncontended),
+            None => (&table.ends.uncontended, &table.ends.contended),
         };
         prop_assert!(
             home.get(&entry.end())
@@ -267,7 +285,7 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
     }
     // With this, an index names no key that has no lease.
     prop_assert_eq!(
-        table.contended.len() + table.uncontended.len(),
+        table.ends.contended.len() + table.ends.uncontended.len(),
         table.entries.len()
     );
     prop_assert_eq!(table.waiters, waiters);
@@ -577,6 +595,93 @@ fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
         assert_eq!(desk.verify_under(fence, "L", "ann"), Err(Free));
         assert_eq!(desk.release_under(fence, "L", "ann"), Err(Free));
     }
+}
+
+// Renewals.
+
+#[test]
+fn a_renewed_lease_counts_from_the_renewal() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    assert_eq!(desk.at(7).renew("K", "ann", 10), Ok(17));
+    assert!(desk.just_before(17).is_held("K"));
+    assert_eq!(desk.at(17).verify("K", "ann"), Err(Free));
+}
+
+#[test]
+fn a_renewal_may_end_a_lease_sooner_than_before() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    assert_eq!(desk.at(1).renew("K", "ann", 2), Ok(3));
+    assert!(desk.at(3).expire(9));
+    assert!(desk.table.is_empty());
+}
+
+#[test]
+fn a_renewal_is_the_same_grant() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    let fence = desk.last_fence();
+    assert_eq!(desk.at(1).renew_under(fence, "K", "ann", 10), Ok(11));
+    assert_eq!(desk.at(2).renew("K", "ann", 10), Ok(12));
+    assert_eq!(desk.verify_under(fence, "K", "ann"), Ok(12));
+    assert_eq!(desk.release_under(fence, "K", "ann"), Ok(()));
+}
+
+#[test]
+fn who_waits_behind_a_renewed_lease_keeps_its_place_and_its_patience() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).acquire_within("K", "bob", 15);
+    desk.at(2).acquire("K", "cat");
+    desk.at(3).acquire("K", "dan");
+    let before = desk.entry("K").unwrap().queue;
+    assert_eq!(desk.at(9).renew("K", "ann", 10), Ok(19));
+    assert_eq!(desk.entry("K").unwrap().queue, before);
+    desk.at(10).expire(9);
+    assert_eq!(desk.told(), []);
+    // bob's patience ended at 16, before the lease did.
+    desk.at(19).expire(9);
+    assert_eq!(desk.told(), [("cat", 29)]);
+}
+
+#[test]
+fn the_next_hand_over_follows_a_renewal_to_later_and_to_sooner() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 30);
+    desk.at(0).acquire_for("L", "ann", 20);
+    assert_eq!(desk.renew("K", "ann", 31), Ok(31));
+    assert_eq!(desk.next_hand_over(), None);
+    desk.at(1).acquire("K", "bob");
+    desk.at(1).acquire("L", "cat");
+    assert_eq!(desk.next_hand_over(), Some(20));
+    desk.at(2).renew("L", "ann", 50).unwrap();
+    assert_eq!(desk.next_hand_over(), Some(31));
+    desk.at(3).renew("K", "ann", 60).unwrap();
+    assert_eq!(desk.next_hand_over(), Some(52));
+    desk.at(4).renew("K", "ann", 1).unwrap();
+    assert_eq!(desk.next_hand_over(), Some(5));
+    desk.at(5).expire(9);
+    assert_eq!(desk.told(), [("bob", 15)]);
+}
+
+#[test]
+fn a_renewal_by_anyone_but_the_holder_is_refused_and_changes_nothing() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(0).acquire("L", "ann");
+    desk.at(1).acquire("K", "bob");
+    let stale = desk.last_fence() + 1;
+    let before = desk.entry("K");
+    assert_eq!(desk.at(9).renew("K", "bob", 99), Err(NotHolder));
+    assert_eq!(desk.renew_under(stale, "K", "bob", 99), Err(NotHolder));
+    assert_eq!(desk.renew_under(stale, "K", "ann", 99), Err(StaleFence));
+    assert_eq!(desk.renew("M", "ann", 99), Err(Free));
+    assert_eq!(desk.entry("K"), before);
+    // Too late: at its end a lease is gone.
+    assert_eq!(desk.at(10).renew("K", "ann", 99), Err(NotHolder));
+    assert_eq!(desk.renew("L", "ann", 99), Err(Free));
+    assert_eq!(desk.told(), [("bob", 20)]);
 }
 
 // How long a waiter waits.

@@ -8,6 +8,8 @@ enum Op {
     /// Requester, key, lease, patience.
     Acquire(Name, Name, u64, u64),
     Release(Name, Name, Under),
+    /// Requester, key, which fence, lease.
+    Renew(Name, Name, Under, u64),
     Check(Name),
     Verify(Name, Name, Under),
     /// The ticket given out as the nth, counted round.
@@ -41,6 +43,9 @@ impl fmt::Debug for Op {
                 )
             }
             Op::Release(who, key, under) => write!(f, "{who} releases {key} under {under:?} fence"),
+            Op::Renew(who, key, under, lease) => {
+                write!(f, "{who} renews {key} under {under:?} fence for {lease} ms")
+            }
             Op::Check(key) => write!(f, "{key} is checked"),
             Op::Verify(who, key, under) => {
                 write!(f, "{key} is verified for {who} under {under:?} fence")
@@ -60,7 +65,7 @@ impl fmt::Debug for Op {
 fn op() -> impl Strategy<Value = Op> {
     let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
     let under = select(&[Under::Any, Under::Its, Under::Another][..]);
-    (0..44, who, key, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
+    (0..48, who, key, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
         |(kind, who, key, under, lease, patience, number)| match kind {
             0..16 => Op::Acquire(who, key, lease, patience),
             16..22 => Op::Release(who, key, under),
@@ -72,7 +77,8 @@ fn op() -> impl Strategy<Value = Op> {
             37..40 => Op::Expire(usize::from(number % 3)),
             40 => Op::Check(key),
             41 => Op::Verify(who, key, under),
-            42 => Op::Settle(key),
+            42..46 => Op::Renew(who, key, under, u64::from(number % 12)),
+            46 => Op::Settle(key),
             _ => Op::DrainWaiters,
         },
     )
@@ -179,6 +185,20 @@ impl Model {
         self.verify(now, key, requester, fence)?;
         self.end_lease(now, key, now);
         Ok(())
+    }
+
+    fn renew(
+        &mut self,
+        now: Instant,
+        key: Name,
+        requester: Name,
+        fence: Option<Fence>,
+        lease: Duration,
+    ) -> Result<Grant, Refusal> {
+        self.verify(now, key, requester, fence)?;
+        let held = self.find(key).expect("it was verified just now");
+        held.grant.expires = now + lease;
+        Ok(held.grant)
     }
 
     fn verify(
@@ -388,6 +408,13 @@ impl Race {
                 prop_assert_eq!(
                     table.release(*now, key, requester, fence),
                     model.release(*now, key, requester, fence)
+                );
+            }
+            Op::Renew(requester, key, under, lease) => {
+                let fence = model.fence(*now, key, under);
+                prop_assert_eq!(
+                    table.renew(*now, key, requester, fence, ms(lease)),
+                    model.renew(*now, key, requester, fence, ms(lease))
                 );
             }
             Op::Check(key) => {

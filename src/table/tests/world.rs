@@ -21,6 +21,9 @@ enum What {
         slow: u64,
     },
     Release,
+    Renew {
+        lease: u64,
+    },
 }
 
 impl fmt::Debug for Act {
@@ -42,6 +45,12 @@ impl fmt::Debug for Act {
                 "after {after} ms {requester} acquires {key} for {lease} ms, waiting {patience} ms and {slow} late"
             ),
             What::Release => write!(f, "after {after} ms {requester} releases {key}"),
+            What::Renew { lease } => {
+                write!(
+                    f,
+                    "after {after} ms {requester} renews {key} for {lease} ms"
+                )
+            }
         }
     }
 }
@@ -52,7 +61,8 @@ fn act() -> impl Strategy<Value = Act> {
         patience,
         slow,
     });
-    let what = prop_oneof![3 => acquire, 1 => Just(What::Release)];
+    let renew = (1..8u64).prop_map(|lease| What::Renew { lease });
+    let what = prop_oneof![6 => acquire, 2 => Just(What::Release), 1 => renew];
     (0..4u64, 0..2usize, select(&REQUESTERS[..]), what).prop_map(|(after, key, requester, what)| {
         Act {
             after,
@@ -100,6 +110,15 @@ impl Spot {
                 Queued
             }
         }
+    }
+
+    fn renew(&mut self, time: u64, requester: Name, lease: u64) -> Result<u64, Refusal> {
+        let (holder, end) = self.holder.as_mut().ok_or(Free)?;
+        if *holder != requester {
+            return Err(NotHolder);
+        }
+        *end = time + lease;
+        Ok(*end)
     }
 
     fn release(
@@ -157,6 +176,11 @@ proptest! {
                         }
                         let expected = spot.acquire(time, requester, lease, patience);
                         prop_assert_eq!(said, expected, "at {}, {:?}", time, act);
+                    }
+                    What::Renew { lease } => {
+                        let expected = spot.renew(time, requester, lease);
+                        let renewed = desk.renew(key, requester, lease);
+                        prop_assert_eq!(renewed, expected, "at {}, {:?}", time, act);
                     }
                     What::Release => {
                         let (expected, next) = spot.release(time, requester);
