@@ -268,7 +268,7 @@ impl LockManager {
     }
 
     pub fn check(&self, key: &str) -> bool {
-        self.decide(|state, now| state.table.check(now, key))
+        self.decide(|state, now| state.table.holding(now, key).is_some())
     }
 
     pub fn verify(&self, key: &str, requester: &str) -> Result<(), Refusal> {

@@ -51,6 +51,15 @@ pub(crate) enum Acquired {
     Refused(Refusal),
 }
 
+/// Who holds a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Holding<'a> {
+    pub holder: &'a str,
+    pub grant: Grant,
+    /// How many wait for the key. One whose patience is over counts until it has left.
+    pub waiters: usize,
+}
+
 /// A key that went from its last holder to the head of its queue.
 #[derive(Debug)]
 pub(crate) struct HandOver<W> {
@@ -212,10 +221,15 @@ impl<W> LockTable<W> {
         Ok(entry.grant)
     }
 
-    /// Whether anyone holds the key.
-    pub fn check(&mut self, now: Instant, key: &str) -> bool {
+    /// Who holds the key, if anyone does.
+    pub fn holding(&mut self, now: Instant, key: &str) -> Option<Holding<'_>> {
         self.settle(now, key);
-        self.entries.contains_key(key)
+        let entry = self.entries.get(key)?;
+        Some(Holding {
+            holder: &entry.holder,
+            grant: entry.grant,
+            waiters: entry.queue_len(),
+        })
     }
 
     /// The grant under which the requester holds the key. With a fence it has to be that very one.
@@ -226,14 +240,15 @@ impl<W> LockTable<W> {
         requester: &str,
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
-        self.settle(now, key);
-        match self.entries.get(key) {
-            None => Err(Refusal::Free),
-            Some(entry) if *entry.holder != *requester => Err(Refusal::NotHolder),
-            Some(entry) if fence.is_some_and(|fence| fence != entry.grant.fence) => {
-                Err(Refusal::StaleFence)
-            }
-            Some(entry) => Ok(entry.grant),
+        let Some(Holding { holder, grant, .. }) = self.holding(now, key) else {
+            return Err(Refusal::Free);
+        };
+        if holder != requester {
+            return Err(Refusal::NotHolder);
+        }
+        match fence {
+            Some(fence) if fence != grant.fence => Err(Refusal::StaleFence),
+            _ => Ok(grant),
         }
     }
 

@@ -135,9 +135,15 @@ impl Desk {
     }
 
     fn is_held(&mut self, key: Name) -> bool {
-        let held = self.table.check(self.now, key);
+        self.holding(key).is_some()
+    }
+
+    /// The key's holder, the end of its lease and the number of waiters.
+    fn holding(&mut self, key: Name) -> Option<(String, u64, usize)> {
+        let holding = self.table.holding(self.now, key);
+        let told = holding.map(|held| (held.holder.to_owned(), held.grant.expires, held.waiters));
         self.check();
-        held
+        told.map(|(holder, end, waiters)| (holder, self.time(end), waiters))
     }
 
     fn verify(&mut self, key: Name, requester: Name) -> Result<(), Refusal> {
@@ -597,6 +603,28 @@ fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
     }
 }
 
+// Who holds it.
+
+#[test]
+fn a_held_key_tells_its_holder_its_grant_and_how_many_wait() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.holding("K"), None);
+    desk.at(0).acquire("K", "ann");
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 0)));
+    desk.at(1).acquire("K", "bob");
+    desk.at(2).acquire("K", "cat");
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 2)));
+    desk.abandon("K", "bob");
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 1)));
+    assert_eq!(desk.at(10).holding("K"), Some(("cat".into(), 20, 0)));
+    assert_eq!(desk.told(), [("cat", 20)]);
+    assert_eq!(
+        desk.table.holding(desk.now, "K").unwrap().grant.fence,
+        desk.last_fence()
+    );
+    assert_eq!(desk.at(20).holding("K"), None);
+}
+
 // Renewals.
 
 #[test]
@@ -827,6 +855,7 @@ fn check_and_verify_never_create_state() {
     let mut desk = Desk::new();
     assert!(!desk.at(0).is_held("K"));
     assert_eq!(desk.verify("K", "ann"), Err(Free));
+    assert_eq!(desk.renew("K", "ann", 10), Err(Free));
     assert_eq!(desk.release("K", "ann"), Err(Free));
     desk.settle("K");
     assert!(desk.table.is_empty());

@@ -219,6 +219,14 @@ impl Model {
         }
     }
 
+    fn holding(&mut self, key: Name) -> Option<Holding<'_>> {
+        self.find(key).map(|held| Holding {
+            holder: held.holder,
+            grant: held.grant,
+            waiters: held.waiters.len(),
+        })
+    }
+
     /// The fence that somebody names who believes that the key is held now.
     fn fence(&mut self, now: Instant, key: Name, under: Under) -> Option<Fence> {
         self.settle(now, key);
@@ -419,7 +427,7 @@ impl Race {
             }
             Op::Check(key) => {
                 model.settle(*now, key);
-                prop_assert_eq!(table.check(*now, key), model.find(key).is_some());
+                prop_assert_eq!(table.holding(*now, key), model.holding(key));
             }
             Op::Verify(requester, key, under) => {
                 let fence = model.fence(*now, key, under);
