@@ -1,4 +1,4 @@
-//! The nouns of a lock: key, requester, fencing token, grant and lease.
+//! The nouns of a lock: key, requester, request ID, fencing token, grant and lease.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -8,6 +8,10 @@ pub(crate) type Key = Arc<str>;
 
 /// A name on the wire. Whoever uses it is the client of that name.
 pub(crate) type Requester = Arc<str>;
+
+/// What a requester calls one acquire, to be recognised when it asks again. Means something only
+/// together with the key and the requester.
+pub(crate) type RequestId = Arc<str>;
 
 /// A number that only grows, one per grant.
 pub(crate) type Fence = u64;

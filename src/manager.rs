@@ -107,7 +107,7 @@ impl Waiter {
 pub(crate) enum Outcome {
     Granted(Grant),
     Refused(Refusal),
-    /// The client went away while it waited.
+    /// The client went away while it waited, or waits elsewhere now.
     Abandoned,
     /// The server is ending.
     Stopping,
@@ -179,20 +179,23 @@ impl LockManager {
                 waiter = Some(new.clone());
                 new
             };
-            let acquired = state.table.acquire(now, key, requester, terms, handle);
-            match acquired {
-                Acquired::Granted(grant) => state.note_grant(now, key, requester, grant),
+            let acquired = state
+                .table
+                .acquire(now, key, requester, terms, None, handle);
+            match &acquired {
+                Acquired::Granted(grant) => state.note_grant(now, key, requester, *grant),
                 Acquired::Queued(ticket) => {
                     state.note(now, || {
                         format!("queued {key:?} {requester:?} ticket {ticket}")
                     });
                 }
-                Acquired::Refused(_) => {}
+                Acquired::TakenOver { before, .. } => state.dismiss(before.clone()),
+                Acquired::Repeated(_) | Acquired::Refused(_) => {}
             }
             (now, Some(acquired))
         });
         match (acquired, waiter) {
-            (Some(Acquired::Queued(ticket)), Some(waiter)) => {
+            (Some(Acquired::Queued(ticket) | Acquired::TakenOver { ticket, .. }), Some(waiter)) => {
                 let deadline = now + terms.lock_attempt_timeout;
                 Attempt::Queued(Place {
                     ticket,
@@ -200,10 +203,14 @@ impl LockManager {
                     deadline,
                 })
             }
-            (Some(Acquired::Granted(grant)), _) => Attempt::Decided(Outcome::Granted(grant)),
+            (Some(Acquired::Granted(grant) | Acquired::Repeated(grant)), _) => {
+                Attempt::Decided(Outcome::Granted(grant))
+            }
             (Some(Acquired::Refused(refusal)), _) => Attempt::Decided(Outcome::Refused(refusal)),
             // A waiter without a handle does not exist: the table asks for it before it queues.
-            (Some(Acquired::Queued(_)) | None, _) => Attempt::Decided(Outcome::Stopping),
+            (Some(Acquired::Queued(_) | Acquired::TakenOver { .. }) | None, _) => {
+                Attempt::Decided(Outcome::Stopping)
+            }
         }
     }
 
@@ -247,13 +254,15 @@ impl LockManager {
             } = &*place.waiter;
             state.table.settle(now, key);
             state.record(now);
-            let outcome = *outcome.get_or_init(|| reason);
-            if state.table.abandon(key, place.ticket) {
+            // Only a wait that ends here leaves: the place of one that had ended may be a repeated
+            // request's by now, under the same ticket.
+            let ends_here = outcome.set(reason).is_ok();
+            if ends_here && state.table.abandon(key, place.ticket) {
                 state.note(now, || {
                     format!("left {key:?} {requester:?} ticket {}", place.ticket)
                 });
             }
-            outcome
+            *outcome.get().expect("it was set above or before")
         })
     }
 
@@ -354,6 +363,13 @@ impl State {
             let _ = waiter.outcome.set(Outcome::Granted(grant));
             self.told.waiters.push(waiter);
         }
+    }
+
+    /// Ends the wait of one whose place was taken over.
+    fn dismiss(&mut self, waiter: Arc<Waiter>) {
+        // Who waits in the queue has no outcome yet.
+        let _ = waiter.outcome.set(Outcome::Abandoned);
+        self.told.waiters.push(waiter);
     }
 
     fn note_grant(&mut self, now: Instant, key: &str, requester: &str, grant: Grant) {

@@ -2,12 +2,17 @@
 //!
 //! Nothing here blocks, logs or reads a clock; `now` is always an argument and never goes back.
 //! Between calls, for every key: (1) at most one lease; (2) if anyone waits, a lease exists;
-//! (3) grants follow arrival; (4) fencing tokens only grow.
+//! (3) grants follow arrival among those who wait; (4) fencing tokens only grow; (5) an acquire with
+//! a request ID is known once: by its grant or by its place in the queue.
+//!
+//! A requester may ask again, because it can't know whether its question or only the answer was
+//! lost. By the request ID the table sees that it is the same acquire: it is granted once and
+//! stands in the queue once, where it arrived first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::lease::{Fence, Grant, Key, Requester};
+use crate::lease::{Fence, Grant, Key, RequestId, Requester};
 
 /// How much the table takes in. Beyond it an acquire is refused as [`Refusal::Full`].
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +50,17 @@ pub(crate) type Ticket = u64;
 
 /// The answer to an acquire.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Acquired {
+pub(crate) enum Acquired<W> {
     Granted(Grant),
+    /// What this very request was granted before, as it stands now.
+    Repeated(Grant),
     Queued(Ticket),
+    /// This very request waits already. Its place goes on under the new handle and terms.
+    TakenOver {
+        ticket: Ticket,
+        /// The handle it had so far, which will be told of no grant.
+        before: W,
+    },
     Refused(Refusal),
 }
 
@@ -96,6 +109,8 @@ struct Ends {
 struct Entry<W> {
     holder: Requester,
     grant: Grant,
+    /// What the holder called the acquire that got it the key.
+    request: Option<RequestId>,
     /// `None` when nobody waits, so that an uncontended key costs one word for it.
     queue: Option<Box<Queue<W>>>,
 }
@@ -108,6 +123,7 @@ struct Queue<W> {
 
 struct Waiter<W> {
     requester: Requester,
+    request: Option<RequestId>,
     lock_timeout: Duration,
     /// The last instant at which the waiter still takes the key.
     deadline: Instant,
@@ -143,15 +159,18 @@ impl<W> LockTable<W> {
 
     /// Grants the key, or queues the requester behind those already there.
     ///
-    /// `handle` is called only for a waiter that is queued.
+    /// An acquire under the ID of one that was granted or waits is that one again: it is told that
+    /// grant, or takes over that place. With no patience of its own it leaves the wait as it is.
+    /// `handle` is called only for a waiter that is queued or takes over a place.
     pub fn acquire(
         &mut self,
         now: Instant,
         key: &str,
         requester: &str,
         terms: Terms,
+        request: Option<&str>,
         handle: impl FnOnce() -> W,
-    ) -> Acquired {
+    ) -> Acquired<W> {
         self.settle(now, key);
         if self.entries.len() >= self.limits.keys && !self.entries.contains_key(key) {
             // A lapsed key that nobody has asked for since is no longer held.
@@ -161,13 +180,19 @@ impl<W> LockTable<W> {
             if self.entries.len() >= self.limits.keys {
                 return Acquired::Refused(Refusal::Full);
             }
-            return Acquired::Granted(self.grant_free_key(now, key, requester, terms));
+            return Acquired::Granted(self.grant_free_key(now, key, requester, terms, request));
         };
         if *entry.holder == *requester {
+            if is_same(request, &entry.request) {
+                return Acquired::Repeated(entry.grant);
+            }
             return Acquired::Refused(Refusal::AlreadyHolder);
         }
-        if let Some((ticket, deadline)) = entry.place_of(requester) {
-            if now <= deadline {
+        if let Some((ticket, waiter)) = entry.place_of(requester) {
+            if now <= waiter.deadline {
+                if is_same(request, &waiter.request) {
+                    return self.take_over(now, key, ticket, terms, handle);
+                }
                 return Acquired::Refused(Refusal::AlreadyWaiting);
             }
             // Its patience is over; only its thread has not yet come to say so.
@@ -179,7 +204,7 @@ impl<W> LockTable<W> {
         if self.waiters >= self.limits.waiters {
             return Acquired::Refused(Refusal::Full);
         }
-        Acquired::Queued(self.enqueue(now, key, requester, terms, handle()))
+        Acquired::Queued(self.enqueue(now, key, requester, terms, request, handle()))
     }
 
     /// Takes the key from its holder and hands it over to the head of the queue.
@@ -343,7 +368,14 @@ impl<W> LockTable<W> {
         self.entries.is_empty()
     }
 
-    fn grant_free_key(&mut self, now: Instant, key: &str, requester: &str, terms: Terms) -> Grant {
+    fn grant_free_key(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        terms: Terms,
+        request: Option<&str>,
+    ) -> Grant {
         let key = Key::from(key);
         let grant = Grant {
             expires: now + terms.lock_timeout,
@@ -353,6 +385,7 @@ impl<W> LockTable<W> {
         let entry = Entry {
             holder: requester.into(),
             grant,
+            request: request.map(RequestId::from),
             queue: None,
         };
         self.ends.uncontended.insert(entry.end(), key.clone());
@@ -366,6 +399,7 @@ impl<W> LockTable<W> {
         key: &str,
         requester: &str,
         terms: Terms,
+        request: Option<&str>,
         handle: W,
     ) -> Ticket {
         let ticket = self.next_ticket;
@@ -375,6 +409,7 @@ impl<W> LockTable<W> {
         let deadline = now + terms.lock_attempt_timeout;
         let waiter = Waiter {
             requester: requester.clone(),
+            request: request.map(RequestId::from),
             lock_timeout: terms.lock_timeout,
             deadline,
             handle,
@@ -392,6 +427,29 @@ impl<W> LockTable<W> {
         queue.by_requester.insert(requester, ticket);
         queue.by_arrival.insert(ticket, waiter);
         ticket
+    }
+
+    /// Lets a waiter's repeated request stand in its place.
+    fn take_over(
+        &mut self,
+        now: Instant,
+        key: &str,
+        ticket: Ticket,
+        terms: Terms,
+        handle: impl FnOnce() -> W,
+    ) -> Acquired<W> {
+        if terms.lock_attempt_timeout.is_zero() {
+            return Acquired::Refused(Refusal::Timeout);
+        }
+        let waiter = self
+            .entries
+            .get_mut(key)
+            .and_then(|entry| entry.queue.as_mut()?.by_arrival.get_mut(&ticket))
+            .expect("acquire found the place just now");
+        waiter.lock_timeout = terms.lock_timeout;
+        waiter.deadline = now + terms.lock_attempt_timeout;
+        let before = std::mem::replace(&mut waiter.handle, handle());
+        Acquired::TakenOver { ticket, before }
     }
 
     /// Ends the key's lease, which ran until `ended`, and grants the key to the first waiter that
@@ -423,6 +481,7 @@ impl<W> LockTable<W> {
         };
         self.next_fence += 1;
         entry.holder = waiter.requester;
+        entry.request = waiter.request;
         entry.grant = grant;
         self.ends.index_of(entry).insert(entry.end(), shared_key);
         self.handed_over.push(HandOver {
@@ -463,11 +522,11 @@ impl<W> Entry<W> {
             .map_or(0, |queue| queue.by_arrival.len())
     }
 
-    /// Where in the queue the requester stands, and until when.
-    fn place_of(&self, requester: &str) -> Option<(Ticket, Instant)> {
+    /// Where in the queue the requester stands, and as what.
+    fn place_of(&self, requester: &str) -> Option<(Ticket, &Waiter<W>)> {
         let queue = self.queue.as_ref()?;
         let ticket = queue.by_requester.get(requester)?;
-        Some((*ticket, queue.by_arrival.get(ticket)?.deadline))
+        Some((*ticket, queue.by_arrival.get(ticket)?))
     }
 }
 
@@ -498,6 +557,11 @@ impl<W> Default for Queue<W> {
             by_requester: HashMap::new(),
         }
     }
+}
+
+/// Whether a request is an earlier one again. One without an ID is never recognised.
+fn is_same(request: Option<&str>, earlier: &Option<RequestId>) -> bool {
+    request.is_some() && request == earlier.as_deref()
 }
 
 #[cfg(test)]

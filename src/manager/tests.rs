@@ -276,6 +276,18 @@ fn abandoning_after_the_timeout_changes_nothing() {
 }
 
 #[test]
+fn a_wait_that_ended_otherwise_takes_nobody_out_of_the_queue() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = manager.queued("K", "bob");
+    // As when a repeated request has taken over the place, under the same ticket.
+    manager.state.lock().dismiss(bob.waiter.clone());
+    manager.abandon(&bob);
+    assert_eq!(manager.wait(&bob), Outcome::Abandoned);
+    assert!(manager.state.lock().table.abandon("K", bob.ticket));
+}
+
+#[test]
 fn stop_breaks_off_all_waiters_and_refuses_new_ones() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");

@@ -34,8 +34,38 @@ struct Desk {
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Until(u64),
+    /// What it was granted before, until this time.
+    Again(u64),
     Queued,
+    /// It stands in the place of the one named.
+    InPlaceOf(Name),
     No(Refusal),
+}
+
+/// An acquire before it is made.
+#[derive(Clone, Copy)]
+struct Ask {
+    lease: u64,
+    patience: u64,
+    request: Option<Name>,
+    /// Whom to tell. It is the requester if nobody is named.
+    via: Option<Name>,
+}
+
+/// An acquire that names nothing.
+const ASK: Ask = Ask {
+    lease: LEASE,
+    patience: PATIENCE,
+    request: None,
+    via: None,
+};
+
+/// An acquire with a request ID.
+const fn request(id: Name) -> Ask {
+    Ask {
+        request: Some(id),
+        ..ASK
+    }
 }
 
 /// An entry in the desk's own time; everyone in the queue has a deadline.
@@ -56,6 +86,19 @@ const NO_LIMITS: Limits = Limits {
     keys: usize::MAX,
     waiters: usize::MAX,
 };
+
+impl Ask {
+    const fn within(self, patience: u64) -> Ask {
+        Ask { patience, ..self }
+    }
+
+    const fn via(self, name: Name) -> Ask {
+        Ask {
+            via: Some(name),
+            ..self
+        }
+    }
+}
 
 impl Desk {
     fn new() -> Self {
@@ -88,7 +131,7 @@ impl Desk {
     }
 
     fn acquire(&mut self, key: Name, requester: Name) -> Said {
-        self.acquire_on(key, requester, LEASE, PATIENCE)
+        self.ask(key, requester, ASK)
     }
 
     fn acquire_for(&mut self, key: Name, requester: Name, lease: u64) -> Said {
@@ -100,20 +143,37 @@ impl Desk {
     }
 
     fn acquire_on(&mut self, key: Name, requester: Name, lease: u64, patience: u64) -> Said {
+        let ask = Ask {
+            lease,
+            patience,
+            ..ASK
+        };
+        self.ask(key, requester, ask)
+    }
+
+    fn ask(&mut self, key: Name, requester: Name, ask: Ask) -> Said {
+        let terms = terms(ask.lease, ask.patience);
+        let handle = || ask.via.unwrap_or(requester);
         let acquired = self
             .table
-            .acquire(self.now, key, requester, terms(lease, patience), || {
-                requester
-            });
+            .acquire(self.now, key, requester, terms, ask.request, handle);
         self.check();
         match acquired {
             Acquired::Granted(grant) => {
                 self.fences.push(grant.fence);
                 Until(self.time(grant.expires))
             }
+            Acquired::Repeated(grant) => {
+                assert!(self.fences.contains(&grant.fence), "it is no new grant");
+                Again(self.time(grant.expires))
+            }
             Acquired::Queued(ticket) => {
                 self.tickets.insert((key, requester), ticket);
                 Queued
+            }
+            Acquired::TakenOver { ticket, before } => {
+                assert_eq!(self.tickets[&(key, requester)], ticket);
+                InPlaceOf(before)
             }
             Acquired::Refused(refusal) => No(refusal),
         }
@@ -546,15 +606,15 @@ fn only_who_is_queued_needs_a_handle() {
         waiters: 1,
     };
     let mut table = LockTable::new(limits, FIRST_FENCE);
-    table.acquire(now, "K", "ann", terms(10, 10), handle);
-    table.acquire(now, "K", "ann", terms(10, 10), handle);
-    table.acquire(now, "K", "bob", terms(10, 0), handle);
-    table.acquire(now, "L", "bob", terms(10, 10), handle);
+    table.acquire(now, "K", "ann", terms(10, 10), None, handle);
+    table.acquire(now, "K", "ann", terms(10, 10), None, handle);
+    table.acquire(now, "K", "bob", terms(10, 0), None, handle);
+    table.acquire(now, "L", "bob", terms(10, 10), None, handle);
     assert_eq!(asked.get(), 0);
-    table.acquire(now, "K", "bob", terms(10, 10), handle);
+    table.acquire(now, "K", "bob", terms(10, 10), None, handle);
     assert_eq!(asked.get(), 1);
-    table.acquire(now, "K", "bob", terms(10, 10), handle);
-    table.acquire(now, "K", "cat", terms(10, 10), handle);
+    table.acquire(now, "K", "bob", terms(10, 10), None, handle);
+    table.acquire(now, "K", "cat", terms(10, 10), None, handle);
     assert_eq!(asked.get(), 1);
 }
 
@@ -601,6 +661,184 @@ fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
         assert_eq!(desk.verify_under(fence, "L", "ann"), Err(Free));
         assert_eq!(desk.release_under(fence, "L", "ann"), Err(Free));
     }
+}
+
+// Requests that are made again.
+
+#[test]
+fn a_repeated_request_of_the_holder_is_told_its_grant_again_and_changes_nothing() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.at(0).ask("K", "ann", request("#1")), Until(10));
+    let fence = desk.last_fence();
+    desk.at(1).acquire("K", "bob");
+    let before = desk.entry("K");
+    assert_eq!(desk.at(9).ask("K", "ann", request("#1")), Again(10));
+    assert_eq!(
+        desk.at(9).ask("K", "ann", request("#1").within(0)),
+        Again(10)
+    );
+    assert_eq!(desk.entry("K"), before);
+    assert_eq!(desk.verify_under(fence, "K", "ann"), Ok(10));
+    desk.at(10).settle("K");
+    assert_eq!(desk.told(), [("bob", 20)]);
+}
+
+#[test]
+fn a_repeated_request_of_the_holder_is_told_of_its_renewal() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    desk.at(5).renew("K", "ann", 10).unwrap();
+    assert_eq!(desk.at(6).ask("K", "ann", request("#1")), Again(15));
+}
+
+#[test]
+fn who_waited_is_told_its_grant_again_under_the_request_that_it_waited_with() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    desk.at(1).ask("K", "bob", request("#2"));
+    desk.at(2).acquire("K", "cat");
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("bob", 13)]);
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), No(AlreadyHolder));
+    assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Again(13));
+    desk.at(5).release("K", "bob").unwrap();
+    assert_eq!(desk.told(), [("cat", 15)]);
+    assert_eq!(desk.ask("K", "cat", request("#2")), No(AlreadyHolder));
+}
+
+#[test]
+fn a_request_that_is_repeated_just_when_its_turn_came_is_told_the_grant() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    // The time keeper is late.
+    let acquired = desk.table.acquire(
+        desk.origin + ms(12),
+        "K",
+        "bob",
+        terms(10, 10),
+        Some("#1"),
+        || unreachable!("it holds the key by now"),
+    );
+    let told = desk.table.take_handed_over();
+    assert_eq!(acquired, Acquired::Repeated(told[0].grant));
+}
+
+#[test]
+fn after_the_lease_the_same_request_is_a_new_one() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    let fence = desk.last_fence();
+    assert_eq!(desk.at(10).ask("K", "ann", request("#1")), Until(20));
+    assert!(desk.last_fence() > fence);
+    desk.at(11).release("K", "ann").unwrap();
+    assert_eq!(desk.at(12).ask("K", "ann", request("#1")), Until(22));
+}
+
+#[test]
+fn only_the_same_request_of_the_same_requester_for_the_same_key_is_a_repetition() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    desk.at(0).ask("M", "ann", ASK);
+    assert_eq!(desk.at(1).ask("K", "ann", request("#2")), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("K", "ann", ASK), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("M", "ann", ASK), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("M", "ann", request("#1")), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("L", "ann", request("#1")), Until(11));
+    assert_eq!(desk.at(1).ask("K", "bob", request("#1")), Queued);
+    assert_eq!(desk.at(1).ask("K", "cat", ASK), Queued);
+    let before = desk.entry("K");
+    assert_eq!(
+        desk.at(2).ask("K", "bob", request("#2")),
+        No(AlreadyWaiting)
+    );
+    assert_eq!(desk.at(2).ask("K", "bob", ASK), No(AlreadyWaiting));
+    assert_eq!(
+        desk.at(2).ask("K", "cat", request("#1")),
+        No(AlreadyWaiting)
+    );
+    assert_eq!(desk.at(2).ask("K", "cat", ASK), No(AlreadyWaiting));
+    assert_eq!(desk.entry("K"), before);
+}
+
+#[test]
+fn a_repeated_request_takes_over_the_place_of_the_earlier_wait() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1").via("bob's first"));
+    desk.at(2).acquire("K", "cat");
+    let again = request("#1").via("bob's second");
+    assert_eq!(desk.at(3).ask("K", "bob", again), InPlaceOf("bob's first"));
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 2)));
+    desk.at(4).release("K", "ann").unwrap();
+    desk.at(5).release("K", "bob").unwrap();
+    assert_eq!(desk.told(), [("bob's second", 14), ("cat", 15)]);
+}
+
+#[test]
+fn who_takes_over_a_place_waits_on_its_own_terms() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    desk.at(0).acquire_for("L", "ann", 50);
+    for key in ["K", "L"] {
+        desk.at(1).ask(key, "bob", request("#1").within(20));
+        desk.at(1).acquire_within(key, "cat", 99);
+    }
+    let longer = Ask {
+        lease: 7,
+        ..request("#1")
+    };
+    assert_eq!(
+        desk.at(21).ask("K", "bob", longer.within(29)),
+        InPlaceOf("bob")
+    );
+    assert_eq!(
+        desk.at(21).ask("L", "bob", longer.within(28)),
+        InPlaceOf("bob")
+    );
+    desk.at(50).settle("K");
+    desk.at(50).settle("L");
+    assert_eq!(desk.told(), [("bob", 57), ("cat", 60)]);
+}
+
+#[test]
+fn a_repeated_request_with_no_patience_is_a_try_and_the_earlier_wait_goes_on() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    let before = desk.entry("K");
+    let again = request("#1").within(0).via("nobody");
+    assert_eq!(desk.at(2).ask("K", "bob", again), No(Timeout));
+    assert_eq!(desk.entry("K"), before);
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("bob", 13)]);
+}
+
+#[test]
+fn a_request_that_is_repeated_after_its_patience_queues_at_the_end() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1").within(3));
+    desk.at(2).acquire("K", "cat");
+    assert_eq!(
+        desk.at(4).ask("K", "bob", request("#1").within(3)),
+        InPlaceOf("bob")
+    );
+    assert_eq!(desk.at(8).ask("K", "bob", request("#1")), Queued);
+    desk.at(9).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("cat", 19)]);
+}
+
+#[test]
+fn a_place_is_taken_over_even_where_no_more_waiters_are_let_in() {
+    let mut desk = Desk::with_limits(Limits {
+        waiters: 1,
+        ..NO_LIMITS
+    });
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    assert_eq!(desk.at(2).ask("K", "bob", request("#1")), InPlaceOf("bob"));
+    assert_eq!(desk.at(2).acquire("K", "cat"), No(Full));
 }
 
 // Who holds it.
@@ -911,7 +1149,7 @@ fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
         let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
         let now = Instant::now();
         for name in ["ann", "gone", "bob"] {
-            table.acquire(now, "K", name, terms(10, 100), || name);
+            table.acquire(now, "K", name, terms(10, 100), None, || name);
         }
         if release {
             table.release(now, "K", "ann", None).unwrap();
@@ -1115,7 +1353,7 @@ fn eight_thousand_waiters_are_served_in_their_order() {
     let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
     for (n, name) in names.iter().enumerate() {
-        table.acquire(now, "K", name, terms(10, 10), || n);
+        table.acquire(now, "K", name, terms(10, 10), None, || n);
     }
     assert_eq!(table.waiters, CROWD);
     let mut served = Vec::new();
@@ -1131,7 +1369,7 @@ fn eight_thousand_waiters_are_served_in_their_order() {
 /// Grants this many keys of its own to a requester, each for a millisecond.
 fn grant_crowd(table: &mut LockTable<()>, now: Instant, keys: std::ops::Range<usize>) {
     for n in keys {
-        let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), || ());
+        let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), None, || ());
         assert!(matches!(granted, Acquired::Granted(_)));
     }
 }

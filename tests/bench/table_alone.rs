@@ -64,7 +64,7 @@ impl Crowd {
         let mut table = LockTable::new(LIMITS, 1);
         let now = Instant::now();
         for (n, name) in names.iter().enumerate() {
-            black_box(table.acquire(now, "wanted", name, TERMS, || n));
+            black_box(table.acquire(now, "wanted", name, TERMS, None, || n));
         }
         Crowd {
             table,
@@ -90,7 +90,10 @@ impl Crowd {
             let begin = Instant::now();
             for n in self.gone.drain(..) {
                 let name = &self.names[n];
-                black_box(self.table.acquire(self.now, "wanted", name, TERMS, || n));
+                black_box(
+                    self.table
+                        .acquire(self.now, "wanted", name, TERMS, None, || n),
+                );
             }
             joining += begin.elapsed();
             turns += batch;
@@ -109,7 +112,7 @@ impl Crowd {
 }
 
 fn acquire(table: &mut LockTable<()>, now: Instant, key: &str, requester: &str) {
-    let granted = table.acquire(now, key, requester, TERMS, || ());
+    let granted = table.acquire(now, key, requester, TERMS, None, || ());
     debug_assert!(matches!(granted, Acquired::Granted(_)));
     black_box(granted);
 }

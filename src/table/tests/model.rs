@@ -5,8 +5,8 @@ use super::*;
 /// One call, or a step of the clock. Times are in milliseconds.
 #[derive(Clone, Copy)]
 enum Op {
-    /// Requester, key, lease, patience.
-    Acquire(Name, Name, u64, u64),
+    /// Requester, key, request ID, lease, patience.
+    Acquire(Name, Name, Option<Name>, u64, u64),
     Release(Name, Name, Under),
     /// Requester, key, which fence, lease.
     Renew(Name, Name, Under, u64),
@@ -36,10 +36,11 @@ enum Under {
 impl fmt::Debug for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Op::Acquire(who, key, lease, patience) => {
+            Op::Acquire(who, key, request, lease, patience) => {
+                let request = request.unwrap_or("nameless");
                 write!(
                     f,
-                    "{who} acquires {key} for {lease} ms, waiting {patience} ms"
+                    "{who} acquires {key} for {lease} ms, waiting {patience} ms, as {request}"
                 )
             }
             Op::Release(who, key, under) => write!(f, "{who} releases {key} under {under:?} fence"),
@@ -64,10 +65,11 @@ impl fmt::Debug for Op {
 /// One choice by hand: a strategy for each kind would take ten times as long.
 fn op() -> impl Strategy<Value = Op> {
     let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
+    let request = select(&[None, None, Some("#1"), Some("#2")][..]);
     let under = select(&[Under::Any, Under::Its, Under::Another][..]);
-    (0..48, who, key, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
-        |(kind, who, key, under, lease, patience, number)| match kind {
-            0..16 => Op::Acquire(who, key, lease, patience),
+    (0..48, who, key, request, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
+        |(kind, who, key, request, under, lease, patience, number)| match kind {
+            0..16 => Op::Acquire(who, key, request, lease, patience),
             16..22 => Op::Release(who, key, under),
             22..28 => Op::Pass(u64::from(number % 4)),
             28 => Op::Pass(u64::from(number)),
@@ -95,21 +97,27 @@ struct Model {
     limits: Limits,
     next_fence: Fence,
     next_ticket: Ticket,
-    told: Vec<(Ticket, Grant)>,
+    told: Vec<(Handle, Grant)>,
 }
+
+/// What a waiter is told by: the number of its acquire.
+type Handle = u64;
 
 struct Held {
     key: Name,
     holder: Name,
     grant: Grant,
+    request: Option<Name>,
     waiters: Vec<Waiting>,
 }
 
 struct Waiting {
     requester: Name,
+    request: Option<Name>,
     ticket: Ticket,
     lease: Duration,
     deadline: Instant,
+    handle: Handle,
 }
 
 impl Model {
@@ -125,7 +133,15 @@ impl Model {
         self.held.iter_mut().find(|held| held.key == key)
     }
 
-    fn acquire(&mut self, now: Instant, key: Name, requester: Name, terms: Terms) -> Acquired {
+    fn acquire(
+        &mut self,
+        now: Instant,
+        key: Name,
+        requester: Name,
+        terms: Terms,
+        request: Option<Name>,
+        handle: Handle,
+    ) -> Acquired<Handle> {
         self.settle(now, key);
         let waiters: usize = self.held.iter().map(|held| held.waiters.len()).sum();
         let Limits {
@@ -145,16 +161,32 @@ impl Model {
                 key,
                 holder: requester,
                 grant,
+                request,
                 waiters: Vec::new(),
             });
             return Acquired::Granted(grant);
         };
+        let same = |earlier: Option<Name>| request.is_some() && request == earlier;
+        if held.holder == requester && same(held.request) {
+            return Acquired::Repeated(held.grant);
+        }
         if held.holder == requester {
             return Acquired::Refused(AlreadyHolder);
         }
         let mine = |waiting: &Waiting| waiting.requester == requester;
-        if held.waiters.iter().any(|w| mine(w) && w.deadline >= now) {
-            return Acquired::Refused(AlreadyWaiting);
+        let in_time = |waiting: &&mut Waiting| mine(waiting) && waiting.deadline >= now;
+        if let Some(earlier) = held.waiters.iter_mut().find(in_time) {
+            if !same(earlier.request) {
+                return Acquired::Refused(AlreadyWaiting);
+            }
+            if terms.lock_attempt_timeout.is_zero() {
+                return Acquired::Refused(Timeout);
+            }
+            let (ticket, before) = (earlier.ticket, earlier.handle);
+            earlier.lease = terms.lock_timeout;
+            earlier.deadline = now + terms.lock_attempt_timeout;
+            earlier.handle = handle;
+            return Acquired::TakenOver { ticket, before };
         }
         let before = held.waiters.len();
         held.waiters.retain(|waiting| !mine(waiting));
@@ -167,9 +199,11 @@ impl Model {
         }
         held.waiters.push(Waiting {
             requester,
+            request,
             ticket,
             lease: terms.lock_timeout,
             deadline: now + terms.lock_attempt_timeout,
+            handle,
         });
         self.next_ticket += 1;
         Acquired::Queued(ticket)
@@ -239,11 +273,11 @@ impl Model {
     }
 
     fn abandon(&mut self, ticket: Ticket) -> bool {
-        let before = self.tickets().len();
+        let before = self.handles().len();
         for held in &mut self.held {
             held.waiters.retain(|waiting| waiting.ticket != ticket);
         }
-        self.tickets().len() < before
+        self.handles().len() < before
     }
 
     fn settle(&mut self, now: Instant, key: Name) {
@@ -286,67 +320,104 @@ impl Model {
         };
         let Waiting {
             requester,
-            ticket,
+            request,
             lease,
+            handle,
             ..
         } = held.waiters.drain(..=next).next_back().expect("position");
         let grant = self.grant(now, lease);
         let held = self.find(key).expect("it was there just now");
         held.holder = requester;
         held.grant = grant;
-        self.told.push((ticket, grant));
+        held.request = request;
+        self.told.push((handle, grant));
     }
 
-    fn drain_waiters(&mut self) -> Vec<Ticket> {
-        let tickets = self.tickets();
+    fn drain_waiters(&mut self) -> Vec<Handle> {
+        let handles = self.handles();
         self.held.iter_mut().for_each(|held| held.waiters.clear());
-        tickets
+        handles
     }
 
-    fn tickets(&self) -> Vec<Ticket> {
+    fn handles(&self) -> Vec<Handle> {
         let waiters = self.held.iter().flat_map(|held| &held.waiters);
-        waiters.map(|waiting| waiting.ticket).collect()
+        waiters.map(|waiting| waiting.handle).collect()
     }
 
     fn contents(&self) -> Vec<Remembered<'_>> {
-        let contents = self.held.iter().map(|held| {
-            let tickets = held.waiters.iter().map(|waiting| waiting.ticket);
-            (held.key, held.holder, held.grant, tickets.collect())
+        let contents = self.held.iter().map(|held| Remembered {
+            key: held.key,
+            holder: (held.holder, held.request),
+            grant: held.grant,
+            queue: held.waiters.iter().map(Waiting::remembered).collect(),
         });
         sorted(contents)
     }
 }
 
-/// What is remembered of a key: the key, its holder, its grant, and who waits.
-type Remembered<'a> = (&'a str, &'a str, Grant, Vec<Ticket>);
+impl Waiting {
+    fn remembered(&self) -> Place<'_> {
+        let from = (self.requester, self.request);
+        (self.ticket, from, self.lease, self.deadline, self.handle)
+    }
+}
 
-fn contents(table: &LockTable<Ticket>) -> Vec<Remembered<'_>> {
+/// Everything that is remembered of a key.
+#[derive(Debug, PartialEq)]
+struct Remembered<'a> {
+    key: &'a str,
+    holder: Asker<'a>,
+    grant: Grant,
+    queue: Vec<Place<'a>>,
+}
+
+/// A requester and its request ID.
+type Asker<'a> = (&'a str, Option<&'a str>);
+
+type Place<'a> = (Ticket, Asker<'a>, Duration, Instant, Handle);
+
+fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     sorted(table.entries.iter().map(|(key, entry)| {
-        let tickets = entry.queue.iter().flat_map(|queue| queue.by_arrival.keys());
-        (
-            &**key,
-            &*entry.holder,
-            entry.grant,
-            tickets.copied().collect(),
-        )
+        let waiters = entry.queue.iter().flat_map(|queue| &queue.by_arrival);
+        let places = waiters.map(|(&ticket, waiter)| {
+            let from = (&*waiter.requester, waiter.request.as_deref());
+            (
+                ticket,
+                from,
+                waiter.lock_timeout,
+                waiter.deadline,
+                waiter.handle,
+            )
+        });
+        Remembered {
+            key,
+            holder: (&*entry.holder, entry.request.as_deref()),
+            grant: entry.grant,
+            queue: places.collect(),
+        }
     }))
 }
 
 fn sorted<'a>(contents: impl Iterator<Item = Remembered<'a>>) -> Vec<Remembered<'a>> {
     let mut contents: Vec<_> = contents.collect();
-    contents.sort_by_key(|remembered| remembered.0);
+    contents.sort_by_key(|remembered| remembered.key);
     contents
 }
 
-/// The table and the model side by side. A waiter's handle is the ticket that it should get.
+/// The table and the model side by side.
 struct Race {
-    table: LockTable<Ticket>,
+    table: LockTable<Handle>,
     model: Model,
     now: Instant,
+    next_handle: Handle,
     tickets: Vec<(Name, Ticket)>,
+    /// Whoever is still to be told, and where they stand.
+    waiting: HashMap<Handle, (Name, Ticket)>,
     /// What the last acquire was granted at once.
     granted: Option<Grant>,
-    last_fence: Fence,
+    /// What the last acquire was told that it had been granted before.
+    repeated: Option<Grant>,
+    fences: Vec<Fence>,
     last_granted: HashMap<Name, Ticket>,
 }
 
@@ -362,9 +433,12 @@ impl Race {
                 told: Vec::new(),
             },
             now: Instant::now(),
+            next_handle: 0,
             tickets: Vec::new(),
+            waiting: HashMap::new(),
             granted: None,
-            last_fence: 0,
+            repeated: None,
+            fences: Vec::new(),
             last_granted: HashMap::new(),
         }
     }
@@ -383,34 +457,14 @@ impl Race {
     }
 
     fn call(&mut self, op: Op) -> Result<(), TestCaseError> {
+        if let Op::Acquire(requester, key, request, lease, patience) = op {
+            return self.acquire(key, requester, request, terms(lease, patience));
+        }
         let Race {
             table, model, now, ..
         } = self;
         match op {
-            Op::Acquire(requester, key, lease, patience) => {
-                let terms = terms(lease, patience);
-                let handle = model.next_ticket;
-                let expected = model.acquire(*now, key, requester, terms);
-                let acquired = table.acquire(*now, key, requester, terms, || handle);
-                prop_assert!(
-                    acquired == expected,
-                    "the table says {}, the model {}",
-                    in_words(&acquired, *now),
-                    in_words(&expected, *now)
-                );
-                match acquired {
-                    Acquired::Granted(grant) => self.granted = Some(grant),
-                    Acquired::Queued(ticket) => self.tickets.push((key, ticket)),
-                    Acquired::Refused(Full) if !table.entries.contains_key(key) => prop_assert!(
-                        table
-                            .entries
-                            .values()
-                            .all(|entry| entry.grant.expires > *now),
-                        "a lapsed key takes the place of a new one"
-                    ),
-                    Acquired::Refused(_) => {}
-                }
-            }
+            Op::Acquire(..) => unreachable!("it has a function of its own"),
             Op::Release(requester, key, under) => {
                 let fence = model.fence(*now, key, under);
                 prop_assert_eq!(
@@ -469,35 +523,89 @@ impl Race {
         Ok(())
     }
 
-    /// Also sees, without the model, that grants follow arrival and that fences only grow.
+    fn acquire(
+        &mut self,
+        key: Name,
+        requester: Name,
+        request: Option<Name>,
+        terms: Terms,
+    ) -> Result<(), TestCaseError> {
+        let (now, handle) = (self.now, self.next_handle);
+        self.next_handle += 1;
+        let model = &mut self.model;
+        let expected = model.acquire(now, key, requester, terms, request, handle);
+        let table = &mut self.table;
+        let acquired = table.acquire(now, key, requester, terms, request, || handle);
+        prop_assert!(
+            acquired == expected,
+            "the table says {}, the model {}",
+            in_words(&acquired, now),
+            in_words(&expected, now)
+        );
+        match acquired {
+            Acquired::Granted(grant) => self.granted = Some(grant),
+            Acquired::Repeated(grant) => self.repeated = Some(grant),
+            Acquired::Queued(ticket) => {
+                self.tickets.push((key, ticket));
+                self.waiting.insert(handle, (key, ticket));
+            }
+            Acquired::TakenOver { ticket, before } => {
+                let place = self.waiting.remove(&before);
+                prop_assert_eq!(place, Some((key, ticket)), "somebody else's place");
+                self.waiting.insert(handle, (key, ticket));
+            }
+            Acquired::Refused(Full) if !table.entries.contains_key(key) => prop_assert!(
+                table
+                    .entries
+                    .values()
+                    .all(|entry| entry.grant.expires > now),
+                "a lapsed key takes the place of a new one"
+            ),
+            Acquired::Refused(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Also sees, without the model, that everyone is told once, that grants follow arrival and
+    /// that fences only grow.
     fn compare_hand_overs(&mut self) -> Result<(), TestCaseError> {
         let told = self.table.take_handed_over();
         let told: Vec<_> = told.into_iter().map(|h| (h.waiter, h.grant)).collect();
-        for &(ticket, grant) in &told {
+        for &(handle, grant) in &told {
             self.note_fence(grant)?;
-            let of_ticket = self.tickets.iter().find(|(_, other)| *other == ticket);
-            let key = of_ticket.expect("only who has a ticket is handed a key").0;
+            let place = self.waiting.remove(&handle);
+            let (key, ticket) = place.expect("only who waits is handed a key");
             let earlier = self.last_granted.insert(key, ticket);
             prop_assert!(earlier < Some(ticket), "a later arrival came first");
         }
         prop_assert_eq!(told, std::mem::take(&mut self.model.told));
         // An acquire may first have had to let other leases run out.
-        self.granted
-            .take()
-            .map_or(Ok(()), |grant| self.note_fence(grant))
+        if let Some(grant) = self.granted.take() {
+            self.note_fence(grant)?;
+        }
+        if let Some(grant) = self.repeated.take() {
+            prop_assert!(self.fences.contains(&grant.fence), "it is no new grant");
+        }
+        Ok(())
     }
 
     fn note_fence(&mut self, grant: Grant) -> Result<(), TestCaseError> {
-        prop_assert!(grant.fence > self.last_fence, "a fence did not grow");
-        self.last_fence = grant.fence;
+        prop_assert!(
+            self.fences.last() < Some(&grant.fence),
+            "a fence did not grow"
+        );
+        self.fences.push(grant.fence);
         Ok(())
     }
 }
 
-fn in_words(acquired: &Acquired, now: Instant) -> String {
+fn in_words(acquired: &Acquired<Handle>, now: Instant) -> String {
     match acquired {
         Acquired::Granted(Grant { expires, fence }) => {
             format!("granted for {:?} as {fence}", *expires - now)
+        }
+        Acquired::Repeated(Grant { expires, fence }) => {
+            format!("repeated for {:?} as {fence}", *expires - now)
         }
         other => format!("{other:?}"),
     }
