@@ -257,7 +257,12 @@ impl LockManager {
             // Only a wait that ends here leaves: the place of one that had ended may be a repeated
             // request's by now, under the same ticket.
             let ends_here = outcome.set(reason).is_ok();
-            if ends_here && state.table.abandon(key, place.ticket) {
+            let left = match reason {
+                _ if !ends_here => false,
+                Outcome::Abandoned => state.table.orphan(now, key, place.ticket),
+                _ => state.table.abandon(key, place.ticket),
+            };
+            if left {
                 state.note(now, || {
                     format!("left {key:?} {requester:?} ticket {}", place.ticket)
                 });

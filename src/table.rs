@@ -3,23 +3,34 @@
 //! Nothing here blocks, logs or reads a clock; `now` is always an argument and never goes back.
 //! Between calls, for every key: (1) at most one lease; (2) if anyone waits, a lease exists;
 //! (3) grants follow arrival among those who wait; (4) fencing tokens only grow; (5) an acquire with
-//! a request ID is known once: by its grant or by its place in the queue.
+//! a request ID is known once: by its grant, by its place in the queue, or by the place kept for it.
 //!
 //! A requester may ask again, because it can't know whether its question or only the answer was
 //! lost. By the request ID the table sees that it is the same acquire: it is granted once and
-//! stands in the queue once, where it arrived first.
+//! stands in the queue once, where it arrived first. For a while that place is kept even for a
+//! requester whose connection broke; meanwhile it does not wait, and nobody waits for it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use self::orphans::{Claim, Orphans};
 use crate::lease::{Fence, Grant, Key, RequestId, Requester};
+
+mod orphans;
+
+/// How long a place in a queue is kept for a requester whose connection broke.
+///
+/// Long enough to notice it, connect anew and ask again; short enough that a queue which moved on
+/// is not surprised by somebody of long ago.
+pub(crate) const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
 /// How much the table takes in. Beyond it an acquire is refused as [`Refusal::Full`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Held keys.
     pub keys: usize,
-    /// Waiters of all keys together.
+    /// Waiters of all keys together. As many places of broken connections are kept besides.
     pub waiters: usize,
 }
 
@@ -84,6 +95,7 @@ pub(crate) struct HandOver<W> {
 pub(crate) struct LockTable<W> {
     entries: HashMap<Key, Entry<W>>,
     ends: Ends,
+    orphans: Orphans,
     /// Grants that the caller has not yet been told of.
     handed_over: Vec<HandOver<W>>,
     waiters: usize,
@@ -130,7 +142,7 @@ struct Waiter<W> {
     handle: W,
 }
 
-/// Below this capacity the map of entries is not worth shrinking.
+/// Below this capacity a map is not worth shrinking.
 const SMALL: usize = 1024;
 
 /// Why looking a lease up in its index cannot fail: `acquire`, `renew`, `hand_over`, `abandon` and
@@ -143,6 +155,7 @@ impl<W> LockTable<W> {
         LockTable {
             entries: HashMap::new(),
             ends: Ends::default(),
+            orphans: Orphans::default(),
             handed_over: Vec::new(),
             waiters: 0,
             next_fence: first_fence,
@@ -161,7 +174,8 @@ impl<W> LockTable<W> {
     ///
     /// An acquire under the ID of one that was granted or waits is that one again: it is told that
     /// grant, or takes over that place. With no patience of its own it leaves the wait as it is.
-    /// `handle` is called only for a waiter that is queued or takes over a place.
+    /// Under the ID of a waiter whose connection broke, it queues where that one stood. `handle` is
+    /// called only for a waiter that is queued or takes over a place.
     pub fn acquire(
         &mut self,
         now: Instant,
@@ -298,6 +312,25 @@ impl<W> LockTable<W> {
         true
     }
 
+    /// Takes a waiter out of its queue whose connection broke. `false` if it is no longer there.
+    ///
+    /// If its acquire carried an ID and its patience is not over, the place is kept for
+    /// [`ORPHAN_GRACE`]: the same acquire may come back to it.
+    pub fn orphan(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
+        // What happened first counts: it may be this waiter's turn already.
+        self.settle(now, key);
+        let claim = self.claim_of(now, key, ticket);
+        if !self.abandon(key, ticket) {
+            return false;
+        }
+        if let Some(claim) = claim {
+            let end = now + ORPHAN_GRACE;
+            let most = self.limits.waiters;
+            self.orphans.remember(claim, ticket, end, most);
+        }
+        true
+    }
+
     /// Lets the key's lease run out if its time has come: the head of the queue then holds it.
     pub fn settle(&mut self, now: Instant, key: &str) {
         if let Some(entry) = self.entries.get(key)
@@ -309,7 +342,8 @@ impl<W> LockTable<W> {
     }
 
     /// Lets all leases run out whose time has come: every one that somebody waits behind, and up to
-    /// `batch` of the others. `false` if more of those may be left over.
+    /// `batch` of the others. As many places of broken connections are forgotten. `false` if more of
+    /// those two may be left over.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
         while let Some((&(ended, _), key)) = self.ends.contended.first_key_value()
             && ended <= now
@@ -317,20 +351,9 @@ impl<W> LockTable<W> {
             let key = key.clone();
             self.hand_over(now, &key, ended);
         }
-        for _ in 0..batch {
-            match self.ends.uncontended.first_entry() {
-                Some(lapsed) if lapsed.key().0 <= now => {
-                    let key = lapsed.remove();
-                    self.entries.remove(&*key);
-                }
-                _ => {
-                    self.shrink();
-                    return true;
-                }
-            }
-        }
-        self.shrink();
-        false
+        let no_lapsed_left = self.free_lapsed(now, batch);
+        let no_orphans_left = self.orphans.expire(now, batch);
+        no_lapsed_left && no_orphans_left
     }
 
     /// When the next lease ends that somebody waits behind.
@@ -364,8 +387,24 @@ impl<W> LockTable<W> {
         drained
     }
 
+    /// Whether there is nothing left that time would take away.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.orphans.is_empty()
+    }
+
+    /// Frees up to `batch` lapsed keys that nobody waits for. `false` if more may be left over.
+    fn free_lapsed(&mut self, now: Instant, batch: usize) -> bool {
+        let mut freed = 0;
+        while freed < batch
+            && let Some(lapsed) = self.ends.uncontended.first_entry()
+            && lapsed.key().0 <= now
+        {
+            let key = lapsed.remove();
+            self.entries.remove(&*key);
+            freed += 1;
+        }
+        shrink(&mut self.entries);
+        freed < batch
     }
 
     fn grant_free_key(
@@ -376,6 +415,8 @@ impl<W> LockTable<W> {
         terms: Terms,
         request: Option<&str>,
     ) -> Grant {
+        // Its place is good for nothing once it holds the key.
+        self.orphans.reclaim(now, key, requester, request);
         let key = Key::from(key);
         let grant = Grant {
             expires: now + terms.lock_timeout,
@@ -402,8 +443,9 @@ impl<W> LockTable<W> {
         request: Option<&str>,
         handle: W,
     ) -> Ticket {
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
+        let kept = self.orphans.reclaim(now, key, requester, request);
+        let ticket = kept.unwrap_or(self.next_ticket);
+        self.next_ticket += u64::from(kept.is_none());
         self.waiters += 1;
         let requester = Requester::from(requester);
         let deadline = now + terms.lock_attempt_timeout;
@@ -469,7 +511,7 @@ impl<W> LockTable<W> {
         self.waiters -= before - entry.queue_len();
         let Some(waiter) = next else {
             self.entries.remove(key);
-            self.shrink();
+            shrink(&mut self.entries);
             return;
         };
         if entry.queue_len() == 0 {
@@ -490,13 +532,13 @@ impl<W> LockTable<W> {
         });
     }
 
-    /// Gives back the memory of a crowd that has gone. The factor between the two bounds keeps the
-    /// cost per removed key constant.
-    fn shrink(&mut self) {
-        let capacity = self.entries.capacity();
-        if capacity > SMALL && self.entries.len() < capacity / 8 {
-            self.entries.shrink_to(capacity / 4);
-        }
+    /// By what the waiter may come back to its place: the names of its acquire, if it had an ID and
+    /// still has patience.
+    fn claim_of(&self, now: Instant, key: &str, ticket: Ticket) -> Option<Claim> {
+        let (key, entry) = self.entries.get_key_value(key)?;
+        let waiter = entry.queue.as_ref()?.by_arrival.get(&ticket)?;
+        let request = waiter.request.clone()?;
+        (now <= waiter.deadline).then(|| (key.clone(), waiter.requester.clone(), request))
     }
 }
 
@@ -556,6 +598,15 @@ impl<W> Default for Queue<W> {
             by_arrival: BTreeMap::new(),
             by_requester: HashMap::new(),
         }
+    }
+}
+
+/// Gives back the memory of a crowd that has gone. The factor between the two bounds keeps the cost
+/// per removed key constant.
+fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+    let capacity = map.capacity();
+    if capacity > SMALL && map.len() < capacity / 8 {
+        map.shrink_to(capacity / 4);
     }
 }
 

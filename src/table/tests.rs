@@ -252,6 +252,14 @@ impl Desk {
         abandoned
     }
 
+    /// The connection breaks over which the requester waits.
+    fn orphan(&mut self, key: Name, requester: Name) -> bool {
+        let ticket = self.tickets[&(key, requester)];
+        let left = self.table.orphan(self.now, key, ticket);
+        self.check();
+        left
+    }
+
     fn settle(&mut self, key: Name) {
         self.table.settle(self.now, key);
         self.check();
@@ -291,6 +299,21 @@ impl Desk {
             end: self.time(entry.grant.expires),
             queue: waiters.collect(),
         })
+    }
+
+    /// Who stands in the key's queue, first come first.
+    fn queue(&self, key: Name) -> Vec<Name> {
+        let queue = self.table.entries[key].queue.iter();
+        let waiters = queue.flat_map(|queue| queue.by_arrival.values());
+        waiters.map(|waiter| waiter.handle).collect()
+    }
+
+    /// Whose place is kept, in the order of arrival.
+    fn kept(&self) -> Vec<&str> {
+        let orphans = self.table.orphans.by_end.iter();
+        let kept = orphans.map(|((_, ticket), (_, requester, _))| (ticket, &**requester));
+        let kept: BTreeMap<_, _> = kept.collect();
+        kept.into_values().collect()
     }
 
     fn time(&self, instant: Instant) -> u64 {
@@ -355,6 +378,28 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
         table.entries.len()
     );
     prop_assert_eq!(table.waiters, waiters);
+    check_orphans(table)
+}
+
+/// A kept place is good for one who neither waits nor holds the key by the acquire that left it.
+fn check_orphans<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
+    let (by_claim, by_end) = (&table.orphans.by_claim, &table.orphans.by_end);
+    prop_assert_eq!(by_claim.len(), by_end.len());
+    prop_assert!(by_end.len() <= table.limits.waiters, "too many are kept");
+    for (end, claim) in by_end {
+        prop_assert_eq!(by_claim.get(claim), Some(end));
+        prop_assert!(end.1 < table.next_ticket, "a ticket is given twice");
+        let (key, requester, request) = claim;
+        let Some(entry) = table.entries.get(key) else {
+            continue;
+        };
+        prop_assert!(entry.holder != *requester || entry.request.as_ref() != Some(request));
+        let Some(queue) = &entry.queue else { continue };
+        prop_assert!(!queue.by_arrival.contains_key(&end.1), "it waits still");
+        let waiter = queue.by_requester.get(requester);
+        let waiter = waiter.and_then(|ticket| queue.by_arrival.get(ticket));
+        prop_assert!(waiter.is_none_or(|waiter| waiter.request.as_ref() != Some(request)));
+    }
     Ok(())
 }
 
@@ -839,6 +884,242 @@ fn a_place_is_taken_over_even_where_no_more_waiters_are_let_in() {
     desk.at(1).ask("K", "bob", request("#1"));
     assert_eq!(desk.at(2).ask("K", "bob", request("#1")), InPlaceOf("bob"));
     assert_eq!(desk.at(2).acquire("K", "cat"), No(Full));
+}
+
+// Waiters whose connection broke.
+
+/// The grace in the desk's own time.
+const GRACE: u64 = ORPHAN_GRACE.as_millis() as u64;
+
+#[test]
+fn who_asks_again_after_its_connection_broke_queues_in_its_old_place() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    for (requester, id) in [("bob", "#1"), ("cat", "#2"), ("dan", "#3")] {
+        desk.at(1).ask("K", requester, request(id));
+    }
+    assert!(desk.at(2).orphan("K", "cat"));
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 2)));
+    assert_eq!(desk.at(3).acquire("K", "eve"), Queued);
+    let again = request("#2").via("cat's second");
+    assert_eq!(desk.at(4).ask("K", "cat", again), Queued);
+    for holder in ["ann", "bob", "cat", "dan"] {
+        desk.at(5).release("K", holder).unwrap();
+    }
+    assert_eq!(
+        desk.told(),
+        [("bob", 15), ("cat's second", 15), ("dan", 15), ("eve", 15)]
+    );
+}
+
+#[test]
+fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(1).acquire("K", "cat");
+    desk.at(2).orphan("K", "bob");
+    assert_eq!(desk.next_hand_over(), Some(10));
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("cat", 13)]);
+    assert_eq!(desk.next_hand_over(), None);
+    desk.at(4).release("K", "cat").unwrap();
+    assert_eq!(desk.entry("K"), None);
+    assert_eq!(desk.at(5).acquire("K", "dan"), Until(15));
+    // It comes back to a later lease, and still before everyone who came after it.
+    desk.at(6).acquire("K", "eve");
+    assert_eq!(desk.at(7).ask("K", "bob", request("#1")), Queued);
+    desk.at(8).release("K", "dan").unwrap();
+    assert_eq!(desk.told(), [("bob", 18)]);
+}
+
+#[test]
+fn who_comes_back_to_a_free_key_is_granted_it_and_its_place_is_gone() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).orphan("K", "bob");
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Until(14));
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Again(14));
+    desk.at(4).release("K", "bob").unwrap();
+    assert!(desk.table.is_empty());
+}
+
+#[test]
+fn who_comes_back_waits_on_its_new_terms() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    desk.at(1).ask("K", "bob", request("#1").within(3));
+    desk.at(2).orphan("K", "bob");
+    let again = Ask {
+        lease: 7,
+        ..request("#1")
+    };
+    assert_eq!(desk.at(20).ask("K", "bob", again.within(30)), Queued);
+    desk.at(50).settle("K");
+    assert_eq!(desk.told(), [("bob", 57)]);
+}
+
+#[test]
+fn a_place_is_kept_for_the_grace_and_not_at_its_end() {
+    for (late, order) in [(false, ["bob", "cat"]), (true, ["cat", "bob"])] {
+        let mut desk = Desk::new();
+        desk.at(0).acquire_for("K", "ann", 9000);
+        desk.at(1).ask("K", "bob", request("#1"));
+        desk.at(2).acquire_within("K", "cat", 9000);
+        desk.at(3).orphan("K", "bob");
+        match late {
+            false => desk.just_before(3 + GRACE),
+            true => desk.at(3 + GRACE),
+        };
+        assert_eq!(desk.ask("K", "bob", request("#1")), Queued);
+        assert_eq!(desk.queue("K"), order);
+    }
+}
+
+#[test]
+fn a_sweep_forgets_the_kept_places_batch_by_batch_oldest_first() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 9000);
+    for requester in ["bob", "cat", "dan", "eve"] {
+        desk.at(1).ask("K", requester, request("#1"));
+    }
+    for (time, requester) in [(2, "cat"), (3, "bob"), (4, "dan"), (9, "eve")] {
+        desk.at(time).orphan("K", requester);
+    }
+    desk.release("K", "ann").unwrap();
+    assert!(!desk.table.is_empty(), "the sweeps have to go on");
+    assert!(desk.just_before(2 + GRACE).expire(1));
+    assert_eq!(desk.kept(), ["bob", "cat", "dan", "eve"]);
+    assert!(!desk.at(4 + GRACE).expire(0));
+    assert!(!desk.expire(1));
+    assert_eq!(desk.kept(), ["bob", "dan", "eve"]);
+    assert!(desk.expire(3));
+    assert_eq!(desk.kept(), ["eve"]);
+    assert!(desk.at(9 + GRACE).expire(2));
+    assert!(desk.table.is_empty());
+}
+
+#[test]
+fn only_the_same_request_comes_back_to_a_place() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(0).acquire("L", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).acquire("K", "cat");
+    desk.at(2).acquire("L", "cat");
+    desk.at(3).orphan("K", "bob");
+    assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Queued);
+    assert_eq!(desk.at(4).ask("K", "dan", request("#1")), Queued);
+    assert_eq!(desk.at(4).ask("L", "bob", request("#1")), Queued);
+    assert_eq!(desk.queue("K"), ["cat", "bob", "dan"]);
+    assert_eq!(desk.queue("L"), ["cat", "bob"]);
+    assert_eq!(desk.kept(), ["bob"]);
+}
+
+#[test]
+fn who_queued_anew_meanwhile_may_come_back_to_its_old_place_only_once_it_left() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).acquire("K", "cat");
+    desk.at(3).orphan("K", "bob");
+    assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Queued);
+    assert_eq!(
+        desk.at(5).ask("K", "bob", request("#1")),
+        No(AlreadyWaiting)
+    );
+    assert_eq!(desk.queue("K"), ["cat", "bob"]);
+    assert!(desk.at(6).orphan("K", "bob"));
+    assert_eq!(desk.at(7).ask("K", "bob", request("#1")), Queued);
+    assert_eq!(desk.queue("K"), ["bob", "cat"]);
+    // Both its places were kept.
+    assert!(desk.at(8).abandon("K", "bob"));
+    assert_eq!(desk.at(8).acquire("K", "dan"), Queued);
+    assert_eq!(desk.at(9).ask("K", "bob", request("#2")), Queued);
+    assert_eq!(desk.queue("K"), ["cat", "bob", "dan"]);
+}
+
+#[test]
+fn a_kept_place_outlasts_a_refusal() {
+    let mut desk = Desk::with_limits(Limits {
+        waiters: 2,
+        ..NO_LIMITS
+    });
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(1).acquire("K", "cat");
+    desk.at(2).orphan("K", "bob");
+    let again = request("#1");
+    assert_eq!(desk.at(3).ask("K", "bob", again.within(0)), No(Timeout));
+    assert_eq!(desk.at(3).acquire("K", "dan"), Queued);
+    assert_eq!(desk.at(4).ask("K", "bob", again), No(Full));
+    desk.abandon("K", "dan");
+    assert_eq!(desk.at(5).ask("K", "bob", again), Queued);
+    assert_eq!(desk.queue("K"), ["bob", "cat"]);
+}
+
+#[test]
+fn a_waiter_with_no_id_or_no_patience_left_is_not_remembered() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).acquire("K", "bob");
+    desk.at(1).ask("K", "cat", request("#1").within(3));
+    desk.at(1).ask("K", "dan", request("#1").within(4));
+    for waiter in ["bob", "cat", "dan"] {
+        assert!(desk.at(5).orphan("K", waiter));
+        assert!(!desk.at(5).orphan("K", waiter));
+    }
+    assert_eq!(desk.kept(), ["dan"]);
+    assert_eq!(desk.entry("K").unwrap().queue, []);
+    assert_eq!(desk.next_hand_over(), None);
+}
+
+#[test]
+fn who_abandons_its_place_is_not_remembered() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).acquire("K", "cat");
+    assert!(desk.at(3).abandon("K", "bob"));
+    assert_eq!(desk.kept(), [""; 0]);
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Queued);
+    assert_eq!(desk.queue("K"), ["cat", "bob"]);
+}
+
+#[test]
+fn a_connection_that_breaks_after_the_grant_changes_nothing() {
+    for settled in [true, false] {
+        let mut desk = Desk::new();
+        desk.at(0).acquire("K", "ann");
+        desk.at(1).ask("K", "bob", request("#1"));
+        if settled {
+            desk.at(10).settle("K");
+        }
+        assert!(!desk.at(10).orphan("K", "bob"));
+        assert_eq!(desk.told(), [("bob", 20)]);
+        assert_eq!(desk.kept(), [""; 0]);
+        assert_eq!(desk.at(11).ask("K", "bob", request("#1")), Again(20));
+    }
+}
+
+#[test]
+fn as_many_places_are_kept_as_waiters_are_let_in_and_then_the_oldest_goes() {
+    let mut desk = Desk::with_limits(Limits {
+        waiters: 2,
+        ..NO_LIMITS
+    });
+    desk.at(0).acquire("K", "ann");
+    for (time, waiter) in [(1, "bob"), (2, "cat"), (3, "dan")] {
+        desk.at(time).ask("K", waiter, request("#1"));
+        desk.orphan("K", waiter);
+    }
+    assert_eq!(desk.kept(), ["cat", "dan"]);
+    // They are no waiters.
+    assert_eq!(desk.at(4).acquire("K", "eve"), Queued);
+    assert_eq!(desk.at(4).ask("K", "cat", request("#1")), Queued);
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), No(Full));
 }
 
 // Who holds it.
@@ -1364,6 +1645,34 @@ fn eight_thousand_waiters_are_served_in_their_order() {
     assert!(served.into_iter().eq(1..=CROWD));
     assert!(table.is_empty());
     assert_eq!(table.waiters, 0);
+}
+
+#[test]
+fn eight_thousand_come_back_to_their_places_in_any_order() {
+    const CROWD: usize = 8000;
+    let now = Instant::now();
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
+    let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
+    let ask = |table: &mut LockTable<usize>, n: usize| {
+        table.acquire(now, "K", &names[n], terms(10, 10), Some("#1"), || n)
+    };
+    for n in 0..=CROWD {
+        ask(&mut table, n);
+    }
+    for ticket in 1..=CROWD as Ticket {
+        assert!(table.orphan(now, "K", ticket));
+    }
+    assert_eq!(table.waiters, 0);
+    for n in (1..=CROWD).rev() {
+        assert_eq!(ask(&mut table, n), Acquired::Queued(n as Ticket));
+    }
+    assert!(table.orphans.is_empty());
+    assert!(table.orphans.by_claim.capacity() <= CAPACITY_LEFT);
+    for name in &names {
+        assert_eq!(table.release(now, "K", name, None), Ok(()));
+    }
+    let served = table.take_handed_over().into_iter().map(|h| h.waiter);
+    assert!(served.eq(1..=CROWD));
 }
 
 /// Grants this many keys of its own to a requester, each for a millisecond.

@@ -14,6 +14,8 @@ enum Op {
     Verify(Name, Name, Under),
     /// The ticket given out as the nth, counted round.
     Abandon(usize),
+    /// The connection breaks of the ticket given out as the nth, counted round.
+    Orphan(usize),
     Settle(Name),
     Expire(usize),
     DrainWaiters,
@@ -22,6 +24,10 @@ enum Op {
     PassToEnd(Name),
     /// To a nanosecond before it.
     PassJustBeforeEnd(Name),
+    /// To the instant at which the first orphan is forgotten, or a nanosecond before it.
+    PassGrace {
+        just_before: bool,
+    },
 }
 
 /// Which fence a holder names.
@@ -51,6 +57,7 @@ impl fmt::Debug for Op {
             Op::Verify(who, key, under) => {
                 write!(f, "{key} is verified for {who} under {under:?} fence")
             }
+            Op::Orphan(nth) => write!(f, "the connection of ticket {nth} breaks"),
             Op::Abandon(nth) => write!(f, "ticket {nth} is abandoned"),
             Op::Settle(key) => write!(f, "{key} is settled"),
             Op::Expire(batch) => write!(f, "all expire, {batch} in a batch"),
@@ -58,6 +65,8 @@ impl fmt::Debug for Op {
             Op::Pass(time) => write!(f, "{time} ms pass"),
             Op::PassToEnd(key) => write!(f, "the lease of {key} ends"),
             Op::PassJustBeforeEnd(key) => write!(f, "the lease of {key} is about to end"),
+            Op::PassGrace { just_before: false } => write!(f, "an orphan is forgotten"),
+            Op::PassGrace { just_before: true } => write!(f, "an orphan is about to be forgotten"),
         }
     }
 }
@@ -67,7 +76,7 @@ fn op() -> impl Strategy<Value = Op> {
     let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
     let request = select(&[None, None, Some("#1"), Some("#2")][..]);
     let under = select(&[Under::Any, Under::Its, Under::Another][..]);
-    (0..48, who, key, request, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
+    (0..56, who, key, request, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
         |(kind, who, key, request, under, lease, patience, number)| match kind {
             0..16 => Op::Acquire(who, key, request, lease, patience),
             16..22 => Op::Release(who, key, under),
@@ -80,7 +89,11 @@ fn op() -> impl Strategy<Value = Op> {
             40 => Op::Check(key),
             41 => Op::Verify(who, key, under),
             42..46 => Op::Renew(who, key, under, u64::from(number % 12)),
-            46 => Op::Settle(key),
+            46..52 => Op::Orphan(usize::from(number)),
+            52 | 53 => Op::PassGrace {
+                just_before: number % 2 == 0,
+            },
+            54 => Op::Settle(key),
             _ => Op::DrainWaiters,
         },
     )
@@ -94,6 +107,8 @@ fn limits() -> impl Strategy<Value = Limits> {
 /// The same rules with nothing but lists that are searched from the front.
 struct Model {
     held: Vec<Held>,
+    /// The first to be forgotten stands first.
+    orphans: Vec<Orphan>,
     limits: Limits,
     next_fence: Fence,
     next_ticket: Ticket,
@@ -109,6 +124,15 @@ struct Held {
     grant: Grant,
     request: Option<Name>,
     waiters: Vec<Waiting>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Orphan {
+    /// When it is forgotten.
+    end: Instant,
+    ticket: Ticket,
+    /// Key, requester and request ID.
+    claim: (String, String, String),
 }
 
 struct Waiting {
@@ -148,7 +172,6 @@ impl Model {
             keys,
             waiters: most,
         } = self.limits;
-        let ticket = self.next_ticket;
         let Some(held) = self.find(key) else {
             if self.held.len() >= keys {
                 self.expire(now, 1);
@@ -156,6 +179,7 @@ impl Model {
             if self.held.len() >= keys {
                 return Acquired::Refused(Full);
             }
+            self.reclaim(now, key, requester, request);
             let grant = self.grant(now, terms.lock_timeout);
             self.held.push(Held {
                 key,
@@ -197,7 +221,14 @@ impl Model {
         if waiters >= most {
             return Acquired::Refused(Full);
         }
-        held.waiters.push(Waiting {
+        let ticket = self
+            .reclaim(now, key, requester, request)
+            .unwrap_or_else(|| {
+                self.next_ticket += 1;
+                self.next_ticket - 1
+            });
+        let waiters = &mut self.find(key).expect("it was there just now").waiters;
+        waiters.push(Waiting {
             requester,
             request,
             ticket,
@@ -205,8 +236,49 @@ impl Model {
             deadline: now + terms.lock_attempt_timeout,
             handle,
         });
-        self.next_ticket += 1;
+        waiters.sort_by_key(|waiting| waiting.ticket);
         Acquired::Queued(ticket)
+    }
+
+    fn reclaim(
+        &mut self,
+        now: Instant,
+        key: Name,
+        requester: Name,
+        request: Option<Name>,
+    ) -> Option<Ticket> {
+        let claim = (key.into(), requester.into(), request?.into());
+        let found = self
+            .orphans
+            .iter()
+            .position(|orphan| orphan.claim == claim)?;
+        let orphan = self.orphans.remove(found);
+        (now < orphan.end).then_some(orphan.ticket)
+    }
+
+    fn orphan(&mut self, now: Instant, key: Name, ticket: Ticket) -> bool {
+        self.settle(now, key);
+        let Some(held) = self.find(key) else {
+            return false;
+        };
+        let Some(place) = held.waiters.iter().position(|w| w.ticket == ticket) else {
+            return false;
+        };
+        let waiting = held.waiters.remove(place);
+        if let Some(request) = waiting.request
+            && waiting.deadline >= now
+        {
+            self.orphans.push(Orphan {
+                end: now + ORPHAN_GRACE,
+                ticket,
+                claim: (key.into(), waiting.requester.into(), request.into()),
+            });
+            self.orphans.sort();
+        }
+        if self.orphans.len() > self.limits.waiters {
+            self.orphans.remove(0);
+        }
+        true
     }
 
     fn release(
@@ -293,13 +365,19 @@ impl Model {
         while let Some((_, key)) = self.first_lapsed(now, true) {
             self.settle(now, key);
         }
-        for _ in 0..batch {
-            match self.first_lapsed(now, false) {
-                Some((_, key)) => self.settle(now, key),
-                None => return true,
-            }
+        let mut freed = 0;
+        while freed < batch
+            && let Some((_, key)) = self.first_lapsed(now, false)
+        {
+            self.settle(now, key);
+            freed += 1;
         }
-        false
+        let mut forgotten = 0;
+        while forgotten < batch && self.orphans.first().is_some_and(|first| first.end <= now) {
+            self.orphans.remove(0);
+            forgotten += 1;
+        }
+        freed < batch && forgotten < batch
     }
 
     fn first_lapsed(&self, now: Instant, contended: bool) -> Option<(End, Name)> {
@@ -398,6 +476,17 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     }))
 }
 
+fn orphans(table: &LockTable<Handle>) -> Vec<Orphan> {
+    let orphans = table.orphans.by_end.iter();
+    orphans
+        .map(|(&(end, ticket), (key, requester, request))| Orphan {
+            end,
+            ticket,
+            claim: (key.to_string(), requester.to_string(), request.to_string()),
+        })
+        .collect()
+}
+
 fn sorted<'a>(contents: impl Iterator<Item = Remembered<'a>>) -> Vec<Remembered<'a>> {
     let mut contents: Vec<_> = contents.collect();
     contents.sort_by_key(|remembered| remembered.key);
@@ -417,6 +506,8 @@ struct Race {
     granted: Option<Grant>,
     /// What the last acquire was told that it had been granted before.
     repeated: Option<Grant>,
+    /// Whom the last acquire let back to its place.
+    came_back: Option<(Name, Ticket)>,
     fences: Vec<Fence>,
     last_granted: HashMap<Name, Ticket>,
 }
@@ -427,6 +518,7 @@ impl Race {
             table: LockTable::new(limits, FIRST_FENCE),
             model: Model {
                 held: Vec::new(),
+                orphans: Vec::new(),
                 limits,
                 next_fence: FIRST_FENCE,
                 next_ticket: 1,
@@ -438,6 +530,7 @@ impl Race {
             waiting: HashMap::new(),
             granted: None,
             repeated: None,
+            came_back: None,
             fences: Vec::new(),
             last_granted: HashMap::new(),
         }
@@ -448,6 +541,7 @@ impl Race {
         self.compare_hand_overs()?;
         check_invariants(&self.table)?;
         prop_assert_eq!(contents(&self.table), self.model.contents());
+        prop_assert_eq!(orphans(&self.table), self.model.orphans.clone());
         let next = self.model.held.iter().filter(|h| !h.waiters.is_empty());
         prop_assert_eq!(
             self.table.next_hand_over(),
@@ -495,6 +589,14 @@ impl Race {
                     prop_assert_eq!(table.abandon(key, ticket), model.abandon(ticket));
                 }
             }
+            Op::Orphan(nth) => {
+                if let Some(&(key, ticket)) = self.tickets.get(nth % self.tickets.len().max(1)) {
+                    prop_assert_eq!(
+                        table.orphan(*now, key, ticket),
+                        model.orphan(*now, key, ticket)
+                    );
+                }
+            }
             Op::Settle(key) => {
                 table.settle(*now, key);
                 model.settle(*now, key);
@@ -512,6 +614,11 @@ impl Race {
             Op::PassToEnd(key) => {
                 let end = model.find(key).map(|held| held.grant.expires);
                 *now = (*now).max(end.unwrap_or(*now));
+            }
+            Op::PassGrace { just_before } => {
+                let end = model.orphans.first().map(|orphan| orphan.end);
+                let before = Duration::from_nanos(u64::from(just_before));
+                *now = (*now).max(end.map_or(*now, |end| end - before));
             }
             Op::PassJustBeforeEnd(key) => {
                 let end = model
@@ -546,6 +653,9 @@ impl Race {
             Acquired::Granted(grant) => self.granted = Some(grant),
             Acquired::Repeated(grant) => self.repeated = Some(grant),
             Acquired::Queued(ticket) => {
+                if self.tickets.contains(&(key, ticket)) {
+                    self.came_back = Some((key, ticket));
+                }
                 self.tickets.push((key, ticket));
                 self.waiting.insert(handle, (key, ticket));
             }
@@ -579,7 +689,12 @@ impl Race {
             prop_assert!(earlier < Some(ticket), "a later arrival came first");
         }
         prop_assert_eq!(told, std::mem::take(&mut self.model.told));
-        // An acquire may first have had to let other leases run out.
+        // An acquire may first have had to let leases run out. So all this comes after it.
+        if let Some((key, ticket)) = self.came_back.take() {
+            // It now comes before those who came later and were granted the key meanwhile.
+            let last = self.last_granted.entry(key).or_default();
+            *last = (*last).min(ticket - 1);
+        }
         if let Some(grant) = self.granted.take() {
             self.note_fence(grant)?;
         }
