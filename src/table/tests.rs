@@ -969,10 +969,11 @@ fn a_place_is_kept_for_the_grace_and_not_at_its_end() {
         desk.at(1).ask("K", "bob", request("#1"));
         desk.at(2).acquire_within("K", "cat", 9000);
         desk.at(3).orphan("K", "bob");
-        match late {
-            false => desk.just_before(3 + GRACE),
-            true => desk.at(3 + GRACE),
-        };
+        if late {
+            desk.at(3 + GRACE);
+        } else {
+            desk.just_before(3 + GRACE);
+        }
         assert_eq!(desk.ask("K", "bob", request("#1")), Queued);
         assert_eq!(desk.queue("K"), order);
     }
