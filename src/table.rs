@@ -76,9 +76,9 @@ pub(crate) enum Acquired<W> {
 }
 
 /// Who holds a key.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Holding<'a> {
-    pub holder: &'a str,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holding {
+    pub holder: Requester,
     pub grant: Grant,
     /// How many wait for the key. One whose patience is over counts until it has left.
     pub waiters: usize,
@@ -121,6 +121,8 @@ struct Ends {
 struct Entry<W> {
     holder: Requester,
     grant: Grant,
+    /// How long the lease lasts, counted from its grant or from its last renewal.
+    lock_timeout: Duration,
     /// What the holder called the acquire that got it the key.
     request: Option<RequestId>,
     /// `None` when nobody waits, so that an uncontended key costs one word for it.
@@ -236,7 +238,8 @@ impl<W> LockTable<W> {
         Ok(())
     }
 
-    /// Has the holder's lease end `lock_timeout` from now, be that later or sooner than before.
+    /// Has the holder's lease end `lock_timeout` from now, be that later or sooner than before. Without
+    /// one it lasts as long again as it was granted, or last renewed, for.
     ///
     /// It stays the same grant, and whoever waits stays where they are.
     #[cfg_attr(not(test), expect(dead_code, reason = "the wire has no RENEW yet"))]
@@ -246,7 +249,7 @@ impl<W> LockTable<W> {
         key: &str,
         requester: &str,
         fence: Option<Fence>,
-        lock_timeout: Duration,
+        lock_timeout: Option<Duration>,
     ) -> Result<Grant, Refusal> {
         self.verify(now, key, requester, fence)?;
         let entry = self
@@ -255,17 +258,18 @@ impl<W> LockTable<W> {
             .expect("what was verified is held");
         let index = self.ends.index_of(entry);
         let key = index.remove(&entry.end()).expect(INDEXED);
-        entry.grant.expires = now + lock_timeout;
+        entry.lock_timeout = lock_timeout.unwrap_or(entry.lock_timeout);
+        entry.grant.expires = now + entry.lock_timeout;
         index.insert(entry.end(), key);
         Ok(entry.grant)
     }
 
     /// Who holds the key, if anyone does.
-    pub fn holding(&mut self, now: Instant, key: &str) -> Option<Holding<'_>> {
+    pub fn holding(&mut self, now: Instant, key: &str) -> Option<Holding> {
         self.settle(now, key);
         let entry = self.entries.get(key)?;
         Some(Holding {
-            holder: &entry.holder,
+            holder: entry.holder.clone(),
             grant: entry.grant,
             waiters: entry.queue_len(),
         })
@@ -279,15 +283,16 @@ impl<W> LockTable<W> {
         requester: &str,
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
-        let Some(Holding { holder, grant, .. }) = self.holding(now, key) else {
+        self.settle(now, key);
+        let Some(Entry { holder, grant, .. }) = self.entries.get(key) else {
             return Err(Refusal::Free);
         };
-        if holder != requester {
+        if **holder != *requester {
             return Err(Refusal::NotHolder);
         }
         match fence {
             Some(fence) if fence != grant.fence => Err(Refusal::StaleFence),
-            _ => Ok(grant),
+            _ => Ok(*grant),
         }
     }
 
@@ -426,6 +431,7 @@ impl<W> LockTable<W> {
         let entry = Entry {
             holder: requester.into(),
             grant,
+            lock_timeout: terms.lock_timeout,
             request: request.map(RequestId::from),
             queue: None,
         };
@@ -523,6 +529,7 @@ impl<W> LockTable<W> {
         };
         self.next_fence += 1;
         entry.holder = waiter.requester;
+        entry.lock_timeout = waiter.lock_timeout;
         entry.request = waiter.request;
         entry.grant = grant;
         self.ends.index_of(entry).insert(entry.end(), shared_key);

@@ -201,7 +201,7 @@ impl Desk {
     /// The key's holder, the end of its lease and the number of waiters.
     fn holding(&mut self, key: Name) -> Option<(String, u64, usize)> {
         let holding = self.table.holding(self.now, key);
-        let told = holding.map(|held| (held.holder.to_owned(), held.grant.expires, held.waiters));
+        let told = holding.map(|held| (held.holder.to_string(), held.grant.expires, held.waiters));
         self.check();
         told.map(|(holder, end, waiters)| (holder, self.time(end), waiters))
     }
@@ -222,7 +222,12 @@ impl Desk {
         verified.map(|grant| self.time(grant.expires))
     }
 
-    fn renew(&mut self, key: Name, requester: Name, lease: u64) -> Result<u64, Refusal> {
+    fn renew(
+        &mut self,
+        key: Name,
+        requester: Name,
+        lease: impl Into<Option<u64>>,
+    ) -> Result<u64, Refusal> {
         self.renew_under(None, key, requester, lease)
     }
 
@@ -231,11 +236,12 @@ impl Desk {
         fence: impl Into<Option<Fence>>,
         key: Name,
         requester: Name,
-        lease: u64,
+        lease: impl Into<Option<u64>>,
     ) -> Result<u64, Refusal> {
+        let lease = lease.into().map(ms);
         let renewed = self
             .table
-            .renew(self.now, key, requester, fence.into(), ms(lease));
+            .renew(self.now, key, requester, fence.into(), lease);
         self.check();
         renewed.map(|grant| self.time(grant.expires))
     }
@@ -1163,6 +1169,20 @@ fn a_renewal_may_end_a_lease_sooner_than_before() {
     assert_eq!(desk.at(1).renew("K", "ann", 2), Ok(3));
     assert!(desk.at(3).expire(9));
     assert!(desk.table.is_empty());
+}
+
+#[test]
+fn a_renewal_that_names_no_time_lasts_as_long_again_as_the_last_one_named() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 30);
+    desk.at(0).acquire_on("K", "bob", 20, PATIENCE);
+    assert_eq!(desk.at(1).renew("K", "ann", None), Ok(31));
+    assert_eq!(desk.at(2).renew("K", "ann", 5), Ok(7));
+    assert_eq!(desk.at(3).renew("K", "ann", None), Ok(8));
+    // Whoever is handed the key has it for as long as they asked for.
+    desk.at(4).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("bob", 24)]);
+    assert_eq!(desk.at(6).renew("K", "bob", None), Ok(26));
 }
 
 #[test]

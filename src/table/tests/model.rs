@@ -8,8 +8,8 @@ enum Op {
     /// Requester, key, request ID, lease, patience.
     Acquire(Name, Name, Option<Name>, u64, u64),
     Release(Name, Name, Under),
-    /// Requester, key, which fence, lease.
-    Renew(Name, Name, Under, u64),
+    /// Requester, key, which fence, lease. With no lease it lasts as long as before.
+    Renew(Name, Name, Under, Option<u64>),
     Check(Name),
     Verify(Name, Name, Under),
     /// The ticket given out as the nth, counted round.
@@ -51,7 +51,10 @@ impl fmt::Debug for Op {
             }
             Op::Release(who, key, under) => write!(f, "{who} releases {key} under {under:?} fence"),
             Op::Renew(who, key, under, lease) => {
-                write!(f, "{who} renews {key} under {under:?} fence for {lease} ms")
+                write!(
+                    f,
+                    "{who} renews {key} under {under:?} fence for {lease:?} ms"
+                )
             }
             Op::Check(key) => write!(f, "{key} is checked"),
             Op::Verify(who, key, under) => {
@@ -88,7 +91,10 @@ fn op() -> impl Strategy<Value = Op> {
             37..40 => Op::Expire(usize::from(number % 3)),
             40 => Op::Check(key),
             41 => Op::Verify(who, key, under),
-            42..46 => Op::Renew(who, key, under, u64::from(number % 12)),
+            42..46 => {
+                let lease = (number < 30).then(|| u64::from(number % 12));
+                Op::Renew(who, key, under, lease)
+            }
             46..52 => Op::Orphan(usize::from(number)),
             52 | 53 => Op::PassGrace {
                 just_before: number % 2 == 0,
@@ -122,6 +128,7 @@ struct Held {
     key: Name,
     holder: Name,
     grant: Grant,
+    lease: Duration,
     request: Option<Name>,
     waiters: Vec<Waiting>,
 }
@@ -185,6 +192,7 @@ impl Model {
                 key,
                 holder: requester,
                 grant,
+                lease: terms.lock_timeout,
                 request,
                 waiters: Vec::new(),
             });
@@ -299,11 +307,12 @@ impl Model {
         key: Name,
         requester: Name,
         fence: Option<Fence>,
-        lease: Duration,
+        lease: Option<Duration>,
     ) -> Result<Grant, Refusal> {
         self.verify(now, key, requester, fence)?;
         let held = self.find(key).expect("it was verified just now");
-        held.grant.expires = now + lease;
+        held.lease = lease.unwrap_or(held.lease);
+        held.grant.expires = now + held.lease;
         Ok(held.grant)
     }
 
@@ -325,9 +334,9 @@ impl Model {
         }
     }
 
-    fn holding(&mut self, key: Name) -> Option<Holding<'_>> {
+    fn holding(&mut self, key: Name) -> Option<Holding> {
         self.find(key).map(|held| Holding {
-            holder: held.holder,
+            holder: held.holder.into(),
             grant: held.grant,
             waiters: held.waiters.len(),
         })
@@ -407,6 +416,7 @@ impl Model {
         let held = self.find(key).expect("it was there just now");
         held.holder = requester;
         held.grant = grant;
+        held.lease = lease;
         held.request = request;
         self.told.push((handle, grant));
     }
@@ -426,7 +436,7 @@ impl Model {
         let contents = self.held.iter().map(|held| Remembered {
             key: held.key,
             holder: (held.holder, held.request),
-            grant: held.grant,
+            grant: (held.grant, held.lease),
             queue: held.waiters.iter().map(Waiting::remembered).collect(),
         });
         sorted(contents)
@@ -445,7 +455,7 @@ impl Waiting {
 struct Remembered<'a> {
     key: &'a str,
     holder: Asker<'a>,
-    grant: Grant,
+    grant: (Grant, Duration),
     queue: Vec<Place<'a>>,
 }
 
@@ -470,7 +480,7 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
         Remembered {
             key,
             holder: (&*entry.holder, entry.request.as_deref()),
-            grant: entry.grant,
+            grant: (entry.grant, entry.lock_timeout),
             queue: places.collect(),
         }
     }))
@@ -569,8 +579,8 @@ impl Race {
             Op::Renew(requester, key, under, lease) => {
                 let fence = model.fence(*now, key, under);
                 prop_assert_eq!(
-                    table.renew(*now, key, requester, fence, ms(lease)),
-                    model.renew(*now, key, requester, fence, ms(lease))
+                    table.renew(*now, key, requester, fence, lease.map(ms)),
+                    model.renew(*now, key, requester, fence, lease.map(ms))
                 );
             }
             Op::Check(key) => {
