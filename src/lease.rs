@@ -1,7 +1,7 @@
 //! The nouns of a lock: key, requester, request ID, fencing token, grant and lease.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The name of a lock. Shared, because a held key stands in more than one index.
 pub(crate) type Key = Arc<str>;
@@ -38,6 +38,16 @@ pub(crate) struct Grant {
     pub fence: Fence,
 }
 
+/// A grant as it stands at one moment, for those who do not share the server's monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// When the lease runs out, on the server's wall clock.
+    pub expires: SystemTime,
+    /// How long it still lasts.
+    pub left: Duration,
+    pub fence: Fence,
+}
+
 /// A key held by this client until an instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -50,8 +60,6 @@ pub struct Lease {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::lease::{self, Grant, Key, Lease, Requester};
-use crate::table::{Acquired, HandOver, Limits, LockTable, Refusal, Terms, Ticket};
+use crate::lease::{self, Fence, Grant, Key, Requester, Standing};
+use crate::table::{Acquired, HandOver, Holding, Limits, LockTable, Refusal, Terms, Ticket};
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How many of them go at once, so that a million lapsing together delay nobody by a millisecond.
 const SWEEP_BATCH: usize = 1000;
 
-/// Where the journal goes: every grant and its end, at level trace.
+/// Where the journal goes: every grant and its end, and who waits, at level trace.
 const JOURNAL: &str = "lock_server::journal";
 
 /// The time keeper needs no depth.
@@ -87,6 +87,8 @@ pub(crate) trait Connection: Send + Sync {
 struct Waiter {
     key: Key,
     requester: Requester,
+    /// Whether its acquire had a request ID.
+    may_come_back: bool,
     /// `None` if the end of the connection is only told of, with [`LockManager::abandon`].
     connection: Option<Arc<dyn Connection>>,
     turn: Condvar,
@@ -103,11 +105,14 @@ impl Waiter {
 }
 
 /// How a wait ended, or why there was none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Granted(Grant),
-    Refused(Refusal),
-    /// The client went away while it waited, or waits elsewhere now.
+    /// With who held the key then, if anyone did.
+    Refused(Refusal, Option<Holding>),
+    /// The same request came again, and waits in this one's place.
+    TakenOver(Option<Holding>),
+    /// The client went away while it waited.
     Abandoned,
     /// The server is ending.
     Stopping,
@@ -156,22 +161,27 @@ impl LockManager {
     }
 
     /// Grants the key at once, refuses it, or gives a place in its queue to [`wait`](Self::wait) at.
+    ///
+    /// `request` is what the requester calls this acquire, to be recognised when it asks again: it then
+    /// gets the same grant, or waits at the same place instead of the one that waits there.
     pub fn acquire(
         &self,
         key: &str,
         requester: &str,
+        terms: Terms,
+        request: Option<&str>,
         connection: Option<Arc<dyn Connection>>,
     ) -> Attempt {
-        let terms = self.terms;
-        let mut waiter = None;
-        let (now, acquired) = self.decide(|state, now| {
+        self.decide(|state, now| {
             if state.stopping {
-                return (now, None);
+                return Attempt::Decided(Outcome::Stopping);
             }
+            let mut waiter = None;
             let handle = || {
                 let new = Arc::new(Waiter {
                     key: key.into(),
                     requester: requester.into(),
+                    may_come_back: request.is_some(),
                     connection,
                     turn: Condvar::new(),
                     outcome: OnceLock::new(),
@@ -181,40 +191,36 @@ impl LockManager {
             };
             let acquired = state
                 .table
-                .acquire(now, key, requester, terms, None, handle);
-            match &acquired {
-                Acquired::Granted(grant) => state.note_grant(now, key, requester, *grant),
-                Acquired::Queued(ticket) => {
-                    state.note(now, || {
-                        format!("queued {key:?} {requester:?} ticket {ticket}")
-                    });
+                .acquire(now, key, requester, terms, request, handle);
+            let ticket = match acquired {
+                Acquired::Granted(grant) => {
+                    state.note_grant("granted", now, key, requester, grant);
+                    return Attempt::Decided(Outcome::Granted(grant));
                 }
-                Acquired::TakenOver { before, .. } => state.dismiss(before.clone()),
-                Acquired::Repeated(_) | Acquired::Refused(_) => {}
-            }
-            (now, Some(acquired))
-        });
-        match (acquired, waiter) {
-            (Some(Acquired::Queued(ticket) | Acquired::TakenOver { ticket, .. }), Some(waiter)) => {
-                let deadline = now + terms.lock_attempt_timeout;
-                Attempt::Queued(Place {
-                    ticket,
-                    waiter,
-                    deadline,
-                })
-            }
-            (Some(Acquired::Granted(grant) | Acquired::Repeated(grant)), _) => {
-                Attempt::Decided(Outcome::Granted(grant))
-            }
-            (Some(Acquired::Refused(refusal)), _) => Attempt::Decided(Outcome::Refused(refusal)),
-            // A waiter without a handle does not exist: the table asks for it before it queues.
-            (Some(Acquired::Queued(_) | Acquired::TakenOver { .. }) | None, _) => {
-                Attempt::Decided(Outcome::Stopping)
-            }
-        }
+                Acquired::Repeated(grant) => return Attempt::Decided(Outcome::Granted(grant)),
+                Acquired::Refused(refusal) => {
+                    return Attempt::Decided(state.refuse(now, key, refusal));
+                }
+                Acquired::Queued(ticket) => {
+                    state.note_place("queued", now, key, requester, ticket);
+                    ticket
+                }
+                Acquired::TakenOver { ticket, before } => {
+                    state.note_place("taken-over", now, key, requester, ticket);
+                    state.dismiss(now, before);
+                    ticket
+                }
+            };
+            Attempt::Queued(Place {
+                ticket,
+                waiter: waiter.expect("the table asks for a handle before it queues it"),
+                deadline: now + terms.lock_attempt_timeout,
+            })
+        })
     }
 
-    /// Blocks until the key is granted, the patience is over, the client has gone or the server ends.
+    /// Blocks until the key is granted, the patience is over, the client has gone or asks again elsewhere,
+    /// or the server ends.
     pub fn wait(&self, place: &Place) -> Outcome {
         let waiter = &place.waiter;
         let mut state = self.state.lock();
@@ -225,55 +231,65 @@ impl LockManager {
                 .timed_out()
             {
                 drop(state);
-                return self.leave(place, Outcome::Refused(Refusal::Timeout));
+                return self.time_out(place);
             }
         }
         drop(state);
-        *waiter
+        waiter
             .outcome
             .get()
             .expect("the loop ends only when it is set")
+            .clone()
     }
 
     /// Gives up a place because its client has gone. Nothing happens if the key was granted first.
+    ///
+    /// If its acquire had a request ID, the place is kept for a while: see
+    /// [`ORPHAN_GRACE`](crate::table::ORPHAN_GRACE).
     pub fn abandon(&self, place: &Place) {
-        self.leave(place, Outcome::Abandoned);
+        let Waiter {
+            key,
+            requester,
+            may_come_back,
+            ..
+        } = &*place.waiter;
+        self.end_wait(place, |state, now| {
+            if state.table.orphan(now, key, place.ticket) {
+                let left = if *may_come_back { "orphaned" } else { "left" };
+                state.note_place(left, now, key, requester, place.ticket);
+            }
+            Outcome::Abandoned
+        });
         place.waiter.turn.notify_one();
     }
 
-    /// Leaves the queue for `reason`, unless the wait has ended otherwise: what happened first counts.
-    fn leave(&self, place: &Place, reason: Outcome) -> Outcome {
-        self.decide(|state, now| {
-            // The lease ahead may have run out at this very instant. Then the key goes to the head
-            // of the queue, which may be this waiter.
-            let Waiter {
-                key,
-                requester,
-                outcome,
-                ..
-            } = &*place.waiter;
-            state.table.settle(now, key);
-            state.record(now);
-            // Only a wait that ends here leaves: the place of one that had ended may be a repeated
-            // request's by now, under the same ticket.
-            let ends_here = outcome.set(reason).is_ok();
-            let left = match reason {
-                _ if !ends_here => false,
-                Outcome::Abandoned => state.table.orphan(now, key, place.ticket),
-                _ => state.table.abandon(key, place.ticket),
-            };
-            if left {
-                state.note(now, || {
-                    format!("left {key:?} {requester:?} ticket {}", place.ticket)
-                });
+    fn time_out(&self, place: &Place) -> Outcome {
+        let Waiter { key, requester, .. } = &*place.waiter;
+        self.end_wait(place, |state, now| {
+            if state.table.abandon(key, place.ticket) {
+                state.note_place("left", now, key, requester, place.ticket);
             }
-            *outcome.get().expect("it was set above or before")
+            state.refuse(now, key, Refusal::Timeout)
         })
     }
 
-    pub fn release(&self, key: &str, requester: &str) -> Result<(), Refusal> {
+    /// Ends a wait, unless it has ended otherwise: what happened first counts, and the place of one that
+    /// had ended may be a repeated request's by now, under the same ticket.
+    fn end_wait(&self, place: &Place, end: impl FnOnce(&mut State, Instant) -> Outcome) -> Outcome {
         self.decide(|state, now| {
-            let released = state.table.release(now, key, requester, None);
+            // The lease ahead may have run out at this very instant. Then the key goes to the head
+            // of the queue, which may be this waiter.
+            state.table.settle(now, &place.waiter.key);
+            state.record(now);
+            let outcome = &place.waiter.outcome;
+            outcome.get_or_init(|| end(state, now)).clone()
+        })
+    }
+
+    /// Takes the key from its holder. With a fence, only if it is held under that very grant.
+    pub fn release(&self, key: &str, requester: &str, fence: Option<Fence>) -> Result<(), Refusal> {
+        self.decide(|state, now| {
+            let released = state.table.release(now, key, requester, fence);
             if released.is_ok() {
                 state.note(now, || format!("released {key:?} {requester:?}"));
             }
@@ -281,13 +297,36 @@ impl LockManager {
         })
     }
 
-    pub fn check(&self, key: &str) -> bool {
-        self.decide(|state, now| state.table.holding(now, key).is_some())
+    /// Has the holder's lease last `lock_timeout` from now on; without one, as long again as before.
+    pub fn renew(
+        &self,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+        lock_timeout: Option<Duration>,
+    ) -> Result<Grant, Refusal> {
+        self.decide(|state, now| {
+            let grant = state
+                .table
+                .renew(now, key, requester, fence, lock_timeout)?;
+            state.note_grant("renewed", now, key, requester, grant);
+            Ok(grant)
+        })
     }
 
-    pub fn verify(&self, key: &str, requester: &str) -> Result<(), Refusal> {
-        let verified = self.decide(|state, now| state.table.verify(now, key, requester, None));
-        verified.map(|_| ())
+    /// Who holds the key, if anyone does.
+    pub fn holding(&self, key: &str) -> Option<Holding> {
+        self.decide(|state, now| state.table.holding(now, key))
+    }
+
+    /// The grant under which the requester holds the key. With a fence it has to be that very one.
+    pub fn verify(
+        &self,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+    ) -> Result<Grant, Refusal> {
+        self.decide(|state, now| state.table.verify(now, key, requester, fence))
     }
 
     /// Refuses every further acquire and breaks off those that wait.
@@ -306,12 +345,19 @@ impl LockManager {
         }
     }
 
-    /// The wall-clock time at which a grant's lease runs out.
-    pub fn lease(&self, grant: Grant) -> Lease {
-        let left = grant.expires.saturating_duration_since(Instant::now());
-        Lease {
+    /// The grant as it stands now, on the wall clock and without any.
+    pub fn standing(&self, grant: Grant) -> Standing {
+        let left = self.left(grant);
+        Standing {
             expires: SystemTime::now() + left,
+            left,
+            fence: grant.fence,
         }
+    }
+
+    /// How long a grant's lease still lasts.
+    pub fn left(&self, grant: Grant) -> Duration {
+        grant.expires.saturating_duration_since(Instant::now())
     }
 
     /// The critical section: everything that is decided is decided in `decision`. Waiters that it
@@ -363,28 +409,36 @@ impl State {
     /// Records the outcome of everyone who was handed a key.
     fn record(&mut self, now: Instant) {
         for HandOver { waiter, grant } in self.table.take_handed_over() {
-            self.note_grant(now, &waiter.key, &waiter.requester, grant);
+            self.note_grant("granted", now, &waiter.key, &waiter.requester, grant);
             // Only a queued waiter is handed a key, and one with an outcome has left its queue.
             let _ = waiter.outcome.set(Outcome::Granted(grant));
             self.told.waiters.push(waiter);
         }
     }
 
+    fn refuse(&mut self, now: Instant, key: &str, refusal: Refusal) -> Outcome {
+        Outcome::Refused(refusal, self.table.holding(now, key))
+    }
+
     /// Ends the wait of one whose place was taken over.
-    fn dismiss(&mut self, waiter: Arc<Waiter>) {
+    fn dismiss(&mut self, now: Instant, waiter: Arc<Waiter>) {
+        let holding = self.table.holding(now, &waiter.key);
         // Who waits in the queue has no outcome yet.
-        let _ = waiter.outcome.set(Outcome::Abandoned);
+        let _ = waiter.outcome.set(Outcome::TakenOver(holding));
         self.told.waiters.push(waiter);
     }
 
-    fn note_grant(&mut self, now: Instant, key: &str, requester: &str, grant: Grant) {
-        let lease = grant.expires.saturating_duration_since(now);
+    fn note_grant(&mut self, verb: &str, now: Instant, key: &str, requester: &str, grant: Grant) {
+        let Grant { expires, fence } = grant;
         self.note(now, || {
-            format!(
-                "granted {key:?} {requester:?} fence {} for {}",
-                grant.fence,
-                lease.as_micros()
-            )
+            let lease = expires.saturating_duration_since(now).as_micros();
+            format!("{verb} {key:?} {requester:?} fence {fence} for {lease}")
+        });
+    }
+
+    fn note_place(&mut self, verb: &str, now: Instant, key: &str, requester: &str, ticket: Ticket) {
+        self.note(now, || {
+            format!("{verb} {key:?} {requester:?} ticket {ticket}")
         });
     }
 

@@ -242,7 +242,6 @@ impl<W> LockTable<W> {
     /// one it lasts as long again as it was granted, or last renewed, for.
     ///
     /// It stays the same grant, and whoever waits stays where they are.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the wire has no RENEW yet"))]
     pub fn renew(
         &mut self,
         now: Instant,
