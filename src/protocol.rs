@@ -494,7 +494,8 @@ impl Reply {
     }
 
     /// Says who holds the key, how long that lease still lasts, and how many wait for it.
-    pub fn with_holder(self, holder: &str, left: Duration, waiters: usize) -> Self {
+    pub fn with_holder(mut self, holder: &str, left: Duration, waiters: usize) -> Self {
+        self.headers.reserve(96 + holder.len());
         self.with_header(LOCK_HOLDER, encode(holder))
             .with_header(LOCK_HOLDER_EXPIRES_IN, Seconds(left))
             .with_header(LOCK_WAITERS, waiters)
