@@ -41,10 +41,9 @@
 //! - While it waits, the repeat takes over its place, with the times that the repeat names, counted from now.
 //!   The one that waited there gets `0`, `taken-over`. (A repeat that tries once, `lock_attempt_timeout=0`, gets
 //!   `timeout` and leaves the wait as it is.)
-//! - For two seconds after its connection broke, or was told to the client as `full`, its place is kept: who
-//!   comes back in that time stands before everybody who came later. But nobody waits for it: what it
-//!   does not come back to is granted to the next one that is there, and a key is never granted to a connection
-//!   that is known to be broken.
+//! - For two seconds after the server has noticed that its connection broke, its place is kept: who comes back
+//!   in that time stands before everybody who came later. But nobody waits for it. Who is away is granted
+//!   nothing, so a client that died holds up no key: its turn goes to the next one that is there.
 //! - After that, or after the grant has ended, it is a LOCK like any other. So an ID is for one acquire: do not
 //!   use it again once the key was unlocked.
 //!
@@ -69,7 +68,7 @@
 //!
 //! | status | `Lock-Result` | cause |
 //! |---|---|---|
-//! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter; a body |
+//! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter that is unknown, given twice or out of its range; a body |
 //! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page sent |
 //! | 404 | `no-such-verb` | the path starts with no verb of the table |
 //! | 405 | `bad-method` | neither GET nor POST; `Allow` names both |
@@ -91,8 +90,8 @@
 //! | `Lock-Attempt-Timeout` | PING | how long a LOCK may wait here that names no time, in seconds |
 //!
 //! What is left of a lease is read after the grant, so a client that adds it to an instant before it asked may
-//! think the lease shorter than it is, never longer, and needs no clock like the server's. After a long wait
-//! that is much shorter: VERIFY then says it anew.
+//! think the lease shorter than it is, never longer, and needs no clock like the server's. After a LOCK that
+//! waited, it is shorter by the whole wait: VERIFY, or the same LOCK again, then tells it anew.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
