@@ -115,6 +115,9 @@ impl Client {
         let question = Request::Lock {
             key: self.key(key)?,
             requester: self.requester()?,
+            lock_timeout: None,
+            lock_attempt_timeout: None,
+            request: None,
         };
         let timeout = self.patience()?.saturating_add(ANSWER_TIMEOUT);
         match self.ask(&question, timeout) {
@@ -138,6 +141,7 @@ impl Client {
         self.ask_yes_or_no(&Request::Unlock {
             key: self.key(key)?,
             requester: self.requester()?,
+            fence: None,
         })
     }
 
@@ -159,6 +163,7 @@ impl Client {
         self.ask_yes_or_no(&Request::Verify {
             key: self.key(key)?,
             requester: self.requester()?,
+            fence: None,
         })
     }
 

@@ -1,7 +1,7 @@
-//! The nouns of a lock: key, requester, fencing token, grant and lease.
+//! The nouns of a lock: key, requester, request ID, fencing token, grant and lease.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The name of a lock. Shared, because a held key stands in more than one index.
 pub(crate) type Key = Arc<str>;
@@ -9,14 +9,42 @@ pub(crate) type Key = Arc<str>;
 /// A name on the wire. Whoever uses it is the client of that name.
 pub(crate) type Requester = Arc<str>;
 
+/// What a requester calls one acquire, to be recognised when it asks again. Means something only
+/// together with the key and the requester.
+pub(crate) type RequestId = Arc<str>;
+
 /// A number that only grows, one per grant.
 pub(crate) type Fence = u64;
+
+/// Where a server's fences begin: the Unix time of its start in microseconds.
+///
+/// The counter grows by one per grant, and a server can't grant a million leases per second. So a
+/// restarted server begins above every fence of the one before, unless the clock went back by more
+/// than that one had run, less a microsecond per grant.
+///
+/// A clock before 1970 gives 1. The number stays below 2^53, so that it is exact in a JSON number:
+/// that lasts until the year 2255.
+pub(crate) fn first_fence(started: SystemTime) -> Fence {
+    let since_1970 = started.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let micros = Fence::try_from(since_1970.as_micros()).unwrap_or(Fence::MAX);
+    micros.clamp(1, (1 << 53) - 1)
+}
 
 /// What the server decided for one requester.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     /// When the lease runs out. At `now == expires` it is already gone.
     pub expires: Instant,
+    pub fence: Fence,
+}
+
+/// A grant as it stands at one moment, for those who do not share the server's monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// When the lease runs out, on the server's wall clock.
+    pub expires: SystemTime,
+    /// How long it still lasts.
+    pub left: Duration,
     pub fence: Fence,
 }
 
@@ -28,4 +56,48 @@ pub struct Lease {
     ///
     /// Counted from the moment of the grant, never from the request.
     pub expires: SystemTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    #[test]
+    fn fences_begin_at_the_microsecond_of_the_start() {
+        let started = UNIX_EPOCH + Duration::from_nanos(1_463_000_000_123_456_789);
+        assert_eq!(first_fence(started), 1_463_000_000_123_456);
+    }
+
+    #[test]
+    fn on_a_clock_before_1970_fences_begin_at_one() {
+        assert_eq!(first_fence(UNIX_EPOCH - DAY), 1);
+        assert_eq!(first_fence(UNIX_EPOCH), 1);
+        assert_eq!(first_fence(UNIX_EPOCH + Duration::from_micros(2)), 2);
+    }
+
+    #[test]
+    fn a_fence_is_exact_in_a_json_number() {
+        const EXACT: Fence = 1 << 53;
+        let of_year = |year: u32| first_fence(UNIX_EPOCH + (year - 1970) * 366 * DAY);
+        assert!(of_year(2200) > of_year(2199));
+        assert!(of_year(2200) < EXACT);
+        // A clock that is set beyond all reason has its fences begin at the same number each time.
+        assert!(of_year(3000) < EXACT);
+        assert!(of_year(600_000) < EXACT);
+    }
+
+    #[test]
+    fn a_restarted_server_begins_above_every_fence_of_the_one_before() {
+        let started = UNIX_EPOCH + 20_000 * DAY;
+        let (ran, grants) = (DAY, 1_000_000_000);
+        let last = first_fence(started) + (grants - 1);
+        let stopped = started + ran;
+        assert!(first_fence(stopped) > last);
+        // The clock may even go back, by what the server ran less a microsecond per grant.
+        let most = ran - Duration::from_micros(grants);
+        assert!(first_fence(stopped - most) > last);
+        assert!(first_fence(stopped - most - Duration::from_micros(1)) <= last);
+    }
 }

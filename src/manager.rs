@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::lease::{Grant, Key, Lease, Requester};
-use crate::table::{Acquired, HandOver, Limits, LockTable, Refusal, Terms, Ticket};
+use crate::lease::{self, Fence, Grant, Key, Requester, Standing};
+use crate::table::{Acquired, HandOver, Holding, Limits, LockTable, Refusal, Terms, Ticket};
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How many of them go at once, so that a million lapsing together delay nobody by a millisecond.
 const SWEEP_BATCH: usize = 1000;
 
-/// Where the journal goes: every grant and its end, at level trace.
+/// Where the journal goes: every grant and its end, and who waits, at level trace.
 const JOURNAL: &str = "lock_server::journal";
 
 /// The time keeper needs no depth.
@@ -106,6 +106,8 @@ pub(crate) trait Courier: Send + Sync {
 struct Waiter {
     key: Key,
     requester: Requester,
+    /// Whether its acquire had a request ID.
+    may_come_back: bool,
     /// `None` if the end of the connection is only told of, with [`LockManager::abandon`].
     connection: Option<Arc<dyn Connection>>,
     /// Wakes the thread that waits, if there is one yet.
@@ -122,8 +124,8 @@ fn have_answered(courier: &Arc<dyn Courier>, outcome: Outcome) {
 impl Waiter {
     /// Tells of the outcome, which is set.
     fn tell(&self, tell: impl Fn(&Arc<dyn Courier>, Outcome)) {
-        if let (Some(courier), Some(&outcome)) = (self.courier.get(), self.outcome.get()) {
-            tell(courier, outcome);
+        if let (Some(courier), Some(outcome)) = (self.courier.get(), self.outcome.get()) {
+            tell(courier, outcome.clone());
         }
         // Costs nothing where no thread waits.
         self.turn.notify_one();
@@ -137,10 +139,13 @@ impl Waiter {
 }
 
 /// How a wait ended, or why there was none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Granted(Grant),
-    Refused(Refusal),
+    /// With who held the key then, if anyone did.
+    Refused(Refusal, Option<Holding>),
+    /// The same request came again, and waits in this one's place.
+    TakenOver(Option<Holding>),
     /// The client went away while it waited.
     Abandoned,
     /// The server is ending.
@@ -173,7 +178,8 @@ impl LockManager {
     pub fn start(terms: Terms, limits: Limits) -> std::io::Result<Arc<Self>> {
         let manager = Arc::new(LockManager {
             state: Mutex::new(State {
-                table: LockTable::new(limits).asking(Waiter::is_there),
+                table: LockTable::new(limits, lease::first_fence(SystemTime::now()))
+                    .asking(Waiter::is_there),
                 alarm: None,
                 told: Told::default(),
                 stopping: false,
@@ -196,22 +202,27 @@ impl LockManager {
     }
 
     /// Grants the key at once, refuses it, or gives a place in its queue to [`wait`](Self::wait) at.
+    ///
+    /// `request` is what the requester calls this acquire, to be recognised when it asks again: it then
+    /// gets the same grant, or waits at the same place instead of the one that waits there.
     pub fn acquire(
         &self,
         key: &str,
         requester: &str,
+        terms: Terms,
+        request: Option<&str>,
         connection: Option<Arc<dyn Connection>>,
     ) -> Attempt {
-        let terms = self.terms;
-        let mut waiter = None;
-        let (now, acquired) = self.decide(|state, now| {
+        self.decide(|state, now| {
             if state.stopping {
-                return (now, None);
+                return Attempt::Decided(Outcome::Stopping);
             }
+            let mut waiter = None;
             let handle = || {
                 let new = Arc::new(Waiter {
                     key: key.into(),
                     requester: requester.into(),
+                    may_come_back: request.is_some(),
                     connection,
                     turn: Condvar::new(),
                     courier: OnceLock::new(),
@@ -220,32 +231,34 @@ impl LockManager {
                 waiter = Some(new.clone());
                 new
             };
-            let acquired = state.table.acquire(now, key, requester, terms, handle);
-            match acquired {
-                Acquired::Granted(grant) => state.note_grant(now, key, requester, grant),
-                Acquired::Queued(ticket) => {
-                    state.note(now, || {
-                        format!("queued {key:?} {requester:?} ticket {ticket}")
-                    });
+            let acquired = state
+                .table
+                .acquire(now, key, requester, terms, request, handle);
+            let ticket = match acquired {
+                Acquired::Granted(grant) => {
+                    state.note_grant("granted", now, key, requester, grant);
+                    return Attempt::Decided(Outcome::Granted(grant));
                 }
-                Acquired::Refused(_) => {}
-            }
-            (now, Some(acquired))
-        });
-        match (acquired, waiter) {
-            (Some(Acquired::Queued(ticket)), Some(waiter)) => {
-                let deadline = now + terms.lock_attempt_timeout;
-                Attempt::Queued(Place {
-                    ticket,
-                    waiter,
-                    deadline,
-                })
-            }
-            (Some(Acquired::Granted(grant)), _) => Attempt::Decided(Outcome::Granted(grant)),
-            (Some(Acquired::Refused(refusal)), _) => Attempt::Decided(Outcome::Refused(refusal)),
-            // A waiter without a handle does not exist: the table asks for it before it queues.
-            (Some(Acquired::Queued(_)) | None, _) => Attempt::Decided(Outcome::Stopping),
-        }
+                Acquired::Repeated(grant) => return Attempt::Decided(Outcome::Granted(grant)),
+                Acquired::Refused(refusal) => {
+                    return Attempt::Decided(state.refuse(now, key, refusal));
+                }
+                Acquired::Queued(ticket) => {
+                    state.note_place("queued", now, key, requester, ticket);
+                    ticket
+                }
+                Acquired::TakenOver { ticket, before } => {
+                    state.note_place("taken-over", now, key, requester, ticket);
+                    state.dismiss(now, before);
+                    ticket
+                }
+            };
+            Attempt::Queued(Place {
+                ticket,
+                waiter: waiter.expect("the table asks for a handle before it queues it"),
+                deadline: now + terms.lock_attempt_timeout,
+            })
+        })
     }
 
     /// From now on a courier is told, too, how the wait ends. Returns how, if it has ended already.
@@ -254,10 +267,11 @@ impl LockManager {
         let _ = place.waiter.courier.set(courier);
         // Whoever decides after this has seen the courier.
         let _decided_before = self.state.lock();
-        place.waiter.outcome.get().copied()
+        place.waiter.outcome.get().cloned()
     }
 
-    /// Blocks until the key is granted, the patience is over, the client has gone or the server ends.
+    /// Blocks until the key is granted, the patience is over, the client has gone or asks again elsewhere,
+    /// or the server ends.
     pub fn wait(&self, place: &Place) -> Outcome {
         let waiter = &place.waiter;
         let mut state = self.state.lock();
@@ -268,50 +282,68 @@ impl LockManager {
                 .timed_out()
             {
                 drop(state);
-                return self.leave(place, Outcome::Refused(Refusal::Timeout));
+                return self.time_out(place);
             }
         }
         drop(state);
-        *waiter
+        waiter
             .outcome
             .get()
             .expect("the loop ends only when it is set")
+            .clone()
     }
 
     /// Gives up a place because its client has gone. Nothing happens if the key was granted first.
+    ///
+    /// If its acquire had a request ID, the place is kept for a while: see
+    /// [`ORPHAN_GRACE`](crate::table::ORPHAN_GRACE).
     pub fn abandon(&self, place: &Place) {
-        self.leave(place, Outcome::Abandoned);
+        let Waiter {
+            key,
+            requester,
+            may_come_back,
+            ..
+        } = &*place.waiter;
+        self.end_wait(place, |state, now| {
+            if state.table.orphan(now, key, place.ticket) {
+                let left = if *may_come_back { "orphaned" } else { "left" };
+                state.note_place(left, now, key, requester, place.ticket);
+            }
+            Outcome::Abandoned
+        });
         place.waiter.tell(have_answered);
     }
 
-    /// Leaves the queue for `reason`, unless the wait has ended otherwise: what happened first counts.
-    fn leave(&self, place: &Place, reason: Outcome) -> Outcome {
-        self.decide(|state, now| {
-            // The lease ahead may have run out at this very instant. Then the key goes to the head
-            // of the queue, which may be this waiter.
-            let Waiter {
-                key,
-                requester,
-                outcome,
-                ..
-            } = &*place.waiter;
-            state.table.settle(now, key);
-            state.record(now);
-            let outcome = *outcome.get_or_init(|| reason);
+    fn time_out(&self, place: &Place) -> Outcome {
+        let Waiter { key, requester, .. } = &*place.waiter;
+        self.end_wait(place, |state, now| {
             if state.table.abandon(key, place.ticket) {
-                state.note(now, || {
-                    format!("left {key:?} {requester:?} ticket {}", place.ticket)
-                });
+                state.note_place("left", now, key, requester, place.ticket);
             }
-            outcome
+            state.refuse(now, key, Refusal::Timeout)
         })
     }
 
-    /// Releases the key. Who is next is answered before this returns, by this thread where there is
-    /// a courier: the way to the next holder is the one that everybody waits for.
-    pub fn release(&self, key: &str, requester: &str) -> Result<(), Refusal> {
+    /// Ends a wait, unless it has ended otherwise: what happened first counts, and the place of one that
+    /// had ended may be a repeated request's by now, under the same ticket.
+    fn end_wait(&self, place: &Place, end: impl FnOnce(&mut State, Instant) -> Outcome) -> Outcome {
+        self.decide(|state, now| {
+            // The lease ahead may have run out at this very instant. Then the key goes to the head
+            // of the queue, which may be this waiter.
+            state.table.settle(now, &place.waiter.key);
+            state.record(now);
+            let outcome = &place.waiter.outcome;
+            outcome.get_or_init(|| end(state, now)).clone()
+        })
+    }
+
+    /// Takes the key from its holder. With a fence, only if it is held under that very grant.
+    ///
+    /// Who is next is answered before this returns, by this thread where there is a courier: the way to
+    /// the next holder is the one that everybody waits for.
+    pub fn release(&self, key: &str, requester: &str, fence: Option<Fence>) -> Result<(), Refusal> {
         let release = |state: &mut State, now| {
-            let released = state.table.release(now, key, requester);
+            let released = state.table.release(now, key, requester, fence);
             if released.is_ok() {
                 state.note(now, || format!("released {key:?} {requester:?}"));
             }
@@ -320,12 +352,36 @@ impl LockManager {
         self.decide_and(release, Told::deliver_here)
     }
 
-    pub fn check(&self, key: &str) -> bool {
-        self.decide(|state, now| state.table.check(now, key))
+    /// Has the holder's lease last `lock_timeout` from now on; without one, as long again as before.
+    pub fn renew(
+        &self,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+        lock_timeout: Option<Duration>,
+    ) -> Result<Grant, Refusal> {
+        self.decide(|state, now| {
+            let grant = state
+                .table
+                .renew(now, key, requester, fence, lock_timeout)?;
+            state.note_grant("renewed", now, key, requester, grant);
+            Ok(grant)
+        })
     }
 
-    pub fn verify(&self, key: &str, requester: &str) -> Result<(), Refusal> {
-        self.decide(|state, now| state.table.verify(now, key, requester))
+    /// Who holds the key, if anyone does.
+    pub fn holding(&self, key: &str) -> Option<Holding> {
+        self.decide(|state, now| state.table.holding(now, key))
+    }
+
+    /// The grant under which the requester holds the key. With a fence it has to be that very one.
+    pub fn verify(
+        &self,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+    ) -> Result<Grant, Refusal> {
+        self.decide(|state, now| state.table.verify(now, key, requester, fence))
     }
 
     /// Refuses every further acquire and breaks off those that wait.
@@ -344,12 +400,19 @@ impl LockManager {
         }
     }
 
-    /// The wall-clock time at which a grant's lease runs out.
-    pub fn lease(&self, grant: Grant) -> Lease {
-        let left = grant.expires.saturating_duration_since(Instant::now());
-        Lease {
+    /// The grant as it stands now, on the wall clock and without any.
+    pub fn standing(&self, grant: Grant) -> Standing {
+        let left = self.left(grant);
+        Standing {
             expires: SystemTime::now() + left,
+            left,
+            fence: grant.fence,
         }
+    }
+
+    /// How long a grant's lease still lasts.
+    pub fn left(&self, grant: Grant) -> Duration {
+        grant.expires.saturating_duration_since(Instant::now())
     }
 
     /// Decides, and has the waiters that got a key answered by other threads.
@@ -407,24 +470,45 @@ impl State {
         mem::take(&mut self.told)
     }
 
-    /// Records the outcome of everyone who was handed a key.
+    /// Records the outcome of everyone who was handed a key, or had gone when it came.
     fn record(&mut self, now: Instant) {
+        for (ticket, waiter) in self.table.take_gone() {
+            self.note_place("left", now, &waiter.key, &waiter.requester, ticket);
+            // Only a queued waiter is passed over.
+            let _ = waiter.outcome.set(Outcome::Abandoned);
+            self.told.waiters.push(waiter);
+        }
         for HandOver { waiter, grant } in self.table.take_handed_over() {
-            self.note_grant(now, &waiter.key, &waiter.requester, grant);
+            self.note_grant("granted", now, &waiter.key, &waiter.requester, grant);
             // Only a queued waiter is handed a key, and one with an outcome has left its queue.
             let _ = waiter.outcome.set(Outcome::Granted(grant));
             self.told.waiters.push(waiter);
         }
     }
 
-    fn note_grant(&mut self, now: Instant, key: &str, requester: &str, grant: Grant) {
-        let lease = grant.expires.saturating_duration_since(now);
+    fn refuse(&mut self, now: Instant, key: &str, refusal: Refusal) -> Outcome {
+        Outcome::Refused(refusal, self.table.holding(now, key))
+    }
+
+    /// Ends the wait of one whose place was taken over.
+    fn dismiss(&mut self, now: Instant, waiter: Arc<Waiter>) {
+        let holding = self.table.holding(now, &waiter.key);
+        // Who waits in the queue has no outcome yet.
+        let _ = waiter.outcome.set(Outcome::TakenOver(holding));
+        self.told.waiters.push(waiter);
+    }
+
+    fn note_grant(&mut self, verb: &str, now: Instant, key: &str, requester: &str, grant: Grant) {
+        let Grant { expires, fence } = grant;
         self.note(now, || {
-            format!(
-                "granted {key:?} {requester:?} fence {} for {}",
-                grant.fence,
-                lease.as_micros()
-            )
+            let lease = expires.saturating_duration_since(now).as_micros();
+            format!("{verb} {key:?} {requester:?} fence {fence} for {lease}")
+        });
+    }
+
+    fn note_place(&mut self, verb: &str, now: Instant, key: &str, requester: &str, ticket: Ticket) {
+        self.note(now, || {
+            format!("{verb} {key:?} {requester:?} ticket {ticket}")
         });
     }
 

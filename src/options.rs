@@ -49,6 +49,16 @@ pub struct Options {
     /// Default `false`: it ends with its parent, so that a test that panics leaves no server behind.
     pub outlive_parent: bool,
 
+    /// The longest lease that a LOCK or RENEW may ask for with `lock_timeout`; one that asks for more gets
+    /// `400`. Default `None`: 1 h, or [`lock_timeout`](Self::lock_timeout) if that is longer. `Some` must not
+    /// be less than that; up to 365 days.
+    pub max_lock_timeout: Option<Duration>,
+
+    /// The longest wait that a LOCK may ask for with `lock_attempt_timeout`; one that asks for more gets
+    /// `400`. Default `None`: 1 h, or [`lock_attempt_timeout`](Self::lock_attempt_timeout) if that is longer.
+    /// `Some` must not be less than that; up to 365 days.
+    pub max_lock_attempt_timeout: Option<Duration>,
+
     /// How many LOCKs may wait at the same time, over all keys. Default 10,000. One more gets `503`
     /// at once.
     pub max_waiters: usize,
@@ -70,6 +80,8 @@ impl Default for Options {
             reconnect_attempts: 3,
             time_between_attempts: Duration::from_secs(1),
             outlive_parent: false,
+            max_lock_timeout: None,
+            max_lock_attempt_timeout: None,
             max_waiters: 10_000,
             max_keys: 1_000_000,
         }
@@ -79,7 +91,21 @@ impl Default for Options {
 /// The longest lease and the longest wait.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+/// What may be asked for where the options say nothing else.
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
 impl Options {
+    /// What [`max_lock_timeout`](Self::max_lock_timeout) comes to.
+    pub(crate) fn longest_lock_timeout(&self) -> Duration {
+        self.max_lock_timeout.unwrap_or(HOUR.max(self.lock_timeout))
+    }
+
+    /// What [`max_lock_attempt_timeout`](Self::max_lock_attempt_timeout) comes to.
+    pub(crate) fn longest_lock_attempt_timeout(&self) -> Duration {
+        self.max_lock_attempt_timeout
+            .unwrap_or(HOUR.max(self.lock_attempt_timeout))
+    }
+
     /// Refuses what no server can do, before anything is bound or forked.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
@@ -97,6 +123,14 @@ impl Options {
                 format!("{} {reason}", self.lock_attempt_timeout.as_secs_f64()),
             );
         }
+        expect_cap(
+            ("max_lock_timeout", self.max_lock_timeout),
+            ("lock_timeout", self.lock_timeout),
+        )?;
+        expect_cap(
+            ("max_lock_attempt_timeout", self.max_lock_attempt_timeout),
+            ("lock_attempt_timeout", self.lock_attempt_timeout),
+        )?;
         if self.classic_port == Some(self.port) && self.port != 0 {
             return invalid(
                 "classic_port",
@@ -113,5 +147,81 @@ impl Options {
             );
         }
         Ok(())
+    }
+}
+
+/// Refuses a cap that the server's own time would exceed: a LOCK that names the usual time would be told
+/// that it is too long.
+fn expect_cap(
+    (option, cap): (&'static str, Option<Duration>),
+    (capped, usual): (&str, Duration),
+) -> Result<(), Error> {
+    let Some(cap) = cap else {
+        return Ok(());
+    };
+    let (most, usual_s) = (cap.as_secs_f64(), usual.as_secs_f64());
+    let reason = if cap > YEAR {
+        format!("{most} s is more than 31536000 s, 365 days")
+    } else if cap < usual {
+        format!("{most} s is less than {capped}, {usual_s} s; give more, or a shorter {capped}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidOption { option, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOURS_2: Duration = Duration::from_secs(2 * 60 * 60);
+
+    fn refusal(options: Options) -> String {
+        options.validate().expect_err("it is bad").to_string()
+    }
+
+    #[test]
+    fn the_caps_are_an_hour_or_the_servers_own_times_if_those_are_longer() {
+        let caps = |options: &Options| {
+            options.validate().expect("it is good");
+            let longest_attempt = options.longest_lock_attempt_timeout();
+            (options.longest_lock_timeout(), longest_attempt)
+        };
+        assert_eq!(caps(&Options::default()), (HOUR, HOUR));
+        let long = Options {
+            lock_timeout: HOURS_2,
+            lock_attempt_timeout: HOURS_2,
+            ..Options::default()
+        };
+        assert_eq!(caps(&long), (HOURS_2, HOURS_2));
+        let capped = Options {
+            max_lock_timeout: Some(Duration::from_secs(3)),
+            max_lock_attempt_timeout: Some(YEAR),
+            ..Options::default()
+        };
+        assert_eq!(caps(&capped), (Duration::from_secs(3), YEAR));
+    }
+
+    #[test]
+    fn a_cap_below_the_servers_own_time_is_refused() {
+        let capped = Options {
+            lock_timeout: HOURS_2,
+            max_lock_timeout: Some(HOUR),
+            ..Options::default()
+        };
+        assert_eq!(
+            refusal(capped),
+            "bad option max_lock_timeout: 3600 s is less than lock_timeout, 7200 s; \
+             give more, or a shorter lock_timeout"
+        );
+        let capped = Options {
+            max_lock_attempt_timeout: Some(Duration::from_millis(500)),
+            ..Options::default()
+        };
+        assert_eq!(
+            refusal(capped),
+            "bad option max_lock_attempt_timeout: 0.5 s is less than lock_attempt_timeout, 4 s; \
+             give more, or a shorter lock_attempt_timeout"
+        );
     }
 }

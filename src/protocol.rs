@@ -5,14 +5,60 @@
 //! `GET`, or `POST` with the same meaning. Verbs are upper case. A key and a requester are one path
 //! segment each: percent-encoded UTF-8, 1 to 1024 bytes decoded. `%2F` is a slash inside a name.
 //!
-//! | path | `1` or a number | `0`, with `Lock-Result` |
+//! | path | parameters | `1` or a number | `0`, with `Lock-Result` |
+//! |---|---|---|---|
+//! | `/CHECK/key` | | `1`: somebody holds the key | `free` |
+//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request` | when the lease runs out: Unix seconds, six decimals | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
+//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | `free`, `not-holder`, `stale-fence` |
+//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | `free`, `not-holder`, `stale-fence` |
+//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | `free`, `not-holder`, `stale-fence` |
+//! | `/PING` | | `1`: a server is here | |
+//! | `/SHUTDOWN` | | `1`: the server ends | |
+//!
+//! # Parameters
+//!
+//! They stand in the query: `/LOCK/KEYA/CLIENT_A?lock_timeout=30&lock_attempt_timeout=0`. A verb takes those
+//! of its row, each at most once; anything else, and any value out of its range, is a bad request, and the
+//! sentence names the parameter and its range. Nothing is ever shortened to fit.
+//!
+//! | parameter | value | without it |
 //! |---|---|---|
-//! | `/CHECK/key` | `1`: somebody holds the key | `free` |
-//! | `/LOCK/key/requester` | when the lease runs out: Unix seconds, six decimals | `already-holder`, `already-waiting`, `timeout` |
-//! | `/UNLOCK/key/requester` | `1`: the requester held the key, and no longer does | `free`, `not-holder` |
-//! | `/VERIFY/key/requester` | `1`: the requester holds the key | `free`, `not-holder` |
-//! | `/PING` | `1`: a server is here | |
-//! | `/SHUTDOWN` | `1`: the server ends | |
+//! | `lock_timeout` | how long the lease lasts: seconds, decimals allowed, 0.001 to the server's `max_lock_timeout` | LOCK: the server's `lock_timeout`. RENEW: as long as the lease was granted, or last renewed, for |
+//! | `lock_attempt_timeout` | how long LOCK waits for its turn: seconds, decimals allowed, 0 (try once) to the server's `max_lock_attempt_timeout` | the server's `lock_attempt_timeout` |
+//! | `fence` | the number that `Lock-Fence` told; the requester has to hold the key under that very grant, or else it is `stale-fence` | whichever grant it is |
+//! | `request` | an ID of 1 to 64 of `A-Z a-z 0-9 _ . : -` that the requester made up for this LOCK | a LOCK of its own, each time |
+//!
+//! A lease may be renewed for ever; whoever waits keeps its place and its patience. A renewal may also end a
+//! lease sooner than it would have.
+//!
+//! # Asking again
+//!
+//! Who has lost the reply to a LOCK, or its connection, can't know whether it was granted. With an ID it may
+//! ask again: LOCK with the same key, requester and `request` is the same acquire.
+//!
+//! - While its grant stands, it gets the same grant: the same fence, and the time that is left. The first
+//!   connection may even be open.
+//! - While it waits, the repeat takes over its place, with the times that the repeat names, counted from now.
+//!   The one that waited there gets `0`, `taken-over`. (A repeat that tries once, `lock_attempt_timeout=0`, gets
+//!   `timeout` and leaves the wait as it is.)
+//! - For two seconds after the server has noticed that its connection broke, its place is kept: who comes back
+//!   in that time stands before everybody who came later. But nobody waits for it. Who is away is granted
+//!   nothing, so a client that died holds up no key: its turn goes to the next one that is there.
+//! - After that, or after the grant has ended, it is a LOCK like any other. So an ID is for one acquire: do not
+//!   use it again once the key was unlocked.
+//!
+//! # The fence
+//!
+//! One number for each grant, the same through all its renewals, and greater than that of every grant before, of
+//! any key. Whatever a lock protects can keep the greatest fence that it has seen, and turn away a holder of
+//! long ago that does not know that its lease is over. It stays below 2^53, so that a JSON number is exact.
+//!
+//! The first fence of a server is the Unix time of its start in microseconds, and each grant adds one. A
+//! server grants less than one key per microsecond, so a server that is started later begins above everything
+//! that was granted before. That holds as long as the clock is not set back, from one start to the next,
+//! by more than the first server had run, less a microsecond for each of its grants: a server that has run for
+//! an hour tolerates a clock set back by nearly an hour. While a server runs, its clock may be set at will. The
+//! numbers last until the year 2255.
 //!
 //! # Answers
 //!
@@ -22,7 +68,7 @@
 //!
 //! | status | `Lock-Result` | cause |
 //! |---|---|---|
-//! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter; a body |
+//! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter that is unknown, given twice or out of its range; a body |
 //! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page sent |
 //! | 404 | `no-such-verb` | the path starts with no verb of the table |
 //! | 405 | `bad-method` | neither GET nor POST; `Allow` names both |
@@ -30,8 +76,22 @@
 //! | 503 | `full` | as many waiters or held keys as the server allows; `Retry-After` says when to come back |
 //! | 503 | `stopping` | the server is ending; a waiting LOCK gets it too |
 //!
-//! Every reply has `Cache-Control: no-store`. The reply to PING says with `Lock-Timeout` and
-//! `Lock-Attempt-Timeout` how long, in seconds, a lease lasts and a LOCK may wait here.
+//! Every reply has `Cache-Control: no-store`.
+//!
+//! | header | where | value |
+//! |---|---|---|
+//! | `Lock-Result` | each `0` | the stable word of the tables |
+//! | `Lock-Expires-In` | a granted LOCK or RENEW; VERIFY that says `1` | how long the lease still lasts: seconds, three decimals, rounded down |
+//! | `Lock-Fence` | the same | the fence of the grant |
+//! | `Lock-Holder` | CHECK that says `1`; LOCK that says `0` | who holds the key, or held it when that was decided; percent-encoded like a path segment |
+//! | `Lock-Holder-Expires-In` | the same | how long that lease still lasts, as above |
+//! | `Lock-Waiters` | the same | how many wait for the key |
+//! | `Lock-Timeout` | PING | how long a lease lasts here that names no time, in seconds |
+//! | `Lock-Attempt-Timeout` | PING | how long a LOCK may wait here that names no time, in seconds |
+//!
+//! What is left of a lease is read after the grant, so a client that adds it to an instant before it asked may
+//! think the lease shorter than it is, never longer, and needs no clock like the server's. After a LOCK that
+//! waited, it is shorter by the whole wait: VERIFY, or the same LOCK again, then tells it anew.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -39,17 +99,31 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::lease::Lease;
+pub(crate) use self::query::Caps;
+use self::query::Query;
+use crate::lease::{Fence, Lease, Standing};
+
+mod query;
 
 /// The longest key or requester, in bytes, decoded.
 pub(crate) const MAX_NAME: usize = 1024;
 
 /// How long a lease lasts when a LOCK names no time, in seconds.
 pub(crate) const LOCK_TIMEOUT: &str = "Lock-Timeout";
-/// How long a LOCK may wait, in seconds.
+/// How long a LOCK may wait when it names no time, in seconds.
 pub(crate) const LOCK_ATTEMPT_TIMEOUT: &str = "Lock-Attempt-Timeout";
 /// The stable word that says why the answer is `0`.
 pub(crate) const LOCK_RESULT: &str = "Lock-Result";
+/// How long the lease of the requester still lasts, in seconds.
+pub(crate) const LOCK_EXPIRES_IN: &str = "Lock-Expires-In";
+/// The fence of the requester's grant.
+pub(crate) const LOCK_FENCE: &str = "Lock-Fence";
+/// Who holds the key, percent-encoded.
+pub(crate) const LOCK_HOLDER: &str = "Lock-Holder";
+/// How long the holder's lease still lasts, in seconds.
+pub(crate) const LOCK_HOLDER_EXPIRES_IN: &str = "Lock-Holder-Expires-In";
+/// How many wait for the key.
+pub(crate) const LOCK_WAITERS: &str = "Lock-Waiters";
 
 /// What a path segment need not escape: RFC 3986, section 2.3.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
@@ -58,7 +132,7 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// A question that was understood.
+/// A question that was understood. A parameter is `None` where none is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request<'a> {
     Check {
@@ -67,14 +141,26 @@ pub(crate) enum Request<'a> {
     Lock {
         key: Cow<'a, str>,
         requester: Cow<'a, str>,
+        lock_timeout: Option<Duration>,
+        lock_attempt_timeout: Option<Duration>,
+        /// The request ID.
+        request: Option<Cow<'a, str>>,
     },
     Unlock {
         key: Cow<'a, str>,
         requester: Cow<'a, str>,
+        fence: Option<Fence>,
+    },
+    Renew {
+        key: Cow<'a, str>,
+        requester: Cow<'a, str>,
+        lock_timeout: Option<Duration>,
+        fence: Option<Fence>,
     },
     Verify {
         key: Cow<'a, str>,
         requester: Cow<'a, str>,
+        fence: Option<Fence>,
     },
     Ping,
     Shutdown,
@@ -89,9 +175,70 @@ pub(crate) enum Malformed {
 
 impl<'a> Request<'a> {
     /// Reads a request target: a path, or a whole `http://` address as a proxy would send it.
-    pub fn parse(target: &'a str) -> Result<Self, Malformed> {
-        let bad = |reason: String| Err(Malformed::BadRequest(reason));
+    pub fn parse(target: &'a str, caps: &Caps) -> Result<Self, Malformed> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let Path {
+            verb,
+            key,
+            requester,
+        } = Path::parse(path)?;
+        let taken: &[_] = match verb {
+            "LOCK" => &[
+                query::LOCK_TIMEOUT,
+                query::LOCK_ATTEMPT_TIMEOUT,
+                query::REQUEST,
+            ],
+            "UNLOCK" | "VERIFY" => &[query::FENCE],
+            "RENEW" => &[query::LOCK_TIMEOUT, query::FENCE],
+            _ => &[],
+        };
+        let Query {
+            lock_timeout,
+            lock_attempt_timeout,
+            fence,
+            request,
+        } = Query::parse(query, verb, taken, caps)?;
+        Ok(match verb {
+            "CHECK" => Request::Check { key },
+            "LOCK" => Request::Lock {
+                key,
+                requester,
+                lock_timeout,
+                lock_attempt_timeout,
+                request,
+            },
+            "UNLOCK" => Request::Unlock {
+                key,
+                requester,
+                fence,
+            },
+            "RENEW" => Request::Renew {
+                key,
+                requester,
+                lock_timeout,
+                fence,
+            },
+            "VERIFY" => Request::Verify {
+                key,
+                requester,
+                fence,
+            },
+            "PING" => Request::Ping,
+            _ => Request::Shutdown,
+        })
+    }
+}
+
+/// A verb, which is one of the table, with its names. A name that it does not take is empty.
+struct Path<'a> {
+    verb: &'a str,
+    key: Cow<'a, str>,
+    requester: Cow<'a, str>,
+}
+
+impl<'a> Path<'a> {
+    fn parse(path: &'a str) -> Result<Self, Malformed> {
+        let bad = |reason: String| Err(Malformed::BadRequest(reason));
         let mut segments = origin_form(path).split('/');
         if segments.next() != Some("") {
             return bad("the path has to begin with a slash, as in /CHECK/key".into());
@@ -99,7 +246,7 @@ impl<'a> Request<'a> {
         let verb = segments.next().unwrap_or_default();
         let names = match verb {
             "CHECK" => 1,
-            "LOCK" | "UNLOCK" | "VERIFY" => 2,
+            "LOCK" | "UNLOCK" | "RENEW" | "VERIFY" => 2,
             "PING" | "SHUTDOWN" => 0,
             _ => return Err(Malformed::NoSuchVerb),
         };
@@ -125,45 +272,69 @@ impl<'a> Request<'a> {
                 "too many segments: ask /{verb}{usage}, with a slash inside a name as %2F"
             ));
         }
-        if let Some(parameter) = query.split('&').find(|parameter| !parameter.is_empty()) {
-            let parameter = parameter
-                .split_once('=')
-                .map_or(parameter, |(name, _)| name);
-            return bad(format!(
-                "{verb} takes no parameter {:?}",
-                shorten(parameter)
-            ));
-        }
-        Ok(match verb {
-            "CHECK" => Request::Check { key },
-            "LOCK" => Request::Lock { key, requester },
-            "UNLOCK" => Request::Unlock { key, requester },
-            "VERIFY" => Request::Verify { key, requester },
-            "PING" => Request::Ping,
-            _ => Request::Shutdown,
+        Ok(Path {
+            verb,
+            key,
+            requester,
         })
     }
 }
 
-/// The path of the question: what [`Request::parse`] reads.
+/// The path and the query of the question: what [`Request::parse`] reads.
 impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let encode = |name| utf8_percent_encode(name, SEGMENT);
+        let mut write = |verb: &str, key: &str, requester: &str, said: Query| {
+            let (key, requester) = (encode(key), encode(requester));
+            write!(f, "/{verb}/{key}/{requester}{said}")
+        };
         match self {
+            Request::Lock {
+                key,
+                requester,
+                lock_timeout,
+                lock_attempt_timeout,
+                request,
+            } => {
+                let said = Query {
+                    lock_timeout: *lock_timeout,
+                    lock_attempt_timeout: *lock_attempt_timeout,
+                    request: request.as_deref().map(Cow::from),
+                    ..Query::default()
+                };
+                write("LOCK", key, requester, said)
+            }
+            Request::Unlock {
+                key,
+                requester,
+                fence,
+            } => write("UNLOCK", key, requester, Query::under(*fence)),
+            Request::Renew {
+                key,
+                requester,
+                lock_timeout,
+                fence,
+            } => {
+                let said = Query {
+                    lock_timeout: *lock_timeout,
+                    ..Query::under(*fence)
+                };
+                write("RENEW", key, requester, said)
+            }
+            Request::Verify {
+                key,
+                requester,
+                fence,
+            } => write("VERIFY", key, requester, Query::under(*fence)),
             Request::Check { key } => write!(f, "/CHECK/{}", encode(key)),
-            Request::Lock { key, requester } => {
-                write!(f, "/LOCK/{}/{}", encode(key), encode(requester))
-            }
-            Request::Unlock { key, requester } => {
-                write!(f, "/UNLOCK/{}/{}", encode(key), encode(requester))
-            }
-            Request::Verify { key, requester } => {
-                write!(f, "/VERIFY/{}/{}", encode(key), encode(requester))
-            }
             Request::Ping => f.write_str("/PING"),
             Request::Shutdown => f.write_str("/SHUTDOWN"),
         }
     }
+}
+
+/// A name as a path segment, or as a header carries it.
+fn encode(name: &str) -> impl fmt::Display {
+    utf8_percent_encode(name, SEGMENT)
 }
 
 /// `http://host/path` as `/path`: RFC 9112, section 3.2.2, asks a server to take both.
@@ -230,8 +401,10 @@ pub(crate) struct Reply {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Yes,
-    /// A granted LOCK.
-    Lease(Lease),
+    /// A granted LOCK or RENEW.
+    Lease(Standing),
+    /// A VERIFY by the holder.
+    Holder(Standing),
     /// The word of `Lock-Result`, and a sentence where the question was not understood.
     No {
         result: &'static str,
@@ -243,7 +416,7 @@ pub(crate) enum Answer {
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Answer::Yes => f.write_str("1\n"),
+            Answer::Yes | Answer::Holder(_) => f.write_str("1\n"),
             Answer::Lease(lease) => writeln!(f, "{}", UnixTime(lease.expires)),
             Answer::No { .. } => f.write_str("0\n"),
         }
@@ -278,29 +451,31 @@ impl Status {
 
 impl Reply {
     pub fn yes() -> Self {
-        Reply {
-            status: Status::Ok,
-            answer: Answer::Yes,
-            headers: String::new(),
-        }
+        Reply::ok(Answer::Yes)
     }
 
-    pub fn lease(lease: Lease) -> Self {
-        Reply {
-            status: Status::Ok,
-            answer: Answer::Lease(lease),
-            headers: String::new(),
-        }
+    /// The requester has just been granted this, or has renewed it.
+    pub fn lease(lease: Standing) -> Self {
+        Reply::ok(Answer::Lease(lease))
+    }
+
+    /// The requester holds the key, under this grant.
+    pub fn holder(lease: Standing) -> Self {
+        Reply::ok(Answer::Holder(lease))
     }
 
     /// A question that was understood, and its answer is no.
     pub fn no(result: &'static str) -> Self {
+        Reply::ok(Answer::No {
+            result,
+            message: String::new(),
+        })
+    }
+
+    fn ok(answer: Answer) -> Self {
         Reply {
             status: Status::Ok,
-            answer: Answer::No {
-                result,
-                message: String::new(),
-            },
+            answer,
             headers: String::new(),
         }
     }
@@ -317,6 +492,14 @@ impl Reply {
         }
     }
 
+    /// Says who holds the key, how long that lease still lasts, and how many wait for it.
+    pub fn with_holder(mut self, holder: &str, left: Duration, waiters: usize) -> Self {
+        self.headers.reserve(96 + holder.len());
+        self.with_header(LOCK_HOLDER, encode(holder))
+            .with_header(LOCK_HOLDER_EXPIRES_IN, Seconds(left))
+            .with_header(LOCK_WAITERS, waiters)
+    }
+
     pub fn with_header(mut self, name: &str, value: impl fmt::Display) -> Self {
         // Writing to a string does not fail.
         let _ = write!(self.headers, "{name}: {value}\r\n");
@@ -327,17 +510,11 @@ impl Reply {
     /// if that is not what the version implies; `head` leaves the body out.
     pub fn to_bytes(&self, connection: Option<&str>, head: bool) -> Vec<u8> {
         let mut body = self.answer.to_string();
-        let mut result = None;
-        if let Answer::No {
-            result: word,
-            message,
-        } = &self.answer
+        if let Answer::No { message, .. } = &self.answer
+            && !message.is_empty()
         {
-            result = Some(word);
-            if !message.is_empty() {
-                body.push_str(message);
-                body.push('\n');
-            }
+            body.push_str(message);
+            body.push('\n');
         }
         let mut reply = String::with_capacity(256);
         // Writing to a string does not fail.
@@ -348,9 +525,16 @@ impl Reply {
             self.status.reason(),
             body.len(),
         );
-        if let Some(word) = result {
-            let _ = write!(reply, "{LOCK_RESULT}: {word}\r\n");
-        }
+        let _ = match &self.answer {
+            Answer::No { result, .. } => write!(reply, "{LOCK_RESULT}: {result}\r\n"),
+            Answer::Lease(Standing { left, fence, .. })
+            | Answer::Holder(Standing { left, fence, .. }) => write!(
+                reply,
+                "{LOCK_EXPIRES_IN}: {}\r\n{LOCK_FENCE}: {fence}\r\n",
+                Seconds(*left)
+            ),
+            Answer::Yes => Ok(()),
+        };
         if let Some(connection) = connection {
             let _ = write!(reply, "Connection: {connection}\r\n");
         }
@@ -405,7 +589,7 @@ fn parse_unix_time(line: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(since)
 }
 
-/// A duration as the headers carry it: seconds, three decimals.
+/// A duration as the headers carry it: seconds, three decimals, cut off.
 pub(crate) struct Seconds(pub Duration);
 
 impl fmt::Display for Seconds {

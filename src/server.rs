@@ -18,6 +18,7 @@ use crate::http::FrontDoor;
 use crate::listener;
 use crate::manager::LockManager;
 use crate::options::Options;
+use crate::protocol::Caps;
 use crate::service::Service;
 use crate::shutdown::Shutdown;
 use crate::table::{Limits, Terms};
@@ -308,6 +309,10 @@ fn serve(
         lock_timeout: options.lock_timeout,
         lock_attempt_timeout: options.lock_attempt_timeout,
     };
+    let caps = Caps {
+        lock_timeout: options.longest_lock_timeout(),
+        lock_attempt_timeout: options.longest_lock_attempt_timeout(),
+    };
     let admission = Admission {
         allow_shutdown: options.allow_shutdown,
         host: options.host.clone(),
@@ -327,6 +332,7 @@ fn serve(
         let service = Arc::new(Service {
             manager,
             admission,
+            caps,
             shutdown,
         });
         let classic = classic.map(|listener| {

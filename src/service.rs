@@ -3,17 +3,20 @@
 //! Knows no socket and no thread; what has to wait is handed back as a place in the queue.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::admission::Admission;
 use crate::manager::{Attempt, Connection, LockManager, Outcome, Place};
-use crate::protocol::{self, Reply, Request, Seconds, Status};
+use crate::protocol::{self, Caps, Reply, Request, Seconds, Status};
 use crate::shutdown::Shutdown;
-use crate::table::Refusal;
+use crate::table::{Holding, Refusal, Terms};
 
 /// What the front doors have in common.
 pub(crate) struct Service {
     pub manager: Arc<LockManager>,
     pub admission: Admission,
+    /// The longest times that a question may ask for.
+    pub caps: Caps,
     pub shutdown: Shutdown,
 }
 
@@ -29,34 +32,83 @@ impl Service {
     pub fn answer(&self, question: &Request, connection: Option<Arc<dyn Connection>>) -> Answer {
         let manager = &self.manager;
         let reply = match question {
-            Request::Lock { key, requester } => match manager.acquire(key, requester, connection) {
-                Attempt::Decided(outcome) => self.outcome_reply(outcome),
-                Attempt::Queued(place) => return Answer::Wait(place),
-            },
-            Request::Unlock { key, requester } => verdict(manager.release(key, requester)),
-            Request::Verify { key, requester } => verdict(manager.verify(key, requester)),
-            Request::Check { key } if manager.check(key) => Reply::yes(),
-            Request::Check { .. } => Reply::no(word(Refusal::Free)),
-            Request::Ping => {
-                let terms = manager.terms();
-                Reply::yes()
-                    .with_header(protocol::LOCK_TIMEOUT, Seconds(terms.lock_timeout))
-                    .with_header(
-                        protocol::LOCK_ATTEMPT_TIMEOUT,
-                        Seconds(terms.lock_attempt_timeout),
-                    )
+            Request::Lock {
+                key,
+                requester,
+                lock_timeout,
+                lock_attempt_timeout,
+                request,
+            } => {
+                let terms = self.terms(*lock_timeout, *lock_attempt_timeout);
+                match manager.acquire(key, requester, terms, request.as_deref(), connection) {
+                    Attempt::Decided(outcome) => self.outcome_reply(outcome),
+                    Attempt::Queued(place) => return Answer::Wait(place),
+                }
             }
-            Request::Shutdown if self.admission.allow_shutdown => {
-                self.shutdown.request("SHUTDOWN was asked for");
-                Reply::yes()
-            }
-            Request::Shutdown => Reply::refusal(
-                Status::Forbidden,
-                "forbidden",
-                "SHUTDOWN is not allowed here; start the server with --allow-shutdown",
+            Request::Unlock {
+                key,
+                requester,
+                fence,
+            } => verdict(manager.release(key, requester, *fence), |()| Reply::yes()),
+            Request::Renew {
+                key,
+                requester,
+                lock_timeout,
+                fence,
+            } => verdict(
+                manager.renew(key, requester, *fence, *lock_timeout),
+                |grant| Reply::lease(manager.standing(grant)),
             ),
+            Request::Verify {
+                key,
+                requester,
+                fence,
+            } => verdict(manager.verify(key, requester, *fence), |grant| {
+                Reply::holder(manager.standing(grant))
+            }),
+            Request::Check { key } => match manager.holding(key) {
+                None => Reply::no(word(Refusal::Free)),
+                holding => self.with_holder(Reply::yes(), holding),
+            },
+            Request::Ping => self.ping(),
+            Request::Shutdown => self.shut_down(),
         };
         Answer::Reply(reply)
+    }
+
+    /// What a LOCK asks for, which names these times or none.
+    fn terms(
+        &self,
+        lock_timeout: Option<Duration>,
+        lock_attempt_timeout: Option<Duration>,
+    ) -> Terms {
+        let usual = self.manager.terms();
+        Terms {
+            lock_timeout: lock_timeout.unwrap_or(usual.lock_timeout),
+            lock_attempt_timeout: lock_attempt_timeout.unwrap_or(usual.lock_attempt_timeout),
+        }
+    }
+
+    fn ping(&self) -> Reply {
+        let terms = self.manager.terms();
+        Reply::yes()
+            .with_header(protocol::LOCK_TIMEOUT, Seconds(terms.lock_timeout))
+            .with_header(
+                protocol::LOCK_ATTEMPT_TIMEOUT,
+                Seconds(terms.lock_attempt_timeout),
+            )
+    }
+
+    fn shut_down(&self) -> Reply {
+        if self.admission.allow_shutdown {
+            self.shutdown.request("SHUTDOWN was asked for");
+            return Reply::yes();
+        }
+        Reply::refusal(
+            Status::Forbidden,
+            "forbidden",
+            "SHUTDOWN is not allowed here; start the server with --allow-shutdown",
+        )
     }
 
     /// The reply to a LOCK for which there is no thread to wait in.
@@ -72,11 +124,14 @@ impl Service {
     /// The reply to a LOCK that is decided.
     pub fn outcome_reply(&self, outcome: Outcome) -> Reply {
         match outcome {
-            Outcome::Granted(grant) => Reply::lease(self.manager.lease(grant)),
-            Outcome::Refused(Refusal::Full) => {
+            Outcome::Granted(grant) => Reply::lease(self.manager.standing(grant)),
+            Outcome::Refused(Refusal::Full, _) => {
                 full("the server has as many waiters or held keys as it allows")
             }
-            Outcome::Refused(refusal) => Reply::no(word(refusal)),
+            Outcome::Refused(refusal, holding) => {
+                self.with_holder(Reply::no(word(refusal)), holding)
+            }
+            Outcome::TakenOver(holding) => self.with_holder(Reply::no("taken-over"), holding),
             Outcome::Abandoned | Outcome::Stopping => Reply::refusal(
                 Status::Unavailable,
                 "stopping",
@@ -84,11 +139,19 @@ impl Service {
             ),
         }
     }
+
+    fn with_holder(&self, reply: Reply, holding: Option<Holding>) -> Reply {
+        let Some(holding) = holding else {
+            return reply;
+        };
+        let left = self.manager.left(holding.grant);
+        reply.with_holder(&holding.holder, left, holding.waiters)
+    }
 }
 
-fn verdict(result: Result<(), Refusal>) -> Reply {
+fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply {
     match result {
-        Ok(()) => Reply::yes(),
+        Ok(value) => yes(value),
         Err(refusal) => Reply::no(word(refusal)),
     }
 }
@@ -110,6 +173,7 @@ fn word(refusal: Refusal) -> &'static str {
         Refusal::Free => "free",
         Refusal::Full => "full",
         Refusal::NotHolder => "not-holder",
+        Refusal::StaleFence => "stale-fence",
         Refusal::Timeout => "timeout",
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::{Wire, ask, ms, options, ports, start, until, waiting_wire};
+use common::{Wire, ask, masked, ms, options, ports, start, until, waiting_wire};
 use lock_server::{Client, Error, Options, Server};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -149,7 +149,7 @@ fn each_verb_is_answered_with_the_bytes_of_the_original_however_the_request_is_w
 fn http(server: &Server, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let closed = Wire::to(server).send(request).until_closed();
-    closed.expect("an answer and the end of the connection")
+    masked(&closed.expect("an answer and the end of the connection"))
 }
 
 fn http_answer(headers: &str, body: &str) -> String {
@@ -171,6 +171,16 @@ fn no(result: &str) -> [String; 2] {
     ["0\n".into(), http_answer(&header, "0\n")]
 }
 
+/// What each wire says that tells who holds the key: CLIENT_A, and nobody waits for it.
+fn held([classic, http]: [String; 2]) -> [String; 2] {
+    let holder =
+        "\r\nLock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Waiters: 0\r\n\r\n";
+    [classic, http.replace("\r\n\r\n", holder)]
+}
+
+/// The header lines of the holder's lease.
+const LEASE: &str = "Lock-Expires-In: S\r\nLock-Fence: N\r\n";
+
 #[test]
 fn each_wire_has_its_own_bytes_and_sees_the_others_locks() {
     let server = start(impatient());
@@ -187,17 +197,19 @@ fn each_wire_has_its_own_bytes_and_sees_the_others_locks() {
         let lease = if locks_on_http {
             let answer = http(&server, "/LOCK/KEYA/CLIENT_A");
             let (_, lease) = answer.split_once("\r\n\r\n").unwrap();
-            assert_eq!(answer, http_answer("", lease));
+            assert_eq!(answer, http_answer(LEASE, lease));
             lease.to_string()
         } else {
             bare(&server, "/LOCK/KEYA/CLIENT_A")
         };
         assert!(is_lease(&lease), "{lease:?}");
-        assert_eq!(both("/CHECK/KEYA"), yes());
-        assert_eq!(both("/VERIFY/KEYA/CLIENT_A"), yes());
+        assert_eq!(both("/CHECK/KEYA"), held(yes()));
+        let mine = both("/VERIFY/KEYA/CLIENT_A");
+        assert_eq!(mine, ["1\n".into(), http_answer(LEASE, "1\n")]);
         assert_eq!(both("/VERIFY/KEYA/CLIENT_B"), no("not-holder"));
-        assert_eq!(both("/LOCK/KEYA/CLIENT_A"), no("already-holder"));
-        assert_eq!(both("/LOCK/KEYA/CLIENT_B"), no("timeout"));
+        let again = both("/LOCK/KEYA/CLIENT_A");
+        assert_eq!(again, held(no("already-holder")));
+        assert_eq!(both("/LOCK/KEYA/CLIENT_B"), held(no("timeout")));
         assert_eq!(both("/UNLOCK/KEYA/CLIENT_B"), no("not-holder"));
         let [on_classic, on_http] = yes();
         if locks_on_http {

@@ -656,9 +656,24 @@ struct Event {
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    Granted { fence: u64, lease: u64 },
-    Queued { ticket: u64 },
-    Left { ticket: u64 },
+    Granted {
+        fence: u64,
+        lease: u64,
+    },
+    Renewed {
+        fence: u64,
+        lease: u64,
+    },
+    Queued {
+        ticket: u64,
+    },
+    TakenOver {
+        ticket: u64,
+    },
+    /// For whatever reason: a place that is kept for a broken connection is in no queue.
+    Left {
+        ticket: u64,
+    },
     Released,
 }
 
@@ -676,7 +691,14 @@ impl Event {
             ("queued", ["ticket", ticket]) => What::Queued {
                 ticket: ticket.parse().ok()?,
             },
-            ("left", ["ticket", ticket]) => What::Left {
+            ("renewed", ["fence", fence, "for", lease]) => What::Renewed {
+                fence: fence.parse().ok()?,
+                lease: lease.parse().ok()?,
+            },
+            ("taken-over", ["ticket", ticket]) => What::TakenOver {
+                ticket: ticket.parse().ok()?,
+            },
+            ("left" | "orphaned", ["ticket", ticket]) => What::Left {
                 ticket: ticket.parse().ok()?,
             },
             ("released", []) => What::Released,
@@ -771,6 +793,8 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
                     .queue
                     .insert(ticket, (event.name, event.at));
             }
+            What::Renewed { fence, lease } => examiner.renewed(event, fence, lease),
+            What::TakenOver { ticket } => examiner.taken_over(event, ticket),
             What::Left { ticket } => examiner.left(event, ticket),
             What::Released => examiner.released(event),
         }
@@ -800,6 +824,7 @@ struct Key {
 #[derive(Clone, Copy)]
 struct Lease {
     name: Name,
+    fence: u64,
     /// When it was released, or else when it runs out.
     end: u64,
     released: bool,
@@ -837,6 +862,7 @@ impl Examiner<'_> {
         self.take_turn(event, end);
         self.keys[key].lease = Some(Lease {
             name,
+            fence,
             end: at + lease,
             released: false,
         });
@@ -865,6 +891,29 @@ impl Examiner<'_> {
                         .complain(event, &format!("granted out of turn: {first} was first"));
                 }
             }
+        }
+    }
+
+    /// The same grant goes on, from a time at which it was still live.
+    fn renewed(&mut self, event: &Event, fence: u64, length: u64) {
+        match &mut self.keys[event.key].lease {
+            Some(lease)
+                if lease.name == event.name
+                    && lease.fence == fence
+                    && !lease.released
+                    && event.at <= lease.end =>
+            {
+                lease.end = event.at + length;
+            }
+            _ => self.complain(event, "renewed by somebody who does not hold it"),
+        }
+    }
+
+    /// Somebody who waits asks again, and has its patience anew.
+    fn taken_over(&mut self, event: &Event, ticket: u64) {
+        match self.keys[event.key].queue.get_mut(&ticket) {
+            Some((name, since)) if *name == event.name => *since = event.at,
+            _ => self.complain(event, "took over a place that was not its own"),
         }
     }
 
@@ -952,6 +1001,14 @@ fn the_examiner_notices_what_it_should() {
         "at 501000 granted KEYA client-3.0 fence 3 for 500000",
         "at 501500 released KEYA client-3.0",
         "at 501500 granted KEYA client-1.0 fence 4 for 500000",
+        "at 502000 renewed KEYA client-1.0 fence 4 for 500000",
+        "at 600000 queued KEYA client-2.0 ticket 3",
+        "at 700000 queued KEYA client-3.0 ticket 4",
+        "at 800000 orphaned KEYA client-2.0 ticket 3",
+        "at 900000 queued KEYA client-2.0 ticket 3",
+        "at 950000 taken-over KEYA client-2.0 ticket 3",
+        "at 1002000 granted KEYA client-2.0 fence 5 for 500000",
+        "at 1003000 left KEYA client-3.0 ticket 4",
     ];
     let decided = heard(&[
         "granted KEYA client-1.0",
@@ -960,10 +1017,11 @@ fn the_examiner_notices_what_it_should() {
         "granted KEYA client-3.0",
         "unlocked KEYA client-3.0 1",
         "granted KEYA client-1.0",
+        "granted KEYA client-2.0",
     ]);
     let nobody = Deaths::default();
     let found = examine(&mut doctored(&sound), &nobody, &decided);
-    assert_eq!((found.locks, found.ran_out, found.waited), (4, 3, 1));
+    assert_eq!((found.locks, found.ran_out, found.waited), (5, 4, 2));
     assert_eq!(found.violations, [""; 0]);
 
     let first_lease = "at 0 granted KEYA client-1.0 fence 1 for 500000";
@@ -1016,6 +1074,43 @@ fn the_examiner_notices_what_it_should() {
                 patient,
                 "at 9 released KEYA client-1.0",
                 "at 9 granted KEYA client-1.0 fence 2 for 500000",
+            ],
+        ),
+        (
+            "two live leases",
+            &[
+                first_lease,
+                "at 9 renewed KEYA client-1.0 fence 1 for 500000",
+                "at 500001 granted KEYA client-2.0 fence 2 for 500000",
+            ],
+        ),
+        (
+            "renewed by somebody",
+            &[
+                first_lease,
+                "at 9 renewed KEYA client-2.0 fence 1 for 500000",
+            ],
+        ),
+        (
+            "renewed by somebody",
+            &[
+                first_lease,
+                "at 9 renewed KEYA client-1.0 fence 2 for 500000",
+            ],
+        ),
+        (
+            "renewed by somebody",
+            &[
+                first_lease,
+                "at 500001 renewed KEYA client-1.0 fence 1 for 500000",
+            ],
+        ),
+        (
+            "not its own",
+            &[
+                first_lease,
+                patient,
+                "at 9 taken-over KEYA client-3.0 ticket 1",
             ],
         ),
         (

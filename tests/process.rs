@@ -272,6 +272,22 @@ fn options_out_of_range_are_refused_before_anything_is_bound() {
             host: String::new(),
             ..options()
         },
+        Options {
+            max_lock_timeout: Some(Duration::from_secs(2)),
+            ..options()
+        },
+        Options {
+            max_lock_timeout: Some(Duration::MAX),
+            ..options()
+        },
+        Options {
+            max_lock_attempt_timeout: Some(Duration::from_secs(3)),
+            ..options()
+        },
+        Options {
+            max_lock_attempt_timeout: Some(Duration::MAX),
+            ..options()
+        },
     ];
     for options in bad {
         let mut server = Server::new(options);

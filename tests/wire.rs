@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{PATIENCE, Wire, ask, ms, options, start, until, waiting_wire};
+use common::{PATIENCE, Wire, ask, masked, ms, options, start, until, waiting_wire};
 use lock_server::{Options, Server};
 
 /// A server whose leases and patience do not end during a test.
@@ -28,9 +28,10 @@ fn impatient() -> Server {
     })
 }
 
-/// Sends a request on a connection that ends after it, and returns every byte of the answer.
+/// Sends a request on a connection that ends after it, and returns every byte of the answer but what is
+/// masked.
 fn transcript(server: &Server, request: &str) -> String {
-    Wire::to(server).send(request).rest()
+    masked(&Wire::to(server).send(request).rest())
 }
 
 fn get(path: &str) -> String {
@@ -40,10 +41,29 @@ fn get(path: &str) -> String {
 const YES: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
                    Cache-Control: no-store\r\nConnection: close\r\n\r\n1\n";
 
+/// What VERIFY says to the holder.
+const YOURS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
+                     Cache-Control: no-store\r\nLock-Expires-In: S\r\nLock-Fence: N\r\n\
+                     Connection: close\r\n\r\n1\n";
+
+/// What CHECK says of a key that CLIENT_A holds and nobody waits for.
+const HELD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
+                    Cache-Control: no-store\r\nConnection: close\r\nLock-Holder: CLIENT_A\r\n\
+                    Lock-Holder-Expires-In: S\r\nLock-Waiters: 0\r\n\r\n1\n";
+
 fn no(result: &str) -> String {
     format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
          Cache-Control: no-store\r\nLock-Result: {result}\r\nConnection: close\r\n\r\n0\n"
+    )
+}
+
+/// What LOCK says while CLIENT_A holds the key and nobody else waits for it.
+fn not_now(result: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
+         Cache-Control: no-store\r\nLock-Result: {result}\r\nConnection: close\r\n\
+         Lock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Waiters: 0\r\n\r\n0\n"
     )
 }
 
@@ -65,7 +85,7 @@ fn each_verb_is_answered_with_the_bytes_of_the_contract() {
     assert_eq!(
         head,
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\
-         Cache-Control: no-store\r\nConnection: close"
+         Cache-Control: no-store\r\nLock-Expires-In: S\r\nLock-Fence: N\r\nConnection: close"
     );
     let (seconds, micros) = number.strip_suffix('\n').unwrap().split_once('.').unwrap();
     assert!(
@@ -77,19 +97,19 @@ fn each_verb_is_answered_with_the_bytes_of_the_contract() {
         "{number}"
     );
 
-    assert_eq!(transcript(&server, &get("/CHECK/KEYA")), YES);
-    assert_eq!(transcript(&server, &get("/VERIFY/KEYA/CLIENT_A")), YES);
+    assert_eq!(transcript(&server, &get("/CHECK/KEYA")), HELD);
+    assert_eq!(transcript(&server, &get("/VERIFY/KEYA/CLIENT_A")), YOURS);
     assert_eq!(
         transcript(&server, &get("/VERIFY/KEYA/CLIENT_B")),
         no("not-holder")
     );
     assert_eq!(
         transcript(&server, &get("/LOCK/KEYA/CLIENT_A")),
-        no("already-holder")
+        not_now("already-holder")
     );
     assert_eq!(
         transcript(&server, &get("/LOCK/KEYA/CLIENT_B")),
-        no("timeout")
+        not_now("timeout")
     );
     assert_eq!(
         transcript(&server, &get("/UNLOCK/KEYA/CLIENT_B")),
@@ -121,7 +141,7 @@ fn post_means_what_get_means() {
         )
     };
     assert!(transcript(&server, &post("/LOCK/KEYA/CLIENT_A")).contains("Content-Length: 18\r\n"));
-    assert_eq!(transcript(&server, &post("/CHECK/KEYA")), YES);
+    assert_eq!(transcript(&server, &post("/CHECK/KEYA")), HELD);
     assert_eq!(transcript(&server, &post("/UNLOCK/KEYA/CLIENT_A")), YES);
 }
 

@@ -103,14 +103,19 @@ fn parse(line: &str) -> Result<Request<'_>, Malformed> {
         "LOCK" => Ok(Request::Lock {
             key: name(key)?,
             requester: name(requester)?,
+            lock_timeout: None,
+            lock_attempt_timeout: None,
+            request: None,
         }),
         "UNLOCK" => Ok(Request::Unlock {
             key: name(key)?,
             requester: name(requester)?,
+            fence: None,
         }),
         "VERIFY" => Ok(Request::Verify {
             key: name(key)?,
             requester: name(requester)?,
+            fence: None,
         }),
         _ => Err(Malformed::NoSuchVerb),
     }

@@ -189,6 +189,16 @@ macro_rules! server_verbs {
             #[argh(option, from_str_fn(seconds))]
             time_between_attempts: Option<Duration>,
 
+            /// longest lock that a question may ask for, in seconds, up to 31536000; default 3600, or
+            /// the lock timeout if that is longer
+            #[argh(option, from_str_fn(seconds))]
+            max_lock_timeout: Option<Duration>,
+
+            /// longest wait that a question may ask for, in seconds, up to 31536000; default 3600, or
+            /// the lock attempt timeout if that is longer
+            #[argh(option, from_str_fn(seconds))]
+            max_lock_attempt_timeout: Option<Duration>,
+
             /// how many LOCKs may wait at the same time; default 10000
             #[argh(option, from_str_fn(count))]
             max_waiters: Option<usize>,
@@ -220,6 +230,10 @@ macro_rules! server_verbs {
                     time_between_attempts: args
                         .time_between_attempts
                         .unwrap_or(defaults.time_between_attempts),
+                    max_lock_timeout: args.max_lock_timeout.or(defaults.max_lock_timeout),
+                    max_lock_attempt_timeout: args
+                        .max_lock_attempt_timeout
+                        .or(defaults.max_lock_attempt_timeout),
                     max_waiters: args.max_waiters.unwrap_or(defaults.max_waiters),
                     max_keys: args.max_keys.unwrap_or(defaults.max_keys),
                     outlive_parent: defaults.outlive_parent,
@@ -558,6 +572,8 @@ mod tests {
             ),
             ("--max-waiters", defaults.max_waiters.to_string()),
             ("--max-keys", defaults.max_keys.to_string()),
+            ("--max-lock-timeout", "3600,".into()),
+            ("--max-lock-attempt-timeout", "3600,".into()),
         ] {
             let (_, about) = help.split_once(&format!(" {option} ")).expect("an option");
             let (_, rest) = about.split_once("default ").expect("a default");

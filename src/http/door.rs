@@ -262,7 +262,7 @@ impl Door {
             return self.run(Job::Refuse(client, request));
         }
         let service = &shared.service;
-        let answer = match question::understand(&request, &service.admission) {
+        let answer = match question::understand(&request, service) {
             Ok(question) => service.answer(&question, None),
             Err(reply) => Answer::Reply(reply),
         };

@@ -1,18 +1,20 @@
 //! What tiny_http's request asks: a question, or why it is none.
 
-use crate::admission::{Admission, TurnedAway};
+use crate::admission::TurnedAway;
 use crate::protocol::{Malformed, Reply, Request, Status};
+use crate::service::Service;
 
 /// Reads the question, or finds the reply to what is none.
 pub(super) fn understand<'a>(
     request: &'a tiny_http::Request,
-    admission: &Admission,
+    service: &Service,
 ) -> Result<Request<'a>, Reply> {
     for header in request.headers() {
-        let admitted = admission.admit(header.field.as_str().as_str(), header.value.as_str());
+        let (field, value) = (header.field.as_str().as_str(), header.value.as_str());
+        let admitted = service.admission.admit(field, value);
         admitted.map_err(turned_away)?;
     }
-    let question = Request::parse(request.url()).map_err(not_understood)?;
+    let question = Request::parse(request.url(), &service.caps).map_err(not_understood)?;
     match request.method() {
         tiny_http::Method::Get | tiny_http::Method::Post => Ok(question),
         method => Err(Reply::refusal(
@@ -46,7 +48,7 @@ fn not_understood(why: Malformed) -> Reply {
             Status::NotFound,
             "no-such-verb",
             "no such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
-             /VERIFY/key/requester, /PING or /SHUTDOWN",
+             /RENEW/key/requester, /VERIFY/key/requester, /PING or /SHUTDOWN",
         ),
         Malformed::BadRequest(reason) => Reply::refusal(Status::BadRequest, "bad-request", reason),
     }

@@ -38,8 +38,18 @@ fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
 }
 
 impl Running {
+    /// An acquire with the manager's own times.
+    fn ask(&self, key: &str, requester: &str) -> Attempt {
+        self.acquire(key, requester, self.terms, None, None)
+    }
+
+    /// The same, with a request ID.
+    fn ask_as(&self, request: &str, key: &str, requester: &str) -> Attempt {
+        self.acquire(key, requester, self.terms, Some(request), None)
+    }
+
     fn granted(&self, key: &str, requester: &str) -> Grant {
-        match self.acquire(key, requester, None) {
+        match self.ask(key, requester) {
             Attempt::Decided(Outcome::Granted(grant)) => grant,
             Attempt::Decided(other) => panic!("{requester} should be granted {key}: {other:?}"),
             Attempt::Queued(_) => panic!("{requester} should not have to wait for {key}"),
@@ -47,17 +57,15 @@ impl Running {
     }
 
     fn queued(&self, key: &str, requester: &str) -> Place {
-        match self.acquire(key, requester, None) {
-            Attempt::Queued(place) => place,
-            Attempt::Decided(outcome) => panic!("{requester} should wait for {key}: {outcome:?}"),
-        }
+        place_of(self.ask(key, requester))
     }
 
-    fn refused(&self, key: &str, requester: &str) -> Outcome {
-        match self.acquire(key, requester, None) {
-            Attempt::Decided(outcome) => outcome,
-            Attempt::Queued(_) => panic!("{requester} should not wait for {key}"),
-        }
+    fn decided(&self, key: &str, requester: &str) -> Outcome {
+        outcome_at_once(self.ask(key, requester))
+    }
+
+    fn is_held_by(&self, key: &str, requester: &str) -> bool {
+        self.verify(key, requester, None).is_ok()
     }
 
     fn outcome_of(&self, attempt: Attempt) -> Outcome {
@@ -88,10 +96,31 @@ impl Running {
         loop {
             let key = keys.next().expect("it counts without end");
             let grant = self.granted(&key, "ann");
-            if let Attempt::Queued(place) = self.acquire(&key, "bob", None) {
+            if let Attempt::Queued(place) = self.ask(&key, "bob") {
                 return (key, grant, place);
             }
         }
+    }
+}
+
+fn place_of(attempt: Attempt) -> Place {
+    match attempt {
+        Attempt::Queued(place) => place,
+        Attempt::Decided(outcome) => panic!("it should wait: {outcome:?}"),
+    }
+}
+
+fn outcome_at_once(attempt: Attempt) -> Outcome {
+    match attempt {
+        Attempt::Decided(outcome) => outcome,
+        Attempt::Queued(_) => panic!("it should not wait"),
+    }
+}
+
+fn refusal_of(outcome: Outcome) -> Refusal {
+    match outcome {
+        Outcome::Refused(refusal, _) => refusal,
+        other => panic!("it should be refused: {other:?}"),
     }
 }
 
@@ -130,14 +159,14 @@ fn release_wakes_exactly_the_longest_waiter() {
         .map(|(_, place)| manager.wait_in_thread(place));
     let mut holder = "ann";
     for (n, thread) in threads.into_iter().enumerate() {
-        assert_eq!(manager.release("K", holder), Ok(()));
+        assert_eq!(manager.release("K", holder, None), Ok(()));
         grant_of(outcome_in(thread));
         holder = waiters[n].0;
-        assert_eq!(manager.verify("K", holder), Ok(()));
+        assert!(manager.is_held_by("K", holder));
         assert!(!waiters[n + 1..].iter().any(|(_, place)| is_decided(place)));
     }
-    assert_eq!(manager.release("K", holder), Ok(()));
-    assert!(!manager.check("K"));
+    assert_eq!(manager.release("K", holder, None), Ok(()));
+    assert!(manager.holding("K").is_none());
 }
 
 #[test]
@@ -145,7 +174,7 @@ fn a_grant_may_come_before_the_wait_for_it_begins() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     let bob = manager.queued("K", "bob");
-    assert_eq!(manager.release("K", "ann"), Ok(()));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
     grant_of(manager.wait(&bob));
 }
 
@@ -157,7 +186,7 @@ fn an_expiry_hands_over_with_no_further_request() {
     assert!(Instant::now() >= first.expires);
     assert!(second.expires >= first.expires + SHORT);
     assert!(second.fence > first.fence);
-    assert_ne!(manager.verify(&key, "ann"), Ok(()));
+    assert!(!manager.is_held_by(&key, "ann"));
 }
 
 #[test]
@@ -165,7 +194,7 @@ fn expiries_hand_over_all_along_the_queue() {
     let manager = start(SHORT, LONG);
     let (key, mut earlier, bob) = manager.contended_key();
     let others: Vec<_> = (0..5)
-        .map(|n| manager.acquire(&key, &format!("requester {n}"), None))
+        .map(|n| manager.ask(&key, &format!("requester {n}")))
         .collect();
     for attempt in std::iter::once(Attempt::Queued(bob)).chain(others) {
         let grant = grant_of(manager.outcome_of(attempt));
@@ -181,7 +210,7 @@ fn who_is_more_patient_than_the_lease_ahead_is_never_timed_out() {
     for n in 0..20 {
         let key = format!("KEY{n}");
         manager.granted(&key, "ann");
-        let bob = manager.acquire(&key, "bob", None);
+        let bob = manager.ask(&key, "bob");
         grant_of(manager.outcome_of(bob));
     }
 }
@@ -203,11 +232,11 @@ fn a_wait_ends_with_timeout_and_the_place_is_gone() {
     manager.granted("K", "ann");
     let before = Instant::now();
     let bob = manager.queued("K", "bob");
-    assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+    assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
     assert!(before.elapsed() >= SHORT);
     assert!(!manager.state.lock().table.abandon("K", bob.ticket));
-    assert_eq!(manager.release("K", "ann"), Ok(()));
-    assert!(!manager.check("K"));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    assert!(manager.holding("K").is_none());
 }
 
 #[test]
@@ -216,7 +245,7 @@ fn who_timed_out_may_queue_again() {
     manager.granted("K", "ann");
     for _ in 0..2 {
         let bob = manager.queued("K", "bob");
-        assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+        assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
     }
 }
 
@@ -224,16 +253,17 @@ fn who_timed_out_may_queue_again() {
 fn refusals_come_at_once() {
     let manager = start(LONG, Duration::ZERO);
     manager.granted("K", "ann");
-    let no = |refusal| Outcome::Refused(refusal);
-    assert_eq!(manager.refused("K", "ann"), no(Refusal::AlreadyHolder));
-    assert_eq!(manager.refused("K", "bob"), no(Refusal::Timeout));
-    assert_eq!(manager.release("K", "bob"), Err(Refusal::NotHolder));
-    assert_eq!(manager.release("L", "bob"), Err(Refusal::Free));
+    let refusal = |requester| refusal_of(manager.decided("K", requester));
+    assert_eq!(refusal("ann"), Refusal::AlreadyHolder);
+    assert_eq!(refusal("bob"), Refusal::Timeout);
+    assert_eq!(manager.release("K", "bob", None), Err(Refusal::NotHolder));
+    assert_eq!(manager.release("L", "bob", None), Err(Refusal::Free));
 
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     let bob = manager.queued("K", "bob");
-    assert_eq!(manager.refused("K", "bob"), no(Refusal::AlreadyWaiting));
+    let refusal = refusal_of(manager.decided("K", "bob"));
+    assert_eq!(refusal, Refusal::AlreadyWaiting);
     assert!(!is_decided(&bob));
 }
 
@@ -248,9 +278,9 @@ fn an_abandoned_wait_ends_and_the_next_in_the_queue_is_unaffected() {
     assert_eq!(manager.wait(&bob), Outcome::Abandoned);
     assert!(!is_decided(&cat));
     let thread = manager.wait_in_thread(&cat);
-    assert_eq!(manager.release("K", "ann"), Ok(()));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
     grant_of(outcome_in(thread));
-    assert_eq!(manager.verify("K", "cat"), Ok(()));
+    assert!(manager.is_held_by("K", "cat"));
 }
 
 #[test]
@@ -258,10 +288,10 @@ fn abandoning_after_the_grant_keeps_the_grant() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     let (bob, cat) = (manager.queued("K", "bob"), manager.queued("K", "cat"));
-    assert_eq!(manager.release("K", "ann"), Ok(()));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
     manager.abandon(&bob);
     grant_of(manager.wait(&bob));
-    assert_eq!(manager.verify("K", "bob"), Ok(()));
+    assert!(manager.is_held_by("K", "bob"));
     assert!(!is_decided(&cat));
 }
 
@@ -270,9 +300,9 @@ fn abandoning_after_the_timeout_changes_nothing() {
     let manager = start(LONG, SHORT);
     manager.granted("K", "ann");
     let bob = manager.queued("K", "bob");
-    assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+    assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
     manager.abandon(&bob);
-    assert_eq!(manager.wait(&bob), Outcome::Refused(Refusal::Timeout));
+    assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
 }
 
 #[test]
@@ -286,9 +316,9 @@ fn stop_breaks_off_all_waiters_and_refuses_new_ones() {
     for thread in threads {
         assert_eq!(outcome_in(thread), Outcome::Stopping);
     }
-    assert_eq!(manager.refused("K", "eve"), Outcome::Stopping);
-    assert_eq!(manager.refused("free", "eve"), Outcome::Stopping);
-    assert!(!manager.check("free"));
+    assert_eq!(manager.decided("K", "eve"), Outcome::Stopping);
+    assert_eq!(manager.decided("free", "eve"), Outcome::Stopping);
+    assert!(manager.holding("free").is_none());
 }
 
 #[test]
@@ -297,18 +327,18 @@ fn what_was_granted_before_a_stop_stays_granted() {
     manager.granted("K", "ann");
     manager.granted("L", "cat");
     let bob = manager.queued("K", "bob");
-    assert_eq!(manager.release("K", "ann"), Ok(()));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
     manager.stop();
     grant_of(manager.wait(&bob));
-    assert_eq!(manager.release("K", "bob"), Ok(()));
-    assert_eq!(manager.verify("L", "cat"), Ok(()));
+    assert_eq!(manager.release("K", "bob", None), Ok(()));
+    assert!(manager.is_held_by("L", "cat"));
 }
 
 #[test]
 fn stop_ends_the_time_keeper() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
-    manager.release("K", "ann").unwrap();
+    manager.release("K", "ann", None).unwrap();
     // With nothing to wait for it sleeps until it is woken.
     until(|| manager.state.lock().alarm.is_none());
     assert_eq!(Arc::strong_count(&manager.0), 2);
@@ -329,7 +359,7 @@ fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
             scope.spawn(move || {
                 let requester = format!("requester {n}");
                 for _ in 0..ROUNDS {
-                    let (ticket, outcome) = match manager.acquire("K", &requester, None) {
+                    let (ticket, outcome) = match manager.ask("K", &requester) {
                         Attempt::Decided(outcome) => (None, outcome),
                         Attempt::Queued(place) => (Some(place.ticket), manager.wait(&place)),
                     };
@@ -338,7 +368,7 @@ fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
                     turns.lock().push((ticket, grant.fence));
                     thread::yield_now();
                     assert!(inside.swap(false, SeqCst));
-                    assert_eq!(manager.release("K", &requester), Ok(()));
+                    assert_eq!(manager.release("K", &requester, None), Ok(()));
                 }
             });
         }
@@ -358,9 +388,9 @@ fn keys_do_not_wait_for_each_other() {
     let bob = manager.queued("K", "bob");
     let thread = manager.wait_in_thread(&bob);
     manager.granted("L", "cat");
-    assert_eq!(manager.release("L", "cat"), Ok(()));
+    assert_eq!(manager.release("L", "cat", None), Ok(()));
     assert!(!is_decided(&bob));
-    assert_eq!(manager.release("K", "ann"), Ok(()));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
     grant_of(outcome_in(thread));
 }
 
@@ -375,13 +405,184 @@ fn lapsed_keys_that_nobody_asks_for_go_away_by_themselves() {
 }
 
 #[test]
-fn a_lease_is_told_in_wall_clock_time() {
+fn a_lease_is_told_in_wall_clock_time_and_by_what_is_left() {
     let manager = start(LONG, LONG);
     let grant = manager.granted("K", "ann");
-    let lease = manager.lease(grant);
-    let left = lease.expires.duration_since(SystemTime::now()).unwrap();
-    assert!(left <= LONG);
-    assert!(left > LONG / 2);
+    let standing = manager.standing(grant);
+    let left = standing.expires.duration_since(SystemTime::now()).unwrap();
+    for left in [left, standing.left, manager.left(grant)] {
+        assert!(left <= LONG);
+        assert!(left > LONG / 2);
+    }
+    assert_eq!(standing.fence, grant.fence);
+}
+
+// What a requester may ask for.
+
+#[test]
+fn an_acquire_may_name_its_own_times() {
+    let manager = start(SHORT, SHORT);
+    let long = Terms {
+        lock_timeout: LONG,
+        lock_attempt_timeout: LONG,
+    };
+    let at_once = Terms {
+        lock_attempt_timeout: Duration::ZERO,
+        ..long
+    };
+    let ann = manager.acquire("K", "ann", long, None, None);
+    assert!(manager.left(grant_of(outcome_at_once(ann))) > LONG / 2);
+    let bob = manager.acquire("K", "bob", at_once, None, None);
+    assert_eq!(refusal_of(outcome_at_once(bob)), Refusal::Timeout);
+    let before = Instant::now();
+    let cat = place_of(manager.acquire("K", "cat", long, None, None));
+    assert!(cat.deadline >= before + LONG);
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    assert!(manager.left(grant_of(manager.wait(&cat))) > LONG / 2);
+}
+
+#[test]
+fn a_refusal_says_who_holds_the_key_until_when_and_how_many_wait() {
+    let manager = start(LONG, SHORT);
+    let grant = manager.granted("K", "ann");
+    let held = |waiters| {
+        Some(Holding {
+            holder: "ann".into(),
+            grant,
+            waiters,
+        })
+    };
+    assert_eq!(manager.holding("K"), held(0));
+    let bob = manager.queued("K", "bob");
+    assert_eq!(manager.holding("K"), held(1));
+    assert_eq!(
+        manager.decided("K", "ann"),
+        Outcome::Refused(Refusal::AlreadyHolder, held(1))
+    );
+    // Who has left is not counted.
+    assert_eq!(
+        manager.wait(&bob),
+        Outcome::Refused(Refusal::Timeout, held(0))
+    );
+}
+
+#[test]
+fn a_renewal_postpones_the_hand_over() {
+    let manager = start(SHORT, LONG);
+    let long = Terms {
+        lock_timeout: LONG,
+        ..manager.terms
+    };
+    let first = grant_of(outcome_at_once(
+        manager.acquire("K", "ann", long, None, None),
+    ));
+    let bob = manager.queued("K", "bob");
+    let thread = manager.wait_in_thread(&bob);
+    let renewed = manager.renew("K", "ann", Some(first.fence), None).unwrap();
+    assert!(renewed.expires > first.expires);
+    assert_eq!(renewed.fence, first.fence);
+    // The time keeper slept for the end that it had, and is told of a sooner one.
+    let last = manager.renew("K", "ann", None, Some(SHORT)).unwrap();
+    let granted = grant_of(outcome_in(thread));
+    assert!(Instant::now() >= last.expires);
+    assert!(granted.fence > last.fence);
+}
+
+#[test]
+fn under_another_fence_nothing_is_released_renewed_or_verified() {
+    let manager = start(LONG, LONG);
+    let stale = manager.granted("K", "ann");
+    assert_eq!(manager.release("K", "ann", Some(stale.fence)), Ok(()));
+    let current = manager.granted("K", "ann");
+    let fence = Some(stale.fence);
+    let no = Refusal::StaleFence;
+    assert_eq!(manager.release("K", "ann", fence), Err(no));
+    assert_eq!(manager.renew("K", "ann", fence, None), Err(no));
+    assert_eq!(manager.verify("K", "ann", fence), Err(no));
+    assert_eq!(manager.verify("K", "ann", None), Ok(current));
+}
+
+// The same request again.
+
+#[test]
+fn a_repeat_is_granted_what_it_was_granted_before() {
+    let manager = start(LONG, LONG);
+    let first = grant_of(outcome_at_once(manager.ask_as("#1", "K", "ann")));
+    let again = grant_of(outcome_at_once(manager.ask_as("#1", "K", "ann")));
+    assert_eq!(again, first);
+    let other = outcome_at_once(manager.ask_as("#2", "K", "ann"));
+    assert_eq!(refusal_of(other), Refusal::AlreadyHolder);
+}
+
+#[test]
+fn a_repeat_takes_over_the_place_and_ends_the_wait_there() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = place_of(manager.ask_as("#1", "K", "bob"));
+    let cat = manager.queued("K", "cat");
+    let thread = manager.wait_in_thread(&bob);
+    let again = place_of(manager.ask_as("#1", "K", "bob"));
+    assert_eq!(
+        outcome_in(thread),
+        Outcome::TakenOver(manager.holding("K")),
+        "with who holds the key"
+    );
+    let thread = manager.wait_in_thread(&again);
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    grant_of(outcome_in(thread));
+    assert!(!is_decided(&cat));
+}
+
+#[test]
+fn a_wait_that_was_taken_over_takes_nobody_out_of_the_queue() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = place_of(manager.ask_as("#1", "K", "bob"));
+    let again = place_of(manager.ask_as("#1", "K", "bob"));
+    assert_eq!(again.ticket, bob.ticket);
+    // The connection that it came by is noticed to be broken only now.
+    manager.abandon(&bob);
+    assert!(matches!(manager.wait(&bob), Outcome::TakenOver(_)));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    grant_of(manager.wait(&again));
+}
+
+#[test]
+fn who_lost_its_connection_comes_back_to_its_place() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = place_of(manager.ask_as("#1", "K", "bob"));
+    let cat = manager.queued("K", "cat");
+    let thread = manager.wait_in_thread(&bob);
+    manager.abandon(&bob);
+    assert_eq!(outcome_in(thread), Outcome::Abandoned);
+    let again = place_of(manager.ask_as("#1", "K", "bob"));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    grant_of(manager.wait(&again));
+    assert!(!is_decided(&cat));
+}
+
+#[test]
+fn a_key_is_never_granted_to_a_connection_that_is_known_to_be_broken() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = place_of(manager.ask_as("#1", "K", "bob"));
+    let cat = manager.queued("K", "cat");
+    manager.abandon(&bob);
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    grant_of(manager.wait(&cat));
+    assert_eq!(manager.release("K", "cat", None), Ok(()));
+    assert_eq!(manager.holding("K"), None);
+}
+
+#[test]
+fn places_that_nobody_comes_back_to_are_forgotten_by_themselves() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    manager.abandon(&place_of(manager.ask_as("#1", "K", "bob")));
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    assert!(!manager.state.lock().table.is_empty());
+    until(|| manager.state.lock().table.is_empty());
 }
 
 // Couriers.
@@ -408,7 +609,7 @@ fn whoever_releases_a_key_answers_the_next_holder_before_anything_else() {
     let place = manager.queued("K", "bob");
     let notes = Arc::new(Notes::default());
     assert_eq!(manager.employ(&place, notes.clone()), None);
-    manager.release("K", "ann").unwrap();
+    manager.release("K", "ann", None).unwrap();
     let outcome = manager.wait(&place);
     assert!(matches!(outcome, Outcome::Granted(_)));
     let here = Some(thread::current().id());
@@ -421,7 +622,7 @@ fn what_is_not_a_release_writes_to_no_client() {
     let (_, _, place) = manager.contended_key();
     let notes = Arc::new(Notes::default());
     let decided = manager.employ(&place, notes.clone());
-    let expired = decided.unwrap_or_else(|| manager.wait(&place));
+    let expired = decided.clone().unwrap_or_else(|| manager.wait(&place));
     assert!(matches!(expired, Outcome::Granted(_)));
     if decided.is_none() {
         until(|| !notes.0.lock().is_empty());
@@ -449,7 +650,7 @@ fn a_courier_that_comes_after_the_decision_is_told_it() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     let place = manager.queued("K", "bob");
-    manager.release("K", "ann").unwrap();
+    manager.release("K", "ann", None).unwrap();
     let notes = Arc::new(Notes::default());
     let decided = manager.employ(&place, notes.clone());
     assert_eq!(decided, Some(manager.wait(&place)));

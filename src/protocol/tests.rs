@@ -1,10 +1,21 @@
 //! The wire, word by word and byte by byte.
 
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
+
+/// What an hour's caps let through, as by default.
+const CAPS: Caps = Caps {
+    lock_timeout: Duration::from_secs(3600),
+    lock_attempt_timeout: Duration::from_secs(1800),
+};
+
+fn parse(target: &str) -> Result<Request<'_>, Malformed> {
+    Request::parse(target, &CAPS)
+}
 
 fn check(key: &str) -> Request<'_> {
     Request::Check { key: key.into() }
@@ -14,6 +25,9 @@ fn lock<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
     Request::Lock {
         key: key.into(),
         requester: requester.into(),
+        lock_timeout: None,
+        lock_attempt_timeout: None,
+        request: None,
     }
 }
 
@@ -21,6 +35,7 @@ fn unlock<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
     Request::Unlock {
         key: key.into(),
         requester: requester.into(),
+        fence: None,
     }
 }
 
@@ -28,13 +43,23 @@ fn verify<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
     Request::Verify {
         key: key.into(),
         requester: requester.into(),
+        fence: None,
+    }
+}
+
+fn renew<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
+    Request::Renew {
+        key: key.into(),
+        requester: requester.into(),
+        lock_timeout: None,
+        fence: None,
     }
 }
 
 /// The sentence that a bad request gets.
 #[track_caller]
 fn reason(target: &str) -> String {
-    match Request::parse(target) {
+    match parse(target) {
         Err(Malformed::BadRequest(reason)) => reason,
         other => panic!("{target} should be a bad request: {other:?}"),
     }
@@ -44,18 +69,13 @@ fn reason(target: &str) -> String {
 
 #[test]
 fn every_verb_is_understood() {
-    assert_eq!(Request::parse("/CHECK/KEYA"), Ok(check("KEYA")));
-    assert_eq!(Request::parse("/LOCK/KEYA/ann"), Ok(lock("KEYA", "ann")));
-    assert_eq!(
-        Request::parse("/UNLOCK/KEYA/ann"),
-        Ok(unlock("KEYA", "ann"))
-    );
-    assert_eq!(
-        Request::parse("/VERIFY/KEYA/ann"),
-        Ok(verify("KEYA", "ann"))
-    );
-    assert_eq!(Request::parse("/PING"), Ok(Request::Ping));
-    assert_eq!(Request::parse("/SHUTDOWN"), Ok(Request::Shutdown));
+    assert_eq!(parse("/CHECK/KEYA"), Ok(check("KEYA")));
+    assert_eq!(parse("/LOCK/KEYA/ann"), Ok(lock("KEYA", "ann")));
+    assert_eq!(parse("/UNLOCK/KEYA/ann"), Ok(unlock("KEYA", "ann")));
+    assert_eq!(parse("/VERIFY/KEYA/ann"), Ok(verify("KEYA", "ann")));
+    assert_eq!(parse("/RENEW/KEYA/ann"), Ok(renew("KEYA", "ann")));
+    assert_eq!(parse("/PING"), Ok(Request::Ping));
+    assert_eq!(parse("/SHUTDOWN"), Ok(Request::Shutdown));
 }
 
 #[test]
@@ -78,39 +98,27 @@ fn a_name_is_percent_encoded_utf_8() {
         ("LOCK", "LOCK"),
     ] {
         let target = format!("/LOCK/{segment}/{segment}");
-        assert_eq!(Request::parse(&target), Ok(lock(name, name)), "{segment}");
+        assert_eq!(parse(&target), Ok(lock(name, name)), "{segment}");
     }
 }
 
 #[test]
 fn a_whole_address_is_taken_as_its_path() {
-    assert_eq!(
-        Request::parse("http://localhost:8004/CHECK/K"),
-        Ok(check("K"))
-    );
-    assert_eq!(
-        Request::parse("http://[::1]/LOCK/K/ann"),
-        Ok(lock("K", "ann"))
-    );
-    assert_eq!(
-        Request::parse("http://localhost"),
-        Err(Malformed::NoSuchVerb)
-    );
-    assert_eq!(
-        Request::parse("http://localhost/?x"),
-        Err(Malformed::NoSuchVerb)
-    );
+    assert_eq!(parse("http://localhost:8004/CHECK/K"), Ok(check("K")));
+    assert_eq!(parse("http://[::1]/LOCK/K/ann"), Ok(lock("K", "ann")));
+    assert_eq!(parse("http://localhost"), Err(Malformed::NoSuchVerb));
+    assert_eq!(parse("http://localhost/?x"), Err(Malformed::NoSuchVerb));
     assert!(reason("https://localhost/PING").contains("begin with a slash"));
 }
 
 #[test]
 fn an_empty_query_is_none() {
-    assert_eq!(Request::parse("/CHECK/K?"), Ok(check("K")));
-    assert_eq!(Request::parse("/PING?&&"), Ok(Request::Ping));
+    assert_eq!(parse("/CHECK/K?"), Ok(check("K")));
+    assert_eq!(parse("/PING?&&"), Ok(Request::Ping));
 }
 
 #[test]
-fn a_verb_is_upper_case_and_one_of_the_six() {
+fn a_verb_is_upper_case_and_one_of_the_table() {
     for target in [
         "/",
         "//",
@@ -120,17 +128,13 @@ fn a_verb_is_upper_case_and_one_of_the_six() {
         "/%4COCK/K/ann",
         "/ PING",
     ] {
-        assert_eq!(
-            Request::parse(target),
-            Err(Malformed::NoSuchVerb),
-            "{target}"
-        );
+        assert_eq!(parse(target), Err(Malformed::NoSuchVerb), "{target}");
     }
 }
 
 #[test]
 fn an_unknown_verb_is_told_before_anything_else_is_read() {
-    assert_eq!(Request::parse("/RENEW//%ZZ?x"), Err(Malformed::NoSuchVerb));
+    assert_eq!(parse("/EXTEND//%ZZ?x"), Err(Malformed::NoSuchVerb));
 }
 
 #[test]
@@ -234,8 +238,8 @@ fn a_name_has_at_most_1024_bytes_however_it_is_written() {
         format!("{}a", "€".repeat(341)),
         "🔒".repeat(256),
     ] {
-        assert!(Request::parse(&format!("/CHECK/{longest}")).is_ok());
-        assert!(Request::parse(&format!("/LOCK/{longest}/{longest}")).is_ok());
+        assert!(parse(&format!("/CHECK/{longest}")).is_ok());
+        assert!(parse(&format!("/LOCK/{longest}/{longest}")).is_ok());
         let too_long = "is 1025 bytes long; the most is 1024";
         assert_eq!(
             reason(&format!("/CHECK/{longest}a")),
@@ -248,22 +252,198 @@ fn a_name_has_at_most_1024_bytes_however_it_is_written() {
     }
 }
 
+// Parameters.
+
 #[test]
-fn a_parameter_is_refused_and_named() {
+fn a_verb_takes_the_parameters_of_its_row() {
+    let seconds = Duration::from_secs_f64;
+    let asked = Request::Lock {
+        key: "K".into(),
+        requester: "ann".into(),
+        lock_timeout: Some(seconds(2.5)),
+        lock_attempt_timeout: Some(seconds(0.0)),
+        request: Some("a_B.9:-".into()),
+    };
+    for query in [
+        "lock_timeout=2.5&lock_attempt_timeout=0&request=a_B.9:-",
+        "request=a_B.9:-&lock_attempt_timeout=0.000&&lock_timeout=02.50&",
+        "lock_timeout=25e-1&lock_attempt_timeout=.0&request=a_B%2e9%3A-",
+    ] {
+        let target = format!("/LOCK/K/ann?{query}");
+        assert_eq!(parse(&target).as_ref(), Ok(&asked), "{query}");
+    }
+    let fence = Some(1_463_000_000_123_456);
+    let under = "fence=1463000000123456";
+    let (key, requester) = (Cow::from("K"), Cow::from("ann"));
+    let renewed = Request::Renew {
+        key: key.clone(),
+        requester: requester.clone(),
+        lock_timeout: Some(seconds(60.0)),
+        fence,
+    };
+    let target = format!("/RENEW/K/ann?{under}&lock_timeout=60");
+    assert_eq!(parse(&target), Ok(renewed));
+    let unlocked = Request::Unlock {
+        key: key.clone(),
+        requester: requester.clone(),
+        fence,
+    };
+    assert_eq!(parse(&format!("/UNLOCK/K/ann?{under}")), Ok(unlocked));
+    let verified = Request::Verify {
+        key,
+        requester,
+        fence,
+    };
+    assert_eq!(parse(&format!("/VERIFY/K/ann?{under}")), Ok(verified));
+}
+
+#[test]
+fn a_parameter_of_no_row_is_refused_and_named() {
     assert_eq!(reason("/PING?x"), r#"PING takes no parameter "x""#);
     assert_eq!(reason("/CHECK/K?a=b"), r#"CHECK takes no parameter "a""#);
-    assert_eq!(
-        reason("/LOCK/K/ann?&wait=5&x=6"),
-        r#"LOCK takes no parameter "wait""#
-    );
+    let lock = "it takes lock_timeout, lock_attempt_timeout, request";
+    for (name, target) in [
+        ("wait", "/LOCK/K/ann?&wait=5&x=6"),
+        ("fence", "/LOCK/K/ann?fence=1"),
+        ("Request", "/LOCK/K/ann?Request=1"),
+        ("request ", "/LOCK/K/ann?request =1"),
+        ("request%20", "/LOCK/K/ann?request%20=1"),
+    ] {
+        let expected = format!("LOCK takes no parameter {name:?}; {lock}");
+        assert_eq!(reason(target), expected);
+    }
+    for (verb, name) in [
+        ("UNLOCK", "lock_timeout"),
+        ("UNLOCK", "request"),
+        ("VERIFY", "lock_timeout"),
+        ("RENEW", "request"),
+        ("RENEW", "lock_attempt_timeout"),
+    ] {
+        let said = reason(&format!("/{verb}/K/ann?{name}=1"));
+        let expected = format!("{verb} takes no parameter {name:?}; it takes ");
+        assert!(said.starts_with(&expected), "{said}");
+    }
     assert_eq!(reason("/PING??"), r#"PING takes no parameter "?""#);
     assert_eq!(reason("/PING?="), r#"PING takes no parameter """#);
     assert!(reason(&format!("/PING?{}", "x".repeat(5000))).len() < 100);
 }
 
 #[test]
+fn a_parameter_stands_once() {
+    for (target, name) in [
+        ("/LOCK/K/ann?lock_timeout=1&lock_timeout=1", "lock_timeout"),
+        (
+            "/LOCK/K/ann?lock_attempt_timeout=1&request=1&lock_attempt_timeout=2",
+            "lock_attempt_timeout",
+        ),
+        ("/LOCK/K/ann?request=a&request=b", "request"),
+        ("/RENEW/K/ann?lock_timeout=1&lock_timeout=2", "lock_timeout"),
+        ("/UNLOCK/K/ann?fence=1&fence=2", "fence"),
+    ] {
+        assert_eq!(reason(target), format!("{name} is given twice"));
+    }
+}
+
+#[test]
+fn a_time_is_a_number_of_seconds_up_to_its_cap() {
+    let bad = [
+        "", "-1", "-0", "+1", "NaN", "nan", "inf", "infinity", "-inf", "1e400", "3s", "1,5",
+        "1.5.5", "0x10", "%201", "1%20", "1%ZZ", "%FF", "1e", ".", "١", "1_000",
+    ];
+    let too_long = [
+        "3600.001",
+        "3601",
+        "99999999999999999999999",
+        "1e9",
+        "31536001",
+    ];
+    let too_short = ["0", "0.0", "0e5", "0.0009", "1e-300"];
+    for value in bad.iter().chain(&too_long).chain(&too_short) {
+        for verb in ["LOCK", "RENEW"] {
+            let said = reason(&format!("/{verb}/K/ann?lock_timeout={value}"));
+            assert!(said.starts_with("lock_timeout is \""), "{said}");
+            let range = "give seconds, from 0.001 to 3600, which is the most here";
+            assert!(said.ends_with(range), "{value}: {said}");
+        }
+    }
+    for value in bad.iter().chain(&["1800.001", "3600"]) {
+        let said = reason(&format!("/LOCK/K/ann?lock_attempt_timeout={value}"));
+        assert!(said.starts_with("lock_attempt_timeout is \""), "{said}");
+        let range = "give seconds, from 0 to 1800, which is the most here";
+        assert!(said.ends_with(range), "{value}: {said}");
+    }
+    let long = format!("/LOCK/K/ann?lock_timeout={}", "9".repeat(5000));
+    assert!(reason(&long).len() < 200);
+    for target in [
+        "/LOCK/K/ann?lock_timeout",
+        "/LOCK/K/ann?lock_timeout&request=1",
+    ] {
+        assert!(reason(target).starts_with("lock_timeout is \"\"; "));
+    }
+    for target in [
+        "/LOCK/K/ann?lock_timeout=0.001&lock_attempt_timeout=0",
+        "/LOCK/K/ann?lock_timeout=3600&lock_attempt_timeout=1800",
+        "/RENEW/K/ann?lock_timeout=3600.000",
+    ] {
+        assert!(parse(target).is_ok(), "{target}");
+    }
+}
+
+#[test]
+fn a_fence_is_a_whole_number() {
+    for value in [
+        "",
+        "-1",
+        "+1",
+        "1.0",
+        "1e3",
+        "0x1",
+        "%201",
+        "1 ",
+        "x",
+        "18446744073709551616",
+    ] {
+        for verb in ["UNLOCK", "RENEW", "VERIFY"] {
+            let said = reason(&format!("/{verb}/K/ann?fence={value}"));
+            assert!(said.starts_with("fence is \""), "{value}: {said}");
+            assert!(said.ends_with("give the whole number that Lock-Fence told"));
+        }
+    }
+    for value in ["0", "1", "007", "9007199254740991", "18446744073709551615"] {
+        assert!(parse(&format!("/VERIFY/K/ann?fence={value}")).is_ok());
+    }
+}
+
+#[test]
+fn a_request_id_is_1_to_64_of_its_alphabet() {
+    let longest = "x".repeat(64);
+    for id in ["0", "a", "-", "a:b.c_d-e", &longest, "%61", "%3a"] {
+        assert!(parse(&format!("/LOCK/K/ann?request={id}")).is_ok(), "{id}");
+    }
+    let too_long = "x".repeat(65);
+    for id in [
+        "", "a b", "a+b", "a%20b", "a/b", "a%00", "é", "%C3%A9", "%FF", "%", "a%4", "~", "a=b",
+        &too_long,
+    ] {
+        let said = reason(&format!("/LOCK/K/ann?request={id}"));
+        assert!(said.starts_with("request is \""), "{id}: {said}");
+        assert!(
+            said.ends_with("give 1 to 64 of A-Z a-z 0-9 _ . : -"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_reason_is_one_line_whatever_was_asked() {
-    for target in ["/CHECK/%\r\n", "/PING?\r\nSet-Cookie: x"] {
+    for target in [
+        "/CHECK/%\r\n",
+        "/PING?\r\nSet-Cookie: x",
+        "/LOCK/K/ann?request=\r\n",
+        "/LOCK/K/ann?request=%0D%0A",
+        "/LOCK/K/ann?lock_timeout=%0D%0A1",
+        "/UNLOCK/K/ann?fence=%0A1",
+    ] {
         assert!(!reason(target).contains(['\r', '\n']), "{target:?}");
     }
 }
@@ -277,8 +457,40 @@ fn a_question_is_written_with_everything_escaped_that_is_not_unreserved() {
         "/UNLOCK/az-AZ.09_~/%25"
     );
     assert_eq!(verify("K", "ann").to_string(), "/VERIFY/K/ann");
+    assert_eq!(renew("K", "ann").to_string(), "/RENEW/K/ann");
     assert_eq!(Request::Ping.to_string(), "/PING");
     assert_eq!(Request::Shutdown.to_string(), "/SHUTDOWN");
+}
+
+#[test]
+fn a_question_is_written_with_the_parameters_that_are_said() {
+    let asked = Request::Lock {
+        key: "K".into(),
+        requester: "ann".into(),
+        lock_timeout: Some(Duration::from_millis(2500)),
+        lock_attempt_timeout: Some(Duration::ZERO),
+        request: Some("a:1".into()),
+    };
+    assert_eq!(
+        asked.to_string(),
+        "/LOCK/K/ann?lock_timeout=2.5&lock_attempt_timeout=0&request=a:1"
+    );
+    let renewed = Request::Renew {
+        key: "K".into(),
+        requester: "ann".into(),
+        lock_timeout: Some(Duration::from_secs(3600)),
+        fence: Some(7),
+    };
+    assert_eq!(
+        renewed.to_string(),
+        "/RENEW/K/ann?lock_timeout=3600&fence=7"
+    );
+    let verified = Request::Verify {
+        key: "K".into(),
+        requester: "ann".into(),
+        fence: Some(7),
+    };
+    assert_eq!(verified.to_string(), "/VERIFY/K/ann?fence=7");
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -293,9 +505,34 @@ fn name() -> impl Strategy<Value = String> {
 
 /// What a stranger may send: pieces that mean something, in any order.
 fn target() -> impl Strategy<Value = String> {
-    const PIECES: [&str; 20] = [
-        "/CHECK", "/LOCK", "/UNLOCK", "/VERIFY", "/PING", "/", "//", "?", "&", "=", "%", "%4",
-        "%41", "%FF", "%C3", "http://", "host", "é", "€", "*",
+    const PIECES: [&str; 27] = [
+        "lock_timeout",
+        "lock_attempt_timeout",
+        "fence",
+        "request",
+        "0.5",
+        "1e3",
+        "/RENEW",
+        "/CHECK",
+        "/LOCK",
+        "/UNLOCK",
+        "/VERIFY",
+        "/PING",
+        "/",
+        "//",
+        "?",
+        "&",
+        "=",
+        "%",
+        "%4",
+        "%41",
+        "%FF",
+        "%C3",
+        "http://",
+        "host",
+        "é",
+        "€",
+        "*",
     ];
     let piece = prop_oneof![
         4 => select(&PIECES[..]).prop_map(String::from),
@@ -319,16 +556,29 @@ proptest! {
     fn what_a_question_is_written_as_reads_as_the_same_question(
         key in name(),
         requester in name(),
+        nanos in option::of(1_000_000..3_600_000_000_000_u64),
+        patience in option::of(0..=1_800_000_000_000_u64),
+        id in option::of("[A-Za-z0-9_.:-]{1,64}"),
+        fence in any::<Option<Fence>>(),
     ) {
+        let lock_timeout = nanos.map(Duration::from_nanos);
+        let (key, requester) = (Cow::from(key), Cow::from(requester));
         for question in [
-            check(&key),
-            lock(&key, &requester),
-            unlock(&key, &requester),
-            verify(&key, &requester),
+            Request::Check { key: key.clone() },
+            Request::Lock {
+                key: key.clone(),
+                requester: requester.clone(),
+                lock_timeout,
+                lock_attempt_timeout: patience.map(Duration::from_nanos),
+                request: id.map(Cow::from),
+            },
+            Request::Unlock { key: key.clone(), requester: requester.clone(), fence },
+            Request::Renew { key: key.clone(), requester: requester.clone(), lock_timeout, fence },
+            Request::Verify { key, requester, fence },
         ] {
             let path = question.to_string();
             prop_assert!(path.is_ascii());
-            prop_assert_eq!(Request::parse(&path), Ok(question));
+            prop_assert_eq!(parse(&path), Ok(question));
         }
     }
 
@@ -336,9 +586,9 @@ proptest! {
     fn no_target_makes_the_parser_panic_and_what_it_takes_it_takes_again(
         target in prop_oneof![target(), any::<Vec<char>>().prop_map(String::from_iter)],
     ) {
-        if let Ok(question) = Request::parse(&target) {
+        if let Ok(question) = parse(&target) {
             let path = question.to_string();
-            prop_assert_eq!(Request::parse(&path), Ok(question));
+            prop_assert_eq!(parse(&path), Ok(question));
         }
     }
 
@@ -353,7 +603,7 @@ proptest! {
     #[test]
     fn a_lease_goes_over_the_wire_to_the_microsecond(micros in 0..=4_000_000_000_000_000_u64) {
         let expires = UNIX_EPOCH + Duration::from_micros(micros);
-        let body = body(&Reply::lease(Lease { expires }));
+        let body = body(&Reply::lease(Standing { expires, ..standing(0, 0) }));
         prop_assert_eq!(parse_answer(&body), Some(ParsedAnswer::Lease(Lease { expires })));
     }
 
@@ -387,6 +637,15 @@ fn lease(seconds: u64, nanos: u32) -> Lease {
     }
 }
 
+/// A grant that lasts until this time on the wall clock.
+fn standing(seconds: u64, nanos: u32) -> Standing {
+    Standing {
+        expires: lease(seconds, nanos).expires,
+        left: Duration::from_micros(29_998_999),
+        fence: 1_463_000_000_123_456,
+    }
+}
+
 #[test]
 fn yes_byte_for_byte() {
     assert_eq!(
@@ -417,13 +676,49 @@ fn no_byte_for_byte() {
 #[test]
 fn a_lease_byte_for_byte() {
     assert_eq!(
-        text(&Reply::lease(lease(1_463_000_000, 123_456_000))),
+        text(&Reply::lease(standing(1_463_000_000, 123_456_000))),
         "HTTP/1.1 200 OK\r\n\
          Content-Type: text/plain\r\n\
          Content-Length: 18\r\n\
          Cache-Control: no-store\r\n\
+         Lock-Expires-In: 29.998\r\n\
+         Lock-Fence: 1463000000123456\r\n\
          \r\n\
          1463000000.123456\n"
+    );
+}
+
+#[test]
+fn the_holders_verify_byte_for_byte() {
+    assert_eq!(
+        text(&Reply::holder(standing(1_463_000_000, 123_456_000))),
+        "HTTP/1.1 200 OK\r\n\
+         Content-Type: text/plain\r\n\
+         Content-Length: 2\r\n\
+         Cache-Control: no-store\r\n\
+         Lock-Expires-In: 29.998\r\n\
+         Lock-Fence: 1463000000123456\r\n\
+         \r\n\
+         1\n"
+    );
+}
+
+#[test]
+fn who_holds_the_key_byte_for_byte() {
+    let left = Duration::from_micros(2_000_999);
+    let reply = Reply::no("timeout").with_holder("me@host/é\r\n", left, 3);
+    assert_eq!(
+        text(&reply),
+        "HTTP/1.1 200 OK\r\n\
+         Content-Type: text/plain\r\n\
+         Content-Length: 2\r\n\
+         Cache-Control: no-store\r\n\
+         Lock-Result: timeout\r\n\
+         Lock-Holder: me%40host%2F%C3%A9%0D%0A\r\n\
+         Lock-Holder-Expires-In: 2.000\r\n\
+         Lock-Waiters: 3\r\n\
+         \r\n\
+         0\n"
     );
 }
 
@@ -470,7 +765,7 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
     for reply in [
         Reply::yes(),
         Reply::no("free"),
-        Reply::lease(lease(1, 0)),
+        Reply::lease(standing(1, 0)),
         Reply::refusal(
             Status::MethodNotAllowed,
             "bad-method",
@@ -495,14 +790,18 @@ fn the_future_of_the_connection_is_one_header() {
 
 #[test]
 fn the_expiry_is_cut_off_and_never_late() {
-    assert_eq!(body(&Reply::lease(lease(1, 999_999_999))), "1.999999\n");
-    assert_eq!(body(&Reply::lease(lease(1, 999))), "1.000000\n");
+    assert_eq!(body(&Reply::lease(standing(1, 999_999_999))), "1.999999\n");
+    assert_eq!(body(&Reply::lease(standing(1, 999))), "1.000000\n");
 }
 
 #[test]
 fn a_clock_before_1970_says_0_seconds() {
     let expires = UNIX_EPOCH - Duration::from_secs(1);
-    assert_eq!(body(&Reply::lease(Lease { expires })), "0.000000\n");
+    let standing = Standing {
+        expires,
+        ..standing(0, 0)
+    };
+    assert_eq!(body(&Reply::lease(standing)), "0.000000\n");
 }
 
 // What a client reads.

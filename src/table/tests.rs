@@ -1,5 +1,6 @@
-//! The rules of the lock table as transcripts in virtual time; then the table against two naive
-//! models of it.
+//! The rules of the lock table as transcripts in virtual time.
+//!
+//! The files below hold the table against two naive models of it.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -14,6 +15,9 @@ use proptest::test_runner::TestCaseError;
 use super::Refusal::*;
 use super::*;
 use Said::*;
+
+mod model;
+mod world;
 
 type Name = &'static str;
 
@@ -30,8 +34,38 @@ struct Desk {
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Until(u64),
+    /// What it was granted before, until this time.
+    Again(u64),
     Queued,
+    /// It stands in the place of the one named.
+    InPlaceOf(Name),
     No(Refusal),
+}
+
+/// An acquire before it is made.
+#[derive(Clone, Copy)]
+struct Ask {
+    lease: u64,
+    patience: u64,
+    request: Option<Name>,
+    /// Whom to tell. It is the requester if nobody is named.
+    via: Option<Name>,
+}
+
+/// An acquire that names nothing.
+const ASK: Ask = Ask {
+    lease: LEASE,
+    patience: PATIENCE,
+    request: None,
+    via: None,
+};
+
+/// An acquire with a request ID.
+const fn request(id: Name) -> Ask {
+    Ask {
+        request: Some(id),
+        ..ASK
+    }
 }
 
 /// An entry in the desk's own time; everyone in the queue has a deadline.
@@ -42,6 +76,8 @@ struct Remains {
     queue: Vec<(Name, u64)>,
 }
 
+const FIRST_FENCE: Fence = 1000;
+
 /// What an acquire asks for if it names nothing else, in milliseconds.
 const LEASE: u64 = 10;
 const PATIENCE: u64 = 100;
@@ -51,6 +87,19 @@ const NO_LIMITS: Limits = Limits {
     waiters: usize::MAX,
 };
 
+impl Ask {
+    const fn within(self, patience: u64) -> Ask {
+        Ask { patience, ..self }
+    }
+
+    const fn via(self, name: Name) -> Ask {
+        Ask {
+            via: Some(name),
+            ..self
+        }
+    }
+}
+
 impl Desk {
     fn new() -> Self {
         Desk::with_limits(NO_LIMITS)
@@ -59,7 +108,7 @@ impl Desk {
     fn with_limits(limits: Limits) -> Self {
         let origin = Instant::now();
         Desk {
-            table: LockTable::new(limits),
+            table: LockTable::new(limits, FIRST_FENCE),
             origin,
             now: origin,
             tickets: HashMap::new(),
@@ -82,7 +131,7 @@ impl Desk {
     }
 
     fn acquire(&mut self, key: Name, requester: Name) -> Said {
-        self.acquire_on(key, requester, LEASE, PATIENCE)
+        self.ask(key, requester, ASK)
     }
 
     fn acquire_for(&mut self, key: Name, requester: Name, lease: u64) -> Said {
@@ -94,41 +143,112 @@ impl Desk {
     }
 
     fn acquire_on(&mut self, key: Name, requester: Name, lease: u64, patience: u64) -> Said {
+        let ask = Ask {
+            lease,
+            patience,
+            ..ASK
+        };
+        self.ask(key, requester, ask)
+    }
+
+    fn ask(&mut self, key: Name, requester: Name, ask: Ask) -> Said {
+        let terms = terms(ask.lease, ask.patience);
+        let handle = || ask.via.unwrap_or(requester);
         let acquired = self
             .table
-            .acquire(self.now, key, requester, terms(lease, patience), || {
-                requester
-            });
+            .acquire(self.now, key, requester, terms, ask.request, handle);
         self.check();
         match acquired {
             Acquired::Granted(grant) => {
                 self.fences.push(grant.fence);
                 Until(self.time(grant.expires))
             }
+            Acquired::Repeated(grant) => {
+                assert!(self.fences.contains(&grant.fence), "it is no new grant");
+                Again(self.time(grant.expires))
+            }
             Acquired::Queued(ticket) => {
                 self.tickets.insert((key, requester), ticket);
                 Queued
+            }
+            Acquired::TakenOver { ticket, before } => {
+                assert_eq!(self.tickets[&(key, requester)], ticket);
+                InPlaceOf(before)
             }
             Acquired::Refused(refusal) => No(refusal),
         }
     }
 
     fn release(&mut self, key: Name, requester: Name) -> Result<(), Refusal> {
-        let released = self.table.release(self.now, key, requester);
+        self.release_under(None, key, requester)
+    }
+
+    fn release_under(
+        &mut self,
+        fence: impl Into<Option<Fence>>,
+        key: Name,
+        requester: Name,
+    ) -> Result<(), Refusal> {
+        let released = self.table.release(self.now, key, requester, fence.into());
         self.check();
         released
     }
 
     fn is_held(&mut self, key: Name) -> bool {
-        let held = self.table.check(self.now, key);
+        self.holding(key).is_some()
+    }
+
+    /// The key's holder, the end of its lease and the number of waiters.
+    fn holding(&mut self, key: Name) -> Option<(String, u64, usize)> {
+        let holding = self.table.holding(self.now, key);
+        let told = holding.map(|held| (held.holder.to_string(), held.grant.expires, held.waiters));
         self.check();
-        held
+        told.map(|(holder, end, waiters)| (holder, self.time(end), waiters))
     }
 
     fn verify(&mut self, key: Name, requester: Name) -> Result<(), Refusal> {
-        let verified = self.table.verify(self.now, key, requester);
+        self.verify_under(None, key, requester).map(|_| ())
+    }
+
+    /// Until when the requester holds the key under this fence.
+    fn verify_under(
+        &mut self,
+        fence: impl Into<Option<Fence>>,
+        key: Name,
+        requester: Name,
+    ) -> Result<u64, Refusal> {
+        let verified = self.table.verify(self.now, key, requester, fence.into());
         self.check();
-        verified
+        verified.map(|grant| self.time(grant.expires))
+    }
+
+    fn renew(
+        &mut self,
+        key: Name,
+        requester: Name,
+        lease: impl Into<Option<u64>>,
+    ) -> Result<u64, Refusal> {
+        self.renew_under(None, key, requester, lease)
+    }
+
+    fn renew_under(
+        &mut self,
+        fence: impl Into<Option<Fence>>,
+        key: Name,
+        requester: Name,
+        lease: impl Into<Option<u64>>,
+    ) -> Result<u64, Refusal> {
+        let lease = lease.into().map(ms);
+        let renewed = self
+            .table
+            .renew(self.now, key, requester, fence.into(), lease);
+        self.check();
+        renewed.map(|grant| self.time(grant.expires))
+    }
+
+    /// The fence of the latest grant that somebody was told of.
+    fn last_fence(&self) -> Fence {
+        *self.fences.last().expect("something was granted")
     }
 
     fn abandon(&mut self, key: Name, requester: Name) -> bool {
@@ -136,6 +256,14 @@ impl Desk {
         let abandoned = self.table.abandon(key, ticket);
         self.check();
         abandoned
+    }
+
+    /// The connection breaks over which the requester waits.
+    fn orphan(&mut self, key: Name, requester: Name) -> bool {
+        let ticket = self.tickets[&(key, requester)];
+        let left = self.table.orphan(self.now, key, ticket);
+        self.check();
+        left
     }
 
     fn settle(&mut self, key: Name) {
@@ -179,6 +307,21 @@ impl Desk {
         })
     }
 
+    /// Who stands in the key's queue, first come first.
+    fn queue(&self, key: Name) -> Vec<Name> {
+        let queue = self.table.entries[key].queue.iter();
+        let waiters = queue.flat_map(|queue| queue.by_arrival.values());
+        waiters.map(|waiter| waiter.handle).collect()
+    }
+
+    /// Whose place is kept, in the order of arrival.
+    fn kept(&self) -> Vec<&str> {
+        let orphans = self.table.orphans.by_end.iter();
+        let kept = orphans.map(|((_, ticket), (_, requester, _))| (ticket, &**requester));
+        let kept: BTreeMap<_, _> = kept.collect();
+        kept.into_values().collect()
+    }
+
     fn time(&self, instant: Instant) -> u64 {
         let time = instant - self.origin;
         assert_eq!(time.subsec_nanos() % 1_000_000, 0, "whole milliseconds");
@@ -206,8 +349,8 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
     let mut waiters = 0;
     for (key, entry) in &table.entries {
         let (home, other) = match &entry.queue {
-            Some(_) => (&table.contended, &table.uncontended),
-            None => (&table.uncontended, &table.contended),
+            Some(_) => (&table.ends.contended, &table.ends.uncontended),
+            None => (&table.ends.uncontended, &table.ends.contended),
         };
         prop_assert!(
             home.get(&entry.end())
@@ -237,10 +380,32 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
     }
     // With this, an index names no key that has no lease.
     prop_assert_eq!(
-        table.contended.len() + table.uncontended.len(),
+        table.ends.contended.len() + table.ends.uncontended.len(),
         table.entries.len()
     );
     prop_assert_eq!(table.waiters, waiters);
+    check_orphans(table)
+}
+
+/// A kept place is good for one who neither waits nor holds the key by the acquire that left it.
+fn check_orphans<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
+    let (by_claim, by_end) = (&table.orphans.by_claim, &table.orphans.by_end);
+    prop_assert_eq!(by_claim.len(), by_end.len());
+    prop_assert!(by_end.len() <= table.limits.waiters, "too many are kept");
+    for (end, claim) in by_end {
+        prop_assert_eq!(by_claim.get(claim), Some(end));
+        prop_assert!(end.1 < table.next_ticket, "a ticket is given twice");
+        let (key, requester, request) = claim;
+        let Some(entry) = table.entries.get(key) else {
+            continue;
+        };
+        prop_assert!(entry.holder != *requester || entry.request.as_ref() != Some(request));
+        let Some(queue) = &entry.queue else { continue };
+        prop_assert!(!queue.by_arrival.contains_key(&end.1), "it waits still");
+        let waiter = queue.by_requester.get(requester);
+        let waiter = waiter.and_then(|ticket| queue.by_arrival.get(ticket));
+        prop_assert!(waiter.is_none_or(|waiter| waiter.request.as_ref() != Some(request)));
+    }
     Ok(())
 }
 
@@ -340,6 +505,7 @@ fn fences_only_grow_over_all_keys_and_ways_to_be_granted() {
     desk.at(11).acquire("M", "ann");
     desk.at(99).acquire("M", "bob");
     assert_eq!(desk.fences.len(), 6);
+    assert_eq!(desk.fences[0], FIRST_FENCE);
     assert!(desk.fences.is_sorted_by(|earlier, later| earlier < later));
 }
 
@@ -486,20 +652,604 @@ fn only_who_is_queued_needs_a_handle() {
     let asked = Cell::new(0);
     let handle = || asked.set(asked.get() + 1);
     let now = Instant::now();
-    let mut table = LockTable::new(Limits {
+    let limits = Limits {
         keys: 1,
         waiters: 1,
-    });
-    table.acquire(now, "K", "ann", terms(10, 10), handle);
-    table.acquire(now, "K", "ann", terms(10, 10), handle);
-    table.acquire(now, "K", "bob", terms(10, 0), handle);
-    table.acquire(now, "L", "bob", terms(10, 10), handle);
+    };
+    let mut table = LockTable::new(limits, FIRST_FENCE);
+    table.acquire(now, "K", "ann", terms(10, 10), None, handle);
+    table.acquire(now, "K", "ann", terms(10, 10), None, handle);
+    table.acquire(now, "K", "bob", terms(10, 0), None, handle);
+    table.acquire(now, "L", "bob", terms(10, 10), None, handle);
     assert_eq!(asked.get(), 0);
-    table.acquire(now, "K", "bob", terms(10, 10), handle);
+    table.acquire(now, "K", "bob", terms(10, 10), None, handle);
     assert_eq!(asked.get(), 1);
-    table.acquire(now, "K", "bob", terms(10, 10), handle);
-    table.acquire(now, "K", "cat", terms(10, 10), handle);
+    table.acquire(now, "K", "bob", terms(10, 10), None, handle);
+    table.acquire(now, "K", "cat", terms(10, 10), None, handle);
     assert_eq!(asked.get(), 1);
+}
+
+// Fences.
+
+#[test]
+fn who_names_its_fence_is_verified_and_releases_as_without() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).acquire("K", "bob");
+    let anns = desk.last_fence();
+    assert_eq!(desk.at(2).verify_under(anns, "K", "ann"), Ok(10));
+    assert_eq!(desk.at(2).release_under(anns, "K", "ann"), Ok(()));
+    assert_eq!(desk.told(), [("bob", 12)]);
+    let bobs = desk.last_fence();
+    assert_eq!(desk.verify_under(bobs, "K", "bob"), Ok(12));
+    assert_eq!(desk.at(12).verify_under(bobs, "K", "bob"), Err(Free));
+}
+
+#[test]
+fn the_holder_under_another_fence_is_refused_and_nothing_changes() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    let earlier = desk.last_fence();
+    desk.at(1).release("K", "ann").unwrap();
+    desk.at(2).acquire("K", "ann");
+    desk.at(3).acquire("K", "bob");
+    let before = desk.entry("K");
+    for fence in [earlier, desk.last_fence() + 1] {
+        assert_eq!(desk.verify_under(fence, "K", "ann"), Err(StaleFence));
+        assert_eq!(desk.release_under(fence, "K", "ann"), Err(StaleFence));
+    }
+    assert_eq!(desk.entry("K"), before);
+    assert_eq!(desk.told(), []);
+}
+
+#[test]
+fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    for fence in [desk.last_fence(), desk.last_fence() + 1] {
+        assert_eq!(desk.verify_under(fence, "K", "bob"), Err(NotHolder));
+        assert_eq!(desk.release_under(fence, "K", "bob"), Err(NotHolder));
+        assert_eq!(desk.verify_under(fence, "L", "ann"), Err(Free));
+        assert_eq!(desk.release_under(fence, "L", "ann"), Err(Free));
+    }
+}
+
+// Requests that are made again.
+
+#[test]
+fn a_repeated_request_of_the_holder_is_told_its_grant_again_and_changes_nothing() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.at(0).ask("K", "ann", request("#1")), Until(10));
+    let fence = desk.last_fence();
+    desk.at(1).acquire("K", "bob");
+    let before = desk.entry("K");
+    assert_eq!(desk.at(9).ask("K", "ann", request("#1")), Again(10));
+    assert_eq!(
+        desk.at(9).ask("K", "ann", request("#1").within(0)),
+        Again(10)
+    );
+    assert_eq!(desk.entry("K"), before);
+    assert_eq!(desk.verify_under(fence, "K", "ann"), Ok(10));
+    desk.at(10).settle("K");
+    assert_eq!(desk.told(), [("bob", 20)]);
+}
+
+#[test]
+fn a_repeated_request_of_the_holder_is_told_of_its_renewal() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    desk.at(5).renew("K", "ann", 10).unwrap();
+    assert_eq!(desk.at(6).ask("K", "ann", request("#1")), Again(15));
+}
+
+#[test]
+fn who_waited_is_told_its_grant_again_under_the_request_that_it_waited_with() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    desk.at(1).ask("K", "bob", request("#2"));
+    desk.at(2).acquire("K", "cat");
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("bob", 13)]);
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), No(AlreadyHolder));
+    assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Again(13));
+    desk.at(5).release("K", "bob").unwrap();
+    assert_eq!(desk.told(), [("cat", 15)]);
+    assert_eq!(desk.ask("K", "cat", request("#2")), No(AlreadyHolder));
+}
+
+#[test]
+fn a_request_that_is_repeated_just_when_its_turn_came_is_told_the_grant() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    // The time keeper is late.
+    let acquired = desk.table.acquire(
+        desk.origin + ms(12),
+        "K",
+        "bob",
+        terms(10, 10),
+        Some("#1"),
+        || unreachable!("it holds the key by now"),
+    );
+    let told = desk.table.take_handed_over();
+    assert_eq!(acquired, Acquired::Repeated(told[0].grant));
+}
+
+#[test]
+fn after_the_lease_the_same_request_is_a_new_one() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    let fence = desk.last_fence();
+    assert_eq!(desk.at(10).ask("K", "ann", request("#1")), Until(20));
+    assert!(desk.last_fence() > fence);
+    desk.at(11).release("K", "ann").unwrap();
+    assert_eq!(desk.at(12).ask("K", "ann", request("#1")), Until(22));
+}
+
+#[test]
+fn only_the_same_request_of_the_same_requester_for_the_same_key_is_a_repetition() {
+    let mut desk = Desk::new();
+    desk.at(0).ask("K", "ann", request("#1"));
+    desk.at(0).ask("M", "ann", ASK);
+    assert_eq!(desk.at(1).ask("K", "ann", request("#2")), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("K", "ann", ASK), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("M", "ann", ASK), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("M", "ann", request("#1")), No(AlreadyHolder));
+    assert_eq!(desk.at(1).ask("L", "ann", request("#1")), Until(11));
+    assert_eq!(desk.at(1).ask("K", "bob", request("#1")), Queued);
+    assert_eq!(desk.at(1).ask("K", "cat", ASK), Queued);
+    let before = desk.entry("K");
+    assert_eq!(
+        desk.at(2).ask("K", "bob", request("#2")),
+        No(AlreadyWaiting)
+    );
+    assert_eq!(desk.at(2).ask("K", "bob", ASK), No(AlreadyWaiting));
+    assert_eq!(
+        desk.at(2).ask("K", "cat", request("#1")),
+        No(AlreadyWaiting)
+    );
+    assert_eq!(desk.at(2).ask("K", "cat", ASK), No(AlreadyWaiting));
+    assert_eq!(desk.entry("K"), before);
+}
+
+#[test]
+fn a_repeated_request_takes_over_the_place_of_the_earlier_wait() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1").via("bob's first"));
+    desk.at(2).acquire("K", "cat");
+    let again = request("#1").via("bob's second");
+    assert_eq!(desk.at(3).ask("K", "bob", again), InPlaceOf("bob's first"));
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 2)));
+    desk.at(4).release("K", "ann").unwrap();
+    desk.at(5).release("K", "bob").unwrap();
+    assert_eq!(desk.told(), [("bob's second", 14), ("cat", 15)]);
+}
+
+#[test]
+fn who_takes_over_a_place_waits_on_its_own_terms() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    desk.at(0).acquire_for("L", "ann", 50);
+    for key in ["K", "L"] {
+        desk.at(1).ask(key, "bob", request("#1").within(20));
+        desk.at(1).acquire_within(key, "cat", 99);
+    }
+    let longer = Ask {
+        lease: 7,
+        ..request("#1")
+    };
+    assert_eq!(
+        desk.at(21).ask("K", "bob", longer.within(29)),
+        InPlaceOf("bob")
+    );
+    assert_eq!(
+        desk.at(21).ask("L", "bob", longer.within(28)),
+        InPlaceOf("bob")
+    );
+    desk.at(50).settle("K");
+    desk.at(50).settle("L");
+    assert_eq!(desk.told(), [("bob", 57), ("cat", 60)]);
+}
+
+#[test]
+fn a_repeated_request_with_no_patience_is_a_try_and_the_earlier_wait_goes_on() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    let before = desk.entry("K");
+    let again = request("#1").within(0).via("nobody");
+    assert_eq!(desk.at(2).ask("K", "bob", again), No(Timeout));
+    assert_eq!(desk.entry("K"), before);
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("bob", 13)]);
+}
+
+#[test]
+fn a_request_that_is_repeated_after_its_patience_queues_at_the_end() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1").within(3));
+    desk.at(2).acquire("K", "cat");
+    assert_eq!(
+        desk.at(4).ask("K", "bob", request("#1").within(3)),
+        InPlaceOf("bob")
+    );
+    assert_eq!(desk.at(8).ask("K", "bob", request("#1")), Queued);
+    desk.at(9).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("cat", 19)]);
+}
+
+#[test]
+fn a_place_is_taken_over_even_where_no_more_waiters_are_let_in() {
+    let mut desk = Desk::with_limits(Limits {
+        waiters: 1,
+        ..NO_LIMITS
+    });
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    assert_eq!(desk.at(2).ask("K", "bob", request("#1")), InPlaceOf("bob"));
+    assert_eq!(desk.at(2).acquire("K", "cat"), No(Full));
+}
+
+// Waiters whose connection broke.
+
+/// The grace in the desk's own time.
+const GRACE: u64 = ORPHAN_GRACE.as_millis() as u64;
+
+#[test]
+fn who_asks_again_after_its_connection_broke_queues_in_its_old_place() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    for (requester, id) in [("bob", "#1"), ("cat", "#2"), ("dan", "#3")] {
+        desk.at(1).ask("K", requester, request(id));
+    }
+    assert!(desk.at(2).orphan("K", "cat"));
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 2)));
+    assert_eq!(desk.at(3).acquire("K", "eve"), Queued);
+    let again = request("#2").via("cat's second");
+    assert_eq!(desk.at(4).ask("K", "cat", again), Queued);
+    for holder in ["ann", "bob", "cat", "dan"] {
+        desk.at(5).release("K", holder).unwrap();
+    }
+    assert_eq!(
+        desk.told(),
+        [("bob", 15), ("cat's second", 15), ("dan", 15), ("eve", 15)]
+    );
+}
+
+#[test]
+fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(1).acquire("K", "cat");
+    desk.at(2).orphan("K", "bob");
+    assert_eq!(desk.next_hand_over(), Some(10));
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("cat", 13)]);
+    assert_eq!(desk.next_hand_over(), None);
+    desk.at(4).release("K", "cat").unwrap();
+    assert_eq!(desk.entry("K"), None);
+    assert_eq!(desk.at(5).acquire("K", "dan"), Until(15));
+    // It comes back to a later lease, and still before everyone who came after it.
+    desk.at(6).acquire("K", "eve");
+    assert_eq!(desk.at(7).ask("K", "bob", request("#1")), Queued);
+    desk.at(8).release("K", "dan").unwrap();
+    assert_eq!(desk.told(), [("bob", 18)]);
+}
+
+#[test]
+fn who_comes_back_to_a_free_key_is_granted_it_and_its_place_is_gone() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).orphan("K", "bob");
+    desk.at(3).release("K", "ann").unwrap();
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Until(14));
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Again(14));
+    desk.at(4).release("K", "bob").unwrap();
+    assert!(desk.table.is_empty());
+}
+
+#[test]
+fn who_comes_back_waits_on_its_new_terms() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    desk.at(1).ask("K", "bob", request("#1").within(3));
+    desk.at(2).orphan("K", "bob");
+    let again = Ask {
+        lease: 7,
+        ..request("#1")
+    };
+    assert_eq!(desk.at(20).ask("K", "bob", again.within(30)), Queued);
+    desk.at(50).settle("K");
+    assert_eq!(desk.told(), [("bob", 57)]);
+}
+
+#[test]
+fn a_place_is_kept_for_the_grace_and_not_at_its_end() {
+    for (late, order) in [(false, ["bob", "cat"]), (true, ["cat", "bob"])] {
+        let mut desk = Desk::new();
+        desk.at(0).acquire_for("K", "ann", 9000);
+        desk.at(1).ask("K", "bob", request("#1"));
+        desk.at(2).acquire_within("K", "cat", 9000);
+        desk.at(3).orphan("K", "bob");
+        if late {
+            desk.at(3 + GRACE);
+        } else {
+            desk.just_before(3 + GRACE);
+        }
+        assert_eq!(desk.ask("K", "bob", request("#1")), Queued);
+        assert_eq!(desk.queue("K"), order);
+    }
+}
+
+#[test]
+fn a_sweep_forgets_the_kept_places_batch_by_batch_oldest_first() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 9000);
+    for requester in ["bob", "cat", "dan", "eve"] {
+        desk.at(1).ask("K", requester, request("#1"));
+    }
+    for (time, requester) in [(2, "cat"), (3, "bob"), (4, "dan"), (9, "eve")] {
+        desk.at(time).orphan("K", requester);
+    }
+    desk.release("K", "ann").unwrap();
+    assert!(!desk.table.is_empty(), "the sweeps have to go on");
+    assert!(desk.just_before(2 + GRACE).expire(1));
+    assert_eq!(desk.kept(), ["bob", "cat", "dan", "eve"]);
+    assert!(!desk.at(4 + GRACE).expire(0));
+    assert!(!desk.expire(1));
+    assert_eq!(desk.kept(), ["bob", "dan", "eve"]);
+    assert!(desk.expire(3));
+    assert_eq!(desk.kept(), ["eve"]);
+    assert!(desk.at(9 + GRACE).expire(2));
+    assert!(desk.table.is_empty());
+}
+
+#[test]
+fn only_the_same_request_comes_back_to_a_place() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(0).acquire("L", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).acquire("K", "cat");
+    desk.at(2).acquire("L", "cat");
+    desk.at(3).orphan("K", "bob");
+    assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Queued);
+    assert_eq!(desk.at(4).ask("K", "dan", request("#1")), Queued);
+    assert_eq!(desk.at(4).ask("L", "bob", request("#1")), Queued);
+    assert_eq!(desk.queue("K"), ["cat", "bob", "dan"]);
+    assert_eq!(desk.queue("L"), ["cat", "bob"]);
+    assert_eq!(desk.kept(), ["bob"]);
+}
+
+#[test]
+fn who_queued_anew_meanwhile_may_come_back_to_its_old_place_only_once_it_left() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).acquire("K", "cat");
+    desk.at(3).orphan("K", "bob");
+    assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Queued);
+    assert_eq!(
+        desk.at(5).ask("K", "bob", request("#1")),
+        No(AlreadyWaiting)
+    );
+    assert_eq!(desk.queue("K"), ["cat", "bob"]);
+    assert!(desk.at(6).orphan("K", "bob"));
+    assert_eq!(desk.at(7).ask("K", "bob", request("#1")), Queued);
+    assert_eq!(desk.queue("K"), ["bob", "cat"]);
+    // Both its places were kept.
+    assert!(desk.at(8).abandon("K", "bob"));
+    assert_eq!(desk.at(8).acquire("K", "dan"), Queued);
+    assert_eq!(desk.at(9).ask("K", "bob", request("#2")), Queued);
+    assert_eq!(desk.queue("K"), ["cat", "bob", "dan"]);
+}
+
+#[test]
+fn a_kept_place_outlasts_a_refusal() {
+    let mut desk = Desk::with_limits(Limits {
+        waiters: 2,
+        ..NO_LIMITS
+    });
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(1).acquire("K", "cat");
+    desk.at(2).orphan("K", "bob");
+    let again = request("#1");
+    assert_eq!(desk.at(3).ask("K", "bob", again.within(0)), No(Timeout));
+    assert_eq!(desk.at(3).acquire("K", "dan"), Queued);
+    assert_eq!(desk.at(4).ask("K", "bob", again), No(Full));
+    desk.abandon("K", "dan");
+    assert_eq!(desk.at(5).ask("K", "bob", again), Queued);
+    assert_eq!(desk.queue("K"), ["bob", "cat"]);
+}
+
+#[test]
+fn a_waiter_with_no_id_or_no_patience_left_is_not_remembered() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).acquire("K", "bob");
+    desk.at(1).ask("K", "cat", request("#1").within(3));
+    desk.at(1).ask("K", "dan", request("#1").within(4));
+    for waiter in ["bob", "cat", "dan"] {
+        assert!(desk.at(5).orphan("K", waiter));
+        assert!(!desk.at(5).orphan("K", waiter));
+    }
+    assert_eq!(desk.kept(), ["dan"]);
+    assert_eq!(desk.entry("K").unwrap().queue, []);
+    assert_eq!(desk.next_hand_over(), None);
+}
+
+#[test]
+fn who_abandons_its_place_is_not_remembered() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).ask("K", "bob", request("#1"));
+    desk.at(2).acquire("K", "cat");
+    assert!(desk.at(3).abandon("K", "bob"));
+    assert_eq!(desk.kept(), [""; 0]);
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Queued);
+    assert_eq!(desk.queue("K"), ["cat", "bob"]);
+}
+
+#[test]
+fn a_connection_that_breaks_after_the_grant_changes_nothing() {
+    for settled in [true, false] {
+        let mut desk = Desk::new();
+        desk.at(0).acquire("K", "ann");
+        desk.at(1).ask("K", "bob", request("#1"));
+        if settled {
+            desk.at(10).settle("K");
+        }
+        assert!(!desk.at(10).orphan("K", "bob"));
+        assert_eq!(desk.told(), [("bob", 20)]);
+        assert_eq!(desk.kept(), [""; 0]);
+        assert_eq!(desk.at(11).ask("K", "bob", request("#1")), Again(20));
+    }
+}
+
+#[test]
+fn as_many_places_are_kept_as_waiters_are_let_in_and_then_the_oldest_goes() {
+    let mut desk = Desk::with_limits(Limits {
+        waiters: 2,
+        ..NO_LIMITS
+    });
+    desk.at(0).acquire("K", "ann");
+    for (time, waiter) in [(1, "bob"), (2, "cat"), (3, "dan")] {
+        desk.at(time).ask("K", waiter, request("#1"));
+        desk.orphan("K", waiter);
+    }
+    assert_eq!(desk.kept(), ["cat", "dan"]);
+    // They are no waiters.
+    assert_eq!(desk.at(4).acquire("K", "eve"), Queued);
+    assert_eq!(desk.at(4).ask("K", "cat", request("#1")), Queued);
+    assert_eq!(desk.at(4).ask("K", "bob", request("#1")), No(Full));
+}
+
+// Who holds it.
+
+#[test]
+fn a_held_key_tells_its_holder_its_grant_and_how_many_wait() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.holding("K"), None);
+    desk.at(0).acquire("K", "ann");
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 0)));
+    desk.at(1).acquire("K", "bob");
+    desk.at(2).acquire("K", "cat");
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 2)));
+    desk.abandon("K", "bob");
+    assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 1)));
+    assert_eq!(desk.at(10).holding("K"), Some(("cat".into(), 20, 0)));
+    assert_eq!(desk.told(), [("cat", 20)]);
+    assert_eq!(
+        desk.table.holding(desk.now, "K").unwrap().grant.fence,
+        desk.last_fence()
+    );
+    assert_eq!(desk.at(20).holding("K"), None);
+}
+
+// Renewals.
+
+#[test]
+fn a_renewed_lease_counts_from_the_renewal() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    assert_eq!(desk.at(7).renew("K", "ann", 10), Ok(17));
+    assert!(desk.just_before(17).is_held("K"));
+    assert_eq!(desk.at(17).verify("K", "ann"), Err(Free));
+}
+
+#[test]
+fn a_renewal_may_end_a_lease_sooner_than_before() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 50);
+    assert_eq!(desk.at(1).renew("K", "ann", 2), Ok(3));
+    assert!(desk.at(3).expire(9));
+    assert!(desk.table.is_empty());
+}
+
+#[test]
+fn a_renewal_that_names_no_time_lasts_as_long_again_as_the_last_one_named() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 30);
+    desk.at(0).acquire_on("K", "bob", 20, PATIENCE);
+    assert_eq!(desk.at(1).renew("K", "ann", None), Ok(31));
+    assert_eq!(desk.at(2).renew("K", "ann", 5), Ok(7));
+    assert_eq!(desk.at(3).renew("K", "ann", None), Ok(8));
+    // Whoever is handed the key has it for as long as they asked for.
+    desk.at(4).release("K", "ann").unwrap();
+    assert_eq!(desk.told(), [("bob", 24)]);
+    assert_eq!(desk.at(6).renew("K", "bob", None), Ok(26));
+}
+
+#[test]
+fn a_renewal_is_the_same_grant() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    let fence = desk.last_fence();
+    assert_eq!(desk.at(1).renew_under(fence, "K", "ann", 10), Ok(11));
+    assert_eq!(desk.at(2).renew("K", "ann", 10), Ok(12));
+    assert_eq!(desk.verify_under(fence, "K", "ann"), Ok(12));
+    assert_eq!(desk.release_under(fence, "K", "ann"), Ok(()));
+}
+
+#[test]
+fn who_waits_behind_a_renewed_lease_keeps_its_place_and_its_patience() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(1).acquire_within("K", "bob", 15);
+    desk.at(2).acquire("K", "cat");
+    desk.at(3).acquire("K", "dan");
+    let before = desk.entry("K").unwrap().queue;
+    assert_eq!(desk.at(9).renew("K", "ann", 10), Ok(19));
+    assert_eq!(desk.entry("K").unwrap().queue, before);
+    desk.at(10).expire(9);
+    assert_eq!(desk.told(), []);
+    // bob's patience ended at 16, before the lease did.
+    desk.at(19).expire(9);
+    assert_eq!(desk.told(), [("cat", 29)]);
+}
+
+#[test]
+fn the_next_hand_over_follows_a_renewal_to_later_and_to_sooner() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire_for("K", "ann", 30);
+    desk.at(0).acquire_for("L", "ann", 20);
+    assert_eq!(desk.renew("K", "ann", 31), Ok(31));
+    assert_eq!(desk.next_hand_over(), None);
+    desk.at(1).acquire("K", "bob");
+    desk.at(1).acquire("L", "cat");
+    assert_eq!(desk.next_hand_over(), Some(20));
+    desk.at(2).renew("L", "ann", 50).unwrap();
+    assert_eq!(desk.next_hand_over(), Some(31));
+    desk.at(3).renew("K", "ann", 60).unwrap();
+    assert_eq!(desk.next_hand_over(), Some(52));
+    desk.at(4).renew("K", "ann", 1).unwrap();
+    assert_eq!(desk.next_hand_over(), Some(5));
+    desk.at(5).expire(9);
+    assert_eq!(desk.told(), [("bob", 15)]);
+}
+
+#[test]
+fn a_renewal_by_anyone_but_the_holder_is_refused_and_changes_nothing() {
+    let mut desk = Desk::new();
+    desk.at(0).acquire("K", "ann");
+    desk.at(0).acquire("L", "ann");
+    desk.at(1).acquire("K", "bob");
+    let stale = desk.last_fence() + 1;
+    let before = desk.entry("K");
+    assert_eq!(desk.at(9).renew("K", "bob", 99), Err(NotHolder));
+    assert_eq!(desk.renew_under(stale, "K", "bob", 99), Err(NotHolder));
+    assert_eq!(desk.renew_under(stale, "K", "ann", 99), Err(StaleFence));
+    assert_eq!(desk.renew("M", "ann", 99), Err(Free));
+    assert_eq!(desk.entry("K"), before);
+    // Too late: at its end a lease is gone.
+    assert_eq!(desk.at(10).renew("K", "ann", 99), Err(NotHolder));
+    assert_eq!(desk.renew("L", "ann", 99), Err(Free));
+    assert_eq!(desk.told(), [("bob", 20)]);
 }
 
 // How long a waiter waits.
@@ -645,6 +1395,7 @@ fn check_and_verify_never_create_state() {
     let mut desk = Desk::new();
     assert!(!desk.at(0).is_held("K"));
     assert_eq!(desk.verify("K", "ann"), Err(Free));
+    assert_eq!(desk.renew("K", "ann", 10), Err(Free));
     assert_eq!(desk.release("K", "ann"), Err(Free));
     desk.settle("K");
     assert!(desk.table.is_empty());
@@ -697,13 +1448,13 @@ fn an_abandoned_waiter_leaves_no_entry() {
 #[test]
 fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
     for release in [false, true] {
-        let mut table = LockTable::new(NO_LIMITS).asking(|waiter| *waiter != "gone");
+        let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
         let now = Instant::now();
         for name in ["ann", "gone", "bob"] {
-            table.acquire(now, "K", name, terms(10, 100), || name);
+            table.acquire(now, "K", name, terms(10, 100), None, || name);
         }
         if release {
-            table.release(now, "K", "ann").unwrap();
+            table.release(now, "K", "ann", None).unwrap();
         } else {
             table.settle(now + ms(10), "K");
         }
@@ -713,6 +1464,8 @@ fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
             .map(|hand_over| hand_over.waiter)
             .collect();
         assert_eq!(told, ["bob"]);
+        let gone = table.take_gone().into_iter().map(|(_, waiter)| waiter);
+        assert_eq!(gone.collect::<Vec<_>>(), ["gone"]);
         assert_eq!(table.waiters, 0);
     }
 }
@@ -901,15 +1654,15 @@ fn draining_takes_back_no_grant() {
 fn eight_thousand_waiters_are_served_in_their_order() {
     const CROWD: usize = 8000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
     for (n, name) in names.iter().enumerate() {
-        table.acquire(now, "K", name, terms(10, 10), || n);
+        table.acquire(now, "K", name, terms(10, 10), None, || n);
     }
     assert_eq!(table.waiters, CROWD);
     let mut served = Vec::new();
     for name in &names {
-        assert_eq!(table.release(now, "K", name), Ok(()));
+        assert_eq!(table.release(now, "K", name, None), Ok(()));
         served.extend(table.take_handed_over().into_iter().map(|h| h.waiter));
     }
     assert!(served.into_iter().eq(1..=CROWD));
@@ -917,10 +1670,38 @@ fn eight_thousand_waiters_are_served_in_their_order() {
     assert_eq!(table.waiters, 0);
 }
 
+#[test]
+fn eight_thousand_come_back_to_their_places_in_any_order() {
+    const CROWD: usize = 8000;
+    let now = Instant::now();
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
+    let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
+    let ask = |table: &mut LockTable<usize>, n: usize| {
+        table.acquire(now, "K", &names[n], terms(10, 10), Some("#1"), || n)
+    };
+    for n in 0..=CROWD {
+        ask(&mut table, n);
+    }
+    for ticket in 1..=CROWD as Ticket {
+        assert!(table.orphan(now, "K", ticket));
+    }
+    assert_eq!(table.waiters, 0);
+    for n in (1..=CROWD).rev() {
+        assert_eq!(ask(&mut table, n), Acquired::Queued(n as Ticket));
+    }
+    assert!(table.orphans.is_empty());
+    assert!(table.orphans.by_claim.capacity() <= CAPACITY_LEFT);
+    for name in &names {
+        assert_eq!(table.release(now, "K", name, None), Ok(()));
+    }
+    let served = table.take_handed_over().into_iter().map(|h| h.waiter);
+    assert!(served.eq(1..=CROWD));
+}
+
 /// Grants this many keys of its own to a requester, each for a millisecond.
 fn grant_crowd(table: &mut LockTable<()>, now: Instant, keys: std::ops::Range<usize>) {
     for n in keys {
-        let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), || ());
+        let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), None, || ());
         assert!(matches!(granted, Acquired::Granted(_)));
     }
 }
@@ -932,7 +1713,7 @@ const CAPACITY_LEFT: usize = 8 * SMALL;
 fn the_memory_of_a_lapsed_crowd_is_given_back() {
     const CROWD: usize = 300_000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     grant_crowd(&mut table, now, 0..CROWD);
     assert!(table.entries.capacity() >= CROWD);
     while !table.expire(now + ms(1), 1000) {}
@@ -944,10 +1725,10 @@ fn the_memory_of_a_lapsed_crowd_is_given_back() {
 fn the_memory_of_a_crowd_that_released_is_given_back() {
     const CROWD: usize = 50_000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     grant_crowd(&mut table, now, 0..CROWD);
     for n in 0..CROWD {
-        assert_eq!(table.release(now, &format!("key {n}"), "ann"), Ok(()));
+        assert_eq!(table.release(now, &format!("key {n}"), "ann", None), Ok(()));
     }
     assert!(table.entries.capacity() <= CAPACITY_LEFT);
 }
@@ -978,7 +1759,7 @@ fn pass_ten_million_keys() {
     const WAVE: usize = 500_000;
     const MARGIN: u64 = 8 * 1024 * 1024;
     let mut now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS);
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
     let before = resident_bytes();
     let mut most = 0;
     for wave in 0..WAVES {
@@ -1005,623 +1786,15 @@ fn resident_bytes() -> u64 {
     resident.parse::<u64>().expect("a number of pages") * PAGE
 }
 
-// The table against a model of it that is too simple to be wrong.
+// What the models share.
 
 const KEYS: [Name; 3] = ["K", "L", "M"];
 const REQUESTERS: [Name; 4] = ["ann", "bob", "cat", "dan"];
-
-/// One call, or a step of the clock. Times are in milliseconds.
-#[derive(Clone, Copy)]
-enum Op {
-    /// Requester, key, lease, patience.
-    Acquire(Name, Name, u64, u64),
-    Release(Name, Name),
-    Check(Name),
-    Verify(Name, Name),
-    /// The ticket given out as the nth, counted round.
-    Abandon(usize),
-    Settle(Name),
-    Expire(usize),
-    DrainWaiters,
-    Pass(u64),
-    /// To the very end of the key's lease.
-    PassToEnd(Name),
-    /// To a nanosecond before it.
-    PassJustBeforeEnd(Name),
-}
-
-/// A counter-example is to be read like a transcript.
-impl fmt::Debug for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Op::Acquire(who, key, lease, patience) => {
-                write!(
-                    f,
-                    "{who} acquires {key} for {lease} ms, waiting {patience} ms"
-                )
-            }
-            Op::Release(who, key) => write!(f, "{who} releases {key}"),
-            Op::Check(key) => write!(f, "{key} is checked"),
-            Op::Verify(who, key) => write!(f, "{key} is verified for {who}"),
-            Op::Abandon(nth) => write!(f, "ticket {nth} is abandoned"),
-            Op::Settle(key) => write!(f, "{key} is settled"),
-            Op::Expire(batch) => write!(f, "all expire, {batch} in a batch"),
-            Op::DrainWaiters => write!(f, "the waiters are drained"),
-            Op::Pass(time) => write!(f, "{time} ms pass"),
-            Op::PassToEnd(key) => write!(f, "the lease of {key} ends"),
-            Op::PassJustBeforeEnd(key) => write!(f, "the lease of {key} is about to end"),
-        }
-    }
-}
-
-/// One choice by hand: a strategy for each kind would take ten times as long.
-fn op() -> impl Strategy<Value = Op> {
-    let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
-    (0..44, who, key, 1..12u64, 0..16u64, 0..40u8).prop_map(
-        |(kind, who, key, lease, patience, number)| match kind {
-            0..16 => Op::Acquire(who, key, lease, patience),
-            16..22 => Op::Release(who, key),
-            22..28 => Op::Pass(u64::from(number % 4)),
-            28 => Op::Pass(u64::from(number)),
-            29 | 30 => Op::PassToEnd(key),
-            31 | 32 => Op::PassJustBeforeEnd(key),
-            33..37 => Op::Abandon(usize::from(number)),
-            37..40 => Op::Expire(usize::from(number % 3)),
-            40 => Op::Check(key),
-            41 => Op::Verify(who, key),
-            42 => Op::Settle(key),
-            _ => Op::DrainWaiters,
-        },
-    )
-}
-
-fn limits() -> impl Strategy<Value = Limits> {
-    let tight = (1..=3usize, 0..=4usize).prop_map(|(keys, waiters)| Limits { keys, waiters });
-    prop_oneof![Just(NO_LIMITS), tight]
-}
-
-/// The same rules with nothing but lists that are searched from the front.
-struct Model {
-    held: Vec<Held>,
-    limits: Limits,
-    next_fence: Fence,
-    next_ticket: Ticket,
-    told: Vec<(Ticket, Grant)>,
-}
-
-struct Held {
-    key: Name,
-    holder: Name,
-    grant: Grant,
-    waiters: Vec<Waiting>,
-}
-
-struct Waiting {
-    requester: Name,
-    ticket: Ticket,
-    lease: Duration,
-    deadline: Instant,
-}
-
-impl Model {
-    fn grant(&mut self, now: Instant, lease: Duration) -> Grant {
-        self.next_fence += 1;
-        Grant {
-            expires: now + lease,
-            fence: self.next_fence - 1,
-        }
-    }
-
-    fn find(&mut self, key: Name) -> Option<&mut Held> {
-        self.held.iter_mut().find(|held| held.key == key)
-    }
-
-    fn acquire(&mut self, now: Instant, key: Name, requester: Name, terms: Terms) -> Acquired {
-        self.settle(now, key);
-        let waiters: usize = self.held.iter().map(|held| held.waiters.len()).sum();
-        let Limits {
-            keys,
-            waiters: most,
-        } = self.limits;
-        let ticket = self.next_ticket;
-        let Some(held) = self.find(key) else {
-            if self.held.len() >= keys {
-                self.expire(now, 1);
-            }
-            if self.held.len() >= keys {
-                return Acquired::Refused(Full);
-            }
-            let grant = self.grant(now, terms.lock_timeout);
-            self.held.push(Held {
-                key,
-                holder: requester,
-                grant,
-                waiters: Vec::new(),
-            });
-            return Acquired::Granted(grant);
-        };
-        if held.holder == requester {
-            return Acquired::Refused(AlreadyHolder);
-        }
-        let mine = |waiting: &Waiting| waiting.requester == requester;
-        if held.waiters.iter().any(|w| mine(w) && w.deadline >= now) {
-            return Acquired::Refused(AlreadyWaiting);
-        }
-        let before = held.waiters.len();
-        held.waiters.retain(|waiting| !mine(waiting));
-        let waiters = waiters - before + held.waiters.len();
-        if terms.lock_attempt_timeout.is_zero() {
-            return Acquired::Refused(Timeout);
-        }
-        if waiters >= most {
-            return Acquired::Refused(Full);
-        }
-        held.waiters.push(Waiting {
-            requester,
-            ticket,
-            lease: terms.lock_timeout,
-            deadline: now + terms.lock_attempt_timeout,
-        });
-        self.next_ticket += 1;
-        Acquired::Queued(ticket)
-    }
-
-    fn release(&mut self, now: Instant, key: Name, requester: Name) -> Result<(), Refusal> {
-        self.verify(now, key, requester)?;
-        self.end_lease(now, key, now);
-        Ok(())
-    }
-
-    fn verify(&mut self, now: Instant, key: Name, requester: Name) -> Result<(), Refusal> {
-        self.settle(now, key);
-        match self.find(key) {
-            None => Err(Free),
-            Some(held) if held.holder == requester => Ok(()),
-            Some(_) => Err(NotHolder),
-        }
-    }
-
-    fn abandon(&mut self, ticket: Ticket) -> bool {
-        let before = self.tickets().len();
-        for held in &mut self.held {
-            held.waiters.retain(|waiting| waiting.ticket != ticket);
-        }
-        self.tickets().len() < before
-    }
-
-    fn settle(&mut self, now: Instant, key: Name) {
-        if let Some(held) = self.find(key)
-            && held.grant.expires <= now
-        {
-            let ended = held.grant.expires;
-            self.end_lease(now, key, ended);
-        }
-    }
-
-    fn expire(&mut self, now: Instant, batch: usize) -> bool {
-        while let Some((_, key)) = self.first_lapsed(now, true) {
-            self.settle(now, key);
-        }
-        for _ in 0..batch {
-            match self.first_lapsed(now, false) {
-                Some((_, key)) => self.settle(now, key),
-                None => return true,
-            }
-        }
-        false
-    }
-
-    fn first_lapsed(&self, now: Instant, contended: bool) -> Option<(End, Name)> {
-        let lapsed = self
-            .held
-            .iter()
-            .filter(|held| held.grant.expires <= now && held.waiters.is_empty() != contended);
-        lapsed
-            .map(|held| ((held.grant.expires, held.grant.fence), held.key))
-            .min()
-    }
-
-    fn end_lease(&mut self, now: Instant, key: Name, ended: Instant) {
-        let held = self.find(key).expect("only a held key is let go");
-        let Some(next) = held.waiters.iter().position(|w| w.deadline >= ended) else {
-            self.held.retain(|held| held.key != key);
-            return;
-        };
-        let Waiting {
-            requester,
-            ticket,
-            lease,
-            ..
-        } = held.waiters.drain(..=next).next_back().expect("position");
-        let grant = self.grant(now, lease);
-        let held = self.find(key).expect("it was there just now");
-        held.holder = requester;
-        held.grant = grant;
-        self.told.push((ticket, grant));
-    }
-
-    fn drain_waiters(&mut self) -> Vec<Ticket> {
-        let tickets = self.tickets();
-        self.held.iter_mut().for_each(|held| held.waiters.clear());
-        tickets
-    }
-
-    fn tickets(&self) -> Vec<Ticket> {
-        let waiters = self.held.iter().flat_map(|held| &held.waiters);
-        waiters.map(|waiting| waiting.ticket).collect()
-    }
-
-    fn contents(&self) -> Vec<Remembered<'_>> {
-        let contents = self.held.iter().map(|held| {
-            let tickets = held.waiters.iter().map(|waiting| waiting.ticket);
-            (held.key, held.holder, held.grant, tickets.collect())
-        });
-        sorted(contents)
-    }
-}
-
-/// What is remembered of a key: the key, its holder, its grant, and who waits.
-type Remembered<'a> = (&'a str, &'a str, Grant, Vec<Ticket>);
-
-fn contents(table: &LockTable<Ticket>) -> Vec<Remembered<'_>> {
-    sorted(table.entries.iter().map(|(key, entry)| {
-        let tickets = entry.queue.iter().flat_map(|queue| queue.by_arrival.keys());
-        (
-            &**key,
-            &*entry.holder,
-            entry.grant,
-            tickets.copied().collect(),
-        )
-    }))
-}
-
-fn sorted<'a>(contents: impl Iterator<Item = Remembered<'a>>) -> Vec<Remembered<'a>> {
-    let mut contents: Vec<_> = contents.collect();
-    contents.sort_by_key(|remembered| remembered.0);
-    contents
-}
-
-/// The table and the model side by side. A waiter's handle is the ticket that it should get.
-struct Race {
-    table: LockTable<Ticket>,
-    model: Model,
-    now: Instant,
-    tickets: Vec<(Name, Ticket)>,
-    /// What the last acquire was granted at once.
-    granted: Option<Grant>,
-    last_fence: Fence,
-    last_granted: HashMap<Name, Ticket>,
-}
-
-impl Race {
-    fn new(limits: Limits) -> Self {
-        Race {
-            table: LockTable::new(limits),
-            model: Model {
-                held: Vec::new(),
-                limits,
-                next_fence: 1,
-                next_ticket: 1,
-                told: Vec::new(),
-            },
-            now: Instant::now(),
-            tickets: Vec::new(),
-            granted: None,
-            last_fence: 0,
-            last_granted: HashMap::new(),
-        }
-    }
-
-    fn step(&mut self, op: Op) -> Result<(), TestCaseError> {
-        self.call(op)?;
-        self.compare_hand_overs()?;
-        check_invariants(&self.table)?;
-        prop_assert_eq!(contents(&self.table), self.model.contents());
-        let next = self.model.held.iter().filter(|h| !h.waiters.is_empty());
-        prop_assert_eq!(
-            self.table.next_hand_over(),
-            next.map(|held| held.grant.expires).min()
-        );
-        Ok(())
-    }
-
-    fn call(&mut self, op: Op) -> Result<(), TestCaseError> {
-        let Race {
-            table, model, now, ..
-        } = self;
-        match op {
-            Op::Acquire(requester, key, lease, patience) => {
-                let terms = terms(lease, patience);
-                let handle = model.next_ticket;
-                let expected = model.acquire(*now, key, requester, terms);
-                let acquired = table.acquire(*now, key, requester, terms, || handle);
-                prop_assert!(
-                    acquired == expected,
-                    "the table says {}, the model {}",
-                    in_words(&acquired, *now),
-                    in_words(&expected, *now)
-                );
-                match acquired {
-                    Acquired::Granted(grant) => self.granted = Some(grant),
-                    Acquired::Queued(ticket) => self.tickets.push((key, ticket)),
-                    Acquired::Refused(Full) if !table.entries.contains_key(key) => prop_assert!(
-                        table
-                            .entries
-                            .values()
-                            .all(|entry| entry.grant.expires > *now),
-                        "a lapsed key takes the place of a new one"
-                    ),
-                    Acquired::Refused(_) => {}
-                }
-            }
-            Op::Release(requester, key) => prop_assert_eq!(
-                table.release(*now, key, requester),
-                model.release(*now, key, requester)
-            ),
-            Op::Check(key) => {
-                model.settle(*now, key);
-                prop_assert_eq!(table.check(*now, key), model.find(key).is_some());
-            }
-            Op::Verify(requester, key) => prop_assert_eq!(
-                table.verify(*now, key, requester),
-                model.verify(*now, key, requester)
-            ),
-            Op::Abandon(nth) => {
-                if let Some(&(key, ticket)) = self.tickets.get(nth % self.tickets.len().max(1)) {
-                    prop_assert_eq!(table.abandon(key, ticket), model.abandon(ticket));
-                }
-            }
-            Op::Settle(key) => {
-                table.settle(*now, key);
-                model.settle(*now, key);
-            }
-            Op::Expire(batch) => {
-                prop_assert_eq!(table.expire(*now, batch), model.expire(*now, batch));
-            }
-            Op::DrainWaiters => {
-                let (mut drained, mut expected) = (table.drain_waiters(), model.drain_waiters());
-                drained.sort();
-                expected.sort();
-                prop_assert_eq!(drained, expected);
-            }
-            Op::Pass(time) => *now += ms(time),
-            Op::PassToEnd(key) => {
-                let end = model.find(key).map(|held| held.grant.expires);
-                *now = (*now).max(end.unwrap_or(*now));
-            }
-            Op::PassJustBeforeEnd(key) => {
-                let end = model
-                    .find(key)
-                    .map(|held| held.grant.expires - Duration::from_nanos(1));
-                *now = (*now).max(end.unwrap_or(*now));
-            }
-        }
-        Ok(())
-    }
-
-    /// Also sees, without the model, that grants follow arrival and that fences only grow.
-    fn compare_hand_overs(&mut self) -> Result<(), TestCaseError> {
-        let told = self.table.take_handed_over();
-        let told: Vec<_> = told.into_iter().map(|h| (h.waiter, h.grant)).collect();
-        for &(ticket, grant) in &told {
-            self.note_fence(grant)?;
-            let of_ticket = self.tickets.iter().find(|(_, other)| *other == ticket);
-            let key = of_ticket.expect("only who has a ticket is handed a key").0;
-            let earlier = self.last_granted.insert(key, ticket);
-            prop_assert!(earlier < Some(ticket), "a later arrival came first");
-        }
-        prop_assert_eq!(told, std::mem::take(&mut self.model.told));
-        // An acquire may first have had to let other leases run out.
-        self.granted
-            .take()
-            .map_or(Ok(()), |grant| self.note_fence(grant))
-    }
-
-    fn note_fence(&mut self, grant: Grant) -> Result<(), TestCaseError> {
-        prop_assert!(grant.fence > self.last_fence, "a fence did not grow");
-        self.last_fence = grant.fence;
-        Ok(())
-    }
-}
-
-fn in_words(acquired: &Acquired, now: Instant) -> String {
-    match acquired {
-        Acquired::Granted(Grant { expires, fence }) => {
-            format!("granted for {:?} as {fence}", *expires - now)
-        }
-        other => format!("{other:?}"),
-    }
-}
 
 /// No file of failures: a counter-example becomes a test of its own.
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::with_cases(cases)
-    }
-}
-
-proptest! {
-    #![proptest_config(cases(8192))]
-
-    #[test]
-    fn the_table_does_what_a_naive_model_does(limits in limits(), ops in vec(op(), 1..48)) {
-        let mut race = Race::new(limits);
-        for (n, op) in ops.into_iter().enumerate() {
-            race.step(op).map_err(|error| {
-                TestCaseError::fail(format!("step {n}, {op:?}: {error}"))
-            })?;
-        }
-    }
-}
-
-// A table that is asked every millisecond, as the time keeper and its waiters do, against a world
-// in which time passes in milliseconds and everyone acts at once.
-
-/// What somebody does, so many milliseconds after the one before.
-#[derive(Clone, Copy)]
-struct Act {
-    after: u64,
-    key: usize,
-    requester: Name,
-    what: What,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum What {
-    Acquire {
-        lease: u64,
-        patience: u64,
-        /// How long the waiter's thread takes to say that its patience is over.
-        slow: u64,
-    },
-    Release,
-}
-
-impl fmt::Debug for Act {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Act {
-            after,
-            key,
-            requester,
-            what,
-        } = self;
-        let key = KEYS[*key];
-        match what {
-            What::Acquire {
-                lease,
-                patience,
-                slow,
-            } => write!(
-                f,
-                "after {after} ms {requester} acquires {key} for {lease} ms, waiting {patience} ms and {slow} late"
-            ),
-            What::Release => write!(f, "after {after} ms {requester} releases {key}"),
-        }
-    }
-}
-
-fn act() -> impl Strategy<Value = Act> {
-    let acquire = (1..8u64, 0..10u64, 0..6u64).prop_map(|(lease, patience, slow)| What::Acquire {
-        lease,
-        patience,
-        slow,
-    });
-    let what = prop_oneof![3 => acquire, 1 => Just(What::Release)];
-    (0..4u64, 0..2usize, select(&REQUESTERS[..]), what).prop_map(|(after, key, requester, what)| {
-        Act {
-            after,
-            key,
-            requester,
-            what,
-        }
-    })
-}
-
-/// One key of the world: its holder with the end of the lease, and who waits, until when, for what.
-#[derive(Default)]
-struct Spot {
-    holder: Option<(Name, u64)>,
-    queue: Vec<(Name, u64, u64)>,
-}
-
-impl Spot {
-    /// Lets the time come. Whoever is granted the key by that, and until when, is returned.
-    fn tick(&mut self, time: u64) -> Option<(Name, u64)> {
-        self.queue.retain(|&(_, deadline, _)| deadline >= time);
-        self.holder.take_if(|&mut (_, end)| end == time)?;
-        self.grant_head(time)
-    }
-
-    fn grant_head(&mut self, time: u64) -> Option<(Name, u64)> {
-        if !self.queue.is_empty() {
-            let (next, _, lease) = self.queue.remove(0);
-            self.holder = Some((next, time + lease));
-        }
-        self.holder
-    }
-
-    fn acquire(&mut self, time: u64, requester: Name, lease: u64, patience: u64) -> Said {
-        match self.holder {
-            None => {
-                self.holder = Some((requester, time + lease));
-                Until(time + lease)
-            }
-            Some((holder, _)) if holder == requester => No(AlreadyHolder),
-            Some(_) if self.queue.iter().any(|waiter| waiter.0 == requester) => No(AlreadyWaiting),
-            Some(_) if patience == 0 => No(Timeout),
-            Some(_) => {
-                self.queue.push((requester, time + patience, lease));
-                Queued
-            }
-        }
-    }
-
-    fn release(
-        &mut self,
-        time: u64,
-        requester: Name,
-    ) -> (Result<(), Refusal>, Option<(Name, u64)>) {
-        match self.holder {
-            None => (Err(Free), None),
-            Some((holder, _)) if holder != requester => (Err(NotHolder), None),
-            Some(_) => {
-                self.holder = None;
-                (Ok(()), self.grant_head(time))
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(cases(2048))]
-
-    #[test]
-    fn a_table_kept_in_time_does_what_the_rules_say_millisecond_by_millisecond(
-        acts in vec(act(), 1..40)
-    ) {
-        let mut desk = Desk::new();
-        let mut world = [Spot::default(), Spot::default()];
-        // When which ticket is given up.
-        let mut slow_waiters: Vec<(u64, Name, Ticket)> = Vec::new();
-        let mut acts = acts.into_iter().scan(0, |time, act| {
-            *time += act.after;
-            Some((*time, act))
-        }).peekable();
-        let mut time = 0;
-        while acts.peek().is_some() {
-            desk.at(time).expire(9);
-            for &(_, key, ticket) in slow_waiters.iter().filter(|slow| slow.0 == time) {
-                desk.table.abandon(key, ticket);
-            }
-            let mut told = desk.told();
-            told.sort();
-            let mut expected: Vec<_> = world.iter_mut().filter_map(|spot| spot.tick(time)).collect();
-            expected.sort();
-            prop_assert_eq!(told, expected, "at {}", time);
-
-            while let Some((_, act)) = acts.next_if(|(at, _)| *at == time) {
-                let (key, requester) = (KEYS[act.key], act.requester);
-                let spot = &mut world[act.key];
-                match act.what {
-                    What::Acquire { lease, patience, slow } => {
-                        let said = desk.acquire_on(key, requester, lease, patience);
-                        if said == Queued {
-                            let ticket = desk.tickets[&(key, requester)];
-                            slow_waiters.push((time + patience + 1 + slow, key, ticket));
-                        }
-                        let expected = spot.acquire(time, requester, lease, patience);
-                        prop_assert_eq!(said, expected, "at {}, {:?}", time, act);
-                    }
-                    What::Release => {
-                        let (expected, next) = spot.release(time, requester);
-                        let released = desk.release(key, requester);
-                        prop_assert_eq!(released, expected, "at {}, {:?}", time, act);
-                        prop_assert_eq!(desk.told(), Vec::from_iter(next), "at {}, {:?}", time, act);
-                    }
-                }
-            }
-            time += 1;
-        }
     }
 }

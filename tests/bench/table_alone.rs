@@ -24,7 +24,7 @@ pub struct Held {
 
 impl Held {
     pub fn new(keys: usize) -> Self {
-        let mut table = LockTable::new(LIMITS);
+        let mut table = LockTable::new(LIMITS, 1);
         let now = Instant::now();
         for n in 0..keys {
             acquire(&mut table, now, &format!("held-{n}"), "holder");
@@ -40,7 +40,7 @@ impl Held {
         while begin.elapsed() < counting {
             for key in &keys {
                 acquire(&mut self.table, self.now, key, "client");
-                black_box(self.table.release(self.now, key, "client").is_ok());
+                black_box(self.table.release(self.now, key, "client", None).is_ok());
             }
             rounds += keys.len();
         }
@@ -61,10 +61,10 @@ pub struct Crowd {
 impl Crowd {
     pub fn new(waiters: usize) -> Self {
         let names: Vec<String> = (0..=waiters).map(|n| format!("waiter-{n}")).collect();
-        let mut table = LockTable::new(LIMITS);
+        let mut table = LockTable::new(LIMITS, 1);
         let now = Instant::now();
         for (n, name) in names.iter().enumerate() {
-            black_box(table.acquire(now, "wanted", name, TERMS, || n));
+            black_box(table.acquire(now, "wanted", name, TERMS, None, || n));
         }
         Crowd {
             table,
@@ -90,7 +90,10 @@ impl Crowd {
             let begin = Instant::now();
             for n in self.gone.drain(..) {
                 let name = &self.names[n];
-                black_box(self.table.acquire(self.now, "wanted", name, TERMS, || n));
+                black_box(
+                    self.table
+                        .acquire(self.now, "wanted", name, TERMS, None, || n),
+                );
             }
             joining += begin.elapsed();
             turns += batch;
@@ -100,7 +103,7 @@ impl Crowd {
 
     fn hand_over(&mut self) {
         let holder = &self.names[self.holder];
-        let released = self.table.release(self.now, "wanted", holder);
+        let released = self.table.release(self.now, "wanted", holder, None);
         released.expect("the holder releases");
         let told = self.table.take_handed_over();
         let next = told.first().expect("somebody waits").waiter;
@@ -109,7 +112,7 @@ impl Crowd {
 }
 
 fn acquire(table: &mut LockTable<()>, now: Instant, key: &str, requester: &str) {
-    let granted = table.acquire(now, key, requester, TERMS, || ());
+    let granted = table.acquire(now, key, requester, TERMS, None, || ());
     debug_assert!(matches!(granted, Acquired::Granted(_)));
     black_box(granted);
 }

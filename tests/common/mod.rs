@@ -208,6 +208,17 @@ impl Wire {
     }
 }
 
+/// An answer without what differs from time to time: the seconds that are left of a lease, and its fence.
+pub fn masked(answer: &str) -> String {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    let lines = head.split("\r\n").map(|line| match line.split_once(": ") {
+        Some((name @ ("Lock-Expires-In" | "Lock-Holder-Expires-In"), _)) => format!("{name}: S"),
+        Some((name @ "Lock-Fence", _)) => format!("{name}: N"),
+        _ => line.into(),
+    });
+    format!("{}\r\n\r\n{body}", lines.collect::<Vec<_>>().join("\r\n"))
+}
+
 /// One question on a connection of its own.
 pub fn ask(server: &Server, path: &str) -> Reply {
     Wire::to(server).ask(path)

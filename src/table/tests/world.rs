@@ -1,0 +1,339 @@
+//! A table that is asked every millisecond, as the time keeper and its waiters do, against a world
+//! in which time passes in milliseconds and everyone acts at once.
+
+use super::*;
+
+/// What somebody does, so many milliseconds after the one before.
+#[derive(Clone, Copy)]
+struct Act {
+    after: u64,
+    key: usize,
+    requester: Name,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Acquire {
+        lease: u64,
+        patience: u64,
+        request: Option<Name>,
+        /// How long the waiter's thread takes to say that its patience is over.
+        slow: u64,
+    },
+    Release,
+    Renew {
+        lease: u64,
+    },
+    /// Its connection breaks, over which it waits.
+    Break,
+}
+
+impl fmt::Debug for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Act {
+            after,
+            key,
+            requester,
+            what,
+        } = self;
+        let key = KEYS[*key];
+        match what {
+            What::Acquire {
+                lease,
+                patience,
+                request,
+                slow,
+            } => {
+                let request = request.unwrap_or("nameless");
+                write!(
+                    f,
+                    "after {after} ms {requester} acquires {key} for {lease} ms, \
+                     waiting {patience} ms and {slow} late, as {request}"
+                )
+            }
+            What::Release => write!(f, "after {after} ms {requester} releases {key}"),
+            What::Break => write!(f, "after {after} ms {requester} loses its connection"),
+            What::Renew { lease } => {
+                write!(
+                    f,
+                    "after {after} ms {requester} renews {key} for {lease} ms"
+                )
+            }
+        }
+    }
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let request = select(&[None, Some("#1"), Some("#2")][..]);
+    let acquire =
+        (1..8u64, 0..10u64, request, 0..6u64).prop_map(|(lease, patience, request, slow)| {
+            What::Acquire {
+                lease,
+                patience,
+                request,
+                slow,
+            }
+        });
+    let renew = (1..8u64).prop_map(|lease| What::Renew { lease });
+    let what = prop_oneof![
+        12 => acquire,
+        4 => Just(What::Release),
+        2 => renew,
+        3 => Just(What::Break)
+    ];
+    // Now and then it takes until the kept places are about to be forgotten.
+    let after = prop_oneof![99 => 0..4u64, 1 => GRACE - 4..GRACE + 2];
+    (after, 0..2usize, select(&REQUESTERS[..]), what).prop_map(|(after, key, requester, what)| {
+        Act {
+            after,
+            key,
+            requester,
+            what,
+        }
+    })
+}
+
+/// One key of the world: its holder, who waits, and who lost the connection over which it waited.
+#[derive(Default)]
+struct Spot {
+    holder: Option<Holder>,
+    /// First come first.
+    queue: Vec<Stand>,
+    /// With the time at which each is forgotten.
+    away: Vec<(u64, Stand)>,
+    arrivals: usize,
+}
+
+struct Holder {
+    name: Name,
+    request: Option<Name>,
+    end: u64,
+}
+
+/// Somebody in a queue: until when, and for how long a lease.
+struct Stand {
+    name: Name,
+    request: Option<Name>,
+    deadline: u64,
+    lease: u64,
+    arrival: usize,
+}
+
+impl Spot {
+    /// Lets the time come. Whoever is granted the key by that, and until when, is returned.
+    fn tick(&mut self, time: u64) -> Option<(Name, u64)> {
+        self.queue.retain(|stand| stand.deadline >= time);
+        self.away.retain(|&(forgotten, _)| forgotten > time);
+        self.holder.take_if(|holder| holder.end == time)?;
+        self.grant_head(time)
+    }
+
+    fn grant_head(&mut self, time: u64) -> Option<(Name, u64)> {
+        if self.queue.is_empty() {
+            return None;
+        }
+        let next = self.queue.remove(0);
+        let end = time + next.lease;
+        self.holder = Some(Holder {
+            name: next.name,
+            request: next.request,
+            end,
+        });
+        Some((next.name, end))
+    }
+
+    fn acquire(&mut self, time: u64, name: Name, ask: Ask) -> Said {
+        let Ask {
+            lease,
+            patience,
+            request,
+            ..
+        } = ask;
+        let same = |earlier: Option<Name>| request.is_some() && request == earlier;
+        let comes_back = |(_, stand): &(_, Stand)| stand.name == name && same(stand.request);
+        let back = self.away.iter().position(comes_back);
+        let Some(holder) = &self.holder else {
+            back.map(|back| self.away.remove(back));
+            let end = time + lease;
+            self.holder = Some(Holder { name, request, end });
+            return Until(end);
+        };
+        if holder.name == name {
+            if same(holder.request) {
+                return Again(holder.end);
+            }
+            return No(AlreadyHolder);
+        }
+        let deadline = time + patience;
+        match self.queue.iter_mut().find(|stand| stand.name == name) {
+            Some(stand) if !same(stand.request) => return No(AlreadyWaiting),
+            _ if patience == 0 => return No(Timeout),
+            Some(stand) => {
+                (stand.deadline, stand.lease) = (deadline, lease);
+                return InPlaceOf(name);
+            }
+            None => {}
+        }
+        self.arrivals += 1;
+        let arrival = back.map_or(self.arrivals, |back| self.away.remove(back).1.arrival);
+        self.queue.push(Stand {
+            name,
+            request,
+            deadline,
+            lease,
+            arrival,
+        });
+        self.queue.sort_by_key(|stand| stand.arrival);
+        Queued
+    }
+
+    /// Whether the requester waited.
+    fn lose_connection(&mut self, time: u64, name: Name) -> bool {
+        let Some(place) = self.queue.iter().position(|stand| stand.name == name) else {
+            return false;
+        };
+        let stand = self.queue.remove(place);
+        if stand.request.is_some() {
+            self.away.push((time + GRACE, stand));
+        }
+        true
+    }
+
+    fn renew(&mut self, time: u64, requester: Name, lease: u64) -> Result<u64, Refusal> {
+        let holder = self.holder.as_mut().ok_or(Free)?;
+        if holder.name != requester {
+            return Err(NotHolder);
+        }
+        holder.end = time + lease;
+        Ok(holder.end)
+    }
+
+    fn release(
+        &mut self,
+        time: u64,
+        requester: Name,
+    ) -> (Result<(), Refusal>, Option<(Name, u64)>) {
+        match &self.holder {
+            None => (Err(Free), None),
+            Some(holder) if holder.name != requester => (Err(NotHolder), None),
+            Some(_) => {
+                self.holder = None;
+                (Ok(()), self.grant_head(time))
+            }
+        }
+    }
+}
+
+/// A thread that gives up its ticket once its patience is over, unless its wait ended before.
+struct Thread {
+    comes: u64,
+    key: Name,
+    ticket: Ticket,
+}
+
+/// The requesters' threads with the table, against the world.
+#[derive(Default)]
+struct Course {
+    world: [Spot; 2],
+    threads: Vec<Thread>,
+}
+
+impl Course {
+    /// Lets the time come, on both sides.
+    fn tick(&mut self, desk: &mut Desk, time: u64) -> Result<(), TestCaseError> {
+        desk.at(time).expire(99);
+        for thread in self.threads.extract_if(.., |thread| thread.comes == time) {
+            desk.table.abandon(thread.key, thread.ticket);
+        }
+        let mut told = desk.told();
+        told.sort();
+        let mut expected: Vec<_> = self
+            .world
+            .iter_mut()
+            .filter_map(|spot| spot.tick(time))
+            .collect();
+        expected.sort();
+        prop_assert_eq!(told, expected);
+        Ok(())
+    }
+
+    fn act(&mut self, desk: &mut Desk, time: u64, act: Act) -> Result<(), TestCaseError> {
+        let (key, requester) = (KEYS[act.key], act.requester);
+        let spot = &mut self.world[act.key];
+        match act.what {
+            What::Acquire {
+                lease,
+                patience,
+                request,
+                slow,
+            } => {
+                let ask = Ask {
+                    lease,
+                    patience,
+                    request,
+                    ..ASK
+                };
+                let said = desk.ask(key, requester, ask);
+                if matches!(said, Queued | InPlaceOf(_)) {
+                    let ticket = desk.tickets[&(key, requester)];
+                    // Whose place it takes over has been told so.
+                    self.threads.retain(|thread| thread.ticket != ticket);
+                    self.threads.push(Thread {
+                        comes: time + patience + 1 + slow,
+                        key,
+                        ticket,
+                    });
+                }
+                prop_assert_eq!(said, spot.acquire(time, requester, ask));
+            }
+            What::Renew { lease } => {
+                let renewed = desk.renew(key, requester, lease);
+                prop_assert_eq!(renewed, spot.renew(time, requester, lease));
+            }
+            What::Release => {
+                let released = desk.release(key, requester);
+                let (expected, next) = spot.release(time, requester);
+                prop_assert_eq!(released, expected);
+                prop_assert_eq!(desk.told(), Vec::from_iter(next));
+            }
+            What::Break => {
+                let Some(&ticket) = desk.tickets.get(&(key, requester)) else {
+                    return Ok(());
+                };
+                let waited = spot.lose_connection(time, requester);
+                if waited {
+                    self.threads.retain(|thread| thread.ticket != ticket);
+                }
+                let left = desk.orphan(key, requester);
+                // After its patience it stands in the table's queue until its thread comes.
+                prop_assert!(left || !waited);
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(2048))]
+
+    #[test]
+    fn a_table_kept_in_time_does_what_the_rules_say_millisecond_by_millisecond(
+        acts in vec(act(), 1..40)
+    ) {
+        let mut desk = Desk::new();
+        let mut course = Course::default();
+        let mut time = 0;
+        for act in acts {
+            for _ in 0..act.after {
+                time += 1;
+                course.tick(&mut desk, time).map_err(|error| {
+                    TestCaseError::fail(format!("at {time}: {error}"))
+                })?;
+            }
+            course.act(&mut desk, time, act).map_err(|error| {
+                TestCaseError::fail(format!("at {time}, {act:?}: {error}"))
+            })?;
+        }
+    }
+}
