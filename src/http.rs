@@ -41,6 +41,8 @@ use self::door::Door;
 use self::lines::{Lines, Watched};
 use self::nudge::{Nudged, Nudger};
 use self::sockets::{Connections, Watch};
+use self::wait::Wait;
+use crate::manager::Place;
 use crate::service::Service;
 
 /// How often the front door looks after itself.
@@ -164,7 +166,7 @@ impl FrontDoor {
 
     fn beat(&mut self) {
         self.beats = self.beats.wrapping_add(1);
-        self.watch_waiters();
+        self.see_to_waiters();
         self.abandon_suspects();
         if !self.door.is_accepting() {
             self.reopen();
@@ -260,35 +262,40 @@ impl FrontDoor {
     }
 
     /// Has waiters watched for their client's end, and has a thread block for each.
-    fn watch_waiters(&mut self) {
+    fn see_to_waiters(&mut self) {
         let unwatched = self.shared.lines.unwatched();
-        if unwatched.is_empty() {
-            return;
+        self.watch(&unwatched);
+        for (wait, place) in unwatched {
+            wait.block(place);
         }
-        for (wait, place) in &unwatched {
-            wait.clone().block(place.clone());
-        }
-        let clients: Vec<_> = unwatched.into_iter().map(|(wait, _)| wait.client).collect();
+    }
+
+    fn watch(&mut self, unwatched: &[(Arc<Wait>, Place)]) {
         // To look through thousands takes milliseconds, and most clients have waited before.
-        if !clients.iter().all(|client| self.known.has(client)) {
+        if !unwatched
+            .iter()
+            .all(|(wait, _)| self.known.has(&wait.client))
+        {
             match Connections::look_up() {
                 Ok(connections) => self.known = connections,
                 // Out of descriptors: the next beat tries again.
                 Err(_) => return,
             }
         }
-        let connections = &self.known;
-        for client in clients {
+        for (wait, _) in unwatched {
             self.next_watch_id += 1;
-            let id = self.next_watch_id;
-            let fd = connections.get(&client);
+            let (id, client) = (self.next_watch_id, wait.client);
+            let fd = self.known.get(&client);
+            if let Some(twins) = self.known.twins(&client) {
+                wait.found(twins);
+            }
             if fd.is_none_or(|fd| self.watch.watch(fd, id).is_err())
-                || connections.has_ended(&client)
+                || self.known.has_ended(&client)
             {
                 // What has ended before reports nothing later.
                 self.suspects.insert(id);
             }
-            let connection = connections.identity(&client);
+            let connection = self.known.identity(&client);
             self.shared.lines.watch(Watched {
                 client,
                 id,

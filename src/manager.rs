@@ -100,6 +100,11 @@ pub(crate) trait Courier: Send + Sync {
 
     /// Has it answered soon, by another thread. Does not block.
     fn have_answered(self: Arc<Self>, outcome: Outcome);
+
+    /// Whether the client is still there, as far as is known. Asked under the mutex: may not block.
+    fn is_there(&self) -> bool {
+        true
+    }
 }
 
 /// Who waits, for what, and how to tell of the outcome.
@@ -132,9 +137,9 @@ impl Waiter {
     }
 
     fn is_there(self: &Arc<Self>) -> bool {
-        self.connection
-            .as_ref()
-            .is_none_or(|connection| connection.is_open())
+        let connected = self.connection.as_ref();
+        connected.is_none_or(|connection| connection.is_open())
+            && self.courier.get().is_none_or(|courier| courier.is_there())
     }
 }
 
@@ -298,16 +303,10 @@ impl LockManager {
     /// If its acquire had a request ID, the place is kept for a while: see
     /// [`ORPHAN_GRACE`](crate::table::ORPHAN_GRACE).
     pub fn abandon(&self, place: &Place) {
-        let Waiter {
-            key,
-            requester,
-            may_come_back,
-            ..
-        } = &*place.waiter;
+        let waiter = &place.waiter;
         self.end_wait(place, |state, now| {
-            if state.table.orphan(now, key, place.ticket) {
-                let left = if *may_come_back { "orphaned" } else { "left" };
-                state.note_place(left, now, key, requester, place.ticket);
+            if state.table.orphan(now, &waiter.key, place.ticket) {
+                state.note_gone(now, waiter, place.ticket);
             }
             Outcome::Abandoned
         });
@@ -473,7 +472,7 @@ impl State {
     /// Records the outcome of everyone who was handed a key, or had gone when it came.
     fn record(&mut self, now: Instant) {
         for (ticket, waiter) in self.table.take_gone() {
-            self.note_place("left", now, &waiter.key, &waiter.requester, ticket);
+            self.note_gone(now, &waiter, ticket);
             // Only a queued waiter is passed over.
             let _ = waiter.outcome.set(Outcome::Abandoned);
             self.told.waiters.push(waiter);
@@ -504,6 +503,15 @@ impl State {
             let lease = expires.saturating_duration_since(now).as_micros();
             format!("{verb} {key:?} {requester:?} fence {fence} for {lease}")
         });
+    }
+
+    fn note_gone(&mut self, now: Instant, waiter: &Waiter, ticket: Ticket) {
+        let left = if waiter.may_come_back {
+            "orphaned"
+        } else {
+            "left"
+        };
+        self.note_place(left, now, &waiter.key, &waiter.requester, ticket);
     }
 
     fn note_place(&mut self, verb: &str, now: Instant, key: &str, requester: &str, ticket: Ticket) {

@@ -508,7 +508,8 @@ impl<W> LockTable<W> {
     }
 
     /// Ends the key's lease, which ran until `ended`, and grants the key to the first waiter that
-    /// was still there at that instant. A late call changes neither who is next nor, because the
+    /// was still there at that instant; one that has gone may come back to its place, as after
+    /// [`orphan`](Self::orphan). A late call changes neither who is next nor, because the
     /// lease counts from `now`, how long they have the key.
     fn hand_over(&mut self, now: Instant, key: &str, ended: Instant) {
         let Some(entry) = self.entries.get_mut(key) else {
@@ -517,11 +518,21 @@ impl<W> LockTable<W> {
         let end = entry.end();
         let shared_key = self.ends.index_of(entry).remove(&end).expect(INDEXED);
         let before = entry.queue_len();
+        let mut gone = Vec::new();
         let next = entry
             .queue
             .as_mut()
-            .and_then(|queue| queue.pop_entitled(ended, self.is_there, &mut self.gone));
+            .and_then(|queue| queue.pop_entitled(ended, self.is_there, &mut gone));
         self.waiters -= before - entry.queue_len();
+        for (ticket, waiter) in gone {
+            if let Some(request) = waiter.request {
+                let claim = (shared_key.clone(), waiter.requester, request);
+                let most = self.limits.waiters;
+                self.orphans
+                    .remember(claim, ticket, now + ORPHAN_GRACE, most);
+            }
+            self.gone.push((ticket, waiter.handle));
+        }
         let Some(waiter) = next else {
             self.entries.remove(key);
             shrink(&mut self.entries);
@@ -599,7 +610,7 @@ impl<W> Queue<W> {
         &mut self,
         ended: Instant,
         is_there: fn(&W) -> bool,
-        gone: &mut Vec<(Ticket, W)>,
+        gone: &mut Vec<(Ticket, Waiter<W>)>,
     ) -> Option<Waiter<W>> {
         while let Some((ticket, waiter)) = self.by_arrival.pop_first() {
             self.by_requester.remove(&waiter.requester);
@@ -609,7 +620,7 @@ impl<W> Queue<W> {
             if is_there(&waiter.handle) {
                 return Some(waiter);
             }
-            gone.push((ticket, waiter.handle));
+            gone.push((ticket, waiter));
         }
         None
     }

@@ -205,6 +205,32 @@ fn a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second() {
 }
 
 #[test]
+fn a_watched_waiter_that_goes_is_never_granted_the_key() {
+    let _alone = alone();
+    let mut server = Server::new(patient());
+    let pid = server.start().unwrap();
+    let mut holder = Wire::to(&server);
+    for round in 0..30 {
+        let name = format!("KEYA/holder-{round}");
+        assert_ne!(holder.ask(&format!("/LOCK/{name}")).body, "0\n");
+        let mut waiter = Wire::to(&server);
+        let before = watched(pid);
+        waiter.get(&format!("/LOCK/KEYA/dead-{round}"));
+        until("it is watched", || watched(pid) > before);
+        drop(waiter);
+        assert_eq!(holder.ask(&format!("/UNLOCK/{name}")).body, "1\n");
+        assert_eq!(holder.ask("/CHECK/KEYA").body, "0\n", "round {round}");
+    }
+}
+
+/// How many descriptors a process has watched by epoll.
+fn watched(pid: u32) -> usize {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let told = descriptors.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
+    told.map(|info| info.matches("tfd:").count()).sum()
+}
+
+#[test]
 fn who_hangs_up_after_the_grant_keeps_the_lease() {
     let _alone = alone();
     let server = start(patient());

@@ -21,15 +21,37 @@ use nix::unistd;
 
 /// The process's sockets that are connected to somebody, by the other end's address.
 #[derive(Default)]
-pub(super) struct Connections(HashMap<SocketAddr, RawFd>);
+pub(super) struct Connections(HashMap<SocketAddr, Twins>);
+
+/// tiny_http has two descriptors of each connection, to read from and to write to, and closes one of them
+/// before the other. The same one twice where it has already.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Twins(RawFd, RawFd);
+
+impl Twins {
+    /// Whether the client has closed, reset or lost its connection, as far as either of them tells.
+    pub fn have_been_left_by(self, client: SocketAddr) -> bool {
+        [self.0, self.1]
+            .into_iter()
+            .any(|fd| client_of(fd) == Some(client) && !is_established(fd))
+    }
+}
 
 impl Connections {
     /// Looks through all descriptors: some 0.5 µs each.
     pub fn look_up() -> io::Result<Self> {
-        Ok(Connections(connected()?.collect()))
+        let mut connections = HashMap::new();
+        for (client, fd) in connected()? {
+            connections.entry(client).or_insert(Twins(fd, fd)).1 = fd;
+        }
+        Ok(Connections(connections))
     }
 
     pub fn get(&self, client: &SocketAddr) -> Option<RawFd> {
+        self.twins(client).map(|twins| twins.1)
+    }
+
+    pub fn twins(&self, client: &SocketAddr) -> Option<Twins> {
         self.0.get(client).copied()
     }
 
@@ -73,7 +95,7 @@ impl Connections {
 
     /// Ends every connection that came in at `port`.
     pub fn shut_down_all(&self, port: u16) {
-        for &fd in self.0.values() {
+        for &Twins(fd, _) in self.0.values() {
             let local = socket::getsockname::<SockaddrStorage>(fd).ok();
             if local
                 .and_then(to_std)

@@ -5,12 +5,13 @@
 //! a busy key are over before a thread of their own is worth waking, so they get it only at the next beat.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use super::door::{Door, Job};
+use super::sockets::Twins;
 use super::unanswered::Unanswered;
 use crate::manager::{Courier, Outcome, Place};
 
@@ -20,6 +21,8 @@ pub(super) struct Wait {
     /// `None` once somebody answers.
     unanswered: Mutex<Option<Unanswered>>,
     has_thread: AtomicBool,
+    /// The descriptors of its connection, once they are known.
+    twins: OnceLock<Twins>,
 }
 
 impl Wait {
@@ -29,6 +32,7 @@ impl Wait {
             door,
             unanswered: Mutex::new(Some(unanswered)),
             has_thread: AtomicBool::new(false),
+            twins: OnceLock::new(),
         })
     }
 
@@ -37,6 +41,12 @@ impl Wait {
         if !self.has_thread.swap(true, SeqCst) {
             self.door.clone().run(Job::Wait(self, place));
         }
+    }
+
+    /// Notes where its connection is.
+    pub fn found(&self, twins: Twins) {
+        // What was found first is as good: the connection stays where it is.
+        let _ = self.twins.set(twins);
     }
 
     /// The request, for the one that answers it.
@@ -55,5 +65,10 @@ impl Courier for Wait {
         if !self.has_thread.swap(true, SeqCst) {
             self.door.clone().run(Job::Answer(self, outcome));
         }
+    }
+
+    fn is_there(&self) -> bool {
+        let twins = self.twins.get();
+        !twins.is_some_and(|twins| twins.have_been_left_by(self.client))
     }
 }

@@ -940,6 +940,25 @@ fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
 }
 
 #[test]
+fn who_was_passed_over_because_it_had_gone_may_come_back_to_its_place() {
+    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
+    let now = Instant::now();
+    let ask = |table: &mut LockTable<_>, name, request, handle| {
+        table.acquire(now, "K", name, terms(10, 100), request, || handle)
+    };
+    ask(&mut table, "ann", None, "ann");
+    ask(&mut table, "bob", Some("#1"), "gone");
+    ask(&mut table, "cat", None, "cat");
+    ask(&mut table, "dan", None, "dan");
+    table.release(now, "K", "ann", None).unwrap();
+    ask(&mut table, "bob", Some("#1"), "bob again");
+    table.release(now, "K", "cat", None).unwrap();
+    let told = table.take_handed_over().into_iter();
+    let told: Vec<_> = told.map(|hand_over| hand_over.waiter).collect();
+    assert_eq!(told, ["cat", "bob again"]);
+}
+
+#[test]
 fn who_comes_back_to_a_free_key_is_granted_it_and_its_place_is_gone() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
