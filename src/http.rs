@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket;
+use parking_lot::Mutex;
 
 use self::door::Door;
 use self::lines::{Lines, Watched};
@@ -76,8 +77,6 @@ pub(crate) struct FrontDoor {
     /// Doors that accept no more, each with the connections that may be its own.
     older: Vec<(Arc<Door>, Connections)>,
     watch: Watch,
-    /// The connections as they were when last looked up to watch a waiter.
-    known: Connections,
     /// Waiters, by the id they are watched under, whose client may have gone.
     suspects: HashSet<u64>,
     nudger: Nudger,
@@ -97,6 +96,8 @@ pub(crate) struct FrontDoor {
 struct Shared {
     service: Arc<Service>,
     lines: Lines,
+    /// The connections as they were when last looked up to watch a waiter.
+    known: Mutex<Connections>,
 }
 
 impl FrontDoor {
@@ -106,6 +107,7 @@ impl FrontDoor {
         let shared = Arc::new(Shared {
             service,
             lines: Lines::default(),
+            known: Mutex::default(),
         });
         let nudger = Nudger::new(listener.local_addr()?);
         let door = Door::open(&listener, shared.clone())?;
@@ -115,7 +117,6 @@ impl FrontDoor {
             door,
             older: Vec::new(),
             watch,
-            known: Connections::default(),
             suspects: HashSet::new(),
             nudger,
             next_beat: Instant::now() + BEAT,
@@ -258,49 +259,49 @@ impl FrontDoor {
         {
             connections.shut_down_all(address.port());
         }
+        for (client, request) in self.shared.lines.end() {
+            door::forget(client, request);
+        }
         self.doors().for_each(|door| door.dismiss());
     }
 
     /// Has waiters watched for their client's end, and has a thread block for each.
     fn see_to_waiters(&mut self) {
-        let unwatched = self.shared.lines.unwatched();
-        self.watch(&unwatched);
-        for (wait, place) in unwatched {
+        let unattended = self.shared.lines.unattended();
+        self.watch(&unattended);
+        for (wait, place) in unattended {
             wait.block(place);
         }
+        self.doors().for_each(|door| door.answer_late());
     }
 
-    fn watch(&mut self, unwatched: &[(Arc<Wait>, Place)]) {
+    fn watch(&mut self, unattended: &[(Arc<Wait>, Place)]) {
+        let mut known = self.shared.known.lock();
         // To look through thousands takes milliseconds, and most clients have waited before.
-        if !unwatched
-            .iter()
-            .all(|(wait, _)| self.known.has(&wait.client))
-        {
+        if !unattended.iter().all(|(wait, _)| known.has(&wait.client)) {
             match Connections::look_up() {
-                Ok(connections) => self.known = connections,
+                Ok(connections) => *known = connections,
                 // Out of descriptors: the next beat tries again.
                 Err(_) => return,
             }
         }
-        for (wait, _) in unwatched {
+        for (wait, _) in unattended {
             self.next_watch_id += 1;
             let (id, client) = (self.next_watch_id, wait.client);
-            let fd = self.known.get(&client);
-            if let Some(twins) = self.known.twins(&client) {
+            if let Some(twins) = known.twins(&client) {
                 wait.found(twins);
             }
-            if fd.is_none_or(|fd| self.watch.watch(fd, id).is_err())
-                || self.known.has_ended(&client)
-            {
+            let fd = known.get(&client);
+            if fd.is_none_or(|fd| self.watch.watch(fd, id).is_err()) || known.has_ended(&client) {
                 // What has ended before reports nothing later.
                 self.suspects.insert(id);
             }
-            let connection = self.known.identity(&client);
-            self.shared.lines.watch(Watched {
+            let watched = Watched {
                 client,
                 id,
-                connection,
-            });
+                connection: known.identity(&client),
+            };
+            self.shared.lines.watch(wait, watched);
         }
     }
 

@@ -59,7 +59,7 @@ impl Told {
 
     /// Answers each in this thread, where that is possible.
     fn deliver_here(self) {
-        self.deliver_by(|courier, outcome| courier.answer(outcome));
+        self.deliver_by(|courier, outcome| courier.clone().answer(outcome));
     }
 
     fn deliver_by(self, tell: impl Fn(&Arc<dyn Courier>, Outcome)) {
@@ -95,8 +95,8 @@ pub(crate) trait Connection: Send + Sync {
 
 /// Answers a waiting client without its thread: a release that wakes nobody is sooner heard of.
 pub(crate) trait Courier: Send + Sync {
-    /// Answers in this thread, unless that is done. Blocks for as long as the client takes its answer.
-    fn answer(&self, outcome: Outcome);
+    /// Answers in this thread if that can be done at once, or else has it answered.
+    fn answer(self: Arc<Self>, outcome: Outcome);
 
     /// Has it answered soon, by another thread. Does not block.
     fn have_answered(self: Arc<Self>, outcome: Outcome);

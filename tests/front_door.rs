@@ -210,13 +210,14 @@ fn a_watched_waiter_that_goes_is_never_granted_the_key() {
     let mut server = Server::new(patient());
     let pid = server.start().unwrap();
     let mut holder = Wire::to(&server);
+    let alone = watched(pid);
     for round in 0..30 {
         let name = format!("KEYA/holder-{round}");
         assert_ne!(holder.ask(&format!("/LOCK/{name}")).body, "0\n");
         let mut waiter = Wire::to(&server);
-        let before = watched(pid);
+        until("the last one is forgotten", || watched(pid) == alone);
         waiter.get(&format!("/LOCK/KEYA/dead-{round}"));
-        until("it is watched", || watched(pid) > before);
+        until("it is watched", || watched(pid) > alone);
         drop(waiter);
         assert_eq!(holder.ask(&format!("/UNLOCK/{name}")).body, "1\n");
         assert_eq!(holder.ask("/CHECK/KEYA").body, "0\n", "round {round}");

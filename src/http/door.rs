@@ -46,6 +46,11 @@ pub(super) struct Door {
     /// The descriptor that tiny_http accepts with. It closes it when it accepts no more.
     listener: RawFd,
     closing: AtomicBool,
+    /// Whether it has taken what had come when it was closed. What comes later is not answered.
+    drained: AtomicBool,
+    dismissed: AtomicBool,
+    /// LOCKs that are decided, and that no thread was found for.
+    late: Mutex<Vec<(Arc<Wait>, Outcome)>>,
 }
 
 /// What a thread of the crew does.
@@ -77,6 +82,9 @@ impl Door {
             looked: Mutex::new((0, Instant::now())),
             listener: own,
             closing: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            dismissed: AtomicBool::new(false),
+            late: Mutex::default(),
         });
         door.run(Job::Lead(lead));
         Ok(door)
@@ -112,7 +120,7 @@ impl Door {
         }
     }
 
-    /// Answers what has come, and takes nothing more.
+    /// Takes nothing more than what has come. What waits, or stands behind it, is still answered.
     pub fn close(&self) {
         self.closing.store(true, SeqCst);
         self.crew.hold();
@@ -121,7 +129,16 @@ impl Door {
 
     /// Ends the threads of a closed door, each after what it is doing.
     pub fn dismiss(&self) {
+        self.dismissed.store(true, SeqCst);
         self.crew.close();
+        self.tiny.unblock();
+    }
+
+    /// Has answered what no thread was found for.
+    pub fn answer_late(self: &Arc<Self>) {
+        for (wait, outcome) in std::mem::take(&mut *self.late.lock()) {
+            self.run(Job::Answer(wait, outcome));
+        }
     }
 
     /// Has a thread do the job, or does without where the system has no thread left.
@@ -146,8 +163,8 @@ impl Door {
                 let reply = self.shared.service.give_up(&place);
                 self.finish_wait(&wait, Some(&reply));
             }
-            // Better late than never, whatever else this thread has to do.
-            Job::Answer(wait, outcome) => self.answer(&wait, outcome),
+            // The next beat tries again.
+            Job::Answer(wait, outcome) => self.late.lock().push((wait, outcome)),
             Job::Refuse(client, request) => {
                 discard(client, request);
                 self.shared.lines.done(client);
@@ -190,18 +207,18 @@ impl Door {
     fn take(&self) -> Option<(SocketAddr, Request)> {
         let lines = &self.shared.lines;
         loop {
-            let closing = self.closing.load(SeqCst);
             // Whatever has come enters its line before anything is served.
-            let at_once = closing || lines.is_ready();
-            let received = if at_once {
+            let received = if self.is_draining() || lines.is_ready() {
                 self.tiny.try_recv()
+            } else if self.is_over() {
+                return None;
             } else {
                 self.receive()
             };
             match received {
                 Ok(Some(request)) => self.enter(request),
                 Ok(None) => match lines.next() {
-                    None if closing => return None,
+                    None if self.closing.load(SeqCst) => self.drained.store(true, SeqCst),
                     None => {}
                     next => return next,
                 },
@@ -214,6 +231,15 @@ impl Door {
         }
     }
 
+    fn is_draining(&self) -> bool {
+        self.closing.load(SeqCst) && !self.drained.load(SeqCst)
+    }
+
+    /// Whether nothing is left to be answered that had come before the door was closed.
+    fn is_over(&self) -> bool {
+        self.dismissed.load(SeqCst) || (self.drained.load(SeqCst) && self.shared.lines.is_empty())
+    }
+
     /// Waits for a request. `None` if there is something else to look at.
     fn receive(&self) -> io::Result<Option<Request>> {
         let until = Instant::now() + POLL;
@@ -221,7 +247,8 @@ impl Door {
             let received = self.tiny.try_recv();
             // Where it says that nothing has come, it may have been woken up to look again.
             if !matches!(received, Ok(None))
-                || self.closing.load(SeqCst)
+                || self.is_draining()
+                || self.is_over()
                 || self.shared.lines.is_ready()
             {
                 return received;
@@ -236,6 +263,9 @@ impl Door {
         let Some(&client) = request.remote_addr() else {
             return;
         };
+        if self.drained.load(SeqCst) {
+            return forget(client, request);
+        }
         if self.shared.lines.enter(client, request) == Entered::TooMany {
             log::debug!("{client} sent more than {MAX_PIPELINED} requests ahead of its answers");
             self.clear_line(client);
@@ -246,11 +276,7 @@ impl Door {
     fn clear_line(&self, client: SocketAddr) {
         sockets::shut_down(client);
         for request in self.shared.lines.clear(client) {
-            if can_be_dropped(&request) {
-                drop(request.into_writer());
-            } else {
-                discard(client, request);
-            }
+            forget(client, request);
         }
     }
 
@@ -279,6 +305,11 @@ impl Door {
     fn wait(self: &Arc<Self>, client: SocketAddr, request: Request, place: Place) {
         let shared = &self.shared;
         let wait = Wait::new(client, Unanswered::new(client, request), self.clone());
+        // A beat that looks through thousands is not waited for.
+        let known = shared.known.try_lock();
+        if let Some(twins) = known.and_then(|known| known.twins_at(&client)) {
+            wait.found(twins);
+        }
         shared
             .lines
             .set_waiting(client, wait.clone(), place.clone());
@@ -365,6 +396,16 @@ fn discard(client: SocketAddr, request: Request) {
         return connection.close();
     }
     drop(request.into_writer());
+}
+
+/// Ends the service of a request that is not answered. Dropped as it is, it would wait for those before
+/// it, to write an answer of tiny_http's.
+pub(super) fn forget(client: SocketAddr, request: Request) {
+    if can_be_dropped(&request) {
+        drop(request.into_writer());
+    } else {
+        discard(client, request);
+    }
 }
 
 /// Whether dropping a request does no harm.

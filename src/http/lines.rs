@@ -81,6 +81,21 @@ impl Lines {
         }
     }
 
+    /// Whether every request is answered.
+    pub fn is_empty(&self) -> bool {
+        self.state.lock().lines.is_empty()
+    }
+
+    /// Ends all lines, and returns what was never answered.
+    pub fn end(&self) -> Vec<(SocketAddr, Request)> {
+        let State { lines, ready } = std::mem::take(&mut *self.state.lock());
+        let behind = lines.into_iter().flat_map(|(client, line)| {
+            let behind = line.behind.into_iter();
+            behind.map(move |request| (client, request))
+        });
+        ready.into_iter().chain(behind).collect()
+    }
+
     /// Whether [`next`](Self::next) has something.
     pub fn is_ready(&self) -> bool {
         !self.state.lock().ready.is_empty()
@@ -130,26 +145,28 @@ impl Lines {
         }
     }
 
-    /// The waiters that are not watched yet.
-    pub fn unwatched(&self) -> Vec<(Arc<Wait>, Place)> {
+    /// The waiters that are not watched yet, or have no thread.
+    pub fn unattended(&self) -> Vec<(Arc<Wait>, Place)> {
         let state = self.state.lock();
         let waiting = state
             .lines
             .values()
             .filter_map(|line| line.waiting.as_ref());
         waiting
-            .filter(|waiting| waiting.watch.is_none())
+            .filter(|waiting| waiting.watch.is_none() || !waiting.wait.has_thread())
             .map(|waiting| (waiting.wait.clone(), waiting.place.clone()))
             .collect()
     }
 
-    /// Notes that a waiter is watched from now on.
-    pub fn watch(&self, watched: Watched) {
+    /// Notes that a waiter is watched from now on, unless its wait is over: the next one on the same
+    /// connection is another.
+    pub fn watch(&self, wait: &Arc<Wait>, watched: Watched) {
         let mut state = self.state.lock();
         if let Some(waiting) = state
             .lines
             .get_mut(&watched.client)
             .and_then(|line| line.waiting.as_mut())
+            .filter(|waiting| Arc::ptr_eq(&waiting.wait, wait))
         {
             waiting.watch = Some(watched);
         }

@@ -15,6 +15,7 @@ use super::lines::Watched;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{self, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
 use nix::unistd;
@@ -29,12 +30,31 @@ pub(super) struct Connections(HashMap<SocketAddr, Twins>);
 pub(super) struct Twins(RawFd, RawFd);
 
 impl Twins {
-    /// Whether the client has closed, reset or lost its connection, as far as either of them tells.
+    /// Whether the client has closed, reset or lost its connection, as far as is known.
     pub fn have_been_left_by(self, client: SocketAddr) -> bool {
+        self.at(client).is_some_and(|fd| !is_established(fd))
+    }
+
+    /// Whether a short answer to the client can be written without waiting for it to read.
+    pub fn take_at_once(self, client: SocketAddr) -> bool {
+        self.at(client).is_some_and(has_room)
+    }
+
+    /// The one that is still the client's.
+    fn at(self, client: SocketAddr) -> Option<RawFd> {
         [self.0, self.1]
             .into_iter()
-            .any(|fd| client_of(fd) == Some(client) && !is_established(fd))
+            .find(|fd| client_of(*fd) == Some(client))
     }
+}
+
+/// Whether a third of what may lie unread is free, says Linux.
+fn has_room(fd: RawFd) -> bool {
+    // SAFETY: the descriptor is only asked; where it is not open, that is the answer.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut asked = [PollFd::new(fd, PollFlags::POLLOUT)];
+    poll::poll(&mut asked, PollTimeout::ZERO) == Ok(1)
+        && asked[0].revents() == Some(PollFlags::POLLOUT)
 }
 
 impl Connections {
@@ -57,8 +77,13 @@ impl Connections {
 
     /// Whether a client is found where it was when these were looked up.
     pub fn has(&self, client: &SocketAddr) -> bool {
-        self.get(client)
-            .is_some_and(|fd| client_of(fd) == Some(*client))
+        self.twins_at(client).is_some()
+    }
+
+    /// Where a client is still found.
+    pub fn twins_at(&self, client: &SocketAddr) -> Option<Twins> {
+        self.twins(client)
+            .filter(|twins| client_of(twins.1) == Some(*client))
     }
 
     /// Whether any of these is among the others.

@@ -43,6 +43,10 @@ impl Wait {
         }
     }
 
+    pub fn has_thread(&self) -> bool {
+        self.has_thread.load(SeqCst)
+    }
+
     /// Notes where its connection is.
     pub fn found(&self, twins: Twins) {
         // What was found first is as good: the connection stays where it is.
@@ -56,8 +60,14 @@ impl Wait {
 }
 
 impl Courier for Wait {
-    fn answer(&self, outcome: Outcome) {
-        self.door.answer(self, outcome);
+    fn answer(self: Arc<Self>, outcome: Outcome) {
+        let twins = self.twins.get();
+        if twins.is_some_and(|twins| twins.take_at_once(self.client)) {
+            self.door.answer(&self, outcome);
+        } else {
+            // Whoever releases a key does not wait for a client that does not read.
+            self.have_answered(outcome);
+        }
     }
 
     fn have_answered(self: Arc<Self>, outcome: Outcome) {

@@ -592,7 +592,7 @@ fn places_that_nobody_comes_back_to_are_forgotten_by_themselves() {
 struct Notes(Mutex<Vec<(Outcome, Option<thread::ThreadId>)>>);
 
 impl Courier for Notes {
-    fn answer(&self, outcome: Outcome) {
+    fn answer(self: Arc<Self>, outcome: Outcome) {
         let here = thread::current().id();
         self.0.lock().push((outcome, Some(here)));
     }
