@@ -57,13 +57,15 @@ pub enum Error {
         /// What the last attempt said.
         source: io::Error,
     },
-    /// The connection broke before the answer came, so that it is not known whether the server acted.
-    /// [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
+    /// The connection broke before the answer came, or the answer did not come in time, so that it is not known
+    /// whether the server acted. [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
     Interrupted {
         /// The question, such as `LOCK/KEYA/CLIENT_A`.
         question: String,
         /// `host:port`.
         address: String,
+        /// How many times it was tried.
+        attempts: u32,
         /// What broke.
         source: io::Error,
     },
@@ -152,16 +154,20 @@ impl std::fmt::Display for Error {
             Error::Interrupted {
                 question,
                 address,
+                attempts,
                 source,
             } => {
                 let verb = question.split('/').next().unwrap_or_default();
                 let advice = match verb {
-                    "LOCK" | "UNLOCK" => "it may or may not have been done, ask with VERIFY",
+                    "LOCK" | "UNLOCK" | "RENEW" => {
+                        "it may or may not have been done, ask with VERIFY"
+                    }
                     _ => "ask again",
                 };
                 write!(
                     f,
-                    "{address} did not answer {question} to its end: {source}; {advice}"
+                    "{address} did not answer {question} to its end after {}: {source}; {advice}",
+                    times(*attempts)
                 )
             }
             Error::Refused {
