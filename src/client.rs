@@ -5,12 +5,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::guard::Guard;
 use self::line::{Answer, Line};
 pub use self::options::{ClientOptions, LockOptions, RenewOptions};
 use crate::error::Error;
 use crate::lease::{Holder, Lease};
 use crate::protocol::{self, MAX_NAME, ParsedAnswer, Request};
 
+mod guard;
 mod line;
 mod options;
 mod request_id;
@@ -128,6 +130,24 @@ impl Client {
         })?;
         let lease = self.granted(&question, key, &answer)?;
         Ok(lease.map(|lease| self.with_the_wait_made_up_for(lease)))
+    }
+
+    /// As [`lock`](Self::lock), and keeps the key locked until the guard is dropped.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock); [`Error::CannotRenew`].
+    pub fn guard(&self, key: &str) -> Result<Option<Guard>, Error> {
+        self.guard_with(key, &LockOptions::default())
+    }
+
+    /// As [`lock_with`](Self::lock_with), and keeps the key locked until the guard is dropped. The renewals are as
+    /// long as the lease was granted for.
+    ///
+    /// # Errors
+    /// As [`lock_with`](Self::lock_with); [`Error::CannotRenew`].
+    pub fn guard_with(&self, key: &str, options: &LockOptions) -> Result<Option<Guard>, Error> {
+        let lease = self.lock_with(key, options)?;
+        lease.map(|lease| Guard::keep(self, lease)).transpose()
     }
 
     /// Makes the lease last as long again as it was granted, or last renewed, for. `None` if it is over.
@@ -341,6 +361,31 @@ impl Client {
             asked,
             left,
             ..lease
+        }
+    }
+
+    /// As [`renew`](Self::renew), with a single try.
+    fn renew_once(&self, lease: &Lease, timeout: Duration) -> Result<Option<Lease>, Error> {
+        let question = Request::Renew {
+            key: lease.key.as_str().into(),
+            requester: self.name.as_str().into(),
+            lock_timeout: None,
+            fence: Some(lease.fence),
+        };
+        let answer = self.line.ask_once(&question, timeout)?;
+        self.granted(&question, &lease.key, &answer)
+    }
+
+    /// As [`release`](Self::release), without a pause between two tries, and nobody wants to know the answer.
+    fn release_soon(&self, lease: &Lease) {
+        let question = Request::Unlock {
+            key: lease.key.as_str().into(),
+            requester: self.name.as_str().into(),
+            fence: Some(lease.fence),
+        };
+        let is_done = |_| self.line.ask_once(&question, ANSWER_TIMEOUT).is_ok();
+        if !(0..2).any(is_done) {
+            log::debug!("not unlocked; the lease of {:?} runs out", lease.key);
         }
     }
 

@@ -80,6 +80,21 @@ pub enum Error {
         /// What the server said, in one sentence.
         message: String,
     },
+    /// A lease that was to be kept is over, or may be: it was not renewed in time, or somebody of the same name
+    /// unlocked its key.
+    LeaseLost {
+        /// The key.
+        key: String,
+        /// The number of the grant.
+        fence: u64,
+    },
+    /// There is no thread to renew a lease in; its key was unlocked again.
+    CannotRenew {
+        /// The key.
+        key: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// What answered does not speak this protocol.
     BadReply {
         /// The question.
@@ -178,6 +193,16 @@ impl std::fmt::Display for Error {
             } => {
                 write!(f, "the server refused {question} with {status}: {message}")
             }
+            Error::LeaseLost { key, fence } => {
+                write!(
+                    f,
+                    "the lease of {key:?} under fence {fence} is lost; \
+                     write nothing more under it, and lock the key again"
+                )
+            }
+            Error::CannotRenew { key, source } => {
+                write!(f, "no thread to renew the lease of {key:?} in: {source}")
+            }
             Error::BadReply {
                 question,
                 address,
@@ -201,6 +226,7 @@ impl std::error::Error for Error {
                 ..
             }
             | Error::CannotStop { source, .. }
+            | Error::CannotRenew { source, .. }
             | Error::Unreachable { source, .. }
             | Error::Interrupted { source, .. } => Some(source),
             Error::InvalidOption { .. }
@@ -208,6 +234,7 @@ impl std::error::Error for Error {
             | Error::AlreadyStarted { .. }
             | Error::CannotStart { source: None, .. }
             | Error::Refused { .. }
+            | Error::LeaseLost { .. }
             | Error::BadReply { .. } => None,
         }
     }

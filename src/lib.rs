@@ -17,7 +17,7 @@ mod service;
 mod shutdown;
 mod table;
 
-pub use client::{Client, ClientOptions, LockOptions, RenewOptions};
+pub use client::{Client, ClientOptions, Guard, LockOptions, RenewOptions};
 pub use error::Error;
 pub use lease::{Holder, Lease};
 pub use options::Options;

@@ -194,7 +194,9 @@ impl Line {
     fn failure(&self, error: ureq::Error) -> Failure {
         match error.into() {
             // What resolves no name says so in words only, and was asked for before anything was sent.
-            Failure::Interrupted(source) if self.address.to_socket_addrs().is_err() => {
+            Failure::Interrupted(source)
+                if !is_of_a_connection(&source) && self.address.to_socket_addrs().is_err() =>
+            {
                 Failure::NotConnected(source)
             }
             failure => failure,
@@ -291,6 +293,15 @@ impl From<ureq::Error> for Failure {
             error => Failure::Interrupted(error.into_io()),
         }
     }
+}
+
+/// Whether only a connection that was made can say this. To look up a name may take long.
+fn is_of_a_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionReset | TimedOut | UnexpectedEof
+    )
 }
 
 /// The question as a person would say it, without its slash and its parameters.
