@@ -14,6 +14,7 @@ use crate::protocol::{self, MAX_NAME, ParsedAnswer, Request};
 
 mod guard;
 mod line;
+mod lock_all;
 mod options;
 mod request_id;
 

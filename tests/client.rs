@@ -249,6 +249,121 @@ fn a_lease_without_its_numbers_is_no_answer() {
     assert!(matches!(error, Error::BadReply { .. }), "{error:?}");
 }
 
+// Several keys.
+
+#[test]
+fn lock_all_locks_each_key_once_in_their_order() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    let leases = client.lock_all(&["B", "A", "C", "A"], &WAITING).unwrap();
+    let leases = leases.expect("all are free");
+    let keys: Vec<_> = leases.iter().map(|lease| lease.key.as_str()).collect();
+    assert_eq!(keys, ["A", "B", "C"]);
+    for lease in &leases {
+        assert_eq!(Some(lease.fence), fence(&server, &lease.key));
+        assert!(client.release(lease).unwrap());
+    }
+    assert_eq!(client.lock_all(&[], &WAITING).unwrap(), Some(vec![]));
+}
+
+#[test]
+fn lock_all_locks_none_where_one_is_not_to_be_had() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    granted(server.client("CLIENT_B").lock("B"));
+    let once = LockOptions {
+        lock_attempt_timeout: Some(Duration::ZERO),
+        ..LockOptions::default()
+    };
+    assert_eq!(client.lock_all(&["C", "B", "A"], &once).unwrap(), None);
+    let unnamed = client.lock_all(&["A", ""], &once);
+    assert!(
+        matches!(unnamed, Err(Error::InvalidName { .. })),
+        "{unnamed:?}"
+    );
+    for key in ["A", "C"] {
+        assert!(!client.is_locked(key).unwrap(), "{key}");
+    }
+}
+
+#[test]
+fn the_keys_share_one_patience() {
+    let port = scripted(|path| {
+        if path.starts_with("/VERIFY/") {
+            return told("1\n", "3600.000");
+        }
+        let (_, patience) = path
+            .split_once("lock_attempt_timeout=")
+            .expect("it is said");
+        let patience: f64 = patience.split('&').next().unwrap().parse().unwrap();
+        let most = if path.starts_with("/LOCK/A/") {
+            9.0
+        } else {
+            8.9
+        };
+        assert!(patience <= most, "{path}");
+        // As a key does that is not free.
+        thread::sleep(ms(100));
+        told(EXPIRY, "3600.000")
+    });
+    let options = LockOptions {
+        lock_attempt_timeout: Some(ms(9000)),
+        ..LockOptions::default()
+    };
+    let leases = client(port).lock_all(&["A", "B"], &options).unwrap();
+    assert_eq!(leases.expect("both are granted").len(), 2);
+}
+
+#[test]
+fn while_one_key_is_waited_for_the_others_are_renewed() {
+    let server = patient();
+    let other = server.client("CLIENT_B");
+    let held = granted(other.lock("B"));
+    let client = server.client("CLIENT_A");
+    let brief = LockOptions {
+        lock_timeout: Some(ms(3000)),
+        ..WAITING
+    };
+    let all = thread::spawn(move || client.lock_all(&["A", "B"], &brief));
+    until("it waits", || waiters(&server, "B") == 1);
+    let first = fence(&server, "A").expect("it is locked");
+    for _ in 0..2 {
+        let mut last = Duration::MAX;
+        until("it is renewed", || {
+            let left = other.holder("A").unwrap().expect("it is held").expires_in;
+            std::mem::replace(&mut last, left) < left
+        });
+    }
+    assert!(other.release(&held).unwrap());
+    let leases = all.join().unwrap().unwrap().expect("both are granted");
+    assert_eq!(leases[0].fence, first);
+    for lease in &leases {
+        assert!(other.is_locked(&lease.key).unwrap() && !lease.remaining().is_zero());
+    }
+}
+
+#[test]
+fn a_key_that_is_lost_while_another_is_waited_for_is_an_error() {
+    let server = patient();
+    let other = server.client("CLIENT_B");
+    let held = granted(other.lock("B"));
+    let client = server.client("CLIENT_A");
+    let waiting = client.clone();
+    let all = thread::spawn(move || waiting.lock_all(&["A", "B"], &WAITING));
+    until("it waits", || waiters(&server, "B") == 1);
+    assert!(
+        client.unlock("A").unwrap(),
+        "as a careless process of this name would"
+    );
+    assert!(other.release(&held).unwrap());
+    let error = all.join().unwrap().unwrap_err();
+    assert!(
+        matches!(&error, Error::LeaseLost { key, .. } if key == "A"),
+        "{error:?}"
+    );
+    assert!(!client.is_locked("B").unwrap());
+}
+
 // Connections that break.
 
 /// Calls with each cut in turn, until one comes too late to be noticed. `false` is a cut that nobody noticed.
