@@ -20,9 +20,9 @@ use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lock-server");
 
-const VERBS: [&str; 11] = [
-    "run", "start", "stop", "restart", "status", "lock", "unlock", "check", "verify", "ping",
-    "shutdown",
+const VERBS: [&str; 12] = [
+    "run", "start", "stop", "restart", "status", "lock", "unlock", "renew", "check", "verify",
+    "ping", "shutdown",
 ];
 
 /// The program, in an environment that says nothing to it.
@@ -765,6 +765,105 @@ fn lock_waits_for_its_turn() {
 }
 
 #[test]
+fn a_lock_may_name_its_times_and_the_server_has_the_last_word() {
+    let server = Foreground::run("--lock-timeout 0.001 --lock-attempt-timeout 0.001");
+    let locked = server.typed("lock --name A --lock-timeout 50 KEYA");
+    let left = seconds_from_now(&locked.stdout);
+    assert!((30.0..=50.0).contains(&left), "{locked:?}");
+    server.typed("lock --name B --try KEYA").expect(1, "0\n");
+    server
+        .typed("lock --name B --lock-attempt-timeout 0.05 KEYA")
+        .expect(1, "0\n");
+    for (line, parameter) in [
+        ("lock --lock-timeout 3601 KEYB", "lock_timeout"),
+        ("lock --lock-timeout 0 KEYB", "lock_timeout"),
+        (
+            "lock --lock-attempt-timeout 3601 KEYB",
+            "lock_attempt_timeout",
+        ),
+        ("renew --name A --lock-timeout 3601 KEYA", "lock_timeout"),
+    ] {
+        let outcome = server.typed(line);
+        outcome.expect(2, "");
+        outcome.expect_stderr(&[parameter, "3600", " --help"]);
+    }
+}
+
+#[test]
+fn renew_prints_the_new_end_or_0() {
+    let server = Foreground::run("--lock-timeout 30");
+    server.typed("renew --name A KEYA").expect(1, "0\n");
+    let locked = server.typed("lock --name A KEYA");
+    let renewed = server.typed("renew --name A KEYA --lock-timeout 90");
+    assert_eq!(renewed.code, Some(0), "{renewed:?}");
+    assert!(seconds_from_now(&renewed.stdout) > seconds_from_now(&locked.stdout) + 50.0);
+    server.typed("renew --name B KEYA").expect(1, "0\n");
+}
+
+#[test]
+fn under_a_fence_of_long_ago_nothing_is_unlocked_renewed_or_verified() {
+    let server = Foreground::run("--lock-timeout 30");
+    let lock = || {
+        let outcome = server.typed("lock --name A --shell KEYA");
+        let line = outcome.stdout.trim_end();
+        let fence = line.strip_prefix("LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=");
+        let fence = fence.unwrap_or_else(|| panic!("{outcome:?}"));
+        fence.parse::<u64>().expect("a number")
+    };
+    let stale = lock();
+    server.typed("unlock --name A KEYA").expect(0, "1\n");
+    let fence = lock();
+    assert!(fence > stale);
+    for verb in ["unlock", "renew", "verify"] {
+        server
+            .typed(&format!("{verb} --name A --fence {stale} KEYA"))
+            .expect(1, "0\n");
+    }
+    server
+        .typed(&format!("verify --name A --fence {fence} KEYA"))
+        .expect(0, "1\n");
+    assert_eq!(
+        server
+            .typed(&format!("renew --name A --fence {fence} KEYA"))
+            .code,
+        Some(0)
+    );
+    server
+        .typed(&format!("unlock --name A --fence {fence} KEYA"))
+        .expect(0, "1\n");
+    server
+        .typed(&format!("unlock --name A --fence {fence} KEYA"))
+        .expect(1, "0\n");
+}
+
+#[test]
+fn a_shell_reads_what_lock_shell_prints_whatever_the_key() {
+    let server = Foreground::run("--lock-timeout 30");
+    let script = "held=$(\"$0\" lock --shell -- \"$1\") || exit; eval \"$held\"; \
+                  [ \"$LOCK_SERVER_KEY\" = \"$1\" ] || exit 3; \
+                  \"$0\" unlock --fence \"$LOCK_SERVER_FENCE\" -- \"$LOCK_SERVER_KEY\"; exit $?";
+    for key in [
+        "KEYA",
+        "it's",
+        "'",
+        "$(exit 4)`exit 4`",
+        "a\nb \\ \"c\"; exit 4",
+        "*",
+        "ü",
+    ] {
+        let mut shell = Command::new("sh");
+        clean(&mut shell)
+            .args(["-c", script, PROGRAM, key])
+            .env("LOCK_SERVER", &server.address);
+        Outcome::of(&mut shell).expect(0, "1\n");
+    }
+    server.typed("lock --name A KEYA");
+    server
+        .typed("lock --name B --try --shell KEYA")
+        .expect(1, "");
+}
+
+#[test]
 fn a_key_may_be_any_text() {
     let server = Foreground::run("");
     for key in ["help", "--help", "a/b c?", "K=1", "ü%2F"] {
@@ -997,6 +1096,15 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
         (
             "lock --host http://x K",
             ["http://x", "lock-server lock --help"],
+        ),
+        (
+            "lock --try --lock-attempt-timeout 1 K",
+            ["--lock-attempt-timeout", "lock-server lock --help"],
+        ),
+        ("lock --fence 1 K", ["--fence", "lock-server lock --help"]),
+        (
+            "unlock --fence x K",
+            ["--fence", "lock-server unlock --help"],
         ),
         ("ping K", ["K", "lock-server ping --help"]),
         ("stop --host h", ["--host", "lock-server stop --help"]),

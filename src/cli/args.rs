@@ -103,8 +103,8 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 {command_name} stop",
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
-LOCK_SERVER (host:port) and LOCK_SERVER_NAME say where lock, unlock, check,
-verify, ping and shutdown ask, and under which name; options win.
+LOCK_SERVER (host:port) and LOCK_SERVER_NAME say where lock, unlock, renew,
+check, verify, ping and shutdown ask, and under which name; options win.
 Exit codes: 0 done or yes, 1 failed or no, 2 wrong usage, 69 no server there."
 )]
 /// The whole command line.
@@ -128,6 +128,7 @@ pub enum Verb {
     Status(Status),
     Lock(Lock),
     Unlock(Unlock),
+    Renew(Renew),
     Check(Check),
     Verify(Verify),
     Ping(Ping),
@@ -347,10 +348,10 @@ pub struct Question {
     pub target: Target,
 }
 
-/// As `server_verbs`, for the verbs that ask about a key. The word `help` may be a key, so it is none
-/// of their help triggers.
+/// As `server_verbs`, for the verbs that ask about a key, each with options of its own. The word `help` may be a
+/// key, so it is none of their help triggers. A type is taken apart, since the derive can't read one in a whole.
 macro_rules! key_verbs {
-    ($($(#[$about:meta])* $verb:ident)*) => { $(
+    ($($(#[$about:meta])* $verb:ident { $($(#[$meaning:meta])* $option:ident: $type:ident $(<$inner:ident>)?,)* })*) => { $(
         #[derive(FromArgs)]
         #[argh(subcommand, usage = "[options] [--] KEY", help_triggers("-h", "--help"))]
         $(#[$about])*
@@ -358,6 +359,11 @@ macro_rules! key_verbs {
             /// any name, 1 to 1024 bytes; after -- it may begin with a dash
             #[argh(positional, arg_name = "KEY")]
             key: String,
+
+            $(
+                $(#[$meaning])*
+                pub $option: $type $(<$inner>)?,
+            )*
 
             /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
             #[argh(option, from_str_fn(client_host))]
@@ -373,10 +379,14 @@ macro_rules! key_verbs {
             name: Option<String>,
         }
 
-        impl From<$verb> for Question {
-            fn from(args: $verb) -> Self {
-                let target = Target { host: args.host, port: args.port, name: args.name };
-                Question { key: args.key, target }
+        impl From<&$verb> for Question {
+            fn from(args: &$verb) -> Self {
+                let target = Target {
+                    host: args.host.clone(),
+                    port: args.port,
+                    name: args.name.clone(),
+                };
+                Question { key: args.key.clone(), target }
             }
         }
     )* };
@@ -386,30 +396,88 @@ key_verbs! {
     #[argh(
         name = "lock",
         description = "wait for a key and lock it",
-        example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
+        example = "\
+{command_name} KEYA
+{command_name} --try --lock-timeout 60 KEYA
+{command_name} --host 10.0.0.7 --name CLIENT_A KEYA
+held=$({command_name} --shell KEYA) && eval \"$held\"",
         note = "\
 Prints when the lock runs out, in Unix seconds with six decimals; or 0 if the
-key did not become free within the server's --lock-attempt-timeout, or this
-name has it already.
+key did not become free in time, or this name has it already. With --shell it
+prints the key and its fence for eval, as in
+LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456
+or nothing if it was not locked.
 What is typed in one shell has one default name, so that it may unlock what it
 locked. A script of several processes gives --name or sets LOCK_SERVER_NAME.
 LOCK_SERVER is host:port, host, or [::1]:8004.
-Exit codes: 0 locked, 1 not locked, 2 wrong usage, 69 no server there."
+Exit codes: 0 locked, 1 not locked, 2 wrong usage or a time that the server
+does not allow, 69 no server there."
     )]
     /// The arguments of `lock`.
-    Lock
+    Lock {
+        /// how long the lock shall last, in seconds, 0.001 to the server's --max-lock-timeout; default:
+        /// the server's --lock-timeout
+        #[argh(option, from_str_fn(seconds))]
+        lock_timeout: Option<Duration>,
+
+        /// how long to wait, in seconds, up to the server's --max-lock-attempt-timeout; default: the
+        /// server's --lock-attempt-timeout
+        #[argh(option, from_str_fn(seconds))]
+        lock_attempt_timeout: Option<Duration>,
+
+        /// do not wait; as --lock-attempt-timeout 0
+        #[argh(switch, long = "try")]
+        once: bool,
+
+        /// print variables for eval, not the time
+        #[argh(switch)]
+        shell: bool,
+    }
 
     #[argh(
         name = "unlock",
         description = "unlock a key that this name locked",
-        example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
+        example = "\
+{command_name} KEYA
+{command_name} --host 10.0.0.7 --name CLIENT_A KEYA
+{command_name} --fence $LOCK_SERVER_FENCE KEYA",
         note = "\
-Prints 1; or 0 if this name does not have the key, or no longer.
+Prints 1; or 0 if this name does not have the key, or no longer, or not under
+that fence.
 Exit codes: 0 unlocked, 1 not locked by this name, 2 wrong usage, 69 no server
 there."
     )]
     /// The arguments of `unlock`.
-    Unlock
+    Unlock {
+        /// unlock only what was locked under this fence; lock --shell tells it
+        #[argh(option, from_str_fn(count))]
+        fence: Option<u64>,
+    }
+
+    #[argh(
+        name = "renew",
+        description = "make a lock last longer, or shorter, counted from now",
+        example = "\
+{command_name} KEYA
+{command_name} --lock-timeout 60 --fence $LOCK_SERVER_FENCE KEYA
+{command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
+        note = "\
+Prints when the lock runs out now, in Unix seconds with six decimals; or 0 if
+this name does not have the key, or no longer, or not under that fence.
+Exit codes: 0 renewed, 1 not locked by this name, 2 wrong usage or a time that
+the server does not allow, 69 no server there."
+    )]
+    /// The arguments of `renew`.
+    Renew {
+        /// how long it shall last from now on, in seconds, 0.001 to the server's --max-lock-timeout;
+        /// default: as long as it was locked, or last renewed, for
+        #[argh(option, from_str_fn(seconds))]
+        lock_timeout: Option<Duration>,
+
+        /// renew only what was locked under this fence; lock --shell tells it
+        #[argh(option, from_str_fn(count))]
+        fence: Option<u64>,
+    }
 
     #[argh(
         name = "check",
@@ -420,18 +488,25 @@ Prints 1 if it is locked, 0 if it is free. The name makes no difference.
 Exit codes: 0 locked, 1 free, 2 wrong usage, 69 no server there."
     )]
     /// The arguments of `check`.
-    Check
+    Check {}
 
     #[argh(
         name = "verify",
         description = "say whether a key is locked by this name",
-        example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
+        example = "\
+{command_name} KEYA
+{command_name} --host 10.0.0.7 --name CLIENT_A KEYA
+{command_name} --fence $LOCK_SERVER_FENCE KEYA && mv new.db current.db",
         note = "\
-Prints 1 if it is, 0 if it is free or another's.
+Prints 1 if it is, 0 if it is free or another's, or not under that fence.
 Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
     )]
     /// The arguments of `verify`.
-    Verify
+    Verify {
+        /// only if it was locked under this fence; lock --shell tells it
+        #[argh(option, from_str_fn(count))]
+        fence: Option<u64>,
+    }
 }
 
 /// As `key_verbs`, for the verbs that ask about the server itself.

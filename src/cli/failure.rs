@@ -55,6 +55,8 @@ impl From<Error> for Failure {
                 Failure::new(USAGE, format!("bad option --{option}: {reason}"))
             }
             Error::InvalidName { .. } => Failure::new(USAGE, error.to_string()),
+            // What else the server does not understand is a time out of its range.
+            Error::Refused { status: 400, .. } => Failure::new(USAGE, error.to_string()),
             Error::Unreachable { .. } | Error::Interrupted { .. } => {
                 Failure::new(UNREACHABLE, error.to_string())
             }

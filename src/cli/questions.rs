@@ -2,12 +2,12 @@
 
 use std::env;
 use std::process::ExitCode;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
-use lock_server::{Client, Lease, Options};
+use lock_server::{Client, Lease, LockOptions, Options, RenewOptions};
 use nix::unistd::{Uid, User, gethostname, getppid};
 
-use crate::cli::args::{Question, Target};
+use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
 use crate::cli::failure::{FAILED, Failure, UNREACHABLE, USAGE};
 use crate::cli::values::parse_address;
 use crate::cli::{print, start_log};
@@ -19,30 +19,66 @@ pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
 const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
 
 /// Waits for the key and locks it.
-pub fn lock(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    match client.lock(&question.key)? {
+pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
+    let lock_attempt_timeout = match (args.once, args.lock_attempt_timeout) {
+        (true, Some(_)) => {
+            let message = "--try does not wait; leave it out, or --lock-attempt-timeout";
+            return Err(Failure::new(USAGE, message));
+        }
+        (true, None) => Some(Duration::ZERO),
+        (false, patience) => patience,
+    };
+    let options = LockOptions {
+        lock_timeout: args.lock_timeout,
+        lock_attempt_timeout,
+    };
+    let (client, key) = Question::from(args).client()?;
+    match client.lock_with(&key, &options)? {
+        Some(lease) if args.shell => Ok(print(&variables(&lease))),
         Some(lease) => Ok(print(&unix_time(&lease))),
+        // A shell would take the answer for a command.
+        None if args.shell => Ok(ExitCode::from(FAILED)),
         None => Ok(answer(false)),
     }
 }
 
 /// Unlocks the key.
-pub fn unlock(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    Ok(answer(client.unlock(&question.key)?))
+pub fn unlock(args: &Unlock) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    let unlocked = match args.fence {
+        Some(fence) => client.unlock_under(&key, fence),
+        None => client.unlock(&key),
+    };
+    Ok(answer(unlocked?))
+}
+
+/// Gives the lease another end.
+pub fn renew(args: &Renew) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    let options = RenewOptions {
+        lock_timeout: args.lock_timeout,
+        fence: args.fence,
+    };
+    match client.renew_with(&key, &options)? {
+        Some(lease) => Ok(print(&unix_time(&lease))),
+        None => Ok(answer(false)),
+    }
 }
 
 /// Whether anybody holds the key.
-pub fn check(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    Ok(answer(client.is_locked(&question.key)?))
+pub fn check(args: &Check) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    Ok(answer(client.is_locked(&key)?))
 }
 
 /// Whether this name holds the key.
-pub fn verify(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    Ok(answer(client.locked_by_me(&question.key)?))
+pub fn verify(args: &Verify) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    let held = match args.fence {
+        Some(fence) => client.verify_under(&key, fence),
+        None => client.locked_by_me(&key),
+    };
+    Ok(answer(held?))
 }
 
 /// Whether a server answers.
@@ -76,6 +112,20 @@ fn unix_time(lease: &Lease) -> String {
     // What the server sent was counted from 1970.
     let since = lease.expires.duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}.{:06}", since.as_secs(), since.subsec_micros())
+}
+
+/// As a shell reads it: nothing means anything between single quotes but a single quote.
+fn variables(lease: &Lease) -> String {
+    let key = lease.key.replace('\'', r"'\''");
+    let fence = lease.fence;
+    format!("LOCK_SERVER_KEY='{key}' LOCK_SERVER_FENCE={fence}")
+}
+
+impl Question {
+    /// Who asks, and about which key.
+    fn client(self) -> Result<(Client, String), Failure> {
+        Ok((self.target.client()?, self.key))
+    }
 }
 
 impl Target {
