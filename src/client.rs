@@ -210,7 +210,8 @@ impl Client {
     /// Unlocks this very lease. `false` if it is over: it ran out, or somebody of this name unlocked the key.
     ///
     /// Where the answer was lost with its connection, the question is asked again, and the server says that the
-    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it.
+    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. If
+    /// there was no server for a while, it is an error: another one may be there now, that knew no leases.
     ///
     /// # Errors
     /// As [`unlock_under`](Self::unlock_under).
@@ -404,7 +405,7 @@ impl Client {
         };
         let answer = self.line.ask(&question, ANSWER_TIMEOUT)?;
         match (self.yes_or_no(&question, &answer)?, answer.broken) {
-            (false, Some(_)) if is_live() => Ok(true),
+            (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),
             (false, Some(error)) => Err(error),
             (unlocked, _) => Ok(unlocked),
         }

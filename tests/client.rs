@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -458,6 +458,43 @@ fn a_release_that_is_not_known_to_have_come_in_time_is_an_error() {
         .unwrap_err();
     assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
     assert_eq!(fence(&server, "KEYA"), None);
+}
+
+/// Answers one question, and breaks the connection when it has read the next; a moment later another one listens
+/// there, that knows no locks.
+fn replaced() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+        stream
+            .write_all(told(EXPIRY, "3600.000").as_bytes())
+            .unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+        drop(listener);
+        drop(stream);
+        // As a restart takes.
+        thread::sleep(ms(500));
+        let (mut stream, _) = TcpListener::bind(address).unwrap().accept().unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLock-Result: free\r\n\r\n0\n")
+            .unwrap();
+    });
+    address.port()
+}
+
+#[test]
+fn a_release_that_another_server_answers_is_an_error() {
+    let often = ClientOptions {
+        reconnect_attempts: 3000,
+        time_between_attempts: ms(10),
+    };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", replaced(), often);
+    let lease = granted(client.lock_with("KEYA", &WAITING));
+    let error = client.release(&lease).unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub(super) struct Answer {
     pub asked: Instant,
     /// What broke when it was asked before, if it was: the server may have acted then, too.
     pub broken: Option<Error>,
+    /// Whether nobody was there in between. Then this may be another server, that knows nothing of the first.
+    pub was_gone: bool,
 }
 
 impl Answer {
@@ -90,6 +92,7 @@ impl Line {
     ) -> Result<Answer, Error> {
         let mut attempts = 0;
         let mut broken = None;
+        let mut was_gone = false;
         loop {
             attempts += 1;
             let since = broken.as_ref().map(|&(since, _)| since);
@@ -98,12 +101,17 @@ impl Line {
             let failure = match self.call(&question, timeout) {
                 Ok(answer) => {
                     let broken = broken.map(|(_, error)| error);
-                    return Ok(Answer { broken, ..answer });
+                    return Ok(Answer {
+                        broken,
+                        was_gone,
+                        ..answer
+                    });
                 }
                 Err(failure) => failure,
             };
             let pause = self.pause_after(&failure, &question, since.is_none());
             let reached = matches!(failure, Failure::Interrupted(_));
+            was_gone |= matches!(failure, Failure::NotConnected(_));
             let error = self.error(&question, failure, attempts, since.is_some());
             let Some(pause) = pause.filter(|_| attempts <= self.options.reconnect_attempts) else {
                 return Err(error);
@@ -134,6 +142,8 @@ impl Line {
             Failure::Interrupted(_) if !is_repeatable(question) => None,
             // The place in the queue is not kept for long.
             Failure::Interrupted(_) if is_first => Some(Duration::ZERO),
+            // Twice in a row it is not the connection that has gone astray.
+            Failure::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut => None,
             Failure::Interrupted(_) | Failure::NotConnected(_) => {
                 Some(self.options.time_between_attempts)
             }
@@ -175,6 +185,7 @@ impl Line {
                 headers: head.headers,
                 asked,
                 broken: None,
+                was_gone: false,
             });
         }
         let Some(result) = head.headers.get(protocol::LOCK_RESULT) else {

@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
     /// How often to try again when no connection can be made, or when one broke before the answer was there.
-    /// Default 3; 0 gives up after the first try.
+    /// Default 3; 0 gives up after the first try. Where no answer comes in time, there is one more try at the most.
     pub reconnect_attempts: u32,
 
     /// How long to wait between two tries. Default 1 s. After a connection broke, the first further try is made
