@@ -18,10 +18,6 @@ mod lock_all;
 mod options;
 mod request_id;
 
-/// How long any question but a LOCK may take, and by how much the wait for a LOCK's answer outlasts
-/// the server's own.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long what the server said of its patience is believed: another one may be there by then.
 const PATIENCE_KNOWN: Duration = Duration::from_secs(1);
 
@@ -108,13 +104,16 @@ impl Client {
     /// # Errors
     /// As [`lock`](Self::lock); [`Error::Refused`] with `bad-request` if a time is out of the server's range.
     pub fn lock_with(&self, key: &str, options: &LockOptions) -> Result<Option<Lease>, Error> {
-        let request = request_id::unique();
+        let request = match &options.request {
+            Some(request) => Cow::Borrowed(request.as_str()),
+            None => Cow::Owned(request_id::unique()),
+        };
         let question = Request::Lock {
             key: self.key(key)?,
             requester: self.requester()?,
             lock_timeout: options.lock_timeout,
             lock_attempt_timeout: options.lock_attempt_timeout,
-            request: Some(request.as_str().into()),
+            request: Some(request),
         };
         let patience = match options.lock_attempt_timeout {
             Some(patience) => patience,
@@ -122,7 +121,9 @@ impl Client {
         };
         let answer = self.line.ask_anew(|since| {
             let left = since.map(|since| patience_left(patience, since));
-            let timeout = left.unwrap_or(patience).saturating_add(ANSWER_TIMEOUT);
+            let timeout = left
+                .unwrap_or(patience)
+                .saturating_add(self.line.options.answer_timeout);
             (asked_again(&question, left), timeout)
         });
         let answer = answer.inspect_err(|_| {
@@ -176,7 +177,7 @@ impl Client {
             lock_timeout: options.lock_timeout,
             fence: options.fence,
         };
-        let answer = self.line.ask(&question, ANSWER_TIMEOUT)?;
+        let answer = self.line.ask(&question)?;
         self.granted(&question, key, &answer)
     }
 
@@ -270,7 +271,7 @@ impl Client {
         let question = Request::Check {
             key: self.key(key)?,
         };
-        let answer = self.line.ask(&question, ANSWER_TIMEOUT)?;
+        let answer = self.line.ask(&question)?;
         match answer.said {
             ParsedAnswer::No => Ok(None),
             ParsedAnswer::Yes => holder(&answer)
@@ -303,7 +304,7 @@ impl Client {
     }
 
     fn ask_yes_or_no(&self, question: &Request) -> Result<bool, Error> {
-        let answer = self.line.ask(question, ANSWER_TIMEOUT)?;
+        let answer = self.line.ask(question)?;
         self.yes_or_no(question, &answer)
     }
 
@@ -351,7 +352,7 @@ impl Client {
             fence: Some(lease.fence),
         };
         // After that, the lease is over in any case.
-        let timeout = lease.left.min(ANSWER_TIMEOUT);
+        let timeout = lease.left.min(self.line.options.answer_timeout);
         let told = match self.line.ask_once(&question, timeout) {
             Ok(answer) if answer.said == ParsedAnswer::No => Some((answer.asked, Duration::ZERO)),
             Ok(answer) => answer.standing().map(|(_, left)| (answer.asked, left)),
@@ -385,7 +386,8 @@ impl Client {
             requester: self.name.as_str().into(),
             fence: Some(lease.fence),
         };
-        let is_done = |_| self.line.ask_once(&question, ANSWER_TIMEOUT).is_ok();
+        let timeout = self.line.options.answer_timeout;
+        let is_done = |_| self.line.ask_once(&question, timeout).is_ok();
         if !(0..2).any(is_done) {
             log::debug!("not unlocked; the lease of {:?} runs out", lease.key);
         }
@@ -403,7 +405,7 @@ impl Client {
             requester: self.requester()?,
             fence: Some(fence),
         };
-        let answer = self.line.ask(&question, ANSWER_TIMEOUT)?;
+        let answer = self.line.ask(&question)?;
         match (self.yes_or_no(&question, &answer)?, answer.broken) {
             (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),
             (false, Some(error)) => Err(error),
@@ -423,7 +425,7 @@ impl Client {
         {
             return Ok(patience);
         }
-        let answer = self.line.ask(&Request::Ping, ANSWER_TIMEOUT)?;
+        let answer = self.line.ask(&Request::Ping)?;
         let patience = answer
             .header(protocol::LOCK_ATTEMPT_TIMEOUT, protocol::parse_seconds)
             .ok_or_else(|| {

@@ -27,6 +27,7 @@ fn client(port: u16) -> Client {
     let retry = ClientOptions {
         reconnect_attempts: 3,
         time_between_attempts: ms(1),
+        ..ClientOptions::default()
     };
     Client::with_options("CLIENT_A", "127.0.0.1", port, retry)
 }
@@ -41,6 +42,7 @@ fn lasting(lock_timeout: Duration) -> LockOptions {
 const WAITING: LockOptions = LockOptions {
     lock_timeout: None,
     lock_attempt_timeout: Some(PATIENCE),
+    request: None,
 };
 
 #[track_caller]
@@ -490,6 +492,7 @@ fn a_release_that_another_server_answers_is_an_error() {
     let often = ClientOptions {
         reconnect_attempts: 3000,
         time_between_attempts: ms(10),
+        ..ClientOptions::default()
     };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", replaced(), often);
     let lease = granted(client.lock_with("KEYA", &WAITING));

@@ -514,6 +514,7 @@ fn a_client_says_where_it_found_nobody_and_how_often_it_tried() {
     let retry = ClientOptions {
         reconnect_attempts: 2,
         time_between_attempts: ms(1),
+        ..ClientOptions::default()
     };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     assert!(!client.ping());
@@ -546,6 +547,7 @@ fn a_client_tries_again_until_the_server_is_there() {
     let retry = ClientOptions {
         reconnect_attempts: 3000,
         time_between_attempts: ms(10),
+        ..ClientOptions::default()
     };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     let locker = thread::spawn(move || client.lock("KEYA"));
@@ -594,6 +596,7 @@ fn a_lock_that_may_have_reached_the_server_is_sent_again_under_its_id() {
     let retry = ClientOptions {
         reconnect_attempts: 5,
         time_between_attempts: ms(1),
+        ..ClientOptions::default()
     };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     let error = client.lock("KEYA").unwrap_err();

@@ -31,6 +31,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
     let options = LockOptions {
         lock_timeout: args.lock_timeout,
         lock_attempt_timeout,
+        ..LockOptions::default()
     };
     let (client, key) = Question::from(args).client()?;
     match client.lock_with(&key, &options)? {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use super::{ANSWER_TIMEOUT, Client};
+use super::Client;
 use crate::error::Error;
 use crate::lease::{Fence, Lease};
 use crate::protocol::{ParsedAnswer, Request};
@@ -104,7 +104,8 @@ impl Guard {
         if self.is_held() {
             let answer = self.client.line.ask_anew(|_| {
                 let left = self.lease().remaining();
-                (question.clone(), left.clamp(LEAST_TRY, ANSWER_TIMEOUT))
+                let most = self.client.line.options.answer_timeout;
+                (question.clone(), left.max(LEAST_TRY).min(most))
             });
             match answer {
                 Ok(answer) if answer.said == ParsedAnswer::No => self.held.lose(),

@@ -80,8 +80,8 @@ impl Line {
     }
 
     /// Asks a question, and again as often as the options allow.
-    pub fn ask(&self, question: &Request, timeout: Duration) -> Result<Answer, Error> {
-        self.ask_anew(|_| (question.clone(), timeout))
+    pub fn ask(&self, question: &Request) -> Result<Answer, Error> {
+        self.ask_anew(|_| (question.clone(), self.options.answer_timeout))
     }
 
     /// As [`ask`](Self::ask), with a question that is made for each try, and how long its answer may take. What

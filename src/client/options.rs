@@ -12,6 +12,10 @@ pub struct ClientOptions {
     /// How long to wait between two tries. Default 1 s. After a connection broke, the first further try is made
     /// at once. A LOCK that waits keeps its place in the queue for 2 s, so let it be less than that.
     pub time_between_attempts: Duration,
+
+    /// How long one try may take, connecting included; a LOCK's may take longer by as long as it waits. Default
+    /// 10 s.
+    pub answer_timeout: Duration,
 }
 
 impl Default for ClientOptions {
@@ -19,6 +23,7 @@ impl Default for ClientOptions {
         ClientOptions {
             reconnect_attempts: 3,
             time_between_attempts: Duration::from_secs(1),
+            answer_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -41,6 +46,13 @@ pub struct LockOptions {
     /// How long to wait for the turn: 0 (try once) to the server's `max_lock_attempt_timeout`. Default `None`:
     /// the server's `lock_attempt_timeout`.
     pub lock_attempt_timeout: Option<Duration>,
+
+    /// What to call this acquire: 1 to 64 of `A-Z a-z 0-9 _ . : -`. Default `None`: what no other is called.
+    ///
+    /// Two calls that name the same key and the same ID are one acquire. The later one is told the grant of the
+    /// earlier, or takes over its place in the queue, and the earlier gets `None`. So a wait can be made longer
+    /// than `max_lock_attempt_timeout`, or given up. An ID is for one acquire: do not use it again after.
+    pub request: Option<String>,
 }
 
 /// What to ask for with a RENEW. Every field has a default, as in [`LockOptions`].
