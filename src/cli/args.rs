@@ -1,6 +1,7 @@
 //! What may be typed: the verbs, their options and their help.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,10 @@ use argh::{FromArgs, SubCommands};
 use lock_server::Options;
 
 use crate::cli::failure::{Failure, USAGE};
-use crate::cli::values::{client_host, client_port, count, seconds, server_port};
+use crate::cli::values::{client_host, client_port, count, exit_code, seconds, server_port};
+
+/// The verb whose arguments end at `--`.
+const EXEC: &str = "exec";
 
 /// What the command line asks for.
 pub enum Command {
@@ -18,16 +22,34 @@ pub enum Command {
     Verb(Verb),
 }
 
-/// The arguments, in the form that the parser knows.
-pub fn from_env() -> Result<Vec<String>, Failure> {
+/// What was typed.
+pub struct Given {
+    /// The arguments, in the form that the parser knows.
+    pub arguments: Vec<String>,
+    /// What stands behind the first `--` of `exec`, whatever bytes that is.
+    pub words: Option<Vec<OsString>>,
+}
+
+/// Takes the arguments apart. A failure comes with the verb, if that could be read.
+pub fn from_env() -> Result<Given, (Failure, Option<&'static str>)> {
+    let mut typed: Vec<OsString> = env::args_os().skip(1).collect();
+    let is_exec = typed.first().is_some_and(|verb| verb == EXEC);
+    let separator = typed.iter().position(|argument| argument == "--");
+    let words = separator.filter(|_| is_exec).map(|separator| {
+        let words = typed.split_off(separator + 1);
+        typed.pop();
+        words
+    });
     let mut arguments = Vec::new();
-    for argument in env::args_os().skip(1) {
+    for argument in typed {
         let argument = argument.into_string().map_err(|argument| {
-            Failure::new(USAGE, format!("argument {argument:?} is not UTF-8"))
+            let failure = Failure::new(USAGE, format!("argument {argument:?} is not UTF-8"));
+            (failure, is_exec.then_some(EXEC))
         })?;
         arguments.push(argument);
     }
-    Ok(with_verb(split_at_equals(arguments)))
+    let arguments = with_verb(split_at_equals(arguments));
+    Ok(Given { arguments, words })
 }
 
 /// Reads the arguments.
@@ -100,12 +122,14 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 {command_name} start        # a server in the background, on 127.0.0.1:8004
 {command_name} lock KEYA    # waits for its turn, prints when the lock runs out
 {command_name} unlock KEYA
+{command_name} exec KEYA -- ls -l    # runs ls while it has the key
 {command_name} stop",
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
 LOCK_SERVER (host:port) and LOCK_SERVER_NAME say where lock, unlock, renew,
-check, verify, ping and shutdown ask, and under which name; options win.
-Exit codes: 0 done or yes, 1 failed or no, 2 wrong usage, 69 no server there."
+check, verify, exec, ping and shutdown ask, and under which name; options win.
+Exit codes: 0 done or yes, 1 failed or no, 2 wrong usage, 69 no server there;
+those of exec are its own."
 )]
 /// The whole command line.
 struct Arguments {
@@ -131,6 +155,7 @@ pub enum Verb {
     Renew(Renew),
     Check(Check),
     Verify(Verify),
+    Exec(Exec),
     Ping(Ping),
     Shutdown(Shutdown),
 }
@@ -506,6 +531,102 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
         /// only if it was locked under this fence; lock --shell tells it
         #[argh(option, from_str_fn(count))]
         fence: Option<u64>,
+    }
+}
+
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "exec",
+    description = "run a command while a key is locked, and unlock it afterwards",
+    usage = "[options] KEY -- COMMAND [ARG...]",
+    help_triggers("-h", "--help"),
+    example = "\
+{command_name} KEYA -- ls -l
+{command_name} -n -E 0 -q nightly -- /usr/local/bin/nightly-job
+{command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production",
+    note = "\
+Waits for the key, for as long as it takes, and runs the command as it stands,
+without a shell; its standard streams are those given here. The lease is
+renewed after each third of it. If that fails, the process group of the command
+gets SIGTERM --kill-after seconds before the lease runs out, and SIGKILL so that
+it is gone by then; if the server says that the lease is over, SIGKILL at once.
+Signals are handed on to the command; Ctrl-Z does not suspend it. The command
+ends when this program is killed.
+The command finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
+LOCK_SERVER_FENCE in its environment. An exec in it that asks for the same key
+fails at once.
+A key that begins with a dash stands after a -- of its own: exec -- -K -- ls.
+
+Exit codes:
+  the command's own, if it ended by itself; 128+N if signal N ended it
+  75   the key was not obtained; -E gives another code
+  124  the lease was lost, and the command was ended
+  126  the command cannot be executed
+  127  there is no such command
+  69   no server there, or it cannot serve now
+  71   the system refused this program a thread or the like
+  64   wrong usage
+  128+N  signal N came while it waited"
+)]
+/// The arguments of `exec`.
+pub struct Exec {
+    /// any name, 1 to 1024 bytes
+    #[argh(positional, arg_name = "KEY")]
+    pub key: Option<String>,
+
+    /// do not wait if the key is locked
+    #[argh(switch, short = 'n')]
+    pub nonblock: bool,
+
+    /// how long to wait for the key, in seconds; 0 tries once; default: as long as it takes
+    #[argh(option, short = 'w', from_str_fn(seconds))]
+    pub wait: Option<Duration>,
+
+    /// exit code when the key was not obtained, 0 to 255; default 75
+    #[argh(option, short = 'E', from_str_fn(exit_code))]
+    pub conflict_exit_code: Option<u8>,
+
+    /// how long the lease lasts that is renewed, in seconds, and how soon the key is free if this
+    /// machine fails; default: the server's --lock-timeout
+    #[argh(option, from_str_fn(seconds))]
+    pub lock_timeout: Option<Duration>,
+
+    /// how long the command may take to end after SIGTERM, in seconds, at most a third of the lease;
+    /// default 5
+    #[argh(option, short = 'k', from_str_fn(seconds))]
+    pub kill_after: Option<Duration>,
+
+    /// say nothing but what went wrong: not who has the key, and no line while waiting
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
+
+    /// say what happens: locked, renewed, unlocked
+    #[argh(switch, short = 'v')]
+    pub verbose: bool,
+
+    /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
+    #[argh(option, from_str_fn(client_host))]
+    pub host: Option<String>,
+
+    /// port of the server; default: the port in LOCK_SERVER, or else 8004
+    #[argh(option, from_str_fn(client_port))]
+    pub port: Option<u16>,
+
+    /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID, PID
+    /// being this process's; under another exec, that one's name with >PID
+    #[argh(option)]
+    pub name: Option<String>,
+}
+
+impl Exec {
+    /// Whom to ask.
+    pub fn target(&self) -> Target {
+        Target {
+            host: self.host.clone(),
+            port: self.port,
+            name: self.name.clone(),
+        }
     }
 }
 

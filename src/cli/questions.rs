@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
 use lock_server::{Client, Lease, LockOptions, Options, RenewOptions};
-use nix::unistd::{Uid, User, gethostname, getppid};
+use nix::unistd::{Pid, Uid, User, gethostname, getppid};
 
 use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
 use crate::cli::failure::{FAILED, Failure, UNREACHABLE, USAGE};
@@ -16,7 +16,7 @@ use crate::cli::{print, start_log};
 pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
 
 /// The name to ask under, if no option says it.
-const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
+pub const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
 
 /// Waits for the key and locks it.
 pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
@@ -135,13 +135,13 @@ impl Target {
         let (host, port) = self.address()?;
         let name = match &self.name {
             Some(name) => name.clone(),
-            None => variable(NAME_VARIABLE)?.unwrap_or_else(usual_name),
+            None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
         Ok(Client::new(&name, &host, port))
     }
 
     /// What the options say wins over what the environment says.
-    fn address(&self) -> Result<(String, u16), Failure> {
+    pub fn address(&self) -> Result<(String, u16), Failure> {
         if let (Some(host), Some(port)) = (&self.host, self.port) {
             return Ok((host.clone(), port));
         }
@@ -159,7 +159,7 @@ impl Target {
 }
 
 /// A variable of the environment. An empty one is as good as none.
-fn variable(name: &str) -> Result<Option<String>, Failure> {
+pub fn variable(name: &str) -> Result<Option<String>, Failure> {
     match env::var(name) {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
         Err(env::VarError::NotPresent) => Ok(None),
@@ -173,14 +173,15 @@ fn malformed(variable: &str, value: &str, reason: &str) -> Failure {
     Failure::new(USAGE, format!("{variable} is {value:?}: {reason}"))
 }
 
-/// The same for all that one shell calls, and for nobody else: two commands typed in one shell are one
-/// requester.
-fn usual_name() -> String {
+/// The name of a process that has none: the user's, the machine's and its number.
+///
+/// A question takes that of the shell that calls it, so that two commands typed in one shell are one requester.
+pub fn usual_name(process: Pid) -> String {
     let uid = Uid::current();
     let user = match User::from_uid(uid) {
         Ok(Some(user)) => user.name,
         _ => uid.to_string(),
     };
     let host = gethostname().unwrap_or_default();
-    format!("{user}@{}:{}", host.to_string_lossy(), getppid())
+    format!("{user}@{}:{process}", host.to_string_lossy())
 }
