@@ -35,7 +35,7 @@ fn renew(requester: &Requester, mut lease: Lease, events: &Sender<Event>, end: &
     let mut schedule = of(&lease);
     let mut pause = schedule.renew.saturating_duration_since(Instant::now());
     while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(pause) {
-        let client = requester.client_that_tries_once(schedule.answer);
+        let client = requester.hasty_client(1, schedule.answer);
         let (event, goes_on) = match client.renew(&lease) {
             Ok(Some(renewed)) => {
                 lease = renewed.clone();

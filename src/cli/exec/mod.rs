@@ -5,6 +5,7 @@
 //! silent nor a command that does not end keeps it from killing the command in time.
 
 mod command;
+mod guard;
 mod keeping;
 mod requester;
 mod running;
@@ -18,14 +19,15 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Sender};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
 
 use lock_server::{Error, Holder, Lease};
 use nix::sys::signal::Signal;
 
 use crate::cli::args::Exec;
 use crate::cli::exec::command::{Command, Group};
+use crate::cli::exec::guard::Guard;
 use crate::cli::exec::keeping::Keeping;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
 use crate::cli::exec::running::{Ended, Running};
@@ -66,62 +68,144 @@ enum Event {
     Lost,
 }
 
+/// What is to be run, under what, and how.
+struct Job {
+    wanted: Wanted,
+    command: Command,
+    kill_after: Option<Duration>,
+    conflict: u8,
+    voice: Voice,
+}
+
 /// Waits for the key, runs the command while it is held, and unlocks it.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
-    let (key, command) = key_and_command(args.key.clone(), words)?;
-    if args.nonblock && args.wait.is_some() {
-        return Err(Failure::new(USAGE, "give --nonblock or --wait, not both"));
-    }
-    start_log("warn");
-    let requester = Requester::new(&args.target())?;
-    command.look_up()?;
-    let voice = Voice {
-        quiet: args.quiet,
-        verbose: args.verbose,
-    };
+    let job = Job::new(args, words)?;
+    job.command.look_up()?;
     let signals = Signals::block().map_err(|error| system("cannot block signals", error))?;
     let (events, inbox) = mpsc::channel();
     signals
         .take(events.clone())
         .map_err(|error| system("cannot start a thread", error))?;
-    let wanted = Wanted {
-        requester,
-        key,
-        lock_timeout: args.lock_timeout,
-        patience: if args.nonblock {
-            Some(Duration::ZERO)
-        } else {
-            args.wait
-        },
-        quiet: args.quiet,
-    };
-    let begun = Instant::now();
-    let lease = match Waiting::begin(&wanted, &events, &inbox).obtain()? {
-        Obtained::Lease(lease) => lease,
+    match Waiting::begin(&job.wanted, &events, &inbox).obtain()? {
+        Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
         Obtained::No(why) => {
-            voice.say(why);
-            return Ok(args.conflict_exit_code.unwrap_or(NOT_OBTAINED).into());
+            job.voice.say(why);
+            Ok(job.conflict.into())
         }
-        Obtained::Signal(signal) => return Ok(ExitCode::from(128 + signal as u8)),
-    };
-    voice.tell(format_args!(
-        "locked {} as {} after {:.1} s, fence {}",
-        wanted.key,
-        wanted.requester.name,
-        begun.elapsed().as_secs_f64(),
-        lease.fence
-    ));
-    let group = match start(&command, &wanted, &lease, signals) {
-        Ok(group) => group,
-        Err(failure) => {
-            unlock(&wanted, &lease, &voice);
-            return Err(failure);
+        // No signal is above 64.
+        Obtained::Signal(signal) => Ok(ExitCode::from(128 + signal as u8)),
+    }
+}
+
+impl Job {
+    fn new(args: Exec, words: Option<Vec<OsString>>) -> Result<Self, Failure> {
+        start_log("warn");
+        let requester = Requester::new(&args.target())?;
+        let (key, command) = key_and_command(args.key, words)?;
+        let patience = match (args.nonblock, args.wait) {
+            (true, Some(_)) => return Err(usage("give --nonblock or --wait, not both")),
+            (true, None) => Some(Duration::ZERO),
+            (false, wait) => wait,
+        };
+        Ok(Job {
+            wanted: Wanted {
+                requester,
+                key,
+                lock_timeout: args.lock_timeout,
+                patience,
+                quiet: args.quiet,
+            },
+            command,
+            kill_after: args.kill_after,
+            conflict: args.conflict_exit_code.unwrap_or(NOT_OBTAINED),
+            voice: Voice {
+                quiet: args.quiet,
+                verbose: args.verbose,
+            },
+        })
+    }
+
+    /// Runs the command under the lease, and says with which code to exit.
+    fn run(
+        &self,
+        lease: &Lease,
+        signals: Signals,
+        events: &Sender<Event>,
+        inbox: &Receiver<Event>,
+    ) -> Result<ExitCode, Failure> {
+        let Wanted { requester, key, .. } = &self.wanted;
+        let (name, fence) = (&requester.name, lease.fence);
+        self.voice
+            .tell(format_args!("locked {key} as {name}, fence {fence}"));
+        let (group, guard) = self
+            .start(lease, signals)
+            .inspect_err(|_| self.unlock(lease))?;
+        let keeping = self.keep(lease, events);
+        let running = Running::begin(group, lease, self.kill_after, keeping, &self.voice);
+        let ended = running.see_through(inbox);
+        guard.dismiss();
+        self.conclude(ended, lease)
+    }
+
+    /// Starts the command, and what watches over it.
+    fn start(&self, lease: &Lease, signals: Signals) -> Result<(Group, Guard), Failure> {
+        let mut guard = Guard::start().map_err(|error| system("cannot fork", error))?;
+        let variables = [
+            (KEY_VARIABLE, self.wanted.key.clone()),
+            (NAME_VARIABLE, self.wanted.requester.name.clone()),
+            (FENCE_VARIABLE, lease.fence.to_string()),
+            (SERVER_VARIABLE, self.wanted.requester.address()),
+        ];
+        let group = self.command.start(variables, signals)?;
+        guard.watch(group.id());
+        Ok((group, guard))
+    }
+
+    /// Begins to renew the lease. Where there is no thread for it, it is as if no renewal were answered.
+    fn keep(&self, lease: &Lease, events: &Sender<Event>) -> Option<Keeping> {
+        let requester = self.wanted.requester.clone();
+        Keeping::begin(requester, lease.clone(), events.clone())
+            .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))
+            .ok()
+    }
+
+    /// Unlocks the key if it may still be held.
+    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<ExitCode, Failure> {
+        let key = &self.wanted.key;
+        let why = match ended {
+            Ended::ByItself(status) => {
+                self.unlock(lease);
+                return Ok(command::exit_code(status).into());
+            }
+            Ended::NotKept => {
+                // Once more, if only to spare others the rest of the lease.
+                let _ = self.release(lease);
+                format!("{key} could not be renewed in time; the command was ended")
+            }
+            Ended::Lost => {
+                format!("{key} was lost: the server says the lease is over; the command was killed")
+            }
+        };
+        Err(Failure::new(LOST, why))
+    }
+
+    fn unlock(&self, lease: &Lease) {
+        let key = &self.wanted.key;
+        match self.release(lease) {
+            Ok(true) => self.voice.tell(format_args!("unlocked {key}")),
+            Ok(false) => self.voice.say(format_args!(
+                "the lease of {key} was over before the command ended; somebody else may have had it"
+            )),
+            Err(error) => self.voice.say(format_args!(
+                "{key} stays locked until its lease runs out: {error}"
+            )),
         }
-    };
-    let keeping = keep(&wanted, &lease, &events);
-    let running = Running::begin(group, &lease, args.kill_after, keeping, &voice);
-    let ended = running.see_through(&inbox);
-    conclude(ended, &wanted, &lease, &voice)
+    }
+
+    fn release(&self, lease: &Lease) -> Result<bool, Error> {
+        let client = self.wanted.requester.hasty_client(2, UNLOCK_PATIENCE);
+        client.release(lease)
+    }
 }
 
 /// A key may begin with a dash where it stands after `--`, and a second `--` before the command.
@@ -129,7 +213,6 @@ fn key_and_command(
     key: Option<String>,
     words: Option<Vec<OsString>>,
 ) -> Result<(String, Command), Failure> {
-    let usage = |message: &str| Failure::new(USAGE, message);
     let no_command = "no command; it stands after --, as in: lock-server exec KEYA -- ls -l";
     let mut words = words.ok_or_else(|| usage(no_command))?;
     let key = match key {
@@ -138,7 +221,7 @@ fn key_and_command(
             let key = words.remove(0);
             words.remove(0);
             key.into_string()
-                .map_err(|key| usage(&format!("key {key:?} is not UTF-8")))?
+                .map_err(|key| usage(format!("key {key:?} is not UTF-8")))?
         }
         None => {
             return Err(usage(
@@ -148,87 +231,6 @@ fn key_and_command(
     };
     let command = Command::new(words).ok_or_else(|| usage(no_command))?;
     Ok((key, command))
-}
-
-fn start(
-    command: &Command,
-    wanted: &Wanted,
-    lease: &Lease,
-    signals: Signals,
-) -> Result<Group, Failure> {
-    let variables = [
-        (KEY_VARIABLE, wanted.key.clone()),
-        (NAME_VARIABLE, wanted.requester.name.clone()),
-        (FENCE_VARIABLE, lease.fence.to_string()),
-        (SERVER_VARIABLE, wanted.requester.address()),
-    ];
-    command.start(variables, signals)
-}
-
-/// Begins to renew the lease. Where there is no thread for it, it is as if no renewal were answered.
-fn keep(wanted: &Wanted, lease: &Lease, events: &Sender<Event>) -> Option<Keeping> {
-    let keeping = Keeping::begin(wanted.requester.clone(), lease.clone(), events.clone());
-    keeping
-        .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))
-        .ok()
-}
-
-/// Unlocks the key if it may still be held, and says with which code to exit.
-fn conclude(
-    ended: Ended,
-    wanted: &Wanted,
-    lease: &Lease,
-    voice: &Voice,
-) -> Result<ExitCode, Failure> {
-    match ended {
-        Ended::ByItself(status) => {
-            unlock(wanted, lease, voice);
-            Ok(command::exit_code(status).into())
-        }
-        Ended::NotKept => {
-            unlock_quietly(wanted, lease);
-            Err(Failure::new(
-                LOST,
-                format!(
-                    "{} could not be renewed in time; the command was ended",
-                    wanted.key
-                ),
-            ))
-        }
-        Ended::Lost => Err(Failure::new(
-            LOST,
-            format!(
-                "{} was lost: the server ended the lease; the command was killed",
-                wanted.key
-            ),
-        )),
-    }
-}
-
-fn unlock(wanted: &Wanted, lease: &Lease, voice: &Voice) {
-    let key = &wanted.key;
-    match release(wanted, lease) {
-        Ok(true) => voice.tell(format_args!("unlocked {key}")),
-        Ok(false) => voice.say(format_args!(
-            "the lease of {key} was over before the command ended; somebody else may have had it"
-        )),
-        Err(error) => voice.say(format_args!(
-            "{key} stays locked until its lease runs out: {error}"
-        )),
-    }
-}
-
-/// As [`unlock`], where it is known that something is wrong.
-fn unlock_quietly(wanted: &Wanted, lease: &Lease) {
-    if let Err(error) = release(wanted, lease) {
-        log::debug!("{error}");
-    }
-}
-
-fn release(wanted: &Wanted, lease: &Lease) -> Result<bool, Error> {
-    let client = || wanted.requester.client_that_tries_once(UNLOCK_PATIENCE);
-    // Under its fence it may be asked again.
-    client().release(lease).or_else(|_| client().release(lease))
 }
 
 /// What is said on standard error.
@@ -270,6 +272,10 @@ fn failure(error: Error) -> Failure {
         _ => UNREACHABLE,
     };
     Failure::new(code, error.to_string())
+}
+
+fn usage(message: impl Into<String>) -> Failure {
+    Failure::new(USAGE, message)
 }
 
 fn system(what: &str, error: impl Display) -> Failure {

@@ -56,12 +56,13 @@ impl Requester {
         Client::new(&self.name, &self.host, self.port)
     }
 
-    /// A client that tries once, on a connection of its own: one that was kept open may lead nowhere by now.
-    pub fn client_that_tries_once(&self, answer_timeout: Duration) -> Client {
+    /// A client that tries so often, at once, on a connection of its own: one that was kept open may lead nowhere
+    /// by now.
+    pub fn hasty_client(&self, tries: u32, answer_timeout: Duration) -> Client {
         let options = ClientOptions {
-            reconnect_attempts: 0,
+            reconnect_attempts: tries - 1,
+            time_between_attempts: Duration::ZERO,
             answer_timeout,
-            ..ClientOptions::default()
         };
         Client::with_options(&self.name, &self.host, self.port, options)
     }

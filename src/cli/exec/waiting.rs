@@ -314,7 +314,7 @@ impl<'a> Waiting<'a> {
         let (wanted, options) = (self.wanted.clone(), self.lock_options(SHORTEST_TURN));
         let (done, parted) = mpsc::channel::<()>();
         let part = move || {
-            let client = wanted.requester.client_that_tries_once(PARTING_PATIENCE);
+            let client = wanted.requester.hasty_client(1, PARTING_PATIENCE);
             if let Ok(Some(lease)) = client.lock_with(&wanted.key, &options) {
                 // What is not unlocked runs out.
                 let _ = client.release(&lease);
