@@ -546,28 +546,29 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
 {command_name} -n -E 0 -q nightly -- /usr/local/bin/nightly-job
 {command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production",
     note = "\
-Waits for the key, for as long as it takes, and runs the command as it stands,
-without a shell; its standard streams are those given here. The lease is
-renewed after each third of it. If that fails, the process group of the command
-gets SIGTERM --kill-after seconds before the lease runs out, and SIGKILL so that
-it is gone by then; if the server says that the lease is over, SIGKILL at once.
-Signals are handed on to the command; Ctrl-Z does not suspend it. The command
-ends when this program is killed.
-The command finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
-LOCK_SERVER_FENCE in its environment. An exec in it that asks for the same key
-fails at once.
-A key that begins with a dash stands after a -- of its own: exec -- -K -- ls.
+Waits for the key and runs the command as it stands, without a shell; its
+standard streams are those given here. The lease is renewed after each third
+of it. Where that fails, the process group of the command gets SIGTERM
+--kill-after seconds before the lease runs out, and SIGKILL so early that it
+is gone by then. Where the server says that the lease is over, it gets SIGKILL
+at once.
+Signals are handed on to the command, and it ends when exec is killed. Ctrl-Z
+does not suspend it.
+It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
+LOCK_SERVER_FENCE in its environment. An exec in it for the same key fails at
+once.
+A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
 
 Exit codes:
-  the command's own, if it ended by itself; 128+N if signal N ended it
-  75   the key was not obtained; -E gives another code
-  124  the lease was lost, and the command was ended
-  126  the command cannot be executed
-  127  there is no such command
-  69   no server there, or it cannot serve now
-  71   the system refused this program a thread or the like
-  64   wrong usage
-  128+N  signal N came while it waited"
+  the command's own, or 128+N if signal N ended it
+  64     wrong usage
+  69     no server there, or it can't serve now
+  71     the system had no process or thread for exec itself
+  75     the key was not obtained; -E N says N instead
+  124    the lease was lost, and the command was ended
+  126    the command can't be executed
+  127    there is no such command
+  128+N  signal N ended the wait for the key"
 )]
 /// The arguments of `exec`.
 pub struct Exec {
