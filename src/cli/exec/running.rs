@@ -49,7 +49,9 @@ impl<'a> Running<'a> {
     ) -> Self {
         let (now, remaining) = (Instant::now(), lease.remaining());
         let longest = longest_kill_after(remaining);
-        if kill_after.is_some_and(|kill_after| kill_after > longest) {
+        // A third of what was asked for is a little more than that of what is left.
+        let most = longest + longest / 10;
+        if kill_after.is_some_and(|kill_after| kill_after > most) {
             voice.say(format_args!(
                 "--kill-after takes at most a third of the lease, {:.1} s here; for more, give a longer \
                  --lock-timeout",
