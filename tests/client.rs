@@ -63,6 +63,70 @@ fn waiters(server: &Server, key: &str) -> usize {
         .map_or(0, |holder| holder.waiters)
 }
 
+// Options.
+
+/// Each of these is the same acquire, where the key is.
+fn named(patience: Duration) -> LockOptions {
+    LockOptions {
+        lock_attempt_timeout: Some(patience),
+        request: Some("first:1".into()),
+        ..LockOptions::default()
+    }
+}
+
+#[test]
+fn two_calls_of_one_id_are_one_acquire() {
+    let server = patient();
+    let (client, other) = (server.client("CLIENT_A"), server.client("CLIENT_B"));
+    let held = granted(other.lock("KEYA"));
+    thread::scope(|scope| {
+        let earlier = scope.spawn(|| client.lock_with("KEYA", &named(PATIENCE)));
+        until("it waits", || waiters(&server, "KEYA") == 1);
+        let later = scope.spawn(|| client.lock_with("KEYA", &named(PATIENCE)));
+        assert_eq!(earlier.join().expect("no panic").expect("answered"), None);
+        assert_eq!(waiters(&server, "KEYA"), 1);
+        assert!(other.release(&held).expect("it is answered"));
+        let lease = granted(later.join().expect("no panic"));
+        let again = granted(client.lock_with("KEYA", &named(Duration::ZERO)));
+        assert_eq!(again.fence, lease.fence);
+    });
+}
+
+#[test]
+fn a_wait_is_given_up_by_a_last_call_of_its_id() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    granted(server.client("CLIENT_B").lock("KEYA"));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.lock_with("KEYA", &named(PATIENCE)));
+        until("it waits", || waiters(&server, "KEYA") == 1);
+        let last = client.lock_with("KEYA", &named(ms(1)));
+        assert_eq!(last.expect("it is answered"), None);
+        assert_eq!(waiters(&server, "KEYA"), 0);
+        assert_eq!(waiting.join().expect("no panic").expect("answered"), None);
+    });
+}
+
+#[test]
+fn no_try_takes_longer_than_the_options_allow() {
+    // Takes connections, and answers none.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = silent.local_addr().expect("it is bound").port();
+    let hasty = ClientOptions {
+        reconnect_attempts: 1,
+        answer_timeout: ms(50),
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, hasty);
+    let since = Instant::now();
+    let error = client.is_locked("KEYA").unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "the default of one try"
+    );
+}
+
 // Leases.
 
 #[test]
