@@ -784,6 +784,21 @@ fn the_line_is_gone_when_the_wait_is_given_up() {
 }
 
 #[test]
+fn ctrl_z_does_not_stop_what_nobody_could_wake_again() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    // The leader of a session has no shell above it.
+    let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["true"]));
+    waiting.until_seen("held by OTHER");
+    waiting.type_in("\x1a");
+    waiting.until_seen("^Z");
+    waiting.until_seen("next of 1");
+    other.unlock("K").expect("it answers");
+    assert_eq!(waiting.end().1, Some(0));
+}
+
+#[test]
 fn there_is_no_line_where_nobody_wants_or_could_see_it() {
     let server = patient();
     let other = server.client("OTHER");

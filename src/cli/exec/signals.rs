@@ -38,6 +38,17 @@ pub fn asks_to_end(signal: Signal) -> bool {
     HANDED_ON.contains(&signal)
 }
 
+/// Does what Ctrl-Z does, while there is nothing that must not sleep, and returns when it goes on.
+///
+/// The signal itself, not SIGSTOP: where nobody could wake this program again, the system ignores it.
+pub fn suspend() {
+    let only: SigSet = [Signal::SIGTSTP].into_iter().collect();
+    // If one of them fails, it just goes on.
+    let _ = signal::raise(Signal::SIGTSTP);
+    let _ = only.thread_unblock();
+    let _ = only.thread_block();
+}
+
 /// What a command is to find as if it had been called directly.
 #[derive(Clone, Copy)]
 pub struct Signals {

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lock_server::{Error, Holder, Lease, LockOptions};
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::Signal;
 
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::status_line::StatusLine;
@@ -282,8 +282,7 @@ impl<'a> Waiting<'a> {
             return Some(Obtained::Signal(signal));
         }
         if signal == Signal::SIGTSTP {
-            // SIGTSTP itself is blocked. It goes on from here.
-            let _ = raise(Signal::SIGSTOP);
+            signals::suspend();
         }
         None
     }
