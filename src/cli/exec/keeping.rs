@@ -1,6 +1,9 @@
 //! A lease, renewed in a thread of its own for as long as this lives.
 //!
 //! The thread only asks and tells. Whoever watches the deadline never waits for it.
+//!
+//! It is no `Guard`, for which a lease is lost when it has run out: here time has to be left to end a command, and
+//! a lease may have been granted to two turns of waiting, of which only one may unlock it.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
