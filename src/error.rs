@@ -59,13 +59,15 @@ pub enum Error {
         /// What the last attempt said.
         source: io::Error,
     },
-    /// The connection broke before the answer came, so that it is not known whether the server acted.
-    /// [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
+    /// The connection broke before the answer came, or the answer did not come in time, so that it is not known
+    /// whether the server acted. [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
     Interrupted {
         /// The question, such as `LOCK/KEYA/CLIENT_A`.
         question: String,
         /// `host:port`.
         address: String,
+        /// How many times it was tried.
+        attempts: u32,
         /// What broke.
         source: io::Error,
     },
@@ -87,6 +89,21 @@ pub enum Error {
         question: String,
         /// `host:port`.
         address: String,
+    },
+    /// A lease that was to be kept is over, or may be: it was not renewed in time, or somebody of the same name
+    /// unlocked its key.
+    LeaseLost {
+        /// The key.
+        key: String,
+        /// The number of the grant.
+        fence: u64,
+    },
+    /// There is no thread to renew a lease in; its key was unlocked again.
+    CannotRenew {
+        /// The key.
+        key: String,
+        /// What the system said.
+        source: io::Error,
     },
     /// What answered does not speak this protocol.
     BadReply {
@@ -169,16 +186,20 @@ impl std::fmt::Display for Error {
             Error::Interrupted {
                 question,
                 address,
+                attempts,
                 source,
             } => {
                 let verb = question.split('/').next().unwrap_or_default();
                 let advice = match verb {
-                    "LOCK" | "UNLOCK" => "it may or may not have been done, ask with VERIFY",
+                    "LOCK" | "UNLOCK" | "RENEW" => {
+                        "it may or may not have been done, ask with VERIFY"
+                    }
                     _ => "ask again",
                 };
                 write!(
                     f,
-                    "{address} did not answer {question} to its end: {source}; {advice}"
+                    "{address} did not answer {question} to its end after {}: {source}; {advice}",
+                    times(*attempts)
                 )
             }
             Error::Refused {
@@ -198,6 +219,16 @@ impl std::fmt::Display for Error {
                     "{address} answers, but not in HTTP; if that is a --classic-port, \
                      give the server's --port"
                 )
+            }
+            Error::LeaseLost { key, fence } => {
+                write!(
+                    f,
+                    "the lease of {key:?} under fence {fence} is lost; \
+                     write nothing more under it, and lock the key again"
+                )
+            }
+            Error::CannotRenew { key, source } => {
+                write!(f, "no thread to renew the lease of {key:?} in: {source}")
             }
             Error::BadReply {
                 question,
@@ -222,6 +253,7 @@ impl std::error::Error for Error {
                 ..
             }
             | Error::CannotStop { source, .. }
+            | Error::CannotRenew { source, .. }
             | Error::Unreachable { source, .. }
             | Error::Interrupted { source, .. } => Some(source),
             Error::InvalidOption { .. }
@@ -230,6 +262,7 @@ impl std::error::Error for Error {
             | Error::CannotStart { source: None, .. }
             | Error::Refused { .. }
             | Error::NotHttp { .. }
+            | Error::LeaseLost { .. }
             | Error::BadReply { .. } => None,
         }
     }

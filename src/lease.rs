@@ -49,13 +49,54 @@ pub(crate) struct Standing {
 }
 
 /// A key held by this client until an instant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lease {
+    /// The key.
+    pub key: String,
+
     /// When the lease runs out, on the server's wall clock, to the microsecond.
     ///
-    /// Counted from the moment of the grant, never from the request.
+    /// Counted from the moment of the grant, never from the request. For people to read: a program that decides
+    /// by it needs a clock like the server's, and [`remaining`](Self::remaining) does not.
     pub expires: SystemTime,
+
+    /// The number of the grant: 1 to 2^53 - 1, greater than that of every grant before, of any key. The same
+    /// through all renewals. Whatever the lock protects can turn away who comes with a smaller one than it has
+    /// seen.
+    pub fence: u64,
+
+    /// When the question was sent whose answer told what is left.
+    pub(crate) asked: Instant,
+
+    /// How long the lease still lasted when that was answered.
+    pub(crate) left: Duration,
+}
+
+impl Lease {
+    /// How long the lease lasts at least. Zero where it may have run out.
+    ///
+    /// Counted on this machine's monotonic clock, from before the question was sent: it may be too short by
+    /// the time that the answer took, and is never too long. That clock stands still while the machine is
+    /// suspended; afterwards only the server knows, see [`Client::verify`](crate::Client::verify).
+    pub fn remaining(&self) -> Duration {
+        self.left.saturating_sub(self.asked.elapsed())
+    }
+}
+
+/// Who holds a key at a moment, and how many want it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The holder's name.
+    pub name: String,
+
+    /// How long its lease still lasted when that was asked; the holder may renew it. Rounded down to a
+    /// millisecond.
+    pub expires_in: Duration,
+
+    /// How many waited for the key.
+    pub waiters: usize,
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ mod service;
 mod shutdown;
 mod table;
 
-pub use client::{Client, ClientOptions};
+pub use client::{Client, ClientOptions, Guard, LockOptions, RenewOptions};
 pub use error::Error;
-pub use lease::Lease;
+pub use lease::{Holder, Lease};
 pub use options::Options;
 pub use server::Server;

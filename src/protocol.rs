@@ -101,7 +101,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 pub(crate) use self::query::Caps;
 use self::query::Query;
-use crate::lease::{Fence, Lease, Standing};
+use crate::lease::{Fence, Standing};
 
 mod query;
 
@@ -563,7 +563,7 @@ pub(crate) fn parse_answer(body: &str) -> Option<ParsedAnswer> {
     match body.strip_suffix('\n')? {
         "1" => Some(ParsedAnswer::Yes),
         "0" => Some(ParsedAnswer::No),
-        line => parse_unix_time(line).map(|expires| ParsedAnswer::Lease(Lease { expires })),
+        line => parse_unix_time(line).map(ParsedAnswer::Expiry),
     }
 }
 
@@ -572,7 +572,8 @@ pub(crate) fn parse_answer(body: &str) -> Option<ParsedAnswer> {
 pub(crate) enum ParsedAnswer {
     Yes,
     No,
-    Lease(Lease),
+    /// When the lease runs out, on the server's wall clock.
+    Expiry(SystemTime),
 }
 
 fn parse_unix_time(line: &str) -> Option<SystemTime> {
@@ -596,6 +597,11 @@ impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:03}", self.0.as_secs(), self.0.subsec_millis())
     }
+}
+
+/// A name as a header carries it. `None` if it is none.
+pub(crate) fn parse_name(value: &str) -> Option<String> {
+    decode(value, "name").ok().map(Cow::into_owned)
 }
 
 /// Reads what [`Seconds`] writes.

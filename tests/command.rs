@@ -1,6 +1,8 @@
 //! The command as a person or a script uses it: the real program, its output and its exit codes.
 
-use std::ffi::{OsStr, OsString};
+mod common;
+
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,72 +20,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 use nix::unistd::{Pid, Uid, chown};
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_lock-server");
+use common::program::{Outcome, PROGRAM, clean, program, typed};
 
-const VERBS: [&str; 11] = [
-    "run", "start", "stop", "restart", "status", "lock", "unlock", "check", "verify", "ping",
-    "shutdown",
+const VERBS: [&str; 13] = [
+    "run", "start", "stop", "restart", "status", "lock", "unlock", "renew", "check", "verify",
+    "exec", "ping", "shutdown",
 ];
-
-/// The program, in an environment that says nothing to it.
-fn program<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(PROGRAM);
-    clean(&mut command).args(args);
-    command
-}
-
-fn clean(command: &mut Command) -> &mut Command {
-    for variable in [
-        "LOCK_SERVER",
-        "LOCK_SERVER_NAME",
-        "RUST_LOG",
-        "XDG_RUNTIME_DIR",
-    ] {
-        command.env_remove(variable);
-    }
-    command.stdin(Stdio::null())
-}
-
-/// What the program printed, and how it ended.
-#[derive(Debug)]
-struct Outcome {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Outcome {
-    /// Both streams are pipes and are read to their ends, as `$(…)` would.
-    fn of(command: &mut Command) -> Self {
-        let output = command.output().expect("the program starts");
-        Outcome {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
-            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
-        }
-    }
-
-    #[track_caller]
-    fn expect(&self, code: i32, stdout: &str) {
-        assert_eq!(
-            (self.code, self.stdout.as_str()),
-            (Some(code), stdout),
-            "{self:?}"
-        );
-    }
-
-    #[track_caller]
-    fn expect_stderr(&self, words: &[&str]) {
-        for word in words {
-            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
-        }
-    }
-}
-
-/// Types a line after `lock-server`.
-fn typed(line: &str) -> Outcome {
-    Outcome::of(&mut program(line.split_ascii_whitespace()))
-}
 
 /// Polls until something is so.
 #[track_caller]
@@ -869,6 +811,105 @@ fn lock_waits_for_its_turn() {
 }
 
 #[test]
+fn a_lock_may_name_its_times_and_the_server_has_the_last_word() {
+    let server = Foreground::run("--lock-timeout 0.001 --lock-attempt-timeout 0.001");
+    let locked = server.typed("lock --name A --lock-timeout 50 KEYA");
+    let left = seconds_from_now(&locked.stdout);
+    assert!((30.0..=50.0).contains(&left), "{locked:?}");
+    server.typed("lock --name B --try KEYA").expect(1, "0\n");
+    server
+        .typed("lock --name B --lock-attempt-timeout 0.05 KEYA")
+        .expect(1, "0\n");
+    for (line, parameter) in [
+        ("lock --lock-timeout 3601 KEYB", "lock_timeout"),
+        ("lock --lock-timeout 0 KEYB", "lock_timeout"),
+        (
+            "lock --lock-attempt-timeout 3601 KEYB",
+            "lock_attempt_timeout",
+        ),
+        ("renew --name A --lock-timeout 3601 KEYA", "lock_timeout"),
+    ] {
+        let outcome = server.typed(line);
+        outcome.expect(2, "");
+        outcome.expect_stderr(&[parameter, "3600", " --help"]);
+    }
+}
+
+#[test]
+fn renew_prints_the_new_end_or_0() {
+    let server = Foreground::run("--lock-timeout 30");
+    server.typed("renew --name A KEYA").expect(1, "0\n");
+    let locked = server.typed("lock --name A KEYA");
+    let renewed = server.typed("renew --name A KEYA --lock-timeout 90");
+    assert_eq!(renewed.code, Some(0), "{renewed:?}");
+    assert!(seconds_from_now(&renewed.stdout) > seconds_from_now(&locked.stdout) + 50.0);
+    server.typed("renew --name B KEYA").expect(1, "0\n");
+}
+
+#[test]
+fn under_a_fence_of_long_ago_nothing_is_unlocked_renewed_or_verified() {
+    let server = Foreground::run("--lock-timeout 30");
+    let lock = || {
+        let outcome = server.typed("lock --name A --shell KEYA");
+        let line = outcome.stdout.trim_end();
+        let fence = line.strip_prefix("LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=");
+        let fence = fence.unwrap_or_else(|| panic!("{outcome:?}"));
+        fence.parse::<u64>().expect("a number")
+    };
+    let stale = lock();
+    server.typed("unlock --name A KEYA").expect(0, "1\n");
+    let fence = lock();
+    assert!(fence > stale);
+    for verb in ["unlock", "renew", "verify"] {
+        server
+            .typed(&format!("{verb} --name A --fence {stale} KEYA"))
+            .expect(1, "0\n");
+    }
+    server
+        .typed(&format!("verify --name A --fence {fence} KEYA"))
+        .expect(0, "1\n");
+    assert_eq!(
+        server
+            .typed(&format!("renew --name A --fence {fence} KEYA"))
+            .code,
+        Some(0)
+    );
+    server
+        .typed(&format!("unlock --name A --fence {fence} KEYA"))
+        .expect(0, "1\n");
+    server
+        .typed(&format!("unlock --name A --fence {fence} KEYA"))
+        .expect(1, "0\n");
+}
+
+#[test]
+fn a_shell_reads_what_lock_shell_prints_whatever_the_key() {
+    let server = Foreground::run("--lock-timeout 30");
+    let script = "held=$(\"$0\" lock --shell -- \"$1\") || exit; eval \"$held\"; \
+                  [ \"$LOCK_SERVER_KEY\" = \"$1\" ] || exit 3; \
+                  \"$0\" unlock --fence \"$LOCK_SERVER_FENCE\" -- \"$LOCK_SERVER_KEY\"; exit $?";
+    for key in [
+        "KEYA",
+        "it's",
+        "'",
+        "$(exit 4)`exit 4`",
+        "a\nb \\ \"c\"; exit 4",
+        "*",
+        "ü",
+    ] {
+        let mut shell = Command::new("sh");
+        clean(&mut shell)
+            .args(["-c", script, PROGRAM, key])
+            .env("LOCK_SERVER", &server.address);
+        Outcome::of(&mut shell).expect(0, "1\n");
+    }
+    server.typed("lock --name A KEYA");
+    server
+        .typed("lock --name B --try --shell KEYA")
+        .expect(1, "");
+}
+
+#[test]
 fn a_key_may_be_any_text() {
     let server = Foreground::run("");
     for key in ["help", "--help", "a/b c?", "K=1", "ü%2F"] {
@@ -1073,7 +1114,7 @@ fn every_verb_has_help_with_an_example_and_exit_codes() {
             assert!(outcome.stdout.starts_with(&usage), "{line}: {outcome:?}");
             let example = format!("Examples:\n  lock-server {verb}");
             assert!(outcome.stdout.contains(&example), "{line}: {outcome:?}");
-            assert!(outcome.stdout.contains("Exit codes: 0 "), "{line}");
+            assert!(outcome.stdout.contains("Exit codes:"), "{line}");
         }
     }
 }
@@ -1145,6 +1186,15 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
             "lock --host http://x K",
             ["http://x", "lock-server lock --help"],
         ),
+        (
+            "lock --try --lock-attempt-timeout 1 K",
+            ["--lock-attempt-timeout", "lock-server lock --help"],
+        ),
+        ("lock --fence 1 K", ["--fence", "lock-server lock --help"]),
+        (
+            "unlock --fence x K",
+            ["--fence", "lock-server unlock --help"],
+        ),
         ("ping K", ["K", "lock-server ping --help"]),
         ("stop --host h", ["--host", "lock-server stop --help"]),
     ] {
@@ -1167,8 +1217,8 @@ fn wrong_usage_says_what_there_is_instead() {
     for (line, words) in [
         (
             "lok K",
-            "no such command: lok; one of run, start, stop, restart, status, lock, unlock, check, \
-             verify, ping, shutdown\n",
+            "no such command: lok; one of run, start, stop, restart, status, lock, unlock, renew, \
+             check, verify, exec, ping, shutdown\n",
         ),
         (
             "start --clasic-port 5",

@@ -111,8 +111,8 @@ fn main() {
             a_client_tries_again_until_the_server_is_there,
         ),
         (
-            "a_lock_that_may_have_reached_the_server_is_not_sent_twice",
-            a_lock_that_may_have_reached_the_server_is_not_sent_twice,
+            "a_lock_that_may_have_reached_the_server_is_sent_again_under_its_id",
+            a_lock_that_may_have_reached_the_server_is_sent_again_under_its_id,
         ),
         (
             "a_client_finds_a_server_that_was_restarted",
@@ -514,6 +514,7 @@ fn a_client_says_where_it_found_nobody_and_how_often_it_tried() {
     let retry = ClientOptions {
         reconnect_attempts: 2,
         time_between_attempts: ms(1),
+        ..ClientOptions::default()
     };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     assert!(!client.ping());
@@ -546,6 +547,7 @@ fn a_client_tries_again_until_the_server_is_there() {
     let retry = ClientOptions {
         reconnect_attempts: 3000,
         time_between_attempts: ms(10),
+        ..ClientOptions::default()
     };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     let locker = thread::spawn(move || client.lock("KEYA"));
@@ -559,11 +561,11 @@ fn a_client_tries_again_until_the_server_is_there() {
 }
 
 /// A server that answers PING, and breaks the connection when it has read a LOCK.
-fn a_lock_that_may_have_reached_the_server_is_not_sent_twice() {
+fn a_lock_that_may_have_reached_the_server_is_sent_again_under_its_id() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = thread::spawn(move || {
-        let mut locks = 0;
+        let mut locks = Vec::new();
         loop {
             let (stream, _) = listener.accept().unwrap();
             let mut stream = BufReader::new(stream);
@@ -579,7 +581,9 @@ fn a_lock_that_may_have_reached_the_server_is_not_sent_twice() {
                 if line.starts_with("GET /SHUTDOWN") {
                     return locks;
                 }
-                locks += usize::from(line.starts_with("GET /LOCK"));
+                if line.starts_with("GET /LOCK") {
+                    locks.push(line.clone());
+                }
                 if line.starts_with("GET /PING") {
                     let pong = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLock-Attempt-Timeout: 4.000\r\n\r\n1\n";
                     stream.get_mut().write_all(pong.as_bytes()).unwrap();
@@ -592,15 +596,25 @@ fn a_lock_that_may_have_reached_the_server_is_not_sent_twice() {
     let retry = ClientOptions {
         reconnect_attempts: 5,
         time_between_attempts: ms(1),
+        ..ClientOptions::default()
     };
     let client = Client::with_options("CLIENT_A", "127.0.0.1", port, retry);
     let error = client.lock("KEYA").unwrap_err();
     assert!(
-        matches!(&error, Error::Interrupted { question, .. } if question == "LOCK/KEYA/CLIENT_A"),
+        matches!(&error, Error::Interrupted { question, attempts: 6, .. } if question == "LOCK/KEYA/CLIENT_A"),
         "{error:?}"
     );
     assert!(client.shutdown().is_err());
-    assert_eq!(server.join().unwrap(), 1);
+    let locks = server.join().unwrap();
+    assert_eq!(locks.len(), 6);
+    let id = |lock: &String| {
+        let (_, id) = lock.split_once("request=").expect("an ID");
+        id.to_string()
+    };
+    assert!(
+        locks.iter().all(|lock| id(lock) == id(&locks[0])),
+        "{locks:?}"
+    );
 }
 
 fn a_client_finds_a_server_that_was_restarted() {

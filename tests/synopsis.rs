@@ -22,6 +22,7 @@ fn client_b_gets_the_key_when_the_lease_of_client_a_runs_out() {
     let optional_args = ClientOptions {
         reconnect_attempts: 3,
         time_between_attempts: Duration::from_secs(1),
+        ..ClientOptions::default()
     };
     let a = server.client("CLIENT_A");
     let b = Client::with_options("CLIENT_B", "localhost", server.port(), optional_args);

@@ -10,6 +10,8 @@ use lock_server::Error;
 pub const FAILED: u8 = 1;
 /// The command was called wrongly.
 pub const USAGE: u8 = 2;
+/// The same for `exec`, whose command may exit with 2: `EX_USAGE` of sysexits.h.
+const USAGE_OF_EXEC: u8 = 64;
 /// No server was reached: `EX_UNAVAILABLE` of sysexits.h.
 pub const UNREACHABLE: u8 = 69;
 
@@ -39,11 +41,15 @@ impl Failure {
         let mut stderr = io::stderr();
         // `eprintln!` would panic where nobody listens.
         let _ = writeln!(stderr, "lock-server: {}", self.message.trim_end());
-        if self.code == USAGE {
-            let verb = verb.map(|verb| format!(" {verb}")).unwrap_or_default();
-            let _ = writeln!(stderr, "Run lock-server{verb} --help for usage.");
+        if self.code != USAGE {
+            return ExitCode::from(self.code);
         }
-        ExitCode::from(self.code)
+        let of_verb = verb.map(|verb| format!(" {verb}")).unwrap_or_default();
+        let _ = writeln!(stderr, "Run lock-server{of_verb} --help for usage.");
+        ExitCode::from(match verb {
+            Some("exec") => USAGE_OF_EXEC,
+            _ => USAGE,
+        })
     }
 }
 
@@ -55,6 +61,8 @@ impl From<Error> for Failure {
                 Failure::new(USAGE, format!("bad option --{option}: {reason}"))
             }
             Error::InvalidName { .. } => Failure::new(USAGE, error.to_string()),
+            // What else the server does not understand is a time out of its range.
+            Error::Refused { status: 400, .. } => Failure::new(USAGE, error.to_string()),
             Error::Unreachable { .. } | Error::Interrupted { .. } | Error::NotHttp { .. } => {
                 Failure::new(UNREACHABLE, error.to_string())
             }

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod daemon;
+pub mod exec;
 pub mod failure;
 pub mod foreground;
 pub mod pid_file;

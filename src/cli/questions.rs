@@ -2,12 +2,12 @@
 
 use std::env;
 use std::process::ExitCode;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
-use lock_server::{Client, Lease, Options};
-use nix::unistd::{Uid, User, gethostname, getppid};
+use lock_server::{Client, Lease, LockOptions, Options, RenewOptions};
+use nix::unistd::{Pid, Uid, User, gethostname, getppid};
 
-use crate::cli::args::{Question, Target};
+use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
 use crate::cli::failure::{FAILED, Failure, UNREACHABLE, USAGE};
 use crate::cli::values::parse_address;
 use crate::cli::{print, start_log};
@@ -16,33 +16,70 @@ use crate::cli::{print, start_log};
 pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
 
 /// The name to ask under, if no option says it.
-const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
+pub const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
 
 /// Waits for the key and locks it.
-pub fn lock(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    match client.lock(&question.key)? {
+pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
+    let lock_attempt_timeout = match (args.once, args.lock_attempt_timeout) {
+        (true, Some(_)) => {
+            let message = "--try does not wait; leave it out, or --lock-attempt-timeout";
+            return Err(Failure::new(USAGE, message));
+        }
+        (true, None) => Some(Duration::ZERO),
+        (false, patience) => patience,
+    };
+    let options = LockOptions {
+        lock_timeout: args.lock_timeout,
+        lock_attempt_timeout,
+        ..LockOptions::default()
+    };
+    let (client, key) = Question::from(args).client()?;
+    match client.lock_with(&key, &options)? {
+        Some(lease) if args.shell => Ok(print(&variables(&lease))),
         Some(lease) => Ok(print(&unix_time(&lease))),
+        // A shell would take the answer for a command.
+        None if args.shell => Ok(ExitCode::from(FAILED)),
         None => Ok(answer(false)),
     }
 }
 
 /// Unlocks the key.
-pub fn unlock(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    Ok(answer(client.unlock(&question.key)?))
+pub fn unlock(args: &Unlock) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    let unlocked = match args.fence {
+        Some(fence) => client.unlock_under(&key, fence),
+        None => client.unlock(&key),
+    };
+    Ok(answer(unlocked?))
+}
+
+/// Gives the lease another end.
+pub fn renew(args: &Renew) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    let options = RenewOptions {
+        lock_timeout: args.lock_timeout,
+        fence: args.fence,
+    };
+    match client.renew_with(&key, &options)? {
+        Some(lease) => Ok(print(&unix_time(&lease))),
+        None => Ok(answer(false)),
+    }
 }
 
 /// Whether anybody holds the key.
-pub fn check(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    Ok(answer(client.is_locked(&question.key)?))
+pub fn check(args: &Check) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    Ok(answer(client.is_locked(&key)?))
 }
 
 /// Whether this name holds the key.
-pub fn verify(question: &Question) -> Result<ExitCode, Failure> {
-    let client = question.target.client()?;
-    Ok(answer(client.locked_by_me(&question.key)?))
+pub fn verify(args: &Verify) -> Result<ExitCode, Failure> {
+    let (client, key) = Question::from(args).client()?;
+    let held = match args.fence {
+        Some(fence) => client.verify_under(&key, fence),
+        None => client.locked_by_me(&key),
+    };
+    Ok(answer(held?))
 }
 
 /// Whether a server answers.
@@ -75,19 +112,33 @@ fn unix_time(lease: &Lease) -> String {
     format!("{}.{:06}", since.as_secs(), since.subsec_micros())
 }
 
+/// As a shell reads it: nothing means anything between single quotes but a single quote.
+fn variables(lease: &Lease) -> String {
+    let key = lease.key.replace('\'', r"'\''");
+    let fence = lease.fence;
+    format!("LOCK_SERVER_KEY='{key}' LOCK_SERVER_FENCE={fence}")
+}
+
+impl Question {
+    /// Who asks, and about which key.
+    fn client(self) -> Result<(Client, String), Failure> {
+        Ok((self.target.client()?, self.key))
+    }
+}
+
 impl Target {
     fn client(&self) -> Result<Client, Failure> {
         start_log("warn");
         let (host, port) = self.address()?;
         let name = match &self.name {
             Some(name) => name.clone(),
-            None => variable(NAME_VARIABLE)?.unwrap_or_else(usual_name),
+            None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
         Ok(Client::new(&name, &host, port))
     }
 
     /// What the options say wins over what the environment says.
-    fn address(&self) -> Result<(String, u16), Failure> {
+    pub fn address(&self) -> Result<(String, u16), Failure> {
         if let (Some(host), Some(port)) = (&self.host, self.port) {
             return Ok((host.clone(), port));
         }
@@ -105,7 +156,7 @@ impl Target {
 }
 
 /// A variable of the environment. An empty one is as good as none.
-fn variable(name: &str) -> Result<Option<String>, Failure> {
+pub fn variable(name: &str) -> Result<Option<String>, Failure> {
     match env::var(name) {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
         Err(env::VarError::NotPresent) => Ok(None),
@@ -119,14 +170,15 @@ fn malformed(variable: &str, value: &str, reason: &str) -> Failure {
     Failure::new(USAGE, format!("{variable} is {value:?}: {reason}"))
 }
 
-/// The same for all that one shell calls, and for nobody else: two commands typed in one shell are one
-/// requester.
-fn usual_name() -> String {
+/// The name of a process that has none: the user's, the machine's and its number.
+///
+/// A question takes that of the shell that calls it, so that two commands typed in one shell are one requester.
+pub fn usual_name(process: Pid) -> String {
     let uid = Uid::current();
     let user = match User::from_uid(uid) {
         Ok(Some(user)) => user.name,
         _ => uid.to_string(),
     };
     let host = gethostname().unwrap_or_default();
-    format!("{user}@{}:{}", host.to_string_lossy(), getppid())
+    format!("{user}@{}:{process}", host.to_string_lossy())
 }

@@ -35,6 +35,13 @@ pub fn count<N: FromStr>(value: &str) -> Result<N, String> {
         .map_err(|_| "give a whole number, 0 or more".into())
 }
 
+/// An exit code.
+pub fn exit_code(value: &str) -> Result<u8, String> {
+    value
+        .parse()
+        .map_err(|_| "give an exit code, 0 to 255".into())
+}
+
 /// `host:port`, `host`, `[::1]:8004` or `::1`.
 pub fn parse_address(address: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match address.rsplit_once(':') {

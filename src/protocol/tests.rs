@@ -604,7 +604,7 @@ proptest! {
     fn a_lease_goes_over_the_wire_to_the_microsecond(micros in 0..=4_000_000_000_000_000_u64) {
         let expires = UNIX_EPOCH + Duration::from_micros(micros);
         let body = body(&Reply::lease(Standing { expires, ..standing(0, 0) }));
-        prop_assert_eq!(parse_answer(&body), Some(ParsedAnswer::Lease(Lease { expires })));
+        prop_assert_eq!(parse_answer(&body), Some(ParsedAnswer::Expiry(expires)));
     }
 
     #[test]
@@ -631,16 +631,14 @@ fn body(reply: &Reply) -> String {
     body.into()
 }
 
-fn lease(seconds: u64, nanos: u32) -> Lease {
-    Lease {
-        expires: UNIX_EPOCH + Duration::new(seconds, nanos),
-    }
+fn unix_time(seconds: u64, nanos: u32) -> SystemTime {
+    UNIX_EPOCH + Duration::new(seconds, nanos)
 }
 
 /// A grant that lasts until this time on the wall clock.
 fn standing(seconds: u64, nanos: u32) -> Standing {
     Standing {
-        expires: lease(seconds, nanos).expires,
+        expires: unix_time(seconds, nanos),
         left: Duration::from_micros(29_998_999),
         fence: 1_463_000_000_123_456,
     }
@@ -812,11 +810,11 @@ fn an_answer_has_one_of_the_three_forms() {
     assert_eq!(parse_answer("0\n"), Some(ParsedAnswer::No));
     assert_eq!(
         parse_answer("1463000000.123456\n"),
-        Some(ParsedAnswer::Lease(lease(1_463_000_000, 123_456_000)))
+        Some(ParsedAnswer::Expiry(unix_time(1_463_000_000, 123_456_000)))
     );
     assert_eq!(
         parse_answer("0.000000\n"),
-        Some(ParsedAnswer::Lease(lease(0, 0)))
+        Some(ParsedAnswer::Expiry(unix_time(0, 0)))
     );
 }
 

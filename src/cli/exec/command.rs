@@ -1,0 +1,187 @@
+//! The command: found, started in a process group of its own, signalled, and known to be gone.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{self, Child, ExitStatus};
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
+
+use crate::cli::exec::signals::Signals;
+use crate::cli::exec::{NOT_EXECUTABLE, NOT_FOUND};
+use crate::cli::failure::Failure;
+
+/// A program and its arguments.
+pub struct Command {
+    program: OsString,
+    arguments: Vec<OsString>,
+}
+
+impl Command {
+    /// `None` if there is not even a program.
+    pub fn new(words: Vec<OsString>) -> Option<Self> {
+        let mut words = words.into_iter();
+        Some(Command {
+            program: words.next()?,
+            arguments: words.collect(),
+        })
+    }
+
+    /// Fails if there is no such program, before anybody waits for anything. What changes in the meantime,
+    /// or is wrong within, [`start`](Self::start) finds.
+    pub fn look_up(&self) -> Result<(), Failure> {
+        let name = Path::new(&self.program);
+        let mut candidates: Vec<_> = match env::var_os("PATH") {
+            _ if self.program.as_encoded_bytes().contains(&b'/') => vec![name.into()],
+            // Where the system looks then is for the system to know.
+            None => return Ok(()),
+            Some(path) => env::split_paths(&path)
+                .map(|directory| directory.join(name))
+                .collect(),
+        };
+        if candidates.iter().any(|file| is_executable(file)) {
+            return Ok(());
+        }
+        candidates.retain(|file| file.exists() && !self.program.is_empty());
+        Err(match candidates.first() {
+            Some(file) => Failure::new(
+                NOT_EXECUTABLE,
+                format!("{} is not executable", file.display()),
+            ),
+            None => Failure::new(
+                NOT_FOUND,
+                format!("command {} not found", self.program.display()),
+            ),
+        })
+    }
+
+    /// Starts it. Called in the first thread of the process: the command is killed when the thread that
+    /// forked it ends.
+    pub fn start<V: AsRef<OsStr>>(
+        &self,
+        variables: impl IntoIterator<Item = (&'static str, V)>,
+        signals: Signals,
+    ) -> Result<Group, Failure> {
+        let parent = getpid();
+        let mut command = process::Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .envs(variables)
+            .process_group(0);
+        let prepare = move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if getppid() != parent {
+                return Err(io::Error::from(io::ErrorKind::NotConnected));
+            }
+            Ok(signals.restore()?)
+        };
+        // SAFETY: it runs in a child just forked, and only calls the system: nothing allocates or locks.
+        unsafe { command.pre_exec(prepare) };
+        let leader = command.spawn().map_err(|error| self.not_started(&error))?;
+        Ok(Group { leader })
+    }
+
+    fn not_started(&self, error: &io::Error) -> Failure {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => NOT_FOUND,
+            _ => NOT_EXECUTABLE,
+        };
+        let program = self.program.display();
+        Failure::new(code, format!("cannot execute {program}: {error}"))
+    }
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.is_file() && access(file, AccessFlags::X_OK).is_ok()
+}
+
+/// The command's process group, as long as it runs. It is led by the command itself, whose number stands for
+/// the group and is nobody else's until it is reaped.
+pub struct Group {
+    leader: Child,
+}
+
+impl Group {
+    pub fn id(&self) -> Pid {
+        // The kernel's process numbers fit.
+        Pid::from_raw(self.leader.id() as i32)
+    }
+
+    /// Sends a signal to all of it. Not called after the leader was reaped.
+    pub fn signal(&self, signal: Signal) {
+        // It fails only where nobody is left, or nobody who may be signalled.
+        let _ = killpg(self.id(), signal);
+    }
+
+    /// How the command ended, once it has. It is reaped then, whatever of its group goes on.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.leader.try_wait()
+    }
+
+    /// The signal that the command was stopped with, once for each time.
+    pub fn stopped(&self) -> Option<Signal> {
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(self.id()), flags) {
+            Ok(WaitStatus::Stopped(_, signal)) => Some(signal),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing of it lives. Who has ended and is not reaped does not, and does nothing any more.
+    pub fn is_gone(&self) -> bool {
+        let group = self.id().as_raw();
+        let Ok(processes) = fs::read_dir("/proc") else {
+            return false;
+        };
+        let mut stats =
+            processes.filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
+        !stats.any(|stat| is_living_member(&stat, group))
+    }
+}
+
+/// Fields 3 and 5 of `/proc/PID/stat` (proc(5)): the state, and the process group.
+fn is_living_member(stat: &str, group: i32) -> bool {
+    // Field 2 is the program's name in parentheses, and a name may contain both spaces and parentheses.
+    let Some((_, fields)) = stat.rsplit_once(')') else {
+        return false;
+    };
+    let mut fields = fields.split_ascii_whitespace();
+    let ended = fields
+        .next()
+        .is_some_and(|state| matches!(state, "Z" | "X"));
+    !ended && fields.nth(1).and_then(|field| field.parse().ok()) == Some(group)
+}
+
+/// The exit code that says how a command ended, as a shell says it.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    // Both fit: an exit code is one byte, and no signal is above 64.
+    match (status.code(), status.signal()) {
+        (Some(code), _) => code as u8,
+        (None, signal) => 128 + signal.unwrap_or_default() as u8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_of_the_group_lives_unless_it_is_a_zombie() {
+        assert!(is_living_member("7 (a) Z (b c) S 1 42 7 0 -1", 42));
+        assert!(!is_living_member("7 (a) Z (b c) Z 1 42 7 0 -1", 42));
+        assert!(!is_living_member("7 (a) S 1 43 42 0 -1", 42));
+    }
+
+    #[test]
+    fn a_command_that_ended_is_told_by_a_shells_exit_code() {
+        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_code(ExitStatus::from_raw(Signal::SIGTERM as i32)), 143);
+        assert_eq!(exit_code(ExitStatus::from_raw(64)), 192);
+    }
+}

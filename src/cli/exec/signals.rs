@@ -1,0 +1,130 @@
+//! The signals that a person or the system sends: taken one by one in a thread of their own, and as they
+//! were for the command.
+
+use std::fs;
+use std::io;
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use nix::libc;
+use nix::sys::signal::{self, SigHandler, SigSet, SigmaskHow, Signal};
+
+use crate::cli::exec::Event;
+
+/// Those that are handed on to the command, or end the wait for the key.
+const HANDED_ON: [Signal; 6] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTERM,
+];
+
+/// Those that say something of the terminal or of the command.
+const WATCHED: [Signal; 4] = [
+    Signal::SIGCHLD,
+    Signal::SIGCONT,
+    Signal::SIGTSTP,
+    Signal::SIGWINCH,
+];
+
+/// Those that a program in the background is stopped with when it touches the terminal. While they are
+/// blocked, it isn't.
+const TERMINAL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// Whether a signal asks to end.
+pub fn asks_to_end(signal: Signal) -> bool {
+    HANDED_ON.contains(&signal)
+}
+
+/// Does what Ctrl-Z does, while there is nothing that must not sleep, and returns when it goes on.
+///
+/// The signal itself, not SIGSTOP: where nobody could wake this program again, the system ignores it.
+pub fn suspend() {
+    let only: SigSet = [Signal::SIGTSTP].into_iter().collect();
+    // If one of them fails, it just goes on.
+    let _ = signal::raise(Signal::SIGTSTP);
+    let _ = only.thread_unblock();
+    let _ = only.thread_block();
+}
+
+/// What a command is to find as if it had been called directly.
+#[derive(Clone, Copy)]
+pub struct Signals {
+    before: SigSet,
+    children_were_ignored: bool,
+}
+
+impl Signals {
+    /// Blocks the signals, which wait then until they are taken. Called before there is a second thread, so
+    /// that none of them ever has them unblocked.
+    pub fn block() -> io::Result<Self> {
+        let ignored = Ignored::read()?;
+        let children_were_ignored = ignored.contains(Signal::SIGCHLD);
+        if children_were_ignored {
+            // SAFETY: the default is no code of this program. Ignored, nobody could wait for a child.
+            unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+        }
+        let mut blocked: SigSet = TERMINAL.into_iter().chain(WATCHED).collect();
+        // What `nohup`, or a shell without job control, has ignored stays so for both.
+        blocked.extend(
+            HANDED_ON
+                .into_iter()
+                .filter(|&signal| !ignored.contains(signal)),
+        );
+        let mut before = SigSet::empty();
+        signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
+        Ok(Signals {
+            before,
+            children_were_ignored,
+        })
+    }
+
+    /// Starts the thread that takes them.
+    pub fn take(self, events: Sender<Event>) -> io::Result<()> {
+        let mut taken = SigSet::thread_get_mask()?;
+        for signal in TERMINAL {
+            taken.remove(signal);
+        }
+        let take = move || {
+            // The end of the process ends it.
+            while let Ok(signal) = taken.wait() {
+                if events.send(Event::Signal(signal)).is_err() {
+                    break;
+                }
+            }
+        };
+        thread::Builder::new().name("signals".into()).spawn(take)?;
+        Ok(())
+    }
+
+    /// Puts everything back, in the command's process. Calls nothing that a child just forked may not.
+    pub fn restore(&self) -> nix::Result<()> {
+        if self.children_were_ignored {
+            // SAFETY: to ignore is no code of this program.
+            unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+        }
+        signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None)
+    }
+}
+
+/// Which signals this process was started to ignore, as the kernel writes it: proc(5), `SigIgn`.
+struct Ignored(u64);
+
+impl Ignored {
+    fn read() -> io::Result<Self> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let bits = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigIgn:"))
+            .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        bits.map(Ignored)
+            .ok_or_else(|| io::Error::other("no SigIgn in /proc/self/status"))
+    }
+
+    fn contains(&self, signal: Signal) -> bool {
+        let bit = signal as libc::c_int - 1;
+        self.0 >> bit & 1 == 1
+    }
+}

@@ -1,0 +1,57 @@
+//! The terminal, which belongs to one process group at a time.
+//!
+//! The command has a group of its own, so that all of it can be ended, and begins in the background. When it
+//! touches the terminal the system stops it; then it gets the terminal, if that is this program's to give. One
+//! that never does leaves it to whoever else is in the pipeline.
+
+use std::fs::File;
+
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+
+pub struct Terminal {
+    /// `None` without a terminal, as under cron.
+    tty: Option<File>,
+    lent_to: Option<Pid>,
+}
+
+impl Terminal {
+    pub fn open() -> Self {
+        Terminal {
+            tty: File::options().read(true).write(true).open("/dev/tty").ok(),
+            lent_to: None,
+        }
+    }
+
+    /// Gives it to a group, if it is this one's. `false` if it is another's.
+    pub fn lend(&mut self, group: Pid) -> bool {
+        let Some(tty) = &self.tty else {
+            return false;
+        };
+        match tcgetpgrp(tty) {
+            Ok(now) if now == group => true,
+            Ok(now) if now == getpgrp() && tcsetpgrp(tty, group).is_ok() => {
+                self.lent_to = Some(group);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes it back from the group that it was lent to, unless somebody else took it.
+    fn take_back(&mut self) {
+        let (Some(tty), Some(group)) = (&self.tty, self.lent_to.take()) else {
+            return;
+        };
+        // The group may be empty by now, and nobody be in the foreground.
+        if tcgetpgrp(tty) == Ok(group) {
+            // Allowed from the background, since SIGTTOU is blocked.
+            let _ = tcsetpgrp(tty, getpgrp());
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.take_back();
+    }
+}

@@ -1,0 +1,67 @@
+//! What a client may be told: how to reach its server, and what to ask it for.
+
+use std::time::Duration;
+
+/// How a client tries to reach its server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// How often to try again when no connection can be made, or when one broke before the answer was there.
+    /// Default 3; 0 gives up after the first try. Where no answer comes in time, there is one more try at the most.
+    pub reconnect_attempts: u32,
+
+    /// How long to wait between two tries. Default 1 s. After a connection broke, the first further try is made
+    /// at once. A LOCK that waits keeps its place in the queue for 2 s, so let it be less than that.
+    pub time_between_attempts: Duration,
+
+    /// How long one try may take, connecting included; a LOCK's may take longer by as long as it waits. Default
+    /// 10 s.
+    pub answer_timeout: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        ClientOptions {
+            reconnect_attempts: 3,
+            time_between_attempts: Duration::from_secs(1),
+            answer_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What to ask for with a LOCK. Every field has a default, so name only what differs:
+///
+/// ```
+/// use std::time::Duration;
+/// use lock_server::LockOptions;
+///
+/// let long = LockOptions { lock_timeout: Some(Duration::from_secs(60)), ..LockOptions::default() };
+/// assert_eq!(long.lock_attempt_timeout, None);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LockOptions {
+    /// How long the lease shall last, counted from its grant: 1 ms to the server's `max_lock_timeout`. Default
+    /// `None`: the server's `lock_timeout`.
+    pub lock_timeout: Option<Duration>,
+
+    /// How long to wait for the turn: 0 (try once) to the server's `max_lock_attempt_timeout`. Default `None`:
+    /// the server's `lock_attempt_timeout`.
+    pub lock_attempt_timeout: Option<Duration>,
+
+    /// What to call this acquire: 1 to 64 of `A-Z a-z 0-9 _ . : -`. Default `None`: what no other is called.
+    ///
+    /// Two calls that name the same key and the same ID are one acquire. The later one is told the grant of the
+    /// earlier, or takes over its place in the queue, and the earlier gets `None`. So a wait can be made longer
+    /// than `max_lock_attempt_timeout`, or given up. An ID is for one acquire: do not use it again after.
+    pub request: Option<String>,
+}
+
+/// What to ask for with a RENEW. Every field has a default, as in [`LockOptions`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RenewOptions {
+    /// How long the lease shall last from now on: 1 ms to the server's `max_lock_timeout`. Default `None`: as
+    /// long as it was granted, or last renewed, for.
+    pub lock_timeout: Option<Duration>,
+
+    /// The grant to renew. Default `None`: whichever this name holds.
+    pub fence: Option<u64>,
+}

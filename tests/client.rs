@@ -1,0 +1,619 @@
+//! What a client is told of its leases, and what it does when its connections break.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::proxy::{Break, Cut, Proxy};
+use common::{PATIENCE, ask, ms, options, start, until, waiting_wire};
+use lock_server::{
+    Client, ClientOptions, Error, Lease, LockOptions, Options, RenewOptions, Server,
+};
+
+/// A server whose leases and patience do not end during a test.
+fn patient() -> Server {
+    start(Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    })
+}
+
+/// A client that comes at once where a connection broke, and never asks for the server's times.
+fn client(port: u16) -> Client {
+    let retry = ClientOptions {
+        reconnect_attempts: 3,
+        time_between_attempts: ms(1),
+        ..ClientOptions::default()
+    };
+    Client::with_options("CLIENT_A", "127.0.0.1", port, retry)
+}
+
+fn lasting(lock_timeout: Duration) -> LockOptions {
+    LockOptions {
+        lock_timeout: Some(lock_timeout),
+        ..LockOptions::default()
+    }
+}
+
+const WAITING: LockOptions = LockOptions {
+    lock_timeout: None,
+    lock_attempt_timeout: Some(PATIENCE),
+    request: None,
+};
+
+#[track_caller]
+fn granted(answer: Result<Option<Lease>, Error>) -> Lease {
+    answer.expect("it is answered").expect("it is granted")
+}
+
+/// The fence under which CLIENT_A holds the key.
+fn fence(server: &Server, key: &str) -> Option<u64> {
+    let reply = ask(server, &format!("/VERIFY/{key}/CLIENT_A"));
+    reply.header("Lock-Fence")?.parse().ok()
+}
+
+fn waiters(server: &Server, key: &str) -> usize {
+    let holder = server.client("watcher").holder(key);
+    holder
+        .expect("it is answered")
+        .map_or(0, |holder| holder.waiters)
+}
+
+// Options.
+
+/// Each of these is the same acquire, where the key is.
+fn named(patience: Duration) -> LockOptions {
+    LockOptions {
+        lock_attempt_timeout: Some(patience),
+        request: Some("first:1".into()),
+        ..LockOptions::default()
+    }
+}
+
+#[test]
+fn two_calls_of_one_id_are_one_acquire() {
+    let server = patient();
+    let (client, other) = (server.client("CLIENT_A"), server.client("CLIENT_B"));
+    let held = granted(other.lock("KEYA"));
+    thread::scope(|scope| {
+        let earlier = scope.spawn(|| client.lock_with("KEYA", &named(PATIENCE)));
+        until("it waits", || waiters(&server, "KEYA") == 1);
+        let later = scope.spawn(|| client.lock_with("KEYA", &named(PATIENCE)));
+        assert_eq!(earlier.join().expect("no panic").expect("answered"), None);
+        assert_eq!(waiters(&server, "KEYA"), 1);
+        assert!(other.release(&held).expect("it is answered"));
+        let lease = granted(later.join().expect("no panic"));
+        let again = granted(client.lock_with("KEYA", &named(Duration::ZERO)));
+        assert_eq!(again.fence, lease.fence);
+    });
+}
+
+#[test]
+fn a_wait_is_given_up_by_a_last_call_of_its_id() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    granted(server.client("CLIENT_B").lock("KEYA"));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.lock_with("KEYA", &named(PATIENCE)));
+        until("it waits", || waiters(&server, "KEYA") == 1);
+        let last = client.lock_with("KEYA", &named(ms(1)));
+        assert_eq!(last.expect("it is answered"), None);
+        assert_eq!(waiters(&server, "KEYA"), 0);
+        assert_eq!(waiting.join().expect("no panic").expect("answered"), None);
+    });
+}
+
+#[test]
+fn no_try_takes_longer_than_the_options_allow() {
+    // Takes connections, and answers none.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = silent.local_addr().expect("it is bound").port();
+    let hasty = ClientOptions {
+        reconnect_attempts: 1,
+        answer_timeout: ms(50),
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, hasty);
+    let since = Instant::now();
+    let error = client.is_locked("KEYA").unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "the default of one try"
+    );
+}
+
+// Leases.
+
+#[test]
+fn a_lease_knows_its_key_its_fence_and_what_is_left_of_it() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    let lease = granted(client.lock_with("KEYA", &lasting(ms(25_000))));
+    assert_eq!(
+        (lease.key.as_str(), Some(lease.fence)),
+        ("KEYA", fence(&server, "KEYA"))
+    );
+    let left = lease.remaining();
+    assert!(left <= ms(25_000) && left > ms(10_000), "{left:?}");
+    assert!(lease.remaining() <= left, "time goes on");
+    let renewed = granted(client.renew(&lease));
+    assert!(renewed.remaining() > left.min(ms(20_000)) && renewed.remaining() <= ms(25_000));
+    assert_eq!((renewed.fence, &renewed.key), (lease.fence, &lease.key));
+    assert!(renewed.expires > lease.expires);
+}
+
+#[test]
+fn what_is_left_of_a_lease_is_never_more_than_the_server_says() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    for key in 0..200 {
+        let lease = granted(client.lock(&format!("KEY{key}")));
+        let reply = ask(&server, &format!("/VERIFY/{}/CLIENT_A", lease.key));
+        let left: f64 = reply.header("Lock-Expires-In").unwrap().parse().unwrap();
+        // The server has cut off less than a millisecond.
+        assert!(lease.remaining() < Duration::from_secs_f64(left) + ms(1));
+    }
+}
+
+#[test]
+fn try_lock_does_not_wait() {
+    let server = patient();
+    let (a, b) = (server.client("CLIENT_A"), server.client("CLIENT_B"));
+    let lease = granted(a.try_lock("KEYA"));
+    assert_eq!(b.try_lock("KEYA").unwrap(), None);
+    assert!(a.release(&lease).unwrap());
+    granted(b.try_lock("KEYA"));
+}
+
+#[test]
+fn the_holder_has_a_name_a_time_and_a_queue() {
+    let server = patient();
+    let me = server.client("me@host/é:1");
+    assert_eq!(me.holder("KEYA").unwrap(), None);
+    let lease = granted(me.lock_with("KEYA", &lasting(ms(20_000))));
+    let waiter = waiting_wire(&server, "KEYA", "CLIENT_B");
+    let holder = server
+        .client("CLIENT_C")
+        .holder("KEYA")
+        .unwrap()
+        .expect("it is held");
+    assert_eq!((holder.name.as_str(), holder.waiters), (me.name(), 1));
+    assert!(holder.expires_in <= ms(20_000));
+    drop(waiter);
+    me.release(&lease).unwrap();
+}
+
+#[test]
+fn a_lease_of_long_ago_releases_renews_and_verifies_nothing() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    let stale = granted(client.lock("KEYA"));
+    assert!(client.verify(&stale).unwrap());
+    assert!(client.release(&stale).unwrap());
+    // Another process of this name.
+    let current = granted(client.lock("KEYA"));
+    assert!(current.fence > stale.fence);
+    assert!(!client.verify(&stale).unwrap());
+    assert_eq!(client.renew(&stale).unwrap(), None);
+    assert!(!client.release(&stale).unwrap());
+    assert!(!client.unlock_under("KEYA", stale.fence).unwrap());
+    assert!(client.verify_under("KEYA", current.fence).unwrap());
+    let shorter = RenewOptions {
+        lock_timeout: Some(ms(9000)),
+        ..RenewOptions::default()
+    };
+    assert!(granted(client.renew_with("KEYA", &shorter)).remaining() <= ms(9000));
+    assert!(client.unlock_under("KEYA", current.fence).unwrap());
+    assert_eq!(client.renew_with("KEYA", &shorter).unwrap(), None);
+}
+
+#[test]
+fn times_out_of_the_servers_range_are_refused_with_that_range() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    let longest = LockOptions {
+        lock_attempt_timeout: Some(Duration::MAX),
+        ..LockOptions::default()
+    };
+    for options in [lasting(Duration::ZERO), lasting(Duration::MAX), longest] {
+        let error = client.lock_with("KEYA", &options).unwrap_err();
+        assert!(
+            matches!(&error, Error::Refused { status: 400, result, .. } if result == "bad-request"),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("to 3600"), "{error}");
+    }
+    assert!(!client.is_locked("KEYA").unwrap());
+}
+
+/// A server that answers each path with what the script says, or breaks the connection where that is nothing.
+fn scripted(script: impl Fn(&str) -> String + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            while stream.read_line(&mut line).unwrap_or(0) > 0 {
+                let mut header = String::new();
+                while stream.read_line(&mut header).unwrap_or(0) > 2 {
+                    header.clear();
+                }
+                let path = line.split(' ').nth(1).expect("a path");
+                let answer = script(path);
+                if answer.is_empty() || stream.get_mut().write_all(answer.as_bytes()).is_err() {
+                    break;
+                }
+                line.clear();
+            }
+        }
+    });
+    port
+}
+
+/// An answer under fence 7.
+fn told(body: &str, expires_in: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nLock-Fence: 7\r\n\
+         Lock-Expires-In: {expires_in}\r\n\r\n{body}"
+    )
+}
+
+const EXPIRY: &str = "1463000000.123456\n";
+
+#[test]
+fn after_a_wait_the_server_is_asked_what_is_left() {
+    let port = scripted(|path| match path {
+        "/VERIFY/KEYA/CLIENT_A?fence=7" => told("1\n", "3600.000"),
+        _ => {
+            // As one does that waits for its turn.
+            thread::sleep(ms(350));
+            told(EXPIRY, "3.000")
+        }
+    });
+    let lease = granted(client(port).lock_with("KEYA", &WAITING));
+    assert!(lease.remaining() > ms(3_000_000));
+}
+
+#[test]
+fn a_lease_that_was_over_before_its_answer_came_has_nothing_left() {
+    let port = scripted(|path| {
+        if path.starts_with("/VERIFY/") {
+            return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n0\n".into();
+        }
+        // As a network does that is slower than the lease is long.
+        thread::sleep(ms(50));
+        told(EXPIRY, "0.020")
+    });
+    let lease = granted(client(port).lock_with("KEYA", &WAITING));
+    assert_eq!(lease.remaining(), Duration::ZERO);
+}
+
+#[test]
+fn a_wait_that_nobody_makes_up_for_counts_against_the_lease() {
+    let port = scripted(|path| {
+        if path.starts_with("/VERIFY/") {
+            return String::new();
+        }
+        thread::sleep(ms(50));
+        told(EXPIRY, "0.400")
+    });
+    let lease = granted(client(port).lock_with("KEYA", &WAITING));
+    assert!(lease.remaining() <= ms(350));
+}
+
+#[test]
+fn a_lease_without_its_numbers_is_no_answer() {
+    let port = scripted(|_| format!("HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{EXPIRY}"));
+    let error = client(port).lock_with("KEYA", &WAITING).unwrap_err();
+    assert!(matches!(error, Error::BadReply { .. }), "{error:?}");
+}
+
+// Several keys.
+
+#[test]
+fn lock_all_locks_each_key_once_in_their_order() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    let leases = client.lock_all(&["B", "A", "C", "A"], &WAITING).unwrap();
+    let leases = leases.expect("all are free");
+    let keys: Vec<_> = leases.iter().map(|lease| lease.key.as_str()).collect();
+    assert_eq!(keys, ["A", "B", "C"]);
+    for lease in &leases {
+        assert_eq!(Some(lease.fence), fence(&server, &lease.key));
+        assert!(client.release(lease).unwrap());
+    }
+    assert_eq!(client.lock_all(&[], &WAITING).unwrap(), Some(vec![]));
+}
+
+#[test]
+fn lock_all_locks_none_where_one_is_not_to_be_had() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    granted(server.client("CLIENT_B").lock("B"));
+    let once = LockOptions {
+        lock_attempt_timeout: Some(Duration::ZERO),
+        ..LockOptions::default()
+    };
+    assert_eq!(client.lock_all(&["C", "B", "A"], &once).unwrap(), None);
+    let unnamed = client.lock_all(&["A", ""], &once);
+    assert!(
+        matches!(unnamed, Err(Error::InvalidName { .. })),
+        "{unnamed:?}"
+    );
+    for key in ["A", "C"] {
+        assert!(!client.is_locked(key).unwrap(), "{key}");
+    }
+}
+
+#[test]
+fn the_keys_share_one_patience() {
+    let port = scripted(|path| {
+        if path.starts_with("/VERIFY/") {
+            return told("1\n", "3600.000");
+        }
+        let (_, patience) = path
+            .split_once("lock_attempt_timeout=")
+            .expect("it is said");
+        let patience: f64 = patience.split('&').next().unwrap().parse().unwrap();
+        let most = if path.starts_with("/LOCK/A/") {
+            9.0
+        } else {
+            8.9
+        };
+        assert!(patience <= most, "{path}");
+        // As a key does that is not free.
+        thread::sleep(ms(100));
+        told(EXPIRY, "3600.000")
+    });
+    let options = LockOptions {
+        lock_attempt_timeout: Some(ms(9000)),
+        ..LockOptions::default()
+    };
+    let leases = client(port).lock_all(&["A", "B"], &options).unwrap();
+    assert_eq!(leases.expect("both are granted").len(), 2);
+}
+
+#[test]
+fn while_one_key_is_waited_for_the_others_are_renewed() {
+    let server = patient();
+    let other = server.client("CLIENT_B");
+    let held = granted(other.lock("B"));
+    let client = server.client("CLIENT_A");
+    let brief = LockOptions {
+        lock_timeout: Some(ms(3000)),
+        ..WAITING
+    };
+    let all = thread::spawn(move || client.lock_all(&["A", "B"], &brief));
+    until("it waits", || waiters(&server, "B") == 1);
+    let first = fence(&server, "A").expect("it is locked");
+    for _ in 0..2 {
+        let mut last = Duration::MAX;
+        until("it is renewed", || {
+            let left = other.holder("A").unwrap().expect("it is held").expires_in;
+            std::mem::replace(&mut last, left) < left
+        });
+    }
+    assert!(other.release(&held).unwrap());
+    let leases = all.join().unwrap().unwrap().expect("both are granted");
+    assert_eq!(leases[0].fence, first);
+    for lease in &leases {
+        assert!(other.is_locked(&lease.key).unwrap() && !lease.remaining().is_zero());
+    }
+}
+
+#[test]
+fn a_key_that_is_lost_while_another_is_waited_for_is_an_error() {
+    let server = patient();
+    let other = server.client("CLIENT_B");
+    let held = granted(other.lock("B"));
+    let client = server.client("CLIENT_A");
+    let waiting = client.clone();
+    let all = thread::spawn(move || waiting.lock_all(&["A", "B"], &WAITING));
+    until("it waits", || waiters(&server, "B") == 1);
+    assert!(
+        client.unlock("A").unwrap(),
+        "as a careless process of this name would"
+    );
+    assert!(other.release(&held).unwrap());
+    let error = all.join().unwrap().unwrap_err();
+    assert!(
+        matches!(&error, Error::LeaseLost { key, .. } if key == "A"),
+        "{error:?}"
+    );
+    assert!(!client.is_locked("B").unwrap());
+}
+
+// Connections that break.
+
+/// Calls with each cut in turn, until one comes too late to be noticed. `false` is a cut that nobody noticed.
+fn at_each_byte(mut exchange: impl FnMut(usize, Cut) -> bool) {
+    let mut number = 0;
+    for cut in [Cut::Request, Cut::Reply] {
+        let mut bytes = 0;
+        while exchange(number, cut(bytes)) {
+            (bytes, number) = (bytes + 1, number + 1);
+        }
+        number += 1;
+        assert!(bytes > 80, "an exchange is longer than {bytes} bytes");
+    }
+}
+
+/// After a cut at any byte, one grant stands, and the client knows it.
+fn is_granted_once(how: Break) {
+    let server = patient();
+    at_each_byte(|number, cut| {
+        // One that comes late disturbs no other.
+        let key = format!("KEY{number}");
+        let proxy = Proxy::to(server.port(), cut, how);
+        let client = client(proxy.port);
+        let lease = granted(client.lock_with(&key, &WAITING));
+        assert_eq!(Some(lease.fence), fence(&server, &key), "{cut:?}");
+        assert_eq!(waiters(&server, &key), 0, "{cut:?}");
+        assert!(client.release(&lease).unwrap(), "{cut:?}");
+        proxy.connections() > 1
+    });
+}
+
+#[test]
+fn a_lock_whose_connection_is_closed_at_any_byte_is_granted_once() {
+    is_granted_once(Break::Close);
+}
+
+#[test]
+fn a_lock_whose_connection_is_reset_at_any_byte_is_granted_once() {
+    is_granted_once(Break::Reset);
+}
+
+#[test]
+fn a_release_whose_connection_breaks_at_any_byte_is_true_and_releases() {
+    let server = patient();
+    at_each_byte(|number, cut| {
+        let key = format!("KEY{number}");
+        let lease = granted(server.client("CLIENT_A").lock_with(&key, &WAITING));
+        let proxy = Proxy::to(server.port(), cut, Break::Close);
+        assert!(client(proxy.port).release(&lease).unwrap(), "{cut:?}");
+        assert_eq!(fence(&server, &key), None, "{cut:?}");
+        proxy.connections() > 1
+    });
+}
+
+#[test]
+fn a_renewal_whose_connection_breaks_at_any_byte_renews_this_lease() {
+    let server = patient();
+    at_each_byte(|number, cut| {
+        let key = format!("KEY{number}");
+        let lease = granted(
+            server
+                .client("CLIENT_A")
+                .lock_with(&key, &lasting(ms(3_600_000))),
+        );
+        let proxy = Proxy::to(server.port(), cut, Break::Close);
+        let renewed = granted(client(proxy.port).renew(&lease));
+        assert_eq!(Some(renewed.fence), fence(&server, &key), "{cut:?}");
+        assert!(renewed.remaining() > PATIENCE, "{cut:?}");
+        proxy.connections() > 1
+    });
+}
+
+#[test]
+fn a_release_that_is_not_known_to_have_come_in_time_is_an_error() {
+    let server = patient();
+    let proxy = || Proxy::to(server.port(), Cut::Reply(0), Break::Close);
+    // That is over before it is released.
+    let brief = granted(server.client("CLIENT_A").lock_with("KEYA", &lasting(ms(1))));
+    until("it is over", || {
+        fence(&server, "KEYA").is_none() && brief.remaining().is_zero()
+    });
+    let error = client(proxy().port).release(&brief).unwrap_err();
+    assert!(
+        matches!(error, Error::Interrupted { attempts: 1, .. }),
+        "{error:?}"
+    );
+    assert!(!server.client("CLIENT_A").release(&brief).unwrap());
+    // Of which nobody knows how long it lasts.
+    let lease = granted(server.client("CLIENT_A").lock("KEYA"));
+    let error = client(proxy().port)
+        .unlock_under("KEYA", lease.fence)
+        .unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    assert_eq!(fence(&server, "KEYA"), None);
+}
+
+/// Answers one question, and breaks the connection when it has read the next; a moment later another one listens
+/// there, that knows no locks.
+fn replaced() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+        stream
+            .write_all(told(EXPIRY, "3600.000").as_bytes())
+            .unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+        drop(listener);
+        drop(stream);
+        // As a restart takes.
+        thread::sleep(ms(500));
+        let (mut stream, _) = TcpListener::bind(address).unwrap().accept().unwrap();
+        assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLock-Result: free\r\n\r\n0\n")
+            .unwrap();
+    });
+    address.port()
+}
+
+#[test]
+fn a_release_that_another_server_answers_is_an_error() {
+    let often = ClientOptions {
+        reconnect_attempts: 3000,
+        time_between_attempts: ms(10),
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", replaced(), often);
+    let lease = granted(client.lock_with("KEYA", &WAITING));
+    let error = client.release(&lease).unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+}
+
+#[test]
+fn an_unlock_without_a_fence_is_not_asked_twice() {
+    let server = patient();
+    granted(server.client("CLIENT_A").lock("KEYA"));
+    let proxy = Proxy::to(server.port(), Cut::Reply(0), Break::Close);
+    let error = client(proxy.port).unlock("KEYA").unwrap_err();
+    assert!(
+        matches!(error, Error::Interrupted { attempts: 1, .. }),
+        "{error:?}"
+    );
+    assert_eq!(proxy.connections(), 1);
+}
+
+#[test]
+fn a_lock_that_gets_no_answer_in_time_is_asked_again() {
+    let server = patient();
+    let proxy = Proxy::to(server.port(), Cut::Reply(0), Break::Silence);
+    let lease = granted(client(proxy.port).try_lock("KEYA"));
+    assert_eq!(Some(lease.fence), fence(&server, "KEYA"));
+    assert_eq!(proxy.connections(), 2);
+}
+
+/// One try to come back in time. `false` if this machine was too slow for that.
+fn comes_back_in_time() -> bool {
+    let server = patient();
+    let holder = server.client("CLIENT_B");
+    let held = granted(holder.lock("KEYA"));
+    let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
+    let early = client(proxy.port);
+    let early = thread::spawn(move || early.lock_with("KEYA", &WAITING));
+    until("it waits", || waiters(&server, "KEYA") == 1);
+    let mut late = waiting_wire(&server, "KEYA", "CLIENT_C");
+    let before = Instant::now();
+    proxy.break_off();
+    until("the server notices", || waiters(&server, "KEYA") == 1);
+    proxy.mend();
+    until("it is back", || waiters(&server, "KEYA") == 2);
+    if before.elapsed() >= ms(2000) {
+        return false;
+    }
+    assert!(holder.release(&held).unwrap());
+    let lease = granted(early.join().unwrap());
+    assert_eq!(Some(lease.fence), fence(&server, "KEYA"));
+    assert!(!late.has_answer());
+    assert!(client(server.port()).release(&lease).unwrap());
+    assert_ne!(late.reply().body, "0\n");
+    true
+}
+
+#[test]
+fn a_waiter_whose_connection_breaks_keeps_its_place() {
+    until("the machine is quick enough", comes_back_in_time);
+}

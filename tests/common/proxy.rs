@@ -1,0 +1,144 @@
+//! A way to a server that breaks its first connection after so many bytes, or when it is told to.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use nix::libc::linger;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::until;
+
+/// After how many bytes of what the first connection breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    Request(usize),
+    Reply(usize),
+    Never,
+}
+
+/// How a connection breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// As a process does that ends.
+    Close,
+    /// As a middlebox does that has had enough.
+    Reset,
+    /// As a cable does.
+    Silence,
+}
+
+pub struct Proxy {
+    pub port: u16,
+    road: Arc<Road>,
+}
+
+#[derive(Default)]
+struct Road {
+    /// How many connections there were.
+    connections: AtomicUsize,
+    is_broken: AtomicBool,
+    /// The ends of what is to be broken off by hand. A connection is open as long as one stands here.
+    ends: Mutex<Vec<TcpStream>>,
+}
+
+impl Proxy {
+    pub fn to(server: u16, cut: Cut, how: Break) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let road = Arc::new(Road::default());
+        let proxy = Proxy {
+            port,
+            road: road.clone(),
+        };
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.expect("a client");
+                let first = road.connections.fetch_add(1, SeqCst) == 0;
+                until("the road is whole", || !road.is_broken.load(SeqCst));
+                let server = TcpStream::connect(("127.0.0.1", server)).expect("it listens");
+                let by_hand = [&client, &server].into_iter().filter(|_| cut == Cut::Never);
+                for end in by_hand {
+                    let end = end.try_clone().expect("a descriptor is left");
+                    road.ends.lock().expect("nobody panicked").push(end);
+                }
+                let cut = first.then_some(cut);
+                thread::spawn(move || carry(&client, &server, cut, how));
+            }
+        });
+        proxy
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.road.connections.load(SeqCst)
+    }
+
+    /// Breaks every connection, and holds up the next ones. For a proxy that never does it by itself.
+    pub fn break_off(&self) {
+        self.road.is_broken.store(true, SeqCst);
+        for end in self.road.ends.lock().expect("nobody panicked").drain(..) {
+            // It fails where the other side has closed it already.
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Lets connections through again.
+    pub fn mend(&self) {
+        self.road.is_broken.store(false, SeqCst);
+    }
+}
+
+/// Carries bytes both ways, until one side ends or the cut comes.
+fn carry(client: &TcpStream, server: &TcpStream, cut: Option<Cut>, how: Break) {
+    let (mut requests, mut replies) = match cut {
+        None | Some(Cut::Never) => (usize::MAX, usize::MAX),
+        Some(Cut::Request(most)) => (most, usize::MAX),
+        Some(Cut::Reply(most)) => (usize::MAX, most),
+    };
+    while requests > 0 {
+        let mut ends = [client, server].map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
+        poll(&mut ends, PollTimeout::NONE).expect("both are sockets");
+        let goes_on = match ends.map(|end| end.any()) {
+            [Some(true), _] => pass(client, server, &mut requests),
+            // The server has acted, and nobody hears of it.
+            _ if replies == 0 => break,
+            _ => pass(server, client, &mut replies),
+        };
+        if !goes_on {
+            return;
+        }
+        if replies == 0 {
+            break;
+        }
+    }
+    match how {
+        Break::Close => {}
+        Break::Reset => {
+            let at_once = linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
+            for end in [client, server] {
+                setsockopt(end, sockopt::Linger, &at_once).expect("it is a socket");
+            }
+        }
+        // What comes from the client is taken, and goes nowhere.
+        Break::Silence => while pass(client, &std::io::sink(), &mut usize::MAX.clone()) {},
+    }
+}
+
+/// Passes on what there is, so many bytes at the most. `false` at the end.
+fn pass(mut from: &TcpStream, mut to: impl Write, most: &mut usize) -> bool {
+    let mut buffer = [0; 4096];
+    let Ok(read @ 1..) = from.read(&mut buffer) else {
+        return false;
+    };
+    let passed = read.min(*most);
+    *most -= passed;
+    to.write_all(&buffer[..passed]).is_ok()
+}

@@ -1,0 +1,859 @@
+//! `lock-server exec`: a command under a lock, with the real program, real servers and real signals.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::program::{Outcome, PROGRAM, clean, program};
+use common::{ask, ms, options, start, until};
+use lock_server::{Client, Options, Server};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setsid};
+
+/// A server whose leases last longer than any test.
+fn patient() -> Server {
+    lasting(ms(60_000))
+}
+
+fn lasting(lock_timeout: Duration) -> Server {
+    start(Options {
+        lock_timeout,
+        ..options()
+    })
+}
+
+/// As [`lasting`], with the process that serves.
+fn with_process(lock_timeout: Duration) -> (Server, Pid) {
+    let mut server = Server::new(Options {
+        lock_timeout,
+        ..options()
+    });
+    let pid = server.start().expect("a server on a free port");
+    (server, Pid::from_raw(pid as i32))
+}
+
+/// `exec` at this server. The arguments are split at spaces.
+fn exec(server: &Server, options: &str, command: &[&str]) -> Command {
+    let mut program = program(["exec"]);
+    program.env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+    program.args(options.split_ascii_whitespace());
+    if !command.is_empty() {
+        program.arg("--").args(command);
+    }
+    program
+}
+
+fn outcome(server: &Server, options: &str, command: &[&str]) -> Outcome {
+    Outcome::of(&mut exec(server, options, command))
+}
+
+/// A shell script as a command.
+fn sh(script: &str) -> [&str; 3] {
+    ["sh", "-c", script]
+}
+
+fn is_waited_for(server: &Server, key: &str, waiters: usize) -> bool {
+    let reply = ask(server, &format!("/CHECK/{key}"));
+    reply.header("Lock-Waiters") == Some(&waiters.to_string())
+}
+
+fn is_locked(server: &Server, key: &str) -> bool {
+    ask(server, &format!("/CHECK/{key}")).body == "1\n"
+}
+
+/// An `exec` that runs beside the test, killed at its end.
+struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Running { child, stdout }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("it runs");
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("UTF-8");
+        line.trim_end().into()
+    }
+
+    /// The numbers of processes that a line names.
+    fn pids(&mut self) -> Vec<u32> {
+        let line = self.line();
+        let pids = line.split(' ').map(|pid| pid.parse().expect("a number"));
+        pids.collect()
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        self.child.wait().expect("a child")
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        self.ended().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only where it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether a process does anything any more.
+fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
+    state.is_some_and(|state| !b"ZX".contains(&state))
+}
+
+/// A command that says which processes it is, and heeds no SIGTERM.
+const STUBBORN: &str = "trap '' TERM; sleep 60 & echo $$ $!; wait";
+
+// --- the exit codes, row by row ---
+
+#[test]
+fn the_exit_code_is_the_command_s_own() {
+    let server = patient();
+    for code in [0, 1, 7, 75, 124, 255] {
+        let script = format!("exit {code}");
+        assert_eq!(outcome(&server, "K", &sh(&script)).code, Some(code));
+    }
+    assert!(!is_locked(&server, "K"));
+}
+
+#[test]
+fn a_command_that_a_signal_ended_is_128_and_its_number() {
+    let server = patient();
+    for (signal, code) in [("KILL", 137), ("TERM", 143), ("HUP", 129), ("RTMAX", 192)] {
+        let script = format!("kill -s {signal} $$");
+        let bash = ["bash", "-c", &script];
+        assert_eq!(outcome(&server, "K", &bash).code, Some(code), "{signal}");
+    }
+    assert!(!is_locked(&server, "K"));
+}
+
+#[test]
+fn not_obtained_is_75_or_what_is_wished_for_and_runs_nothing() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    for (options, code) in [
+        ("-n K", 75),
+        ("--nonblock K", 75),
+        ("-w 0 K", 75),
+        ("-w 0.1 K", 75),
+        ("--wait=0.1 K", 75),
+        ("-n -E 0 K", 0),
+        ("-w 0.1 -E 255 K", 255),
+        ("-n --conflict-exit-code 3 K", 3),
+    ] {
+        let refused = outcome(&server, options, &["echo", "it runs"]);
+        refused.expect(code, "");
+        refused.expect_stderr(&["lock-server: K is held by OTHER for "]);
+        let quiet = outcome(&server, &format!("-q {options}"), &["true"]);
+        assert_eq!((quiet.code, quiet.stderr.as_str()), (Some(code), ""));
+    }
+}
+
+#[test]
+fn a_lost_lease_is_124() {
+    let mut server = patient();
+    let mut running = Running::spawn(&mut exec(&server, "--lock-timeout 0.6 K", &sh(STUBBORN)));
+    running.pids();
+    server.stop().expect("it stops");
+    assert_eq!(running.exit_code(), Some(124));
+}
+
+#[test]
+fn no_server_is_69() {
+    let mut server = patient();
+    server.stop().expect("it stops");
+    let outcome = outcome(&server, "K", &["true"]);
+    outcome.expect(69, "");
+    outcome.expect_stderr(&["no lock server reached at 127.0.0.1:", "4 attempts"]);
+}
+
+#[test]
+fn wrong_usage_is_64_and_runs_nothing() {
+    let server = patient();
+    let run: &[&str] = &["echo", "it runs"];
+    for (options, command, word) in [
+        ("-E 256 K", run, "256"),
+        ("-E -1 K", run, "-1"),
+        ("-E many K", run, "many"),
+        ("-w -1 K", run, "-1"),
+        ("-w soon K", run, "soon"),
+        ("-n -w 1 K", run, "not both"),
+        ("-k -1 K", run, "-1"),
+        ("--frob K", run, "--frob"),
+        ("", run, "no key"),
+        ("K L", run, "L"),
+        ("K", &[], "no command"),
+        ("K --", &[], "no command"),
+        ("--lock-timeout 0 K", run, "lock_timeout"),
+        ("--lock-timeout 3601 K", run, "3600"),
+        ("--name= K", run, "the requester is empty"),
+    ] {
+        let outcome = outcome(&server, options, command);
+        outcome.expect(64, "");
+        outcome.expect_stderr(&[word, "Run lock-server exec --help for usage."]);
+    }
+}
+
+#[test]
+fn what_cannot_be_executed_is_126_and_what_is_not_there_127() {
+    let server = patient();
+    let directory = tempfile::tempdir().expect("a directory");
+    let plain = directory.path().join("plain");
+    fs::write(&plain, "").expect("written");
+    let plain = plain.to_str().expect("UTF-8");
+    for (command, code) in [
+        (plain, 126),
+        ("/", 126),
+        ("/no/such/command", 127),
+        ("no-such-command", 127),
+        ("", 127),
+    ] {
+        let outcome = outcome(&server, "K", &[command]);
+        outcome.expect(code, "");
+        outcome.expect_stderr(&["lock-server: ", command]);
+    }
+}
+
+#[test]
+fn a_command_that_is_not_there_is_found_out_before_anybody_waits() {
+    let server = patient();
+    server.client("OTHER").lock("K").expect("it answers");
+    assert_eq!(outcome(&server, "K", &["no-such-command"]).code, Some(127));
+}
+
+#[test]
+fn a_command_that_cannot_start_leaves_its_key_free() {
+    let server = patient();
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("script");
+    for (text, code) in [("#!/no/such/interpreter\n", 127), ("#!/etc/passwd\n", 126)] {
+        write_executable(&script, text);
+        let script = script.to_str().expect("UTF-8");
+        let outcome = outcome(&server, "K", &[script]);
+        outcome.expect(code, "");
+        outcome.expect_stderr(&["cannot execute", script]);
+        assert!(!is_locked(&server, "K"));
+    }
+}
+
+/// Written by another process: a file that this one has open for writing could be open in the child of
+/// another test, and then nobody may execute it.
+fn write_executable(path: &Path, text: &str) {
+    let script = "printf %s \"$1\" > \"$0\" && chmod +x \"$0\"";
+    let written = Command::new("sh")
+        .args(["-c", script])
+        .arg(path)
+        .arg(text)
+        .status();
+    assert!(written.expect("sh starts").success());
+}
+
+#[test]
+fn a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+    ] {
+        let mut waiting = Running::spawn(&mut exec(&server, "K", &["echo", "it runs"]));
+        until("it waits", || is_waited_for(&server, "K", 1));
+        waiting.signal(signal);
+        assert_eq!(waiting.exit_code(), Some(128 + signal as i32));
+        // Already, not only when the server has noticed that its connection is gone.
+        assert!(is_waited_for(&server, "K", 0), "{signal}");
+        assert_eq!(waiting.line(), "");
+    }
+}
+
+// --- what the command finds ---
+
+#[test]
+fn the_command_is_told_key_name_fence_and_server() {
+    let server = patient();
+    let script = "echo $LOCK_SERVER_KEY $LOCK_SERVER_NAME; \
+                  \"$0\" verify --fence $LOCK_SERVER_FENCE $LOCK_SERVER_KEY";
+    let told = outcome(&server, "--name ME K", &["sh", "-c", script, PROGRAM]);
+    told.expect(0, "K ME\n1\n");
+    let script = "echo $LOCK_SERVER";
+    let options = format!("--host ::1 --port {} K", server.port());
+    let v6 = Outcome::of(&mut exec(&server, &options, &sh(script)));
+    // This server listens on IPv4 alone.
+    assert_eq!(v6.code, Some(69), "{v6:?}");
+}
+
+#[test]
+fn a_name_of_its_own_lets_two_of_one_script_take_turns() {
+    let server = patient();
+    let script = "\"$0\" exec K -- true & first=$!
+                  \"$0\" exec K -- sleep 0.1 && wait $first";
+    let mut shell = Command::new("bash");
+    clean(&mut shell)
+        .args(["-c", script, PROGRAM])
+        .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+    assert_eq!(Outcome::of(&mut shell).code, Some(0));
+}
+
+#[test]
+fn standard_streams_pass_through_untouched() {
+    let server = patient();
+    let mut child = exec(&server, "K", &["cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let sent: Vec<u8> = (0..3_000_000u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let mut stdin = child.stdin.take().expect("piped");
+    let writer = {
+        let sent = sent.clone();
+        thread::spawn(move || stdin.write_all(&sent))
+    };
+    let mut came = Vec::new();
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_to_end(&mut came).expect("read");
+    writer.join().expect("no panic").expect("written");
+    assert!(came == sent, "{} of {} bytes", came.len(), sent.len());
+    assert!(child.wait().expect("a child").success());
+    let both = outcome(&server, "K", &sh("echo out; echo err >&2"));
+    assert_eq!(
+        (both.stdout.as_str(), both.stderr.as_str()),
+        ("out\n", "err\n")
+    );
+}
+
+#[test]
+fn the_command_s_arguments_are_its_own() {
+    let server = patient();
+    for arguments in [&["--", "-n", "--host=x", "*"][..], &["", "a b", "help"]] {
+        let mut command = vec!["printf", "%s|"];
+        command.extend(arguments);
+        let printed = outcome(&server, "K", &command);
+        printed.expect(0, &(arguments.join("|") + "|"));
+    }
+}
+
+#[test]
+fn a_key_that_begins_with_a_dash_has_a_separator_of_its_own() {
+    let server = patient();
+    let printed = outcome(&server, "-n -- -K", &sh("echo $LOCK_SERVER_KEY"));
+    printed.expect(0, "-K\n");
+}
+
+#[test]
+fn signals_are_for_the_command_as_if_it_was_called_directly() {
+    let server = patient();
+    // Those from 32 on are the C library's own.
+    let standard = |line: &str| -> Option<u64> {
+        let (name, bits) = line.split_once(":\t")?;
+        let bits = u64::from_str_radix(bits, 16).ok()? & 0x7fff_ffff;
+        matches!(name, "SigBlk" | "SigIgn").then_some(bits)
+    };
+    let signals =
+        |outcome: Outcome| -> Vec<u64> { outcome.stdout.lines().filter_map(standard).collect() };
+    let status = ["cat", "/proc/self/status"];
+    let directly = Outcome::of(Command::new(status[0]).args(&status[1..]));
+    assert_eq!(signals(outcome(&server, "K", &status)), signals(directly));
+
+    // As `nohup` has it, and a shell that does not care for its children.
+    for ignored in ["HUP", "CHLD"] {
+        let shell = |script: &str| {
+            let script = format!("trap '' {ignored}; {script} cat /proc/self/status");
+            let mut shell = Command::new("bash");
+            clean(&mut shell)
+                .args(["-c", &script, PROGRAM])
+                .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+            Outcome::of(&mut shell)
+        };
+        assert_eq!(
+            signals(shell("exec \"$0\" exec K --")),
+            signals(shell("exec"))
+        );
+    }
+}
+
+#[test]
+fn signals_are_handed_on_to_the_command() {
+    let server = patient();
+    for signal in ["HUP", "INT", "QUIT", "USR1", "USR2", "TERM"] {
+        let script = format!(
+            "trap 'echo {signal}; exit 5' {signal}; echo ready; while :; do sleep 0.01; done"
+        );
+        let mut running = Running::spawn(&mut exec(&server, "K", &sh(&script)));
+        assert_eq!(running.line(), "ready");
+        running.signal(format!("SIG{signal}").parse().expect("a signal"));
+        assert_eq!(running.line(), signal);
+        assert_eq!(running.exit_code(), Some(5));
+    }
+}
+
+// --- one at a time ---
+
+#[test]
+fn two_that_race_two_hundred_times_never_overlap() {
+    let server = patient();
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("log");
+    // One line when it begins and one when it ends: each has both of its own together.
+    let script = "echo $LOCK_SERVER_FENCE >> \"$0\"; echo $LOCK_SERVER_FENCE >> \"$0\"";
+    let race = || {
+        for _ in 0..200 {
+            let mut command = exec(&server, "K", &["sh", "-c", script]);
+            assert_eq!(Outcome::of(command.arg(&log)).code, Some(0));
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(race);
+        scope.spawn(race);
+    });
+    let log = fs::read_to_string(&log).expect("written");
+    let fences: Vec<u64> = log
+        .lines()
+        .map(|fence| fence.parse().expect("a number"))
+        .collect();
+    assert_eq!(fences.len(), 2 * 2 * 200);
+    for pair in fences.chunks(2) {
+        assert_eq!(pair[0], pair[1], "another one came between");
+    }
+    assert!(fences.is_sorted(), "the order of the grants");
+}
+
+#[test]
+fn a_nested_exec_for_the_same_key_fails_at_once() {
+    let server = patient();
+    let inner = [PROGRAM, "exec", "K", "--", "true"];
+    for options in ["K", "--name ME K"] {
+        let nested = outcome(&server, options, &inner);
+        nested.expect(75, "");
+        nested.expect_stderr(&[
+            "lock-server: K is held by ",
+            "which this command runs under",
+        ]);
+    }
+    let same_name = [PROGRAM, "exec", "--name", "ME", "K", "--", "true"];
+    let nested = outcome(&server, "--name ME K", &same_name);
+    nested.expect(75, "");
+    nested.expect_stderr(&["K is held by ME"]);
+
+    // Also with another key in between, and with a name in the environment.
+    let between = [&[PROGRAM, "exec", "L", "--"], &inner[..]].concat();
+    let mut command = exec(&server, "K", &between);
+    let nested = Outcome::of(command.env("LOCK_SERVER_NAME", "ME"));
+    nested.expect(75, "");
+    nested.expect_stderr(&["K is held by ME", "which this command runs under"]);
+}
+
+#[test]
+fn nested_execs_for_other_keys_take_turns() {
+    let server = patient();
+    let script = "\"$0\" exec L -- sleep 0.1 & \"$0\" exec L -- true && wait $!";
+    let nested = outcome(&server, "K", &["sh", "-c", script, PROGRAM]);
+    assert_eq!(nested.code, Some(0), "{nested:?}");
+}
+
+#[test]
+fn a_second_one_of_the_same_name_is_refused_and_told_why() {
+    let server = patient();
+    server.client("OTHER").lock("K").expect("it answers");
+    let _first = Running::spawn(&mut exec(&server, "--name ME K", &["true"]));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    let second = outcome(&server, "--name ME K", &["true"]);
+    second.expect(75, "");
+    second.expect_stderr(&["another one waits for K as ME"]);
+}
+
+#[test]
+fn a_wait_longer_than_the_server_allows_keeps_its_place() {
+    let server = start(Options {
+        lock_timeout: ms(60_000),
+        lock_attempt_timeout: ms(10),
+        max_lock_attempt_timeout: Some(ms(50)),
+        ..options()
+    });
+    let holder = server.client("HOLDER");
+    holder.lock("K").expect("it answers").expect("it is free");
+    let echo = sh("echo $LOCK_SERVER_FENCE");
+    let mut first = Running::spawn(&mut exec(&server, "K", &echo));
+    until("the first one waits", || is_waited_for(&server, "K", 1));
+    let mut second = Running::spawn(&mut exec(&server, "K", &echo));
+    until("both wait", || is_waited_for(&server, "K", 2));
+    // Ten times what the server lets anybody wait; not a moment to prove anything at.
+    let since = Instant::now();
+    until("many turns are over", || since.elapsed() > ms(500));
+    assert!(is_waited_for(&server, "K", 2), "both still do");
+    assert!(holder.unlock("K").expect("it answers"));
+    let fences = [first.line(), second.line()].map(|fence| fence.parse::<u64>().expect("a number"));
+    assert!(fences[0] < fences[1], "{fences:?}");
+    assert_eq!((first.exit_code(), second.exit_code()), (Some(0), Some(0)));
+}
+
+// --- the lease ---
+
+#[test]
+fn a_command_that_takes_longer_than_its_lease_keeps_the_key() {
+    let server = patient();
+    let kept = outcome(&server, "-v --lock-timeout 0.6 K", &["sleep", "2"]);
+    assert_eq!(kept.code, Some(0), "{kept:?}");
+    assert!(kept.stderr.matches("renewed K").count() >= 3, "{kept:?}");
+    kept.expect_stderr(&["locked K", "unlocked K"]);
+}
+
+/// When the lease of a key ends that has just been renewed, at the earliest.
+fn fresh_lease(client: &Client, lock_timeout: Duration) -> Instant {
+    let mut end = None;
+    until("the lease is fresh", || {
+        let now = Instant::now();
+        let holder = client.holder("K").expect("it answers").expect("held");
+        end = Some(now + holder.expires_in);
+        holder.expires_in > lock_timeout - lock_timeout / 10
+    });
+    end.expect("it was asked")
+}
+
+#[test]
+fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
+    const LEASE: Duration = ms(3000);
+    let (server, process) = with_process(LEASE);
+    let mut command = exec(&server, "K", &sh(STUBBORN));
+    let mut running = Running::spawn(command.stderr(Stdio::piped()));
+    let pids = running.pids();
+    let end = fresh_lease(&server.client("OBSERVER"), LEASE);
+    kill(process, Signal::SIGKILL).expect("it runs");
+    until("the command is gone", || {
+        !pids.iter().any(|&pid| lives(pid))
+    });
+    assert!(Instant::now() < end, "it outlived its lease");
+    assert_eq!(running.exit_code(), Some(124));
+    let mut stderr = String::new();
+    let mut pipe = running.child.stderr.take().expect("piped");
+    pipe.read_to_string(&mut stderr).expect("UTF-8");
+    assert!(
+        stderr.contains("K could not be renewed in time"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_command_whose_lease_cannot_be_kept_may_end_by_itself_first() {
+    let mut server = patient();
+    let script = "trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
+    let options = "--lock-timeout 1.5 --kill-after 0.5 K";
+    let mut running = Running::spawn(&mut exec(&server, options, &sh(script)));
+    assert_eq!(running.line(), "ready");
+    server.stop().expect("it stops");
+    assert_eq!(running.line(), "told");
+    assert_eq!(running.exit_code(), Some(124));
+}
+
+#[test]
+fn a_restarted_server_knows_no_lease_and_the_command_is_ended() {
+    let mut server = patient();
+    let mut command = exec(&server, "--lock-timeout 3 K", &sh(STUBBORN));
+    let mut running = Running::spawn(&mut command);
+    let pids = running.pids();
+    let port = server.port();
+    server.stop().expect("it stops");
+    let _server = start(Options {
+        port,
+        reconnect_attempts: 100,
+        time_between_attempts: ms(10),
+        ..options()
+    });
+    assert_eq!(running.exit_code(), Some(124));
+    assert!(!pids.iter().any(|&pid| lives(pid)));
+}
+
+#[test]
+fn a_server_that_is_silent_for_less_than_the_lease_costs_nothing() {
+    let (server, process) = with_process(ms(60_000));
+    let script = "read line; exit 9";
+    let mut command = exec(&server, "-v --lock-timeout 3 K", &sh(script));
+    let mut running = Running::spawn(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
+    let mut stderr = BufReader::new(running.child.stderr.take().expect("piped"));
+    let mut heard = |word: &str| {
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            assert!(
+                stderr.read_line(&mut line).expect("UTF-8") > 0,
+                "no {word:?}"
+            );
+        }
+    };
+    heard("locked K");
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    heard("not renewed");
+    kill(process, Signal::SIGCONT).expect("it runs");
+    heard("renewed K");
+    drop(running.child.stdin.take());
+    assert_eq!(running.exit_code(), Some(9));
+}
+
+#[test]
+fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
+    let server = patient();
+    let mut running = Running::spawn(&mut exec(
+        &server,
+        "--name ME --lock-timeout 0.9 K",
+        &sh(STUBBORN),
+    ));
+    let pids = running.pids();
+    assert!(server.client("ME").unlock("K").expect("it answers"));
+    assert_eq!(running.exit_code(), Some(124));
+    assert!(!pids.iter().any(|&pid| lives(pid)));
+}
+
+#[test]
+fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
+    let server = lasting(ms(1000));
+    let mut running = Running::spawn(&mut exec(&server, "K", &sh(STUBBORN)));
+    let pids = running.pids();
+    running.signal(Signal::SIGKILL);
+    assert_eq!(running.ended().signal(), Some(9));
+    until("the command is gone", || {
+        !pids.iter().any(|&pid| lives(pid))
+    });
+    let next = outcome(&server, "K", &["echo", "it runs"]);
+    next.expect(0, "it runs\n");
+}
+
+#[test]
+fn what_the_command_leaves_in_the_background_goes_on() {
+    let server = patient();
+    let script = "sleep 60 >/dev/null 2>&1 & echo $!";
+    let left = outcome(&server, "K", &sh(script));
+    let pid: u32 = left.stdout.trim().parse().expect("a number");
+    assert!(lives(pid));
+    assert!(!is_locked(&server, "K"));
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("it runs");
+}
+
+// --- on a terminal ---
+
+/// `exec` in a session of its own, on a terminal of its own.
+struct OnTerminal {
+    child: Child,
+    screen: PtyMaster,
+    seen: String,
+}
+
+/// A new terminal, which no child of another test has open: it ends with the last one that has.
+fn terminal() -> nix::Result<PtyMaster> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    Ok(master)
+}
+
+impl OnTerminal {
+    fn spawn(command: &mut Command) -> Self {
+        let screen = terminal().expect("a terminal");
+        let name = ptsname_r(&screen).expect("its name");
+        let stream = || {
+            // It becomes nobody's by being opened here.
+            let mut file = File::options();
+            let file = file.read(true).write(true).custom_flags(libc::O_NOCTTY);
+            Stdio::from(file.open(&name).expect("the terminal"))
+        };
+        command.env("TERM", "xterm");
+        command.stdin(stream()).stdout(stream()).stderr(stream());
+        let own_session = || {
+            setsid()?;
+            // SAFETY: makes standard input, which is a terminal, that of the session; no memory is involved.
+            Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
+            Ok(())
+        };
+        // SAFETY: it only calls the system.
+        unsafe { command.pre_exec(own_session) };
+        let child = command.spawn().expect("the program starts");
+        // This test has it open no longer.
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        OnTerminal {
+            child,
+            screen,
+            seen: String::new(),
+        }
+    }
+
+    /// Reads on. `false` at the end.
+    fn see(&mut self) -> bool {
+        let mut bytes = [0; 1000];
+        // A terminal that nobody has open any more is an error to read from.
+        let Ok(read) = self.screen.read(&mut bytes) else {
+            return false;
+        };
+        self.seen += &String::from_utf8_lossy(&bytes[..read]);
+        read > 0
+    }
+
+    fn until_seen(&mut self, text: &str) {
+        while !self.seen.contains(text) {
+            assert!(self.see(), "no {text:?} in {:?}", self.seen);
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.screen.write_all(text.as_bytes()).expect("it is open");
+    }
+
+    /// What is left on the screen when it has ended, and its exit code.
+    fn end(mut self) -> (String, Option<i32>) {
+        while self.see() {}
+        let code = self.child.wait().expect("a child").code();
+        let left = self.seen.rsplit("\r\x1b[K").next().unwrap_or_default();
+        (left.into(), code)
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        // Both fail only where it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted() {
+    let server = patient();
+    let other = server.client("OT\x1bHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["echo", "it runs"]));
+    waiting.until_seen("waiting 0 s for K: held by OT?HER");
+    waiting.until_seen("held by OT?HER, next of 1");
+    let _behind = Running::spawn(&mut exec(&server, "K", &["true"]));
+    waiting.until_seen("held by OT?HER, next of 2");
+    assert!(other.unlock("K").expect("it answers"));
+    assert_eq!(waiting.end(), ("it runs\r\n".into(), Some(0)));
+}
+
+#[test]
+fn the_line_is_gone_when_the_wait_is_given_up() {
+    let server = patient();
+    server.client("OTHER").lock("K").expect("it answers");
+    let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["true"]));
+    waiting.until_seen("held by OTHER");
+    until("it waits", || is_waited_for(&server, "K", 1));
+    waiting.type_in("\x03");
+    assert_eq!(waiting.end(), ("".into(), Some(130)));
+    let waiting = OnTerminal::spawn(&mut exec(&server, "-w 0.1 K", &["true"]));
+    let (left, code) = waiting.end();
+    assert!(
+        left.starts_with("lock-server: K is held by OTHER"),
+        "{left}"
+    );
+    assert_eq!(code, Some(75));
+}
+
+#[test]
+fn ctrl_z_does_not_stop_what_nobody_could_wake_again() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    // The leader of a session has no shell above it.
+    let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["true"]));
+    waiting.until_seen("held by OTHER");
+    waiting.type_in("\x1a");
+    waiting.until_seen("^Z");
+    waiting.until_seen("next of 1");
+    other.unlock("K").expect("it answers");
+    assert_eq!(waiting.end().1, Some(0));
+}
+
+#[test]
+fn there_is_no_line_where_nobody_wants_or_could_see_it() {
+    let server = patient();
+    let other = server.client("OTHER");
+    for (options, is_terminal) in [("-q K", true), ("K", false)] {
+        other.lock("K").expect("it answers").expect("it is free");
+        let mut command = exec(&server, options, &["echo", "it runs"]);
+        if is_terminal {
+            let waiting = OnTerminal::spawn(&mut command);
+            until("it waits", || is_waited_for(&server, "K", 1));
+            other.unlock("K").expect("it answers");
+            assert_eq!(waiting.end(), ("it runs\r\n".into(), Some(0)));
+        } else {
+            let waiting = thread::spawn(move || Outcome::of(&mut command));
+            until("it waits", || is_waited_for(&server, "K", 1));
+            other.unlock("K").expect("it answers");
+            let outcome = waiting.join().expect("no panic");
+            assert_eq!(outcome.stderr, "");
+        }
+    }
+}
+
+#[test]
+fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
+    let server = patient();
+    let script = "echo ready; read line; echo got $line";
+    let mut running = OnTerminal::spawn(&mut exec(&server, "K", &sh(script)));
+    running.until_seen("ready");
+    running.type_in("one\n");
+    assert!(running.end().0.ends_with("got one\r\n"));
+
+    let script = "read line; echo got $line; read line; echo got $line";
+    let mut running = OnTerminal::spawn(&mut exec(&server, "K", &sh(script)));
+    running.type_in("one\n");
+    running.until_seen("got one");
+    // Ctrl-Z throws away what is typed before it.
+    running.type_in("\x1a");
+    running.until_seen("^Z");
+    running.type_in("two\n");
+    running.until_seen("got two");
+    assert_eq!(running.end().1, Some(0));
+}
+
+#[test]
+fn ctrl_c_ends_a_command_whether_or_not_it_has_touched_the_terminal() {
+    let server = patient();
+    for script in ["echo ready; sleep 60", "read line; echo ready; sleep 60"] {
+        let mut running = OnTerminal::spawn(&mut exec(&server, "K", &sh(script)));
+        running.type_in("\n");
+        running.until_seen("ready");
+        until("it ends", || {
+            // Some shells do not hear what comes while they start a child.
+            running.type_in("\x03");
+            running.child.try_wait().expect("a child").is_some()
+        });
+        assert_eq!(running.end().1, Some(130), "{script}");
+    }
+    assert!(!is_locked(&server, "K"));
+}
