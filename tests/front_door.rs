@@ -272,6 +272,26 @@ fn beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers() {
     assert_ne!(ask(&server, "/LOCK/KEYC/CLIENT_A").body, "0\n");
 }
 
+#[test]
+fn what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends() {
+    let _alone = alone();
+    for _ in 0..10 {
+        let mut server = start(patient());
+        ask(&server, "/LOCK/KEYA/holder");
+        let mut wire = waiting_wire(&server, "KEYA", "CLIENT_A");
+        for _ in 0..3 {
+            wire.get("/PING");
+        }
+        let mut other = Wire::to(&server);
+        assert_eq!(other.ask("/PING").body, "1\n");
+        assert!(server.stop().unwrap());
+        assert_eq!(wire.reply().result(), "stopping");
+        for _ in 0..3 {
+            assert_eq!(wire.reply().body, "1\n");
+        }
+    }
+}
+
 const WAITERS: usize = 8000;
 
 /// Seen to fail with the queue served from its other end.
