@@ -175,13 +175,21 @@ impl std::fmt::Display for Error {
                 attempts,
                 source,
             } => {
-                let port = address.rsplit(':').next().unwrap_or_default();
+                let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
                 write!(
                     f,
-                    "no lock server reached at {address} after {}: {source}; \
-                     start one with: lock-server start --port {port}",
+                    "no lock server reached at {address} after {}: {source}; ",
                     times(*attempts)
-                )
+                )?;
+                if is_this_machine(host) {
+                    write!(f, "start one with: lock-server start --port {port}")
+                } else {
+                    write!(
+                        f,
+                        "is one running there, and was it started with --host {host} or 0.0.0.0? \
+                         By default it listens on 127.0.0.1 only"
+                    )
+                }
             }
             Error::Interrupted {
                 question,
@@ -266,6 +274,15 @@ impl std::error::Error for Error {
             | Error::BadReply { .. } => None,
         }
     }
+}
+
+/// Whether only this machine is called so.
+fn is_this_machine(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost"
+        || host
+            .parse()
+            .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 fn times(attempts: u32) -> String {

@@ -479,7 +479,7 @@ does not allow, 69 no server there."
         example = "\
 {command_name} KEYA
 {command_name} --host 10.0.0.7 --name CLIENT_A KEYA
-{command_name} --fence $LOCK_SERVER_FENCE KEYA",
+{command_name} --fence \"$LOCK_SERVER_FENCE\" KEYA",
         note = "\
 Prints 1; or 0 if this name does not have the key, or no longer, or not under
 that fence.
@@ -498,7 +498,7 @@ there."
         description = "make a lock last longer, or shorter, counted from now",
         example = "\
 {command_name} KEYA
-{command_name} --lock-timeout 60 --fence $LOCK_SERVER_FENCE KEYA
+{command_name} --lock-timeout 60 --fence \"$LOCK_SERVER_FENCE\" KEYA
 {command_name} --host 10.0.0.7 --name CLIENT_A KEYA",
         note = "\
 Prints when the lock runs out now, in Unix seconds with six decimals; or 0 if
@@ -535,7 +535,7 @@ Exit codes: 0 locked, 1 free, 2 wrong usage, 69 no server there."
         example = "\
 {command_name} KEYA
 {command_name} --host 10.0.0.7 --name CLIENT_A KEYA
-{command_name} --fence $LOCK_SERVER_FENCE KEYA && mv new.db current.db",
+{command_name} --fence \"$LOCK_SERVER_FENCE\" KEYA && mv new.db current.db",
         note = "\
 Prints 1 if it is, 0 if it is free or another's, or not under that fence.
 Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."

@@ -15,6 +15,13 @@ pub fn explain(
                 "no such command: {unknown}; one of {}",
                 verbs.join(", ")
             )),
+            Some(&"exec") if !unknown.starts_with('-') => Some(format!(
+                "a second name, {unknown}; the command stands after --, as in: \
+                 lock-server exec KEYA -- ls -l"
+            )),
+            Some(_) if !unknown.starts_with('-') => {
+                Some(format!("one argument too many: {unknown}"))
+            }
             Some(verb) => {
                 let help = ask(&[verb, "--help"])?;
                 let meant = meant(unknown, &help)?;

@@ -13,6 +13,11 @@ pub(super) fn understand<'a>(
         let (field, value) = (header.field.as_str().as_str(), header.value.as_str());
         let admitted = service.admission.admit(field, value);
         admitted.map_err(turned_away)?;
+        if field.eq_ignore_ascii_case("Content-Type") && is_form(value) && has_body(request) {
+            return Err(not_understood(Malformed::BadRequest(
+                "parameters stand behind a ? in the URL, not in the body; with curl, add -G".into(),
+            )));
+        }
     }
     let question = Request::parse(request.url(), &service.caps).map_err(not_understood)?;
     match request.method() {
@@ -24,6 +29,17 @@ pub(super) fn understand<'a>(
         )
         .with_header("Allow", "GET, POST")),
     }
+}
+
+/// Whether it is what an HTML form sends, and `curl -d`: parameters that would be taken for heard.
+fn is_form(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default();
+    kind.trim()
+        .eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+fn has_body(request: &tiny_http::Request) -> bool {
+    request.body_length().is_some_and(|length| length > 0)
 }
 
 /// The reply to a request that announces a body which was not read with it.

@@ -53,7 +53,7 @@ impl<'a> Running<'a> {
         let most = longest + longest / 10;
         if kill_after.is_some_and(|kill_after| kill_after > most) {
             voice.say(format_args!(
-                "--kill-after takes at most a third of the lease, {:.1} s here; for more, give a longer \
+                "warning: --kill-after takes at most a third of the lease, {:.1} s here; for more, give a longer \
                  --lock-timeout",
                 longest.as_secs_f64()
             ));
