@@ -124,15 +124,10 @@ impl Guard {
     }
 
     /// Calls this when the lease is lost, in a thread of its own; or at once and in this one, if it is lost
-    /// already. It is not called when the guard is dropped. It takes the place of one that was given before.
+    /// already. It is not called when the guard is dropped or released. It takes the place of one that was given
+    /// before. What it captures lives as long as the guard: it had better not be the guard.
     pub fn on_lost(&self, call: impl FnOnce() + Send + 'static) {
-        let mut state = self.held.state();
-        if state.is_held() {
-            state.on_lost = Some(Box::new(call));
-            return;
-        }
-        drop(state);
-        call();
+        self.held.tell_of_loss(Box::new(call));
     }
 
     /// Unlocks the key, and says whether the lease stood until then.
@@ -142,6 +137,12 @@ impl Guard {
     pub fn release(self) -> Result<bool, Error> {
         let client = self.client.clone();
         client.release(&self.into_lease())
+    }
+
+    /// Has the key unlocked, and does not wait for it.
+    pub(super) fn let_go(&self) {
+        self.held.state().is_let_go = true;
+        self.held.changed.notify_all();
     }
 
     /// Ends the renewals, and leaves the key locked for what is left of the lease.
@@ -157,7 +158,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let mut state = self.held.state();
-        if state.is_let_go {
+        if state.is_let_go && state.is_over {
             return;
         }
         state.is_let_go = true;
@@ -254,7 +255,8 @@ impl Held {
     /// Takes in what a try to renew came to. What comes after the end is too late.
     fn tried(&self, renewed: Result<Option<Lease>, Error>) {
         let mut state = self.state();
-        if !state.is_held() {
+        // A guard that was let go meanwhile may have unlocked the key itself.
+        if state.is_let_go || !state.is_held() {
             return;
         }
         match renewed {
@@ -269,10 +271,23 @@ impl Held {
             Err(error) => {
                 let left = state.lease.remaining();
                 let pause = (left / 10).clamp(PAUSES.0, PAUSES.1);
-                log::debug!("not renewed, {left:?} left, trying again in {pause:?}: {error}");
                 state.due = Instant::now() + pause;
+                drop(state);
+                log::debug!("not renewed, {left:?} left, trying again in {pause:?}: {error}");
             }
         }
+    }
+
+    fn tell_of_loss(&self, call: Box<dyn FnOnce() + Send>) {
+        let mut state = self.state();
+        if state.is_held() {
+            let before = state.on_lost.replace(call);
+            // What drops with it may ask the guard.
+            drop(state);
+            return drop(before);
+        }
+        drop(state);
+        call();
     }
 
     /// The server has said that the lease is over.
@@ -306,7 +321,7 @@ fn keep(client: &Client, held: &Held) {
         held.tried(client.renew_once(&lease, timeout));
     }
     let mut state = held.state();
-    let told = if state.is_held() {
+    let told = if state.is_let_go || state.is_held() {
         None
     } else {
         state.on_lost.take()
@@ -322,4 +337,53 @@ fn keep(client: &Client, held: &Held) {
     }
     held.state().is_done = true;
     held.changed.notify_all();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half_a_minute() -> Lease {
+        Lease {
+            key: "K".into(),
+            expires: std::time::SystemTime::now(),
+            fence: 1,
+            asked: Instant::now(),
+            left: Duration::from_secs(30),
+        }
+    }
+
+    #[test]
+    fn a_lease_is_renewed_when_a_third_of_it_has_passed() {
+        let lease = half_a_minute();
+        assert_eq!(due(&lease), lease.asked + Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_renewal_that_comes_after_the_release_loses_nothing() {
+        let held = Held::new(half_a_minute());
+        held.state().is_let_go = true;
+        held.tried(Ok(None));
+        assert!(held.state().is_held());
+    }
+
+    #[test]
+    fn what_the_last_call_captured_may_ask_the_guard() {
+        struct Asks(Arc<Held>);
+        impl Drop for Asks {
+            fn drop(&mut self) {
+                assert!(self.0.state().is_held());
+            }
+        }
+        let held = Arc::new(Held::new(half_a_minute()));
+        let captured = Asks(held.clone());
+        held.tell_of_loss(Box::new(move || drop(captured)));
+        held.tell_of_loss(Box::new(|| ()));
+    }
+
+    /// The rest of the second is for the scheduler.
+    #[test]
+    fn a_drop_waits_for_less_than_a_second() {
+        assert!(LAST_WAIT < Duration::from_secs(1));
+    }
 }

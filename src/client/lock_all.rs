@@ -19,7 +19,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`lock_with`](Self::lock_with); [`Error::CannotRenew`]; [`Error::LeaseLost`] if one that it had was lost
-    /// while it waited for another. None of them stays locked.
+    /// while it waited for another. None of them stays locked, but after [`Error::Interrupted`] the one that was
+    /// asked for last may be, until its lease runs out, as after [`lock`](Self::lock).
     pub fn lock_all(
         &self,
         keys: &[&str],
@@ -42,9 +43,13 @@ impl Client {
                 lock_attempt_timeout: Some(patience.saturating_sub(begun.elapsed())),
                 ..options.clone()
             };
-            match self.guard_with(key, &options)? {
-                Some(guard) => guards.push(guard),
-                None => return Ok(None),
+            match self.guard_with(key, &options) {
+                Ok(Some(guard)) => guards.push(guard),
+                refused => {
+                    // All at the same time, before the first of them is waited for.
+                    guards.iter().for_each(Guard::let_go);
+                    return refused.map(|_| None);
+                }
             }
         }
         all_of(guards).map(Some)
