@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::program::{Outcome, PROGRAM, clean, program};
 use common::{ask, ms, options, start, until};
-use lock_server::{Client, Options, Server};
+use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -566,6 +566,46 @@ fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
         stderr.contains("K could not be renewed in time"),
         "{stderr}"
     );
+}
+
+#[test]
+fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
+    const LEASE: Duration = ms(3000);
+    let (server, process) = with_process(LEASE);
+    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
+    full.write_all(&[b'x'; 64 * 1024])
+        .expect("it has room for that");
+    let mut command = exec(
+        &server,
+        "-v K",
+        &["sh", "-c", "exec 2>/dev/null; echo $$; sleep 600"],
+    );
+    let mut running = Running::spawn(command.stderr(full));
+    let pid: u32 = running.line().trim().parse().expect("a number");
+    let end = fresh_lease(&server.client("OBSERVER"), LEASE);
+    kill(process, Signal::SIGKILL).expect("it runs");
+    until("the command is gone", || !lives(pid));
+    assert!(Instant::now() < end, "it outlived its lease");
+}
+
+#[test]
+fn a_wait_that_was_stopped_for_longer_than_its_lease_goes_on() {
+    let mut server = lasting(ms(200));
+    let holder = server.client("HOLDER");
+    let long = LockOptions {
+        lock_timeout: Some(Duration::from_secs(60)),
+        ..LockOptions::default()
+    };
+    let lease = holder.lock_with("K", &long).unwrap().expect("it is free");
+    let mut running = Running::spawn(&mut exec(&server, "-w 60 K", &["echo", "it runs"]));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    running.signal(Signal::SIGSTOP);
+    assert!(holder.release(&lease).unwrap());
+    until("its lease has run out", || !is_locked(&server, "K"));
+    running.signal(Signal::SIGCONT);
+    assert_eq!(running.line(), "it runs");
+    assert_eq!(running.exit_code(), Some(0));
+    assert!(server.stop().unwrap());
 }
 
 #[test]

@@ -581,7 +581,7 @@ Exit codes:
   75     the key was not obtained; -E N says N instead
   124    the lease was lost, and the command was ended
   126    the command can't be executed
-  127    there is no such command
+  127    there is no such command, or not the interpreter that it names
   128+N  signal N ended the wait for the key"
 )]
 /// The arguments of `exec`.

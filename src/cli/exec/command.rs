@@ -8,13 +8,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{self, Child, ExitStatus};
 
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
 
 use crate::cli::exec::signals::Signals;
-use crate::cli::exec::{NOT_EXECUTABLE, NOT_FOUND};
+use crate::cli::exec::{NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
 use crate::cli::failure::Failure;
 
 /// A program and its arguments.
@@ -90,6 +91,7 @@ impl Command {
     fn not_started(&self, error: &io::Error) -> Failure {
         let code = match error.kind() {
             io::ErrorKind::NotFound => NOT_FOUND,
+            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => SYSTEM,
             _ => NOT_EXECUTABLE,
         };
         let program = self.program.display();
@@ -119,6 +121,11 @@ impl Group {
         let _ = killpg(self.id(), signal);
     }
 
+    /// Kills all of it. `false` if some of it may not be killed by this user.
+    pub fn kill(&self) -> bool {
+        killpg(self.id(), Signal::SIGKILL) != Err(Errno::EPERM)
+    }
+
     /// How the command ended, once it has. It is reaped then, whatever of its group goes on.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.leader.try_wait()
@@ -140,13 +147,15 @@ impl Group {
             return false;
         };
         let mut stats =
-            processes.filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
+            processes.filter_map(|entry| fs::read(entry.ok()?.path().join("stat")).ok());
         !stats.any(|stat| is_living_member(&stat, group))
     }
 }
 
 /// Fields 3 and 5 of `/proc/PID/stat` (proc(5)): the state, and the process group.
-fn is_living_member(stat: &str, group: i32) -> bool {
+fn is_living_member(stat: &[u8], group: i32) -> bool {
+    // The kernel cuts a name to 15 bytes, whatever characters they are.
+    let stat = String::from_utf8_lossy(stat);
     // Field 2 is the program's name in parentheses, and a name may contain both spaces and parentheses.
     let Some((_, fields)) = stat.rsplit_once(')') else {
         return false;
@@ -173,9 +182,10 @@ mod tests {
 
     #[test]
     fn a_member_of_the_group_lives_unless_it_is_a_zombie() {
-        assert!(is_living_member("7 (a) Z (b c) S 1 42 7 0 -1", 42));
-        assert!(!is_living_member("7 (a) Z (b c) Z 1 42 7 0 -1", 42));
-        assert!(!is_living_member("7 (a) S 1 43 42 0 -1", 42));
+        assert!(is_living_member(b"7 (a) Z (b c) S 1 42 7 0 -1", 42));
+        assert!(!is_living_member(b"7 (a) Z (b c) Z 1 42 7 0 -1", 42));
+        assert!(!is_living_member(b"7 (a) S 1 43 42 0 -1", 42));
+        assert!(is_living_member(b"7 (l\xc3) S 1 42 7 0 -1", 42));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! `exec`: a command that runs while a key is held.
 //!
-//! The first thread decides everything, one event after another, and never waits for the network: the turns
-//! of waiting, the renewals and the signals each have a thread that tells it. So neither a server that is
-//! silent nor a command that does not end keeps it from killing the command in time.
+//! The first thread decides everything, one event after another, and waits neither for the network nor for whoever
+//! reads standard error: the turns of waiting, the renewals and the signals each have a thread that tells it, and
+//! one speaks for it. So neither a server that is silent nor a pipe that is full keeps it from killing the command
+//! in time.
 
 mod command;
 mod guard;
@@ -13,11 +14,11 @@ mod schedule;
 mod signals;
 mod status_line;
 mod terminal;
+mod voice;
 mod waiting;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -32,7 +33,7 @@ use crate::cli::exec::keeping::Keeping;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
 use crate::cli::exec::running::{Ended, Running};
 use crate::cli::exec::signals::Signals;
-use crate::cli::exec::status_line::printable;
+use crate::cli::exec::voice::Voice;
 use crate::cli::exec::waiting::{Obtained, Turn, Waiting, Wanted};
 use crate::cli::failure::{Failure, UNREACHABLE, USAGE};
 use crate::cli::questions::{NAME_VARIABLE, SERVER_VARIABLE};
@@ -79,9 +80,10 @@ struct Job {
 
 /// Waits for the key, runs the command while it is held, and unlocks it.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
+    // Before there are other threads, which would take them.
+    let signals = Signals::block().map_err(|error| system("cannot block signals", error))?;
     let job = Job::new(args, words)?;
     job.command.look_up()?;
-    let signals = Signals::block().map_err(|error| system("cannot block signals", error))?;
     let (events, inbox) = mpsc::channel();
     signals
         .take(events.clone())
@@ -118,10 +120,7 @@ impl Job {
             command,
             kill_after: args.kill_after,
             conflict: args.conflict_exit_code.unwrap_or(NOT_OBTAINED),
-            voice: Voice {
-                quiet: args.quiet,
-                verbose: args.verbose,
-            },
+            voice: Voice::new(args.quiet, args.verbose)?,
         })
     }
 
@@ -231,37 +230,6 @@ fn key_and_command(
     };
     let command = Command::new(words).ok_or_else(|| usage(no_command))?;
     Ok((key, command))
-}
-
-/// What is said on standard error.
-struct Voice {
-    quiet: bool,
-    verbose: bool,
-}
-
-impl Voice {
-    /// Says what a person wants to know.
-    fn say(&self, message: impl Display) {
-        if !self.quiet {
-            self.write(message);
-        }
-    }
-
-    /// Says what a person wants to know who asked for it.
-    fn tell(&self, message: impl Display) {
-        if self.verbose {
-            self.write(message);
-        }
-    }
-
-    fn write(&self, message: impl Display) {
-        // Nobody has to listen.
-        let _ = writeln!(
-            io::stderr(),
-            "lock-server: {}",
-            printable(&message.to_string())
-        );
-    }
 }
 
 /// As `Failure::from`, for a program whose own exit codes must not be taken for the command's.

@@ -11,10 +11,14 @@ use crate::cli::exec::command::Group;
 use crate::cli::exec::keeping::Keeping;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
 use crate::cli::exec::terminal::Terminal;
-use crate::cli::exec::{Event, KILL_AFTER, Voice};
+use crate::cli::exec::voice::Voice;
+use crate::cli::exec::{Event, KILL_AFTER};
 
 /// How often to look whether all of a group that was told to end has.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The same once it was killed: then only the kernel, or another user, keeps it.
+const LOOK_SELDOM: Duration = Duration::from_millis(100);
 
 /// How a command ended.
 pub enum Ended {
@@ -88,7 +92,7 @@ impl<'a> Running<'a> {
     /// How long nothing has to be done by itself.
     fn patience(&self) -> Duration {
         if self.ending.is_some() {
-            return LOOK_EVERY;
+            return if self.killed { LOOK_SELDOM } else { LOOK_EVERY };
         }
         let now = Instant::now();
         self.schedule.terminate.saturating_duration_since(now)
@@ -162,7 +166,11 @@ impl<'a> Running<'a> {
     }
 
     fn kill(&mut self) {
-        self.group.signal(Signal::SIGKILL);
+        if !self.group.kill() {
+            self.voice.say(
+                "cannot end the command: it runs as another user now; the key may go to somebody else meanwhile",
+            );
+        }
         self.killed = true;
     }
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use lock_server::Holder;
 
+use crate::cli::exec::voice::is_heard;
+
 /// To the beginning of the line, and clear it.
 const CLEAR: &str = "\r\x1b[K";
 
@@ -49,14 +51,18 @@ impl StatusLine {
     fn show(&self, holder: Option<&Holder>, waiters: usize) {
         let text = text(&self.key, self.since.elapsed(), holder, self.place, waiters);
         let text = printable(&text);
-        // Nobody has to see it.
-        let _ = write!(io::stderr(), "{CLEAR}{NO_WRAP}{text}{WRAP}");
+        // Nobody has to see it, and a terminal that was stopped is not waited for.
+        if is_heard() {
+            let _ = write!(io::stderr(), "{CLEAR}{NO_WRAP}{text}{WRAP}");
+        }
     }
 }
 
 impl Drop for StatusLine {
     fn drop(&mut self) {
-        let _ = io::stderr().write_all(CLEAR.as_bytes());
+        if is_heard() {
+            let _ = io::stderr().write_all(CLEAR.as_bytes());
+        }
     }
 }
 

@@ -194,7 +194,7 @@ impl<'a> Waiting<'a> {
                 return Ok(Some(Obtained::Lease(lease)));
             }
             // This program was stopped for longer than the lease.
-            Turn::Granted(_) => None,
+            Turn::Granted(_) => return self.too_late(),
             Turn::Refused(_) if turn != self.turn => return Ok(None),
             Turn::Refused(holder) => holder,
         };
@@ -208,6 +208,18 @@ impl<'a> Waiting<'a> {
             // The turn before may have asked again when its connection broke, and taken over in its turn.
             self.next = Some(Instant::now() + PAUSE);
             return Ok(None);
+        }
+        self.begin_turn()?;
+        Ok(None)
+    }
+
+    /// Asks again, after a grant whose lease was over before it was heard of.
+    fn too_late(&mut self) -> Result<Option<Obtained>, Failure> {
+        if self.left().is_some_and(|left| left.is_zero()) {
+            let key = &self.wanted.key;
+            let why =
+                format!("{key} was granted, but its lease ran out before this program went on");
+            return Ok(Some(Obtained::No(why)));
         }
         self.begin_turn()?;
         Ok(None)
