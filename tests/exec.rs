@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, SigHandler, Signal, kill};
 use nix::unistd::{Pid, setsid};
 
 /// A server whose leases last longer than any test.
@@ -45,6 +45,10 @@ fn with_process(lock_timeout: Duration) -> (Server, Pid) {
 
 /// `exec` at this server. The arguments are split at spaces.
 fn exec(server: &Server, options: &str, command: &[&str]) -> Command {
+    // What `nohup` has ignored stays ignored, and the tests may run under it.
+    //
+    // SAFETY: the default is no code of this program.
+    unsafe { signal::signal(Signal::SIGHUP, SigHandler::SigDfl) }.expect("a signal");
     let mut program = program(["exec"]);
     program.env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
     program.args(options.split_ascii_whitespace());
