@@ -88,7 +88,7 @@ impl Reply {
             .body
             .trim_end()
             .split_once('.')
-            .expect("a lease has a fraction");
+            .unwrap_or_else(|| panic!("it is no lease: {self:?}"));
         let since = Duration::new(
             seconds.parse().unwrap(),
             micros.parse::<u32>().unwrap() * 1000,
