@@ -109,7 +109,9 @@ impl FrontDoor {
             lines: Lines::default(),
             known: Mutex::default(),
         });
-        let nudger = Nudger::new(listener.local_addr()?);
+        let address = listener.local_addr()?;
+        sockets::know_port(address.port());
+        let nudger = Nudger::new(address);
         let door = Door::open(&listener, shared.clone())?;
         Ok(FrontDoor {
             shared,

@@ -4,7 +4,7 @@
 //! process's own descriptors by the address of their other end. A descriptor found here is used by
 //! number and may by then belong to someone else; each function says why that does no harm.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -19,6 +19,7 @@ use nix::poll::{self, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
 use nix::unistd;
+use parking_lot::RwLock;
 
 /// The process's sockets that are connected to somebody, by the other end's address.
 #[derive(Default)]
@@ -188,10 +189,23 @@ fn connected() -> io::Result<impl Iterator<Item = (SocketAddr, RawFd)>> {
     Ok(descriptors.filter_map(|fd| Some((client_of(fd)?, fd))))
 }
 
+/// The ports that front doors of this process have served. What comes in at another one, the classic port,
+/// is none of theirs, though a client there may have the very address of one here.
+static PORTS: RwLock<BTreeSet<u16>> = RwLock::new(BTreeSet::new());
+
+/// Has the connections of a port looked at from now on.
+pub(super) fn know_port(port: u16) {
+    PORTS.write().insert(port);
+}
+
 fn client_of(fd: RawFd) -> Option<SocketAddr> {
-    socket::getpeername::<SockaddrStorage>(fd)
+    let client = socket::getpeername::<SockaddrStorage>(fd)
         .ok()
-        .and_then(to_std)
+        .and_then(to_std)?;
+    let own = socket::getsockname::<SockaddrStorage>(fd)
+        .ok()
+        .and_then(to_std)?;
+    PORTS.read().contains(&own.port()).then_some(client)
 }
 
 fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
