@@ -5,7 +5,8 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +18,9 @@ use lock_server::{Client, Error, Options, Server};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{self, Signal};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 use nix::unistd::Pid;
 
 /// Any free port for each wire.
@@ -53,6 +56,23 @@ fn line_port(server: &Server) -> u16 {
 /// A connection to the classic port.
 fn line(server: &Server) -> Wire {
     Wire::to_port(line_port(server))
+}
+
+/// Connections to several ports, all from the same one.
+fn from_one_port<const COUNT: usize>(ports: [u16; COUNT]) -> [Wire; COUNT] {
+    let mut own = 0;
+    ports.map(|port| {
+        let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+        let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+        setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
+        let [from, to] = [own, port].map(|port| SockaddrIn::new(127, 0, 0, 1, port));
+        bind(socket.as_raw_fd(), &from).unwrap();
+        connect(socket.as_raw_fd(), &to).expect("the server listens");
+        let stream = TcpStream::from(socket);
+        own = stream.local_addr().unwrap().port();
+        Wire::over(stream)
+    })
 }
 
 /// Sends these bytes, and returns every byte of the answer. The server has then closed the connection.
@@ -235,6 +255,19 @@ fn waiters_of_both_wires_stand_in_one_queue() {
     assert_eq!(bare(&server, "/VERIFY/KEYA/third"), "1\n");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/third").body, "1\n");
     assert!(is_lease(&last.until_closed().unwrap()));
+}
+
+/// Seen to fail while the front door looked at the address of the other end alone.
+#[test]
+fn what_the_front_door_closes_is_never_a_classic_connection_from_the_same_port() {
+    let server = start(patient());
+    assert!(is_lease(&bare(&server, "/LOCK/KEYA/holder")));
+    let [mut waiter, mut rude] = from_one_port([line_port(&server), server.port()]);
+    waiter.send(original("/LOCK/KEYA/waiter"));
+    rude.send("POST /PING HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n");
+    assert_eq!(rude.rest(), "");
+    assert_eq!(bare(&server, "/UNLOCK/KEYA/holder"), "1\n");
+    assert!(is_lease(&waiter.until_closed().unwrap()));
 }
 
 #[test]

@@ -103,7 +103,10 @@ impl Wire {
     }
 
     pub fn to_port(port: u16) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
+        Wire::over(TcpStream::connect(("127.0.0.1", port)).expect("the server listens"))
+    }
+
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Wire {
