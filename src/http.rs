@@ -257,9 +257,8 @@ impl FrontDoor {
         self.doors().for_each(|door| door.close());
         self.shared.service.manager.stop();
         self.shared.lines.wait_until_served(until);
-        if let (Ok(connections), Ok(address)) = (Connections::look_up(), self.listener.local_addr())
-        {
-            connections.shut_down_all(address.port());
+        if let Ok(connections) = Connections::look_up() {
+            connections.shut_down_all();
         }
         for (client, request) in self.shared.lines.end() {
             door::forget(client, request);
