@@ -45,10 +45,11 @@ fn with_process(lock_timeout: Duration) -> (Server, Pid) {
 
 /// `exec` at this server. The arguments are split at spaces.
 fn exec(server: &Server, options: &str, command: &[&str]) -> Command {
-    // What `nohup` has ignored stays ignored, and the tests may run under it.
-    //
-    // SAFETY: the default is no code of this program.
-    unsafe { signal::signal(Signal::SIGHUP, SigHandler::SigDfl) }.expect("a signal");
+    // What `nohup`, or a shell without job control, has ignored stays ignored, and the tests may run there.
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default is no code of this program.
+        unsafe { signal::signal(signal, SigHandler::SigDfl) }.expect("a signal");
+    }
     let mut program = program(["exec"]);
     program.env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
     program.args(options.split_ascii_whitespace());
