@@ -272,6 +272,42 @@ fn beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers() {
     assert_ne!(ask(&server, "/LOCK/KEYC/CLIENT_A").body, "0\n");
 }
 
+/// Where a beat marks whatever waits on the connection that it looks after, this fails most times.
+#[test]
+fn a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience() {
+    const LAPS: usize = 4;
+    let _alone = alone();
+    raise_own_limit();
+    let server = start(patient());
+    let mut teller = Wire::to(&server);
+    teller.ask("/LOCK/KEYA/teller");
+    let mut crowd: Vec<Wire> = (0..1000 * LAPS).map(|_| Wire::to(&server)).collect();
+    let mut quick: Vec<Wire> = (0..150).map(|_| Wire::to(&server)).collect();
+    for (key, wire) in quick.iter_mut().enumerate() {
+        assert_ne!(teller.ask(&format!("/LOCK/{key}/teller")).body, "0\n");
+        wire.get(&format!("/LOCK/{key}/quick?lock_attempt_timeout=60"));
+    }
+    for lap in 0..LAPS {
+        for (number, wire) in crowd.iter_mut().enumerate().skip(lap * 1000).take(1000) {
+            wire.get(&format!("/LOCK/KEYA/{number}"));
+        }
+        // One after the other their waits end and begin, some of them in the middle of a beat.
+        for (key, wire) in quick.iter_mut().enumerate() {
+            assert_eq!(teller.ask(&format!("/UNLOCK/{key}/teller")).body, "1\n");
+            assert_ne!(wire.reply().body, "0\n");
+            assert_eq!(wire.ask(&format!("/UNLOCK/{key}/quick")).body, "1\n");
+            assert_ne!(teller.ask(&format!("/LOCK/{key}/teller")).body, "0\n");
+            let patience = if lap + 1 < LAPS { 60 } else { 1 };
+            wire.get(&format!(
+                "/LOCK/{key}/quick?lock_attempt_timeout={patience}"
+            ));
+        }
+    }
+    for wire in &mut quick {
+        assert_eq!(wire.reply().result(), "timeout");
+    }
+}
+
 #[test]
 fn what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends() {
     let _alone = alone();
