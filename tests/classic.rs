@@ -5,22 +5,19 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::{Shutdown, TcpListener};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::{Wire, ask, masked, ms, options, ports, start, until, waiting_wire};
+use common::{
+    Wire, ask, limit_descriptors, masked, ms, options, ports, run, start, until, waiting_wire,
+};
 use lock_server::{Client, Error, Options, Server};
-use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{self, Signal};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
-};
 use nix::unistd::Pid;
 
 /// Any free port for each wire.
@@ -56,23 +53,6 @@ fn line_port(server: &Server) -> u16 {
 /// A connection to the classic port.
 fn line(server: &Server) -> Wire {
     Wire::to_port(line_port(server))
-}
-
-/// Connections to several ports, all from the same one.
-fn from_one_port<const COUNT: usize>(ports: [u16; COUNT]) -> [Wire; COUNT] {
-    let mut own = 0;
-    ports.map(|port| {
-        let (family, kind) = (AddressFamily::Inet, SockType::Stream);
-        let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-        setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
-        let [from, to] = [own, port].map(|port| SockaddrIn::new(127, 0, 0, 1, port));
-        bind(socket.as_raw_fd(), &from).unwrap();
-        connect(socket.as_raw_fd(), &to).expect("the server listens");
-        let stream = TcpStream::from(socket);
-        own = stream.local_addr().unwrap().port();
-        Wire::over(stream)
-    })
 }
 
 /// Sends these bytes, and returns every byte of the answer. The server has then closed the connection.
@@ -120,15 +100,6 @@ fn is_lease(answer: &str) -> bool {
         .strip_suffix('\n')
         .and_then(|number| number.split_once('.'))
         .is_some_and(|(seconds, micros)| digits(seconds, 10) && digits(micros, 6))
-}
-
-/// Ends a connection at once, with a reset.
-fn reset(wire: Wire) {
-    let at_once = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    setsockopt(wire.stream(), sockopt::Linger, &at_once).unwrap();
 }
 
 /// For those that crowd the machine, or measure.
@@ -262,7 +233,8 @@ fn waiters_of_both_wires_stand_in_one_queue() {
 fn what_the_front_door_closes_is_never_a_classic_connection_from_the_same_port() {
     let server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/KEYA/holder")));
-    let [mut waiter, mut rude] = from_one_port([line_port(&server), server.port()]);
+    let mut waiter = Wire::from_port(0, line_port(&server));
+    let mut rude = Wire::from_port(waiter.own_port(), server.port());
     waiter.send(original("/LOCK/KEYA/waiter"));
     rude.send("POST /PING HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n");
     assert_eq!(rude.rest(), "");
@@ -597,7 +569,7 @@ fn who_hangs_up_while_waiting_loses_the_place() {
         if number % 2 == 0 {
             drop(wire);
         } else {
-            reset(wire);
+            wire.reset();
         }
     }
     assert_eq!(bare(&server, "/UNLOCK/KEYA/holder"), "1\n");
@@ -667,7 +639,7 @@ fn out_of_descriptors_the_locks_stay_and_connections_are_answered_once_some_are_
     let mut kept = Wire::to_port(server.port);
     assert!(is_lease(&kept.ask("/LOCK/KEYA/CLIENT_A").body));
     let mut waiter = waiting_line(server.classic_port, "KEYA", "CLIENT_B");
-    server.limit_descriptors(MOST);
+    limit_descriptors(server.process.id(), MOST);
     for _ in 0..3 {
         let mut crowd: Vec<Wire> = (0..2 * MOST)
             .map(|_| Wire::to_port(server.classic_port))
@@ -873,7 +845,7 @@ fn who_resets_its_connection_after_the_answer_keeps_the_lease() {
         } else {
             until("the answer has come", || wire.has_answer());
         }
-        reset(wire);
+        wire.reset();
         assert_eq!(bare(&server, &format!("/UNLOCK/KEYA/{name}")), "1\n");
     }
 }
@@ -1007,16 +979,11 @@ impl Foreground {
     }
 
     fn spawn(mut command: Command, arguments: &[&str]) -> Self {
-        let mut process = command
+        command
             .args(["run", "--port", "0", "--classic-port", "0"])
             .args(arguments)
-            .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
-        let mut first = String::new();
-        stderr.read_line(&mut first).unwrap();
+            .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off");
+        let (process, first, stderr) = run(&mut command);
         let (port, classic_port) = ports(&first);
         let log = Arc::new(Mutex::new(first));
         let shared = log.clone();
@@ -1049,18 +1016,6 @@ impl Foreground {
     fn threads(&self) -> usize {
         let all = fs::read_dir(format!("/proc/{}/task", self.process.id()));
         all.unwrap().count()
-    }
-
-    fn limit_descriptors(&self, most: usize) {
-        let limit = libc::rlimit {
-            rlim_cur: most as u64,
-            rlim_max: most as u64,
-        };
-        let process = self.process.id() as i32;
-        // SAFETY: the structure outlives the call, and the old limits are not asked for.
-        let result =
-            unsafe { libc::prlimit(process, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
     /// Ends it, and returns all that it logged.

@@ -5,16 +5,15 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Wire, ask, ms, options, start, until, waiting_wire};
+use common::{Wire, ask, limit_descriptors, ms, options, ports, run, start, until, waiting_wire};
 use lock_server::{Options, Server};
-use nix::libc;
 use nix::sys::signal::{self, Signal};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
@@ -135,6 +134,7 @@ fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_s
             "1\n"
         );
         let late = free.elapsed();
+        println!("answered {late:?} after some were free");
         assert!(late <= Duration::from_secs(1), "answered after {late:?}");
         assert_eq!(kept.ask("/PING").body, "1\n");
     }
@@ -158,16 +158,7 @@ fn of_a_hundred_dead_waiters_none_is_granted_the_key_and_the_living_one_behind_t
     let mut living = waiting_wire(&server, "KEYA", "living");
     for (number, wire) in dead.drain(..).enumerate() {
         if number % 2 == 0 {
-            // Reset instead of closed.
-            setsockopt(
-                wire.stream(),
-                sockopt::Linger,
-                &libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                },
-            )
-            .unwrap();
+            wire.reset();
         }
     }
     thread::sleep(Duration::from_secs(1));
@@ -536,50 +527,16 @@ fn a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port() {
     let _alone = alone();
     let server = start(patient());
     ask(&server, "/LOCK/KEYA/holder");
-    let from_port = |port: u16| {
-        use nix::sys::socket::{
-            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket,
-        };
-        use std::os::fd::AsRawFd;
-        let stream = socket(
-            AddressFamily::Inet,
-            SockType::Stream,
-            SockFlag::empty(),
-            None,
-        )
-        .unwrap();
-        setsockopt(&stream, sockopt::ReuseAddr, &true).unwrap();
-        bind(stream.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
-        connect(
-            stream.as_raw_fd(),
-            &SockaddrIn::new(127, 0, 0, 1, server.port()),
-        )
-        .unwrap();
-        TcpStream::from(stream)
-    };
-    let mut dead = from_port(0);
-    let port = dead.local_addr().unwrap().port();
-    dead.write_all(b"GET /LOCK/KEYA/dead HTTP/1.1\r\n\r\n")
-        .unwrap();
+    let mut dead = Wire::from_port(0, server.port());
+    let port = dead.own_port();
+    dead.get("/LOCK/KEYA/dead");
     // Until it is watched.
     thread::sleep(ms(300));
-    setsockopt(
-        &dead,
-        sockopt::Linger,
-        &libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        },
-    )
-    .unwrap();
-    drop(dead);
-    let mut new = from_port(port);
-    new.write_all(b"GET /PING HTTP/1.1\r\n\r\n").unwrap();
-    new.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    let mut answer = [0; 15];
-    new.read_exact(&mut answer)
-        .expect("the new connection is served within a second");
-    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    dead.reset();
+    let mut new = Wire::from_port(port, server.port());
+    let second = Some(Duration::from_secs(1));
+    new.stream().set_read_timeout(second).unwrap();
+    assert_eq!(new.ask("/PING").body, "1\n", "served within a second");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/holder").body, "1\n");
     assert_eq!(
         ask(&server, "/CHECK/KEYA").body,
@@ -597,22 +554,10 @@ struct Foreground {
 
 impl Foreground {
     fn start(arguments: &[&str]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_lock-server"))
-            .args(["run", "--port", "0"])
-            .args(arguments)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(process.stderr.take().unwrap());
-        let mut first = String::new();
-        stderr.read_line(&mut first).unwrap();
-        let port = first
-            .split("127.0.0.1:")
-            .nth(1)
-            .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-        let port = port
-            .and_then(|port| port.parse().ok())
-            .unwrap_or_else(|| panic!("no port in {first:?}"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lock-server"));
+        command.args(["run", "--port", "0"]).args(arguments);
+        let (process, first, mut stderr) = run(&mut command);
+        let (port, _) = ports(&first);
         let log = thread::spawn(move || {
             let mut log = first;
             stderr.read_to_string(&mut log).unwrap();
@@ -715,22 +660,6 @@ fn status(pid: u32, name: &str) -> usize {
         .find_map(|line| line.strip_prefix(name))
         .unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// Sets another process's descriptor limits, and returns what they were.
-fn limit_descriptors(pid: u32, most: u64) -> libc::rlimit {
-    let new = libc::rlimit {
-        rlim_cur: most,
-        rlim_max: most,
-    };
-    let mut old = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: both structures outlive the call.
-    let result = unsafe { libc::prlimit(pid as i32, libc::RLIMIT_NOFILE, &new, &mut old) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    old
 }
 
 fn raise_own_limit() {

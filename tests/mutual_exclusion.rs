@@ -23,10 +23,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{Reply, Wire, ms, ports, until};
-use nix::libc;
+use common::{Reply, Wire, ms, ports, run, until};
 use nix::sys::signal::{self, Signal};
-use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 
 /// Which role this process plays.
@@ -256,7 +254,9 @@ fn client() {
         if dice.below(15) == 0 {
             thread::sleep(ms(dice.below(10)));
             if !server.wire.has_answer() {
-                hang_up(server.wire, dice.below(2) == 0);
+                if dice.below(2) == 0 {
+                    server.wire.reset();
+                }
                 println!("hung-up {name}");
                 life += 1;
                 server = caller();
@@ -290,20 +290,6 @@ fn client() {
         );
         println!("unlocked {key} {name} {}", answer.trim_end());
         thread::sleep(ms(dice.below(4)));
-    }
-}
-
-fn hang_up(wire: Wire, reset: bool) {
-    if reset {
-        setsockopt(
-            wire.stream(),
-            sockopt::Linger,
-            &libc::linger {
-                l_onoff: 1,
-                l_linger: 0,
-            },
-        )
-        .unwrap();
     }
 }
 
@@ -548,17 +534,13 @@ struct Record {
 
 impl Server {
     fn start() -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_lock-server"))
+        let [lease, attempt] = [LEASE, ATTEMPT].map(|time| time.as_secs_f64().to_string());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lock-server"));
+        command
             .args(["run", "--port", "0", "--classic-port", "0"])
-            .args(["--lock-timeout", &LEASE.as_secs_f64().to_string()])
-            .args(["--lock-attempt-timeout", &ATTEMPT.as_secs_f64().to_string()])
-            .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
-        let mut first = String::new();
-        stderr.read_line(&mut first).unwrap();
+            .args(["--lock-timeout", &lease, "--lock-attempt-timeout", &attempt])
+            .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off");
+        let (process, first, stderr) = run(&mut command);
         let (port, classic_port) = ports(&first);
         let recorder = Some(thread::spawn(move || record(stderr)));
         until("it answers", || {

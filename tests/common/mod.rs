@@ -7,9 +7,15 @@ pub mod proxy;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lock_server::{Options, Server};
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 
 /// Longer than anything takes on a machine that is busy with something else. Never a bound to prove.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,6 +38,31 @@ pub fn start(options: Options) -> Server {
     let mut server = Server::new(options);
     server.start().expect("a server on a free port");
     server
+}
+
+/// Starts a `lock-server run`, and returns what it says first and the rest of its log.
+pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
+    let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
+    let mut introduction = String::new();
+    stderr.read_line(&mut introduction).unwrap();
+    (process, introduction, stderr)
+}
+
+/// Sets another process's descriptor limits, and returns what they were.
+pub fn limit_descriptors(pid: u32, most: usize) -> libc::rlimit {
+    let new = libc::rlimit {
+        rlim_cur: most as u64,
+        rlim_max: most as u64,
+    };
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both structures outlive the call.
+    let result = unsafe { libc::prlimit(pid as i32, libc::RLIMIT_NOFILE, &new, &mut old) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    old
 }
 
 /// The ports in the first line that `lock-server run` says: for HTTP, and for the original's clients.
@@ -106,7 +137,19 @@ impl Wire {
         Wire::over(TcpStream::connect(("127.0.0.1", port)).expect("the server listens"))
     }
 
-    pub fn over(stream: TcpStream) -> Self {
+    /// From a port of ours, which may have a connection to another one already; 0 is any that is free.
+    pub fn from_port(own: u16, port: u16) -> Self {
+        let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+        let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+        setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
+        let [from, to] = [own, port].map(|port| SockaddrIn::new(127, 0, 0, 1, port));
+        bind(socket.as_raw_fd(), &from).unwrap();
+        connect(socket.as_raw_fd(), &to).expect("the server listens");
+        Wire::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Wire {
@@ -116,6 +159,19 @@ impl Wire {
 
     pub fn stream(&self) -> &TcpStream {
         self.reader.get_ref()
+    }
+
+    pub fn own_port(&self) -> u16 {
+        self.stream().local_addr().unwrap().port()
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        let at_once = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(self.stream(), sockopt::Linger, &at_once).unwrap();
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
