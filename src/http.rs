@@ -67,7 +67,7 @@ const STUCK: Duration = Duration::from_millis(20);
 /// How long tiny_http has to accept again before the log is told, and how long it is left alone when it
 /// gave up again.
 const STABLE: Duration = Duration::from_secs(2);
-const REOPEN_PAUSE: Duration = Duration::from_millis(400);
+const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// The server's end of a port.
 pub(crate) struct FrontDoor {
