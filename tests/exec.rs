@@ -507,7 +507,8 @@ fn a_wait_longer_than_the_server_allows_keeps_its_place() {
     let server = start(Options {
         lock_timeout: ms(60_000),
         lock_attempt_timeout: ms(10),
-        max_lock_attempt_timeout: Some(ms(50)),
+        // A turn is taken over after half of that: more than a busy machine is late.
+        max_lock_attempt_timeout: Some(ms(1000)),
         ..options()
     });
     let holder = server.client("HOLDER");
@@ -517,9 +518,9 @@ fn a_wait_longer_than_the_server_allows_keeps_its_place() {
     until("the first one waits", || is_waited_for(&server, "K", 1));
     let mut second = Running::spawn(&mut exec(&server, "K", &echo));
     until("both wait", || is_waited_for(&server, "K", 2));
-    // Ten times what the server lets anybody wait; not a moment to prove anything at.
+    // Three times what the server lets anybody wait; not a moment to prove anything at.
     let since = Instant::now();
-    until("many turns are over", || since.elapsed() > ms(500));
+    until("some turns are over", || since.elapsed() > ms(3000));
     assert!(is_waited_for(&server, "K", 2), "both still do");
     assert!(holder.unlock("K").expect("it answers"));
     let fences = [first.line(), second.line()].map(|fence| fence.parse::<u64>().expect("a number"));
