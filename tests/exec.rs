@@ -131,11 +131,15 @@ impl Drop for Running {
     }
 }
 
+/// The state of a process, as proc(5) writes it.
+fn state(pid: u32) -> Option<u8> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0])
+}
+
 /// Whether a process does anything any more.
 fn lives(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
-    state.is_some_and(|state| !b"ZX".contains(&state))
+    state(pid).is_some_and(|state| !b"ZX".contains(&state))
 }
 
 /// A command that says which processes it is, and heeds no SIGTERM.
@@ -425,6 +429,29 @@ fn signals_are_handed_on_to_the_command() {
         assert_eq!(running.line(), signal);
         assert_eq!(running.exit_code(), Some(5));
     }
+}
+
+#[test]
+fn a_signal_that_asks_to_end_reaches_a_command_that_is_stopped() {
+    let server = patient();
+    for (signal, code) in [("HUP", 129), ("INT", 130), ("QUIT", 131), ("TERM", 143)] {
+        let mut running = Running::spawn(&mut exec(&server, "K", &sh("echo $$; kill -STOP $$")));
+        let [command] = running.pids()[..] else {
+            panic!("one number");
+        };
+        until("it is stopped", || state(command) == Some(b'T'));
+        running.signal(format!("SIG{signal}").parse().expect("a signal"));
+        assert_eq!(running.exit_code(), Some(code), "{signal}");
+        assert!(!is_locked(&server, "K"));
+    }
+}
+
+#[test]
+fn a_lease_too_short_to_run_anything_under_is_given_up() {
+    let server = patient();
+    let refused = outcome(&server, "--lock-timeout 0.001 K", &["echo", "it runs"]);
+    // On a very fast machine the command is started, and killed at once.
+    assert!(matches!(refused.code, Some(75 | 124)), "{refused:?}");
 }
 
 // --- one at a time ---
@@ -842,6 +869,61 @@ fn ctrl_z_does_not_stop_what_nobody_could_wake_again() {
     waiting.until_seen("next of 1");
     other.unlock("K").expect("it answers");
     assert_eq!(waiting.end().1, Some(0));
+}
+
+/// A shell with job control, in which an `exec` in the background reads from the terminal. The script goes on,
+/// with `$job`, once Enter is typed.
+fn job_that_reads(server: &Server, script: &str) -> OnTerminal {
+    let job = "\"$0\" exec K -- sh -c 'read line; echo \"got $line\"' & job=$!; read enter;";
+    let mut shell = Command::new("bash");
+    clean(&mut shell)
+        .args(["-mc", &format!("{job} {script}"), PROGRAM])
+        .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+    let mut shell = OnTerminal::spawn(&mut shell);
+    shell.until_seen("the command is stopped until this job is in the foreground (fg)");
+    shell
+}
+
+#[test]
+fn what_reads_in_the_background_goes_on_in_the_foreground() {
+    let server = patient();
+    let mut shell = job_that_reads(&server, "fg");
+    shell.type_in("\n");
+    // A line that comes before the shell has changed the foreground is still there afterwards.
+    shell.type_in("a line\n");
+    shell.until_seen("got a line");
+    assert_eq!(shell.end().1, Some(0));
+    assert!(!is_locked(&server, "K"));
+}
+
+#[test]
+fn what_reads_in_the_background_hears_of_the_end_of_its_session() {
+    let server = patient();
+    let mut shell = job_that_reads(&server, "exit");
+    assert!(is_locked(&server, "K"));
+    shell.type_in("\n");
+    assert_eq!(shell.end().1, Some(0));
+    until("nobody has the key", || !is_locked(&server, "K"));
+}
+
+#[test]
+fn the_line_is_not_drawn_over_what_another_job_writes() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let script = "\"$0\" exec K -- true & read enter; echo; fg";
+    let mut shell = Command::new("bash");
+    clean(&mut shell)
+        .args(["-mc", script, PROGRAM])
+        .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+    let mut shell = OnTerminal::spawn(&mut shell);
+    until("it waits", || is_waited_for(&server, "K", 1));
+    shell.type_in("mine\n");
+    shell.until_seen("waiting");
+    let before = shell.seen.split("waiting").next().expect("a beginning");
+    assert!(before.contains("mine"), "{before:?}");
+    other.unlock("K").expect("it answers");
+    assert_eq!(shell.end().1, Some(0));
 }
 
 #[test]

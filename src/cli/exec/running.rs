@@ -10,15 +10,27 @@ use nix::sys::signal::Signal;
 use crate::cli::exec::command::Group;
 use crate::cli::exec::keeping::Keeping;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
-use crate::cli::exec::terminal::Terminal;
+use crate::cli::exec::terminal::{Loan, Terminal};
 use crate::cli::exec::voice::Voice;
 use crate::cli::exec::{Event, KILL_AFTER};
+
+/// Signals that ask to end.
+const ENDING: [Signal; 4] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+];
 
 /// How often to look whether all of a group that was told to end has.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The same once it was killed: then only the kernel, or another user, keeps it.
 const LOOK_SELDOM: Duration = Duration::from_millis(100);
+
+/// How often to look whether a shell has brought this program to the foreground. It says nothing where it
+/// takes a job for running.
+const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(100);
 
 /// How a command ended.
 pub enum Ended {
@@ -35,6 +47,8 @@ pub struct Running<'a> {
     schedule: Schedule,
     kill_after: Duration,
     terminal: Terminal,
+    /// Whether the command is stopped until it may use the terminal.
+    wants_terminal: bool,
     /// Why the command has to end, once it has to.
     ending: Option<Ended>,
     killed: bool,
@@ -68,6 +82,7 @@ impl<'a> Running<'a> {
             schedule: Schedule::of(now, remaining, kill_after),
             kill_after,
             terminal: Terminal::open(),
+            wants_terminal: false,
             ending: None,
             killed: false,
             keeping,
@@ -85,6 +100,9 @@ impl<'a> Running<'a> {
             if let Some(ended) = self.has_ended() {
                 return ended;
             }
+            if self.wants_terminal {
+                self.lend_terminal();
+            }
             self.keep_to_schedule(Instant::now());
         }
     }
@@ -95,7 +113,12 @@ impl<'a> Running<'a> {
             return if self.killed { LOOK_SELDOM } else { LOOK_EVERY };
         }
         let now = Instant::now();
-        self.schedule.terminate.saturating_duration_since(now)
+        let left = self.schedule.terminate.saturating_duration_since(now);
+        if self.wants_terminal {
+            left.min(LOOK_FOR_TERMINAL)
+        } else {
+            left
+        }
     }
 
     fn heed(&mut self, event: Event) {
@@ -106,9 +129,15 @@ impl<'a> Running<'a> {
             Event::Signal(Signal::SIGCONT) => {
                 // The shell may have brought this job to the foreground.
                 self.terminal.lend(self.group.id());
-                self.group.signal(Signal::SIGCONT);
+                self.go_on();
             }
-            Event::Signal(signal) => self.group.signal(signal),
+            Event::Signal(signal) => {
+                self.group.signal(signal);
+                if ENDING.contains(&signal) {
+                    // One that is stopped would not hear of it.
+                    self.go_on();
+                }
+            }
             Event::Renewed(lease) if self.ending.is_none() => {
                 let (now, remaining) = (Instant::now(), lease.remaining());
                 self.schedule = Schedule::of(now, remaining, self.kill_after);
@@ -126,14 +155,37 @@ impl<'a> Running<'a> {
 
     /// Goes on with a command that was stopped because it touched the terminal, or from there.
     fn look_after_stop(&mut self) {
-        let goes_on = match self.group.stopped() {
-            Some(Signal::SIGTTIN | Signal::SIGTTOU) => self.terminal.lend(self.group.id()),
-            Some(Signal::SIGTSTP) => true,
-            _ => false,
-        };
-        if goes_on {
-            self.group.signal(Signal::SIGCONT);
+        match self.group.stopped() {
+            Some(Signal::SIGTTIN | Signal::SIGTTOU) => {
+                self.lend_terminal();
+                if self.wants_terminal {
+                    self.voice
+                        .say("the command is stopped until this job is in the foreground (fg)");
+                }
+            }
+            Some(Signal::SIGTSTP) => self.go_on(),
+            _ => {}
         }
+    }
+
+    /// Goes on with a command that was stopped because it touched the terminal, once that is its to touch, or
+    /// nobody's any more.
+    fn lend_terminal(&mut self) {
+        self.wants_terminal = true;
+        match self.terminal.lend(self.group.id()) {
+            Loan::Lent => self.go_on(),
+            Loan::NotOurs => {}
+            Loan::Gone => {
+                // As the system does with jobs that are stopped when their session ends.
+                self.group.signal(Signal::SIGHUP);
+                self.go_on();
+            }
+        }
+    }
+
+    fn go_on(&mut self) {
+        self.wants_terminal = false;
+        self.group.signal(Signal::SIGCONT);
     }
 
     fn has_ended(&mut self) -> Option<Ended> {
@@ -153,7 +205,7 @@ impl<'a> Running<'a> {
             self.begin_to_end(Ended::NotKept);
             self.group.signal(Signal::SIGTERM);
             // One that is stopped would not hear of it.
-            self.group.signal(Signal::SIGCONT);
+            self.go_on();
         }
         if self.ending.is_some() && !self.killed && now >= self.schedule.kill {
             self.kill();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use lock_server::Holder;
 
+use crate::cli::exec::terminal::is_anothers;
 use crate::cli::exec::voice::is_heard;
 
 /// To the beginning of the line, and clear it.
@@ -52,7 +53,7 @@ impl StatusLine {
         let text = text(&self.key, self.since.elapsed(), holder, self.place, waiters);
         let text = printable(&text);
         // Nobody has to see it, and a terminal that was stopped is not waited for.
-        if is_heard() {
+        if is_heard() && !is_anothers(io::stderr()) {
             let _ = write!(io::stderr(), "{CLEAR}{NO_WRAP}{text}{WRAP}");
         }
     }
@@ -60,7 +61,7 @@ impl StatusLine {
 
 impl Drop for StatusLine {
     fn drop(&mut self) {
-        if is_heard() {
+        if is_heard() && !is_anothers(io::stderr()) {
             let _ = io::stderr().write_all(CLEAR.as_bytes());
         }
     }

@@ -5,8 +5,25 @@
 //! that never does leaves it to whoever else is in the pipeline.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+
+/// Whether another group has this terminal: a line written now would stand in what that one writes.
+pub fn is_anothers(terminal: impl AsFd) -> bool {
+    // It fails where it is no terminal of this session, and so no shell's either.
+    tcgetpgrp(terminal).is_ok_and(|now| now != getpgrp())
+}
+
+/// What came of lending the terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loan {
+    Lent,
+    /// It is another group's just now: this program is in the background.
+    NotOurs,
+    /// It was closed, or its session has ended.
+    Gone,
+}
 
 pub struct Terminal {
     /// `None` without a terminal, as under cron.
@@ -22,18 +39,20 @@ impl Terminal {
         }
     }
 
-    /// Gives it to a group, if it is this one's. `false` if it is another's.
-    pub fn lend(&mut self, group: Pid) -> bool {
+    /// Gives it to a group, if it is this one's.
+    pub fn lend(&mut self, group: Pid) -> Loan {
         let Some(tty) = &self.tty else {
-            return false;
+            return Loan::NotOurs;
         };
         match tcgetpgrp(tty) {
-            Ok(now) if now == group => true,
+            Ok(now) if now == group => Loan::Lent,
             Ok(now) if now == getpgrp() && tcsetpgrp(tty, group).is_ok() => {
                 self.lent_to = Some(group);
-                true
+                Loan::Lent
             }
-            _ => false,
+            Ok(_) => Loan::NotOurs,
+            // It was there once.
+            Err(_) => Loan::Gone,
         }
     }
 

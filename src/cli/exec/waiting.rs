@@ -33,6 +33,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long leaving the queue, or unlocking, may take.
 const PARTING_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How many leases that ran out before they were heard of are enough.
+const TOO_LATE: u32 = 10;
+
 /// How often to look who holds the key.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -80,6 +83,8 @@ pub struct Waiting<'a> {
     next: Option<Instant>,
     /// When the wait is over. `None` is never.
     until: Option<Instant>,
+    /// How often a lease had run out before it was heard of.
+    too_late: u32,
     line: Option<StatusLine>,
     /// Ends the looking when it is dropped.
     looking: Option<Sender<()>>,
@@ -106,6 +111,7 @@ impl<'a> Waiting<'a> {
             until: wanted
                 .patience
                 .and_then(|patience| now.checked_add(patience)),
+            too_late: 0,
             line: None,
             looking: None,
         }
@@ -215,10 +221,13 @@ impl<'a> Waiting<'a> {
 
     /// Asks again, after a grant whose lease was over before it was heard of.
     fn too_late(&mut self) -> Result<Option<Obtained>, Failure> {
-        if self.left().is_some_and(|left| left.is_zero()) {
+        self.too_late += 1;
+        if self.too_late == TOO_LATE || self.left().is_some_and(|left| left.is_zero()) {
             let key = &self.wanted.key;
-            let why =
-                format!("{key} was granted, but its lease ran out before this program went on");
+            let why = format!(
+                "{key} was granted, but its lease ran out before this program went on; \
+                 for more time give a longer --lock-timeout"
+            );
             return Ok(Some(Obtained::No(why)));
         }
         self.begin_turn()?;
