@@ -51,14 +51,8 @@ impl Command {
         }
         candidates.retain(|file| file.exists() && !self.program.is_empty());
         Err(match candidates.first() {
-            Some(file) => Failure::new(
-                NOT_EXECUTABLE,
-                format!("{} is not executable", file.display()),
-            ),
-            None => Failure::new(
-                NOT_FOUND,
-                format!("command {} not found", self.program.display()),
-            ),
+            Some(file) => Failure::new(NOT_EXECUTABLE, format!("{file:?} is not executable")),
+            None => Failure::new(NOT_FOUND, format!("command {:?} not found", self.program)),
         })
     }
 
@@ -94,8 +88,13 @@ impl Command {
             io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => SYSTEM,
             _ => NOT_EXECUTABLE,
         };
-        let program = self.program.display();
-        Failure::new(code, format!("cannot execute {program}: {error}"))
+        let hint = match code {
+            // The program itself was there when it was looked up.
+            NOT_FOUND => "; is there the interpreter that its first line names?",
+            _ => "",
+        };
+        let program = &self.program;
+        Failure::new(code, format!("cannot execute {program:?}: {error}{hint}"))
     }
 }
 

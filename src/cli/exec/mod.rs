@@ -104,6 +104,9 @@ impl Job {
         start_log("warn");
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
+        if args.quiet && args.verbose {
+            return Err(usage("give --quiet or --verbose, not both"));
+        }
         let patience = match (args.nonblock, args.wait) {
             (true, Some(_)) => return Err(usage("give --nonblock or --wait, not both")),
             (true, None) => Some(Duration::ZERO),
