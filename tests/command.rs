@@ -644,8 +644,6 @@ fn a_stale_pid_file_is_told_of_replaced_and_removed_but_never_signalled() {
             format!("{pid}\n127.0.0.1:9\n{}\n", started - 1),
             "another program",
         ),
-        (format!("{pid}\n"), "did not write it"),
-        (format!("{pid}\n127.0.0.1:9\nnoon\n"), "did not write it"),
         (String::new(), "empty"),
     ] {
         let daemon = Daemon::none();
@@ -673,21 +671,25 @@ fn a_stale_pid_file_is_told_of_replaced_and_removed_but_never_signalled() {
 
 #[test]
 fn a_file_that_is_no_pid_file_is_neither_believed_nor_touched() {
-    let daemon = Daemon::none();
-    let diary = "Dear diary,\n1\n2\n";
-    daemon.write(diary);
-    let status = daemon.typed("status");
-    assert_eq!(status.code, Some(1), "{status:?}");
-    assert!(status.stdout.contains("is no pid file"), "{status:?}");
-    for verb in ["stop", "start --port 0", "restart --port 0", "run --port 0"] {
-        let outcome = daemon.typed(verb);
-        outcome.expect(1, "");
-        outcome.expect_stderr(&["is no pid file"]);
+    let mut stranger = Stranger::new();
+    let pid = stranger.pid();
+    let of_another_program = format!("{pid}\n");
+    let table = format!("{pid}\n127.0.0.1:9\nnoon\n");
+    for text in ["Dear diary,\n1\n2\n", &of_another_program, &table] {
+        let daemon = Daemon::none();
+        daemon.write(text);
+        let status = daemon.typed("status");
+        assert_eq!(status.code, Some(1), "{status:?}");
+        assert!(status.stdout.contains("is no pid file"), "{status:?}");
+        for verb in ["stop", "start --port 0", "restart --port 0", "run --port 0"] {
+            let outcome = daemon.typed(verb);
+            outcome.expect(1, "");
+            outcome.expect_stderr(&["is no pid file"]);
+        }
+        let left = fs::read_to_string(&daemon.pid_file).expect("still there");
+        assert_eq!(left, text);
     }
-    assert_eq!(
-        fs::read_to_string(&daemon.pid_file).expect("still there"),
-        diary
-    );
+    assert!(stranger.is_unharmed());
 }
 
 #[test]
@@ -728,13 +730,16 @@ fn a_process_that_does_not_answer_is_told_from_one_that_does() {
 }
 
 #[test]
-fn status_mentions_a_server_that_has_no_pid_file() {
+fn status_and_stop_mention_a_server_that_has_no_pid_file() {
     let server = Foreground::run("");
     let daemon = Daemon::none();
     let status = daemon.typed(&format!("status --port {}", server.port()));
     assert_eq!(status.code, Some(1), "{status:?}");
     assert!(status.stdout.starts_with("not running, but"), "{status:?}");
     assert!(status.stdout.contains(&server.address), "{status:?}");
+    let stop = daemon.typed(&format!("stop --port {}", server.port()));
+    stop.expect(1, "");
+    stop.expect_stderr(&["not running, but", &server.address, "where it was started"]);
 }
 
 #[test]
@@ -955,6 +960,20 @@ fn no_server_is_exit_69_and_says_where_and_how_to_start_one() {
     for outcome in asked.map(|thread| thread.join().expect("no panic")) {
         outcome.expect(69, "");
         outcome.expect_stderr(&["lock-server: ", &address, "start one with: lock-server"]);
+    }
+}
+
+#[test]
+fn a_lock_that_nobody_could_be_told_of_is_unlocked() {
+    let server = Foreground::run("");
+    for options in ["", "--shell"] {
+        let line = format!("lock {options} --port {} K", server.port());
+        let mut lock = program(line.split_ascii_whitespace());
+        let full = fs::File::options().write(true).open("/dev/full");
+        lock.stdout(full.expect("Linux has it"))
+            .stderr(Stdio::null());
+        assert_eq!(lock.status().expect("it starts").code(), Some(1));
+        assert_eq!(http(&server.address, "/CHECK/K"), "0");
     }
 }
 
@@ -1191,6 +1210,15 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
             ["--lock-attempt-timeout", "lock-server lock --help"],
         ),
         ("lock --fence 1 K", ["--fence", "lock-server lock --help"]),
+        ("lock --host 8004 K", ["8004", "such as localhost"]),
+        (
+            "--port 1 lock K",
+            ["the command stands first", "lock-server lock"],
+        ),
+        (
+            "--try lock K",
+            ["the command stands first", "lock-server lock"],
+        ),
         (
             "unlock --fence x K",
             ["--fence", "lock-server unlock --help"],

@@ -32,7 +32,10 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
             end(&record, &pid_file)?;
             return Ok(ExitCode::SUCCESS);
         }
-        Found::Nothing => format!("not running: there is no {path}"),
+        Found::Nothing => match without_pid_file(&Options::default().host, port, &pid_file) {
+            Some(answers) => format!("not running, but {answers}; end it where it was started"),
+            None => format!("not running: there is no {path}"),
+        },
         Found::Stale(why) => {
             pid_file.remove()?;
             format!("not running; removed {path}, which was stale: {why}")
@@ -92,19 +95,30 @@ pub fn status(args: Status) -> Result<ExitCode, Failure> {
                 place.address
             )
         }
-        Found::Nothing if port == 0 => "not running".into(),
-        Found::Nothing => match Client::new("status", &host, port).try_ping() {
-            Ok(()) => {
-                format!("not running, but a server that has no {path} answers on {host}:{port}")
-            }
-            Err(error @ Error::NotHttp { .. }) => format!("not running; {error}"),
-            Err(_) => "not running".into(),
+        Found::Nothing => match without_pid_file(&host, port, &pid_file) {
+            Some(answers) => format!("not running, but {answers}"),
+            None => "not running".into(),
         },
         Found::Stale(why) => format!("not running; {path} is stale: {why}"),
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
     print(&state);
     Ok(ExitCode::from(FAILED))
+}
+
+/// What answers where no pid file says that anything does.
+fn without_pid_file(host: &str, port: u16, pid_file: &PidFile) -> Option<String> {
+    if port == 0 {
+        return None;
+    }
+    match Client::new("status", host, port).try_ping() {
+        Ok(()) => Some(format!(
+            "a server that has no {} answers on {host}:{port}",
+            pid_file.path()
+        )),
+        Err(error @ Error::NotHttp { .. }) => Some(error.to_string()),
+        Err(_) => None,
+    }
 }
 
 fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure> {
@@ -130,9 +144,9 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
         server.stop()?;
         return Err(failure);
     }
-    Ok(print(&format!(
-        "started lock-server, process {pid}, on {place}"
-    )))
+    // It serves, whether or not anybody reads that.
+    print(&format!("started lock-server, process {pid}, on {place}"));
+    Ok(ExitCode::SUCCESS)
 }
 
 fn end(record: &Record, pid_file: &PidFile) -> Result<(), Failure> {

@@ -195,7 +195,7 @@ fn judge(text: &str) -> Found {
     let (Some(address), Some(started), Ok(classic_port), None) =
         (address, started, classic_port, lines.next())
     else {
-        return Found::Stale(format!(
+        return Found::Foreign(format!(
             "it names process {pid}, but lock-server did not write it"
         ));
     };
@@ -269,19 +269,27 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_made_file_is_stale_whatever_process_it_names() {
+    fn what_another_program_wrote_is_not_ours_whatever_process_it_names() {
         let Process { pid, started } = this_process();
         for text in [
-            String::new(),
             format!("{pid}"),
             format!("{pid}\n127.0.0.1:8004\n"),
             format!("{pid}\n{started}\n127.0.0.1:8004\n"),
             format!("{pid}\n127.0.0.1:8004\n{started}\nand more\n"),
             format!("{pid}\n127.0.0.1:8004\n{started}\n8005\nand more\n"),
-            format!("0\n127.0.0.1:8004\n{started}\n"),
         ] {
-            assert!(matches!(judge(&text), Found::Stale(_)), "{text:?}");
+            assert!(matches!(judge(&text), Found::Foreign(_)), "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_empty_file_is_there_to_be_filled() {
+        assert!(matches!(judge(""), Found::Stale(_)));
+    }
+
+    #[test]
+    fn no_process_has_number_0() {
+        assert!(matches!(judge("0\n127.0.0.1:8004\n7\n"), Found::Stale(_)));
     }
 
     #[test]

@@ -35,8 +35,19 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
     };
     let (client, key) = Question::from(args).client()?;
     match client.lock_with(&key, &options)? {
-        Some(lease) if args.shell => Ok(print(&variables(&lease))),
-        Some(lease) => Ok(print(&unix_time(&lease))),
+        Some(lease) => {
+            let line = if args.shell {
+                variables(&lease)
+            } else {
+                unix_time(&lease)
+            };
+            let printed = print(&line);
+            if printed != ExitCode::SUCCESS {
+                // Its exit code says that nothing is locked.
+                client.release(&lease)?;
+            }
+            Ok(printed)
+        }
         // A shell would take the answer for a command.
         None if args.shell => Ok(ExitCode::from(FAILED)),
         None => Ok(answer(false)),

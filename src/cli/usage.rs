@@ -11,6 +11,11 @@ pub fn explain(
     if let Some(unknown) = said.trim_end().strip_prefix("Unrecognized argument: ") {
         return match verb {
             None if unknown.starts_with('-') => None,
+            Some(&"run")
+                if let Some(late) = arguments.iter().skip(1).find(|word| verbs.contains(word)) =>
+            {
+                Some(format!("the command stands first: lock-server {late} ..."))
+            }
             None => Some(format!(
                 "no such command: {unknown}; one of {}",
                 verbs.join(", ")
@@ -24,8 +29,14 @@ pub fn explain(
             }
             Some(verb) => {
                 let help = ask(&[verb, "--help"])?;
-                let meant = meant(unknown, &help)?;
-                Some(format!("no such option: {unknown}; did you mean {meant}?"))
+                let hint = match meant(unknown, &help) {
+                    Some(meant) => format!("did you mean {meant}?"),
+                    None if is_run_together(unknown, &help) => {
+                        "short options and their values stand apart, as in: -q -w 5".into()
+                    }
+                    None => return None,
+                };
+                Some(format!("no such option: {unknown}; {hint}"))
             }
         };
     }
@@ -59,6 +70,17 @@ fn meant<'a>(unknown: &str, help: &'a str) -> Option<&'a str> {
     near.next().filter(|_| near.next().is_none())
 }
 
+/// Whether it begins with a short option that is listed in a verb's help, and goes on.
+fn is_run_together(unknown: &str, help: &str) -> bool {
+    let Some(letter) = unknown
+        .strip_prefix('-')
+        .and_then(|rest| rest.chars().next())
+    else {
+        return false;
+    };
+    letter != '-' && help.contains(&format!("\n  -{letter}, --"))
+}
+
 /// Levenshtein's: how many letters to put in, leave out or replace.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
@@ -87,6 +109,17 @@ mod tests {
         assert_eq!(meant("--hlp", help), Some("--help"));
         assert_eq!(meant("--post", help), None);
         assert_eq!(meant("--frobnicat", help), None);
+    }
+
+    #[test]
+    fn short_options_are_run_together_where_the_first_is_one() {
+        let help = "\nOptions:\n  -n, --nonblock    as\n  -w, --wait        as\n  --help";
+        for unknown in ["-w5", "-nq", "-n5"] {
+            assert!(is_run_together(unknown, help), "{unknown}");
+        }
+        for unknown in ["-x5", "--n", "-", "n"] {
+            assert!(!is_run_together(unknown, help), "{unknown}");
+        }
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub fn exit_code(value: &str) -> Result<u8, String> {
 
 /// `host:port`, `host`, `[::1]:8004` or `::1`.
 pub fn parse_address(address: &str) -> Result<(String, Option<u16>), String> {
+    if client_port(address).is_ok() {
+        return Err(format!("give a host, too, such as 127.0.0.1:{address}"));
+    }
     let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if address.parse::<Ipv6Addr>().is_err() && !address.ends_with(']') => {
             (host, Some(client_port(port)?))
@@ -60,7 +63,8 @@ pub fn client_host(host: &str) -> Result<String, String> {
         .and_then(|host| host.strip_suffix(']'))
         .unwrap_or(host);
     let is_v6 = bare.parse::<Ipv6Addr>().is_ok();
-    let is_name = !host.is_empty()
+    // The system would take a number for an address.
+    let is_name = !host.bytes().all(|byte| byte.is_ascii_digit())
         && host
             .chars()
             .all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'));
@@ -98,6 +102,7 @@ mod tests {
             "me@localhost",
             "[localhost]",
             "1::2::3:9",
+            "8004",
         ] {
             assert!(parse_address(address).is_err(), "{address}");
         }
