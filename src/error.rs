@@ -176,13 +176,23 @@ impl std::fmt::Display for Error {
                 source,
             } => {
                 let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+                let host = host.trim_matches(['[', ']']);
                 write!(
                     f,
                     "no lock server reached at {address} after {}: {source}; ",
                     times(*attempts)
                 )?;
-                if is_this_machine(host) {
+                if port == "0" {
+                    f.write_str("no server has port 0: start it first, and make its clients then")
+                } else if is_unknown_name(source) {
+                    write!(f, "is {host:?} the server's name or address?")
+                } else if matches!(host, "localhost" | "127.0.0.1") {
                     write!(f, "start one with: lock-server start --port {port}")
+                } else if is_this_machine(host) {
+                    write!(
+                        f,
+                        "start one with: lock-server start --host {host} --port {port}"
+                    )
                 } else {
                     write!(
                         f,
@@ -276,13 +286,15 @@ impl std::error::Error for Error {
     }
 }
 
-/// Whether only this machine is called so.
+/// Whether only this machine has the address.
 fn is_this_machine(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']);
-    host == "localhost"
-        || host
-            .parse()
-            .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+    host.parse()
+        .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+/// Whether there is no address for a name. The standard library has no kind for it, only these words.
+fn is_unknown_name(error: &io::Error) -> bool {
+    error.to_string().contains("lookup address")
 }
 
 fn times(attempts: u32) -> String {
@@ -290,5 +302,41 @@ fn times(attempts: u32) -> String {
         "1 attempt".into()
     } else {
         format!("{attempts} attempts")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_server_is_the_advice_leads_to_one() {
+        let refused = "Connection refused (os error 111)";
+        let unknown = "failed to lookup address information: Name or service not known";
+        for (address, source, advice) in [
+            ("127.0.0.1:9", refused, "with: lock-server start --port 9"),
+            ("localhost:9", refused, "with: lock-server start --port 9"),
+            ("[::1]:9", refused, "start --host ::1 --port 9"),
+            ("127.0.0.2:9", refused, "start --host 127.0.0.2 --port 9"),
+            ("10.0.0.7:9", refused, "listens on 127.0.0.1 only"),
+            (
+                "nohost:9",
+                unknown,
+                "is \"nohost\" the server's name or address?",
+            ),
+            (
+                "127.0.0.1:0",
+                refused,
+                "start it first, and make its clients then",
+            ),
+        ] {
+            let error = Error::Unreachable {
+                address: address.into(),
+                attempts: 1,
+                source: io::Error::other(source),
+            };
+            let said = error.to_string();
+            assert!(said.ends_with(advice), "{said}");
+        }
     }
 }
