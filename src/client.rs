@@ -34,7 +34,8 @@ const UNSEEN: u32 = 10;
 /// Locks and unlocks keys under one name.
 ///
 /// Connections are kept open between calls; a clone shares them. The name is a name, not a credential:
-/// clients of the same name are the same requester.
+/// clients of the same name are the same requester. So threads that are to take turns need a client each,
+/// with a name of its own: of two that share one, the second LOCK of a key is refused at once.
 ///
 /// A question whose connection broke, or that was not answered in time, is asked again, as
 /// [`ClientOptions::reconnect_attempts`] says. A LOCK carries an ID by which the server recognises it: it is

@@ -47,6 +47,9 @@ pub struct Options {
     /// Whether a server started with [`Server::start`](crate::Server::start) goes on when the
     /// process that started it has ended, in a session of its own, and when its handle is dropped.
     /// Default `false`: it ends with its parent, so that a test that panics leaves no server behind.
+    ///
+    /// It keeps the standard streams that its parent had: whoever reads those from a pipe waits for its end,
+    /// too. `lock-server start` gives it none.
     pub outlive_parent: bool,
 
     /// The longest lease that a LOCK or RENEW may ask for with `lock_timeout`; one that asks for more gets

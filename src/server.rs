@@ -180,7 +180,8 @@ impl Server {
         self.client("ping").ping()
     }
 
-    /// A client of this server with the given name.
+    /// A client of this server with the given name, at the address that it has now. With port 0 that is known
+    /// once it was started, and another one when it is started again.
     pub fn client(&self, name: &str) -> Client {
         Client::with_options(
             name,
