@@ -57,11 +57,13 @@ impl Command {
     }
 
     /// Starts it. Called in the first thread of the process: the command is killed when the thread that
-    /// forked it ends.
+    /// forked it ends. `introduce` is called in its process, once that leads its group: what may be called in a
+    /// child just forked.
     pub fn start<V: AsRef<OsStr>>(
         &self,
         variables: impl IntoIterator<Item = (&'static str, V)>,
         signals: Signals,
+        introduce: impl Fn() + Send + Sync + 'static,
     ) -> Result<Group, Failure> {
         let parent = getpid();
         let mut command = process::Command::new(&self.program);
@@ -74,6 +76,7 @@ impl Command {
             if getppid() != parent {
                 return Err(io::Error::from(io::ErrorKind::NotConnected));
             }
+            introduce();
             Ok(signals.restore()?)
         };
         // SAFETY: it runs in a child just forked, and only calls the system: nothing allocates or locks.

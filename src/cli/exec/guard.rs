@@ -1,12 +1,12 @@
 //! A process that kills the command's group when this program ends without a word: what `PR_SET_PDEATHSIG`
 //! does for the command itself, but for all that it has started.
 
-use std::io::{self, PipeReader, PipeWriter, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal, killpg};
-use nix::unistd::{ForkResult, Pid, fork, read, setpgid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, read, setpgid, write};
 
 /// What the guard is told: a group to watch, or none.
 const LENGTH: usize = size_of::<i32>();
@@ -27,16 +27,23 @@ impl Guard {
         }
     }
 
-    /// From here on this group is killed when this program ends.
-    pub fn watch(&mut self, group: Pid) {
-        // It fails only where somebody killed the guard.
-        let _ = self.pipe.write_all(&group.as_raw().to_ne_bytes());
+    /// What the command's process says of itself before it becomes the command: from there on its group is killed
+    /// when this program ends. Calls nothing that a child just forked may not.
+    pub fn introduction(&self) -> impl Fn() + Send + Sync + 'static {
+        let pipe = self.pipe.as_raw_fd();
+        // SAFETY: it is open in the child, too: only `exec` closes it there, and the guard outlives the fork.
+        move || tell(unsafe { BorrowedFd::borrow_raw(pipe) }, getpid())
     }
 
-    /// The command has ended; what it left behind may go on.
-    pub fn dismiss(mut self) {
-        self.watch(Pid::from_raw(0));
+    /// The command has ended, or never began; what it left behind may go on.
+    pub fn dismiss(self) {
+        tell(self.pipe.as_fd(), Pid::from_raw(0));
     }
+}
+
+fn tell(pipe: BorrowedFd<'_>, group: Pid) {
+    // It fails only where somebody killed the guard. So few bytes are written in one piece.
+    let _ = write(pipe, &group.as_raw().to_ne_bytes());
 }
 
 /// The guard's life.

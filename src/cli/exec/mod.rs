@@ -151,16 +151,20 @@ impl Job {
 
     /// Starts the command, and what watches over it.
     fn start(&self, lease: &Lease, signals: Signals) -> Result<(Group, Guard), Failure> {
-        let mut guard = Guard::start().map_err(|error| system("cannot fork", error))?;
+        let guard = Guard::start().map_err(|error| system("cannot fork", error))?;
         let variables = [
             (KEY_VARIABLE, self.wanted.key.clone()),
             (NAME_VARIABLE, self.wanted.requester.name.clone()),
             (FENCE_VARIABLE, lease.fence.to_string()),
             (SERVER_VARIABLE, self.wanted.requester.address()),
         ];
-        let group = self.command.start(variables, signals)?;
-        guard.watch(group.id());
-        Ok((group, guard))
+        match self.command.start(variables, signals, guard.introduction()) {
+            Ok(group) => Ok((group, guard)),
+            Err(failure) => {
+                guard.dismiss();
+                Err(failure)
+            }
+        }
     }
 
     /// Begins to renew the lease. Where there is no thread for it, it is as if no renewal were answered.
