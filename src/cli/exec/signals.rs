@@ -66,6 +66,12 @@ impl Signals {
             // SAFETY: the default is no code of this program. Ignored, nobody could wait for a child.
             unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         }
+        if ignored.contains(Signal::SIGTTIN) {
+            // Its read from the terminal would fail instead of stopping it until the terminal is lent.
+            //
+            // SAFETY: as above.
+            unsafe { signal::signal(Signal::SIGTTIN, SigHandler::SigDfl) }?;
+        }
         let mut blocked: SigSet = TERMINAL.into_iter().chain(WATCHED).collect();
         // What `nohup`, or a shell without job control, has ignored stays so for both.
         blocked.extend(
