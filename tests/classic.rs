@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use common::program::{PROGRAM, clean};
 use common::{
     Wire, ask, limit_descriptors, masked, ms, options, ports, run, start, until, waiting_wire,
 };
@@ -968,18 +969,18 @@ struct Foreground {
 
 impl Foreground {
     fn start(arguments: &[&str]) -> Self {
-        Foreground::spawn(Command::new(env!("CARGO_BIN_EXE_lock-server")), arguments)
+        Foreground::spawn(Command::new(PROGRAM), arguments)
     }
 
     fn start_with_descriptors(most: usize, arguments: &[&str]) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]);
-        shell.arg(env!("CARGO_BIN_EXE_lock-server"));
+        shell.arg(PROGRAM);
         Foreground::spawn(shell, arguments)
     }
 
     fn spawn(mut command: Command, arguments: &[&str]) -> Self {
-        command
+        clean(&mut command)
             .args(["run", "--port", "0", "--classic-port", "0"])
             .args(arguments)
             .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off");
@@ -1005,7 +1006,8 @@ impl Foreground {
         until("it is logged", || self.has_logged(line));
     }
 
-    /// How many of the lowest descriptors are taken. Higher ones can have come from whoever runs the tests.
+    /// How many of the lowest descriptors are taken. On an old kernel higher ones can have come from whoever runs
+    /// the tests.
     fn descriptors_below(&self, limit: usize) -> usize {
         let is_open = |number: &usize| {
             fs::symlink_metadata(format!("/proc/{}/fd/{number}", self.process.id())).is_ok()

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use common::program::program;
 use common::{Reply, Wire, ms, ports, run, until};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -535,9 +536,8 @@ struct Record {
 impl Server {
     fn start() -> Self {
         let [lease, attempt] = [LEASE, ATTEMPT].map(|time| time.as_secs_f64().to_string());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lock-server"));
+        let mut command = program(["run", "--port", "0", "--classic-port", "0"]);
         command
-            .args(["run", "--port", "0", "--classic-port", "0"])
             .args(["--lock-timeout", &lease, "--lock-attempt-timeout", &attempt])
             .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off");
         let (process, first, stderr) = run(&mut command);
