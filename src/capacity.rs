@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -40,19 +41,33 @@ fn threads() -> u64 {
     // Other processes have some of these.
     let threads = number("/proc/sys/kernel/threads-max").map(|threads| threads / 2);
     let pids = number("/proc/sys/kernel/pid_max").map(|pids| pids - pids / 4);
-    let group = fs::read_to_string("/proc/self/cgroup").ok();
-    let group = group
-        .as_deref()
-        .and_then(|groups| groups.lines().find_map(|line| line.strip_prefix("0::")));
-    let group = group.and_then(|group| number(&format!("/sys/fs/cgroup{group}/pids.max")));
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let groups = pid_limits(&groups).filter_map(|path| number(&path)).min();
     let user = getrlimit(Resource::RLIMIT_NPROC).ok().map(|(soft, _)| soft);
     // Root is not held to it.
     let user = user.filter(|_| !nix::unistd::geteuid().is_root());
-    [mappings, threads, pids, group, user]
+    [mappings, threads, pids, groups, user]
         .into_iter()
         .flatten()
         .min()
         .unwrap_or(u64::MAX)
+}
+
+/// Where the limits stand of the control groups that a process is in, given as `/proc/self/cgroup` lists them:
+/// its own and those above it, in either version.
+fn pid_limits(groups: &str) -> impl Iterator<Item = String> {
+    let mounted = groups.lines().filter_map(|line| {
+        let (_, group) = line.split_once(':')?;
+        match group.split_once(':')? {
+            ("", path) => Some(("/sys/fs/cgroup", path)),
+            ("pids", path) => Some(("/sys/fs/cgroup/pids", path)),
+            _ => None,
+        }
+    });
+    mounted.flat_map(|(mount, path)| {
+        let groups = Path::new(path).ancestors();
+        groups.map(move |group| format!("{mount}{}/pids.max", group.display()))
+    })
 }
 
 /// Where thousands of threads sleep, a wake-up finds its own in a list of a few.
@@ -82,5 +97,24 @@ pub(crate) fn give_back_memory() {
         if nix::libc::mallinfo2().fordblks > WORTHWHILE {
             nix::libc::malloc_trim(0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_of_every_group_above_count_too() {
+        let groups = "8:pids:/a\n4:memory:/b\n0::/user.slice/user-7.slice\n";
+        let limits: Vec<String> = pid_limits(groups).collect();
+        let expected = [
+            "/sys/fs/cgroup/pids/a/pids.max",
+            "/sys/fs/cgroup/pids//pids.max",
+            "/sys/fs/cgroup/user.slice/user-7.slice/pids.max",
+            "/sys/fs/cgroup/user.slice/pids.max",
+            "/sys/fs/cgroup//pids.max",
+        ];
+        assert_eq!(limits, expected);
     }
 }

@@ -83,7 +83,7 @@
 //! | `Lock-Result` | each `0` | the stable word of the tables |
 //! | `Lock-Expires-In` | a granted LOCK or RENEW; VERIFY that says `1` | how long the lease still lasts: seconds, three decimals, rounded down |
 //! | `Lock-Fence` | the same | the fence of the grant |
-//! | `Lock-Holder` | CHECK that says `1`; LOCK that says `0` | who holds the key, or held it when that was decided; percent-encoded like a path segment |
+//! | `Lock-Holder` | CHECK that says `1`; LOCK that says `0`, unless the key has become free by then | who holds the key, or held it when that was decided; percent-encoded like a path segment |
 //! | `Lock-Holder-Expires-In` | the same | how long that lease still lasts, as above |
 //! | `Lock-Waiters` | the same | how many wait for the key |
 //! | `Lock-Timeout` | PING | how long a lease lasts here that names no time, in seconds |
