@@ -184,6 +184,8 @@ impl std::fmt::Display for Error {
                 )?;
                 if port == "0" {
                     f.write_str("no server has port 0: start it first, and make its clients then")
+                } else if source.kind() == io::ErrorKind::WouldBlock {
+                    f.write_str("end other processes, or raise the limits (ulimit -u, -v)")
                 } else if is_unknown_name(source) {
                     write!(f, "is {host:?} the server's name or address?")
                 } else if matches!(host, "localhost" | "127.0.0.1") {

@@ -207,12 +207,53 @@ fn a_lost_lease_is_124() {
 }
 
 #[test]
+fn no_thread_is_71_or_69_and_runs_nothing() {
+    let server = patient();
+    let with_memory = |kilobytes: u32| {
+        let script = format!("ulimit -v {kilobytes}; exec \"$0\" exec K -- echo it runs");
+        let mut shell = Command::new("sh");
+        clean(&mut shell)
+            .args(["-c", &script, PROGRAM])
+            .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+        Outcome::of(&mut shell)
+    };
+    // Too little to be loaded, for its own threads, for a question's; and enough.
+    let outcomes = (4..100).map(|megabytes| with_memory(megabytes * 1000));
+    let mut codes = Vec::new();
+    for outcome in outcomes {
+        codes.push(outcome.code);
+        if outcome.code == Some(0) {
+            break;
+        }
+        assert_eq!(outcome.stdout, "", "{outcome:?}");
+    }
+    let [.., Some(0)] = codes[..] else {
+        panic!("it never ran: {codes:?}");
+    };
+    assert!(codes.contains(&Some(71)), "{codes:?}");
+    assert!(!is_locked(&server, "K"));
+}
+
+#[test]
 fn no_server_is_69() {
     let mut server = patient();
     server.stop().expect("it stops");
     let outcome = outcome(&server, "K", &["true"]);
     outcome.expect(69, "");
     outcome.expect_stderr(&["no lock server reached at 127.0.0.1:", "4 attempts"]);
+}
+
+#[test]
+fn a_server_that_cannot_serve_now_is_69() {
+    let server = start(Options {
+        max_keys: 1,
+        ..options()
+    });
+    let other = server.client("OTHER");
+    other.lock("L").expect("it answers").expect("it is free");
+    let outcome = outcome(&server, "-n K", &["echo", "it runs"]);
+    outcome.expect(69, "");
+    outcome.expect_stderr(&["refused LOCK/K", "503"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv6Addr, ToSocketAddrs};
+use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -152,12 +153,16 @@ impl Line {
 
     fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, Failure> {
         let asked = Instant::now();
-        let request = self.agent.get(format!("http://{}{question}", self.address));
-        let response = request
+        let request = self
+            .agent
+            .get(format!("http://{}{question}", self.address))
             .config()
             .timeout_global(Some(timeout.min(LONGEST)))
-            .build()
-            .call()
+            .build();
+        // Before it connects, ureq looks the address up in a thread of its own, and panics where there is none.
+        let called = panic::catch_unwind(AssertUnwindSafe(|| request.call()));
+        let response = called
+            .map_err(|_| Failure::NotConnected(no_thread()))?
             .map_err(|error| self.failure(question, error))?;
         self.read(question, asked, response)
     }
@@ -311,6 +316,11 @@ impl From<ureq::Error> for Failure {
             error => Failure::Interrupted(error.into_io()),
         }
     }
+}
+
+fn no_thread() -> io::Error {
+    let reason = "the system has no thread to look the address up in";
+    io::Error::new(io::ErrorKind::WouldBlock, reason)
 }
 
 /// Whether only a connection that was made can say this. To look up a name may take long.
