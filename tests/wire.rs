@@ -540,18 +540,24 @@ fn shutdown_ends_a_server_that_allows_it() {
     assert!(!server.stop().unwrap(), "it had ended by itself");
 }
 
-/// As `curl -d fence=1` sends them.
+/// As `curl -d fence=1` sends them, `--json` and `-F`.
 #[test]
 fn parameters_in_a_body_are_refused_and_nothing_is_done() {
     let server = start(options());
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
     let mut wire = Wire::to(&server);
-    wire.send(
-        "POST /UNLOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\
-         Content-Type: application/x-www-form-urlencoded\r\n\r\nfence=1",
-    );
-    let reply = wire.reply();
-    assert_eq!((reply.status, reply.result()), (400, "bad-request"));
-    assert!(reply.body.contains("behind a ?"), "{}", reply.body);
+    for content_type in [
+        "application/x-www-form-urlencoded",
+        "Application/JSON; charset=utf-8",
+        "multipart/form-data; boundary=x",
+    ] {
+        wire.send(format!(
+            "POST /UNLOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\
+             Content-Type: {content_type}\r\n\r\nfence=1",
+        ));
+        let reply = wire.reply();
+        assert_eq!((reply.status, reply.result()), (400, "bad-request"));
+        assert!(reply.body.contains("behind a ?"), "{}", reply.body);
+    }
     assert_eq!(wire.ask("/VERIFY/KEYA/CLIENT_A").body, "1\n");
 }

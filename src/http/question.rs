@@ -13,7 +13,8 @@ pub(super) fn understand<'a>(
         let (field, value) = (header.field.as_str().as_str(), header.value.as_str());
         let admitted = service.admission.admit(field, value);
         admitted.map_err(turned_away)?;
-        if field.eq_ignore_ascii_case("Content-Type") && is_form(value) && has_body(request) {
+        let is_type = field.eq_ignore_ascii_case("Content-Type");
+        if is_type && holds_parameters(value) && has_body(request) {
             return Err(not_understood(Malformed::BadRequest(
                 "parameters stand behind a ? in the URL, not in the body; with curl, add -G".into(),
             )));
@@ -31,11 +32,18 @@ pub(super) fn understand<'a>(
     }
 }
 
-/// Whether it is what an HTML form sends, and `curl -d`: parameters that would be taken for heard.
-fn is_form(content_type: &str) -> bool {
-    let kind = content_type.split(';').next().unwrap_or_default();
-    kind.trim()
-        .eq_ignore_ascii_case("application/x-www-form-urlencoded")
+/// What an HTML form sends, or `curl` with `-d`, `-F` and `--json`: parameters that would be taken for heard.
+const WITH_PARAMETERS: [&str; 3] = [
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+    "application/json",
+];
+
+fn holds_parameters(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    WITH_PARAMETERS
+        .iter()
+        .any(|known| kind.eq_ignore_ascii_case(known))
 }
 
 fn has_body(request: &tiny_http::Request) -> bool {
