@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -43,20 +43,24 @@ fn with_process(lock_timeout: Duration) -> (Server, Pid) {
     (server, Pid::from_raw(pid as i32))
 }
 
-/// What `nohup`, or a shell without job control, has ignored stays ignored, and the tests may run there.
-fn listen_to_all() -> io::Result<()> {
-    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
-        // SAFETY: the default is no code of this program.
-        unsafe { signal::signal(signal, SigHandler::SigDfl) }?;
-    }
-    Ok(SigSet::empty().thread_set_mask()?)
+/// A program that ignores and blocks no signal: the tests may run under `nohup`, or in the background of a shell
+/// without job control.
+fn listening(program: &mut Command) -> &mut Command {
+    let listen = || {
+        for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+            // SAFETY: the default is no code of this program.
+            unsafe { signal::signal(signal, SigHandler::SigDfl) }?;
+        }
+        Ok(SigSet::empty().thread_set_mask()?)
+    };
+    // SAFETY: it only calls the system.
+    unsafe { program.pre_exec(listen) }
 }
 
 /// `exec` at this server. The arguments are split at spaces.
 fn exec(server: &Server, options: &str, command: &[&str]) -> Command {
     let mut program = program(["exec"]);
-    // SAFETY: it only calls the system, and the default is no code of this program.
-    unsafe { program.pre_exec(listen_to_all) };
+    listening(&mut program);
     program.env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
     program.args(options.split_ascii_whitespace());
     if !command.is_empty() {
@@ -443,7 +447,8 @@ fn signals_are_for_the_command_as_if_it_was_called_directly() {
     let signals =
         |outcome: Outcome| -> Vec<u64> { outcome.stdout.lines().filter_map(standard).collect() };
     let status = ["cat", "/proc/self/status"];
-    let directly = Outcome::of(Command::new(status[0]).args(&status[1..]));
+    let mut directly = Command::new(status[0]);
+    let directly = Outcome::of(listening(&mut directly).args(&status[1..]));
     assert_eq!(signals(outcome(&server, "K", &status)), signals(directly));
 
     // As `nohup` has it, and a shell that does not care for its children.
