@@ -964,6 +964,18 @@ fn no_server_is_exit_69_and_says_where_and_how_to_start_one() {
 }
 
 #[test]
+fn a_server_that_nobody_could_be_told_of_is_started_all_the_same() {
+    let daemon = Daemon::none();
+    let mut start = program(["start", "--port", "0", "--pid-file"]);
+    let full = fs::File::options().write(true).open("/dev/full");
+    start.arg(&daemon.pid_file).stderr(Stdio::null());
+    start.stdout(full.expect("Linux has it"));
+    assert_eq!(start.status().expect("it starts").code(), Some(0));
+    assert_eq!(daemon.typed("status").code, Some(0));
+    assert_eq!(daemon.typed("stop").code, Some(0));
+}
+
+#[test]
 fn a_lock_that_nobody_could_be_told_of_is_unlocked() {
     let server = Foreground::run("");
     for options in ["", "--shell"] {
