@@ -1028,6 +1028,20 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
     running.type_in("one\n");
     assert!(running.end().0.ends_with("got one\r\n"));
 
+    // Also where whoever calls it had that signal ignored: a read from the background would fail then.
+    let ignore = || {
+        // SAFETY: to ignore is no code of this program.
+        unsafe { signal::signal(Signal::SIGTTIN, SigHandler::SigIgn) }?;
+        Ok(())
+    };
+    let mut command = exec(&server, "K", &sh(script));
+    // SAFETY: it only calls the system.
+    unsafe { command.pre_exec(ignore) };
+    let mut running = OnTerminal::spawn(&mut command);
+    running.until_seen("ready");
+    running.type_in("one\n");
+    assert!(running.end().0.ends_with("got one\r\n"));
+
     let script = "read line; echo got $line; read line; echo got $line";
     let mut running = OnTerminal::spawn(&mut exec(&server, "K", &sh(script)));
     running.type_in("one\n");
