@@ -14,23 +14,45 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const OWN_DESCRIPTORS: u64 = 40;
 const OWN_THREADS: u64 = 100;
 
+/// Fewer clients than one who holds and one who waits need no server.
+const LEAST_CLIENTS: u64 = 2;
+
 /// Of the mappings that the kernel gives a process, a thread takes four: its stack, the stack for its
 /// signals, and a guard to each.
 const MAPPINGS_PER_THREAD: u64 = 4;
 
 /// Raises the soft limit of descriptors to the hard one, or as far as there are threads for it, and
 /// returns how many clients that allows.
-pub(crate) fn raise() -> io::Result<u64> {
+pub(crate) fn raise() -> io::Result<usize> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let by_descriptors = hard.saturating_sub(OWN_DESCRIPTORS) / 2;
-    let by_threads = threads().saturating_sub(OWN_THREADS) / 2;
-    let clients = by_descriptors.min(by_threads).max(2);
+    let clients = clients(hard)?;
     setrlimit(
         Resource::RLIMIT_NOFILE,
         hard.min(2 * clients + OWN_DESCRIPTORS),
         hard,
     )?;
-    Ok(clients)
+    Ok(usize::try_from(clients).unwrap_or(usize::MAX))
+}
+
+/// How many clients a process of which others have a part has room for now, with the limits that it has.
+pub(crate) fn left() -> io::Result<usize> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let open = fs::read_dir("/proc/self/fd")?.count();
+    let clients = clients(soft.saturating_sub(open as u64))?;
+    Ok(usize::try_from(clients).unwrap_or(usize::MAX))
+}
+
+/// How many clients so many descriptors are enough for.
+fn clients(descriptors: u64) -> io::Result<u64> {
+    let least = OWN_DESCRIPTORS + 2 * LEAST_CLIENTS;
+    if descriptors < least {
+        return Err(io::Error::other(format!(
+            "this process may have {descriptors}, and a server needs {least} (ulimit -n)"
+        )));
+    }
+    let by_descriptors = (descriptors - OWN_DESCRIPTORS) / 2;
+    let by_threads = threads().saturating_sub(OWN_THREADS) / 2;
+    Ok(by_descriptors.min(by_threads).max(LEAST_CLIENTS))
 }
 
 /// The fewest threads that any of the limits leaves. What can't be read limits nothing.

@@ -1,157 +1,114 @@
-//! The server's process: fork, signals, descriptors, the parent's death, the end.
+//! The server's process, seen from the one that starts it: start, reap, stop.
 //!
-//! A child forked from a program with other threads finds the world as those threads left it in that
-//! instant, and they are not there to finish what they began. So it trusts nothing: it closes what it
-//! does not need, forgets the parent's signal handlers and logger, and has to show that it can still
-//! allocate, start threads and take locks. If it stays silent, it is killed and forked anew.
+//! A child made by `fork` alone finds every lock of libc, of std and of the allocator as the parent's other threads
+//! held it in that instant, and those threads are not there to let go: `malloc_trim` alone takes every arena's lock, and
+//! a server hung for good on the one that a thread of its parent had held. So the child calls nothing at all before
+//! it replaces its memory: it executes the parent's own program again, which finds its orders on its standard
+//! input and serves before `main` begins. See [`image`].
 //!
-//! What runs in the parent uses nothing of parking_lot.
+//! | what the child calls | which lock it could inherit |
+//! |---|---|
+//! | from the fork to the exec | none: `posix_spawn` only makes system calls there, on memory that the parent lends |
+//! | after the exec, for its whole life | none: malloc, stdio, the environment, name look-up, the loader and panics begin anew |
+//! | files | descriptors that are not closed on exec are closed by [`image`]; locks on files are not inherited |
+//!
+//! [`Server::spawn`](crate::Server::spawn) forks nothing.
 
+pub(crate) mod image;
+pub(crate) mod orders;
+
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{self, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl;
-use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{self, Signal};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{self, ForkResult, Pid};
+use nix::unistd::Pid;
 
+use self::orders::{Orders, Report};
 use crate::error::Error;
+use crate::options::Options;
 
-/// How long a child may take to prove itself, in milliseconds, try by try. A sound one needs some ten
-/// of them on an idle machine; the later tries are for a busy one.
-const PATIENCE: [u64; 9] = [150, 150, 150, 200, 300, 500, 1000, 2000, 4000];
+/// How long a child may take to serve. It needs some milliseconds; the rest is for a machine that is busy with
+/// hundreds of others. A child that fails says so at once.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a child that has proved itself may take to serve.
-const SERVE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long a child may take to end before it is killed.
-const END_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a child may take to end before it is killed. Its own watchdog is quicker.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The reaper only waits.
 const STACK: usize = 64 * 1024;
 
-/// What a child writes into its pipe.
-const SOUND: u8 = b'1';
-const SERVING: u8 = b'2';
-
 /// A child process that serves. It is reaped when it ends, whoever ends it.
 pub(crate) struct Child {
     pid: Pid,
+    /// The process that started it: in any other one, the child is none.
+    parent: u32,
     end: Arc<End>,
 }
 
 /// When a child has ended.
-///
-/// std's mutex, not parking_lot's: a thread that waits here while another one starts a server would stay
-/// in parking_lot's table in the child, and its place there be overwritten.
 #[derive(Default)]
 struct End {
     /// While this is locked and `false`, the process exists, if only as a zombie: its number is its own.
-    reaped: Mutex<bool>,
-    told: Condvar,
+    is_reaped: Mutex<bool>,
+    reaped: Condvar,
 }
 
 impl End {
     fn lock(&self) -> MutexGuard<'_, bool> {
         // A flag is whole, whatever panicked beside it.
-        self.reaped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What a child is told of its surroundings.
-pub(crate) struct Birth {
-    /// Whose end is the child's end. `None` if it is to outlive its parent.
-    pub parent: Option<Pid>,
-    pipe: OwnedFd,
-}
-
-impl Birth {
-    /// Tells the parent that the child serves.
-    pub fn serving(&self) {
-        self.tell(SERVING);
-    }
-
-    fn tell(&self, what: u8) {
-        // A parent that does not listen any more has ended or has given this child up.
-        let _ = unistd::write(&self.pipe, &[what]);
+        self.is_reaped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Child {
-    /// Forks a child that calls `serve` and ends when it returns. Returns once the child has called
-    /// [`Birth::serving`] and `answers` agrees. The child keeps its standard streams and `keep`.
+    /// Starts a child that serves on these listeners. Returns once it reports that it serves and `answers`.
     pub fn start(
-        keep: &[RawFd],
-        outlive_parent: bool,
-        serve: impl Fn(&Birth) -> i32,
-        answers: impl Fn() -> bool,
+        options: &Options,
+        listeners: &[&TcpListener],
+        answers: impl Fn() -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let failed = |reason: &str, errno: Errno| Error::CannotStart {
-            reason: reason.into(),
-            source: Some(errno.into()),
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|errno| failed("cannot make a socket pair")(errno.into()))?;
+        let pid = execute(options, theirs)?;
+        let served = Orders::send(&ours, options, listeners)
+            .map_err(failed("cannot send the child its orders"))
+            .and_then(|()| serves(&ours, pid))
+            .and_then(|()| answers().map_err(does_not_answer));
+        let child = Child {
+            pid,
+            parent: process::id(),
+            end: Arc::default(),
         };
-        for patience in PATIENCE {
-            let (ours, theirs) = unistd::pipe2(OFlag::O_CLOEXEC)
-                .map_err(|errno| failed("cannot make a pipe", errno))?;
-            let parent = (!outlive_parent).then(unistd::getpid);
-            let fork = fork_alone().map_err(|errno| failed("cannot fork", errno))?;
-            let pid = match fork {
-                ForkResult::Child => live(
-                    Birth {
-                        parent,
-                        pipe: theirs,
-                    },
-                    keep,
-                    serve,
-                ),
-                ForkResult::Parent { child } => child,
-            };
-            drop(theirs);
-            let patience = Duration::from_millis(patience);
-            let sound =
-                hear(&ours, SOUND, patience) && hear(&ours, SERVING, SERVE_PATIENCE) && answers();
-            if !sound {
-                log::debug!("child {pid} did not begin to answer; forking another");
-                let _ = signal::kill(pid, Signal::SIGKILL);
-                let _ = waitpid(pid, None);
-                continue;
-            }
-            let child = Child {
-                pid,
-                end: Arc::default(),
-            };
-            return match child.watch_over() {
-                Ok(()) => Ok(child),
-                Err(source) => {
-                    let _ = signal::kill(pid, Signal::SIGKILL);
-                    let _ = waitpid(pid, None);
-                    let reason = "cannot start the thread that waits for the child".into();
-                    Err(Error::CannotStart {
-                        reason,
-                        source: Some(source),
-                    })
-                }
-            };
+        let no_reaper = failed("cannot start the thread that waits for the child");
+        if let Err(error) = served.and_then(|()| child.start_reaper().map_err(no_reaper)) {
+            let _ = signal::kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+            return Err(error);
         }
-        let reason = format!("none of {} children began to answer", PATIENCE.len());
-        Err(Error::CannotStart {
-            reason,
-            source: None,
-        })
+        Ok(child)
     }
 
     /// Starts the thread that reaps the child, so that no zombie is left when it ends by itself.
-    fn watch_over(&self) -> io::Result<()> {
+    fn start_reaper(&self) -> io::Result<()> {
         let (pid, end) = (self.pid, self.end.clone());
         thread::Builder::new()
             .name("lock-server-reaper".into())
@@ -161,11 +118,11 @@ impl Child {
                 while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
                     == Err(Errno::EINTR)
                 {}
-                let mut reaped = end.lock();
+                let mut is_reaped = end.lock();
                 // Somebody who waits for any child may have been quicker.
                 let _ = waitpid(pid, None);
-                *reaped = true;
-                end.told.notify_all();
+                *is_reaped = true;
+                end.reaped.notify_all();
             })?;
         Ok(())
     }
@@ -175,31 +132,38 @@ impl Child {
         self.pid.as_raw() as u32
     }
 
+    /// Whether this process started it. A process forked since has a copy of this, and no such child.
+    pub fn is_ours(&self) -> bool {
+        self.parent == process::id()
+    }
+
     pub fn is_alive(&self) -> bool {
-        !*self.end.lock() && !has_ended(self.pid)
+        self.is_ours() && !*self.end.lock() && !has_ended(self.pid)
     }
 
     /// Ends the child and waits for its end. `false` if it had ended before.
     pub fn stop(&self) -> io::Result<bool> {
-        let mut reaped = self.end.lock();
-        if *reaped {
+        if !self.is_ours() {
+            let whose = format!("process {} started it and has to stop it", self.parent);
+            return Err(io::Error::other(whose));
+        }
+        let mut is_reaped = self.end.lock();
+        if *is_reaped {
             return Ok(false);
         }
-        let was_alive = !has_ended(self.pid);
-        if !was_alive {
+        if has_ended(self.pid) {
             // It is about to be reaped here; or was elsewhere, and its number may be anybody's.
-            let reaped = self
+            let waited = self
                 .end
-                .told
-                .wait_timeout_while(reaped, END_PATIENCE, |reaped| !*reaped);
-            drop(reaped);
+                .reaped
+                .wait_timeout_while(is_reaped, END_TIMEOUT, |is_reaped| !*is_reaped);
+            drop(waited);
             return Ok(false);
         }
-        for (signal, patience) in [
-            (Signal::SIGTERM, END_PATIENCE),
-            (Signal::SIGKILL, END_PATIENCE),
-        ] {
-            if !*reaped {
+        // One that is stopped is woken to end.
+        let orderly: &[Signal] = &[Signal::SIGTERM, Signal::SIGCONT];
+        for signals in [orderly, &[Signal::SIGKILL]] {
+            for &signal in signals.iter().filter(|_| !*is_reaped) {
                 // Not yet reaped, so nobody else has this number.
                 match signal::kill(self.pid, signal) {
                     Ok(()) | Err(Errno::ESRCH) => {}
@@ -208,10 +172,10 @@ impl Child {
             }
             let waited = self
                 .end
-                .told
-                .wait_timeout_while(reaped, patience, |reaped| !*reaped);
-            (reaped, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if *reaped {
+                .reaped
+                .wait_timeout_while(is_reaped, END_TIMEOUT, |is_reaped| !*is_reaped);
+            (is_reaped, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if *is_reaped {
                 return Ok(true);
             }
         }
@@ -222,218 +186,97 @@ impl Child {
     }
 }
 
-/// Forks, and leaves the memory of the parent's other threads alone.
-///
-/// `fork` of the C library hands their stacks to the child's new threads. But a thread of the parent that
-/// waits for a lock of parking_lot's lies, on its stack, in parking_lot's table, and the child goes
-/// through that table: one child in a thousand died of it. Forked by the kernel alone, those stacks
-/// stay as they are, and in the table threads that never wake. What the C library would have done
-/// besides, unlock its allocator, is left to chance and [`prove_sound`].
-fn fork_alone() -> Result<ForkResult, Errno> {
-    // SAFETY: no flag but the signal that tells the parent of the end, so the child has its own copy of
-    // everything. It calls nothing that needs another thread's help before it has shown in `live` that
-    // it can do without, and never returns from there.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-    Ok(match Errno::result(pid)? {
-        0 => ForkResult::Child,
-        // The kernel's process numbers fit.
-        pid => ForkResult::Parent {
-            child: Pid::from_raw(pid as libc::pid_t),
-        },
+/// Executes this program again, as a server that finds its orders on standard input. In a process group of its own
+/// it is out of reach of Ctrl-C, which is for the parent; and it keeps no pipe of the parent's open.
+fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
+    image::expect_linked()?;
+    let log = match &options.log_to {
+        Some(path) => Stdio::from(open_log(path)?),
+        None => Stdio::null(),
+    };
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("lock-server")
+        .env(image::PARENT_VARIABLE, process::id().to_string())
+        .stdin(orders)
+        .stdout(Stdio::null())
+        .stderr(log);
+    if !options.outlive_parent {
+        // One that outlives its parent begins a session of its own, which the leader of a group may not.
+        command.process_group(0);
+    }
+    let child = command.spawn().map_err(|source| Error::CannotStart {
+        reason: "cannot execute this program again".into(),
+        source: Some(source),
+    })?;
+    // The kernel's process numbers fit.
+    Ok(Pid::from_raw(child.id() as libc::pid_t))
+}
+
+fn open_log(path: &std::path::Path) -> Result<File, Error> {
+    let log = File::options().append(true).create(true).open(path);
+    log.map_err(|source| Error::CannotStart {
+        reason: format!("cannot open the log {}", path.display()),
+        source: Some(source),
     })
+}
+
+/// Waits until the child reports that it serves.
+fn serves(ours: &OwnedFd, pid: Pid) -> Result<(), Error> {
+    let until = Instant::now() + SERVE_TIMEOUT;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            Ok(1..) => break,
+            _ => {
+                let seconds = SERVE_TIMEOUT.as_secs();
+                return Err(did_not_serve(format!("it was silent for {seconds} s")));
+            }
+        }
+    }
+    match Report::receive(ours) {
+        Ok(Some(Report::Serves)) => Ok(()),
+        Ok(Some(Report::Failed(why))) => Err(did_not_serve(why)),
+        // It has ended without a word, and is still there to be asked how.
+        Ok(None) => Err(did_not_serve(how_it_ended(pid))),
+        Err(errno) => Err(failed("cannot hear of the child")(errno)),
+    }
+}
+
+fn how_it_ended(pid: Pid) -> String {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    match waitid(Id::Pid(pid), flags) {
+        Ok(WaitStatus::Exited(_, code)) => format!("it exited with code {code}"),
+        Ok(WaitStatus::Signaled(_, signal, _)) => format!("it was ended by {signal}"),
+        other => format!("it closed its connection: {other:?}"),
+    }
+}
+
+fn did_not_serve(why: String) -> Error {
+    Error::CannotStart {
+        reason: format!("the child process did not serve: {why}"),
+        source: None,
+    }
+}
+
+fn does_not_answer(error: Error) -> Error {
+    Error::CannotStart {
+        reason: "the child process serves, but no answer comes from it".into(),
+        source: Some(io::Error::other(error)),
+    }
+}
+
+fn failed(reason: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::CannotStart {
+        reason: reason.into(),
+        source: Some(source),
+    }
 }
 
 /// Whether a child has ended and waits to be reaped, or is none any more.
 fn has_ended(pid: Pid) -> bool {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
     !matches!(waitid(Id::Pid(pid), flags), Ok(WaitStatus::StillAlive))
-}
-
-/// Waits for a byte from a child.
-fn hear(pipe: &OwnedFd, what: u8, patience: Duration) -> bool {
-    let until = Instant::now() + patience;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => {}
-            Ok(1) => {
-                let mut byte = [0];
-                return unistd::read(pipe, &mut byte) == Ok(1) && byte[0] == what;
-            }
-            _ => return false,
-        }
-    }
-}
-
-/// The child's life. It leaves by `_exit`: nothing of the parent's is flushed, dropped or run at exit.
-fn live(birth: Birth, keep: &[RawFd], serve: impl Fn(&Birth) -> i32) -> ! {
-    // From here to the proof, only what needs no lock comes first.
-    close_all_but(keep, birth.pipe.as_raw_fd());
-    log::set_max_level(log::LevelFilter::Off);
-    reset_signals();
-    if birth.parent.is_none() {
-        // Out of reach of the terminal's Ctrl-C and hang-up. It fails only for a group's leader,
-        // which a child just forked is not.
-        let _ = unistd::setsid();
-    }
-    let _ = prctl::set_name(c"lock-server");
-    let code = panic::catch_unwind(AssertUnwindSafe(|| {
-        panic::set_hook(Box::new(|_| {}));
-        if !prove_sound() {
-            return 1;
-        }
-        birth.tell(SOUND);
-        serve(&birth)
-    }));
-    // SAFETY: ends the process at once.
-    unsafe { libc::_exit(code.unwrap_or(101)) }
-}
-
-/// Takes whatever lock a thread of the parent may have left locked, and hangs if one did.
-fn prove_sound() -> bool {
-    // parking_lot keeps the threads that wait in a table of locked buckets, three for each thread. The
-    // keys lie where no address of a program does; multiplied by the golden ratio, as they are there,
-    // they leave no gap in as many buckets as 5,000 threads have.
-    const BEYOND_ALL_ADDRESSES: usize = 1 << (usize::BITS - 1);
-    const KEYS: usize = 1 << 16;
-    for key in 0..KEYS {
-        // SAFETY: nobody parks on these keys, so nobody is woken.
-        unsafe {
-            parking_lot_core::unpark_all(
-                BEYOND_ALL_ADDRESSES + key,
-                parking_lot_core::DEFAULT_UNPARK_TOKEN,
-            );
-        }
-    }
-    // Starts threads, which read the environment, allocate as much as no thread keeps for itself, and
-    // wait for each other.
-    let allocate = || drop(std::hint::black_box(vec![0u8; 50_000]));
-    let contended = Arc::new(parking_lot::Mutex::new(0));
-    let threads: Vec<_> = (0..2)
-        .map_while(|_| {
-            let contended = contended.clone();
-            let work = move || {
-                allocate();
-                (0..100).for_each(|_| *contended.lock() += 1);
-            };
-            thread::Builder::new().stack_size(STACK).spawn(work).ok()
-        })
-        .collect();
-    allocate();
-    threads
-        .into_iter()
-        .map(|thread| thread.join().is_ok())
-        .filter(|&joined| joined)
-        .count()
-        == 2
-}
-
-/// Closes every descriptor but the standard streams and these.
-fn close_all_but(keep: &[RawFd], pipe: RawFd) {
-    let mut first = 3;
-    let next = |first| {
-        keep.iter()
-            .copied()
-            .chain([pipe])
-            .filter(|&fd| fd >= first)
-            .min()
-    };
-    while let Some(fd) = next(first) {
-        close_range(first, fd - 1);
-        first = fd + 1;
-    }
-    close_range(first, RawFd::MAX);
-}
-
-fn close_range(first: RawFd, last: RawFd) {
-    if first > last {
-        return;
-    }
-    // SAFETY: what owns these descriptors is the parent's; here nobody uses or drops it any more.
-    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    if closed != 0 {
-        // A kernel before 5.9: one by one, as far as descriptors may go.
-        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        for fd in first..=last.min(limit.min(1 << 20) as RawFd) {
-            // SAFETY: as above.
-            unsafe { libc::close(fd) };
-        }
-    }
-}
-
-/// Forgets the parent's handlers and mask. A write to a closed connection stays an error.
-fn reset_signals() {
-    for number in 1..=libc::SIGRTMAX() {
-        let action = if number == libc::SIGPIPE {
-            libc::SIG_IGN
-        } else {
-            libc::SIG_DFL
-        };
-        // SAFETY: neither action calls into the program. What may not be changed refuses, as it should.
-        unsafe { libc::signal(number, action) };
-    }
-    let _ = signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-}
-
-/// How many signals have asked this process to end.
-static STOP_SIGNALS: AtomicUsize = AtomicUsize::new(0);
-
-extern "C" fn count_stop_signal(_: libc::c_int) {
-    STOP_SIGNALS.fetch_add(1, SeqCst);
-}
-
-/// SIGTERM and SIGINT ask the server to end, until this is dropped.
-pub(crate) struct StopSignals {
-    seen: usize,
-    before: Vec<(Signal, SigAction)>,
-}
-
-impl StopSignals {
-    const ALL: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
-
-    pub fn install() -> io::Result<Self> {
-        let handler = SigHandler::Handler(count_stop_signal);
-        let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-        let seen = STOP_SIGNALS.load(SeqCst);
-        let mut before = Vec::new();
-        for signal in Self::ALL {
-            // SAFETY: the handler does nothing but count, which a signal handler may.
-            before.push((signal, unsafe { signal::sigaction(signal, &action) }?));
-        }
-        Ok(StopSignals { seen, before })
-    }
-
-    pub fn arrived(&self) -> bool {
-        STOP_SIGNALS.load(SeqCst) != self.seen
-    }
-
-    /// Runs something whose threads leave the signals to the thread that calls this, so that they
-    /// interrupt what that one waits for.
-    pub fn kept_to_this_thread<R>(&self, run: impl FnOnce() -> R) -> R {
-        let signals = Self::ALL.into_iter().collect::<SigSet>();
-        let mut before = SigSet::empty();
-        let masked =
-            signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before));
-        let result = run();
-        if masked.is_ok() {
-            let _ = signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-        }
-        result
-    }
-}
-
-impl Drop for StopSignals {
-    fn drop(&mut self) {
-        for (signal, action) in &self.before {
-            // SAFETY: puts back what was there before.
-            let _ = unsafe { signal::sigaction(*signal, action) };
-        }
-    }
-}
-
-/// Whether the process that was the parent has ended: then another one is. It is the process that
-/// counts, not the thread that forked.
-pub(crate) fn has_ended_parent(parent: Pid) -> bool {
-    unistd::getppid() != parent
 }

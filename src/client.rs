@@ -1,71 +1,141 @@
 //! The client: asks a lock server over HTTP, under one requester's name.
 
 use std::borrow::Cow;
+use std::env;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-pub use self::guard::Guard;
-use self::line::{Answer, Line};
+pub use self::cancel::CancelToken;
+pub use self::guard::{Guard, Guards};
 pub use self::options::{ClientOptions, LockOptions, RenewOptions};
+use self::transport::Answer;
+pub(crate) use self::transport::Transport;
 use crate::error::Error;
+use crate::host::parse_address;
 use crate::lease::{Holder, Lease};
-use crate::protocol::{self, MAX_NAME, ParsedAnswer, Request};
+use crate::protocol::{MAX_NAME, ParsedAnswer, Request};
 
+mod acquire;
+mod cancel;
 mod guard;
-mod line;
 mod lock_all;
 mod options;
+mod per_process;
+mod renewal;
 mod request_id;
-
-/// How long what the server said of its patience is believed: another one may be there by then.
-const PATIENCE_KNOWN: Duration = Duration::from_secs(1);
+mod resolver;
+mod transport;
 
 /// How long [`Client::ping`] waits.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The least that a LOCK that waits is asked again with. A repeat that tried once would leave the one that
-/// waits in its place, where nobody reads what it is told.
-const LEAST_PATIENCE: Duration = Duration::from_millis(1);
+/// The variable of the environment that says where the server is, as `host:port`.
+pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
 
-/// The part of a lease that may pass unseen while the answer is under way; for more it is asked anew.
-const UNSEEN: u32 = 10;
+/// Where the server is if nothing says it.
+const DEFAULT_ADDRESS: (&str, u16) = ("127.0.0.1", 8004);
 
 /// Locks and unlocks keys under one name.
 ///
-/// Connections are kept open between calls; a clone shares them. The name is a name, not a credential:
+/// ```
+/// use lock_server::{Options, Server};
+///
+/// # fn main() -> Result<(), lock_server::Error> {
+/// # let mut server = Server::new(Options { port: 0, ..Options::default() });
+/// # server.start()?;
+/// let client = server.client("CLIENT_A"); // or Client::new("CLIENT_A", "127.0.0.1", 8004)
+/// let guard = client.guard("KEYA")?;      // waits for its turn; an error if it does not come
+/// println!("under fence {}", guard.fence());
+/// drop(guard);                            // unlocks
+///
+/// if let Some(lease) = client.try_lock("KEYB")? {
+///     client.release(&lease)?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Connections are kept open between calls; a clone shares them, and so does a client of another
+/// [name](Self::named). A process that was forked makes its own. The name is a name, not a credential:
 /// clients of the same name are the same requester. So threads that are to take turns need a client each,
 /// with a name of its own: of two that share one, the second LOCK of a key is refused at once.
 ///
 /// A question whose connection broke, or that was not answered in time, is asked again, as
 /// [`ClientOptions::reconnect_attempts`] says. A LOCK carries an ID by which the server recognises it: it is
-/// granted once, and keeps its place in the queue. Only [`unlock`](Self::unlock) and
-/// [`shutdown`](Self::shutdown) are not asked again.
+/// granted once, keeps its place in the queue, and outlives a server that ends in the middle of the wait and comes
+/// back in that time. Only [`unlock`](Self::unlock) and [`shutdown`](Self::shutdown) are not asked again.
 #[derive(Clone)]
 pub struct Client {
     name: String,
-    line: Line,
-    /// How long the server lets a LOCK wait, and when it said so.
-    ///
-    /// std's mutex: the client runs where servers are forked, see `child.rs`.
-    patience: Arc<Mutex<Option<(Duration, Instant)>>>,
+    transport: Transport,
 }
 
 impl Client {
-    /// A client of the server at `host:port`, with the default options.
+    /// A client of the server at `host:port`, with the default options. The host is a name or an address; an IPv6
+    /// address may have brackets.
     ///
-    /// Nothing is sent until the first question.
+    /// Nothing is sent until the first question, which also says what is wrong with a host that is none
+    /// ([`Error::InvalidOption`]).
     pub fn new(name: &str, host: &str, port: u16) -> Self {
-        Client::with_options(name, host, port, ClientOptions::default())
+        Client::of(name, Transport::new(host, port))
     }
 
-    /// A client of the server at `host:port`.
+    /// A client of the server at `host:port`, which tries as the options say: also where a first connection is
+    /// refused on loopback, see [`ClientOptions::reconnect_attempts`].
     pub fn with_options(name: &str, host: &str, port: u16, options: ClientOptions) -> Self {
+        Client::of(name, Transport::new(host, port).with_options(options))
+    }
+
+    /// A client of the server that the environment names in `LOCK_SERVER`, as `host:port` or `host`; without it, of
+    /// `127.0.0.1:8004`. [`Server::env`](crate::Server::env) makes such an environment.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if the variable holds no address.
+    pub fn from_env(name: &str) -> Result<Self, Error> {
+        let (host, port) = DEFAULT_ADDRESS;
+        match env::var(SERVER_VARIABLE) {
+            Ok(address) if !address.is_empty() => Client::at(name, SERVER_VARIABLE, &address),
+            Err(env::VarError::NotUnicode(_)) => Err(Error::InvalidOption {
+                option: SERVER_VARIABLE,
+                reason: "it is not UTF-8".into(),
+            }),
+            _ => Ok(Client::new(name, host, port)),
+        }
+    }
+
+    /// A client of the server at `host:port`, or `host` with port 8004, after it has answered there. Its name is what
+    /// no other process's client has, such as `client-4711-18b2c`; [`named`](Self::named) gives it another.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if that is no address; those of [`try_ping`](Self::try_ping).
+    pub fn connect(address: &str) -> Result<Self, Error> {
+        let name = format!("client-{}", request_id::unique());
+        let client = Client::at(&name, "address", address)?;
+        client.try_ping()?;
+        Ok(client)
+    }
+
+    fn at(name: &str, option: &'static str, address: &str) -> Result<Self, Error> {
+        let (_, default_port) = DEFAULT_ADDRESS;
+        match parse_address(address) {
+            Ok((host, port)) => Ok(Client::new(name, &host, port.unwrap_or(default_port))),
+            Err(reason) => Err(Error::InvalidOption {
+                option,
+                reason: format!("{address:?} is no host:port: {reason}"),
+            }),
+        }
+    }
+
+    pub(crate) fn of(name: &str, transport: Transport) -> Self {
         Client {
             name: name.to_string(),
-            line: Line::new(host, port, options),
-            patience: Arc::default(),
+            transport,
         }
+    }
+
+    /// A client of another name on the same connections.
+    pub fn named(&self, name: &str) -> Self {
+        Client::of(name, self.transport.clone())
     }
 
     /// The name that this client asks under.
@@ -73,15 +143,25 @@ impl Client {
         &self.name
     }
 
+    /// The server's `host:port`, an IPv6 host in brackets.
+    pub fn address(&self) -> String {
+        self.transport.address()
+    }
+
     /// Waits for its turn and locks the key. `None` if the turn did not come within the server's
     /// `lock_attempt_timeout`, or if this name holds the key or waits for it already.
     ///
+    /// For a program that goes on without the lock, or that renews and unlocks by hand, as with the Perl original; one
+    /// that can't go on without it takes [`guard`](Self::guard), and one that has to know why not,
+    /// [`lock_with`](Self::lock_with).
+    ///
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::Interrupted`] if no answer came however often it was asked; it may
-    /// have been granted then; [`Error::Refused`] with `full` or `stopping`; [`Error::InvalidName`];
+    /// have been granted then; [`Error::Refused`] with [`Refusal::Full`](crate::Refusal::Full) or
+    /// [`Refusal::Stopping`](crate::Refusal::Stopping); [`Error::InvalidName`]; [`Error::InvalidOption`];
     /// [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn lock(&self, key: &str) -> Result<Option<Lease>, Error> {
-        self.lock_with(key, &LockOptions::default())
+        if_granted(self.lock_with(key, &LockOptions::default()))
     }
 
     /// As [`lock`](Self::lock), and does not wait. `None` if the key is not free.
@@ -89,58 +169,35 @@ impl Client {
     /// # Errors
     /// As [`lock`](Self::lock).
     pub fn try_lock(&self, key: &str) -> Result<Option<Lease>, Error> {
-        let once = LockOptions {
-            lock_attempt_timeout: Some(Duration::ZERO),
-            ..LockOptions::default()
-        };
-        self.lock_with(key, &once)
+        if_granted(self.lock_with(key, &once()))
     }
 
-    /// As [`lock`](Self::lock), with times of its own. `None` also says that somebody else holds the key, and
-    /// [`holder`](Self::holder) who.
+    /// As [`lock`](Self::lock), with times of its own, and says why the key was not granted and who holds it.
     ///
     /// After a wait of more than a tenth of the lease, it asks once more what is left of it, since
     /// [`Lease::remaining`] counts from before the question was sent.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock); [`Error::Refused`] with `bad-request` if a time is out of the server's range.
-    pub fn lock_with(&self, key: &str, options: &LockOptions) -> Result<Option<Lease>, Error> {
-        let request = match &options.request {
-            Some(request) => Cow::Borrowed(request.as_str()),
-            None => Cow::Owned(request_id::unique()),
-        };
-        let question = Request::Lock {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            lock_timeout: options.lock_timeout,
-            lock_attempt_timeout: options.lock_attempt_timeout,
-            request: Some(request),
-        };
-        let patience = match options.lock_attempt_timeout {
-            Some(patience) => patience,
-            None => self.patience()?,
-        };
-        let answer = self.line.ask_anew(|since| {
-            let left = since.map(|since| patience_left(patience, since));
-            let timeout = left
-                .unwrap_or(patience)
-                .saturating_add(self.line.options.answer_timeout);
-            (asked_again(&question, left), timeout)
-        });
-        let answer = answer.inspect_err(|_| {
-            // Perhaps another server will be there next time, with another patience.
-            *self.known_patience() = None;
-        })?;
-        let lease = self.granted(&question, key, &answer)?;
-        Ok(lease.map(|lease| self.with_the_wait_made_up_for(lease)))
+    /// As [`lock`](Self::lock); [`Error::NotGranted`]; [`Error::Refused`] with
+    /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if a time is out of the server's range.
+    pub fn lock_with(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
+        self.acquire(key, options)
     }
 
-    /// As [`lock`](Self::lock), and keeps the key locked until the guard is dropped.
+    /// Waits for its turn as [`lock`](Self::lock) does, and keeps the key locked until the guard is dropped.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock); [`Error::CannotRenew`].
-    pub fn guard(&self, key: &str) -> Result<Option<Guard>, Error> {
+    /// As [`lock`](Self::lock); [`Error::NotGranted`] where that returns `None`; [`Error::CannotRenew`].
+    pub fn guard(&self, key: &str) -> Result<Guard, Error> {
         self.guard_with(key, &LockOptions::default())
+    }
+
+    /// As [`guard`](Self::guard), and does not wait.
+    ///
+    /// # Errors
+    /// As [`guard`](Self::guard).
+    pub fn try_guard(&self, key: &str) -> Result<Guard, Error> {
+        self.guard_with(key, &once())
     }
 
     /// As [`lock_with`](Self::lock_with), and keeps the key locked until the guard is dropped. The renewals are as
@@ -148,9 +205,16 @@ impl Client {
     ///
     /// # Errors
     /// As [`lock_with`](Self::lock_with); [`Error::CannotRenew`].
-    pub fn guard_with(&self, key: &str, options: &LockOptions) -> Result<Option<Guard>, Error> {
-        let lease = self.lock_with(key, options)?;
-        lease.map(|lease| Guard::keep(self, lease)).transpose()
+    pub fn guard_with(&self, key: &str, options: &LockOptions) -> Result<Guard, Error> {
+        self.keep(self.lock_with(key, options)?)
+    }
+
+    /// Keeps a lease that this name was granted: it is renewed from now on, and unlocked when the guard is dropped.
+    ///
+    /// # Errors
+    /// [`Error::CannotRenew`] where the system has no thread for it; the lease is released then.
+    pub fn keep(&self, lease: Lease) -> Result<Guard, Error> {
+        Guard::keep(self, lease)
     }
 
     /// Makes the lease last as long again as it was granted, or last renewed, for. `None` if it is over.
@@ -178,7 +242,7 @@ impl Client {
             lock_timeout: options.lock_timeout,
             fence: options.fence,
         };
-        let answer = self.line.ask(&question)?;
+        let answer = self.transport.ask(&question)?;
         self.granted(&question, key, &answer)
     }
 
@@ -272,13 +336,14 @@ impl Client {
         let question = Request::Check {
             key: self.key(key)?,
         };
-        let answer = self.line.ask(&question)?;
+        let answer = self.transport.ask(&question)?;
         match answer.said {
             ParsedAnswer::No => Ok(None),
-            ParsedAnswer::Yes => holder(&answer)
+            ParsedAnswer::Yes => answer
+                .holder()
                 .map(Some)
-                .ok_or_else(|| self.line.bad_reply(&question, "no Lock-Holder")),
-            ParsedAnswer::Expiry(_) => Err(self.line.bad_reply(&question, "a lease")),
+                .ok_or_else(|| self.transport.bad_reply(&question, "no Lock-Holder")),
+            ParsedAnswer::Expiry(_) => Err(self.transport.bad_reply(&question, "a lease")),
         }
     }
 
@@ -293,11 +358,11 @@ impl Client {
     /// As [`is_locked`](Self::is_locked).
     pub fn try_ping(&self) -> Result<(), Error> {
         let question = Request::Ping;
-        let answer = self.line.ask_once(&question, PING_TIMEOUT)?;
+        let answer = self.transport.ask_once(&question, PING_TIMEOUT)?;
         if self.yes_or_no(&question, &answer)? {
             Ok(())
         } else {
-            Err(self.line.bad_reply(&question, "0"))
+            Err(self.transport.bad_reply(&question, "0"))
         }
     }
 
@@ -325,7 +390,7 @@ impl Client {
     }
 
     fn ask_yes_or_no(&self, question: &Request) -> Result<bool, Error> {
-        let answer = self.line.ask(question)?;
+        let answer = self.transport.ask(question)?;
         self.yes_or_no(question, &answer)
     }
 
@@ -333,58 +398,7 @@ impl Client {
         match answer.said {
             ParsedAnswer::Yes => Ok(true),
             ParsedAnswer::No => Ok(false),
-            ParsedAnswer::Expiry(_) => Err(self.line.bad_reply(question, "a lease")),
-        }
-    }
-
-    /// The lease that a LOCK or RENEW was answered with.
-    fn granted(
-        &self,
-        question: &Request,
-        key: &str,
-        answer: &Answer,
-    ) -> Result<Option<Lease>, Error> {
-        let expires = match answer.said {
-            ParsedAnswer::Expiry(expires) => expires,
-            ParsedAnswer::No => return Ok(None),
-            ParsedAnswer::Yes => return Err(self.line.bad_reply(question, "1")),
-        };
-        let Some((fence, left)) = answer.standing() else {
-            let missing = "a lease without Lock-Fence and Lock-Expires-In";
-            return Err(self.line.bad_reply(question, missing));
-        };
-        Ok(Some(Lease {
-            key: key.into(),
-            expires,
-            fence,
-            asked: answer.asked,
-            left,
-        }))
-    }
-
-    /// A lease that was granted after a wait, with what is really left of it: the wait counts for nothing.
-    fn with_the_wait_made_up_for(&self, lease: Lease) -> Lease {
-        if lease.asked.elapsed() <= lease.left / UNSEEN {
-            return lease;
-        }
-        let question = Request::Verify {
-            key: lease.key.as_str().into(),
-            requester: self.name.as_str().into(),
-            fence: Some(lease.fence),
-        };
-        // After that, the lease is over in any case.
-        let timeout = lease.left.min(self.line.options.answer_timeout);
-        let told = match self.line.ask_once(&question, timeout) {
-            Ok(answer) if answer.said == ParsedAnswer::No => Some((answer.asked, Duration::ZERO)),
-            Ok(answer) => answer.standing().map(|(_, left)| (answer.asked, left)),
-            // What is known is too short, and true.
-            Err(_) => None,
-        };
-        let (asked, left) = told.unwrap_or((lease.asked, lease.left));
-        Lease {
-            asked,
-            left,
-            ..lease
+            ParsedAnswer::Expiry(_) => Err(self.transport.bad_reply(question, "a lease")),
         }
     }
 
@@ -396,22 +410,27 @@ impl Client {
             lock_timeout: None,
             fence: Some(lease.fence),
         };
-        let answer = self.line.ask_once(&question, timeout)?;
+        let answer = self.transport.ask_once(&question, timeout)?;
         self.granted(&question, &lease.key, &answer)
     }
 
-    /// As [`release`](Self::release), without a pause between two tries, and nobody wants to know the answer.
+    /// As [`release`](Self::release), where nobody wants to know the answer: two tries without a pause.
     fn release_soon(&self, lease: &Lease) {
+        let timeout = self.transport.options.answer_timeout;
+        let is_done = |_| self.release_once(lease, timeout).is_ok();
+        if !(0..2).any(is_done) {
+            log::debug!("not unlocked; the lease of {:?} runs out", lease.key);
+        }
+    }
+
+    /// As [`release`](Self::release), with a single try.
+    fn release_once(&self, lease: &Lease, timeout: Duration) -> Result<(), Error> {
         let question = Request::Unlock {
             key: lease.key.as_str().into(),
             requester: self.name.as_str().into(),
             fence: Some(lease.fence),
         };
-        let timeout = self.line.options.answer_timeout;
-        let is_done = |_| self.line.ask_once(&question, timeout).is_ok();
-        if !(0..2).any(is_done) {
-            log::debug!("not unlocked; the lease of {:?} runs out", lease.key);
-        }
+        self.transport.ask_once(&question, timeout).map(drop)
     }
 
     /// Unlocks the key under a fence. `is_live` says whether the grant can't have run out by itself.
@@ -426,35 +445,12 @@ impl Client {
             requester: self.requester()?,
             fence: Some(fence),
         };
-        let answer = self.line.ask(&question)?;
+        let answer = self.transport.ask(&question)?;
         match (self.yes_or_no(&question, &answer)?, answer.broken) {
             (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),
             (false, Some(error)) => Err(error),
             (unlocked, _) => Ok(unlocked),
         }
-    }
-
-    fn known_patience(&self) -> MutexGuard<'_, Option<(Duration, Instant)>> {
-        // A number is whole, whatever panicked beside it.
-        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How long a LOCK may wait here. The server is asked, so that this end waits longer.
-    fn patience(&self) -> Result<Duration, Error> {
-        if let Some((patience, said)) = *self.known_patience()
-            && said.elapsed() < PATIENCE_KNOWN
-        {
-            return Ok(patience);
-        }
-        let answer = self.line.ask(&Request::Ping)?;
-        let patience = answer
-            .header(protocol::LOCK_ATTEMPT_TIMEOUT, protocol::parse_seconds)
-            .ok_or_else(|| {
-                self.line
-                    .bad_reply(&Request::Ping, "no Lock-Attempt-Timeout")
-            })?;
-        *self.known_patience() = Some((patience, Instant::now()));
-        Ok(patience)
     }
 }
 
@@ -462,38 +458,27 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
             .field("name", &self.name)
-            .field("address", &self.line.address)
-            .field("options", &self.line.options)
+            .field("address", &self.address())
+            .field("options", &self.transport.options)
             .finish_non_exhaustive()
     }
 }
 
-/// A LOCK as it is asked again, with the patience that is left; or as it is.
-fn asked_again<'a>(lock: &Request<'a>, left: Option<Duration>) -> Request<'a> {
-    let mut again = lock.clone();
-    if let Request::Lock {
-        lock_attempt_timeout,
-        ..
-    } = &mut again
-    {
-        *lock_attempt_timeout = left.or(*lock_attempt_timeout);
+/// The lease, or `None` where it was not granted.
+fn if_granted(locked: Result<Lease, Error>) -> Result<Option<Lease>, Error> {
+    match locked {
+        Ok(lease) => Ok(Some(lease)),
+        Err(Error::NotGranted { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
-    again
 }
 
-/// What is left of the patience of a LOCK that may wait since then.
-fn patience_left(patience: Duration, since: Instant) -> Duration {
-    let least = patience.min(LEAST_PATIENCE);
-    patience.saturating_sub(since.elapsed()).max(least)
-}
-
-/// Who holds the key, as a CHECK tells.
-fn holder(answer: &Answer) -> Option<Holder> {
-    Some(Holder {
-        name: answer.header(protocol::LOCK_HOLDER, protocol::parse_name)?,
-        expires_in: answer.header(protocol::LOCK_HOLDER_EXPIRES_IN, protocol::parse_seconds)?,
-        waiters: answer.header(protocol::LOCK_WAITERS, |value| value.parse().ok())?,
-    })
+/// What a LOCK asks for that does not wait.
+fn once() -> LockOptions {
+    LockOptions {
+        lock_attempt_timeout: Some(Duration::ZERO),
+        ..LockOptions::default()
+    }
 }
 
 fn valid<'a>(what: &'static str, name: &'a str) -> Result<Cow<'a, str>, Error> {

@@ -1,8 +1,34 @@
 //! The one error of the crate: something broke. A plain "no" is a value, never an error.
 
+use std::fmt;
 use std::io;
 
-/// What broke, where, and after how many attempts.
+use crate::lease::Holder;
+use crate::refusal::Refusal;
+
+/// What broke, where, and after how many attempts, as data.
+///
+/// ```
+/// use std::time::Duration;
+/// use lock_server::{Client, Error, Refusal};
+///
+/// fn under_the_lock(client: &Client) -> Result<(), Error> {
+///     let guard = match client.guard("KEYA") {
+///         Ok(guard) => guard,
+///         Err(Error::NotGranted { reason: Refusal::Timeout, holder, .. }) => {
+///             println!("busy; it is {holder:?}'s turn");
+///             return Ok(());
+///         }
+///         Err(error) if error.is_retryable() => {
+///             std::thread::sleep(Duration::from_secs(1));
+///             client.guard("KEYA")?
+///         }
+///         Err(error) => return Err(error),
+///     };
+///     println!("under fence {}", guard.fence());
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -50,12 +76,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// No connection to the server was made.
+    /// No connection to the server was made, so it has not acted.
     Unreachable {
         /// `host:port`.
         address: String,
         /// How many times it was tried.
         attempts: u32,
+        /// What failed.
+        cause: Unreached,
         /// What the last attempt said.
         source: io::Error,
     },
@@ -71,14 +99,21 @@ pub enum Error {
         /// What broke.
         source: io::Error,
     },
-    /// The server understood the question and would not answer it.
+    /// The server answered the LOCK, and the answer is no; or the wait was called off.
+    NotGranted {
+        /// The key.
+        key: String,
+        /// Why not.
+        reason: Refusal,
+        /// Who held the key then, unless it had become free by then or the server does not tell.
+        holder: Option<Holder>,
+    },
+    /// The server would not answer the question.
     Refused {
         /// The question, such as `SHUTDOWN`.
         question: String,
-        /// The HTTP status, such as 403.
-        status: u16,
-        /// The stable word of the reply's `Lock-Result`, such as `stopping`.
-        result: String,
+        /// Why not.
+        reason: Refusal,
         /// What the server said, in one sentence.
         message: String,
     },
@@ -116,8 +151,69 @@ pub enum Error {
     },
 }
 
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Why no connection was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Unreached {
+    /// The name of the server could not be looked up.
+    Resolve,
+    /// Nobody accepts connections at its address, or there is no way to it.
+    Connect,
+    /// It took too long.
+    Timeout,
+}
+
+impl Error {
+    /// Whether the same call may succeed a little later, with nothing changed but the time: nobody was there, the
+    /// connection broke, the server is full or ending, or the turn did not come in time. Otherwise the caller or the
+    /// server has to be changed first, or the lease is gone and what was done under it has to be begun anew.
+    ///
+    /// After [`Error::Interrupted`] the first call may have been carried out. A LOCK that is called again finds that
+    /// this name holds the key ([`Refusal::AlreadyHolder`]) until that lease is over, unless it has the same
+    /// [`request`](crate::LockOptions::request).
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::Unreachable { .. } | Error::Interrupted { .. } => true,
+            Error::NotGranted { reason, .. } => *reason == Refusal::Timeout,
+            Error::Refused { reason, .. } => {
+                matches!(reason, Refusal::Full | Refusal::Stopping)
+            }
+            Error::InvalidOption { .. }
+            | Error::InvalidName { .. }
+            | Error::CannotListen { .. }
+            | Error::AlreadyStarted { .. }
+            | Error::CannotStart { .. }
+            | Error::CannotStop { .. }
+            | Error::NotHttp { .. }
+            | Error::LeaseLost { .. }
+            | Error::CannotRenew { .. }
+            | Error::BadReply { .. } => false,
+        }
+    }
+
+    /// The same error, of the question that another one was asked for.
+    pub(crate) fn about(mut self, asked_for: String) -> Self {
+        if let Error::Interrupted { question, .. }
+        | Error::Refused { question, .. }
+        | Error::NotHttp { question, .. }
+        | Error::BadReply { question, .. } = &mut self
+        {
+            *question = asked_for;
+        }
+        self
+    }
+}
+
+/// An error and what is behind it, in one line.
+#[cfg(feature = "server")]
+pub(crate) fn chain(error: &Error) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"))
+}
+
+/// What broke. What the system said of it is the [`source`](std::error::Error::source), and not said twice.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::InvalidOption { option, reason } => write!(f, "bad option {option}: {reason}"),
             Error::InvalidName { what, bytes: 0 } => {
@@ -127,139 +223,62 @@ impl std::fmt::Display for Error {
                 write!(f, "bad {what}: {bytes} bytes long; give 1 to 1024")
             }
             Error::CannotListen {
-                option,
-                address,
-                attempts,
-                source,
-            } => {
-                let hint = match source.kind() {
-                    io::ErrorKind::AddrInUse if *option == "classic_port" => {
-                        "; stop what listens there (the Perl original?), or give another --classic-port"
-                    }
-                    io::ErrorKind::AddrInUse => {
-                        "; stop what listens there, or choose another port (0 takes any)"
-                    }
-                    io::ErrorKind::PermissionDenied => {
-                        "; ports below 1024 are for root, choose a higher one"
-                    }
-                    io::ErrorKind::AddrNotAvailable => "; give a host that is this machine's own",
-                    _ => "",
-                };
-                write!(
-                    f,
-                    "cannot listen on {address} after {}: {source}{hint}",
-                    times(*attempts)
-                )
-            }
+                address, attempts, ..
+            } => write!(f, "cannot listen on {address} after {}", times(*attempts)),
             Error::AlreadyStarted { pid } => {
-                write!(
-                    f,
-                    "this handle already runs a server, process {pid}; stop it first"
-                )
+                write!(f, "this handle already runs a server, in process {pid}")
             }
-            Error::CannotStart {
-                reason,
-                source: None,
-            } => write!(f, "cannot start a server: {reason}"),
-            Error::CannotStart {
-                reason,
-                source: Some(source),
-            } => {
-                write!(f, "cannot start a server: {reason}: {source}")
-            }
-            Error::CannotStop { pid, source } => {
-                write!(f, "cannot stop server process {pid}: {source}")
-            }
+            Error::CannotStart { reason, .. } => write!(f, "cannot start a server: {reason}"),
+            Error::CannotStop { pid, .. } => write!(f, "cannot stop the server in process {pid}"),
             Error::Unreachable {
-                address,
-                attempts,
-                source,
-            } => {
-                let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
-                let host = host.trim_matches(['[', ']']);
-                write!(
-                    f,
-                    "no lock server reached at {address} after {}: {source}; ",
-                    times(*attempts)
-                )?;
-                if port == "0" {
-                    f.write_str("no server has port 0: start it first, and make its clients then")
-                } else if source.kind() == io::ErrorKind::WouldBlock {
-                    f.write_str("end other processes, or raise the limits (ulimit -u, -v)")
-                } else if is_unknown_name(source) {
-                    write!(f, "is {host:?} the server's name or address?")
-                } else if matches!(host, "localhost" | "127.0.0.1") {
-                    write!(f, "start one with: lock-server start --port {port}")
-                } else if is_this_machine(host) {
-                    write!(
-                        f,
-                        "start one with: lock-server start --host {host} --port {port}"
-                    )
-                } else {
-                    write!(
-                        f,
-                        "is one running there, and was it started with --host {host} or 0.0.0.0? \
-                         By default it listens on 127.0.0.1 only"
-                    )
-                }
-            }
+                address, attempts, ..
+            } => write!(
+                f,
+                "no lock server reached at {address} after {}",
+                times(*attempts)
+            ),
             Error::Interrupted {
                 question,
                 address,
                 attempts,
-                source,
+                ..
+            } => write!(
+                f,
+                "{address} did not answer {question} to its end after {}",
+                times(*attempts)
+            ),
+            Error::NotGranted {
+                key,
+                reason,
+                holder,
             } => {
-                let verb = question.split('/').next().unwrap_or_default();
-                let advice = match verb {
-                    "LOCK" | "UNLOCK" | "RENEW" => {
-                        "it may or may not have been done, ask with VERIFY"
-                    }
-                    _ => "ask again",
-                };
-                write!(
-                    f,
-                    "{address} did not answer {question} to its end after {}: {source}; {advice}",
-                    times(*attempts)
-                )
+                write!(f, "{key:?} was not granted: {reason}")?;
+                match holder {
+                    Some(Holder { name, .. }) => write!(f, "; {name:?} holds it"),
+                    None => Ok(()),
+                }
             }
             Error::Refused {
                 question,
-                status,
-                result: _,
+                reason,
                 message,
-            } => {
-                write!(f, "the server refused {question} with {status}: {message}")
-            }
-            Error::NotHttp {
-                question: _,
-                address,
-            } => {
+            } => write!(f, "the server refused {question} ({reason}): {message}"),
+            Error::NotHttp { address, .. } => write!(f, "{address} answers, but not in HTTP"),
+            Error::LeaseLost { key, fence } => write!(
+                f,
+                "the lease of {key:?} under fence {fence} is lost; write nothing more under it"
+            ),
+            Error::CannotRenew { key, .. } => {
                 write!(
                     f,
-                    "{address} answers, but not in HTTP; if that is a --classic-port, \
-                     give the server's --port"
+                    "no thread to renew the lease of {key:?} in; it is unlocked"
                 )
-            }
-            Error::LeaseLost { key, fence } => {
-                write!(
-                    f,
-                    "the lease of {key:?} under fence {fence} is lost; \
-                     write nothing more under it, and lock the key again"
-                )
-            }
-            Error::CannotRenew { key, source } => {
-                write!(f, "no thread to renew the lease of {key:?} in: {source}")
             }
             Error::BadReply {
                 question,
                 address,
                 reply,
-            } => {
-                write!(
-                    f,
-                    "{address} answered {question} with {reply:?}; is it a lock server?"
-                )
-            }
+            } => write!(f, "{address} answered {question} with {reply:?}"),
         }
     }
 }
@@ -280,23 +299,13 @@ impl std::error::Error for Error {
             | Error::InvalidName { .. }
             | Error::AlreadyStarted { .. }
             | Error::CannotStart { source: None, .. }
+            | Error::NotGranted { .. }
             | Error::Refused { .. }
             | Error::NotHttp { .. }
             | Error::LeaseLost { .. }
             | Error::BadReply { .. } => None,
         }
     }
-}
-
-/// Whether only this machine has the address.
-fn is_this_machine(host: &str) -> bool {
-    host.parse()
-        .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-}
-
-/// Whether there is no address for a name. The standard library has no kind for it, only these words.
-fn is_unknown_name(error: &io::Error) -> bool {
-    error.to_string().contains("lookup address")
 }
 
 fn times(attempts: u32) -> String {
@@ -312,33 +321,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_no_server_is_the_advice_leads_to_one() {
-        let refused = "Connection refused (os error 111)";
-        let unknown = "failed to lookup address information: Name or service not known";
-        for (address, source, advice) in [
-            ("127.0.0.1:9", refused, "with: lock-server start --port 9"),
-            ("localhost:9", refused, "with: lock-server start --port 9"),
-            ("[::1]:9", refused, "start --host ::1 --port 9"),
-            ("127.0.0.2:9", refused, "start --host 127.0.0.2 --port 9"),
-            ("10.0.0.7:9", refused, "listens on 127.0.0.1 only"),
-            (
-                "nohost:9",
-                unknown,
-                "is \"nohost\" the server's name or address?",
-            ),
-            (
-                "127.0.0.1:0",
-                refused,
-                "start it first, and make its clients then",
-            ),
-        ] {
-            let error = Error::Unreachable {
-                address: address.into(),
-                attempts: 1,
-                source: io::Error::other(source),
-            };
-            let said = error.to_string();
-            assert!(said.ends_with(advice), "{said}");
-        }
+    fn what_the_source_says_is_not_said_twice() {
+        let error = Error::Unreachable {
+            address: "127.0.0.1:9".into(),
+            attempts: 2,
+            cause: Unreached::Connect,
+            source: io::Error::other("refused"),
+        };
+        assert_eq!(
+            error.to_string(),
+            "no lock server reached at 127.0.0.1:9 after 2 attempts"
+        );
+        let source = std::error::Error::source(&error).expect("there is one");
+        assert_eq!(source.to_string(), "refused");
     }
 }

@@ -31,7 +31,7 @@ use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,8 @@ pub(crate) struct FrontDoor {
 /// What all doors share.
 struct Shared {
     service: Arc<Service>,
+    /// The port that clients come in at.
+    port: u16,
     lines: Lines,
     /// The connections as they were when last looked up to watch a waiter.
     known: Mutex<Connections>,
@@ -103,14 +105,14 @@ struct Shared {
 impl FrontDoor {
     /// Serves on a prepared listener, in threads of its own.
     pub fn open(listener: TcpListener, service: Arc<Service>) -> io::Result<Self> {
-        let watch = Watch::new(listener.try_clone()?, service.shutdown.as_fd())?;
+        let watch = Watch::new(listener.try_clone()?, service.stop.descriptors())?;
+        let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             service,
+            port: address.port(),
             lines: Lines::default(),
             known: Mutex::default(),
         });
-        let address = listener.local_addr()?;
-        sockets::know_port(address.port());
         let nudger = Nudger::new(address);
         let door = Door::open(&listener, shared.clone())?;
         Ok(FrontDoor {
@@ -212,7 +214,7 @@ impl FrontDoor {
             return;
         }
         self.next_reopening = Instant::now() + REOPEN_PAUSE;
-        let reopened = Connections::look_up().and_then(|connections| {
+        let reopened = Connections::look_up(self.shared.port).and_then(|connections| {
             Ok((
                 Door::open(&self.listener, self.shared.clone())?,
                 connections,
@@ -236,7 +238,7 @@ impl FrontDoor {
         if self.older.is_empty() {
             return;
         }
-        let Ok(connections) = Connections::look_up() else {
+        let Ok(connections) = Connections::look_up(self.shared.port) else {
             return;
         };
         self.older.retain(|(door, own)| {
@@ -257,11 +259,11 @@ impl FrontDoor {
         self.doors().for_each(|door| door.close());
         self.shared.service.manager.stop();
         self.shared.lines.wait_until_served(until);
-        if let Ok(connections) = Connections::look_up() {
+        if let Ok(connections) = Connections::look_up(self.shared.port) {
             connections.shut_down_all();
         }
         for (client, request) in self.shared.lines.end() {
-            door::forget(client, request);
+            door::forget(client, request, self.shared.port);
         }
         self.doors().for_each(|door| door.dismiss());
     }
@@ -280,7 +282,7 @@ impl FrontDoor {
         let mut known = self.shared.known.lock();
         // To look through thousands takes milliseconds, and most clients have waited before.
         if !unattended.iter().all(|(wait, _)| known.has(&wait.client)) {
-            match Connections::look_up() {
+            match Connections::look_up(self.shared.port) {
                 Ok(connections) => *known = connections,
                 // Out of descriptors: the next beat tries again.
                 Err(_) => return,
@@ -314,7 +316,7 @@ impl FrontDoor {
             return;
         }
         // Out of descriptors, nothing can be looked up: they stay suspects.
-        let Ok(connections) = Connections::look_up() else {
+        let Ok(connections) = Connections::look_up(self.shared.port) else {
             return;
         };
         self.suspects.clear();

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::lease::{self, Fence, Grant, Key, Requester, Standing};
-use crate::table::{Acquired, HandOver, Holding, Limits, LockTable, Refusal, Terms, Ticket};
+use crate::refusal::Refusal;
+use crate::table::{Acquired, HandOver, Holding, Limits, LockTable, Terms, Ticket};
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);

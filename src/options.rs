@@ -1,8 +1,10 @@
 //! The options of a server, with their defaults and ranges.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::host::{bad_host, bare_host};
 
 /// How a server behaves. Every field has a default, so name only what differs:
 ///
@@ -31,7 +33,8 @@ pub struct Options {
     /// [`Server::classic_port`](crate::Server::classic_port) then tells.
     pub classic_port: Option<u16>,
 
-    /// The name or address to listen on. Default `127.0.0.1`. `0.0.0.0` or `::` listens on every
+    /// The name or address to listen on, without a port; an IPv6 address may stand in brackets. Default
+    /// `127.0.0.1`. `0.0.0.0` or `::` listens on every
     /// interface; names are not credentials, so do that only where everybody is trusted.
     pub host: String,
 
@@ -47,9 +50,6 @@ pub struct Options {
     /// Whether a server started with [`Server::start`](crate::Server::start) goes on when the
     /// process that started it has ended, in a session of its own, and when its handle is dropped.
     /// Default `false`: it ends with its parent, so that a test that panics leaves no server behind.
-    ///
-    /// It keeps the standard streams that its parent had: whoever reads those from a pipe waits for its end,
-    /// too. `lock-server start` gives it none.
     pub outlive_parent: bool,
 
     /// The longest lease that a LOCK or RENEW may ask for with `lock_timeout`; one that asks for more gets
@@ -69,6 +69,12 @@ pub struct Options {
     /// How many keys may be held at the same time. Default 1,000,000. A LOCK of one more gets `503`
     /// at once.
     pub max_keys: usize,
+
+    /// Where a server of [`Server::start`](crate::Server::start) logs to: a file that is made if need be, appended
+    /// to, and never cut off or replaced. `RUST_LOG` says how much, from `error` to `trace`; without it, `info`.
+    /// Default `None`: it logs nothing. A server of [`run`](crate::Server::run) or
+    /// [`spawn`](crate::Server::spawn) ignores it and logs through the program's own [`log`].
+    pub log_to: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -87,6 +93,7 @@ impl Default for Options {
             max_lock_attempt_timeout: None,
             max_waiters: 10_000,
             max_keys: 1_000_000,
+            log_to: None,
         }
     }
 }
@@ -98,6 +105,11 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 impl Options {
+    /// The host without the brackets of an IPv6 address.
+    pub(crate) fn bare_host(&self) -> &str {
+        bare_host(&self.host)
+    }
+
     /// What [`max_lock_timeout`](Self::max_lock_timeout) comes to.
     pub(crate) fn longest_lock_timeout(&self) -> Duration {
         self.max_lock_timeout.unwrap_or(HOUR.max(self.lock_timeout))
@@ -143,13 +155,10 @@ impl Options {
                 ),
             );
         }
-        if self.host.is_empty() {
-            return invalid(
-                "host",
-                "it is empty; give a name or an address, such as 127.0.0.1".into(),
-            );
+        match bad_host(&self.host) {
+            Some(reason) => invalid("host", reason),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -88,6 +88,8 @@
 //! | `Lock-Waiters` | the same | how many wait for the key |
 //! | `Lock-Timeout` | PING | how long a lease lasts here that names no time, in seconds |
 //! | `Lock-Attempt-Timeout` | PING | how long a LOCK may wait here that names no time, in seconds |
+//! | `Lock-Max-Attempt-Timeout` | PING | the longest that a LOCK may wait here, in seconds |
+//! | `Lock-Echo` | the answer to a question with a `Lock-Echo` header of 1 to 64 of `A-Z a-z 0-9 _ . : -` | the same, so that a client can tell this answer from another question's |
 //!
 //! What is left of a lease is read after the grant, so a client that adds it to an instant before it asked may
 //! think the lease shorter than it is, never longer, and needs no clock like the server's. After a LOCK that
@@ -102,11 +104,15 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 pub(crate) use self::query::Caps;
 use self::query::Query;
 use crate::lease::{Fence, Standing};
+use crate::refusal::Refusal;
 
 mod query;
 
 /// The longest key or requester, in bytes, decoded.
 pub(crate) const MAX_NAME: usize = 1024;
+
+/// The longest ID, in bytes.
+pub(crate) const MAX_ID: usize = 64;
 
 /// How long a lease lasts when a LOCK names no time, in seconds.
 pub(crate) const LOCK_TIMEOUT: &str = "Lock-Timeout";
@@ -122,6 +128,10 @@ pub(crate) const LOCK_FENCE: &str = "Lock-Fence";
 pub(crate) const LOCK_HOLDER: &str = "Lock-Holder";
 /// How long the holder's lease still lasts, in seconds.
 pub(crate) const LOCK_HOLDER_EXPIRES_IN: &str = "Lock-Holder-Expires-In";
+/// What a client calls its question; the answer says the same.
+pub(crate) const LOCK_ECHO: &str = "Lock-Echo";
+/// The longest that a LOCK may wait here, in seconds.
+pub(crate) const LOCK_MAX_ATTEMPT_TIMEOUT: &str = "Lock-Max-Attempt-Timeout";
 /// How many wait for the key.
 pub(crate) const LOCK_WAITERS: &str = "Lock-Waiters";
 
@@ -405,9 +415,9 @@ pub(crate) enum Answer {
     Lease(Standing),
     /// A VERIFY by the holder.
     Holder(Standing),
-    /// The word of `Lock-Result`, and a sentence where the question was not understood.
+    /// With a sentence where the question was not understood.
     No {
-        result: &'static str,
+        result: Refusal,
         message: String,
     },
 }
@@ -465,7 +475,7 @@ impl Reply {
     }
 
     /// A question that was understood, and its answer is no.
-    pub fn no(result: &'static str) -> Self {
+    pub fn no(result: Refusal) -> Self {
         Reply::ok(Answer::No {
             result,
             message: String::new(),
@@ -481,7 +491,7 @@ impl Reply {
     }
 
     /// A question that was not understood or not let in. `message` is one plain sentence.
-    pub fn refusal(status: Status, result: &'static str, message: impl Into<String>) -> Self {
+    pub fn refusal(status: Status, result: Refusal, message: impl Into<String>) -> Self {
         Reply {
             status,
             answer: Answer::No {
@@ -507,8 +517,9 @@ impl Reply {
     }
 
     /// The reply as it goes on the wire. `connection` is what to say of the connection's future,
-    /// if that is not what the version implies; `head` leaves the body out.
-    pub fn to_bytes(&self, connection: Option<&str>, head: bool) -> Vec<u8> {
+    /// if that is not what the version implies; `echo` is what the client calls its question; `head` leaves the
+    /// body out.
+    pub fn to_bytes(&self, connection: Option<&str>, echo: Option<&str>, head: bool) -> Vec<u8> {
         let mut body = self.answer.to_string();
         if let Answer::No { message, .. } = &self.answer
             && !message.is_empty()
@@ -537,6 +548,9 @@ impl Reply {
         };
         if let Some(connection) = connection {
             let _ = write!(reply, "Connection: {connection}\r\n");
+        }
+        if let Some(echo) = echo {
+            let _ = write!(reply, "{LOCK_ECHO}: {echo}\r\n");
         }
         reply.push_str(&self.headers);
         reply.push_str("\r\n");
@@ -602,6 +616,12 @@ impl fmt::Display for Seconds {
 /// A name as a header carries it. `None` if it is none.
 pub(crate) fn parse_name(value: &str) -> Option<String> {
     decode(value, "name").ok().map(Cow::into_owned)
+}
+
+/// Whether this may be a request ID, or what a client calls its question.
+pub(crate) fn is_id(value: &str) -> bool {
+    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
+    (1..=MAX_ID).contains(&value.len()) && value.bytes().all(is_known)
 }
 
 /// Reads what [`Seconds`] writes.

@@ -3,36 +3,55 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsRawFd, RawFd};
+use std::process;
 use std::sync::Arc;
-use std::thread;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::admission::Admission;
 use crate::capacity;
-use crate::child::{self, Birth, Child, StopSignals};
+use crate::child::Child;
 use crate::classic::ClassicDoor;
-use crate::client::{Client, ClientOptions};
+use crate::client::{Client, Transport};
 use crate::error::Error;
+use crate::host::host_and_port;
 use crate::http::FrontDoor;
 use crate::listener;
 use crate::manager::LockManager;
 use crate::options::Options;
 use crate::protocol::Caps;
 use crate::service::Service;
-use crate::shutdown::Shutdown;
+use crate::stop::{Stop, StopSignals};
 use crate::table::{Limits, Terms};
 
-/// A lock server: in a child process with [`start`](Server::start), or in this one with
-/// [`run`](Server::run).
+/// A lock server: in a child process with [`start`](Server::start), in threads of this process with
+/// [`spawn`](Server::spawn), or in the thread that calls [`run`](Server::run).
+///
+/// ```
+/// use lock_server::{Options, Server};
+///
+/// # fn main() -> Result<(), lock_server::Error> {
+/// let mut server = Server::new(Options { port: 0, ..Options::default() });
+/// server.start()?;
+/// let guard = server.client("CLIENT_A").guard("KEYA")?;
+/// assert!(server.client("CLIENT_B").try_lock("KEYA")?.is_none());
+/// drop(guard);
+/// assert!(server.stop()?);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// A started server ends when it is [stopped](Server::stop), when this handle is dropped, and when
 /// the process that started it ends, however it ends; with [`Options::outlive_parent`] only when it is
-/// stopped.
+/// stopped. A spawned server ends when it is stopped and when this handle is dropped.
+///
+/// After a `fork`, the server belongs to the process that started it: the copy of the handle in the other process
+/// stops nothing when it is dropped.
 pub struct Server {
     options: Options,
     bound: Option<Bound>,
-    child: Option<Child>,
+    running: Option<Running>,
 }
 
 struct Bound {
@@ -40,30 +59,78 @@ struct Bound {
     classic: Option<SocketAddr>,
     /// `None` once the server that serves on them has them.
     listeners: Option<Listeners>,
+    /// What all clients of this server share.
+    transport: Transport,
 }
 
 /// What the server serves on.
-struct Listeners {
-    http: TcpListener,
-    classic: Option<TcpListener>,
+pub(crate) struct Listeners {
+    pub http: TcpListener,
+    pub classic: Option<TcpListener>,
 }
 
-impl Listeners {
-    fn try_clone(&self) -> io::Result<Self> {
-        Ok(Listeners {
-            http: self.http.try_clone()?,
-            classic: self
-                .classic
-                .as_ref()
-                .map(TcpListener::try_clone)
-                .transpose()?,
-        })
+/// Where the server runs.
+enum Running {
+    Child(Child),
+    Threads(Threads),
+}
+
+/// A server in threads of this process.
+struct Threads {
+    stop: Arc<Stop>,
+    /// The thread that owns the others.
+    thread: JoinHandle<Result<(), Error>>,
+    /// The process that has the threads: one forked since has none of them.
+    process: u32,
+}
+
+impl Running {
+    fn pid(&self) -> u32 {
+        match self {
+            Running::Child(child) => child.pid(),
+            Running::Threads(threads) => threads.process,
+        }
     }
 
-    fn descriptors(&self) -> Vec<RawFd> {
-        let all = [&self.http].into_iter().chain(&self.classic);
-        all.map(TcpListener::as_raw_fd).collect()
+    fn is_alive(&self) -> bool {
+        match self {
+            Running::Child(child) => child.is_alive(),
+            Running::Threads(threads) => threads.is_ours() && !threads.thread.is_finished(),
+        }
     }
+
+    fn is_ours(&self) -> bool {
+        match self {
+            Running::Child(child) => child.is_ours(),
+            Running::Threads(threads) => threads.is_ours(),
+        }
+    }
+}
+
+impl Threads {
+    fn is_ours(&self) -> bool {
+        self.process == process::id()
+    }
+
+    /// Ends them. `false` if the server had ended before.
+    fn stop(self) -> bool {
+        let was_alive = !self.thread.is_finished();
+        if was_alive {
+            self.stop.request("its handle asked for it");
+        }
+        // What it failed with, or a panic, is in the log.
+        let _ = self.thread.join();
+        was_alive
+    }
+}
+
+/// Whose the process is that the server runs in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Process {
+    /// The server's: its limits are raised, and its memory is given back.
+    Own,
+    /// The program's, which the server leaves as it is.
+    Shared,
 }
 
 impl Server {
@@ -72,7 +139,7 @@ impl Server {
         Server {
             options,
             bound: None,
-            child: None,
+            running: None,
         }
     }
 
@@ -84,9 +151,9 @@ impl Server {
     /// # Errors
     /// [`Error::CannotListen`], [`Error::InvalidOption`].
     pub fn bind(&mut self) -> Result<SocketAddr, Error> {
-        let started = self.child.as_ref().is_some_and(Child::is_alive);
+        let is_running = self.running.as_ref().is_some_and(Running::is_alive);
         if let Some(bound) = &self.bound
-            && (started || bound.listeners.is_some())
+            && (is_running || bound.listeners.is_some())
         {
             return Ok(bound.address);
         }
@@ -99,80 +166,126 @@ impl Server {
             address,
             classic: classic_address,
             listeners: Some(Listeners { http, classic }),
+            transport: Transport::new(&self.client_host(), address.port()),
         });
         Ok(address)
     }
 
-    /// Starts the server in a child process, and returns that process' number once it answers.
+    /// Starts the server in a child process, and returns that process's number once it answers.
     ///
-    /// The child keeps the standard streams and writes nothing to them. Safe to call in a program
-    /// with other threads: a child that such a thread's locks would block is replaced.
+    /// The child is this program, executed again: before its `main` begins, it finds that it is to be a server. So
+    /// it does not matter what other threads of this program do meanwhile, and which locks they hold. Its standard
+    /// streams lead nowhere, except that standard error is the file of [`Options::log_to`]; and it leaves the
+    /// process group, so that Ctrl-C on a terminal reaches this program alone, which can then release and stop. It
+    /// takes some milliseconds.
     ///
     /// # Errors
-    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`].
+    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`], with what the child
+    /// said: for instance where the system refuses it descriptors, where `/proc` is missing, where no connection
+    /// can be made to it, and where this crate is not linked into the program but into a library that it loads.
     pub fn start(&mut self) -> Result<u32, Error> {
-        if let Some(child) = self.child.as_ref().filter(|child| child.is_alive()) {
-            return Err(Error::AlreadyStarted { pid: child.pid() });
-        }
-        let address = self.bind()?;
-        // The parent's copies are dropped at the end, or the ports would outlive the child.
+        self.expect_not_running()?;
+        self.bind()?;
+        let ping = self.client("ping");
+        // Dropped at the end: the parent's copies would have the ports outlive the child.
         let listeners = self.take_listeners()?;
-        let ping = Client::new("ping", &address.ip().to_string(), address.port());
-        let serve = |birth: &Birth| {
-            let served = StopSignals::install()
-                .and_then(|signals| Ok((listeners.try_clone()?, signals)))
-                .map_err(start_failed("cannot share the listeners"))
-                .and_then(|(listeners, signals)| {
-                    serve(listeners, &self.options, &signals, Some(birth))
-                });
-            i32::from(served.is_err())
-        };
-        let child = Child::start(
-            &listeners.descriptors(),
-            self.options.outlive_parent,
-            serve,
-            || ping.ping(),
-        )?;
+        let all: Vec<_> = [&listeners.http]
+            .into_iter()
+            .chain(&listeners.classic)
+            .collect();
+        let child = Child::start(&self.options, &all, || ping.try_ping())?;
         let pid = child.pid();
-        self.child = Some(child);
+        self.running = Some(Running::Child(child));
         Ok(pid)
     }
 
+    /// Serves in threads of this process until it is [stopped](Self::stop) or this handle is dropped, and returns
+    /// the address for HTTP once it serves. No process is made and no signal is handled; any number of
+    /// servers may be spawned at the same time.
+    ///
+    /// It has as many clients as this process may still open descriptors for, two for each, and does not raise
+    /// that limit. It logs through this program's [`log`] and ignores [`Options::outlive_parent`] and
+    /// [`Options::log_to`]. A program that is stopped (in a debugger, say) stops its server, too.
+    ///
+    /// # Errors
+    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`].
+    pub fn spawn(&mut self) -> Result<SocketAddr, Error> {
+        self.expect_not_running()?;
+        let address = self.bind()?;
+        let listeners = self.take_listeners()?;
+        let stop = Arc::new(Stop::new(None, None).map_err(start_failed("no descriptor left"))?);
+        let (options, asked) = (self.options.clone(), stop.clone());
+        let (serving, began) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("lock-server".into())
+            .spawn(move || {
+                serve(listeners, &options, &asked, Process::Shared, &|| {
+                    // The other end waits for it.
+                    let _ = serving.send(());
+                })
+            })
+            .map_err(start_failed("no thread left"))?;
+        if began.recv().is_err() {
+            let served = thread.join().unwrap_or(Ok(()));
+            return Err(served.err().unwrap_or_else(|| Error::CannotStart {
+                reason: "its thread ended at once".into(),
+                source: None,
+            }));
+        }
+        self.running = Some(Running::Threads(Threads {
+            stop,
+            thread,
+            process: process::id(),
+        }));
+        Ok(address)
+    }
+
     /// Serves in this process until SIGTERM, SIGINT or, if allowed, SHUTDOWN. Both signals are the
-    /// server's while it runs. It raises this process's soft limit of descriptors to the hard one, or as
-    /// far as the machine has threads for the clients, and leaves it there.
+    /// server's while it runs; where several run at once in one process, a signal ends them all, and what the
+    /// signals did before comes back with the end of the last. It raises this process's soft limit of
+    /// descriptors to the hard one, or as far as the machine has threads for the clients, and leaves it there.
     ///
     /// # Errors
     /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`] where the system refuses threads or
     /// descriptors.
     pub fn run(&mut self) -> Result<(), Error> {
-        if let Some(child) = self.child.as_ref().filter(|child| child.is_alive()) {
-            return Err(Error::AlreadyStarted { pid: child.pid() });
-        }
+        self.expect_not_running()?;
         // First of all, so that a signal that comes early ends it as one that comes late.
-        let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
+        let stop = StopSignals::install().and_then(|signals| Stop::new(Some(signals), None));
+        let stop = Arc::new(stop.map_err(start_failed("cannot handle signals"))?);
         self.bind()?;
         let listeners = self.take_listeners()?;
-        serve(listeners, &self.options, &signals, None)
+        serve(listeners, &self.options, &stop, Process::Own, &|| ())
     }
 
-    /// Stops the started server: LOCKs that wait are broken off, the process is reaped, the port is
-    /// free on return. A server that has not ended after 3 s is killed.
+    /// Stops the started or spawned server: LOCKs that wait are broken off, the process is reaped or the threads
+    /// are joined, the port is free on return. A process that has not ended after 3 s is killed.
     ///
     /// `false` if none was started or it had ended by itself.
     ///
     /// # Errors
-    /// [`Error::CannotStop`] if the system does not let it be ended.
+    /// [`Error::CannotStop`] if the system does not let it be ended, or if another process started it, of which this
+    /// one is a fork.
     pub fn stop(&mut self) -> Result<bool, Error> {
-        let Some(child) = &self.child else {
-            return Ok(false);
+        let Some(running) = self.running.take_if(|running| running.is_ours()) else {
+            return match &self.running {
+                None => Ok(false),
+                Some(elsewhere) => Err(Error::CannotStop {
+                    pid: elsewhere.pid(),
+                    source: io::Error::other("another process started it and has to stop it"),
+                }),
+            };
         };
+        let child = match running {
+            Running::Threads(threads) => return Ok(threads.stop()),
+            Running::Child(child) => child,
+        };
+        let stopped = child.stop();
         let pid = child.pid();
-        let stopped = child
-            .stop()
-            .map_err(|source| Error::CannotStop { pid, source })?;
-        self.child = None;
-        Ok(stopped)
+        if stopped.is_err() {
+            self.running = Some(Running::Child(child));
+        }
+        stopped.map_err(|source| Error::CannotStop { pid, source })
     }
 
     /// Whether a lock server answers at this server's address, within 5 s. Never an error.
@@ -181,14 +294,42 @@ impl Server {
     }
 
     /// A client of this server with the given name, at the address that it has now. With port 0 that is known
-    /// once it was started, and another one when it is started again.
+    /// once it was started, and another one when it is started again. All clients of one server share their
+    /// connections.
     pub fn client(&self, name: &str) -> Client {
-        Client::with_options(
-            name,
-            &self.client_host(),
-            self.port(),
-            ClientOptions::default(),
-        )
+        match &self.bound {
+            Some(bound) => Client::of(name, bound.transport.clone()),
+            None => Client::new(name, &self.client_host(), self.options.port),
+        }
+    }
+
+    /// The address that the server serves HTTP on. `None` before it was [bound](Self::bind). With `0.0.0.0` or
+    /// `::` as host it is that, and [`url`](Self::url) says how to reach it.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        self.bound.as_ref().map(|bound| bound.address)
+    }
+
+    /// How to reach the server from this machine: `http://127.0.0.1:8004`, with no slash at the end.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.reachable())
+    }
+
+    /// The environment that tells the command, [`Client::from_env`] and whatever else reads it where this server is:
+    /// `LOCK_SERVER` with `host:port`. For [`Command::envs`](std::process::Command::envs):
+    ///
+    /// ```no_run
+    /// # use lock_server::{Options, Server};
+    /// # let mut server = Server::new(Options::default());
+    /// # server.start().unwrap();
+    /// std::process::Command::new("program-under-test").envs(server.env()).status().unwrap();
+    /// ```
+    pub fn env(&self) -> [(&'static str, String); 1] {
+        [(crate::client::SERVER_VARIABLE, self.reachable())]
+    }
+
+    /// `host:port`, an IPv6 host in brackets.
+    fn reachable(&self) -> String {
+        host_and_port(&self.client_host(), self.port())
     }
 
     /// The port that the server serves on: what was bound, or else what the options say.
@@ -209,10 +350,18 @@ impl Server {
 
     /// The host to reach this server by: an address that means "every interface" is reached at home.
     fn client_host(&self) -> String {
-        match self.options.host.parse() {
+        let host = self.options.bare_host();
+        match host.parse() {
             Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
             Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
-            _ => self.options.host.clone(),
+            _ => host.into(),
+        }
+    }
+
+    fn expect_not_running(&self) -> Result<(), Error> {
+        match self.running.as_ref().filter(|running| running.is_alive()) {
+            Some(running) => Err(Error::AlreadyStarted { pid: running.pid() }),
+            None => Ok(()),
         }
     }
 
@@ -228,22 +377,20 @@ impl Server {
 
     fn listen(&self, option: &'static str, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
         let Options {
-            host,
             reconnect_attempts,
             time_between_attempts,
             ..
         } = &self.options;
+        let host = self.options.bare_host();
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let bound = (host.as_str(), port)
-                .to_socket_addrs()
-                .and_then(|addresses| {
-                    let addresses: Vec<SocketAddr> = addresses.collect();
-                    let listener = TcpListener::bind(&*addresses)?;
-                    let address = listener.local_addr()?;
-                    Ok((listener, address))
-                });
+            let bound = (host, port).to_socket_addrs().and_then(|addresses| {
+                let addresses: Vec<SocketAddr> = addresses.collect();
+                let listener = TcpListener::bind(&*addresses)?;
+                let address = listener.local_addr()?;
+                Ok((listener, address))
+            });
             match bound {
                 Ok(bound) => return Ok(bound),
                 Err(error)
@@ -256,7 +403,7 @@ impl Server {
                 Err(source) => {
                     return Err(Error::CannotListen {
                         option,
-                        address: format!("{host}:{port}"),
+                        address: host_and_port(host, port),
                         attempts,
                         source,
                     });
@@ -268,7 +415,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.options.outlive_parent {
+        let is_child = matches!(self.running, Some(Running::Child(_)));
+        let goes_on = is_child && self.options.outlive_parent;
+        if !goes_on && self.running.as_ref().is_some_and(Running::is_ours) {
             // Nobody is left to be told of a failure.
             let _ = self.stop();
         }
@@ -284,7 +433,7 @@ impl fmt::Debug for Server {
                 "classic_address",
                 &self.bound.as_ref().and_then(|bound| bound.classic),
             )
-            .field("pid", &self.child.as_ref().map(Child::pid))
+            .field("pid", &self.running.as_ref().map(Running::pid))
             .finish()
     }
 }
@@ -295,55 +444,42 @@ const TRIM_EVERY: Duration = Duration::from_secs(5);
 /// How long the answers being written get before the server ends.
 const FINISH: Duration = Duration::from_millis(500);
 
-/// Serves on bound listeners until it is told to stop.
-fn serve(
+/// Serves on bound listeners until it is asked to stop. Calls `serving` once it serves.
+pub(crate) fn serve(
     listeners: Listeners,
     options: &Options,
-    signals: &StopSignals,
-    birth: Option<&Birth>,
+    stop: &Arc<Stop>,
+    process: Process,
+    serving: &dyn Fn(),
 ) -> Result<(), Error> {
     let Listeners { http, classic } = listeners;
     let address = http
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
-    let terms = Terms {
-        lock_timeout: options.lock_timeout,
-        lock_attempt_timeout: options.lock_attempt_timeout,
+    let clients = match process {
+        Process::Own => capacity::raise(),
+        Process::Shared => capacity::left(),
     };
-    let caps = Caps {
-        lock_timeout: options.longest_lock_timeout(),
-        lock_attempt_timeout: options.longest_lock_attempt_timeout(),
-    };
-    let admission = Admission {
-        allow_shutdown: options.allow_shutdown,
-        host: options.host.clone(),
-        loopback: address.ip().is_loopback(),
-    };
-    let clients = capacity::raise().map_err(start_failed("cannot set the descriptor limit"))?;
-    let clients = usize::try_from(clients).unwrap_or(usize::MAX);
-    capacity::spread_sleepers();
+    let clients = clients.map_err(start_failed("too few descriptors"))?;
+    if process == Process::Own {
+        capacity::spread_sleepers();
+    }
     let limits = Limits {
         keys: options.max_keys,
         // Some are left for those who unlock.
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
-    let shutdown = Shutdown::new().map_err(start_failed("no descriptor left"))?;
-    let (mut door, classic) = signals.kept_to_this_thread(|| {
-        let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
-        let service = Arc::new(Service {
-            manager,
-            admission,
-            caps,
-            shutdown,
-        });
-        let classic = classic.map(|listener| {
+    let service = service(options, address, limits, stop)?;
+    let classic = classic
+        .map(|listener| {
             listener::prepare(&listener)?;
             ClassicDoor::open(listener, service.clone(), clients)
-        });
-        listener::prepare(&http)
-            .and_then(|()| Ok((FrontDoor::open(http, service)?, classic.transpose()?)))
-            .map_err(start_failed("cannot serve"))
-    })?;
+        })
+        .transpose()
+        .map_err(start_failed("cannot serve classic clients"))?;
+    let mut door = listener::prepare(&http)
+        .and_then(|()| FrontDoor::open(http, service))
+        .map_err(start_failed("cannot serve"))?;
     log::info!(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
         limits.waiters
@@ -353,29 +489,15 @@ fn serve(
             "{address} can be reached from other machines, and names are not credentials: whoever reaches it can lock and unlock"
         );
     }
-    if let Some(birth) = birth {
-        birth.serving();
-    }
+    serving();
     let mut next_trim = Instant::now() + TRIM_EVERY;
-    loop {
-        if door.tend() {
-            break;
-        }
-        if Instant::now() >= next_trim {
+    while !door.tend() {
+        if process == Process::Own && Instant::now() >= next_trim {
             capacity::give_back_memory();
             next_trim = Instant::now() + TRIM_EVERY;
         }
-        if signals.arrived() {
-            log::info!("ending: a signal asked for it");
-            break;
-        }
-        if birth
-            .and_then(|birth| birth.parent)
-            .is_some_and(child::has_ended_parent)
-        {
-            break;
-        }
     }
+    stop.log_reason();
     let until = Instant::now() + FINISH;
     if let Some(classic) = &classic {
         classic.refuse();
@@ -388,7 +510,34 @@ fn serve(
     Ok(())
 }
 
-fn start_failed(reason: &'static str) -> impl Fn(io::Error) -> Error {
+/// What answers the questions of both doors.
+fn service(
+    options: &Options,
+    address: SocketAddr,
+    limits: Limits,
+    stop: &Arc<Stop>,
+) -> Result<Arc<Service>, Error> {
+    let terms = Terms {
+        lock_timeout: options.lock_timeout,
+        lock_attempt_timeout: options.lock_attempt_timeout,
+    };
+    let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
+    Ok(Arc::new(Service {
+        manager,
+        admission: Admission {
+            allow_shutdown: options.allow_shutdown,
+            host: options.bare_host().into(),
+            loopback: address.ip().is_loopback(),
+        },
+        caps: Caps {
+            lock_timeout: options.longest_lock_timeout(),
+            lock_attempt_timeout: options.longest_lock_attempt_timeout(),
+        },
+        stop: stop.clone(),
+    }))
+}
+
+pub(crate) fn start_failed(reason: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::CannotStart {
         reason: reason.into(),
         source: Some(source),

@@ -8,8 +8,9 @@ use std::time::Duration;
 use crate::admission::Admission;
 use crate::manager::{Attempt, Connection, LockManager, Outcome, Place};
 use crate::protocol::{self, Caps, Reply, Request, Seconds, Status};
-use crate::shutdown::Shutdown;
-use crate::table::{Holding, Refusal, Terms};
+use crate::refusal::Refusal;
+use crate::stop::Stop;
+use crate::table::{Holding, Terms};
 
 /// What the front doors have in common.
 pub(crate) struct Service {
@@ -17,7 +18,7 @@ pub(crate) struct Service {
     pub admission: Admission,
     /// The longest times that a question may ask for.
     pub caps: Caps,
-    pub shutdown: Shutdown,
+    pub stop: Arc<Stop>,
 }
 
 /// A reply, or a wait that ends with one.
@@ -67,7 +68,7 @@ impl Service {
                 Reply::holder(manager.standing(grant))
             }),
             Request::Check { key } => match manager.holding(key) {
-                None => Reply::no(word(Refusal::Free)),
+                None => Reply::no(Refusal::Free),
                 holding => self.with_holder(Reply::yes(), holding),
             },
             Request::Ping => self.ping(),
@@ -97,16 +98,20 @@ impl Service {
                 protocol::LOCK_ATTEMPT_TIMEOUT,
                 Seconds(terms.lock_attempt_timeout),
             )
+            .with_header(
+                protocol::LOCK_MAX_ATTEMPT_TIMEOUT,
+                Seconds(self.caps.lock_attempt_timeout),
+            )
     }
 
     fn shut_down(&self) -> Reply {
         if self.admission.allow_shutdown {
-            self.shutdown.request("SHUTDOWN was asked for");
+            self.stop.request("SHUTDOWN was asked for");
             return Reply::yes();
         }
         Reply::refusal(
             Status::Forbidden,
-            "forbidden",
+            Refusal::Forbidden,
             "SHUTDOWN is not allowed here; start the server with --allow-shutdown",
         )
     }
@@ -128,13 +133,11 @@ impl Service {
             Outcome::Refused(Refusal::Full, _) => {
                 full("the server has as many waiters or held keys as it allows")
             }
-            Outcome::Refused(refusal, holding) => {
-                self.with_holder(Reply::no(word(refusal)), holding)
-            }
-            Outcome::TakenOver(holding) => self.with_holder(Reply::no("taken-over"), holding),
+            Outcome::Refused(refusal, holding) => self.with_holder(Reply::no(refusal), holding),
+            Outcome::TakenOver(holding) => self.with_holder(Reply::no(Refusal::TakenOver), holding),
             Outcome::Abandoned | Outcome::Stopping => Reply::refusal(
                 Status::Unavailable,
-                "stopping",
+                Refusal::Stopping,
                 "the server is ending; nothing was locked",
             ),
         }
@@ -152,28 +155,15 @@ impl Service {
 fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply {
     match result {
         Ok(value) => yes(value),
-        Err(refusal) => Reply::no(word(refusal)),
+        Err(refusal) => Reply::no(refusal),
     }
 }
 
 fn full(message: &str) -> Reply {
     Reply::refusal(
         Status::Unavailable,
-        word(Refusal::Full),
+        Refusal::Full,
         format!("{message}; try again later"),
     )
     .with_header("Retry-After", 1)
-}
-
-/// The stable word of a refusal.
-fn word(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::AlreadyHolder => "already-holder",
-        Refusal::AlreadyWaiting => "already-waiting",
-        Refusal::Free => "free",
-        Refusal::Full => "full",
-        Refusal::NotHolder => "not-holder",
-        Refusal::StaleFence => "stale-fence",
-        Refusal::Timeout => "timeout",
-    }
 }

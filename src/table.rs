@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use self::orphans::{Claim, Orphans};
 use crate::lease::{Fence, Grant, Key, RequestId, Requester};
+use crate::refusal::Refusal;
 
 mod orphans;
 
@@ -41,19 +42,6 @@ pub(crate) struct Terms {
     pub lock_timeout: Duration,
     /// How long the requester waits. Zero tries once.
     pub lock_attempt_timeout: Duration,
-}
-
-/// Why the answer is no.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    AlreadyHolder,
-    AlreadyWaiting,
-    Free,
-    Full,
-    NotHolder,
-    /// The requester holds the key, but under another fence than it names.
-    StaleFence,
-    Timeout,
 }
 
 /// A waiter's place in the order of arrival, unique in the table.

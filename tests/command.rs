@@ -941,7 +941,7 @@ fn shutdown_ends_a_server_that_allows_it_and_no_other() {
     let server = Foreground::run("");
     let outcome = server.typed("shutdown");
     outcome.expect(1, "");
-    outcome.expect_stderr(&["lock-server: ", "403", "--allow-shutdown"]);
+    outcome.expect_stderr(&["lock-server: ", "forbidden", "--allow-shutdown"]);
     server.typed("ping").expect(0, "1\n");
 }
 

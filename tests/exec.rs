@@ -257,7 +257,7 @@ fn a_server_that_cannot_serve_now_is_69() {
     other.lock("L").expect("it answers").expect("it is free");
     let outcome = outcome(&server, "-n K", &["echo", "it runs"]);
     outcome.expect(69, "");
-    outcome.expect_stderr(&["refused LOCK/K", "503"]);
+    outcome.expect_stderr(&["refused LOCK/K", "full"]);
 }
 
 #[test]
@@ -681,7 +681,7 @@ fn a_wait_that_was_stopped_for_longer_than_its_lease_goes_on() {
         lock_timeout: Some(Duration::from_secs(60)),
         ..LockOptions::default()
     };
-    let lease = holder.lock_with("K", &long).unwrap().expect("it is free");
+    let lease = holder.lock_with("K", &long).expect("it is free");
     let mut running = Running::spawn(&mut exec(&server, "-w 60 K", &["echo", "it runs"]));
     until("it waits", || is_waited_for(&server, "K", 1));
     running.signal(Signal::SIGSTOP);

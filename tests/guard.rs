@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::proxy::{Break, Cut, Proxy};
 use common::{PATIENCE, ask, ms, options, start, until};
-use lock_server::{Client, ClientOptions, Error, Guard, LockOptions, Options, Server};
+use lock_server::{Client, ClientOptions, Error, Guard, LockOptions, Options, Refusal, Server};
 
 /// Long enough for a machine that is busy, short enough to see it renewed.
 const LEASE: Duration = Duration::from_secs(3);
@@ -32,8 +32,7 @@ fn client(port: u16) -> Client {
 
 #[track_caller]
 fn guard(client: &Client) -> Guard {
-    let guard = client.guard("KEYA").expect("it is answered");
-    guard.expect("it is granted")
+    client.guard("KEYA").expect("it is granted")
 }
 
 /// A guard of a lease that is over soon.
@@ -43,8 +42,7 @@ fn brief(client: &Client) -> Guard {
         lock_timeout: Some(ms(300)),
         ..LockOptions::default()
     };
-    let guard = client.guard_with("KEYA", &brief).expect("it is answered");
-    guard.expect("it is granted")
+    client.guard_with("KEYA", &brief).expect("it is granted")
 }
 
 /// Counts how often it is called.
@@ -105,13 +103,14 @@ fn there_is_no_guard_of_a_key_that_another_holds() {
         lock_attempt_timeout: Some(Duration::ZERO),
         ..LockOptions::default()
     };
-    assert!(
-        server
-            .client("CLIENT_B")
-            .guard_with("KEYA", &once)
-            .unwrap()
-            .is_none()
-    );
+    let other = server.client("CLIENT_B");
+    for refused in [other.guard_with("KEYA", &once), other.try_guard("KEYA")] {
+        let Err(Error::NotGranted { reason, holder, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(reason, Refusal::Timeout);
+        assert_eq!(holder.expect("it is held").name, "CLIENT_A");
+    }
 }
 
 #[test]

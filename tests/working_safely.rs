@@ -5,78 +5,184 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use common::{PATIENCE, ms, options, start, until};
-use lock_server::{Client, LockOptions, Options};
+use lock_server::{Client, Guard, LockOptions, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-// Kleppmann's example ("How to do distributed locking", 2016): a holder looks, is stopped for longer than its
-// lease, goes on, and writes what it made of what it saw.
+// Kleppmann's example ("How to do distributed locking", 2016): a holder reads, is stopped for longer than its
+// lease, goes on, and writes what it made of what it read.
 
-/// A store of one number, and what it makes of fences.
-fn store(looks_at_fences: bool) -> u16 {
+/// A store of one row, as a data base has it: each question is one step.
+///
+/// | question | SQL | answer |
+/// |---|---|---|
+/// | `read` | `SELECT number` | the number |
+/// | `write N` | `UPDATE … SET number = N` | `yes` |
+/// | `write N up to F` | `UPDATE … SET number = N, fence = F WHERE fence <= F` | `yes` or `no` |
+/// | `claim F` | `UPDATE … SET fence = F WHERE fence <= F` | `yes` or `no` |
+/// | `write N under F` | `UPDATE … SET number = N WHERE fence = F` | `yes` or `no` |
+fn store() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
+    let row = Arc::new(Mutex::new((0, 0)));
     thread::spawn(move || {
-        let (mut number, mut greatest) = (100, 0);
         for stream in listener.incoming() {
-            let mut stream = BufReader::new(stream.expect("a client"));
-            let mut line = String::new();
-            stream.read_line(&mut line).expect("a line");
-            let words: Vec<u64> = line.split_whitespace().skip(1).map(whole).collect();
-            let answer = match words[..] {
-                [fence, _] if looks_at_fences && fence < greatest => "stale".to_string(),
-                [fence, written] => {
-                    (number, greatest) = (written, fence.max(greatest));
-                    "written".to_string()
-                }
-                _ => number.to_string(),
-            };
-            writeln!(stream.get_mut(), "{answer}").expect("the client waits for it");
+            let (row, stream) = (row.clone(), stream.expect("a client"));
+            thread::spawn(move || serve_store(&row, BufReader::new(stream)));
         }
     });
     port
+}
+
+fn serve_store(row: &Mutex<(u64, u64)>, mut stream: BufReader<TcpStream>) {
+    let mut line = String::new();
+    while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
+        let answer = {
+            let mut row = row.lock().expect("no panic");
+            let (now, seen) = *row;
+            let mut set = |may: bool, new: (u64, u64)| {
+                if may {
+                    *row = new;
+                }
+                if may { "yes" } else { "no" }.to_string()
+            };
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["read"] => now.to_string(),
+                ["write", new] => set(true, (whole(new), seen)),
+                ["write", new, "up", "to", f] => set(seen <= whole(f), (whole(new), whole(f))),
+                ["claim", f] => set(seen <= whole(f), (now, whole(f))),
+                ["write", new, "under", f] => set(seen == whole(f), (whole(new), seen)),
+                _ => panic!("the store does not understand {line:?}"),
+            }
+        };
+        line.clear();
+        // A client that is killed does not wait for it.
+        let _ = writeln!(stream.get_mut(), "{answer}");
+    }
 }
 
 fn whole(number: &str) -> u64 {
     number.parse().expect("a whole number")
 }
 
-/// Asks the store: `read`, or `write FENCE NUMBER`.
-fn ask_store(port: u16, question: &str) -> String {
-    let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port)).expect("it listens"));
-    writeln!(stream.get_mut(), "{question}").expect("it reads");
-    let mut answer = String::new();
-    stream.read_line(&mut answer).expect("a line");
-    answer.trim_end().into()
+/// A connection to the store.
+struct Store(BufReader<TcpStream>);
+
+impl Store {
+    fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.set_nodelay(true).expect("it is a socket");
+        Store(BufReader::new(stream))
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        // In one piece, or a delayed acknowledgement would hold it up.
+        let question = format!("{question}\n");
+        self.0
+            .get_mut()
+            .write_all(question.as_bytes())
+            .expect("it reads");
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).expect("a line");
+        answer.trim_end().into()
+    }
+
+    fn read(&mut self) -> u64 {
+        whole(&self.ask("read"))
+    }
 }
 
-/// Where the holder finds the server and the store.
-const HOLDER: &str = "LOCK_SERVER_TEST_HOLDER";
+/// How a holder changes the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recipe {
+    /// Asks the server right before it writes, and gives the store no fence.
+    Check,
+    /// Gives the store the fence along with the write, and not before.
+    FenceWithTheWrite,
+    /// Gives the store the fence before it reads: then nobody older writes any more.
+    FenceBeforeTheRead,
+}
 
-/// Adds one to the number in the store, under a lock, when it is told to go on.
+impl Recipe {
+    const ALL: [Recipe; 3] = [
+        Recipe::Check,
+        Recipe::FenceWithTheWrite,
+        Recipe::FenceBeforeTheRead,
+    ];
+
+    fn named(name: &str) -> Self {
+        let mut all = Recipe::ALL.into_iter();
+        all.find(|recipe| format!("{recipe:?}") == name)
+            .expect("a recipe")
+    }
+
+    /// What a holder sees. `None` if it is too late.
+    fn read(self, store: &mut Store, fence: u64) -> Option<u64> {
+        if self == Recipe::FenceBeforeTheRead && store.ask(&format!("claim {fence}")) == "no" {
+            return None;
+        }
+        Some(store.read())
+    }
+
+    /// Whether the store took the write.
+    fn write(self, store: &mut Store, number: u64, fence: u64) -> bool {
+        let question = match self {
+            Recipe::Check => format!("write {number}"),
+            Recipe::FenceWithTheWrite => format!("write {number} up to {fence}"),
+            Recipe::FenceBeforeTheRead => format!("write {number} under {fence}"),
+        };
+        store.ask(&question) == "yes"
+    }
+}
+
+/// Where a process of these tests finds the server and the store, and what it does.
+const ROLE: &str = "LOCK_SERVER_TEST_ROLE";
+
+/// Adds one to the number in the store, under a lock; or does so again and again in several threads.
 #[test]
 #[ignore = "it is a process that another test starts"]
-fn holder_process() {
-    let Ok(ports) = std::env::var(HOLDER) else {
+fn other_process() {
+    let Ok(role) = std::env::var(ROLE) else {
         return;
     };
-    let [server, store] = ports.split(' ').collect::<Vec<_>>()[..] else {
-        panic!("no ports: {ports:?}")
+    let words: Vec<&str> = role.split(' ').collect();
+    let [what, recipe, server, store] = words[..] else {
+        panic!("no role: {role:?}")
     };
+    let recipe = Recipe::named(recipe);
     let [server, store] = [server, store].map(|port| port.parse().expect("a port"));
+    match what {
+        "holder" => holder(recipe, server, store),
+        worker => pool_worker(worker, recipe, server, store),
+    }
+}
+
+fn other_process_as(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command
+        .args(["--exact", "other_process", "--ignored", "--nocapture"])
+        .env(ROLE, role)
+        .stdout(Stdio::null());
+    command
+}
+
+/// Reads, looks, and writes when it is told to go on.
+fn holder(recipe: Recipe, server: u16, store: u16) {
     let client = Client::new("CLIENT_A", "127.0.0.1", server);
     let brief = LockOptions {
         lock_timeout: Some(ms(1000)),
         ..LockOptions::default()
     };
-    let guard = client
-        .guard_with("KEYA", &brief)
-        .unwrap()
-        .expect("it is free");
-    let number = whole(&ask_store(store, "read"));
+    let guard = client.guard_with("KEYA", &brief).expect("it is free");
+    let mut store = Store::connect(store);
+    let number = recipe
+        .read(&mut store, guard.fence())
+        .expect("nobody was here before");
     guard.check().expect("it was locked a moment ago");
     // The standard output is the harness's.
     eprintln!("holds {}", guard.fence());
@@ -84,8 +190,10 @@ fn holder_process() {
     std::io::stdin()
         .read_line(&mut String::new())
         .expect("a line");
-    let write = format!("write {} {}", guard.fence(), number + 1);
-    eprintln!("store {}", ask_store(store, &write));
+    eprintln!(
+        "wrote {}",
+        recipe.write(&mut store, number + 1, guard.fence())
+    );
     eprintln!("guard {}", if guard.is_held() { "held" } else { "lost" });
 }
 
@@ -96,12 +204,9 @@ struct Holder {
 }
 
 impl Holder {
-    fn start(server: u16, store: u16) -> Self {
-        let mut process = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "holder_process", "--ignored", "--nocapture"])
-            .env(HOLDER, format!("{server} {store}"))
+    fn start(recipe: Recipe, server: u16, store: u16) -> Self {
+        let mut process = other_process_as(&format!("holder {recipe:?} {server} {store}"))
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("this program starts");
@@ -123,11 +228,6 @@ impl Holder {
         panic!("it ended and said nothing of {about}");
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.process.id()).expect("a process number");
-        kill(Pid::from_raw(pid), signal).expect("it runs");
-    }
-
     fn go_on(&mut self) {
         let mut stdin = self.process.stdin.take().expect("it is piped");
         writeln!(stdin, "go on").expect("it reads");
@@ -142,73 +242,173 @@ impl Drop for Holder {
     }
 }
 
-/// What the store says to the holder that was stopped, and what number it has in the end. It was 100, and two
-/// holders have added one.
-fn a_holder_is_stopped_past_its_lease(store: u16) -> (String, u64) {
+fn signal(process: &Child, signal: Signal) {
+    let pid = i32::try_from(process.id()).expect("a process number");
+    kill(Pid::from_raw(pid), signal).expect("it runs");
+}
+
+/// When the holder that was stopped past its lease writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// After the next holder has written.
+    Last,
+    /// Between the next holder's read and its write.
+    Between,
+}
+
+/// Two holders add one each. The first is stopped past its lease. Whether the store took its write, whether it took
+/// the next one's, and the number in the end.
+fn a_holder_is_stopped_past_its_lease(recipe: Recipe, order: Order) -> (bool, bool, u64) {
     let server = start(Options {
         lock_attempt_timeout: PATIENCE,
         ..options()
     });
-    let mut stopped = Holder::start(server.port(), store);
+    let port = store();
+    let mut store = Store::connect(port);
+    let mut stopped = Holder::start(recipe, server.port(), port);
     let fence = whole(&stopped.says("holds"));
-    stopped.signal(Signal::SIGSTOP);
+    signal(&stopped.process, Signal::SIGSTOP);
 
     // The next one gets the key when that lease has run out.
     let guard = server
         .client("CLIENT_B")
         .guard("KEYA")
-        .unwrap()
         .expect("its turn comes");
     assert!(guard.fence() > fence);
-    let number = whole(&ask_store(store, "read"));
-    let write = format!("write {} {}", guard.fence(), number + 1);
-    assert_eq!(ask_store(store, &write), "written");
+    let number = recipe
+        .read(&mut store, guard.fence())
+        .expect("it is the newest");
+    let mut write = |number| recipe.write(&mut store, number, guard.fence());
+    let mut next_wrote = order == Order::Last && write(number + 1);
 
-    stopped.signal(Signal::SIGCONT);
+    signal(&stopped.process, Signal::SIGCONT);
     stopped.go_on();
-    let answer = stopped.says("store");
-    assert_eq!(
-        stopped.says("guard"),
-        "lost",
-        "it would have heard, had it asked"
-    );
+    let stopped_wrote = stopped.says("wrote") == "true";
+    let says = stopped.says("guard");
+    assert_eq!(says, "lost", "it would have heard, had it asked");
     assert!(stopped.process.wait().unwrap().success());
     guard.check().expect("nobody has unlocked it for CLIENT_B");
-    if answer == "stale" {
-        // It begins anew.
-        drop(guard);
-        let guard = server
-            .client("CLIENT_A")
-            .guard("KEYA")
-            .unwrap()
-            .expect("it is free");
-        let number = whole(&ask_store(store, "read"));
-        let write = format!("write {} {}", guard.fence(), number + 1);
-        assert_eq!(ask_store(store, &write), "written");
+    if order == Order::Between {
+        next_wrote = write(number + 1);
     }
-    (answer, whole(&ask_store(store, "read")))
+    (stopped_wrote, next_wrote, store.read())
 }
 
 #[test]
-fn a_store_that_looks_at_fences_turns_away_a_holder_of_long_ago() {
-    let (answer, number) = a_holder_is_stopped_past_its_lease(store(true));
-    assert_eq!((answer.as_str(), number), ("stale", 102));
+fn a_store_that_has_the_fence_before_the_read_turns_away_a_holder_of_long_ago() {
+    for order in [Order::Last, Order::Between] {
+        let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceBeforeTheRead, order);
+        assert_eq!(ended, (false, true, 1), "the first was told to begin anew");
+    }
 }
 
 #[test]
-fn a_store_that_does_not_is_corrupted_by_it() {
-    let (answer, number) = a_holder_is_stopped_past_its_lease(store(false));
+fn a_fence_that_comes_with_the_write_alone_is_too_late() {
+    let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceWithTheWrite, Order::Last);
+    assert_eq!(ended, (false, true, 1), "in this order it is not");
+    let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceWithTheWrite, Order::Between);
     assert_eq!(
-        (answer.as_str(), number),
-        ("written", 101),
-        "one of two is gone"
+        ended,
+        (true, true, 1),
+        "both were told yes, and one of two is gone"
     );
+}
+
+#[test]
+fn a_store_without_fences_is_corrupted_by_a_holder_of_long_ago() {
+    for order in [Order::Last, Order::Between] {
+        let ended = a_holder_is_stopped_past_its_lease(Recipe::Check, order);
+        assert_eq!(
+            ended,
+            (true, true, 1),
+            "both were told yes, and one of two is gone"
+        );
+    }
+}
+
+// A pool: processes with threads that all change one row, one of them stopped again and again.
+
+const PROCESSES: u64 = 8;
+const THREADS: u64 = 4;
+
+/// How often each thread changes the row: `LOCK_SERVER_POOL_ROUNDS`, or else a few times.
+fn rounds() -> u64 {
+    std::env::var("LOCK_SERVER_POOL_ROUNDS").map_or(6, |rounds| whole(&rounds))
+}
+
+fn pool_worker(name: &str, recipe: Recipe, server: u16, store: u16) {
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let client = Client::new(&format!("{name}.{thread}"), "127.0.0.1", server);
+            scope.spawn(move || {
+                let mut store = Store::connect(store);
+                let mut done = 0;
+                while done < rounds() {
+                    match client.guard("KEYA") {
+                        Ok(guard) => done += u64::from(add_one(recipe, &mut store, &guard)),
+                        Err(error) => assert!(error.is_retryable(), "{error:?}"),
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Whether the store took the write.
+fn add_one(recipe: Recipe, store: &mut Store, guard: &Guard) -> bool {
+    let Some(number) = recipe.read(store, guard.fence()) else {
+        return false;
+    };
+    // The work, in which a holder may be stopped.
+    thread::sleep(ms(2));
+    recipe.write(store, number + 1, guard.fence())
+}
+
+#[test]
+fn a_pool_of_processes_of_which_one_is_stopped_loses_no_update() {
+    let server = start(Options {
+        lock_timeout: ms(300),
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    });
+    let store = store();
+    let recipe = Recipe::FenceBeforeTheRead;
+    let mut workers: Vec<Child> = (0..PROCESSES)
+        .map(|n| other_process_as(&format!("w{n} {recipe:?} {} {store}", server.port())).spawn())
+        .map(|worker| worker.expect("this program starts"))
+        .collect();
+    let mut pauses = pauses();
+    while workers[0].try_wait().expect("it is ours").is_none() {
+        thread::sleep(ms(5) + pauses.next().expect("there is always one") / 20);
+        // It has not been waited for, so it is there, if only as a zombie.
+        signal(&workers[0], Signal::SIGSTOP);
+        // Past its lease.
+        thread::sleep(ms(350) + pauses.next().expect("there is always one") / 10);
+        signal(&workers[0], Signal::SIGCONT);
+        thread::sleep(ms(20));
+    }
+    for worker in &mut workers {
+        assert!(worker.wait().expect("it is ours").success());
+    }
+    let number = Store::connect(store).read();
+    assert_eq!(number, PROCESSES * THREADS * rounds());
+}
+
+/// Pauses of up to a second, the same in each run.
+fn pauses() -> impl Iterator<Item = Duration> {
+    let mut seed = 12345u64;
+    std::iter::repeat_with(move || {
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        ms((seed >> 33) % 1000)
+    })
 }
 
 #[test]
 fn to_a_client_fences_grow_over_restarts_and_old_leases_stay_over() {
     let mut server = start(options());
-    let store = store(true);
+    let store = store();
     let mut old = None;
     for number in 0..5 {
         let client = server.client("CLIENT_A");
@@ -216,8 +416,10 @@ fn to_a_client_fences_grow_over_restarts_and_old_leases_stay_over() {
             .lock("KEYA")
             .unwrap()
             .expect("a new server knows no locks");
-        let write = format!("write {} {number}", lease.fence);
-        assert_eq!(ask_store(store, &write), "written");
+        let mut store = Store::connect(store);
+        let recipe = Recipe::FenceBeforeTheRead;
+        assert!(recipe.read(&mut store, lease.fence).is_some());
+        assert!(recipe.write(&mut store, number, lease.fence));
         if let Some(old) = old.replace(lease.clone()) {
             assert!(lease.fence > old.fence);
             assert!(!client.verify(&old).unwrap());
@@ -233,11 +435,7 @@ fn to_a_client_fences_grow_over_restarts_and_old_leases_stay_over() {
 #[test]
 fn a_guard_does_not_outlive_the_server_that_granted_it() {
     let mut server = start(options());
-    let guard = server
-        .client("CLIENT_A")
-        .guard("KEYA")
-        .unwrap()
-        .expect("it is free");
+    let guard = server.client("CLIENT_A").guard("KEYA").expect("it is free");
     server.stop().unwrap();
     server.start().unwrap();
     until("the guard knows", || !guard.is_held());

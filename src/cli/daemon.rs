@@ -1,14 +1,13 @@
 //! The server in the background: start, stop, restart, status.
 
 use std::env;
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::path;
 use std::process::ExitCode;
 
 use lock_server::{Client, Error, Options, Server};
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use crate::cli::advice::explain;
 use crate::cli::args::{ServerArgs, Status, Stop};
 use crate::cli::failure::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
@@ -116,19 +115,21 @@ fn without_pid_file(host: &str, port: u16, pid_file: &PidFile) -> Option<String>
             "a server that has no {} answers on {host}:{port}",
             pid_file.path()
         )),
-        Err(error @ Error::NotHttp { .. }) => Some(error.to_string()),
+        Err(error @ Error::NotHttp { .. }) => Some(explain(&error)),
         Err(_) => None,
     }
 }
 
 fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure> {
+    let log_to = options.log_to.map(path::absolute).transpose();
     let mut server = Server::new(Options {
         outlive_parent: true,
+        log_to: log_to.map_err(|error| Failure::system("no current directory", error))?,
         ..options
     });
     let place = Place::bind(&mut server)?;
     if !place.address.ip().is_loopback() {
-        // The daemon itself has no log. Nobody has to read it.
+        // The daemon may have no log. Nobody has to read it.
         let _ = writeln!(
             io::stderr(),
             "lock-server: {place} can be reached from other machines, and names are not credentials: \
@@ -137,8 +138,7 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
     }
     // The child would keep the directory from being unmounted or removed.
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
-    let pid = away_from_streams(|| server.start())
-        .map_err(|error| Failure::system("cannot put the standard streams aside", error))??;
+    let pid = server.start()?;
     if let Err(failure) = pid_file.write(pid, place) {
         // Nobody would find a server without a record again.
         server.stop()?;
@@ -158,21 +158,4 @@ fn end(record: &Record, pid_file: &PidFile) -> Result<(), Failure> {
     pid_file.remove_if_of(record)?;
     print(&format!("stopped process {pid}"));
     Ok(())
-}
-
-/// Does something while the standard streams lead nowhere: a daemon keeps those that it is born with,
-/// and `out=$(lock-server start)` would wait for it to close them.
-fn away_from_streams<R>(act: impl FnOnce() -> R) -> io::Result<R> {
-    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
-    let nowhere = File::options().read(true).write(true).open("/dev/null")?;
-    dup2_stdin(&nowhere)?;
-    dup2_stdout(&nowhere)?;
-    dup2_stderr(&nowhere)?;
-    let result = act();
-    dup2_stdin(stdin)?;
-    dup2_stdout(stdout)?;
-    dup2_stderr(stderr)?;
-    Ok(result)
 }

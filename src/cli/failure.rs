@@ -4,7 +4,9 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use lock_server::Error;
+use lock_server::{Error, Refusal};
+
+use crate::cli::advice::explain;
 
 /// Something failed, or the answer is no and needs a word.
 pub const FAILED: u8 = 1;
@@ -60,13 +62,15 @@ impl From<Error> for Failure {
                 let option = option.replace('_', "-");
                 Failure::new(USAGE, format!("bad option --{option}: {reason}"))
             }
-            Error::InvalidName { .. } => Failure::new(USAGE, error.to_string()),
+            Error::InvalidName { .. } => Failure::new(USAGE, explain(&error)),
             // What else the server does not understand is a time out of its range.
-            Error::Refused { status: 400, .. } => Failure::new(USAGE, error.to_string()),
-            Error::Unreachable { .. } | Error::Interrupted { .. } | Error::NotHttp { .. } => {
-                Failure::new(UNREACHABLE, error.to_string())
+            Error::Refused { reason, .. } if *reason == Refusal::BadRequest => {
+                Failure::new(USAGE, explain(&error))
             }
-            _ => Failure::new(FAILED, error.to_string()),
+            Error::Unreachable { .. } | Error::Interrupted { .. } | Error::NotHttp { .. } => {
+                Failure::new(UNREACHABLE, explain(&error))
+            }
+            _ => Failure::new(FAILED, explain(&error)),
         }
     }
 }

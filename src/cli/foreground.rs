@@ -17,7 +17,7 @@ use crate::cli::start_log;
 
 /// Serves until it is told to stop.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
-    start_log("info");
+    start_log("info", args.options.log_to.as_deref())?;
     log_panics_of_tiny_http();
     let pid_file = match args.pid_file {
         Some(path) => Some(PidFile::new(Some(path), args.options.port)?),

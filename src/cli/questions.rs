@@ -4,9 +4,10 @@ use std::env;
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
-use lock_server::{Client, Lease, LockOptions, Options, RenewOptions};
+use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, Options, RenewOptions};
 use nix::unistd::{Pid, Uid, User, gethostname, getppid};
 
+use crate::cli::advice::explain;
 use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
 use crate::cli::failure::{FAILED, Failure, UNREACHABLE, USAGE};
 use crate::cli::values::parse_address;
@@ -34,8 +35,8 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
         ..LockOptions::default()
     };
     let (client, key) = Question::from(args).client()?;
-    match client.lock_with(&key, &options)? {
-        Some(lease) => {
+    match client.lock_with(&key, &options) {
+        Ok(lease) => {
             let line = if args.shell {
                 variables(&lease)
             } else {
@@ -49,8 +50,9 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
             Ok(printed)
         }
         // A shell would take the answer for a command.
-        None if args.shell => Ok(ExitCode::from(FAILED)),
-        None => Ok(answer(false)),
+        Err(Error::NotGranted { .. }) if args.shell => Ok(ExitCode::from(FAILED)),
+        Err(Error::NotGranted { .. }) => Ok(answer(false)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -98,7 +100,7 @@ pub fn ping(target: &Target) -> Result<ExitCode, Failure> {
     match target.client()?.try_ping() {
         Ok(()) => Ok(answer(true)),
         // Whatever answers there, it is no lock server.
-        Err(error) => Err(Failure::new(UNREACHABLE, error.to_string())),
+        Err(error) => Err(Failure::new(UNREACHABLE, explain(&error))),
     }
 }
 
@@ -139,13 +141,15 @@ impl Question {
 
 impl Target {
     fn client(&self) -> Result<Client, Failure> {
-        start_log("warn");
+        start_log("warn", None)?;
         let (host, port) = self.address()?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
-        Ok(Client::new(&name, &host, port))
+        // Given options, it tries again also where nobody is there yet: the server may be about to start.
+        let options = ClientOptions::default();
+        Ok(Client::with_options(&name, &host, port, options))
     }
 
     /// What the options say wins over what the environment says.

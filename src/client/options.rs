@@ -2,19 +2,25 @@
 
 use std::time::Duration;
 
+use super::CancelToken;
+
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
     /// How often to try again when no connection can be made, or when one broke before the answer was there.
     /// Default 3; 0 gives up after the first try. Where no answer comes in time, there is one more try at the most.
+    ///
+    /// A first connection that is refused on loopback is an answer, nobody is there, and only a client that was
+    /// given options ([`Client::with_options`](crate::Client::with_options)) tries again then: for one that
+    /// starts together with its server.
     pub reconnect_attempts: u32,
 
     /// How long to wait between two tries. Default 1 s. After a connection broke, the first further try is made
     /// at once. A LOCK that waits keeps its place in the queue for 2 s, so let it be less than that.
     pub time_between_attempts: Duration,
 
-    /// How long one try may take, connecting included; a LOCK's may take longer by as long as it waits. Default
-    /// 10 s.
+    /// How long an answer may take, connecting included; a LOCK's may take longer by as long as it waits. Default
+    /// 10 s. A question that may be asked twice is asked again after half of it, on another connection.
     pub answer_timeout: Duration,
 }
 
@@ -43,16 +49,33 @@ pub struct LockOptions {
     /// `None`: the server's `lock_timeout`.
     pub lock_timeout: Option<Duration>,
 
-    /// How long to wait for the turn: 0 (try once) to the server's `max_lock_attempt_timeout`. Default `None`:
-    /// the server's `lock_attempt_timeout`.
+    /// How long to wait for the turn: 0 (try once) to the server's `max_lock_attempt_timeout`, or
+    /// [`Duration::MAX`]: for as long as it takes, see [`endless`](Self::endless). Default `None`: the
+    /// server's `lock_attempt_timeout`.
     pub lock_attempt_timeout: Option<Duration>,
 
     /// What to call this acquire: 1 to 64 of `A-Z a-z 0-9 _ . : -`. Default `None`: what no other is called.
     ///
-    /// Two calls that name the same key and the same ID are one acquire. The later one is told the grant of the
-    /// earlier, or takes over its place in the queue, and the earlier gets `None`. So a wait can be made longer
-    /// than `max_lock_attempt_timeout`, or given up. An ID is for one acquire: do not use it again after.
+    /// Two calls that name the same key and the same ID are one acquire. The later one gets the grant of the
+    /// earlier, or takes over its place in the queue, and the earlier gets [`Refusal::TakenOver`]. An ID is for one
+    /// acquire: do not use it again after.
+    ///
+    /// [`Refusal::TakenOver`]: crate::Refusal::TakenOver
     pub request: Option<String>,
+
+    /// What may call the wait off from another thread. Default `None`: nothing.
+    pub cancel: Option<CancelToken>,
+}
+
+impl LockOptions {
+    /// Waits for as long as it takes, with no end but [`cancel`](Self::cancel). The client asks again before the
+    /// server's longest wait is over, and keeps its place in the queue; so it also notices a server that has gone.
+    pub fn endless() -> Self {
+        LockOptions {
+            lock_attempt_timeout: Some(Duration::MAX),
+            ..LockOptions::default()
+        }
+    }
 }
 
 /// What to ask for with a RENEW. Every field has a default, as in [`LockOptions`].

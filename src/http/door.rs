@@ -166,7 +166,7 @@ impl Door {
             // The next beat tries again.
             Job::Answer(wait, outcome) => self.late.lock().push((wait, outcome)),
             Job::Refuse(client, request) => {
-                discard(client, request);
+                discard(client, request, self.shared.port);
                 self.shared.lines.done(client);
             }
         }
@@ -181,7 +181,7 @@ impl Door {
             }
             Job::Answer(wait, outcome) => self.answer(&wait, outcome),
             Job::Refuse(client, request) => {
-                refuse_body(client, request);
+                refuse_body(client, request, self.shared.port);
                 // What tiny_http took for a further request may have been the body.
                 self.clear_line(client);
                 self.finish(client);
@@ -264,7 +264,7 @@ impl Door {
             return;
         };
         if self.drained.load(SeqCst) {
-            return forget(client, request);
+            return forget(client, request, self.shared.port);
         }
         if self.shared.lines.enter(client, request) == Entered::TooMany {
             log::debug!("{client} sent more than {MAX_PIPELINED} requests ahead of its answers");
@@ -274,9 +274,9 @@ impl Door {
 
     /// Ends a connection and forgets what it has sent ahead.
     fn clear_line(&self, client: SocketAddr) {
-        sockets::shut_down(client);
+        sockets::shut_down(client, self.shared.port);
         for request in self.shared.lines.clear(client) {
-            forget(client, request);
+            forget(client, request, self.shared.port);
         }
     }
 
@@ -373,12 +373,12 @@ fn has_unread_body(request: &Request) -> bool {
 
 /// Answers a request whose body nobody asked for, and ends its connection: where the body ends may
 /// not be known.
-fn refuse_body(client: SocketAddr, mut request: Request) {
+fn refuse_body(client: SocketAddr, mut request: Request, port: u16) {
     if request
         .body_length()
         .is_some_and(|length| length > MAX_BODY)
     {
-        return discard(client, request);
+        return discard(client, request, port);
     }
     // Sends the `100 Continue` that the client may wait for; what is left is read with the reply.
     let _ = request.as_reader();
@@ -388,8 +388,8 @@ fn refuse_body(client: SocketAddr, mut request: Request) {
 }
 
 /// Ends a request's connection without an answer.
-fn discard(client: SocketAddr, request: Request) {
-    let connection = sockets::shut_down(client);
+fn discard(client: SocketAddr, request: Request, port: u16) {
+    let connection = sockets::shut_down(client, port);
     if !can_be_dropped(&request) {
         log::debug!("{client} announced a body that there is no memory for");
         std::mem::forget(request);
@@ -400,11 +400,11 @@ fn discard(client: SocketAddr, request: Request) {
 
 /// Ends the service of a request that is not answered. Dropped as it is, it would wait for those before
 /// it, to write an answer of tiny_http's.
-pub(super) fn forget(client: SocketAddr, request: Request) {
+pub(super) fn forget(client: SocketAddr, request: Request, port: u16) {
     if can_be_dropped(&request) {
         drop(request.into_writer());
     } else {
-        discard(client, request);
+        discard(client, request, port);
     }
 }
 

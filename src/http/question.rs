@@ -2,6 +2,7 @@
 
 use crate::admission::TurnedAway;
 use crate::protocol::{Malformed, Reply, Request, Status};
+use crate::refusal::Refusal;
 use crate::service::Service;
 
 /// Reads the question, or finds the reply to what is none.
@@ -25,7 +26,7 @@ pub(super) fn understand<'a>(
         tiny_http::Method::Get | tiny_http::Method::Post => Ok(question),
         method => Err(Reply::refusal(
             Status::MethodNotAllowed,
-            "bad-method",
+            Refusal::BadMethod,
             format!("{method} is not for locks; use GET or POST"),
         )
         .with_header("Allow", "GET, POST")),
@@ -54,15 +55,19 @@ fn has_body(request: &tiny_http::Request) -> bool {
 pub(super) fn body_refused() -> Reply {
     Reply::refusal(
         Status::BadRequest,
-        "bad-request",
+        Refusal::BadRequest,
         "the question stands in the path; send no body, or at most 1024 bytes of it, not chunked",
     )
 }
 
 fn turned_away(why: TurnedAway) -> Reply {
     match why {
-        TurnedAway::FromAPage(reason) => Reply::refusal(Status::Forbidden, "forbidden", reason),
-        TurnedAway::WrongHost(reason) => Reply::refusal(Status::Misdirected, "wrong-host", reason),
+        TurnedAway::FromAPage(reason) => {
+            Reply::refusal(Status::Forbidden, Refusal::Forbidden, reason)
+        }
+        TurnedAway::WrongHost(reason) => {
+            Reply::refusal(Status::Misdirected, Refusal::WrongHost, reason)
+        }
     }
 }
 
@@ -70,10 +75,12 @@ fn not_understood(why: Malformed) -> Reply {
     match why {
         Malformed::NoSuchVerb => Reply::refusal(
             Status::NotFound,
-            "no-such-verb",
+            Refusal::NoSuchVerb,
             "no such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
              /RENEW/key/requester, /VERIFY/key/requester, /PING or /SHUTDOWN",
         ),
-        Malformed::BadRequest(reason) => Reply::refusal(Status::BadRequest, "bad-request", reason),
+        Malformed::BadRequest(reason) => {
+            Reply::refusal(Status::BadRequest, Refusal::BadRequest, reason)
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! process's own descriptors by the address of their other end. A descriptor found here is used by
 //! number and may by then belong to someone else; each function says why that does no harm.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -18,16 +18,21 @@ use nix::libc;
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
-use parking_lot::RwLock;
 
-/// The connections that came in at the front door, by the other end's address.
+/// The connections that came in at one front door's port, by the other end's address. What came in at another
+/// port of this process, a classic port or another server's, is none of these, though a client there may have the
+/// very address of one here.
 #[derive(Default)]
 pub(super) struct Connections(HashMap<SocketAddr, Twins>);
 
 /// tiny_http has two descriptors of each connection, to read from and to write to, and closes one of them
 /// before the other. The same one twice where it has already.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Twins(RawFd, RawFd);
+pub(super) struct Twins {
+    /// The port of this end.
+    port: u16,
+    fds: [RawFd; 2],
+}
 
 impl Twins {
     /// Whether the client has closed, reset or lost its connection, as far as is known.
@@ -42,9 +47,9 @@ impl Twins {
 
     /// The one that is still the client's.
     fn at(self, client: SocketAddr) -> Option<RawFd> {
-        [self.0, self.1]
+        self.fds
             .into_iter()
-            .find(|fd| client_of(*fd) == Some(client))
+            .find(|fd| client_of(*fd, self.port) == Some(client))
     }
 }
 
@@ -59,16 +64,20 @@ fn has_room(fd: RawFd) -> bool {
 
 impl Connections {
     /// Looks through all descriptors: some 0.5 µs each.
-    pub fn look_up() -> io::Result<Self> {
+    pub fn look_up(port: u16) -> io::Result<Self> {
         let mut connections = HashMap::new();
-        for (client, fd) in connected()? {
-            connections.entry(client).or_insert(Twins(fd, fd)).1 = fd;
+        for (client, fd) in connected(port)? {
+            let first = Twins {
+                port,
+                fds: [fd, fd],
+            };
+            connections.entry(client).or_insert(first).fds[1] = fd;
         }
         Ok(Connections(connections))
     }
 
     pub fn get(&self, client: &SocketAddr) -> Option<RawFd> {
-        self.twins(client).map(|twins| twins.1)
+        self.twins(client).map(|twins| twins.fds[1])
     }
 
     pub fn twins(&self, client: &SocketAddr) -> Option<Twins> {
@@ -83,7 +92,7 @@ impl Connections {
     /// Where a client is still found.
     pub fn twins_at(&self, client: &SocketAddr) -> Option<Twins> {
         self.twins(client)
-            .filter(|twins| client_of(twins.1) == Some(*client))
+            .filter(|twins| client_of(twins.fds[1], twins.port) == Some(*client))
     }
 
     /// Whether any of these is among the others.
@@ -120,9 +129,9 @@ impl Connections {
 
     /// Ends each of them.
     pub fn shut_down_all(&self) {
-        for &Twins(fd, _) in self.0.values() {
+        for twins in self.0.values() {
             // It fails only on a connection that is gone, which is as good.
-            let _ = socket::shutdown(fd, Shutdown::Both);
+            let _ = socket::shutdown(twins.fds[0], Shutdown::Both);
         }
     }
 }
@@ -151,9 +160,9 @@ impl ShutDown {
     }
 }
 
-/// Ends the connection to a client, both ways.
-pub(super) fn shut_down(client: SocketAddr) -> ShutDown {
-    let own: Vec<RawFd> = connected().map_or(Vec::new(), |connected| {
+/// Ends the connection to a client at this port, both ways.
+pub(super) fn shut_down(client: SocketAddr, port: u16) -> ShutDown {
+    let own: Vec<RawFd> = connected(port).map_or(Vec::new(), |connected| {
         connected
             .filter(|(other, _)| *other == client)
             .map(|(_, fd)| fd)
@@ -166,7 +175,7 @@ pub(super) fn shut_down(client: SocketAddr) -> ShutDown {
         // SAFETY: only copied; where it is not open any more, that fails.
         let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
         if let Ok(copy) = copy
-            && client_of(copy.as_raw_fd()) == Some(client)
+            && client_of(copy.as_raw_fd(), port) == Some(client)
         {
             // It fails only on a connection that is gone, which is as good.
             let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
@@ -175,31 +184,23 @@ pub(super) fn shut_down(client: SocketAddr) -> ShutDown {
     ShutDown(own)
 }
 
-/// The sockets of the front door's connections, each with the address of its other end.
-fn connected() -> io::Result<impl Iterator<Item = (SocketAddr, RawFd)>> {
+/// The sockets of the connections that came in at a port, each with the address of its other end.
+fn connected(port: u16) -> io::Result<impl Iterator<Item = (SocketAddr, RawFd)>> {
     let descriptors = fs::read_dir("/proc/self/fd")?;
     let descriptors =
         descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
-    Ok(descriptors.filter_map(|fd| Some((client_of(fd)?, fd))))
+    Ok(descriptors.filter_map(move |fd| Some((client_of(fd, port)?, fd))))
 }
 
-/// The ports that front doors of this process have served. What comes in at another one, the classic port,
-/// is none of theirs, though a client there may have the very address of one here.
-static PORTS: RwLock<BTreeSet<u16>> = RwLock::new(BTreeSet::new());
-
-/// Has the connections of a port looked at from now on.
-pub(super) fn know_port(port: u16) {
-    PORTS.write().insert(port);
-}
-
-fn client_of(fd: RawFd) -> Option<SocketAddr> {
+/// The other end of a connection that came in at a port. `None` if it is none.
+fn client_of(fd: RawFd, port: u16) -> Option<SocketAddr> {
     let client = socket::getpeername::<SockaddrStorage>(fd)
         .ok()
         .and_then(to_std)?;
     let own = socket::getsockname::<SockaddrStorage>(fd)
         .ok()
         .and_then(to_std)?;
-    PORTS.read().contains(&own.port()).then_some(client)
+    (own.port() == port).then_some(client)
 }
 
 fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
@@ -253,9 +254,15 @@ const STOP: u64 = u64::MAX;
 const ARRIVAL: u64 = u64::MAX - 1;
 
 impl Watch {
-    pub fn new(listener: TcpListener, stop: BorrowedFd<'_>) -> io::Result<Self> {
+    /// `stop` are the descriptors of which one becomes readable when the server is to end.
+    pub fn new<'a>(
+        listener: TcpListener,
+        stop: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        for stop in stop {
+            epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        }
         epoll.add(&listener, arrival())?;
         Ok(Watch { epoll, listener })
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use tiny_http::Request;
 
-use crate::protocol::Reply;
+use crate::protocol::{self, Reply};
 
 pub(super) struct Unanswered {
     writer: Box<dyn Write + Send>,
@@ -14,6 +14,8 @@ pub(super) struct Unanswered {
     connection: Option<&'static str>,
     /// Whether only the head is wanted.
     head: bool,
+    /// What the client calls its question, to be said with the answer.
+    echo: Option<Box<str>>,
     /// What the log calls it. Empty if it isn't told.
     name: String,
 }
@@ -40,6 +42,7 @@ impl Unanswered {
         Unanswered {
             connection,
             head: *request.method() == tiny_http::Method::Head,
+            echo: echo_of(&request),
             name: name.unwrap_or_default(),
             writer: request.into_writer(),
         }
@@ -48,10 +51,18 @@ impl Unanswered {
     /// Writes the reply. An error if the client did not take it.
     pub fn write(mut self, reply: &Reply) -> std::io::Result<()> {
         log::trace!("{} {}", self.name, reply.status as u16);
-        let bytes = reply.to_bytes(self.connection, self.head);
+        let bytes = reply.to_bytes(self.connection, self.echo.as_deref(), self.head);
         self.writer.write_all(&bytes)?;
         self.writer.flush()
     }
+}
+
+/// What a client calls its question, if it does. What is no ID is not echoed.
+fn echo_of(request: &Request) -> Option<Box<str>> {
+    let mut headers = request.headers().iter();
+    let echo = headers.find(|header| header.field.equiv(protocol::LOCK_ECHO))?;
+    let echo = echo.value.as_str();
+    protocol::is_id(echo).then(|| echo.into())
 }
 
 /// What becomes of a connection after a reply, by tiny_http's own rule, for the reply to say so.

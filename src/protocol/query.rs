@@ -8,16 +8,13 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
-use super::{Malformed, SEGMENT, parse_seconds, shorten};
+use super::{MAX_ID, Malformed, SEGMENT, is_id, parse_seconds, shorten};
 use crate::lease::Fence;
 
 pub(super) const LOCK_TIMEOUT: &str = "lock_timeout";
 pub(super) const LOCK_ATTEMPT_TIMEOUT: &str = "lock_attempt_timeout";
 pub(super) const FENCE: &str = "fence";
 pub(super) const REQUEST: &str = "request";
-
-/// The longest request ID, in bytes.
-const MAX_REQUEST_ID: usize = 64;
 
 /// The shortest lease: what the reply can tell of.
 const LEAST_LOCK_TIMEOUT: Duration = Duration::from_millis(1);
@@ -156,12 +153,11 @@ fn fence(value: &str) -> Result<Fence, Malformed> {
 }
 
 fn request_id(value: Cow<'_, str>) -> Result<Cow<'_, str>, Malformed> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
-    if (1..=MAX_REQUEST_ID).contains(&value.len()) && value.bytes().all(known) {
+    if is_id(&value) {
         return Ok(value);
     }
     bad(format!(
-        "{REQUEST} is {:?}; give 1 to {MAX_REQUEST_ID} of A-Z a-z 0-9 _ . : -",
+        "{REQUEST} is {:?}; give 1 to {MAX_ID} of A-Z a-z 0-9 _ . : -",
         shorten(&value)
     ))
 }

@@ -620,7 +620,7 @@ proptest! {
 // Replies.
 
 fn text(reply: &Reply) -> String {
-    String::from_utf8(reply.to_bytes(None, false)).unwrap()
+    String::from_utf8(reply.to_bytes(None, None, false)).unwrap()
 }
 
 fn body(reply: &Reply) -> String {
@@ -660,7 +660,7 @@ fn yes_byte_for_byte() {
 #[test]
 fn no_byte_for_byte() {
     assert_eq!(
-        text(&Reply::no("timeout")),
+        text(&Reply::no(Refusal::Timeout)),
         "HTTP/1.1 200 OK\r\n\
          Content-Type: text/plain\r\n\
          Content-Length: 2\r\n\
@@ -704,7 +704,7 @@ fn the_holders_verify_byte_for_byte() {
 #[test]
 fn who_holds_the_key_byte_for_byte() {
     let left = Duration::from_micros(2_000_999);
-    let reply = Reply::no("timeout").with_holder("me@host/é\r\n", left, 3);
+    let reply = Reply::no(Refusal::Timeout).with_holder("me@host/é\r\n", left, 3);
     assert_eq!(
         text(&reply),
         "HTTP/1.1 200 OK\r\n\
@@ -722,7 +722,7 @@ fn who_holds_the_key_byte_for_byte() {
 
 #[test]
 fn a_refusal_byte_for_byte() {
-    let refusal = Reply::refusal(Status::Unavailable, "full", "the server is full; é")
+    let refusal = Reply::refusal(Status::Unavailable, Refusal::Full, "the server is full; é")
         .with_header("Retry-After", 1)
         .with_header("Allow", "GET, POST");
     assert_eq!(
@@ -754,7 +754,7 @@ fn every_status_has_its_line() {
         (Status::Misdirected, "HTTP/1.1 421 Misdirected Request\r\n"),
         (Status::Unavailable, "HTTP/1.1 503 Service Unavailable\r\n"),
     ] {
-        assert!(text(&Reply::refusal(status, "word", "why")).starts_with(line));
+        assert!(text(&Reply::refusal(status, Refusal::Other, "why")).starts_with(line));
     }
 }
 
@@ -762,15 +762,15 @@ fn every_status_has_its_line() {
 fn the_reply_to_head_has_the_same_head_and_no_body() {
     for reply in [
         Reply::yes(),
-        Reply::no("free"),
+        Reply::no(Refusal::Free),
         Reply::lease(standing(1, 0)),
         Reply::refusal(
             Status::MethodNotAllowed,
-            "bad-method",
+            Refusal::BadMethod,
             "HEAD is not for locks",
         ),
     ] {
-        let head = String::from_utf8(reply.to_bytes(None, true)).unwrap();
+        let head = String::from_utf8(reply.to_bytes(None, None, true)).unwrap();
         assert!(head.ends_with("\r\n\r\n"));
         assert_eq!(head + &body(&reply), text(&reply));
     }
@@ -779,7 +779,7 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
 #[test]
 fn the_future_of_the_connection_is_one_header() {
     for future in ["close", "keep-alive"] {
-        let reply = String::from_utf8(Reply::yes().to_bytes(Some(future), false)).unwrap();
+        let reply = String::from_utf8(Reply::yes().to_bytes(Some(future), None, false)).unwrap();
         let header = format!("Connection: {future}\r\n");
         assert!(reply.contains(&header));
         assert_eq!(reply.replace(&header, ""), text(&Reply::yes()));

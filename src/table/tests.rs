@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 
-use super::Refusal::*;
 use super::*;
+use crate::refusal::Refusal::*;
 use Said::*;
 
 mod model;

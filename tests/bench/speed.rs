@@ -14,9 +14,10 @@ mod table_alone;
 #[allow(dead_code, unused_imports, reason = "the bench uses a part of them")]
 mod house {
     pub mod lease;
+    pub mod refusal;
     pub mod table;
 }
-use house::lease;
+use house::{lease, refusal};
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

@@ -73,6 +73,10 @@ macro_rules! server_verbs {
             #[argh(option, from_str_fn(count))]
             max_keys: Option<usize>,
 
+            /// file to log to, appended to; default: run logs to standard error, the others nowhere
+            #[argh(option)]
+            log_file: Option<PathBuf>,
+
             /// where to write down process, address and start time; default: see below
             #[argh(option)]
             pid_file: Option<PathBuf>,
@@ -103,6 +107,7 @@ macro_rules! server_verbs {
                     max_waiters: args.max_waiters.unwrap_or(defaults.max_waiters),
                     max_keys: args.max_keys.unwrap_or(defaults.max_keys),
                     outlive_parent: defaults.outlive_parent,
+                    log_to: args.log_file,
                 };
                 ServerArgs { options, pid_file: args.pid_file }
             }
@@ -119,8 +124,8 @@ server_verbs! {
 {command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
-Says on standard error where it serves, then logs there: RUST_LOG=debug for
-more, RUST_LOG=warn for less.
+Says on standard error where it serves, then logs there or to --log-file:
+RUST_LOG=debug for more, RUST_LOG=warn for less.
 Pid file: none, unless --pid-file names one.
 Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
     )]
@@ -133,6 +138,7 @@ Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
         example = "\
 {command_name}
 {command_name} --port 8080 --lock-timeout 10
+{command_name} --log-file lock-server.log
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
 Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else

@@ -23,9 +23,10 @@ use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use lock_server::{Error, Holder, Lease};
+use lock_server::{Error, Holder, Lease, Refusal};
 use nix::sys::signal::Signal;
 
+use crate::cli::advice::explain;
 use crate::cli::args::Exec;
 use crate::cli::exec::command::{Command, Group};
 use crate::cli::exec::guard::Guard;
@@ -101,7 +102,7 @@ pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failur
 
 impl Job {
     fn new(args: Exec, words: Option<Vec<OsString>>) -> Result<Self, Failure> {
-        start_log("warn");
+        start_log("warn", None)?;
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
         if args.quiet && args.verbose {
@@ -203,7 +204,8 @@ impl Job {
                 "the lease of {key} was over before the command ended; somebody else may have had it"
             )),
             Err(error) => self.voice.say(format_args!(
-                "{key} stays locked until its lease runs out: {error}"
+                "{key} stays locked until its lease runs out: {}",
+                explain(&error)
             )),
         }
     }
@@ -243,10 +245,11 @@ fn key_and_command(
 fn failure(error: Error) -> Failure {
     let code = match &error {
         Error::InvalidName { .. } => USAGE,
-        Error::Refused { result, .. } if result == "bad-request" => USAGE,
+        Error::InvalidOption { .. } => USAGE,
+        Error::Refused { reason, .. } if *reason == Refusal::BadRequest => USAGE,
         _ => UNREACHABLE,
     };
-    Failure::new(code, error.to_string())
+    Failure::new(code, explain(&error))
 }
 
 fn usage(message: impl Into<String>) -> Failure {

@@ -53,7 +53,7 @@ impl Requester {
     }
 
     pub fn client(&self) -> Client {
-        Client::new(&self.name, &self.host, self.port)
+        Client::with_options(&self.name, &self.host, self.port, ClientOptions::default())
     }
 
     /// A client that tries so often, at once, on a connection of its own: one that was kept open may lead nowhere

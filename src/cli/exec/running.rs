@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lock_server::Lease;
 use nix::sys::signal::Signal;
 
+use crate::cli::advice::explain;
 use crate::cli::exec::command::Group;
 use crate::cli::exec::keeping::Keeping;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
@@ -143,7 +144,10 @@ impl<'a> Running<'a> {
                 self.schedule = Schedule::of(now, remaining, self.kill_after);
                 self.voice.tell(format_args!("renewed {}", lease.key));
             }
-            Event::NotRenewed(error) => self.voice.tell(format_args!("not renewed: {error}")),
+            Event::NotRenewed(error) => {
+                let why = explain(&error);
+                self.voice.tell(format_args!("not renewed: {why}"));
+            }
             Event::Lost if self.ending.is_none() => {
                 self.begin_to_end(Ended::Lost);
                 // Somebody else may have the key already.

@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use lock_server::{Error, Holder, Lease, LockOptions};
+use lock_server::{Error, Holder, Lease, LockOptions, Refusal};
 use nix::sys::signal::Signal;
 
 use crate::cli::exec::requester::Requester;
@@ -63,7 +63,7 @@ pub enum Obtained {
 /// What a turn came to.
 pub enum Turn {
     Granted(Lease),
-    /// With who held the key just afterwards, as far as that is known.
+    /// With who held the key then, as far as that is known.
     Refused(Option<Holder>),
 }
 
@@ -190,6 +190,7 @@ impl<'a> Waiting<'a> {
             lock_timeout: self.wanted.lock_timeout,
             lock_attempt_timeout: Some(patience),
             request: Some(self.request.clone()),
+            cancel: None,
         }
     }
 
@@ -278,17 +279,17 @@ impl<'a> Waiting<'a> {
         if turn != self.turn {
             return Ok(None);
         }
-        let result = match &error {
-            Error::Refused { result, .. } => result.as_str(),
-            _ => "",
+        let reason = match &error {
+            Error::Refused { reason, .. } => *reason,
+            _ => Refusal::Other,
         };
-        match result {
+        match reason {
             // The server allows no wait as long as that; or else the same comes back until none is shorter.
-            "bad-request" if self.patience > SHORTEST_TURN => {
+            Refusal::BadRequest if self.patience > SHORTEST_TURN => {
                 self.longest = self.patience / 2;
                 self.begin_turn()?;
             }
-            "full" | "stopping" if self.left().is_none_or(|left| left > PAUSE) => {
+            Refusal::Full | Refusal::Stopping if self.left().is_none_or(|left| left > PAUSE) => {
                 self.next = Some(Instant::now() + PAUSE);
             }
             _ => return Err(failure(error)),
@@ -335,7 +336,7 @@ impl<'a> Waiting<'a> {
         let (done, parted) = mpsc::channel::<()>();
         let part = move || {
             let client = wanted.requester.hasty_client(1, PARTING_PATIENCE);
-            if let Ok(Some(lease)) = client.lock_with(&wanted.key, &options) {
+            if let Ok(lease) = client.lock_with(&wanted.key, &options) {
                 // What is not unlocked runs out.
                 let _ = client.release(&lease);
             }
@@ -355,10 +356,10 @@ impl<'a> Waiting<'a> {
 
 fn ask_once(wanted: &Wanted, options: &LockOptions) -> Result<Turn, Error> {
     let client = wanted.requester.client();
-    match client.lock_with(&wanted.key, options)? {
-        Some(lease) => Ok(Turn::Granted(lease)),
-        // Who it was is good to know, and no more than that.
-        None => Ok(Turn::Refused(client.holder(&wanted.key).ok().flatten())),
+    match client.lock_with(&wanted.key, options) {
+        Ok(lease) => Ok(Turn::Granted(lease)),
+        Err(Error::NotGranted { holder, .. }) => Ok(Turn::Refused(holder)),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,0 +1,227 @@
+//! The program executed again, as a server: what runs before `main`, and instead of it.
+//!
+//! The linker puts a function's address into `.init_array`, and libc calls it when the program begins, in every
+//! program that this crate is linked into. It returns at once unless the program was executed by
+//! [`Child::start`](super::Child::start) of its own parent.
+
+use std::env;
+use std::ffi::c_void;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{self, SigSet, SigmaskHow};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd;
+
+use super::orders::{Orders, Report};
+use crate::error::{self, Error};
+use crate::server;
+use crate::stop::{Stop, StopSignals};
+
+/// Who executes the program as a server. The value is that process's number.
+pub(super) const PARENT_VARIABLE: &str = "LOCK_SERVER_STARTED_BY";
+
+/// How long the server may take to end in order once it was asked to, before its watchdog ends the process. It
+/// gives the answers that are being written half a second.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The watchdog only waits.
+const STACK: usize = 64 * 1024;
+
+/// Early, so that no other library's start-up code runs in the server; after std's, which keeps the arguments.
+#[used]
+#[unsafe(link_section = ".init_array.00100")]
+static AT_START: extern "C" fn() = serve_if_ordered;
+
+extern "C" fn serve_if_ordered() {
+    if env::var_os(PARENT_VARIABLE).is_some() && was_executed_by_its_parent() {
+        live()
+    }
+}
+
+/// Whether the parent says so in the environment and holds the other end of standard input. A program with
+/// more rights than its caller believes none of it.
+fn was_executed_by_its_parent() -> bool {
+    // SAFETY: the call only reads what the kernel told the process.
+    let has_more_rights = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    let parent = unistd::getppid().as_raw();
+    let said = env::var(PARENT_VARIABLE).is_ok_and(|pid| pid == parent.to_string());
+    let peer = getsockopt(&std::io::stdin(), sockopt::PeerCredentials);
+    !has_more_rights && said && peer.is_ok_and(|peer| peer.pid() == parent)
+}
+
+/// Serves, and leaves by `_exit`: nothing of the program's is run at exit.
+fn live() -> ! {
+    let code = panic::catch_unwind(AssertUnwindSafe(|| match take_socket() {
+        Some(socket) => obey(&socket),
+        None => 1,
+    }));
+    // SAFETY: ends the process at once.
+    unsafe { libc::_exit(code.unwrap_or(101)) }
+}
+
+/// Closes every descriptor but the standard streams, and moves the parent's socket away from those.
+fn take_socket() -> Option<OwnedFd> {
+    close_from(3);
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
+    fcntl(&socket, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).ok()?;
+    unistd::dup2_stdin(File::open("/dev/null").ok()?).ok()?;
+    Some(socket)
+}
+
+fn obey(socket: &OwnedFd) -> i32 {
+    reset_signals();
+    let _ = prctl::set_name(c"lock-server");
+    let served = Orders::receive(socket)
+        .map_err(server::start_failed("cannot receive the orders"))
+        .and_then(|orders| serve(orders, socket));
+    match served {
+        Ok(()) => 0,
+        Err(error) => {
+            let why = error::chain(&error);
+            log::error!("{why}");
+            Report::Failed(why).send(socket);
+            1
+        }
+    }
+}
+
+fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
+    let Orders {
+        options,
+        http,
+        classic,
+        parent,
+    } = orders;
+    if options.outlive_parent {
+        // Out of reach of the terminal's Ctrl-C and hang-up. It fails only for a group's leader, which a process
+        // just forked into its parent's group is not.
+        let _ = unistd::setsid();
+    }
+    if options.log_to.is_some() {
+        start_log();
+    } else {
+        // Standard error leads nowhere.
+        panic::set_hook(Box::new(|_| {}));
+    }
+    let stop = StopSignals::install().and_then(|signals| Stop::new(Some(signals), parent));
+    let stop = Arc::new(stop.map_err(server::start_failed("cannot handle signals"))?);
+    start_watchdog(stop.clone())
+        .map_err(server::start_failed("cannot start the watchdog's thread"))?;
+    let listeners = server::Listeners { http, classic };
+    server::serve(listeners, &options, &stop, server::Process::Own, &|| {
+        Report::Serves.send(socket);
+    })
+}
+
+/// Ends the process when the server has not ended long after it was asked to, whatever its threads hang in.
+fn start_watchdog(stop: Arc<Stop>) -> std::io::Result<()> {
+    let watch = move || {
+        stop.wait();
+        thread::sleep(END_TIMEOUT);
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(1) }
+    };
+    let thread = thread::Builder::new()
+        .name("lock-watchdog".into())
+        .stack_size(STACK);
+    thread.spawn(watch).map(drop)
+}
+
+/// Logs to standard error, which is the log file, as `RUST_LOG` says, or else from `info` on. tiny_http logs only
+/// where `RUST_LOG` names it: each end of its accepting is an error to it, wanted or not.
+fn start_log() {
+    let env = env_logger::Env::default().default_filter_or("info");
+    let _ = env_logger::Builder::new()
+        .filter_module("tiny_http", log::LevelFilter::Off)
+        .parse_env(env)
+        .try_init();
+    panic::set_hook(Box::new(|panic| {
+        let file = panic.location().map_or("", |place| place.file());
+        // Its accepting thread panics where the last descriptor is gone, and the server opens a new one.
+        let level = match file.contains("tiny_http") {
+            true => log::Level::Debug,
+            false => log::Level::Error,
+        };
+        log::log!(level, "{panic}");
+    }));
+}
+
+fn close_from(first: libc::c_uint) {
+    // SAFETY: nothing in this process has opened any of them yet; they were handed down.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if closed != 0 {
+        // A kernel before 5.9: one by one, as far as descriptors may go.
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+        for fd in first as i32..limit.min(1 << 20) as i32 {
+            // SAFETY: as above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// Forgets which signals the parent ignored and blocked. A write to a closed connection stays an error.
+fn reset_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        let action = match number {
+            libc::SIGPIPE => libc::SIG_IGN,
+            _ => libc::SIG_DFL,
+        };
+        // SAFETY: neither action calls into the program. What may not be changed refuses, as it should.
+        unsafe { libc::signal(number, action) };
+    }
+    let _ = signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+}
+
+/// Refuses where executing the program again would lead to something else than a server: in a plugin or in a
+/// language's extension the program is the host, which does not know this crate before it loads it.
+pub(super) fn expect_linked() -> Result<(), Error> {
+    let mut search = Search {
+        address: std::hint::black_box(&raw const AT_START) as u64,
+        is_in_program: false,
+    };
+    // SAFETY: `look` gets the pointer to `search`, which outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
+    if search.is_in_program {
+        return Ok(());
+    }
+    Err(Error::CannotStart {
+        reason: "this crate is in a library that the program loads, not in the program itself, \
+                 which can't be executed again as a server; Server::spawn serves in this process"
+            .into(),
+        source: None,
+    })
+}
+
+/// Whether an address lies in the program, and not in a library.
+struct Search {
+    address: u64,
+    is_in_program: bool,
+}
+
+/// Is told of the program first, and goes no further.
+unsafe extern "C" fn look(
+    object: *mut libc::dl_phdr_info,
+    _size: usize,
+    search: *mut c_void,
+) -> libc::c_int {
+    // SAFETY: the caller passes an object that it knows, and what `expect_linked` gave it.
+    let (object, search) = unsafe { (&*object, &mut *search.cast::<Search>()) };
+    let count = usize::from(object.dlpi_phnum);
+    // SAFETY: the object has that many headers, for as long as this runs.
+    let headers = unsafe { std::slice::from_raw_parts(object.dlpi_phdr, count) };
+    search.is_in_program = headers.iter().any(|header| {
+        let begin = object.dlpi_addr.wrapping_add(header.p_vaddr);
+        header.p_type == libc::PT_LOAD
+            && (begin..begin.wrapping_add(header.p_memsz)).contains(&search.address)
+    });
+    1
+}

@@ -1,0 +1,108 @@
+//! What to do about an error, in the command's own terms. The library says what broke, and knows no options.
+
+use std::error::Error as _;
+use std::io::ErrorKind;
+use std::iter::successors;
+use std::net::IpAddr;
+
+use lock_server::{Error, Unreached};
+
+/// An error with what is behind it and, where there is something to do, what. One line.
+pub fn explain(error: &Error) -> String {
+    let causes = successors(error.source(), |&cause| cause.source());
+    let said = causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"));
+    match advice(error) {
+        Some(advice) => format!("{said}; {advice}"),
+        None => said,
+    }
+}
+
+fn advice(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::CannotListen { option, source, .. } => {
+            return advice_on_listening(option, source.kind()).map(String::from);
+        }
+        Error::AlreadyStarted { .. } => "stop it first".into(),
+        Error::Unreachable {
+            address,
+            cause,
+            source,
+            ..
+        } => advice_on_reaching(address, *cause, source.kind()),
+        Error::Interrupted { question, .. } => match question.split('/').next() {
+            Some("LOCK" | "UNLOCK" | "RENEW") => {
+                "it may or may not have been done, ask with VERIFY".into()
+            }
+            _ => "ask again".into(),
+        },
+        Error::NotHttp { .. } => "if that is a --classic-port, give the server's --port".into(),
+        Error::LeaseLost { .. } => "lock the key again".into(),
+        Error::BadReply { .. } => "is it a lock server?".into(),
+        _ => return None,
+    })
+}
+
+fn advice_on_listening(option: &str, kind: ErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        ErrorKind::AddrInUse if option == "classic_port" => {
+            "stop what listens there (the Perl original?), or give another --classic-port"
+        }
+        ErrorKind::AddrInUse => "stop what listens there, or choose another port (0 takes any)",
+        ErrorKind::PermissionDenied => "ports below 1024 are for root, choose a higher one",
+        ErrorKind::AddrNotAvailable => "give a host that is this machine's own",
+        _ => return None,
+    })
+}
+
+fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> String {
+    // An address always has a port.
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    let host = host.trim_matches(['[', ']']);
+    let is_loopback = |ip: IpAddr| ip.is_loopback();
+    if port == "0" {
+        "no server has port 0: start it first, and make its clients then".into()
+    } else if kind == ErrorKind::WouldBlock {
+        "end other processes, or raise the limits (ulimit -u, -v)".into()
+    } else if cause == Unreached::Resolve {
+        format!("is {host:?} the server's name or address?")
+    } else if matches!(host, "localhost" | "127.0.0.1") {
+        format!("start one with: lock-server start --port {port}")
+    } else if host.parse().is_ok_and(is_loopback) {
+        format!("start one with: lock-server start --host {host} --port {port}")
+    } else {
+        format!(
+            "is one running there, and was it started with --host {host} or 0.0.0.0? \
+             By default it listens on 127.0.0.1 only"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_server_is_the_advice_leads_to_one() {
+        use Unreached::{Connect, Resolve};
+        for (address, cause, advice) in [
+            ("127.0.0.1:9", Connect, "with: lock-server start --port 9"),
+            ("localhost:9", Connect, "with: lock-server start --port 9"),
+            ("[::1]:9", Connect, "start --host ::1 --port 9"),
+            ("127.0.0.2:9", Connect, "start --host 127.0.0.2 --port 9"),
+            ("10.0.0.7:9", Connect, "listens on 127.0.0.1 only"),
+            (
+                "nohost:9",
+                Resolve,
+                "is \"nohost\" the server's name or address?",
+            ),
+            (
+                "127.0.0.1:0",
+                Connect,
+                "start it first, and make its clients then",
+            ),
+        ] {
+            let said = advice_on_reaching(address, cause, ErrorKind::Other);
+            assert!(said.ends_with(advice), "{said}");
+        }
+    }
+}

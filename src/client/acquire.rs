@@ -1,0 +1,332 @@
+//! One LOCK, from the first question to the lease or the reason for none, however often it has to be asked.
+
+use std::borrow::Cow;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::transport::{Answer, Failure, ServerTimes, Tries, name_of};
+use super::{Client, LockOptions, request_id};
+use crate::error::Error;
+use crate::lease::{Holder, Lease};
+use crate::protocol::{self, ParsedAnswer, Request};
+use crate::refusal::Refusal;
+
+/// How long what the server said of its times is believed: another one may be there by then.
+const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
+
+/// How long a LOCK listens for its answer before it asks again, on another connection: one that leads nowhere says
+/// nothing. It keeps its place by its request ID.
+const TURN: Duration = Duration::from_secs(30);
+
+/// The shortest turn, where the server's longest wait is shorter than twice that.
+const LEAST_TURN: Duration = Duration::from_secs(1);
+
+/// How long to wait before an endless LOCK is asked anew that the server answered with a time-out.
+const LATE_PAUSE: Duration = Duration::from_millis(100);
+
+/// The least that a LOCK that waits is asked again with. A repeat that tried once would leave the one that
+/// waits in its place, where nobody reads its answer.
+const LEAST_PATIENCE: Duration = Duration::from_millis(1);
+
+/// The part of a lease that may pass unseen while the answer is under way; for more it is asked anew.
+const UNSEEN: u32 = 10;
+
+impl Client {
+    /// Locks a key as the options say, or says why not.
+    pub(super) fn acquire(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
+        let request = match &options.request {
+            Some(request) => request.clone(),
+            None => request_id::unique(),
+        };
+        let lock = Acquire {
+            client: self,
+            key,
+            options,
+            question: Request::Lock {
+                key: self.key(key)?,
+                requester: self.requester()?,
+                lock_timeout: options.lock_timeout,
+                lock_attempt_timeout: options.lock_attempt_timeout,
+                request: Some(Cow::Borrowed(&request)),
+            },
+        };
+        let Some(cancel) = &options.cancel else {
+            return lock.run();
+        };
+        cancel.enter(self, key, &request);
+        let acquired = lock.run();
+        if cancel.leave(&request) {
+            return acquired;
+        }
+        if let Ok(lease) = acquired {
+            // Whoever called it off may have released it already.
+            self.release_soon(&lease);
+        }
+        Err(lock.not_granted(Refusal::Cancelled, None))
+    }
+
+    /// Takes the place of a LOCK that waits, so that it hears that it has lost it, and gives it up at once.
+    pub(super) fn leave_queue(&self, key: &str, request: &str) {
+        let question = Request::Lock {
+            key: key.into(),
+            requester: self.name.as_str().into(),
+            lock_timeout: None,
+            lock_attempt_timeout: Some(LEAST_PATIENCE),
+            request: Some(request.into()),
+        };
+        let timeout = self.transport.options.answer_timeout;
+        let left = self.transport.ask_once(&question, timeout);
+        // Granted in the last moment, it is unlocked; what is not unlocked runs out.
+        if let Ok(Some(lease)) = left.and_then(|answer| self.granted(&question, key, &answer)) {
+            self.release_soon(&lease);
+        }
+    }
+
+    /// The lease that a LOCK or RENEW was answered with.
+    pub(super) fn granted(
+        &self,
+        question: &Request,
+        key: &str,
+        answer: &Answer,
+    ) -> Result<Option<Lease>, Error> {
+        let expires = match answer.said {
+            ParsedAnswer::Expiry(expires) => expires,
+            ParsedAnswer::No => return Ok(None),
+            ParsedAnswer::Yes => return Err(self.transport.bad_reply(question, "1")),
+        };
+        let Some((fence, left)) = answer.standing() else {
+            let missing = "a lease without Lock-Fence and Lock-Expires-In";
+            return Err(self.transport.bad_reply(question, missing));
+        };
+        Ok(Some(Lease {
+            key: key.into(),
+            expires,
+            fence,
+            asked: answer.asked,
+            left,
+        }))
+    }
+
+    /// How long a LOCK of this key waits that names no time.
+    pub(super) fn usual_patience(&self, key: &str) -> Result<Duration, Error> {
+        let question = Request::Lock {
+            key: key.into(),
+            requester: self.requester()?,
+            lock_timeout: None,
+            lock_attempt_timeout: None,
+            request: None,
+        };
+        Ok(self.times(&question)?.lock_attempt_timeout)
+    }
+
+    /// How long a LOCK may wait here. The server is asked, so that this end waits longer.
+    fn times(&self, question: &Request) -> Result<ServerTimes, Error> {
+        if let Some(times) = self.transport.known_times(TIMES_KNOWN_FOR) {
+            return Ok(times);
+        }
+        let answer = self.transport.ask(&Request::Ping);
+        let answer = answer.map_err(|error| error.about(name_of(question)))?;
+        let seconds = |name| answer.header(name, protocol::parse_seconds);
+        let Some(lock_attempt_timeout) = seconds(protocol::LOCK_ATTEMPT_TIMEOUT) else {
+            let missing = "no Lock-Attempt-Timeout";
+            return Err(self.transport.bad_reply(&Request::Ping, missing));
+        };
+        let longest = seconds(protocol::LOCK_MAX_ATTEMPT_TIMEOUT);
+        let times = ServerTimes {
+            lock_attempt_timeout,
+            max_lock_attempt_timeout: longest.unwrap_or(lock_attempt_timeout),
+        };
+        self.transport.note_times(Some(times));
+        Ok(times)
+    }
+
+    /// A lease that was granted after a wait, with what is really left of it: the wait counts for nothing.
+    fn with_the_wait_made_up_for(&self, lease: Lease) -> Lease {
+        if lease.asked.elapsed() <= lease.left / UNSEEN {
+            return lease;
+        }
+        let question = Request::Verify {
+            key: lease.key.as_str().into(),
+            requester: self.name.as_str().into(),
+            fence: Some(lease.fence),
+        };
+        // After that, the lease is over in any case.
+        let timeout = lease.left.min(self.transport.options.answer_timeout);
+        let told = match self.transport.ask_once(&question, timeout) {
+            Ok(answer) if answer.said == ParsedAnswer::No => Some((answer.asked, Duration::ZERO)),
+            Ok(answer) => answer.standing().map(|(_, left)| (answer.asked, left)),
+            // What is known is too short, and true.
+            Err(_) => None,
+        };
+        let (asked, left) = told.unwrap_or((lease.asked, lease.left));
+        Lease {
+            asked,
+            left,
+            ..lease
+        }
+    }
+}
+
+/// A LOCK under one request ID.
+struct Acquire<'a> {
+    client: &'a Client,
+    key: &'a str,
+    options: &'a LockOptions,
+    question: Request<'a>,
+}
+
+/// How long a LOCK may wait for its turn.
+#[derive(Clone, Copy)]
+enum Patience {
+    Until(Duration),
+    /// For as long as it takes, in waits of this length.
+    Endless(Duration),
+}
+
+impl Patience {
+    fn is_endless(self) -> bool {
+        matches!(self, Patience::Endless(_))
+    }
+}
+
+/// One of the questions that a LOCK is asked in.
+struct Turn<'q> {
+    question: Request<'q>,
+    /// How long to listen for the answer.
+    timeout: Duration,
+    /// Whether the server may still wait with its answer then, and is asked again.
+    goes_on: bool,
+}
+
+impl<'a> Acquire<'a> {
+    fn run(&self) -> Result<Lease, Error> {
+        let client = self.client;
+        let answer = self.answer().inspect_err(|_| {
+            // Perhaps another server will be there next time, with other times.
+            client.transport.note_times(None);
+        })?;
+        match client.granted(&self.question, self.key, &answer)? {
+            Some(lease) => Ok(client.with_the_wait_made_up_for(lease)),
+            None => {
+                let reason = answer.refusal().unwrap_or(Refusal::Other);
+                Err(self.not_granted(reason, answer.holder()))
+            }
+        }
+    }
+
+    fn not_granted(&self, reason: Refusal, holder: Option<Holder>) -> Error {
+        Error::NotGranted {
+            key: self.key.into(),
+            reason,
+            holder,
+        }
+    }
+
+    /// Asks until there is an answer that stands.
+    fn answer(&self) -> Result<Answer, Error> {
+        let transport = &self.client.transport;
+        self.expect_not_cancelled()?;
+        let patience = self.patience()?;
+        let mut tries = Tries::new(transport);
+        // When the server may have had the question for the first time.
+        let mut since = None;
+        loop {
+            self.expect_not_cancelled()?;
+            let turn = self.turn(patience, since);
+            let asked = Instant::now();
+            let failure = match transport.call(&turn.question, turn.timeout) {
+                Ok(answer)
+                    if patience.is_endless() && answer.refusal() == Some(Refusal::Timeout) =>
+                {
+                    // Its place is lost, because this end was late or nobody may wait there. It comes again.
+                    self.pause(LATE_PAUSE);
+                    continue;
+                }
+                Ok(answer) => return Ok(tries.answered(answer)),
+                Err(failure) => failure,
+            };
+            if matches!(failure, Failure::Interrupted(_)) {
+                since.get_or_insert(asked);
+            }
+            if turn.goes_on && failure.is_timeout() {
+                // A server that is there says so when it is asked for its times.
+                transport.note_times(None);
+                self.client.times(&self.question)?;
+                tries.note_wait();
+                continue;
+            }
+            self.pause(tries.failed(&turn.question, asked, failure)?);
+        }
+    }
+
+    fn patience(&self) -> Result<Patience, Error> {
+        let times = || self.client.times(&self.question);
+        Ok(match self.options.lock_attempt_timeout {
+            None => Patience::Until(times()?.lock_attempt_timeout),
+            Some(Duration::MAX) => {
+                Patience::Endless(times()?.max_lock_attempt_timeout.min(2 * TURN))
+            }
+            Some(patience) => Patience::Until(patience),
+        })
+    }
+
+    /// The next question, for a LOCK that the server may have had since then.
+    fn turn(&self, patience: Patience, since: Option<Instant>) -> Turn<'a> {
+        let answers_in = self.client.transport.timeout_of_one_try(&self.question);
+        match patience {
+            Patience::Endless(asks_for) => Turn {
+                question: self.question_with(Some(asks_for)),
+                timeout: (asks_for / 2).max(answers_in.min(LEAST_TURN)),
+                goes_on: true,
+            },
+            Patience::Until(patience) => {
+                let left = since.map(|since| patience_left(patience, since));
+                let listens = left.unwrap_or(patience);
+                let goes_on = listens > TURN;
+                Turn {
+                    // Asked for the first time, it names what the options do.
+                    question: self.question_with(left.or(self.options.lock_attempt_timeout)),
+                    timeout: match goes_on {
+                        true => TURN,
+                        false => listens.saturating_add(answers_in),
+                    },
+                    goes_on,
+                }
+            }
+        }
+    }
+
+    fn question_with(&self, patience: Option<Duration>) -> Request<'a> {
+        let mut question = self.question.clone();
+        if let Request::Lock {
+            lock_attempt_timeout,
+            ..
+        } = &mut question
+        {
+            *lock_attempt_timeout = patience;
+        }
+        question
+    }
+
+    fn expect_not_cancelled(&self) -> Result<(), Error> {
+        match &self.options.cancel {
+            Some(cancel) if cancel.is_cancelled() => {
+                Err(self.not_granted(Refusal::Cancelled, None))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn pause(&self, time: Duration) {
+        match &self.options.cancel {
+            Some(cancel) => cancel.sleep(time),
+            None => thread::sleep(time),
+        }
+    }
+}
+
+/// What is left of the patience of a LOCK that may wait since then.
+fn patience_left(patience: Duration, since: Instant) -> Duration {
+    let least = patience.min(LEAST_PATIENCE);
+    patience.saturating_sub(since.elapsed()).max(least)
+}

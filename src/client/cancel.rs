@@ -1,0 +1,127 @@
+//! Calling a wait off from another thread.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::Client;
+
+/// Calls waits off: those that were given a clone of it in [`LockOptions::cancel`](crate::LockOptions::cancel).
+///
+/// ```
+/// use std::{thread, time::Duration};
+/// use lock_server::{CancelToken, Error, LockOptions, Options, Refusal, Server};
+///
+/// # fn main() -> Result<(), Error> {
+/// let mut server = Server::new(Options { port: 0, ..Options::default() });
+/// server.start()?;
+/// let _held = server.client("CLIENT_A").guard("KEYA")?;
+///
+/// let cancel = CancelToken::new();
+/// let waits = LockOptions { cancel: Some(cancel.clone()), ..LockOptions::endless() };
+/// let client = server.client("CLIENT_B");
+/// let waiter = thread::spawn(move || client.guard_with("KEYA", &waits));
+/// cancel.cancel();
+/// let refused = waiter.join().unwrap().unwrap_err();
+/// assert!(matches!(refused, Error::NotGranted { reason: Refusal::Cancelled, .. }));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct CancelToken(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    cancelled: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_cancelled: bool,
+    waits: Vec<Wait>,
+}
+
+/// A LOCK that may be waiting at a server.
+#[derive(Clone)]
+struct Wait {
+    client: Client,
+    key: String,
+    request: String,
+}
+
+impl CancelToken {
+    /// A token that calls off whatever is given it.
+    pub fn new() -> Self {
+        CancelToken::default()
+    }
+
+    /// Ends the waits that were given this, now and later: each returns
+    /// [`Error::NotGranted`](crate::Error::NotGranted) with [`Refusal::Cancelled`](crate::Refusal::Cancelled), holds
+    /// nothing, and has left the queue. Asks the server for that, which takes up to
+    /// [`answer_timeout`](crate::ClientOptions::answer_timeout) for each where it does not answer. A LOCK that was
+    /// granted before stays granted.
+    pub fn cancel(&self) {
+        let waits = {
+            let mut state = self.state();
+            state.is_cancelled = true;
+            self.0.cancelled.notify_all();
+            state.waits.clone()
+        };
+        for wait in waits {
+            wait.client.leave_queue(&wait.key, &wait.request);
+        }
+    }
+
+    /// Whether it was called off.
+    pub fn is_cancelled(&self) -> bool {
+        self.state().is_cancelled
+    }
+
+    /// Waits for so long, or until it is called off.
+    pub(super) fn sleep(&self, time: Duration) {
+        let waited = self
+            .0
+            .cancelled
+            .wait_timeout_while(self.state(), time, |state| !state.is_cancelled);
+        drop(waited);
+    }
+
+    /// Notes a LOCK that is about to wait.
+    pub(super) fn enter(&self, client: &Client, key: &str, request: &str) {
+        self.state().waits.push(Wait {
+            client: client.clone(),
+            key: key.into(),
+            request: request.into(),
+        });
+    }
+
+    /// Forgets a LOCK that waits no more. `false` if it was called off before.
+    pub(super) fn leave(&self, request: &str) -> bool {
+        let mut state = self.state();
+        state.waits.retain(|wait| wait.request != request);
+        !state.is_cancelled
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is one step, whatever panicked beside it.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelToken")
+            .field("is_cancelled", &self.is_cancelled())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tokens are equal if one calls off what the other does.
+impl PartialEq for CancelToken {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for CancelToken {}

@@ -1,0 +1,534 @@
+//! One question and its answer over HTTP; asked again where the connection broke and that is safe.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ureq::http::{HeaderMap, Response};
+use ureq::unversioned::transport::DefaultConnector;
+use ureq::{Agent, Body};
+
+use super::ClientOptions;
+use super::per_process::PerProcess;
+use super::resolver::{CachingResolver, Unresolved};
+use crate::error::{Error, Unreached};
+use crate::host::{bad_host, bare_host, host_and_port};
+use crate::lease::{Fence, Holder};
+use crate::protocol::{self, ParsedAnswer, Request};
+use crate::refusal::Refusal;
+
+/// How long a connection may take to be made, at the most.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Longer than any server lets a LOCK wait. What is longer than that need not be added to an instant.
+const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
+
+/// More than any answer takes, its head or its body: two names of 1,024 bytes each, percent-encoded.
+const MAX_REPLY: usize = 16 * 1024;
+
+/// More than any question takes: two such names in the path.
+const MAX_QUESTION: usize = 8 * 1024;
+
+/// How many connections are kept open for the next question: as many as threads have asked at once.
+const MOST_KEPT: usize = 1024;
+
+/// The way to one server, and how to take it. A clone shares the connections, which are kept open between
+/// questions.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    route: Arc<Route>,
+    pub(super) options: ClientOptions,
+    /// Whether it is to try again also where the first connection is refused on loopback. Otherwise that is an
+    /// answer: nobody is there.
+    tries_refused: bool,
+}
+
+/// What all clients of one server share.
+struct Route {
+    host: String,
+    port: u16,
+    /// What is wrong with the host, if something is.
+    bad_host: Option<String>,
+    /// Each process has connections of its own.
+    own: PerProcess<Shared>,
+}
+
+struct Shared {
+    agent: Agent,
+    /// The times of the server, and when it told them.
+    times: Mutex<Option<(ServerTimes, Instant)>>,
+}
+
+/// What the server says of its times.
+#[derive(Clone, Copy)]
+pub(super) struct ServerTimes {
+    /// How long a LOCK waits that names no time.
+    pub lock_attempt_timeout: Duration,
+    /// The longest that a LOCK may wait.
+    pub max_lock_attempt_timeout: Duration,
+}
+
+/// An answer, whole.
+pub(super) struct Answer {
+    pub said: ParsedAnswer,
+    headers: HeaderMap,
+    /// When the question was sent that this answers.
+    pub asked: Instant,
+    /// What broke when it was asked before, if it was: the server may have acted then, too.
+    pub broken: Option<Error>,
+    /// Whether nobody was there in between. Then this may be another server, that knows nothing of the first.
+    pub was_gone: bool,
+}
+
+impl Answer {
+    /// The value of a header, if it is there and what it should be.
+    pub fn header<T>(&self, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        parse(self.headers.get(name)?.to_str().ok()?)
+    }
+
+    /// The fence of the grant, and how long it still lasted.
+    pub fn standing(&self) -> Option<(Fence, Duration)> {
+        let fence = self.header(protocol::LOCK_FENCE, |value| value.parse().ok())?;
+        let left = self.header(protocol::LOCK_EXPIRES_IN, protocol::parse_seconds)?;
+        Some((fence, left))
+    }
+
+    /// Who holds the key, where the answer tells.
+    pub fn holder(&self) -> Option<Holder> {
+        Some(Holder {
+            name: self.header(protocol::LOCK_HOLDER, protocol::parse_name)?,
+            expires_in: self.header(protocol::LOCK_HOLDER_EXPIRES_IN, protocol::parse_seconds)?,
+            waiters: self.header(protocol::LOCK_WAITERS, |value| value.parse().ok())?,
+        })
+    }
+
+    /// Why it is no. `None` if it is not.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.header(protocol::LOCK_RESULT, |word| Some(Refusal::of_word(word)))
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Transport").field(&self.address()).finish()
+    }
+}
+
+impl Transport {
+    /// With the default options. The host of an IPv6 address may have brackets.
+    pub fn new(host: &str, port: u16) -> Self {
+        Transport {
+            route: Arc::new(Route {
+                host: bare_host(host).into(),
+                port,
+                bad_host: bad_host(host),
+                own: PerProcess::new(),
+            }),
+            options: ClientOptions::default(),
+            tries_refused: false,
+        }
+    }
+
+    /// The same way, taken as these options say.
+    pub(super) fn with_options(self, options: ClientOptions) -> Self {
+        Transport {
+            options,
+            tries_refused: true,
+            ..self
+        }
+    }
+
+    /// `host:port`, an IPv6 host in brackets.
+    pub(super) fn address(&self) -> String {
+        host_and_port(&self.route.host, self.route.port)
+    }
+
+    fn shared(&self) -> &Shared {
+        self.route.own.get(|| Shared::new(&self.route))
+    }
+
+    /// The times of the server, as far as they are known and not older than this.
+    pub(super) fn known_times(&self, age: Duration) -> Option<ServerTimes> {
+        let (times, since) = (*self.shared().times())?;
+        (since.elapsed() < age).then_some(times)
+    }
+
+    /// Notes the times of the server, or that they are not known any more.
+    pub(super) fn note_times(&self, times: Option<ServerTimes>) {
+        *self.shared().times() = times.map(|times| (times, Instant::now()));
+    }
+
+    /// Asks a question, and again as often as the options allow.
+    pub(super) fn ask(&self, question: &Request) -> Result<Answer, Error> {
+        self.ask_within(question, || Duration::MAX)
+    }
+
+    /// As [`ask`](Self::ask), each time with an answer within what is left.
+    pub(super) fn ask_within(
+        &self,
+        question: &Request,
+        left: impl Fn() -> Duration,
+    ) -> Result<Answer, Error> {
+        let mut tries = Tries::new(self);
+        loop {
+            let asked = Instant::now();
+            match self.call(question, self.timeout_of_one_try(question).min(left())) {
+                Ok(answer) => return Ok(tries.answered(answer)),
+                Err(failure) => thread::sleep(tries.failed(question, asked, failure)?),
+            }
+        }
+    }
+
+    /// Asks a question a single time.
+    pub(super) fn ask_once(&self, question: &Request, timeout: Duration) -> Result<Answer, Error> {
+        self.call(question, timeout)
+            .map_err(|failure| self.error(question, failure, 1, false))
+    }
+
+    /// How long one try may take to be answered. Where no answer comes a question is asked twice, and both tries
+    /// together take the time that the options give.
+    pub(super) fn timeout_of_one_try(&self, question: &Request) -> Duration {
+        let is_asked_again = self.options.reconnect_attempts > 0 && is_repeatable(question);
+        self.options.answer_timeout / if is_asked_again { 2 } else { 1 }
+    }
+
+    pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, Failure> {
+        if let Some(reason) = self.route.bad_host.clone() {
+            let option = "host";
+            return Err(Failure::Told(Error::InvalidOption { option, reason }));
+        }
+        let asked = Instant::now();
+        let id = question_id();
+        let response = self
+            .shared()
+            .agent
+            .get(format!("http://{}{question}", self.address()))
+            .header(protocol::LOCK_ECHO, &id)
+            .config()
+            .timeout_global(Some(timeout.min(LONGEST)))
+            .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout / 5 * 4)))
+            .build()
+            .call()
+            .map_err(|error| self.failure(question, error))?;
+        self.read(question, &id, asked, response)
+    }
+
+    /// Reads an answer to its end, so that the connection can be used again.
+    fn read(
+        &self,
+        question: &Request,
+        id: &str,
+        asked: Instant,
+        mut response: Response<Body>,
+    ) -> Result<Answer, Failure> {
+        let status = response.status().as_u16();
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(MAX_REPLY as u64)
+            .read_to_string()
+            .map_err(|error| Failure::Interrupted(error.into_io()))?;
+        let (head, _) = response.into_parts();
+        let bad_reply = |reply: &str| Err(Failure::Told(self.bad_reply(question, reply)));
+        let said = protocol::parse_answer(&body);
+        let refusal = head.headers.get(protocol::LOCK_RESULT);
+        match (status, refusal) {
+            (200, _) if said.is_none() => return bad_reply(&body),
+            (200, _) | (_, Some(_)) => {}
+            _ => return bad_reply(&format!("status {status}")),
+        }
+        // What something between the server and this end leaves out tells nothing.
+        if head
+            .headers
+            .get(protocol::LOCK_ECHO)
+            .is_some_and(|echo| echo != id.as_bytes())
+        {
+            return bad_reply("the answer to another question");
+        }
+        if let (200, Some(said)) = (status, said) {
+            return Ok(Answer {
+                said,
+                headers: head.headers,
+                asked,
+                broken: None,
+                was_gone: false,
+            });
+        }
+        let word = refusal
+            .and_then(|word| word.to_str().ok())
+            .unwrap_or_default();
+        Err(Failure::Told(Error::Refused {
+            question: name_of(question),
+            reason: Refusal::of_word(word),
+            message: body.lines().nth(1).unwrap_or_default().into(),
+        }))
+    }
+
+    /// Whether the question can have reached the server.
+    fn failure(&self, question: &Request, error: ureq::Error) -> Failure {
+        match error {
+            // The questions are well formed, so it is the answer that is not.
+            ureq::Error::Protocol(_) => Failure::Told(Error::NotHttp {
+                question: name_of(question),
+                address: self.address(),
+            }),
+            error => error.into(),
+        }
+    }
+
+    /// `may_have_acted` says whether the question may have reached the server in a try before.
+    fn error(
+        &self,
+        question: &Request,
+        failure: Failure,
+        attempts: u32,
+        may_have_acted: bool,
+    ) -> Error {
+        let address = self.address();
+        match failure {
+            Failure::Told(error) => error,
+            Failure::NotConnected(cause, source) if !may_have_acted => Error::Unreachable {
+                address,
+                attempts,
+                cause,
+                source,
+            },
+            Failure::NotConnected(_, source) | Failure::Interrupted(source) => Error::Interrupted {
+                question: name_of(question),
+                address,
+                attempts,
+                source,
+            },
+        }
+    }
+
+    /// What came back is no answer to this question.
+    pub(super) fn bad_reply(&self, question: &Request, reply: &str) -> Error {
+        let reply = protocol::shorten(reply.lines().next().unwrap_or_default());
+        Error::BadReply {
+            question: name_of(question),
+            address: self.address(),
+            reply,
+        }
+    }
+
+    /// Whether only this machine has the server's address.
+    fn is_loopback(&self) -> bool {
+        let host = &self.route.host;
+        let is_loopback = |ip: IpAddr| ip.is_loopback();
+        host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
+    }
+}
+
+impl Shared {
+    fn new(route: &Route) -> Self {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_redirects(0)
+            .input_buffer_size(MAX_REPLY)
+            .output_buffer_size(MAX_QUESTION)
+            .max_idle_connections(MOST_KEPT)
+            .max_idle_connections_per_host(MOST_KEPT)
+            .user_agent(concat!("lock-server/", env!("CARGO_PKG_VERSION")))
+            .accept("text/plain")
+            .build();
+        let resolver = CachingResolver::new(&route.host, route.port);
+        Shared {
+            agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
+            times: Mutex::default(),
+        }
+    }
+
+    fn times(&self) -> MutexGuard<'_, Option<(ServerTimes, Instant)>> {
+        // Numbers are whole, whatever panicked beside them.
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The tries to have one question answered.
+pub(super) struct Tries<'a> {
+    transport: &'a Transport,
+    attempts: u32,
+    /// When a question was sent that may have reached the server, and what broke then.
+    broken: Option<(Instant, Error)>,
+    was_gone: bool,
+    /// Whether somebody was there, if only to say that it is ending.
+    was_there: bool,
+}
+
+impl<'a> Tries<'a> {
+    pub fn new(transport: &'a Transport) -> Self {
+        Tries {
+            transport,
+            attempts: 0,
+            broken: None,
+            was_gone: false,
+            was_there: false,
+        }
+    }
+
+    /// Whether the question may have reached the server before.
+    pub fn may_have_acted(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// Notes that the server has had the question, and waits with it.
+    pub fn note_wait(&mut self) {
+        self.was_there = true;
+    }
+
+    /// Takes in why a question that was sent then was not answered, and says how long to wait before the next try;
+    /// or that there may be none.
+    pub fn failed(
+        &mut self,
+        question: &Request,
+        asked: Instant,
+        failure: Failure,
+    ) -> Result<Duration, Error> {
+        self.attempts += 1;
+        let pause = self.pause_after(&failure, question);
+        let reached = matches!(failure, Failure::Interrupted(_));
+        self.was_gone |= matches!(failure, Failure::NotConnected(..));
+        self.was_there |= !matches!(failure, Failure::NotConnected(..));
+        let may_have_acted = self.may_have_acted();
+        let error = self
+            .transport
+            .error(question, failure, self.attempts, may_have_acted);
+        let is_allowed = self.attempts <= self.transport.options.reconnect_attempts;
+        let Some(pause) = pause.filter(|_| is_allowed) else {
+            return Err(error);
+        };
+        log::debug!("{error}; trying again");
+        if reached && self.broken.is_none() {
+            self.broken = Some((asked, error));
+        }
+        Ok(pause)
+    }
+
+    /// An answer, with what happened before it.
+    pub fn answered(self, answer: Answer) -> Answer {
+        Answer {
+            broken: self.broken.map(|(_, error)| error),
+            was_gone: self.was_gone,
+            ..answer
+        }
+    }
+
+    /// How long to wait before the next try. `None` if there may not be one.
+    fn pause_after(&self, failure: &Failure, question: &Request) -> Option<Duration> {
+        let pause = self.transport.options.time_between_attempts;
+        match failure {
+            // The server ends in good order; perhaps another one begins.
+            Failure::Told(Error::Refused { reason, .. }) if *reason == Refusal::Stopping => {
+                Some(pause)
+            }
+            Failure::Told(_) => None,
+            Failure::Interrupted(_) if !is_repeatable(question) => None,
+            // The place in the queue is not kept for long.
+            Failure::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
+            // Twice in a row it is not the connection that has gone astray.
+            Failure::Interrupted(_) if failure.is_timeout() => None,
+            Failure::NotConnected(Unreached::Timeout, _) if self.attempts > 1 => None,
+            Failure::NotConnected(Unreached::Connect, source)
+                if source.kind() == io::ErrorKind::ConnectionRefused
+                    && self.transport.is_loopback() =>
+            {
+                (self.transport.tries_refused || self.was_there).then_some(pause)
+            }
+            Failure::Interrupted(_) | Failure::NotConnected(..) => Some(pause),
+        }
+    }
+}
+
+/// What no other question of any process is called, so that an answer can be told from another question's.
+fn question_id() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    format!("{:x}-{:x}", process::id(), NUMBER.fetch_add(1, Relaxed))
+}
+
+/// Whether a question may be asked again when it may have been answered before.
+///
+/// A LOCK is known by its ID, and a release by its fence. One without a fence could release what another
+/// process of this name was granted since; a server that was told to end may have been replaced.
+fn is_repeatable(question: &Request) -> bool {
+    match question {
+        Request::Lock { request, .. } => request.is_some(),
+        Request::Unlock { fence, .. } => fence.is_some(),
+        Request::Check { .. } | Request::Renew { .. } | Request::Verify { .. } | Request::Ping => {
+            true
+        }
+        Request::Shutdown => false,
+    }
+}
+
+/// Why there is no answer.
+pub(super) enum Failure {
+    /// The question can't have reached the server.
+    NotConnected(Unreached, io::Error),
+    /// It may have.
+    Interrupted(io::Error),
+    /// It did, and this is what came back.
+    Told(Error),
+}
+
+impl Failure {
+    /// Whether no answer came in time, on a connection that was made.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Failure::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
+    }
+}
+
+impl From<ureq::Error> for Failure {
+    fn from(error: ureq::Error) -> Self {
+        use io::ErrorKind;
+        let is_unresolved = |error: &io::Error| {
+            let inner = error.get_ref();
+            inner.is_some_and(|inner| inner.is::<Unresolved>())
+        };
+        match error {
+            ureq::Error::Io(error) if is_unresolved(&error) => {
+                Failure::NotConnected(Unreached::Resolve, error)
+            }
+            // What only a connect says. A reset can come later, too.
+            ureq::Error::Io(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused
+                        | ErrorKind::HostUnreachable
+                        | ErrorKind::NetworkUnreachable
+                        | ErrorKind::NetworkDown
+                        | ErrorKind::AddrNotAvailable
+                ) =>
+            {
+                Failure::NotConnected(Unreached::Connect, error)
+            }
+            ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {
+                Failure::NotConnected(Unreached::Resolve, io::Error::other(error))
+            }
+            ureq::Error::ConnectionFailed => {
+                Failure::NotConnected(Unreached::Connect, io::Error::other(error))
+            }
+            ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+                let source = io::Error::new(ErrorKind::TimedOut, error);
+                Failure::NotConnected(Unreached::Timeout, source)
+            }
+            ureq::Error::Timeout(_) => {
+                Failure::Interrupted(io::Error::new(ErrorKind::TimedOut, error))
+            }
+            error => Failure::Interrupted(error.into_io()),
+        }
+    }
+}
+
+/// The question as a person would say it, without its slash and its parameters.
+pub(super) fn name_of(question: &Request) -> String {
+    let question = question.to_string();
+    let path = question.split('?').next().unwrap_or_default();
+    protocol::shorten(path.trim_start_matches('/'))
+}

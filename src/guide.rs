@@ -1,0 +1,37 @@
+//! The guide: what to know where a lock server's user does something out of the ordinary.
+//!
+//! - [`in_tests`]: a server for tests, in a process or in threads, and how the program under test finds it
+//! - [`in_async_code`]: blocking calls beside an async runtime, and waits that are called off
+//! - [`after_a_fork`]: what a client, a guard and a server are in a forked process
+
+// A page defines its links for readers of the repository, as paths of files. Of two definitions the first counts,
+// and those here come first.
+
+pub mod in_tests {
+    #![doc = "[after a fork]: super::after_a_fork"]
+    #![doc = "[`CancelToken`]: crate::CancelToken"]
+    #![doc = "[`Client`]: crate::Client"]
+    #![doc = "[`Options`]: crate::Options"]
+    #![doc = "[`Server`]: crate::Server"]
+    #![doc = ""]
+    #![doc = include_str!("guide/in_tests.md")]
+}
+
+pub mod in_async_code {
+    #![doc = "[in tests]: super::in_tests"]
+    #![doc = "[`CancelToken`]: crate::CancelToken"]
+    #![doc = "[`Client`]: crate::Client"]
+    #![doc = "[`Guard`]: crate::Guard"]
+    #![doc = ""]
+    #![doc = include_str!("guide/in_async_code.md")]
+}
+
+pub mod after_a_fork {
+    #![doc = "[in tests]: super::in_tests"]
+    #![doc = "[`Client`]: crate::Client"]
+    #![doc = "[`Guard`]: crate::Guard"]
+    #![doc = "[`Lease`]: crate::Lease"]
+    #![doc = "[`Server`]: crate::Server"]
+    #![doc = ""]
+    #![doc = include_str!("guide/after_a_fork.md")]
+}

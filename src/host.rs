@@ -1,0 +1,117 @@
+//! Hosts, as people write them: a name or an address, without a port.
+
+use std::net::Ipv6Addr;
+
+/// An IPv6 address without its brackets; anything else as it is.
+pub(crate) fn bare_host(host: &str) -> &str {
+    host.strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .filter(|bare| is_v6(bare))
+        .unwrap_or(host)
+}
+
+/// What is wrong with a host, if something is: it is no name and no address. `None` says that a resolver may know it.
+pub(crate) fn bad_host(host: &str) -> Option<String> {
+    const ADVICE: &str = "give a name or an address, such as localhost, 127.0.0.1 or ::1";
+    let bare = bare_host(host);
+    let is_name = |bare: &str| {
+        bare.chars()
+            .all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'))
+    };
+    if bare.is_empty() {
+        Some(format!("it is empty; {ADVICE}"))
+    } else if is_v6(bare) || is_name(bare) {
+        None
+    } else if bare
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+    {
+        Some(format!(
+            "{host:?} has a port in it, which stands elsewhere; {ADVICE}"
+        ))
+    } else {
+        Some(format!("{host:?} is neither; {ADVICE}"))
+    }
+}
+
+/// With or without a zone, as in `fe80::1%eth0`.
+fn is_v6(host: &str) -> bool {
+    let address = host.split_once('%').map_or(host, |(address, _)| address);
+    address.parse::<Ipv6Addr>().is_ok()
+}
+
+/// `host:port`, an IPv6 host in brackets.
+pub(crate) fn host_and_port(host: &str, port: u16) -> String {
+    match is_v6(host) {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
+/// `host:port`, or `host`, as people and `LOCK_SERVER` write it: an IPv6 address with a port stands in brackets.
+pub(crate) fn parse_address(address: &str) -> Result<(String, Option<u16>), String> {
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !is_v6(address) && !address.ends_with(']') => (host, Some(port)),
+        _ => (address, None),
+    };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let port = match port.map(str::parse::<u16>) {
+        None if is_number(address) => {
+            return Err(format!("give a host, too, such as 127.0.0.1:{address}"));
+        }
+        None => None,
+        Some(Ok(port @ 1..)) => Some(port),
+        Some(_) => return Err("give a port from 1 to 65535".into()),
+    };
+    match bad_host(host) {
+        None => Ok((bare_host(host).into(), port)),
+        Some(reason) => Err(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_and_perhaps_a_port() {
+        for (address, host, port) in [
+            ("localhost", "localhost", None),
+            ("localhost:9", "localhost", Some(9)),
+            ("10.0.0.7:8004", "10.0.0.7", Some(8004)),
+            ("[::1]:9", "::1", Some(9)),
+            ("[::1]", "::1", None),
+            ("::1", "::1", None),
+            ("fe80::1%eth0", "fe80::1%eth0", None),
+        ] {
+            assert_eq!(parse_address(address), Ok((host.into(), port)), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for address in [
+            "",
+            ":9",
+            "localhost:",
+            "localhost:0",
+            "localhost:65536",
+            "a b",
+            "http://localhost:9",
+            "localhost:9/",
+            "me@localhost",
+            "[localhost]",
+            "1::2::3:9",
+            "8004",
+        ] {
+            assert!(parse_address(address).is_err(), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_host_with_a_port_in_it_is_told_so() {
+        let reason = bad_host("localhost:8004").expect("it is bad");
+        assert!(reason.contains("has a port in it"), "{reason}");
+        assert_eq!(bad_host("[::1]"), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! Why the answer is no: the words of `Lock-Result`.
+
+use std::fmt;
+
+/// Why a question was answered no, or not answered. The word of `Lock-Result` on the wire, where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// LOCK: the turn did not come in time.
+    Timeout,
+    /// LOCK: this name holds the key. There is no re-entrancy.
+    AlreadyHolder,
+    /// LOCK: this name waits for the key already, in another LOCK.
+    AlreadyWaiting,
+    /// LOCK: another LOCK with the same request ID waits in this one's place now, or had the grant.
+    TakenOver,
+    /// LOCK: the wait was called off with a [`CancelToken`](crate::CancelToken). No server says this.
+    Cancelled,
+    /// LOCK: the server has as many waiters or held keys as it allows.
+    Full,
+    /// LOCK: the server is ending, and nothing was locked.
+    Stopping,
+    /// CHECK, UNLOCK, RENEW, VERIFY: nobody holds the key.
+    Free,
+    /// UNLOCK, RENEW, VERIFY: another name holds the key.
+    NotHolder,
+    /// UNLOCK, RENEW, VERIFY: this name holds the key, but under another fence than the question names.
+    StaleFence,
+    /// The server did not understand the question: a time is out of the server's range, for instance.
+    BadRequest,
+    /// The server is not allowed to do that: SHUTDOWN without [`allow_shutdown`](crate::Options::allow_shutdown).
+    Forbidden,
+    /// The server does not know the verb.
+    NoSuchVerb,
+    /// The server does not know the HTTP method.
+    BadMethod,
+    /// The server listens on loopback and was asked for under a foreign name.
+    WrongHost,
+    /// A word that this version does not know.
+    Other,
+}
+
+impl Refusal {
+    const ALL: [Refusal; 14] = [
+        Refusal::Timeout,
+        Refusal::AlreadyHolder,
+        Refusal::AlreadyWaiting,
+        Refusal::TakenOver,
+        Refusal::Full,
+        Refusal::Stopping,
+        Refusal::Free,
+        Refusal::NotHolder,
+        Refusal::StaleFence,
+        Refusal::BadRequest,
+        Refusal::Forbidden,
+        Refusal::NoSuchVerb,
+        Refusal::BadMethod,
+        Refusal::WrongHost,
+    ];
+
+    /// The stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Refusal::Timeout => "timeout",
+            Refusal::AlreadyHolder => "already-holder",
+            Refusal::AlreadyWaiting => "already-waiting",
+            Refusal::TakenOver => "taken-over",
+            Refusal::Cancelled => "cancelled",
+            Refusal::Full => "full",
+            Refusal::Stopping => "stopping",
+            Refusal::Free => "free",
+            Refusal::NotHolder => "not-holder",
+            Refusal::StaleFence => "stale-fence",
+            Refusal::BadRequest => "bad-request",
+            Refusal::Forbidden => "forbidden",
+            Refusal::NoSuchVerb => "no-such-verb",
+            Refusal::BadMethod => "bad-method",
+            Refusal::WrongHost => "wrong-host",
+            Refusal::Other => "other",
+        }
+    }
+
+    /// The refusal of a word on the wire.
+    pub(crate) fn of_word(word: &str) -> Self {
+        let known = Refusal::ALL
+            .into_iter()
+            .find(|refusal| refusal.as_str() == word);
+        known.unwrap_or(Refusal::Other)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_read_back_and_an_unknown_one_is_other() {
+        for refusal in Refusal::ALL {
+            assert_eq!(Refusal::of_word(refusal.as_str()), refusal);
+        }
+        assert_eq!(Refusal::of_word("brand-new"), Refusal::Other);
+    }
+}
