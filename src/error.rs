@@ -204,11 +204,15 @@ impl Error {
     }
 }
 
-/// An error and what is behind it, in one line.
+/// Why a server can't be started, for whoever says that it can't: the reason and what is behind it, in one line.
 #[cfg(feature = "server")]
-pub(crate) fn chain(error: &Error) -> String {
+pub(crate) fn why_not_started(error: &Error) -> String {
+    let said = match error {
+        Error::CannotStart { reason, .. } => reason.clone(),
+        other => other.to_string(),
+    };
     let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
-    causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"))
+    causes.fold(said, |said, cause| format!("{said}: {cause}"))
 }
 
 /// What broke. What the system said of it is the [`source`](std::error::Error::source), and not said twice.

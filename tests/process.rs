@@ -25,6 +25,9 @@ const ROLE: &str = "LOCK_SERVER_TEST_ROLE";
 fn main() {
     match std::env::var(ROLE).as_deref() {
         Ok("parent") => return parent(),
+        Ok("many") => return parent_of_many(),
+        Ok("runs") => return two_runs(),
+        Ok("limited") => return limited(),
         Ok(role) => panic!("no role {role}"),
         Err(_) => {}
     }
@@ -93,6 +96,54 @@ fn main() {
         (
             "a_child_told_to_outlives_its_parent",
             a_child_told_to_outlives_its_parent,
+        ),
+        (
+            "servers_started_beside_busy_threads_serve_and_end_after_six_seconds",
+            servers_started_beside_busy_threads_serve_and_end_after_six_seconds,
+        ),
+        (
+            "many_servers_and_the_pipe_end_with_a_parent_that_is_killed",
+            many_servers_and_the_pipe_end_with_a_parent_that_is_killed,
+        ),
+        (
+            "sixty_four_starts_at_once_take_less_than_a_second",
+            sixty_four_starts_at_once_take_less_than_a_second,
+        ),
+        (
+            "ctrl_c_reaches_the_parent_and_not_the_server",
+            ctrl_c_reaches_the_parent_and_not_the_server,
+        ),
+        (
+            "a_child_that_does_not_serve_says_why",
+            a_child_that_does_not_serve_says_why,
+        ),
+        (
+            "a_stopped_child_is_woken_to_end_in_good_order",
+            a_stopped_child_is_woken_to_end_in_good_order,
+        ),
+        (
+            "a_hung_child_is_ended_by_its_watchdog",
+            a_hung_child_is_ended_by_its_watchdog,
+        ),
+        (
+            "the_orders_of_a_start_make_no_other_program_a_server",
+            the_orders_of_a_start_make_no_other_program_a_server,
+        ),
+        (
+            "two_runs_in_one_process_share_the_signals",
+            two_runs_in_one_process_share_the_signals,
+        ),
+        (
+            "a_client_on_both_sides_of_a_fork_gets_its_own_answers",
+            a_client_on_both_sides_of_a_fork_gets_its_own_answers,
+        ),
+        (
+            "handles_dropped_in_a_forked_child_end_nothing",
+            handles_dropped_in_a_forked_child_end_nothing,
+        ),
+        (
+            "a_thousand_guards_are_kept_by_a_few_threads",
+            a_thousand_guards_are_kept_by_a_few_threads,
         ),
         (
             "every_start_beside_busy_threads_serves",
@@ -428,10 +479,358 @@ fn a_child_told_to_outlives_its_parent() {
     until("the server has ended", || has_ended(pid));
 }
 
-/// With `fork` of the C library one run in five failed: a child went through parking_lot's table, in which
-/// threads of the parent stood whose stacks it had given to its own, and died of SIGSEGV. Of 3,600 starts
-/// without it, one child was silent and was replaced. Without the child's proof it still passed: that guards
-/// against what was not met here.
+/// How many, if the environment does not say another number.
+fn number(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |number| number.parse().expect("a number"))
+}
+
+/// Calls this while other threads allocate, print, and look names up.
+fn beside_busy_threads<R>(call: impl FnOnce() -> R) -> R {
+    let done = AtomicBool::new(false);
+    let busy = |work: fn()| {
+        let done = &done;
+        move || {
+            while !done.load(SeqCst) {
+                work();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(busy(|| drop(std::hint::black_box(vec![0u8; 2000]))));
+            scope.spawn(busy(|| drop(std::hint::black_box(vec![0u8; 100_000]))));
+            scope.spawn(busy(|| {
+                drop(std::hint::black_box(format!("{:?}", Instant::now())))
+            }));
+            scope.spawn(busy(|| {
+                use std::net::ToSocketAddrs;
+                drop(std::hint::black_box(("localhost", 1).to_socket_addrs()));
+            }));
+        }
+        let result = call();
+        done.store(true, SeqCst);
+        result
+    })
+}
+
+/// `LOCK_SERVER_TEST_STARTS=300` is the whole trial. When the child was forked and not executed, 7 of 10 hung five
+/// seconds later, in `mallinfo2`, on an arena that a thread of the parent had held: a LOCK whose patience was over
+/// was not answered, and each `stop` took 3 s.
+fn servers_started_beside_busy_threads_serve_and_end_after_six_seconds() {
+    let count = number("LOCK_SERVER_TEST_STARTS", 30);
+    let begun = Instant::now();
+    let servers: Vec<Server> = beside_busy_threads(|| {
+        let brief = || Options {
+            lock_attempt_timeout: ms(50),
+            ..options()
+        };
+        (0..count).map(|_| start(brief())).collect()
+    });
+    let alive = Duration::from_secs(6).saturating_sub(begun.elapsed());
+    thread::sleep(alive);
+    let mut slowest = Duration::ZERO;
+    for mut server in servers {
+        ask(&server, "/LOCK/KEYA/CLIENT_A");
+        assert_eq!(ask(&server, "/LOCK/KEYA/CLIENT_B").result(), "timeout");
+        let begun = Instant::now();
+        assert!(server.stop().unwrap());
+        slowest = slowest.max(begun.elapsed());
+    }
+    print!("{count} servers, the slowest stop took {slowest:?} ... ");
+    assert!(slowest < ms(500), "a stop took {slowest:?}");
+}
+
+/// Starts servers beside busy threads, prints their pids, lives for six seconds more and waits to be killed.
+fn parent_of_many() {
+    let servers: Vec<u32> = beside_busy_threads(|| {
+        let start = || std::mem::ManuallyDrop::new(Server::new(options())).start();
+        (0..10).map(|_| start().unwrap()).collect()
+    });
+    thread::sleep(Duration::from_secs(6));
+    let pids: Vec<String> = servers.iter().map(u32::to_string).collect();
+    println!("{}", pids.join(" "));
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+fn many_servers_and_the_pipe_end_with_a_parent_that_is_killed() {
+    let mut role = Role::of("many", "");
+    role.read_pid();
+    let pids: Vec<u32> = role
+        .seen
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect();
+    assert_eq!(pids.len(), 10);
+    let begun = Instant::now();
+    role.process.kill().unwrap();
+    // The servers were given no copy of the parent's standard output.
+    role.output.read_to_string(&mut String::new()).unwrap();
+    let pipe = begun.elapsed();
+    until("the servers have ended", || {
+        pids.iter().all(|&pid| has_ended(pid))
+    });
+    let servers = begun.elapsed();
+    print!("the pipe after {pipe:?}, the servers after {servers:?} ... ");
+    assert!(pipe < ms(500) && servers < ms(500), "{pipe:?}, {servers:?}");
+    role.process.wait().unwrap();
+}
+
+/// It took 4.6 s in a dev build, with 355 children that were killed because they had not proved themselves in time.
+fn sixty_four_starts_at_once_take_less_than_a_second() {
+    let barrier = Barrier::new(65);
+    let took = thread::scope(|scope| {
+        let starts: Vec<_> = (0..64)
+            .map(|_| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    barrier.wait();
+                    start(options())
+                })
+            })
+            .collect();
+        barrier.wait();
+        let begun = Instant::now();
+        let servers: Vec<Server> = starts
+            .into_iter()
+            .map(|start| start.join().unwrap())
+            .collect();
+        let took = begun.elapsed();
+        assert!(servers.iter().all(Server::ping));
+        took
+    });
+    print!("{took:?} ... ");
+    let most = Duration::from_secs(1) * number("LOCK_SERVER_TEST_SLOWNESS", 1) as u32;
+    assert!(took < most, "{took:?}");
+}
+
+/// A terminal sends SIGINT to its foreground process group.
+fn ctrl_c_reaches_the_parent_and_not_the_server() {
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    assert_ne!(group_of(pid), group_of(std::process::id()));
+    assert_eq!(group_of(pid), pid);
+    assert_eq!(session_of(pid), session_of(std::process::id()));
+}
+
+fn a_child_that_does_not_serve_says_why() {
+    let mut role = Role::of("limited", "");
+    let mut said = String::new();
+    role.output.read_to_string(&mut said).unwrap();
+    for expected in ["too few descriptors", "may have 43", "ulimit -n"] {
+        assert!(said.contains(expected), "no {expected:?} in {said}");
+    }
+    role.process.wait().unwrap();
+}
+
+/// Room enough to ask for a server, and too little to be one.
+fn limited() {
+    common::limit_descriptors(std::process::id(), 43);
+    println!("{}", Server::new(options()).start().unwrap_err());
+}
+
+fn a_stopped_child_is_woken_to_end_in_good_order() {
+    let mut server = Server::new(patient());
+    let pid = server.start().unwrap();
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    let mut waiting = waiting_wire(&server, "KEYA", "CLIENT_B");
+    kill(pid, Signal::SIGSTOP);
+    assert!(server.stop().unwrap());
+    assert_eq!(waiting.reply().result(), "stopping");
+}
+
+/// The first thread is held up as by a lock that nobody lets go: stopped by a tracer.
+fn a_hung_child_is_ended_by_its_watchdog() {
+    use nix::sys::{ptrace, wait};
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    let first = Pid::from_raw(pid as i32);
+    ptrace::seize(first, ptrace::Options::empty()).expect("it is ours");
+    ptrace::interrupt(first).unwrap();
+    let flags = wait::WaitPidFlag::__WALL | wait::WaitPidFlag::WUNTRACED;
+    wait::waitpid(first, Some(flags)).expect("it stops");
+    kill(pid, Signal::SIGTERM);
+    let begun = Instant::now();
+    until("the watchdog ends it", || has_ended(pid));
+    print!("after {:?} ... ", begun.elapsed());
+}
+
+fn the_orders_of_a_start_make_no_other_program_a_server() {
+    // As a program finds itself that inherits the variable, but no orders.
+    let output = Command::new(std::env::current_exe().unwrap())
+        .arg("no-test-of-this-name")
+        .env("LOCK_SERVER_STARTED_BY", std::process::id().to_string())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("0 passed"), "{said}");
+}
+
+/// Two servers in threads of one process, ended in the order in which they began; then a signal.
+fn two_runs() {
+    // What runs the tests in the background may have it ignored.
+    let usual = signal::SigAction::new(
+        signal::SigHandler::SigDfl,
+        signal::SaFlags::empty(),
+        signal::SigSet::empty(),
+    );
+    // SAFETY: no handler is called.
+    unsafe { signal::sigaction(Signal::SIGINT, &usual) }.unwrap();
+    let run = || {
+        let mut server = Server::new(Options {
+            allow_shutdown: true,
+            ..options()
+        });
+        let port = server.bind().unwrap().port();
+        let runner = thread::spawn(move || server.run());
+        let client = Client::new("CLIENT_A", "127.0.0.1", port);
+        until("it serves", || client.ping());
+        (client, runner)
+    };
+    let (one, first) = run();
+    let (_, second) = run();
+    one.shutdown().unwrap();
+    first.join().unwrap().unwrap();
+    // It is the second server's still: it ends in good order.
+    kill(std::process::id(), Signal::SIGINT);
+    second.join().unwrap().unwrap();
+    println!("1");
+    // Nobody's any more, so it does what it did before.
+    kill(std::process::id(), Signal::SIGINT);
+    thread::sleep(PATIENCE);
+}
+
+fn two_runs_in_one_process_share_the_signals() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut role = Role::of("runs", "");
+    assert_eq!(role.read_pid(), 1, "the second ended in good order");
+    let status = role.process.wait().unwrap();
+    assert_eq!(status.signal(), Some(Signal::SIGINT as i32));
+}
+
+/// Of 60 runs, one had a false grant in the child, and 55 had a wrong refusal in the parent.
+fn a_client_on_both_sides_of_a_fork_gets_its_own_answers() {
+    let server = start(patient());
+    let _held = server.client("CLIENT_T").lock("KEYA").unwrap().unwrap();
+    for run in 0..60 {
+        let client = server.client("CLIENT_S");
+        assert!(client.ping(), "it has a connection now");
+        let at = Instant::now() + ms(5);
+        let at_once = || while Instant::now() < at {};
+        let status = in_forked_child(|| {
+            at_once();
+            matches!(client.try_lock("KEYA"), Ok(None))
+        });
+        at_once();
+        let lease = client.try_lock("KEYB").expect("it is answered");
+        assert!(client.release(&lease.expect("it is free")).unwrap());
+        assert!(
+            status.join().unwrap(),
+            "run {run}: the child was told of a grant"
+        );
+    }
+}
+
+/// Whether this is true in a child that the C library forks; the answer comes later.
+fn in_forked_child(call: impl FnOnce() -> bool) -> thread::JoinHandle<bool> {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+    // SAFETY: the C library's fork leaves its locks free in the child, which ends without unwinding or running
+    // what is to run at exit.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+            // SAFETY: ends the process at once.
+            unsafe { nix::libc::_exit(i32::from(!matches!(ok, Ok(true)))) }
+        }
+        ForkResult::Parent { child } => {
+            thread::spawn(move || matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))))
+        }
+    }
+}
+
+fn handles_dropped_in_a_forked_child_end_nothing() {
+    let mut server = Server::new(patient());
+    let pid = server.start().unwrap();
+    let mut spawned = Server::new(patient());
+    spawned.spawn().unwrap();
+    let guard = server.client("CLIENT_A").guard("KEYA").unwrap();
+    let begun = Instant::now();
+    let child = in_forked_child(|| {
+        let refused = matches!(server.stop(), Err(Error::CannotStop { .. }));
+        let is_held = guard.is_held();
+        // SAFETY: the copies here are not used again; those of the parent are other memory.
+        unsafe {
+            std::ptr::drop_in_place(&raw const server as *mut Server);
+            std::ptr::drop_in_place(&raw const spawned as *mut Server);
+            std::ptr::drop_in_place(&raw const guard as *mut lock_server::Guard);
+        }
+        refused && is_held
+    });
+    assert!(child.join().unwrap());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "it waited for what is not there"
+    );
+    guard
+        .check()
+        .expect("the copy that was dropped was not the guard's");
+    assert!(is_there(pid) && server.ping() && spawned.ping());
+    assert!(server.stop().unwrap() && spawned.stop().unwrap());
+}
+
+/// `LOCK_SERVER_TEST_GUARD_SECONDS=60` is the whole trial. With a thread for each guard, 967 of 1,000 were lost in a
+/// dev build, and it took 243 MB.
+fn a_thousand_guards_are_kept_by_a_few_threads() {
+    const GUARDS: usize = 1000;
+    let server = start(options());
+    let before = resident_kilobytes();
+    let lost = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let guards: Vec<_> = (0..GUARDS)
+        .map(|n| {
+            let client = server.client(&format!("CLIENT_{n}"));
+            let guard = client.guard(&format!("KEY_{n}")).unwrap();
+            let lost = lost.clone();
+            guard.on_lost(move || {
+                lost.fetch_add(1, SeqCst);
+            });
+            guard
+        })
+        .collect();
+    let until =
+        Instant::now() + Duration::from_secs(number("LOCK_SERVER_TEST_GUARD_SECONDS", 7) as u64);
+    let (mut threads, mut kilobytes) = (0, 0);
+    while Instant::now() < until {
+        thread::sleep(ms(100));
+        threads = threads.max(fs::read_dir("/proc/self/task").unwrap().count());
+        kilobytes = kilobytes.max(resident_kilobytes().saturating_sub(before));
+    }
+    print!("{threads} threads, {kilobytes} kB more ... ");
+    assert_eq!(lost.load(SeqCst), 0, "lost");
+    assert!(guards.iter().all(lock_server::Guard::is_held));
+    assert!(threads <= 20, "{threads} threads");
+    assert!(kilobytes <= 40_000, "{kilobytes} kB");
+}
+
+fn resident_kilobytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    line.unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+fn patient() -> Options {
+    Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    }
+}
+
+/// Threads that print, log and wait for each other do not disturb a start, either.
 fn every_start_beside_busy_threads_serves() {
     const ROUNDS: usize = 300;
     let _ = env_logger::Builder::new()
@@ -714,9 +1113,13 @@ struct Role {
 
 impl Role {
     fn parent(how: &str) -> Self {
+        Role::of("parent", how)
+    }
+
+    fn of(role: &str, how: &str) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .arg(how)
-            .env(ROLE, "parent")
+            .env(ROLE, role)
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -777,6 +1180,10 @@ fn stat(pid: u32, field: usize) -> u32 {
 
 fn parent_of(pid: u32) -> u32 {
     stat(pid, 1)
+}
+
+fn group_of(pid: u32) -> u32 {
+    stat(pid, 2)
 }
 
 fn session_of(pid: u32) -> u32 {

@@ -86,7 +86,7 @@ fn obey(socket: &OwnedFd) -> i32 {
     match served {
         Ok(()) => 0,
         Err(error) => {
-            let why = error::chain(&error);
+            let why = error::why_not_started(&error);
             log::error!("{why}");
             Report::Failed(why).send(socket);
             1

@@ -66,7 +66,7 @@ pub struct System {
 }
 
 enum Process {
-    Ours(Server),
+    Ours(Box<Server>),
     /// Killed when it is dropped; its files go with it.
     Foreign {
         _ends_with_this: Foreign,
@@ -105,7 +105,7 @@ pub fn ours(lock_timeout: Duration) -> Result<System> {
         Accent::Ours,
         port,
         pid,
-        Process::Ours(server),
+        Process::Ours(Box::new(server)),
     )
 }
 

@@ -1,0 +1,507 @@
+//! What a test harness does with the crate: a server beside it or within it, clients, waits, refusals.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Wire, ask, ms, options, start, until, waiting_wire};
+use lock_server::{
+    CancelToken, Client, ClientOptions, Error, LockOptions, Options, Refusal, Server, Unreached,
+};
+
+fn spawned(options: Options) -> Server {
+    let mut server = Server::new(options);
+    server.spawn().expect("it serves on a free port");
+    server
+}
+
+fn waiters(server: &Server, key: &str) -> usize {
+    let holder = server.client("watcher").holder(key);
+    holder
+        .expect("it is answered")
+        .map_or(0, |holder| holder.waiters)
+}
+
+#[track_caller]
+fn reason<T: std::fmt::Debug>(answer: Result<T, Error>) -> Refusal {
+    match answer {
+        Err(Error::NotGranted { reason, .. } | Error::Refused { reason, .. }) => reason,
+        other => panic!("{other:?} is no refusal"),
+    }
+}
+
+fn patient() -> Options {
+    Options {
+        lock_timeout: PATIENCE,
+        lock_attempt_timeout: PATIENCE,
+        ..options()
+    }
+}
+
+// A server in threads of this process.
+
+#[test]
+fn a_spawned_server_serves_in_this_process_and_frees_its_port_when_it_is_stopped() {
+    let mut server = spawned(patient());
+    let address = server.addr().expect("it is bound");
+    let guard = server.client("CLIENT_A").guard("KEYA").unwrap();
+    let waiter = server.client("CLIENT_B");
+    let waiter = thread::spawn(move || waiter.guard("KEYA").map(|guard| guard.fence()));
+    until("it waits", || waiters(&server, "KEYA") == 1);
+    let fence = guard.fence();
+    drop(guard);
+    assert!(waiter.join().unwrap().unwrap() > fence);
+    let again = server.spawn().unwrap_err();
+    let Error::AlreadyStarted { pid } = again else {
+        panic!("{again:?}")
+    };
+    assert_eq!(pid, std::process::id());
+    assert!(server.stop().unwrap());
+    TcpListener::bind(address).expect("the port is free");
+    assert!(!server.stop().unwrap());
+    assert!(!server.ping());
+    server.spawn().expect("it can be spawned again");
+    assert!(server.ping());
+}
+
+#[test]
+fn the_end_of_one_spawned_server_leaves_the_others_alone() {
+    let one = spawned(patient());
+    let other = spawned(patient());
+    let _held = other.client("CLIENT_A").guard("KEYA").unwrap();
+    let mut kept = Wire::to(&other);
+    assert_eq!(kept.ask("/PING").body, "1\n");
+    let waiting = waiting_wire(&other, "KEYA", "CLIENT_B");
+    ask(&one, "/LOCK/KEYA/CLIENT_A");
+    let mut broken_off = waiting_wire(&one, "KEYA", "CLIENT_C");
+    drop(one);
+    assert_eq!(broken_off.reply().result(), "stopping");
+    assert_eq!(kept.ask("/CHECK/KEYA").body, "1\n");
+    assert!(!waiting.has_answer(), "it waits on");
+    waiting.stream().shutdown(Shutdown::Both).unwrap();
+    until("it has left", || waiters(&other, "KEYA") == 0);
+}
+
+#[test]
+fn a_spawned_server_ends_by_shutdown_and_drops_what_waits() {
+    let server = spawned(Options {
+        allow_shutdown: true,
+        ..patient()
+    });
+    let _held = server.client("CLIENT_A").guard("KEYA").unwrap();
+    let mut waiting = waiting_wire(&server, "KEYA", "CLIENT_B");
+    server.client("CLIENT_A").shutdown().unwrap();
+    assert_eq!(waiting.reply().result(), "stopping");
+    until("it has ended", || !server.ping());
+}
+
+#[test]
+fn a_spawned_server_still_answers_after_six_seconds() {
+    let server = spawned(Options {
+        lock_attempt_timeout: ms(100),
+        ..options()
+    });
+    let guard = server.client("CLIENT_A").guard("KEYA").unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(6) {
+        let refused = server.client("CLIENT_B").guard("KEYA");
+        assert_eq!(reason(refused), Refusal::Timeout);
+    }
+    guard.check().expect("it was renewed");
+}
+
+#[test]
+fn many_spawned_servers_come_and_go_without_leaving_descriptors() {
+    let count = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = count();
+    for _ in 0..50 {
+        let server = spawned(options());
+        drop(server.client("CLIENT_A").guard("KEYA").unwrap());
+    }
+    // Other tests of this program open some, too.
+    until("they are closed", || count() < before + 100);
+}
+
+// Where a server is.
+
+#[test]
+fn a_server_says_where_it_is_and_a_client_finds_it_there() {
+    let server = start(options());
+    let address = server.addr().expect("it was started");
+    assert_eq!(server.url(), format!("http://{address}"));
+    assert_eq!(server.env(), [("LOCK_SERVER", address.to_string())]);
+    let client = Client::connect(&address.to_string()).unwrap();
+    assert_eq!(client.address(), address.to_string());
+    assert_ne!(
+        client.name(),
+        Client::connect(&client.address()).unwrap().name()
+    );
+    let named = client.named("CLIENT_B");
+    assert!(named.try_lock("KEYA").unwrap().is_some());
+    assert!(!client.locked_by_me("KEYA").unwrap());
+    assert!(server.client("CLIENT_B").locked_by_me("KEYA").unwrap());
+}
+
+#[test]
+fn an_ipv6_host_may_have_brackets_on_both_sides() {
+    let server = start(Options {
+        host: "[::1]".into(),
+        ..options()
+    });
+    let port = server.port();
+    assert_eq!(server.url(), format!("http://[::1]:{port}"));
+    for host in ["[::1]", "::1"] {
+        assert!(Client::new("CLIENT_A", host, port).ping(), "{host}");
+    }
+    assert!(server.ping());
+}
+
+#[test]
+fn a_host_with_a_port_in_it_is_told_so_on_both_sides() {
+    let mut server = Server::new(Options {
+        host: "localhost:8004".into(),
+        ..options()
+    });
+    for error in [
+        server.start().unwrap_err(),
+        Client::new("CLIENT_A", "localhost:8004", 8004)
+            .lock("KEYA")
+            .unwrap_err(),
+    ] {
+        let Error::InvalidOption { option, reason } = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(*option, "host");
+        assert!(reason.contains("has a port in it"), "{reason}");
+    }
+    let unreadable = Client::connect("8004").unwrap_err();
+    assert!(
+        matches!(unreadable, Error::InvalidOption { .. }),
+        "{unreadable:?}"
+    );
+}
+
+#[test]
+fn a_started_server_logs_to_the_file_it_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("server.log");
+    fs::write(&log, "what was there\n").unwrap();
+    let mut server = start(Options {
+        log_to: Some(log.clone()),
+        ..options()
+    });
+    assert!(server.stop().unwrap());
+    let log = fs::read_to_string(log).unwrap();
+    for expected in [
+        "what was there\n",
+        "serving on 127.0.0.1:",
+        "a signal asked",
+        "ended",
+    ] {
+        assert!(log.contains(expected), "no {expected:?} in {log}");
+    }
+    let elsewhere = Server::new(Options {
+        log_to: Some(folder.path().join("no/such/folder")),
+        ..options()
+    })
+    .start();
+    let said = elsewhere.unwrap_err().to_string();
+    assert!(said.contains("cannot open the log"), "{said}");
+}
+
+// Nobody is there.
+
+#[test]
+fn a_refused_connection_on_loopback_is_an_answer_unless_it_was_asked_to_try_again() {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let tries = |client: Client| match client.try_lock("KEYA").unwrap_err() {
+        Error::Unreachable {
+            attempts, cause, ..
+        } => {
+            assert_eq!(cause, Unreached::Connect);
+            attempts
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(tries(Client::new("CLIENT_A", "127.0.0.1", port)), 1);
+    let asked = ClientOptions {
+        reconnect_attempts: 2,
+        time_between_attempts: ms(1),
+        ..ClientOptions::default()
+    };
+    assert_eq!(
+        tries(Client::with_options("CLIENT_A", "127.0.0.1", port, asked)),
+        3
+    );
+}
+
+#[test]
+fn a_name_that_nobody_knows_is_not_looked_up_in_words() {
+    let client = Client::new("CLIENT_A", "no-such-host.invalid", 9);
+    let error = client.try_ping().unwrap_err();
+    let Error::Unreachable { cause, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(cause, Unreached::Resolve);
+}
+
+#[test]
+fn a_mute_server_takes_the_time_of_one_answer_and_the_error_names_the_lock() {
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = ClientOptions {
+        answer_timeout: ms(1000),
+        ..ClientOptions::default()
+    };
+    let port = mute.local_addr().unwrap().port();
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, options);
+    let begun = Instant::now();
+    let error = client.lock("KEYA").unwrap_err();
+    let Error::Interrupted {
+        question, attempts, ..
+    } = &error
+    else {
+        panic!("{error:?}")
+    };
+    assert_eq!((question.as_str(), *attempts), ("LOCK/KEYA/CLIENT_A", 2));
+    assert!(error.is_retryable());
+    // It was twice that and more; the rest is for the scheduler.
+    assert!(begun.elapsed() < ms(1900), "{:?}", begun.elapsed());
+}
+
+/// Ends a server in good order and starts another one in its place.
+fn replace(server: &mut Server, port: u16) {
+    assert!(server.stop().unwrap());
+    *server = start(Options {
+        port,
+        reconnect_attempts: 100,
+        time_between_attempts: ms(20),
+        ..patient()
+    });
+}
+
+#[test]
+fn a_waiter_rides_over_a_server_that_ends_in_good_order_and_comes_back() {
+    let mut server = start(patient());
+    let port = server.port();
+    let _held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
+    let waiter = server.client("CLIENT_B");
+    let waiter = thread::spawn(move || waiter.lock("KEYA"));
+    until("it waits", || waiters(&server, "KEYA") == 1);
+    replace(&mut server, port);
+    let lease = waiter.join().unwrap().unwrap();
+    assert!(lease.is_some(), "the new server knows of no holder");
+}
+
+// Waits.
+
+#[test]
+fn a_wait_without_an_end_is_longer_than_the_servers_longest_and_keeps_its_place() {
+    let server = start(Options {
+        lock_attempt_timeout: ms(100),
+        max_lock_attempt_timeout: Some(ms(2000)),
+        ..patient()
+    });
+    let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
+    let order = Mutex::new(Vec::new());
+    let waits = |name: &'static str| {
+        let client = server.client(name);
+        let order = &order;
+        move || {
+            let guard = client.guard_with("KEYA", &LockOptions::endless()).unwrap();
+            order.lock().unwrap().push(name);
+            drop(guard);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(waits("CLIENT_B"));
+        until("the first waits", || waiters(&server, "KEYA") == 1);
+        scope.spawn(waits("CLIENT_C"));
+        until("both wait", || waiters(&server, "KEYA") == 2);
+        // Longer than the server lets anybody wait.
+        thread::sleep(ms(5000));
+        assert!(server.client("CLIENT_A").release(&held).unwrap());
+    });
+    assert_eq!(*order.lock().unwrap(), ["CLIENT_B", "CLIENT_C"]);
+}
+
+#[test]
+fn a_wait_is_called_off_from_another_thread_and_leaves_the_queue() {
+    let server = start(patient());
+    let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
+    let cancel = CancelToken::new();
+    let waits = LockOptions {
+        cancel: Some(cancel.clone()),
+        ..LockOptions::endless()
+    };
+    thread::scope(|scope| {
+        let waiting: Vec<_> = ["CLIENT_B", "CLIENT_C"]
+            .map(|name| {
+                let (client, waits) = (server.client(name), &waits);
+                scope.spawn(move || client.lock_with("KEYA", waits))
+            })
+            .into();
+        until("they wait", || waiters(&server, "KEYA") == 2);
+        cancel.cancel();
+        assert_eq!(waiters(&server, "KEYA"), 0);
+        for waiting in waiting {
+            assert_eq!(reason(waiting.join().unwrap()), Refusal::Cancelled);
+        }
+    });
+    assert!(server.client("CLIENT_A").release(&held).unwrap());
+    // What was called off stays so, also where the key is free.
+    let late = server.client("CLIENT_B").lock_with("KEYA", &waits);
+    assert_eq!(reason(late), Refusal::Cancelled);
+    assert!(!server.client("CLIENT_B").is_locked("KEYA").unwrap());
+}
+
+#[test]
+fn a_wait_for_a_server_that_is_not_there_is_called_off_at_once() {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let slow = ClientOptions {
+        reconnect_attempts: u32::MAX,
+        time_between_attempts: PATIENCE,
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, slow);
+    let cancel = CancelToken::new();
+    let waits = LockOptions {
+        lock_attempt_timeout: Some(PATIENCE),
+        cancel: Some(cancel.clone()),
+        ..LockOptions::default()
+    };
+    let begun = Instant::now();
+    let waiting = thread::spawn(move || client.lock_with("KEYA", &waits));
+    cancel.cancel();
+    assert_eq!(reason(waiting.join().unwrap()), Refusal::Cancelled);
+    assert!(begun.elapsed() < PATIENCE);
+}
+
+// Guards and refusals.
+
+#[test]
+fn a_lease_is_kept_from_then_on_and_unlocked_in_the_end() {
+    let server = start(Options {
+        lock_timeout: ms(600),
+        ..options()
+    });
+    let client = server.client("CLIENT_A");
+    let lease = client.lock("KEYA").unwrap().unwrap();
+    let guard = client.keep(lease.clone()).unwrap();
+    until("it lasts longer than it was granted for", || {
+        lease.remaining().is_zero() && guard.is_held()
+    });
+    guard.check().unwrap();
+    assert_eq!(guard.fence(), lease.fence);
+    drop(guard);
+    assert!(!client.is_locked("KEYA").unwrap());
+}
+
+#[test]
+fn guard_all_keeps_all_keys_or_none() {
+    let server = start(patient());
+    let client = server.client("CLIENT_A");
+    let guards = client
+        .guard_all(&["B", "A"], &LockOptions::default())
+        .unwrap();
+    let keys: Vec<_> = guards.iter().map(|guard| guard.key()).collect();
+    assert_eq!(keys, ["A", "B"]);
+    let once = LockOptions {
+        lock_attempt_timeout: Some(Duration::ZERO),
+        ..LockOptions::default()
+    };
+    let other = server.client("CLIENT_B");
+    let refused = other.guard_all(&["0", "B"], &once).unwrap_err();
+    let Error::NotGranted {
+        key,
+        reason,
+        holder,
+    } = refused
+    else {
+        panic!("{refused:?}")
+    };
+    assert_eq!((key.as_str(), reason), ("B", Refusal::Timeout));
+    assert_eq!(holder.unwrap().name, "CLIENT_A");
+    assert!(!other.is_locked("0").unwrap());
+    assert!(guards.release().unwrap());
+    drop(other.guard_all(&["A", "B"], &once).unwrap());
+    assert!(!other.is_locked("A").unwrap() && !other.is_locked("B").unwrap());
+}
+
+#[test]
+fn a_refusal_says_why_and_whether_to_try_again() {
+    let server = start(Options {
+        max_keys: 1,
+        ..options()
+    });
+    let client = server.client("CLIENT_A");
+    let _held = client.lock("KEYA").unwrap().unwrap();
+    let own = client.try_guard("KEYA").unwrap_err();
+    assert!(!own.is_retryable());
+    assert_eq!(reason::<()>(Err(own)), Refusal::AlreadyHolder);
+    let others = server.client("CLIENT_B").try_guard("KEYA").unwrap_err();
+    assert!(others.is_retryable());
+    assert_eq!(
+        others.to_string(),
+        "\"KEYA\" was not granted: timeout; \"CLIENT_A\" holds it"
+    );
+    let full = client.try_guard("KEYB").unwrap_err();
+    assert!(full.is_retryable());
+    assert_eq!(reason::<()>(Err(full)), Refusal::Full);
+    let forbidden = client.shutdown().unwrap_err();
+    assert!(!forbidden.is_retryable());
+    assert_eq!(reason::<()>(Err(forbidden)), Refusal::Forbidden);
+}
+
+// Which question an answer belongs to.
+
+#[test]
+fn an_answer_says_what_its_question_is_called() {
+    let server = start(patient());
+    let asked = |name: &str| {
+        let mut wire = Wire::to(&server);
+        wire.send(format!(
+            "GET /CHECK/KEYA HTTP/1.1\r\nHost: localhost\r\nlock-echo: {name}\r\n\r\n"
+        ));
+        wire.reply().header("Lock-Echo").map(String::from)
+    };
+    assert_eq!(asked("a-1.B_2:c").as_deref(), Some("a-1.B_2:c"));
+    for unusable in ["", "a b", &"x".repeat(65)] {
+        assert_eq!(asked(unusable), None, "{unusable:?}");
+    }
+    assert_eq!(ask(&server, "/PING").header("Lock-Echo"), None);
+}
+
+#[test]
+fn the_answer_to_another_question_is_an_error_and_no_grant() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 18\r\nLock-Expires-In: 3.000\r\n\
+                          Lock-Fence: 7\r\nLock-Echo: another\r\n\r\n1463000003.123456\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let error = Client::new("CLIENT_A", "127.0.0.1", port)
+        .try_lock("KEYA")
+        .unwrap_err();
+    let Error::BadReply { reply, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(reply, "the answer to another question");
+}
