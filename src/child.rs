@@ -189,7 +189,7 @@ impl Child {
 /// Executes this program again, as a server that finds its orders on standard input. In a process group of its own
 /// it is out of reach of Ctrl-C, which is for the parent; and it keeps no pipe of the parent's open.
 fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
-    image::expect_linked()?;
+    image::expect_startable()?;
     let log = match &options.log_to {
         Some(path) => Stdio::from(open_log(path)?),
         None => Stdio::null(),

@@ -233,8 +233,8 @@ impl Client {
     /// this name does not hold the key, or not under that fence.
     ///
     /// # Errors
-    /// As [`release`](Self::release); [`Error::Refused`] with `bad-request` if the time is out of the server's
-    /// range.
+    /// As [`release`](Self::release); [`Error::Refused`] with
+    /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the time is out of the server's range.
     pub fn renew_with(&self, key: &str, options: &RenewOptions) -> Result<Option<Lease>, Error> {
         let question = Request::Renew {
             key: self.key(key)?,
@@ -254,7 +254,7 @@ impl Client {
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke: the question is not asked
     /// twice, because another process of this name may have been granted the key since the first was carried
-    /// out; [`Error::InvalidName`]; [`Error::Refused`], with `wrong-host` for instance; [`Error::NotHttp`]; [`Error::BadReply`].
+    /// out; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn unlock(&self, key: &str) -> Result<bool, Error> {
         self.ask_yes_or_no(&Request::Unlock {
             key: self.key(key)?,
@@ -369,7 +369,7 @@ impl Client {
     /// Stops the server, if it was started with `allow_shutdown`.
     ///
     /// # Errors
-    /// [`Error::Refused`] with status 403 if it was not; else as [`unlock`](Self::unlock).
+    /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) if it was not; else as [`unlock`](Self::unlock).
     pub fn shutdown(&self) -> Result<(), Error> {
         match self.ask_yes_or_no(&Request::Shutdown) {
             // A classic port that does not allow it closes without a word, but it answers a PING.

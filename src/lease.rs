@@ -62,8 +62,19 @@ pub struct Lease {
     pub expires: SystemTime,
 
     /// The number of the grant: 1 to 2^53 - 1, greater than that of every grant before, of any key. The same
-    /// through all renewals. Whatever the lock protects can turn away who comes with a smaller one than it has
-    /// seen.
+    /// through all renewals.
+    ///
+    /// The store that the lock protects keeps the greatest fence that it has seen. The fence has to reach it before
+    /// the read that the write depends on, and the write asks for it:
+    ///
+    /// ```sql
+    /// UPDATE account SET fence = F WHERE id = 7 AND fence <= F;    -- no row: too late, lock again
+    /// SELECT balance FROM account WHERE id = 7;
+    /// UPDATE account SET balance = 70 WHERE id = 7 AND fence = F;  -- no row: somebody has locked it since
+    /// ```
+    ///
+    /// A fence that comes with the write alone (`SET balance = 70, fence = F … AND fence <= F`) loses updates: an
+    /// older holder can write between the read and the write of a newer one, and both writes succeed.
     pub fence: u64,
 
     /// When the question was sent whose answer told what is left.

@@ -16,29 +16,29 @@ mod lease;
 mod protocol;
 mod refusal;
 
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod admission;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod capacity;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod child;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod classic;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod http;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod listener;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod manager;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod options;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod server;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod service;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod stop;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod table;
 
 #[cfg(all(feature = "server", not(target_os = "linux")))]
@@ -50,10 +50,10 @@ compile_error!(
 pub use client::{CancelToken, Client, ClientOptions, Guard, Guards, LockOptions, RenewOptions};
 pub use error::{Error, Unreached};
 pub use lease::{Holder, Lease};
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 pub use options::Options;
 pub use refusal::Refusal;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", target_os = "linux"))]
 pub use server::Server;
 
 /// README's examples compile and run, too.

@@ -258,8 +258,9 @@ impl Server {
         serve(listeners, &self.options, &stop, Process::Own, &|| ())
     }
 
-    /// Stops the started or spawned server: LOCKs that wait are broken off, the process is reaped or the threads
-    /// are joined, the port is free on return. A process that has not ended after 3 s is killed.
+    /// Stops the started or spawned server: LOCKs that wait are broken off, and the port is free on return. A process
+    /// is reaped; one that has not ended after 3 s is killed. Of a spawned server, threads whose connections have
+    /// ended stay for up to 5 s more, idle.
     ///
     /// `false` if none was started or it had ended by itself.
     ///

@@ -28,6 +28,8 @@ fn main() {
         Ok("many") => return parent_of_many(),
         Ok("runs") => return two_runs(),
         Ok("limited") => return limited(),
+        Ok("killed") => return killed_while_it_starts(),
+        Ok("secure") => return secure(),
         Ok(role) => panic!("no role {role}"),
         Err(_) => {}
     }
@@ -128,6 +130,14 @@ fn main() {
         (
             "the_orders_of_a_start_make_no_other_program_a_server",
             the_orders_of_a_start_make_no_other_program_a_server,
+        ),
+        (
+            "a_parent_killed_within_start_leaves_no_second_copy_of_itself",
+            a_parent_killed_within_start_leaves_no_second_copy_of_itself,
+        ),
+        (
+            "a_program_with_more_rights_than_its_caller_is_not_executed_again",
+            a_program_with_more_rights_than_its_caller_is_not_executed_again,
         ),
         (
             "two_runs_in_one_process_share_the_signals",
@@ -663,6 +673,74 @@ fn the_orders_of_a_start_make_no_other_program_a_server() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("0 passed"), "{said}");
+}
+
+/// Notes that it runs, and kills itself that many microseconds after it begins to start a server.
+fn killed_while_it_starts() {
+    let mut args = std::env::args().skip(1);
+    let said = args.next().unwrap();
+    let (micros, file) = said.split_once(' ').unwrap();
+    let mut file = fs::File::options().append(true).open(file).unwrap();
+    file.write_all(b".").unwrap();
+    let pause = Duration::from_micros(micros.parse().unwrap());
+    thread::spawn(move || {
+        thread::sleep(pause);
+        kill(std::process::id(), Signal::SIGKILL);
+    });
+    let _ = Server::new(options()).start();
+    thread::sleep(PATIENCE);
+}
+
+/// The child that had just been executed found that its parent was another one, and ran `main`: 14 of 61.
+fn a_parent_killed_within_start_leaves_no_second_copy_of_itself() {
+    let runs = tempfile::NamedTempFile::new().unwrap();
+    const KILLS: usize = 60;
+    for kill in 0..KILLS {
+        let how = format!("{} {}", kill * 100, runs.path().display());
+        Role::of("killed", &how).process.wait().unwrap();
+    }
+    // A second copy would have run by then.
+    thread::sleep(ms(300));
+    let runs = fs::read_to_string(runs.path()).unwrap().len();
+    assert_eq!(runs, KILLS);
+}
+
+fn secure() {
+    // SAFETY: the call only reads what the kernel told the process.
+    if unsafe { nix::libc::getauxval(nix::libc::AT_SECURE) } == 0 {
+        return println!("not shown");
+    }
+    println!("{}", Server::new(options()).start().unwrap_err());
+}
+
+/// Each of its children would refuse the orders and run `main`, which starts another one.
+fn a_program_with_more_rights_than_its_caller_is_not_executed_again() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    if !nix::unistd::geteuid().is_root() {
+        return print!("not shown: only root can make such a program ... ");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let everybody = |mode| fs::Permissions::from_mode(mode);
+    fs::set_permissions(folder.path(), everybody(0o755)).unwrap();
+    let program = folder.path().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, everybody(0o4755)).unwrap();
+    const NOBODY: u32 = 65534;
+    let output = Command::new(program)
+        .env(ROLE, "secure")
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.contains("not shown") {
+        return print!(
+            "not shown: set-user-ID has no effect in {} ... ",
+            folder.path().display()
+        );
+    }
+    assert!(said.contains("more rights than its caller"), "{output:?}");
 }
 
 /// Two servers in threads of one process, ended in the order in which they began; then a signal.

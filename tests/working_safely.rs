@@ -333,7 +333,7 @@ const THREADS: u64 = 4;
 
 /// How often each thread changes the row: `LOCK_SERVER_POOL_ROUNDS`, or else a few times.
 fn rounds() -> u64 {
-    std::env::var("LOCK_SERVER_POOL_ROUNDS").map_or(6, |rounds| whole(&rounds))
+    std::env::var("LOCK_SERVER_POOL_ROUNDS").map_or(3, |rounds| whole(&rounds))
 }
 
 fn pool_worker(name: &str, recipe: Recipe, server: u16, store: u16) {

@@ -18,7 +18,7 @@ use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{self, SigSet, SigmaskHow};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::unistd;
 
 use super::orders::{Orders, Report};
@@ -42,27 +42,36 @@ const STACK: usize = 64 * 1024;
 static AT_START: extern "C" fn() = serve_if_ordered;
 
 extern "C" fn serve_if_ordered() {
-    if env::var_os(PARENT_VARIABLE).is_some() && was_executed_by_its_parent() {
+    if env::var_os(PARENT_VARIABLE).is_some() && has_orders() {
         live()
     }
 }
 
-/// Whether the parent says so in the environment and holds the other end of standard input. A program with
-/// more rights than its caller believes none of it.
-fn was_executed_by_its_parent() -> bool {
-    // SAFETY: the call only reads what the kernel told the process.
-    let has_more_rights = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+/// Whether standard input is what orders come by. A program that finds only the variable in its environment is
+/// itself; one that finds both never is, or a second copy of it would run.
+fn has_orders() -> bool {
+    getsockopt(&std::io::stdin(), sockopt::SockType) == Ok(SockType::SeqPacket)
+}
+
+/// Whether the orders are the parent's own, which is still there. A program with more rights than its caller obeys
+/// nobody.
+fn are_from_the_parent() -> bool {
     let parent = unistd::getppid().as_raw();
     let said = env::var(PARENT_VARIABLE).is_ok_and(|pid| pid == parent.to_string());
     let peer = getsockopt(&std::io::stdin(), sockopt::PeerCredentials);
-    !has_more_rights && said && peer.is_ok_and(|peer| peer.pid() == parent)
+    !has_more_rights() && said && peer.is_ok_and(|peer| peer.pid() == parent)
+}
+
+fn has_more_rights() -> bool {
+    // SAFETY: the call only reads what the kernel told the process.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// Serves, and leaves by `_exit`: nothing of the program's is run at exit.
 fn live() -> ! {
-    let code = panic::catch_unwind(AssertUnwindSafe(|| match take_socket() {
-        Some(socket) => obey(&socket),
-        None => 1,
+    let code = panic::catch_unwind(AssertUnwindSafe(|| {
+        let socket = are_from_the_parent().then(take_socket).flatten();
+        socket.map_or(1, |socket| obey(&socket))
     }));
     // SAFETY: ends the process at once.
     unsafe { libc::_exit(code.unwrap_or(101)) }
@@ -183,7 +192,16 @@ fn reset_signals() {
 
 /// Refuses where executing the program again would lead to something else than a server: in a plugin or in a
 /// language's extension the program is the host, which does not know this crate before it loads it.
-pub(super) fn expect_linked() -> Result<(), Error> {
+pub(super) fn expect_startable() -> Result<(), Error> {
+    if has_more_rights() {
+        return Err(Error::CannotStart {
+            reason:
+                "this program has more rights than its caller (set-user-ID, or capabilities of \
+                     its file) and is not executed again; Server::spawn serves in this process"
+                    .into(),
+            source: None,
+        });
+    }
     let mut search = Search {
         address: std::hint::black_box(&raw const AT_START) as u64,
         is_in_program: false,
@@ -213,7 +231,7 @@ unsafe extern "C" fn look(
     _size: usize,
     search: *mut c_void,
 ) -> libc::c_int {
-    // SAFETY: the caller passes an object that it knows, and what `expect_linked` gave it.
+    // SAFETY: the caller passes an object that it knows, and what `expect_startable` gave it.
     let (object, search) = unsafe { (&*object, &mut *search.cast::<Search>()) };
     let count = usize::from(object.dlpi_phnum);
     // SAFETY: the object has that many headers, for as long as this runs.

@@ -153,7 +153,8 @@ impl Guard {
         self.held.tell_of_loss(Box::new(call));
     }
 
-    /// Unlocks the key, and says whether the lease stood until then.
+    /// Unlocks the key, and says whether the lease stood until then. Said in so many words, it does so in a forked
+    /// process, too.
     ///
     /// # Errors
     /// As [`Client::release`].
