@@ -18,6 +18,7 @@ use crate::protocol::{MAX_NAME, ParsedAnswer, Request};
 mod acquire;
 mod cancel;
 mod guard;
+mod held;
 mod lock_all;
 mod options;
 mod per_process;
@@ -25,6 +26,7 @@ mod renewal;
 mod request_id;
 mod resolver;
 mod transport;
+mod tries;
 
 /// How long [`Client::ping`] waits.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,8 +105,8 @@ impl Client {
         }
     }
 
-    /// A client of the server at `host:port`, or `host` with port 8004, after it has answered there. Its name is what
-    /// no other process's client has, such as `client-4711-18b2c`; [`named`](Self::named) gives it another.
+    /// A client of the server at `host:port`, or `host` with port 8004, after it has answered there. Its name is
+    /// unique, such as `client-4711-18b2c`; [`named`](Self::named) gives it another.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if that is no address; those of [`try_ping`](Self::try_ping).
@@ -269,7 +271,7 @@ impl Client {
     /// [`Error::Unreachable`]; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::BadReply`];
     /// [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
     /// this may have ended it, or it had run out before.
-    pub fn unlock_under(&self, key: &str, fence: u64) -> Result<bool, Error> {
+    pub fn unlock_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
         self.unlock_once(key, fence, || false)
     }
 
@@ -280,7 +282,7 @@ impl Client {
     /// there was no server for a while, it is an error: another one may be there now, that knew no leases.
     ///
     /// # Errors
-    /// As [`unlock_under`](Self::unlock_under).
+    /// As [`unlock_fenced`](Self::unlock_fenced).
     pub fn release(&self, lease: &Lease) -> Result<bool, Error> {
         self.unlock_once(&lease.key, lease.fence, || !lease.remaining().is_zero())
     }
@@ -290,14 +292,14 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn verify(&self, lease: &Lease) -> Result<bool, Error> {
-        self.verify_under(&lease.key, lease.fence)
+        self.verify_fenced(&lease.key, lease.fence)
     }
 
     /// Whether this name holds the key under that fence.
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
-    pub fn verify_under(&self, key: &str, fence: u64) -> Result<bool, Error> {
+    pub fn verify_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
         self.ask_yes_or_no(&Request::Verify {
             key: self.key(key)?,
             requester: self.requester()?,
@@ -379,6 +381,10 @@ impl Client {
             },
             answer => answer.map(drop),
         }
+    }
+
+    fn answer_timeout(&self) -> Duration {
+        self.transport.options.answer_timeout
     }
 
     fn key<'a>(&self, key: &'a str) -> Result<Cow<'a, str>, Error> {

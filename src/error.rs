@@ -1,4 +1,4 @@
-//! The one error of the crate: something broke. A plain "no" is a value, never an error.
+//! The one error of the crate: something broke, or a call that returns what it was asked for did not get it.
 
 use std::fmt;
 use std::io;
@@ -164,8 +164,8 @@ pub enum Unreached {
 }
 
 impl Error {
-    /// Whether the same call may succeed a little later, with nothing changed but the time: nobody was there, the
-    /// connection broke, the server is full or ending, or the turn did not come in time. Otherwise the caller or the
+    /// Whether the same call may succeed a little later, with nothing changed but the time: nobody was there, the port
+    /// was taken, the connection broke, the server is full or ending, or the turn did not come in time. Otherwise the caller or the
     /// server has to be changed first, or the lease is gone and what was done under it has to be begun anew.
     ///
     /// After [`Error::Interrupted`] the first call may have been carried out. A LOCK that is called again finds that
@@ -178,9 +178,9 @@ impl Error {
             Error::Refused { reason, .. } => {
                 matches!(reason, Refusal::Full | Refusal::Stopping)
             }
+            Error::CannotListen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
             Error::InvalidOption { .. }
             | Error::InvalidName { .. }
-            | Error::CannotListen { .. }
             | Error::AlreadyStarted { .. }
             | Error::CannotStart { .. }
             | Error::CannotStop { .. }

@@ -40,7 +40,7 @@ pub(crate) struct Grant {
 
 /// A grant as it stands at one moment, for those who do not share the server's monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct LeaseView {
     /// When the lease runs out, on the server's wall clock.
     pub expires: SystemTime,
     /// How long it still lasts.
@@ -48,7 +48,25 @@ pub(crate) struct Standing {
     pub fence: Fence,
 }
 
-/// A key held by this client until an instant.
+/// A key held by this client until an instant. Dropped, it stays locked until then.
+///
+/// ```
+/// use std::time::Duration;
+/// use lock_server::{LockOptions, Options, Server};
+///
+/// # fn main() -> Result<(), lock_server::Error> {
+/// # let mut server = Server::new(Options { port: 0, ..Options::default() });
+/// # server.start()?;
+/// # let client = server.client("CLIENT_A");
+/// let minute = LockOptions { lock_timeout: Some(Duration::from_secs(60)), ..LockOptions::default() };
+/// let lease = client.lock_with("KEYA", &minute)?;
+/// assert!(lease.remaining() > Duration::from_secs(50));
+/// let lease = client.renew(&lease)?.expect("it is held");   // a minute from now
+/// println!("write {} with the data", lease.fence);
+/// assert!(client.release(&lease)?);                         // this very lease, or nothing
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lease {

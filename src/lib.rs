@@ -1,4 +1,11 @@
 #![doc = include_str!("guide/front.md")]
+#![cfg_attr(
+    not(feature = "server"),
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "the pages speak of the server, too"
+    )
+)]
 
 mod client;
 mod error;
@@ -17,27 +24,11 @@ mod protocol;
 mod refusal;
 
 #[cfg(all(feature = "server", target_os = "linux"))]
-mod admission;
-#[cfg(all(feature = "server", target_os = "linux"))]
-mod capacity;
-#[cfg(all(feature = "server", target_os = "linux"))]
-mod child;
-#[cfg(all(feature = "server", target_os = "linux"))]
-mod classic;
-#[cfg(all(feature = "server", target_os = "linux"))]
-mod http;
-#[cfg(all(feature = "server", target_os = "linux"))]
-mod listener;
-#[cfg(all(feature = "server", target_os = "linux"))]
 mod manager;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod options;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod server;
-#[cfg(all(feature = "server", target_os = "linux"))]
-mod service;
-#[cfg(all(feature = "server", target_os = "linux"))]
-mod stop;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod table;
 

@@ -6,8 +6,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use cli::args::{self, Command, Given, Verb};
-use cli::failure::Failure;
-use cli::{daemon, exec, foreground, print, questions};
+use cli::exit::Failure;
+use cli::{ask, daemon, exec, print, serve};
 
 fn main() -> ExitCode {
     let Given { arguments, words } = match args::from_env() {
@@ -26,18 +26,18 @@ fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode,
         Command::Verb(verb) => verb,
     };
     match verb {
-        Verb::Run(args) => foreground::run(args.into()),
+        Verb::Run(args) => serve::run(args.into()),
         Verb::Start(args) => daemon::start(args.into()),
         Verb::Stop(args) => daemon::stop(args),
         Verb::Restart(args) => daemon::restart(args.into()),
         Verb::Status(args) => daemon::status(args),
-        Verb::Lock(args) => questions::lock(&args),
-        Verb::Unlock(args) => questions::unlock(&args),
-        Verb::Renew(args) => questions::renew(&args),
-        Verb::Check(args) => questions::check(&args),
-        Verb::Verify(args) => questions::verify(&args),
+        Verb::Lock(args) => ask::lock(&args),
+        Verb::Unlock(args) => ask::unlock(&args),
+        Verb::Renew(args) => ask::renew(&args),
+        Verb::Check(args) => ask::check(&args),
+        Verb::Verify(args) => ask::verify(&args),
         Verb::Exec(args) => exec::exec(args, words),
-        Verb::Ping(args) => questions::ping(&args.into()),
-        Verb::Shutdown(args) => questions::shutdown(&args.into()),
+        Verb::Ping(args) => ask::ping(&args.into()),
+        Verb::Shutdown(args) => ask::shutdown(&args.into()),
     }
 }

@@ -1,7 +1,7 @@
 //! The lock manager: one lock table under one mutex, and the threads that wait for their turn.
 //!
 //! The only place that blocks for a lock and the only reader of the clock. Every decision is made
-//! under the mutex and told after it is dropped, so no thread wakes up to find it still locked.
+//! under the mutex and notified after it is dropped, so no thread wakes up to find it still locked.
 
 use std::mem;
 use std::sync::{Arc, OnceLock};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::lease::{self, Fence, Grant, Key, Requester, Standing};
+use crate::lease::{self, Fence, Grant, Key, LeaseView, Requester};
 use crate::refusal::Refusal;
 use crate::table::{Acquired, HandOver, Holding, Limits, LockTable, Terms, Ticket};
 
@@ -37,7 +37,7 @@ struct State {
     table: LockTable<Arc<Waiter>>,
     /// When the time keeper wakes up by itself. `None` while it has nothing to wait for.
     alarm: Option<Instant>,
-    told: Told,
+    notifications: Notifications,
     stopping: bool,
     /// `None` unless it is wanted.
     journal: Option<Journal>,
@@ -46,13 +46,13 @@ struct State {
 /// What was decided, to be delivered after the lock is dropped.
 #[derive(Default)]
 #[must_use]
-struct Told {
+struct Notifications {
     /// Those whose outcome is set and who are still to be woken.
     waiters: Vec<Arc<Waiter>>,
     journal: Vec<String>,
 }
 
-impl Told {
+impl Notifications {
     /// Has each answered by its own thread, or by some other one that is not this.
     fn deliver(self) {
         self.deliver_by(have_answered);
@@ -63,9 +63,9 @@ impl Told {
         self.deliver_by(|courier, outcome| courier.clone().answer(outcome));
     }
 
-    fn deliver_by(self, tell: impl Fn(&Arc<dyn Courier>, Outcome)) {
+    fn deliver_by(self, notify: impl Fn(&Arc<dyn Courier>, Outcome)) {
         for waiter in self.waiters {
-            waiter.tell(&tell);
+            waiter.notify(&notify);
         }
         for line in self.journal {
             log::trace!(target: JOURNAL, "{line}");
@@ -114,7 +114,7 @@ struct Waiter {
     requester: Requester,
     /// Whether its acquire had a request ID.
     may_come_back: bool,
-    /// `None` if the end of the connection is only told of, with [`LockManager::abandon`].
+    /// `None` if the end of the connection is reported with [`LockManager::abandon`].
     connection: Option<Arc<dyn Connection>>,
     /// Wakes the thread that waits, if there is one yet.
     turn: Condvar,
@@ -129,9 +129,9 @@ fn have_answered(courier: &Arc<dyn Courier>, outcome: Outcome) {
 
 impl Waiter {
     /// Tells of the outcome, which is set.
-    fn tell(&self, tell: impl Fn(&Arc<dyn Courier>, Outcome)) {
+    fn notify(&self, notify: impl Fn(&Arc<dyn Courier>, Outcome)) {
         if let (Some(courier), Some(outcome)) = (self.courier.get(), self.outcome.get()) {
-            tell(courier, outcome.clone());
+            notify(courier, outcome.clone());
         }
         // Costs nothing where no thread waits.
         self.turn.notify_one();
@@ -187,7 +187,7 @@ impl LockManager {
                 table: LockTable::new(limits, lease::first_fence(SystemTime::now()))
                     .asking(Waiter::is_there),
                 alarm: None,
-                told: Told::default(),
+                notifications: Notifications::default(),
                 stopping: false,
                 journal: log::log_enabled!(target: JOURNAL, log::Level::Trace).then(Journal::begin),
             }),
@@ -267,7 +267,7 @@ impl LockManager {
         })
     }
 
-    /// From now on a courier is told, too, how the wait ends. Returns how, if it has ended already.
+    /// From now on a courier is notified, too, how the wait ends. Returns how, if it has ended already.
     pub fn employ(&self, place: &Place, courier: Arc<dyn Courier>) -> Option<Outcome> {
         // A place has one courier, and only one thread employs it.
         let _ = place.waiter.courier.set(courier);
@@ -302,16 +302,16 @@ impl LockManager {
     /// Gives up a place because its client has gone. Nothing happens if the key was granted first.
     ///
     /// If its acquire had a request ID, the place is kept for a while: see
-    /// [`ORPHAN_GRACE`](crate::table::ORPHAN_GRACE).
+    /// [`RESERVED_FOR`](crate::table::RESERVED_FOR).
     pub fn abandon(&self, place: &Place) {
         let waiter = &place.waiter;
         self.end_wait(place, |state, now| {
-            if state.table.orphan(now, &waiter.key, place.ticket) {
+            if state.table.reserve(now, &waiter.key, place.ticket) {
                 state.note_gone(now, waiter, place.ticket);
             }
             Outcome::Abandoned
         });
-        place.waiter.tell(have_answered);
+        place.waiter.notify(have_answered);
     }
 
     fn time_out(&self, place: &Place) -> Outcome {
@@ -330,7 +330,7 @@ impl LockManager {
         self.decide(|state, now| {
             // The lease ahead may have run out at this very instant. Then the key goes to the head
             // of the queue, which may be this waiter.
-            state.table.settle(now, &place.waiter.key);
+            state.table.expire_key(now, &place.waiter.key);
             state.record(now);
             let outcome = &place.waiter.outcome;
             outcome.get_or_init(|| end(state, now)).clone()
@@ -349,7 +349,7 @@ impl LockManager {
             }
             released
         };
-        self.decide_and(release, Told::deliver_here)
+        self.decide_and(release, Notifications::deliver_here)
     }
 
     /// Has the holder's lease last `lock_timeout` from now on; without one, as long again as before.
@@ -396,14 +396,14 @@ impl LockManager {
         drop(state);
         self.clock.notify_one();
         for waiter in waiters {
-            waiter.tell(have_answered);
+            waiter.notify(have_answered);
         }
     }
 
     /// The grant as it stands now, on the wall clock and without any.
-    pub fn standing(&self, grant: Grant) -> Standing {
+    pub fn standing(&self, grant: Grant) -> LeaseView {
         let left = self.left(grant);
-        Standing {
+        LeaseView {
             expires: SystemTime::now() + left,
             left,
             fence: grant.fence,
@@ -417,26 +417,26 @@ impl LockManager {
 
     /// Decides, and has the waiters that got a key answered by other threads.
     fn decide<R>(&self, decision: impl FnOnce(&mut State, Instant) -> R) -> R {
-        self.decide_and(decision, Told::deliver)
+        self.decide_and(decision, Notifications::deliver)
     }
 
     /// The critical section: everything that is decided is decided in `decision`. Waiters that it
-    /// gave a key to are told after the lock is dropped.
+    /// gave a key to are notified after the lock is dropped.
     fn decide_and<R>(
         &self,
         decision: impl FnOnce(&mut State, Instant) -> R,
-        deliver: fn(Told),
+        deliver: fn(Notifications),
     ) -> R {
         let mut state = self.state.lock();
         let now = Instant::now();
         let result = decision(&mut state, now);
-        let told = state.tell(now);
+        let notifications = state.notify(now);
         let earlier = state.next_alarm_is_earlier();
         drop(state);
         if earlier {
             self.clock.notify_one();
         }
-        deliver(told);
+        deliver(notifications);
         result
     }
 
@@ -446,9 +446,9 @@ impl LockManager {
         while !state.stopping {
             let now = Instant::now();
             let swept = state.table.expire(now, SWEEP_BATCH);
-            let told = state.tell(now);
-            if !told.waiters.is_empty() || !swept {
-                MutexGuard::unlocked_fair(&mut state, || told.deliver());
+            let notifications = state.notify(now);
+            if !notifications.waiters.is_empty() || !swept {
+                MutexGuard::unlocked_fair(&mut state, || notifications.deliver());
                 continue;
             }
             let sweep = (!state.table.is_empty()).then(|| now + SWEEP_EVERY);
@@ -465,9 +465,9 @@ impl LockManager {
 
 impl State {
     /// What was decided since the last call.
-    fn tell(&mut self, now: Instant) -> Told {
+    fn notify(&mut self, now: Instant) -> Notifications {
         self.record(now);
-        mem::take(&mut self.told)
+        mem::take(&mut self.notifications)
     }
 
     /// Records the outcome of everyone who was handed a key, or had gone when it came.
@@ -476,13 +476,13 @@ impl State {
             self.note_gone(now, &waiter, ticket);
             // Only a queued waiter is passed over.
             let _ = waiter.outcome.set(Outcome::Abandoned);
-            self.told.waiters.push(waiter);
+            self.notifications.waiters.push(waiter);
         }
         for HandOver { waiter, grant } in self.table.take_handed_over() {
             self.note_grant("granted", now, &waiter.key, &waiter.requester, grant);
             // Only a queued waiter is handed a key, and one with an outcome has left its queue.
             let _ = waiter.outcome.set(Outcome::Granted(grant));
-            self.told.waiters.push(waiter);
+            self.notifications.waiters.push(waiter);
         }
     }
 
@@ -495,7 +495,7 @@ impl State {
         let holding = self.table.holding(now, &waiter.key);
         // Who waits in the queue has no outcome yet.
         let _ = waiter.outcome.set(Outcome::TakenOver(holding));
-        self.told.waiters.push(waiter);
+        self.notifications.waiters.push(waiter);
     }
 
     fn note_grant(&mut self, verb: &str, now: Instant, key: &str, requester: &str, grant: Grant) {
@@ -526,13 +526,13 @@ impl State {
         if let Some(journal) = &mut self.journal {
             journal.number += 1;
             let at = now.saturating_duration_since(journal.begun).as_micros();
-            self.told
+            self.notifications
                 .journal
                 .push(format!("{} at {at} {}", journal.number, line()));
         }
     }
 
-    /// Whether the time keeper would sleep too long. It is told once for each earlier appointment.
+    /// Whether the time keeper would sleep too long. It is notified once for each earlier appointment.
     fn next_alarm_is_earlier(&mut self) -> bool {
         let next = match self.table.next_hand_over() {
             Some(end) => end,

@@ -103,9 +103,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-pub(crate) use self::query::Caps;
+pub(crate) use self::query::MaxTimes;
 use self::query::Query;
-use crate::lease::{Fence, Standing};
+use crate::lease::{Fence, LeaseView};
 use crate::refusal::Refusal;
 
 mod query;
@@ -187,7 +187,7 @@ pub(crate) enum Malformed {
 
 impl<'a> Request<'a> {
     /// Reads a request target: a path, or a whole `http://` address as a proxy would send it.
-    pub fn parse(target: &'a str, caps: &Caps) -> Result<Self, Malformed> {
+    pub fn parse(target: &'a str, caps: &MaxTimes) -> Result<Self, Malformed> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let Path {
             verb,
@@ -414,9 +414,9 @@ pub(crate) struct Reply {
 pub(crate) enum Answer {
     Yes,
     /// A granted LOCK or RENEW.
-    Lease(Standing),
+    Lease(LeaseView),
     /// A VERIFY by the holder.
-    Holder(Standing),
+    Holder(LeaseView),
     /// With a sentence where the question was not understood.
     No {
         result: Refusal,
@@ -467,12 +467,12 @@ impl Reply {
     }
 
     /// The requester has just been granted this, or has renewed it.
-    pub fn lease(lease: Standing) -> Self {
+    pub fn lease(lease: LeaseView) -> Self {
         Reply::ok(Answer::Lease(lease))
     }
 
     /// The requester holds the key, under this grant.
-    pub fn holder(lease: Standing) -> Self {
+    pub fn holder(lease: LeaseView) -> Self {
         Reply::ok(Answer::Holder(lease))
     }
 
@@ -540,8 +540,8 @@ impl Reply {
         );
         let _ = match &self.answer {
             Answer::No { result, .. } => write!(reply, "{LOCK_RESULT}: {result}\r\n"),
-            Answer::Lease(Standing { left, fence, .. })
-            | Answer::Holder(Standing { left, fence, .. }) => write!(
+            Answer::Lease(LeaseView { left, fence, .. })
+            | Answer::Holder(LeaseView { left, fence, .. }) => write!(
                 reply,
                 "{LOCK_EXPIRES_IN}: {}\r\n{LOCK_FENCE}: {fence}\r\n",
                 Seconds(*left)

@@ -7,23 +7,25 @@ use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
-use crate::admission::Admission;
-use crate::capacity;
-use crate::child::Child;
-use crate::classic::ClassicDoor;
+use self::child::Child;
+use self::serve::{Listeners, Process, serve, start_failed};
+use self::stop::{Stop, StopSignals};
 use crate::client::{Client, Transport};
 use crate::error::Error;
 use crate::host::host_and_port;
-use crate::http::FrontDoor;
-use crate::listener;
-use crate::manager::LockManager;
 use crate::options::Options;
-use crate::protocol::Caps;
-use crate::service::Service;
-use crate::stop::{Stop, StopSignals};
-use crate::table::{Limits, Terms};
+
+mod access;
+mod child;
+mod classic;
+mod handler;
+mod http;
+mod limits;
+mod listen;
+mod serve;
+mod stop;
+mod workers;
 
 /// A lock server: in a child process with [`start`](Server::start), in threads of this process with
 /// [`spawn`](Server::spawn), or in the thread that calls [`run`](Server::run).
@@ -61,12 +63,6 @@ struct Bound {
     listeners: Option<Listeners>,
     /// What all clients of this server share.
     transport: Transport,
-}
-
-/// What the server serves on.
-pub(crate) struct Listeners {
-    pub http: TcpListener,
-    pub classic: Option<TcpListener>,
 }
 
 /// Where the server runs.
@@ -124,15 +120,6 @@ impl Threads {
     }
 }
 
-/// Whose the process is that the server runs in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Process {
-    /// The server's: its limits are raised, and its memory is given back.
-    Own,
-    /// The program's, which the server leaves as it is.
-    Shared,
-}
-
 impl Server {
     /// A server with these options. Nothing happens until it is started or run.
     pub fn new(options: Options) -> Self {
@@ -144,8 +131,8 @@ impl Server {
     }
 
     /// Takes its ports, so that [`port`](Self::port) and [`classic_port`](Self::classic_port) are known;
-    /// [`start`](Self::start) and [`run`](Self::run) do it themselves if need be. The address for HTTP; of a
-    /// server that was started, that of then. A busy port is tried again as
+    /// [`start`](Self::start) and [`run`](Self::run) do it themselves if need be. Returns the HTTP address; for a
+    /// started server, the one it was started on. A busy port is tried again as
     /// [`Options::reconnect_attempts`] and [`Options::time_between_attempts`] say.
     ///
     /// # Errors
@@ -203,8 +190,8 @@ impl Server {
     /// the address for HTTP once it serves. No process is made and no signal is handled; any number of
     /// servers may be spawned at the same time.
     ///
-    /// It has as many clients as this process may still open descriptors for, two for each, and does not raise
-    /// that limit. It logs through this program's [`log`] and ignores [`Options::outlive_parent`] and
+    /// It has as many clients as this process may still open descriptors for, two for each beside 40 of its own, and
+    /// does not raise that limit. It logs through this program's [`log`] and ignores [`Options::outlive_parent`] and
     /// [`Options::log_to`]. A program that is stopped (in a debugger, say) stops its server, too.
     ///
     /// # Errors
@@ -241,8 +228,8 @@ impl Server {
     }
 
     /// Serves in this process until SIGTERM, SIGINT or, if allowed, SHUTDOWN. Both signals are the
-    /// server's while it runs; where several run at once in one process, a signal ends them all, and what the
-    /// signals did before comes back with the end of the last. It raises this process's soft limit of
+    /// server's while it runs; where several run at once in one process, a signal ends them all. When the last
+    /// of them ends, the previous handlers are restored. It raises this process's soft limit of
     /// descriptors to the hard one, or as far as the machine has threads for the clients, and leaves it there.
     ///
     /// # Errors
@@ -251,16 +238,17 @@ impl Server {
     pub fn run(&mut self) -> Result<(), Error> {
         self.expect_not_running()?;
         // First of all, so that a signal that comes early ends it as one that comes late.
-        let stop = StopSignals::install().and_then(|signals| Stop::new(Some(signals), None));
-        let stop = Arc::new(stop.map_err(start_failed("cannot handle signals"))?);
+        let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
+        let stop = Stop::new(Some(&signals), None).map_err(start_failed("no descriptor left"))?;
+        let stop = Arc::new(stop);
         self.bind()?;
         let listeners = self.take_listeners()?;
         serve(listeners, &self.options, &stop, Process::Own, &|| ())
     }
 
     /// Stops the started or spawned server: LOCKs that wait are broken off, and the port is free on return. A process
-    /// is reaped; one that has not ended after 3 s is killed. Of a spawned server, threads whose connections have
-    /// ended stay for up to 5 s more, idle.
+    /// is reaped; one that has not ended after 3 s is killed. A spawned server gives the answers
+    /// that are being written half a second; threads whose connections have ended stay for up to 5 s more, idle.
     ///
     /// `false` if none was started or it had ended by itself.
     ///
@@ -304,8 +292,8 @@ impl Server {
         }
     }
 
-    /// The address that the server serves HTTP on. `None` before it was [bound](Self::bind). With `0.0.0.0` or
-    /// `::` as host it is that, and [`url`](Self::url) says how to reach it.
+    /// Returns the bound address, `0.0.0.0` or `::` included; [`url`](Self::url) returns one to connect to. `None`
+    /// before it was [bound](Self::bind).
     pub fn addr(&self) -> Option<SocketAddr> {
         self.bound.as_ref().map(|bound| bound.address)
     }
@@ -436,111 +424,5 @@ impl fmt::Debug for Server {
             )
             .field("pid", &self.running.as_ref().map(Running::pid))
             .finish()
-    }
-}
-
-/// How often memory is given back.
-const TRIM_EVERY: Duration = Duration::from_secs(5);
-
-/// How long the answers being written get before the server ends.
-const FINISH: Duration = Duration::from_millis(500);
-
-/// Serves on bound listeners until it is asked to stop. Calls `serving` once it serves.
-pub(crate) fn serve(
-    listeners: Listeners,
-    options: &Options,
-    stop: &Arc<Stop>,
-    process: Process,
-    serving: &dyn Fn(),
-) -> Result<(), Error> {
-    let Listeners { http, classic } = listeners;
-    let address = http
-        .local_addr()
-        .map_err(start_failed("the listener has no address"))?;
-    let clients = match process {
-        Process::Own => capacity::raise(),
-        Process::Shared => capacity::left(),
-    };
-    let clients = clients.map_err(start_failed("too few descriptors"))?;
-    if process == Process::Own {
-        capacity::spread_sleepers();
-    }
-    let limits = Limits {
-        keys: options.max_keys,
-        // Some are left for those who unlock.
-        waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
-    };
-    let service = service(options, address, limits, stop)?;
-    let classic = classic
-        .map(|listener| {
-            listener::prepare(&listener)?;
-            ClassicDoor::open(listener, service.clone(), clients)
-        })
-        .transpose()
-        .map_err(start_failed("cannot serve classic clients"))?;
-    let mut door = listener::prepare(&http)
-        .and_then(|()| FrontDoor::open(http, service))
-        .map_err(start_failed("cannot serve"))?;
-    log::info!(
-        "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
-        limits.waiters
-    );
-    if !address.ip().is_loopback() {
-        log::warn!(
-            "{address} can be reached from other machines, and names are not credentials: whoever reaches it can lock and unlock"
-        );
-    }
-    serving();
-    let mut next_trim = Instant::now() + TRIM_EVERY;
-    while !door.tend() {
-        if process == Process::Own && Instant::now() >= next_trim {
-            capacity::give_back_memory();
-            next_trim = Instant::now() + TRIM_EVERY;
-        }
-    }
-    stop.log_reason();
-    let until = Instant::now() + FINISH;
-    if let Some(classic) = &classic {
-        classic.refuse();
-    }
-    door.close(until);
-    if let Some(classic) = classic {
-        classic.close(until);
-    }
-    log::info!("ended");
-    Ok(())
-}
-
-/// What answers the questions of both doors.
-fn service(
-    options: &Options,
-    address: SocketAddr,
-    limits: Limits,
-    stop: &Arc<Stop>,
-) -> Result<Arc<Service>, Error> {
-    let terms = Terms {
-        lock_timeout: options.lock_timeout,
-        lock_attempt_timeout: options.lock_attempt_timeout,
-    };
-    let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
-    Ok(Arc::new(Service {
-        manager,
-        admission: Admission {
-            allow_shutdown: options.allow_shutdown,
-            host: options.bare_host().into(),
-            loopback: address.ip().is_loopback(),
-        },
-        caps: Caps {
-            lock_timeout: options.longest_lock_timeout(),
-            lock_attempt_timeout: options.longest_lock_attempt_timeout(),
-        },
-        stop: stop.clone(),
-    }))
-}
-
-pub(crate) fn start_failed(reason: &'static str) -> impl Fn(io::Error) -> Error {
-    move |source| Error::CannotStart {
-        reason: reason.into(),
-        source: Some(source),
     }
 }

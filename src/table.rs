@@ -14,17 +14,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use self::orphans::{Claim, Orphans};
+use self::reserved::{Claim, Reserved};
 use crate::lease::{Fence, Grant, Key, RequestId, Requester};
 use crate::refusal::Refusal;
 
-mod orphans;
+mod reserved;
 
 /// How long a place in a queue is kept for a requester whose connection broke.
 ///
 /// Long enough to notice it, connect anew and ask again; short enough that a queue which moved on
 /// is not surprised by somebody of long ago.
-pub(crate) const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+pub(crate) const RESERVED_FOR: Duration = Duration::from_secs(2);
 
 /// How much the table takes in. Beyond it an acquire is refused as [`Refusal::Full`].
 #[derive(Clone, Copy, Debug)]
@@ -82,8 +82,8 @@ pub(crate) struct HandOver<W> {
 /// `W` is whatever the caller needs to tell a waiter of its grant.
 pub(crate) struct LockTable<W> {
     entries: HashMap<Key, Entry<W>>,
-    ends: Ends,
-    orphans: Orphans,
+    ends: ExpiryIndex,
+    reserved: Reserved,
     /// Grants that the caller has not yet been told of.
     handed_over: Vec<HandOver<W>>,
     /// Waiters who had gone when their turn came, of whom the caller has not yet been told.
@@ -101,7 +101,7 @@ type End = (Instant, Fence);
 
 /// Every lease by its end, in one of two indices.
 #[derive(Default)]
-struct Ends {
+struct ExpiryIndex {
     /// The leases that somebody waits behind: each is an appointment to keep.
     contended: BTreeMap<End, Key>,
     /// The leases that nobody waits behind: memory to be freed some time.
@@ -146,8 +146,8 @@ impl<W> LockTable<W> {
     pub fn new(limits: Limits, first_fence: Fence) -> Self {
         LockTable {
             entries: HashMap::new(),
-            ends: Ends::default(),
-            orphans: Orphans::default(),
+            ends: ExpiryIndex::default(),
+            reserved: Reserved::default(),
             handed_over: Vec::new(),
             gone: Vec::new(),
             waiters: 0,
@@ -178,7 +178,7 @@ impl<W> LockTable<W> {
         request: Option<&str>,
         handle: impl FnOnce() -> W,
     ) -> Acquired<W> {
-        self.settle(now, key);
+        self.expire_key(now, key);
         if self.entries.len() >= self.limits.keys && !self.entries.contains_key(key) {
             // A lapsed key that nobody has asked for since is no longer held.
             self.expire(now, 1);
@@ -256,7 +256,7 @@ impl<W> LockTable<W> {
 
     /// Who holds the key, if anyone does.
     pub fn holding(&mut self, now: Instant, key: &str) -> Option<Holding> {
-        self.settle(now, key);
+        self.expire_key(now, key);
         let entry = self.entries.get(key)?;
         Some(Holding {
             holder: entry.holder.clone(),
@@ -273,7 +273,7 @@ impl<W> LockTable<W> {
         requester: &str,
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
-        self.settle(now, key);
+        self.expire_key(now, key);
         let Some(Entry { holder, grant, .. }) = self.entries.get(key) else {
             return Err(Refusal::Free);
         };
@@ -310,24 +310,24 @@ impl<W> LockTable<W> {
     /// Takes a waiter out of its queue whose connection broke. `false` if it is no longer there.
     ///
     /// If its acquire carried an ID and its patience is not over, the place is kept for
-    /// [`ORPHAN_GRACE`]: the same acquire may come back to it.
-    pub fn orphan(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
+    /// [`RESERVED_FOR`]: the same acquire may come back to it.
+    pub fn reserve(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
         // What happened first counts: it may be this waiter's turn already.
-        self.settle(now, key);
+        self.expire_key(now, key);
         let claim = self.claim_of(now, key, ticket);
         if !self.abandon(key, ticket) {
             return false;
         }
         if let Some(claim) = claim {
-            let end = now + ORPHAN_GRACE;
+            let end = now + RESERVED_FOR;
             let most = self.limits.waiters;
-            self.orphans.remember(claim, ticket, end, most);
+            self.reserved.remember(claim, ticket, end, most);
         }
         true
     }
 
     /// Lets the key's lease run out if its time has come: the head of the queue then holds it.
-    pub fn settle(&mut self, now: Instant, key: &str) {
+    pub fn expire_key(&mut self, now: Instant, key: &str) {
         if let Some(entry) = self.entries.get(key)
             && entry.grant.expires <= now
         {
@@ -347,7 +347,7 @@ impl<W> LockTable<W> {
             self.hand_over(now, &key, ended);
         }
         let no_lapsed_left = self.free_lapsed(now, batch);
-        let no_orphans_left = self.orphans.expire(now, batch);
+        let no_orphans_left = self.reserved.expire(now, batch);
         no_lapsed_left && no_orphans_left
     }
 
@@ -389,7 +389,7 @@ impl<W> LockTable<W> {
 
     /// Whether there is nothing left that time would take away.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.orphans.is_empty()
+        self.entries.is_empty() && self.reserved.is_empty()
     }
 
     /// Frees up to `batch` lapsed keys that nobody waits for. `false` if more may be left over.
@@ -416,7 +416,7 @@ impl<W> LockTable<W> {
         request: Option<&str>,
     ) -> Grant {
         // Its place is good for nothing once it holds the key.
-        self.orphans.reclaim(now, key, requester, request);
+        self.reserved.reclaim(now, key, requester, request);
         let key = Key::from(key);
         let grant = Grant {
             expires: now + terms.lock_timeout,
@@ -444,7 +444,7 @@ impl<W> LockTable<W> {
         request: Option<&str>,
         handle: W,
     ) -> Ticket {
-        let kept = self.orphans.reclaim(now, key, requester, request);
+        let kept = self.reserved.reclaim(now, key, requester, request);
         let ticket = kept.unwrap_or(self.next_ticket);
         self.next_ticket += u64::from(kept.is_none());
         self.waiters += 1;
@@ -497,7 +497,7 @@ impl<W> LockTable<W> {
 
     /// Ends the key's lease, which ran until `ended`, and grants the key to the first waiter that
     /// was still there at that instant; one that has gone may come back to its place, as after
-    /// [`orphan`](Self::orphan). A late call changes neither who is next nor, because the
+    /// [`reserve`](Self::reserve). A late call changes neither who is next nor, because the
     /// lease counts from `now`, how long they have the key.
     fn hand_over(&mut self, now: Instant, key: &str, ended: Instant) {
         let Some(entry) = self.entries.get_mut(key) else {
@@ -516,8 +516,8 @@ impl<W> LockTable<W> {
             if let Some(request) = waiter.request {
                 let claim = (shared_key.clone(), waiter.requester, request);
                 let most = self.limits.waiters;
-                self.orphans
-                    .remember(claim, ticket, now + ORPHAN_GRACE, most);
+                self.reserved
+                    .remember(claim, ticket, now + RESERVED_FOR, most);
             }
             self.gone.push((ticket, waiter.handle));
         }
@@ -555,7 +555,7 @@ impl<W> LockTable<W> {
     }
 }
 
-impl Ends {
+impl ExpiryIndex {
     /// Where the entry's lease stands.
     fn index_of<W>(&mut self, entry: &Entry<W>) -> &mut BTreeMap<End, Key> {
         if entry.queue.is_some() {

@@ -217,14 +217,14 @@ fn a_lease_of_long_ago_releases_renews_and_verifies_nothing() {
     assert!(!client.verify(&stale).unwrap());
     assert_eq!(client.renew(&stale).unwrap(), None);
     assert!(!client.release(&stale).unwrap());
-    assert!(!client.unlock_under("KEYA", stale.fence).unwrap());
-    assert!(client.verify_under("KEYA", current.fence).unwrap());
+    assert!(!client.unlock_fenced("KEYA", stale.fence).unwrap());
+    assert!(client.verify_fenced("KEYA", current.fence).unwrap());
     let shorter = RenewOptions {
         lock_timeout: Some(ms(9000)),
         ..RenewOptions::default()
     };
     assert!(granted(client.renew_with("KEYA", &shorter)).remaining() <= ms(9000));
-    assert!(client.unlock_under("KEYA", current.fence).unwrap());
+    assert!(client.unlock_fenced("KEYA", current.fence).unwrap());
     assert_eq!(client.renew_with("KEYA", &shorter).unwrap(), None);
 }
 
@@ -533,7 +533,7 @@ fn a_release_that_is_not_known_to_have_come_in_time_is_an_error() {
     // Of which nobody knows how long it lasts.
     let lease = granted(server.client("CLIENT_A").lock("KEYA"));
     let error = client(proxy().port)
-        .unlock_under("KEYA", lease.fence)
+        .unlock_fenced("KEYA", lease.fence)
         .unwrap_err();
     assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
     assert_eq!(fence(&server, "KEYA"), None);

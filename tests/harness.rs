@@ -5,10 +5,12 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::proxy::{Break, Cut, Proxy};
 use common::{PATIENCE, Wire, ask, ms, options, start, until, waiting_wire};
 use lock_server::{
     CancelToken, Client, ClientOptions, Error, LockOptions, Options, Refusal, Server, Unreached,
@@ -145,6 +147,55 @@ fn a_server_says_where_it_is_and_a_client_finds_it_there() {
     assert!(named.try_lock("KEYA").unwrap().is_some());
     assert!(!client.locked_by_me("KEYA").unwrap());
     assert!(server.client("CLIENT_B").locked_by_me("KEYA").unwrap());
+}
+
+/// Run by the next test, with an environment of its own.
+#[test]
+#[ignore = "it is a process that another test starts"]
+fn program_under_test() {
+    let client = Client::from_env("CHILD").unwrap();
+    println!("at {}", client.address());
+    drop(client.guard("KEYA").unwrap());
+}
+
+#[test]
+fn a_program_under_test_finds_the_server_by_its_environment() {
+    let server = start(options());
+    let program = |environment: &[(&str, String)]| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "program_under_test", "--ignored", "--nocapture"])
+            .env_remove("LOCK_SERVER")
+            .envs(environment.iter().cloned())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success(), said)
+    };
+    let (success, said) = program(&server.env());
+    assert!(
+        success && said.contains(&format!("at 127.0.0.1:{}", server.port())),
+        "{said}"
+    );
+    let (_, said) = program(&[]);
+    assert!(said.contains("at 127.0.0.1:8004"), "{said}");
+    let (success, said) = program(&[("LOCK_SERVER", "nonsense:".into())]);
+    assert!(!success && !said.contains("at "), "{said}");
+}
+
+#[test]
+fn two_spawned_servers_with_one_port_number_keep_to_their_own_connections() {
+    let one = spawned(patient());
+    let port = one.port();
+    let mut other = Server::new(Options {
+        host: "127.0.0.2".into(),
+        port,
+        ..patient()
+    });
+    other.spawn().expect("another address, so the port is free");
+    let mut kept = Wire::to(&one);
+    assert_eq!(kept.ask("/PING").body, "1\n");
+    assert!(other.stop().unwrap());
+    assert_eq!(kept.ask("/PING").body, "1\n");
 }
 
 #[test]
@@ -361,6 +412,80 @@ fn a_wait_is_called_off_from_another_thread_and_leaves_the_queue() {
     let late = server.client("CLIENT_B").lock_with("KEYA", &waits);
     assert_eq!(reason(late), Refusal::Cancelled);
     assert!(!server.client("CLIENT_B").is_locked("KEYA").unwrap());
+}
+
+/// Of 200 that were called off while their LOCK was on its way, 2 waited on for their whole patience.
+#[test]
+fn a_wait_that_is_called_off_as_it_begins_ends_and_holds_nothing() {
+    let server = start(patient());
+    let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
+    let client = server.client("CLIENT_B");
+    let begun = Instant::now();
+    for round in 0..200 {
+        // Free in every other round: then it may be granted right before.
+        let key = if round % 2 == 0 { "KEYA" } else { "KEYB" };
+        let cancel = CancelToken::new();
+        let waits = LockOptions {
+            cancel: Some(cancel.clone()),
+            ..LockOptions::endless()
+        };
+        let waiter = client.clone();
+        let waiting = thread::spawn(move || waiter.lock_with(key, &waits));
+        thread::sleep(Duration::from_micros(round * 10));
+        cancel.cancel();
+        match waiting.join().unwrap() {
+            Ok(lease) => assert!(client.release(&lease).unwrap(), "a lease that is none"),
+            refused => assert_eq!(reason(refused), Refusal::Cancelled),
+        }
+        assert!(!client.locked_by_me(key).unwrap(), "round {round}");
+        assert_eq!(waiters(&server, "KEYA"), 0, "round {round}");
+    }
+    assert!(begun.elapsed() < PATIENCE, "one waited on");
+    assert!(server.client("CLIENT_A").release(&held).unwrap());
+}
+
+#[test]
+fn one_token_calls_off_waits_for_two_keys_under_one_request_id() {
+    let server = start(patient());
+    let _held = server.client("CLIENT_A").lock("KEYB").unwrap().unwrap();
+    let cancel = CancelToken::new();
+    let waits = LockOptions {
+        request: Some("one".into()),
+        cancel: Some(cancel.clone()),
+        ..LockOptions::endless()
+    };
+    let client = server.client("CLIENT_B");
+    let waiting = thread::spawn({
+        let (client, waits) = (client.clone(), waits.clone());
+        move || client.lock_with("KEYB", &waits)
+    });
+    until("it waits", || waiters(&server, "KEYB") == 1);
+    client.lock_with("KEYA", &waits).unwrap();
+    cancel.cancel();
+    assert_eq!(reason(waiting.join().unwrap()), Refusal::Cancelled);
+}
+
+#[test]
+fn a_wait_outlives_any_number_of_broken_connections() {
+    let server = start(patient());
+    let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
+    let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
+    let options = ClientOptions {
+        reconnect_attempts: 1,
+        time_between_attempts: ms(10),
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options("CLIENT_B", "127.0.0.1", proxy.port, options);
+    let waiting = thread::spawn(move || client.lock_with("KEYA", &LockOptions::endless()));
+    for _ in 0..3 {
+        until("it waits", || waiters(&server, "KEYA") == 1);
+        // Long enough that it was a wait and no failure.
+        thread::sleep(ms(1200));
+        proxy.break_off();
+        proxy.mend();
+    }
+    assert!(server.client("CLIENT_A").release(&held).unwrap());
+    assert!(waiting.join().unwrap().is_ok());
 }
 
 #[test]

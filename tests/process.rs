@@ -29,6 +29,8 @@ fn main() {
         Ok("runs") => return two_runs(),
         Ok("limited") => return limited(),
         Ok("killed") => return killed_while_it_starts(),
+        Ok("no network") => return without_network(),
+        Ok("pre-forking") => return pre_forking(),
         Ok("secure") => return secure(),
         Ok(role) => panic!("no role {role}"),
         Err(_) => {}
@@ -118,6 +120,14 @@ fn main() {
         (
             "a_child_that_does_not_serve_says_why",
             a_child_that_does_not_serve_says_why,
+        ),
+        (
+            "a_start_without_loopback_says_so_at_once",
+            a_start_without_loopback_says_so_at_once,
+        ),
+        (
+            "a_signal_to_a_forked_worker_ends_the_worker_and_not_the_server",
+            a_signal_to_a_forked_worker_ends_the_worker_and_not_the_server,
         ),
         (
             "a_stopped_child_is_woken_to_end_in_good_order",
@@ -528,7 +538,6 @@ fn beside_busy_threads<R>(call: impl FnOnce() -> R) -> R {
 /// was not answered, and each `stop` took 3 s.
 fn servers_started_beside_busy_threads_serve_and_end_after_six_seconds() {
     let count = number("LOCK_SERVER_TEST_STARTS", 30);
-    let begun = Instant::now();
     let servers: Vec<Server> = beside_busy_threads(|| {
         let brief = || Options {
             lock_attempt_timeout: ms(50),
@@ -536,8 +545,8 @@ fn servers_started_beside_busy_threads_serve_and_end_after_six_seconds() {
         };
         (0..count).map(|_| start(brief())).collect()
     });
-    let alive = Duration::from_secs(6).saturating_sub(begun.elapsed());
-    thread::sleep(alive);
+    // Each of them lives for as long at least.
+    thread::sleep(Duration::from_secs(6));
     let mut slowest = Duration::ZERO;
     for mut server in servers {
         ask(&server, "/LOCK/KEYA/CLIENT_A");
@@ -626,7 +635,7 @@ fn a_child_that_does_not_serve_says_why() {
     let mut role = Role::of("limited", "");
     let mut said = String::new();
     role.output.read_to_string(&mut said).unwrap();
-    for expected in ["too few descriptors", "may have 43", "ulimit -n"] {
+    for expected in ["too few descriptors", "may open 43", "needs 44"] {
         assert!(said.contains(expected), "no {expected:?} in {said}");
     }
     role.process.wait().unwrap();
@@ -636,6 +645,56 @@ fn a_child_that_does_not_serve_says_why() {
 fn limited() {
     common::limit_descriptors(std::process::id(), 43);
     println!("{}", Server::new(options()).start().unwrap_err());
+}
+
+fn a_start_without_loopback_says_so_at_once() {
+    if !nix::unistd::geteuid().is_root() {
+        return print!("not shown: only root can leave the network ... ");
+    }
+    let mut role = Role::of("no network", "");
+    let mut said = String::new();
+    role.output.read_to_string(&mut said).unwrap();
+    assert!(said.contains("no answer comes from it"), "{said}");
+    assert!(said.contains("Unreachable"), "{said}");
+    role.process.wait().unwrap();
+}
+
+/// In a network of its own, whose loopback is down.
+fn without_network() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let error = Server::new(options()).start().unwrap_err();
+    println!("{error}: {error:?}");
+}
+
+fn a_signal_to_a_forked_worker_ends_the_worker_and_not_the_server() {
+    let mut role = Role::of("pre-forking", "");
+    assert_eq!(
+        role.read_pid(),
+        1,
+        "the worker is gone, and the server answers"
+    );
+    role.finish();
+}
+
+/// Serves in this process, and has a worker that the C library forked.
+fn pre_forking() {
+    let mut server = Server::new(options());
+    let port = server.bind().unwrap().port();
+    thread::spawn(move || server.run());
+    let client = Client::new("CLIENT_A", "127.0.0.1", port);
+    until("it serves", || client.ping());
+    let (pids, told) = std::sync::mpsc::channel();
+    let worker = in_forked_child_of(
+        || {
+            thread::sleep(PATIENCE);
+            true
+        },
+        |pid| pids.send(pid).unwrap(),
+    );
+    kill(told.recv().unwrap(), Signal::SIGTERM);
+    let ended_by_itself = worker.join().unwrap();
+    thread::sleep(ms(200));
+    println!("{}", i32::from(!ended_by_itself && client.ping()));
 }
 
 fn a_stopped_child_is_woken_to_end_in_good_order() {
@@ -668,7 +727,10 @@ fn the_orders_of_a_start_make_no_other_program_a_server() {
     // As a program finds itself that inherits the variable, but no orders.
     let output = Command::new(std::env::current_exe().unwrap())
         .arg("no-test-of-this-name")
-        .env("LOCK_SERVER_STARTED_BY", std::process::id().to_string())
+        .env(
+            concat!("LOCK_SERVER_", env!("CARGO_PKG_VERSION"), "_STARTED_BY"),
+            std::process::id().to_string(),
+        )
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -810,6 +872,14 @@ fn a_client_on_both_sides_of_a_fork_gets_its_own_answers() {
 
 /// Whether this is true in a child that the C library forks; the answer comes later.
 fn in_forked_child(call: impl FnOnce() -> bool) -> thread::JoinHandle<bool> {
+    in_forked_child_of(call, |_| ())
+}
+
+/// As [`in_forked_child`]; and its number.
+fn in_forked_child_of(
+    call: impl FnOnce() -> bool,
+    forked: impl FnOnce(u32),
+) -> thread::JoinHandle<bool> {
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
     // SAFETY: the C library's fork leaves its locks free in the child, which ends without unwinding or running
@@ -821,6 +891,7 @@ fn in_forked_child(call: impl FnOnce() -> bool) -> thread::JoinHandle<bool> {
             unsafe { nix::libc::_exit(i32::from(!matches!(ok, Ok(true)))) }
         }
         ForkResult::Parent { child } => {
+            forked(child.as_raw() as u32);
             thread::spawn(move || matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))))
         }
     }

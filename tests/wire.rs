@@ -252,7 +252,7 @@ fn what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing() {
         ("/", 404, "no-such-verb", "no such verb"),
         ("/lock/KEYA/CLIENT_A", 404, "no-such-verb", "no such verb"),
         ("/STATUS", 404, "no-such-verb", "no such verb"),
-        ("/SHUTDOWN", 403, "forbidden", "--allow-shutdown"),
+        ("/SHUTDOWN", 403, "forbidden", "allow_shutdown"),
     ];
     for (path, status, result, sentence) in cases {
         let reply = ask(&server, path);

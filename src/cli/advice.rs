@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::iter::successors;
 use std::net::IpAddr;
 
-use lock_server::{Error, Unreached};
+use lock_server::{Error, Refusal, Unreached};
 
 /// An error with what is behind it and, where there is something to do, what. One line.
 pub fn explain(error: &Error) -> String {
@@ -21,6 +21,9 @@ fn advice(error: &Error) -> Option<String> {
     Some(match error {
         Error::CannotListen { option, source, .. } => {
             return advice_on_listening(option, source.kind()).map(String::from);
+        }
+        Error::Refused { reason, .. } if *reason == Refusal::Forbidden => {
+            "the server allows it if it was started with --allow-shutdown".into()
         }
         Error::AlreadyStarted { .. } => "stop it first".into(),
         Error::Unreachable {

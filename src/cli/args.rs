@@ -12,7 +12,7 @@ pub use self::client::{
     Check, Exec, Lock, Ping, Question, Renew, Shutdown, Target, Unlock, Verify,
 };
 pub use self::server::{Restart, Run, ServerArgs, Start, Status, Stop};
-use crate::cli::failure::{Failure, USAGE};
+use crate::cli::exit::{Failure, USAGE};
 use crate::cli::usage;
 
 /// The verb whose arguments end at `--`.

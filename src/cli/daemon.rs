@@ -9,9 +9,9 @@ use lock_server::{Client, Error, Options, Server};
 
 use crate::cli::advice::explain;
 use crate::cli::args::{ServerArgs, Status, Stop};
-use crate::cli::failure::{FAILED, Failure};
+use crate::cli::endpoint::Endpoint;
+use crate::cli::exit::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
-use crate::cli::place::Place;
 use crate::cli::print;
 
 /// Starts a server, and returns once it answers.
@@ -52,7 +52,7 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         return start_with(args.options, &pid_file);
     };
     // Options that cannot serve are found out while the running server still does. Its own ports will be free.
-    let free = |port| if record.place.has(port) { 0 } else { port };
+    let free = |port| if record.endpoint.has(port) { 0 } else { port };
     let trial = Options {
         port: free(args.options.port),
         classic_port: args.options.classic_port.map(free),
@@ -60,7 +60,7 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     };
     Server::new(trial).bind()?;
     let lost = record
-        .place
+        .endpoint
         .classic_port
         .filter(|_| args.options.classic_port.is_none());
     end(&record, &pid_file)?;
@@ -84,14 +84,14 @@ pub fn status(args: Status) -> Result<ExitCode, Failure> {
     let path = pid_file.path();
     let state = match pid_file.find()? {
         Found::Running(record) => {
-            let (pid, place) = (record.process.pid, record.place);
-            let here = place.reachable();
+            let (pid, endpoint) = (record.process.pid, record.endpoint);
+            let here = endpoint.reachable();
             if Client::new("status", &here.ip().to_string(), here.port()).ping() {
-                return Ok(print(&format!("running, process {pid}, on {place}")));
+                return Ok(print(&format!("running, process {pid}, on {endpoint}")));
             }
             format!(
                 "process {pid} runs but does not answer on {}",
-                place.address
+                endpoint.address
             )
         }
         Found::Nothing => match without_pid_file(&host, port, &pid_file) {
@@ -127,25 +127,27 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
         log_to: log_to.map_err(|error| Failure::system("no current directory", error))?,
         ..options
     });
-    let place = Place::bind(&mut server)?;
-    if !place.address.ip().is_loopback() {
+    let endpoint = Endpoint::bind(&mut server)?;
+    if !endpoint.address.ip().is_loopback() {
         // The daemon may have no log. Nobody has to read it.
         let _ = writeln!(
             io::stderr(),
-            "lock-server: {place} can be reached from other machines, and names are not credentials: \
+            "lock-server: {endpoint} can be reached from other machines, and names are not credentials: \
              whoever reaches it can lock and unlock"
         );
     }
     // The child would keep the directory from being unmounted or removed.
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
     let pid = server.start()?;
-    if let Err(failure) = pid_file.write(pid, place) {
+    if let Err(failure) = pid_file.write(pid, endpoint) {
         // Nobody would find a server without a record again.
         server.stop()?;
         return Err(failure);
     }
     // It serves, whether or not anybody reads that.
-    print(&format!("started lock-server, process {pid}, on {place}"));
+    print(&format!(
+        "started lock-server, process {pid}, on {endpoint}"
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -15,8 +15,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 
-use crate::cli::failure::{FAILED, Failure, USAGE};
-use crate::cli::place::Place;
+use crate::cli::endpoint::Endpoint;
+use crate::cli::exit::{FAILED, Failure, USAGE};
 use crate::cli::process::Process;
 
 /// More than the lines take.
@@ -33,7 +33,7 @@ pub struct Record {
     /// The server's process.
     pub process: Process,
     /// What it listens on.
-    pub place: Place,
+    pub endpoint: Endpoint,
 }
 
 /// What stands at a pid file's place.
@@ -87,7 +87,7 @@ impl PidFile {
             Found::Running(record) => format!(
                 "already running, process {}, on {}, says {}; stop it, or give another --pid-file",
                 record.process.pid,
-                record.place,
+                record.endpoint,
                 self.path()
             ),
             Found::Foreign(why) => format!(
@@ -100,17 +100,17 @@ impl PidFile {
 
     /// Puts the record of a server that has just been started there, in one step, so that nobody reads
     /// half of it.
-    pub fn write(&self, pid: u32, place: Place) -> Result<Record, Failure> {
+    pub fn write(&self, pid: u32, endpoint: Endpoint) -> Result<Record, Failure> {
         let Some(process) = Process::living(pid) else {
             let message = format!("process {pid} has ended at once, or /proc is not mounted");
             return Err(Failure::new(FAILED, message));
         };
-        let mut text = format!("{pid}\n{}\n{}\n", place.address, process.started);
-        if let Some(port) = place.classic_port {
+        let mut text = format!("{pid}\n{}\n{}\n", endpoint.address, process.started);
+        if let Some(port) = endpoint.classic_port {
             text += &format!("{port}\n");
         }
         write(&self.path, &text).map_err(|error| self.failed("write", error))?;
-        Ok(Record { process, place })
+        Ok(Record { process, endpoint })
     }
 
     /// Removes a stale file.
@@ -199,12 +199,12 @@ fn judge(text: &str) -> Found {
             "it names process {pid}, but lock-server did not write it"
         ));
     };
-    let place = Place {
+    let endpoint = Endpoint {
         address,
         classic_port,
     };
     match Process::living(pid) {
-        Some(process) if process.started == started => Found::Running(Record { process, place }),
+        Some(process) if process.started == started => Found::Running(Record { process, endpoint }),
         Some(_) => Found::Stale(format!("process {pid} is another program by now")),
         None => Found::Stale(format!("process {pid} has ended")),
     }
@@ -245,18 +245,18 @@ mod tests {
     fn the_record_of_a_living_process_is_believed() {
         let process = this_process();
         let text = format!("{}\n[::1]:8004\n{}\n", process.pid, process.started);
-        let place = Place {
+        let endpoint = Endpoint {
             address: "[::1]:8004".parse().expect("an address"),
             classic_port: None,
         };
-        assert_eq!(judge(&text), Found::Running(Record { process, place }));
-        let classic = Place {
+        assert_eq!(judge(&text), Found::Running(Record { process, endpoint }));
+        let classic = Endpoint {
             classic_port: Some(8005),
-            ..place
+            ..endpoint
         };
         let expected = Found::Running(Record {
             process,
-            place: classic,
+            endpoint: classic,
         });
         assert_eq!(judge(&format!("{text}8005\n")), expected);
     }

@@ -4,14 +4,15 @@ use std::borrow::Cow;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::transport::{Answer, Failure, ServerTimes, Tries, name_of};
+use super::transport::{Answer, ServerTimes, name_of};
+use super::tries::Tries;
 use super::{Client, LockOptions, request_id};
 use crate::error::Error;
 use crate::lease::{Holder, Lease};
 use crate::protocol::{self, ParsedAnswer, Request};
 use crate::refusal::Refusal;
 
-/// How long what the server said of its times is believed: another one may be there by then.
+/// How long the server's times are cached; it may have been replaced since.
 const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// How long a LOCK listens for its answer before it asks again, on another connection: one that leads nowhere says
@@ -20,6 +21,10 @@ const TURN: Duration = Duration::from_secs(30);
 
 /// The shortest turn, where the server's longest wait is shorter than twice that.
 const LEAST_TURN: Duration = Duration::from_secs(1);
+
+/// A LOCK that was under way for so long was waiting in the queue. The tries are counted from there: a wait of hours
+/// may be interrupted any number of times.
+const QUEUED_AFTER: Duration = Duration::from_secs(1);
 
 /// How long to wait before an endless LOCK is asked anew that the server answered with a time-out.
 const LATE_PAUSE: Duration = Duration::from_millis(100);
@@ -53,9 +58,9 @@ impl Client {
         let Some(cancel) = &options.cancel else {
             return lock.run();
         };
-        cancel.enter(self, key, &request);
+        let number = cancel.enter(self, key, &request);
         let acquired = lock.run();
-        if cancel.leave(&request) {
+        if cancel.leave(number) {
             return acquired;
         }
         if let Ok(lease) = acquired {
@@ -245,14 +250,17 @@ impl<'a> Acquire<'a> {
                 Ok(answer) => return Ok(tries.answered(answer)),
                 Err(failure) => failure,
             };
-            if matches!(failure, Failure::Interrupted(_)) {
+            if failure.has_reached_the_server() {
                 since.get_or_insert(asked);
+                if asked.elapsed() >= QUEUED_AFTER {
+                    tries.begin_anew();
+                }
             }
             if turn.goes_on && failure.is_timeout() {
                 // A server that is there says so when it is asked for its times.
                 transport.note_times(None);
                 self.client.times(&self.question)?;
-                tries.note_wait();
+                tries.begin_anew();
                 continue;
             }
             self.pause(tries.failed(&turn.question, asked, failure)?);

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Client;
+
+/// How long after a wait was asked to leave its queue it is asked again.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// Calls waits off: those that were given a clone of it in [`LockOptions::cancel`](crate::LockOptions::cancel).
 ///
@@ -33,18 +36,21 @@ pub struct CancelToken(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     state: Mutex<State>,
-    cancelled: Condvar,
+    /// Tells that it was called off, or that a wait has ended.
+    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     is_cancelled: bool,
     waits: Vec<Wait>,
+    next_number: u64,
 }
 
 /// A LOCK that may be waiting at a server.
 #[derive(Clone)]
 struct Wait {
+    number: u64,
     client: Client,
     key: String,
     request: String,
@@ -58,18 +64,33 @@ impl CancelToken {
 
     /// Ends the waits that were given this, now and later: each returns
     /// [`Error::NotGranted`](crate::Error::NotGranted) with [`Refusal::Cancelled`](crate::Refusal::Cancelled), holds
-    /// nothing, and has left the queue. Asks the server for that, which takes up to
-    /// [`answer_timeout`](crate::ClientOptions::answer_timeout) for each where it does not answer. A LOCK that was
-    /// granted before stays granted.
+    /// nothing, and has left the queue. Asks the server for that and returns when they have ended, or when it has not
+    /// answered for [`answer_timeout`](crate::ClientOptions::answer_timeout). A LOCK that was granted before stays
+    /// granted.
     pub fn cancel(&self) {
-        let waits = {
-            let mut state = self.state();
-            state.is_cancelled = true;
-            self.0.cancelled.notify_all();
-            state.waits.clone()
-        };
-        for wait in waits {
-            wait.client.leave_queue(&wait.key, &wait.request);
+        self.state().is_cancelled = true;
+        self.0.changed.notify_all();
+        let begun = Instant::now();
+        loop {
+            let waits = self.state().waits.clone();
+            let waits: Vec<_> = waits
+                .into_iter()
+                .filter(|wait| begun.elapsed() < wait.client.answer_timeout())
+                .collect();
+            if waits.is_empty() {
+                return;
+            }
+            for wait in waits {
+                wait.client.leave_queue(&wait.key, &wait.request);
+            }
+            // One whose LOCK was still on its way has not heard of it yet, and is asked to leave again.
+            let waited =
+                self.0
+                    .changed
+                    .wait_timeout_while(self.state(), ASKED_AGAIN_AFTER, |state| {
+                        !state.waits.is_empty()
+                    });
+            drop(waited);
         }
     }
 
@@ -82,24 +103,30 @@ impl CancelToken {
     pub(super) fn sleep(&self, time: Duration) {
         let waited = self
             .0
-            .cancelled
+            .changed
             .wait_timeout_while(self.state(), time, |state| !state.is_cancelled);
         drop(waited);
     }
 
-    /// Notes a LOCK that is about to wait.
-    pub(super) fn enter(&self, client: &Client, key: &str, request: &str) {
-        self.state().waits.push(Wait {
+    /// Notes a LOCK that is about to wait, and returns its number.
+    pub(super) fn enter(&self, client: &Client, key: &str, request: &str) -> u64 {
+        let mut state = self.state();
+        let number = state.next_number;
+        state.next_number += 1;
+        state.waits.push(Wait {
+            number,
             client: client.clone(),
             key: key.into(),
             request: request.into(),
         });
+        number
     }
 
     /// Forgets a LOCK that waits no more. `false` if it was called off before.
-    pub(super) fn leave(&self, request: &str) -> bool {
+    pub(super) fn leave(&self, number: u64) -> bool {
         let mut state = self.state();
-        state.waits.retain(|wait| wait.request != request);
+        state.waits.retain(|wait| wait.number != number);
+        self.0.changed.notify_all();
         !state.is_cancelled
     }
 

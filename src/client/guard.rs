@@ -7,24 +7,18 @@ use std::fmt;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Client;
-use super::renewal::{Renewal, Renewer};
+use super::held::{Held, LEAST_TRY, LateRelease, due};
+use super::renewal::Renewer;
 use crate::error::Error;
-use crate::lease::{Fence, Lease};
+use crate::lease::Lease;
 use crate::protocol::{ParsedAnswer, Request};
 
 /// How long a drop waits for the UNLOCK. Less than the second that is promised.
 const LAST_WAIT: Duration = Duration::from_millis(900);
-
-/// The least that one try to renew gets.
-const LEAST_TRY: Duration = Duration::from_millis(100);
-
-/// Between two tries to renew.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// A key that stays locked until this is dropped, or the lease is lost.
 ///
@@ -41,6 +35,17 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 /// guard.check()?;                       // asks the server; Error::LeaseLost if it is lost
 /// // ... the other half, each write with guard.fence() ...
 /// assert!(guard.release()?);            // or drop it; this says whether it was held until now
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A guard can't be ignored by mistake: it unlocks at once.
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # fn main() -> Result<(), lock_server::Error> {
+/// # let client = lock_server::Client::new("CLIENT_A", "127.0.0.1", 8004);
+/// client.guard("KEYA")?;
 /// # Ok(())
 /// # }
 /// ```
@@ -150,11 +155,11 @@ impl Guard {
     /// already. It is not called when the guard is dropped or released. It takes the place of one that was given
     /// before. What it captures lives as long as the guard: it had better not be the guard.
     pub fn on_lost(&self, call: impl FnOnce() + Send + 'static) {
-        self.held.tell_of_loss(Box::new(call));
+        self.held.call_when_lost(Box::new(call));
     }
 
-    /// Unlocks the key, and says whether the lease stood until then. Said in so many words, it does so in a forked
-    /// process, too.
+    /// Unlocks the key, and returns whether the lease stood until then. Unlike a drop, it also unlocks in a forked
+    /// process.
     ///
     /// # Errors
     /// As [`Client::release`].
@@ -168,8 +173,7 @@ impl Guard {
         self.let_go().unwrap_or_else(|| self.lease())
     }
 
-    /// Unlocks the key, if it is held: at once, as far as the server answers soon, or in the background. `true` if it
-    /// is done.
+    /// Sends the UNLOCK, or hands it to the renewer. `true` if the server answered, or there is nothing to unlock.
     fn unlock(&self, at_once: bool) -> bool {
         let Some(lease) = self.let_go() else {
             return true;
@@ -191,7 +195,9 @@ impl Guard {
 
     /// Ends the renewals. The lease, unless it is over or was let go before.
     fn let_go(&self) -> Option<Lease> {
-        self.renewer.remove(self.number);
+        if self.process == process::id() {
+            self.renewer.remove(self.number);
+        }
         self.held.let_go()
     }
 }
@@ -264,271 +270,9 @@ impl Deref for Guards {
     }
 }
 
-/// What the guard and the renewer share.
-struct Held {
-    client: Client,
-    key: String,
-    fence: Fence,
-    state: Mutex<State>,
-}
-
-struct State {
-    lease: Lease,
-    /// When to renew it.
-    due: Instant,
-    is_lost: bool,
-    /// There is nothing to unlock in the end.
-    is_over: bool,
-    /// The guard is no more.
-    is_let_go: bool,
-    on_lost: Option<Box<dyn FnOnce() + Send>>,
-}
-
-impl State {
-    /// Looks at the clock: what has run out is lost, and what is lost stays so.
-    fn is_held(&mut self) -> bool {
-        self.is_lost |= self.lease.remaining().is_zero();
-        !self.is_lost
-    }
-}
-
-impl Held {
-    fn new(client: &Client, lease: Lease) -> Self {
-        Held {
-            client: client.clone(),
-            key: lease.key.clone(),
-            fence: lease.fence,
-            state: Mutex::new(State {
-                due: due(&lease),
-                lease,
-                is_lost: false,
-                is_over: false,
-                is_let_go: false,
-                on_lost: None,
-            }),
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic is done under it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes in what a try to renew came to. What comes after the end is too late.
-    fn tried(&self, renewed: Result<Option<Lease>, Error>) {
-        let mut state = self.state();
-        // A guard that was let go meanwhile may have unlocked the key itself.
-        if state.is_let_go || !state.is_held() {
-            return;
-        }
-        match renewed {
-            Ok(Some(lease)) => {
-                state.due = due(&lease);
-                state.lease = lease;
-            }
-            Ok(None) => {
-                drop(state);
-                self.lose();
-            }
-            Err(error) => {
-                let left = state.lease.remaining();
-                let pause = (left / 10).clamp(PAUSES.0, PAUSES.1);
-                state.due = Instant::now() + pause;
-                drop(state);
-                log::debug!("not renewed, {left:?} left, trying again in {pause:?}: {error}");
-            }
-        }
-    }
-
-    fn tell_of_loss(&self, call: Box<dyn FnOnce() + Send>) {
-        let mut state = self.state();
-        if state.is_held() {
-            let before = state.on_lost.replace(call);
-            // What drops with it may ask the guard.
-            drop(state);
-            return drop(before);
-        }
-        drop(state);
-        call();
-    }
-
-    /// The server has said that the lease is over.
-    fn lose(&self) {
-        let mut state = self.state();
-        state.is_lost = true;
-        state.is_over = true;
-        drop(state);
-        self.call_on_lost();
-    }
-
-    /// Tells of the loss, once.
-    fn call_on_lost(&self) {
-        let mut state = self.state();
-        let call = match state.is_let_go {
-            true => None,
-            false => state.on_lost.take(),
-        };
-        drop(state);
-        let Some(call) = call else {
-            return;
-        };
-        let thread = thread::Builder::new().name("lock-lost".into());
-        let call = Arc::new(Mutex::new(Some(call)));
-        let theirs = call.clone();
-        let take = |call: &Mutex<Option<_>>| {
-            let mut call = call.lock().unwrap_or_else(PoisonError::into_inner);
-            call.take()
-        };
-        let run = move || {
-            if let Some(call) = take(&theirs) {
-                call();
-            }
-        };
-        if thread.spawn(run).is_err()
-            && let Some(call) = take(&call)
-        {
-            // A panic of the call has been reported; the renewals go on.
-            let _ = panic::catch_unwind(AssertUnwindSafe(call));
-        }
-    }
-
-    /// Ends the renewals. The lease, unless it is over or was let go before.
-    fn let_go(&self) -> Option<Lease> {
-        let mut state = self.state();
-        let is_held = !state.is_let_go && !state.is_over;
-        state.is_let_go = true;
-        let on_lost = state.on_lost.take();
-        let lease = is_held.then(|| state.lease.clone());
-        // What drops with it may ask the guard.
-        drop(state);
-        drop(on_lost);
-        lease
-    }
-}
-
-impl Renewal for Held {
-    fn renew(&self, rest: Duration) -> Option<Instant> {
-        let mut state = self.state();
-        if state.is_let_go || state.is_over {
-            return None;
-        }
-        if !state.is_held() {
-            drop(state);
-            self.call_on_lost();
-            return None;
-        }
-        let (lease, left, due) = (state.lease.clone(), state.lease.remaining(), state.due);
-        drop(state);
-        if due <= Instant::now() {
-            // Half of what is left, to this lease and to the most urgent of the others: so there is time for more
-            // tries, and the first ones have the longest.
-            let most = self.client.transport.options.answer_timeout;
-            let timeout = (left.min(rest) / 2).max(LEAST_TRY).min(left).min(most);
-            self.tried(self.client.renew_once(&lease, timeout));
-        }
-        let mut state = self.state();
-        match state.is_let_go || state.is_over {
-            true => None,
-            // What was lost by now is told of at once.
-            false if !state.is_held() => Some(Instant::now()),
-            false => Some(state.due.min(Instant::now() + state.lease.remaining())),
-        }
-    }
-
-    fn rest(&self) -> Duration {
-        self.state().lease.remaining()
-    }
-}
-
-/// An UNLOCK that was not answered in time, and that nobody waits for any more.
-struct LateRelease {
-    client: Client,
-    lease: Lease,
-}
-
-impl Renewal for LateRelease {
-    fn renew(&self, _: Duration) -> Option<Instant> {
-        let timeout = self.client.transport.options.answer_timeout;
-        let timeout = timeout.min(self.lease.remaining()).max(LEAST_TRY);
-        if self.client.release_once(&self.lease, timeout).is_err() {
-            log::debug!("not unlocked; the lease of {:?} runs out", self.lease.key);
-        }
-        None
-    }
-
-    fn rest(&self) -> Duration {
-        Duration::MAX
-    }
-}
-
-/// When a third of what was left has passed, or up to a quarter of that sooner: leases that were granted at once are
-/// not all renewed at once.
-fn due(lease: &Lease) -> Instant {
-    let third = lease.left / 3;
-    let sooner = third / 4 / SPREAD * (lease.fence % u64::from(SPREAD)) as u32;
-    lease.asked + third - sooner
-}
-
-/// Into how many the renewals of leases with fences in a row spread.
-const SPREAD: u32 = 64;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn half_a_minute() -> Lease {
-        Lease {
-            key: "K".into(),
-            expires: std::time::SystemTime::now(),
-            fence: 1,
-            asked: Instant::now(),
-            left: Duration::from_secs(30),
-        }
-    }
-
-    fn held(lease: Lease) -> Held {
-        Held::new(&Client::new("CLIENT_A", "127.0.0.1", 1), lease)
-    }
-
-    #[test]
-    fn a_lease_is_renewed_when_a_third_of_it_has_passed_or_up_to_a_quarter_sooner() {
-        for fence in 0..200 {
-            let lease = Lease {
-                fence,
-                ..half_a_minute()
-            };
-            let waits = due(&lease) - lease.asked;
-            assert!(waits > Duration::from_millis(7500) && waits <= Duration::from_secs(10));
-        }
-        let lease = |fence| Lease {
-            fence,
-            ..half_a_minute()
-        };
-        let waits = |lease: Lease| due(&lease) - lease.asked;
-        assert_ne!(waits(lease(1)), waits(lease(2)));
-    }
-
-    #[test]
-    fn a_renewal_that_comes_after_the_release_loses_nothing() {
-        let held = held(half_a_minute());
-        held.state().is_let_go = true;
-        held.tried(Ok(None));
-        assert!(held.state().is_held());
-    }
-
-    #[test]
-    fn what_the_last_call_captured_may_ask_the_guard() {
-        struct Asks(Arc<Held>);
-        impl Drop for Asks {
-            fn drop(&mut self) {
-                assert!(self.0.state().is_held());
-            }
-        }
-        let held = Arc::new(held(half_a_minute()));
-        let captured = Asks(held.clone());
-        held.tell_of_loss(Box::new(move || drop(captured)));
-        held.tell_of_loss(Box::new(|| ()));
-    }
 
     /// The rest of the second is for the scheduler.
     #[test]

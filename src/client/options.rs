@@ -69,7 +69,8 @@ pub struct LockOptions {
 
 impl LockOptions {
     /// Waits for as long as it takes, with no end but [`cancel`](Self::cancel). The client asks again before the
-    /// server's longest wait is over, and keeps its place in the queue; so it also notices a server that has gone.
+    /// server's longest wait is over, every half a minute at the latest, and keeps its place in the queue, if that
+    /// longest wait is 2 s or more; so it also notices a server that has gone.
     pub fn endless() -> Self {
         LockOptions {
             lock_attempt_timeout: Some(Duration::MAX),

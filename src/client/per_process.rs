@@ -7,10 +7,11 @@ use std::process;
 use std::sync::OnceLock;
 
 /// A value of this process, made when it is first wanted. Each fork adds a process that wants one of its own.
+///
+/// Nothing blocks here, and nothing is made under a lock: a fork in the middle of it leaves a child that goes on.
 pub(super) struct PerProcess<T> {
     own: OnceLock<(u32, T)>,
-    /// For the processes that were forked since. Used only by those, so no thread that a fork left behind can have
-    /// begun to set it.
+    /// For the processes that were forked since.
     forked: OnceLock<Box<PerProcess<T>>>,
 }
 
@@ -22,17 +23,20 @@ impl<T> PerProcess<T> {
         }
     }
 
+    /// The value of this process. Of two threads that make it at once, the later one is dropped.
     pub fn get(&self, make: impl Fn() -> T) -> &T {
         let process = process::id();
         let mut generation = self;
         loop {
-            let (owner, value) = generation.own.get_or_init(|| (process, make()));
-            if *owner == process {
-                return value;
+            match generation.own.get() {
+                Some((owner, value)) if *owner == process => return value,
+                Some(_) => match generation.forked.get() {
+                    Some(forked) => generation = forked,
+                    // Whether this one was set or another thread's, it is there now.
+                    None => drop(generation.forked.set(Box::new(PerProcess::new()))),
+                },
+                None => drop(generation.own.set((process, make()))),
             }
-            generation = generation
-                .forked
-                .get_or_init(|| Box::new(PerProcess::new()));
         }
     }
 }

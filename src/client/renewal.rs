@@ -1,11 +1,12 @@
 //! Who renews the leases of all guards of one process at one server: a few threads, in the order in which the
 //! renewals are due.
 //!
-//! One thread does it as long as the server answers promptly. Where renewals are late another one helps, so that a
-//! slow network does not lose leases; threads with nothing to do end.
+//! While one of them waits for an answer another one stands by, so a slow server or a lost packet delays the
+//! renewals of the other leases only when all of them wait. Threads with nothing to do end, but for one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,23 +16,23 @@ use super::per_process::PerProcess;
 /// How many threads renew at the most.
 const MOST_THREADS: usize = 8;
 
-/// How late a renewal has to be for another thread to help.
-const LATE: Duration = Duration::from_millis(50);
+/// How long a thread stays that has nothing to do and is not the last.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a thread with nothing to do stays.
-const IDLE: Duration = Duration::from_secs(2);
+/// How long after a panic a renewal is tried again.
+const PANIC_PAUSE: Duration = Duration::from_millis(100);
 
 /// A renewal's stack holds one question and its answer.
 const STACK: usize = 256 * 1024;
 
 /// What has to be done again and again for a lease.
 pub(super) trait Renewal: Send + Sync {
-    /// Does what is due, and says when it is due the next time. `None` if there is nothing left to do. `rest` is how
-    /// long the most urgent of the others can wait.
-    fn renew(&self, rest: Duration) -> Option<Instant>;
+    /// Does what is due, and returns when it is due the next time. `None` if there is nothing left to do.
+    /// `most_urgent` is what is left of the lease that is due next.
+    fn renew(&self, most_urgent: Duration) -> Option<Instant>;
 
-    /// How long it can still be put off.
-    fn rest(&self) -> Duration;
+    /// How long it can still be put off: what is left of its lease.
+    fn time_left(&self) -> Duration;
 }
 
 /// The renewals at one server.
@@ -52,8 +53,6 @@ struct State {
     threads: usize,
     /// How many of them have nothing to do.
     idle: usize,
-    /// Whether one of those waits for what is due first.
-    is_watched: bool,
 }
 
 /// The renewers of this process, by the server's address.
@@ -81,11 +80,7 @@ impl Renewer {
         }
         let number = state.next_number;
         state.next_number += 1;
-        state.insert(due, number, renewal);
-        if state.due.keys().next() == Some(&(due, number)) {
-            // The one that waits for what was due first is among them.
-            self.changed.notify_all();
-        }
+        self.insert(&mut state, due, number, renewal);
         Ok(number)
     }
 
@@ -115,69 +110,161 @@ impl Renewer {
     /// Does what is due until there is nothing left.
     fn work(self: Arc<Self>) {
         let mut state = self.state();
+        let mut idle_since = Instant::now();
         loop {
             let now = Instant::now();
-            match state.due.first_key_value() {
-                Some((&(due, number), _)) if due <= now => {
-                    state = self.renew(state, due, number, now);
-                }
-                next => {
-                    // One thread waits for what is due first; others only for a while.
-                    let left = next.map(|(&(due, _), _)| due - now);
-                    let left = left.filter(|_| !state.is_watched);
-                    state.is_watched |= left.is_some();
-                    state.idle += 1;
-                    let waited = self.changed.wait_timeout(state, left.unwrap_or(IDLE));
-                    let (woken, result) = waited.unwrap_or_else(PoisonError::into_inner);
-                    state = woken;
-                    state.idle -= 1;
-                    if left.is_some() {
-                        state.is_watched = false;
-                    } else if result.timed_out() && (state.is_watched || state.due.is_empty()) {
-                        state.threads -= 1;
-                        return;
-                    }
-                }
+            let next = state.due.first_key_value().map(|(&(due, _), _)| due);
+            if next.is_some_and(|due| due <= now) {
+                state = self.renew_first(state);
+                idle_since = Instant::now();
+                continue;
             }
+            let is_spare = state.idle > 0 || next.is_none();
+            if is_spare && idle_since.elapsed() >= IDLE_TIMEOUT {
+                state.threads -= 1;
+                return;
+            }
+            // Each idle thread waits for what is due first: whichever is first there takes it.
+            let wait = next.map_or(IDLE_TIMEOUT, |due| (due - now).min(IDLE_TIMEOUT));
+            state.idle += 1;
+            let waited = self.changed.wait_timeout(state, wait);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 
-    /// Does one renewal, and has another thread help where it comes too late.
-    fn renew<'a>(
+    /// Does the renewal that is due first. Meanwhile another thread stands by for the others: this one may wait for
+    /// an answer as long as its lease allows.
+    fn renew_first<'a>(
         self: &'a Arc<Self>,
         mut state: MutexGuard<'a, State>,
-        due: Instant,
-        number: u64,
-        now: Instant,
     ) -> MutexGuard<'a, State> {
-        // It stays in `times`, by which it is seen that it was removed meanwhile.
-        let Some(renewal) = state.due.remove(&(due, number)) else {
+        // It stays in `times`, which shows whether it is removed meanwhile.
+        let Some(((_, number), renewal)) = state.due.pop_first() else {
             return state;
         };
-        let next = state.due.first_key_value();
-        let is_late = next.is_some_and(|(&(due, _), _)| due + LATE < now);
-        if is_late && state.idle == 0 && state.threads < MOST_THREADS {
+        let others = state.due.values().next();
+        let most_urgent = others.map_or(Duration::MAX, |other| other.time_left());
+        if !state.due.is_empty() && state.idle == 0 && state.threads < MOST_THREADS {
             // Without one, this thread goes on alone.
             let _ = self.start_thread(&mut state);
-        } else if next.is_some() && state.idle > 0 && !state.is_watched {
-            self.changed.notify_one();
         }
-        let rest = state.due.values().next().map(|other| other.rest());
         drop(state);
-        let due = renewal.renew(rest.unwrap_or(Duration::MAX));
+        // A logger of the program's may panic in it. The leases of others depend on this thread.
+        let renew = AssertUnwindSafe(|| renewal.renew(most_urgent));
+        let due = panic::catch_unwind(renew).unwrap_or_else(|_| Some(Instant::now() + PANIC_PAUSE));
         let mut state = self.state();
         if state.times.remove(&number).is_some()
             && let Some(due) = due
         {
-            state.insert(due, number, renewal);
+            self.insert(&mut state, due, number, renewal);
         }
         state
     }
+
+    fn insert(&self, state: &mut State, due: Instant, number: u64, renewal: Arc<dyn Renewal>) {
+        state.times.insert(number, due);
+        state.due.insert((due, number), renewal);
+        if state.due.keys().next() == Some(&(due, number)) {
+            // They wait for what was due first before.
+            self.changed.notify_all();
+        }
+    }
 }
 
-impl State {
-    fn insert(&mut self, due: Instant, number: u64, renewal: Arc<dyn Renewal>) {
-        self.times.insert(number, due);
-        self.due.insert((due, number), renewal);
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Counts how often it is done, and does this each time.
+    struct Counted<F> {
+        count: AtomicUsize,
+        work: F,
+    }
+
+    impl<F: Fn(usize) -> Option<Duration> + Send + Sync> Renewal for Counted<F> {
+        fn renew(&self, _: Duration) -> Option<Instant> {
+            let count = self.count.fetch_add(1, SeqCst);
+            (self.work)(count).map(|pause| Instant::now() + pause)
+        }
+
+        fn time_left(&self) -> Duration {
+            Duration::from_secs(60)
+        }
+    }
+
+    fn add<F>(renewer: &Arc<Renewer>, work: F) -> Arc<Counted<F>>
+    where
+        F: Fn(usize) -> Option<Duration> + Send + Sync + 'static,
+    {
+        let count = AtomicUsize::new(0);
+        let counted = Arc::new(Counted { count, work });
+        let added = renewer.add(Instant::now(), counted.clone());
+        added.expect("there is a thread");
+        counted
+    }
+
+    const SOON: Duration = Duration::from_millis(10);
+
+    fn until_done<F>(counted: &Counted<F>, times: usize) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while counted.count.load(SeqCst) < times {
+            assert!(Instant::now() < deadline, "it was not done {times} times");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_renewal_that_blocks_delays_no_other() {
+        let renewer = Arc::<Renewer>::default();
+        let (goes_on, end) = mpsc::channel::<()>();
+        let end = Mutex::new(end);
+        let blocked = add(&renewer, move |_| {
+            let _ = end.lock().expect("no panic").recv();
+            None
+        });
+        let other = add(&renewer, |_| Some(SOON));
+        until_done(&blocked, 1);
+        until_done(&other, 50);
+        drop(goes_on);
+    }
+
+    #[test]
+    fn a_panic_in_a_renewal_ends_neither_it_nor_the_others() {
+        let renewer = Arc::<Renewer>::default();
+        let panics = add(&renewer, |count| match count {
+            0 => panic!("as a logger does"),
+            _ => Some(SOON),
+        });
+        let other = add(&renewer, |_| Some(SOON));
+        until_done(&panics, 5);
+        until_done(&other, 5);
+    }
+
+    /// A thread that had watched for a later renewal left an earlier one to one that was about to end.
+    #[test]
+    fn a_renewal_is_not_forgotten_when_threads_with_nothing_to_do_end() {
+        let renewer = Arc::<Renewer>::default();
+        let hour = |_| Some(Duration::from_secs(3600));
+        let all: Vec<_> = (0..4).map(|_| add(&renewer, hour)).collect();
+        let short = add(&renewer, |_| Some(Duration::from_millis(300)));
+        // For longer than a thread with nothing to do stays.
+        until_done(&short, 12);
+        assert!(all.iter().all(|once| once.count.load(SeqCst) == 1));
+    }
+
+    #[test]
+    fn what_is_removed_is_not_done_again() {
+        let renewer = Arc::<Renewer>::default();
+        let count = AtomicUsize::new(0);
+        let work = |_| Some(Duration::from_secs(3600));
+        let later = Arc::new(Counted { count, work });
+        let due = Instant::now() + Duration::from_secs(3600);
+        let number = renewer.add(due, later).expect("there is a thread");
+        renewer.remove(number);
+        assert!(renewer.state().due.is_empty() && renewer.state().times.is_empty());
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,23 @@ const MOST_ADDRESSES: usize = 16;
 pub(super) struct CachingResolver {
     host: String,
     port: u16,
-    /// What the name was looked up to last, and when.
-    known: Mutex<Option<(Vec<SocketAddr>, Instant)>>,
+    known: Arc<KnownAddresses>,
+}
+
+/// What the name was looked up to last, and when.
+#[derive(Debug, Default)]
+pub(super) struct KnownAddresses(Mutex<Option<(Vec<SocketAddr>, Instant)>>);
+
+impl KnownAddresses {
+    /// Has the name looked up again: nobody is at these addresses.
+    pub fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Vec<SocketAddr>, Instant)>> {
+        // It is set in one step, whatever panicked beside it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The name has no address, or could not be looked up.
@@ -46,11 +61,11 @@ impl Error for Unresolved {}
 
 impl CachingResolver {
     /// `host` without brackets.
-    pub fn new(host: &str, port: u16) -> Self {
+    pub fn new(host: &str, port: u16, known: Arc<KnownAddresses>) -> Self {
         CachingResolver {
             host: host.into(),
             port,
-            known: Mutex::default(),
+            known,
         }
     }
 
@@ -58,14 +73,13 @@ impl CachingResolver {
         if let Ok(ip) = self.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, self.port)]);
         }
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((addresses, since)) = &*known()
+        if let Some((addresses, since)) = &*self.known.lock()
             && since.elapsed() < KNOWN_FOR
         {
             return Ok(addresses.clone());
         }
         let addresses = self.look_up(timeout)?;
-        *known() = Some((addresses.clone(), Instant::now()));
+        *self.known.lock() = Some((addresses.clone(), Instant::now()));
         Ok(addresses)
     }
 

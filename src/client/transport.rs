@@ -1,7 +1,6 @@
 //! One question and its answer over HTTP; asked again where the connection broke and that is safe.
 
 use std::fmt;
-use std::io;
 use std::net::IpAddr;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,8 +14,9 @@ use ureq::{Agent, Body};
 
 use super::ClientOptions;
 use super::per_process::PerProcess;
-use super::resolver::{CachingResolver, Unresolved};
-use crate::error::{Error, Unreached};
+use super::resolver::{CachingResolver, KnownAddresses};
+use super::tries::{Failure, Tries, is_repeatable};
+use crate::error::Error;
 use crate::host::{bad_host, bare_host, host_and_port};
 use crate::lease::{Fence, Holder};
 use crate::protocol::{self, ParsedAnswer, Request};
@@ -45,7 +45,7 @@ pub(crate) struct Transport {
     pub(super) options: ClientOptions,
     /// Whether it is to try again also where the first connection is refused on loopback. Otherwise that is an
     /// answer: nobody is there.
-    tries_refused: bool,
+    pub(super) tries_refused: bool,
 }
 
 /// What all clients of one server share.
@@ -60,6 +60,7 @@ struct Route {
 
 struct Shared {
     agent: Agent,
+    known: Arc<KnownAddresses>,
     /// The times of the server, and when it told them.
     times: Mutex<Option<(ServerTimes, Instant)>>,
 }
@@ -242,7 +243,7 @@ impl Transport {
             (200, _) | (_, Some(_)) => {}
             _ => return bad_reply(&format!("status {status}")),
         }
-        // What something between the server and this end leaves out tells nothing.
+        // A proxy may drop the header, so its absence proves nothing.
         if head
             .headers
             .get(protocol::LOCK_ECHO)
@@ -271,18 +272,22 @@ impl Transport {
 
     /// Whether the question can have reached the server.
     fn failure(&self, question: &Request, error: ureq::Error) -> Failure {
-        match error {
-            // The questions are well formed, so it is the answer that is not.
-            ureq::Error::Protocol(_) => Failure::Told(Error::NotHttp {
+        // The questions are well formed, so it is the answer that is not.
+        if let ureq::Error::Protocol(_) = error {
+            return Failure::Told(Error::NotHttp {
                 question: name_of(question),
                 address: self.address(),
-            }),
-            error => error.into(),
+            });
         }
+        let failure = Failure::from(error);
+        if let Failure::NotConnected(..) = failure {
+            self.shared().known.forget();
+        }
+        failure
     }
 
     /// `may_have_acted` says whether the question may have reached the server in a try before.
-    fn error(
+    pub(super) fn error(
         &self,
         question: &Request,
         failure: Failure,
@@ -318,7 +323,7 @@ impl Transport {
     }
 
     /// Whether only this machine has the server's address.
-    fn is_loopback(&self) -> bool {
+    pub(super) fn is_loopback(&self) -> bool {
         let host = &self.route.host;
         let is_loopback = |ip: IpAddr| ip.is_loopback();
         host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
@@ -338,8 +343,10 @@ impl Shared {
             .user_agent(concat!("lock-server/", env!("CARGO_PKG_VERSION")))
             .accept("text/plain")
             .build();
-        let resolver = CachingResolver::new(&route.host, route.port);
+        let known = Arc::<KnownAddresses>::default();
+        let resolver = CachingResolver::new(&route.host, route.port, known.clone());
         Shared {
+            known,
             agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
             times: Mutex::default(),
         }
@@ -351,179 +358,10 @@ impl Shared {
     }
 }
 
-/// The tries to have one question answered.
-pub(super) struct Tries<'a> {
-    transport: &'a Transport,
-    attempts: u32,
-    /// When a question was sent that may have reached the server, and what broke then.
-    broken: Option<(Instant, Error)>,
-    was_gone: bool,
-    /// Whether somebody was there, if only to say that it is ending.
-    was_there: bool,
-}
-
-impl<'a> Tries<'a> {
-    pub fn new(transport: &'a Transport) -> Self {
-        Tries {
-            transport,
-            attempts: 0,
-            broken: None,
-            was_gone: false,
-            was_there: false,
-        }
-    }
-
-    /// Whether the question may have reached the server before.
-    pub fn may_have_acted(&self) -> bool {
-        self.broken.is_some()
-    }
-
-    /// Notes that the server has had the question, and waits with it.
-    pub fn note_wait(&mut self) {
-        self.was_there = true;
-    }
-
-    /// Takes in why a question that was sent then was not answered, and says how long to wait before the next try;
-    /// or that there may be none.
-    pub fn failed(
-        &mut self,
-        question: &Request,
-        asked: Instant,
-        failure: Failure,
-    ) -> Result<Duration, Error> {
-        self.attempts += 1;
-        let pause = self.pause_after(&failure, question);
-        let reached = matches!(failure, Failure::Interrupted(_));
-        self.was_gone |= matches!(failure, Failure::NotConnected(..));
-        self.was_there |= !matches!(failure, Failure::NotConnected(..));
-        let may_have_acted = self.may_have_acted();
-        let error = self
-            .transport
-            .error(question, failure, self.attempts, may_have_acted);
-        let is_allowed = self.attempts <= self.transport.options.reconnect_attempts;
-        let Some(pause) = pause.filter(|_| is_allowed) else {
-            return Err(error);
-        };
-        log::debug!("{error}; trying again");
-        if reached && self.broken.is_none() {
-            self.broken = Some((asked, error));
-        }
-        Ok(pause)
-    }
-
-    /// An answer, with what happened before it.
-    pub fn answered(self, answer: Answer) -> Answer {
-        Answer {
-            broken: self.broken.map(|(_, error)| error),
-            was_gone: self.was_gone,
-            ..answer
-        }
-    }
-
-    /// How long to wait before the next try. `None` if there may not be one.
-    fn pause_after(&self, failure: &Failure, question: &Request) -> Option<Duration> {
-        let pause = self.transport.options.time_between_attempts;
-        match failure {
-            // The server ends in good order; perhaps another one begins.
-            Failure::Told(Error::Refused { reason, .. }) if *reason == Refusal::Stopping => {
-                Some(pause)
-            }
-            Failure::Told(_) => None,
-            Failure::Interrupted(_) if !is_repeatable(question) => None,
-            // The place in the queue is not kept for long.
-            Failure::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
-            // Twice in a row it is not the connection that has gone astray.
-            Failure::Interrupted(_) if failure.is_timeout() => None,
-            Failure::NotConnected(Unreached::Timeout, _) if self.attempts > 1 => None,
-            Failure::NotConnected(Unreached::Connect, source)
-                if source.kind() == io::ErrorKind::ConnectionRefused
-                    && self.transport.is_loopback() =>
-            {
-                (self.transport.tries_refused || self.was_there).then_some(pause)
-            }
-            Failure::Interrupted(_) | Failure::NotConnected(..) => Some(pause),
-        }
-    }
-}
-
 /// What no other question of any process is called, so that an answer can be told from another question's.
 fn question_id() -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     format!("{:x}-{:x}", process::id(), NUMBER.fetch_add(1, Relaxed))
-}
-
-/// Whether a question may be asked again when it may have been answered before.
-///
-/// A LOCK is known by its ID, and a release by its fence. One without a fence could release what another
-/// process of this name was granted since; a server that was told to end may have been replaced.
-fn is_repeatable(question: &Request) -> bool {
-    match question {
-        Request::Lock { request, .. } => request.is_some(),
-        Request::Unlock { fence, .. } => fence.is_some(),
-        Request::Check { .. } | Request::Renew { .. } | Request::Verify { .. } | Request::Ping => {
-            true
-        }
-        Request::Shutdown => false,
-    }
-}
-
-/// Why there is no answer.
-pub(super) enum Failure {
-    /// The question can't have reached the server.
-    NotConnected(Unreached, io::Error),
-    /// It may have.
-    Interrupted(io::Error),
-    /// It did, and this is what came back.
-    Told(Error),
-}
-
-impl Failure {
-    /// Whether no answer came in time, on a connection that was made.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, Failure::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
-    }
-}
-
-impl From<ureq::Error> for Failure {
-    fn from(error: ureq::Error) -> Self {
-        use io::ErrorKind;
-        let is_unresolved = |error: &io::Error| {
-            let inner = error.get_ref();
-            inner.is_some_and(|inner| inner.is::<Unresolved>())
-        };
-        match error {
-            ureq::Error::Io(error) if is_unresolved(&error) => {
-                Failure::NotConnected(Unreached::Resolve, error)
-            }
-            // What only a connect says. A reset can come later, too.
-            ureq::Error::Io(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ConnectionRefused
-                        | ErrorKind::HostUnreachable
-                        | ErrorKind::NetworkUnreachable
-                        | ErrorKind::NetworkDown
-                        | ErrorKind::AddrNotAvailable
-                ) =>
-            {
-                Failure::NotConnected(Unreached::Connect, error)
-            }
-            ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {
-                Failure::NotConnected(Unreached::Resolve, io::Error::other(error))
-            }
-            ureq::Error::ConnectionFailed => {
-                Failure::NotConnected(Unreached::Connect, io::Error::other(error))
-            }
-            ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-                let source = io::Error::new(ErrorKind::TimedOut, error);
-                Failure::NotConnected(Unreached::Timeout, source)
-            }
-            ureq::Error::Timeout(_) => {
-                Failure::Interrupted(io::Error::new(ErrorKind::TimedOut, error))
-            }
-            error => Failure::Interrupted(error.into_io()),
-        }
-    }
 }
 
 /// The question as a person would say it, without its slash and its parameters.

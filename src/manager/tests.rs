@@ -481,7 +481,7 @@ fn a_renewal_postpones_the_hand_over() {
     let renewed = manager.renew("K", "ann", Some(first.fence), None).unwrap();
     assert!(renewed.expires > first.expires);
     assert_eq!(renewed.fence, first.fence);
-    // The time keeper slept for the end that it had, and is told of a sooner one.
+    // The time keeper slept for the end that it had, and is notified of a sooner one.
     let last = manager.renew("K", "ann", None, Some(SHORT)).unwrap();
     let granted = grant_of(outcome_in(thread));
     assert!(Instant::now() >= last.expires);
@@ -587,7 +587,7 @@ fn places_that_nobody_comes_back_to_are_forgotten_by_themselves() {
 
 // Couriers.
 
-/// Notes what it is told, and in which thread it was to answer.
+/// Notes what it is notified of, and in which thread it was to answer.
 #[derive(Default)]
 struct Notes(Mutex<Vec<(Outcome, Option<thread::ThreadId>)>>);
 

@@ -25,7 +25,7 @@ const VALUE: &AsciiSet = &SEGMENT.remove(b':');
 /// The longest times that a question may ask for. Neither is over a year, so that adding one to an
 /// instant can't overflow.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Caps {
+pub(crate) struct MaxTimes {
     pub lock_timeout: Duration,
     pub lock_attempt_timeout: Duration,
 }
@@ -53,7 +53,7 @@ impl<'a> Query<'a> {
         query: &'a str,
         verb: &str,
         taken: &[&'static str],
-        caps: &Caps,
+        caps: &MaxTimes,
     ) -> Result<Self, Malformed> {
         let mut said = Query::default();
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
@@ -71,7 +71,12 @@ impl<'a> Query<'a> {
     }
 
     /// Takes in a parameter. `true` if it was there already.
-    fn take(&mut self, name: &str, value: Cow<'a, str>, caps: &Caps) -> Result<bool, Malformed> {
+    fn take(
+        &mut self,
+        name: &str,
+        value: Cow<'a, str>,
+        caps: &MaxTimes,
+    ) -> Result<bool, Malformed> {
         Ok(match name {
             LOCK_TIMEOUT => {
                 let seconds = seconds(name, &value, LEAST_LOCK_TIMEOUT, caps.lock_timeout)?;

@@ -8,7 +8,7 @@ use proptest::sample::select;
 use super::*;
 
 /// What an hour's caps let through, as by default.
-const CAPS: Caps = Caps {
+const CAPS: MaxTimes = MaxTimes {
     lock_timeout: Duration::from_secs(3600),
     lock_attempt_timeout: Duration::from_secs(1800),
 };
@@ -603,7 +603,7 @@ proptest! {
     #[test]
     fn a_lease_goes_over_the_wire_to_the_microsecond(micros in 0..=4_000_000_000_000_000_u64) {
         let expires = UNIX_EPOCH + Duration::from_micros(micros);
-        let body = body(&Reply::lease(Standing { expires, ..standing(0, 0) }));
+        let body = body(&Reply::lease(LeaseView { expires, ..standing(0, 0) }));
         prop_assert_eq!(parse_answer(&body), Some(ParsedAnswer::Expiry(expires)));
     }
 
@@ -636,8 +636,8 @@ fn unix_time(seconds: u64, nanos: u32) -> SystemTime {
 }
 
 /// A grant that lasts until this time on the wall clock.
-fn standing(seconds: u64, nanos: u32) -> Standing {
-    Standing {
+fn standing(seconds: u64, nanos: u32) -> LeaseView {
+    LeaseView {
         expires: unix_time(seconds, nanos),
         left: Duration::from_micros(29_998_999),
         fence: 1_463_000_000_123_456,
@@ -795,7 +795,7 @@ fn the_expiry_is_cut_off_and_never_late() {
 #[test]
 fn a_clock_before_1970_says_0_seconds() {
     let expires = UNIX_EPOCH - Duration::from_secs(1);
-    let standing = Standing {
+    let standing = LeaseView {
         expires,
         ..standing(0, 0)
     };

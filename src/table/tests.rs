@@ -207,11 +207,11 @@ impl Desk {
     }
 
     fn verify(&mut self, key: Name, requester: Name) -> Result<(), Refusal> {
-        self.verify_under(None, key, requester).map(|_| ())
+        self.verify_fenced(None, key, requester).map(|_| ())
     }
 
     /// Until when the requester holds the key under this fence.
-    fn verify_under(
+    fn verify_fenced(
         &mut self,
         fence: impl Into<Option<Fence>>,
         key: Name,
@@ -259,15 +259,15 @@ impl Desk {
     }
 
     /// The connection breaks over which the requester waits.
-    fn orphan(&mut self, key: Name, requester: Name) -> bool {
+    fn reserve(&mut self, key: Name, requester: Name) -> bool {
         let ticket = self.tickets[&(key, requester)];
-        let left = self.table.orphan(self.now, key, ticket);
+        let left = self.table.reserve(self.now, key, ticket);
         self.check();
         left
     }
 
-    fn settle(&mut self, key: Name) {
-        self.table.settle(self.now, key);
+    fn expire_key(&mut self, key: Name) {
+        self.table.expire_key(self.now, key);
         self.check();
     }
 
@@ -316,8 +316,8 @@ impl Desk {
 
     /// Whose place is kept, in the order of arrival.
     fn kept(&self) -> Vec<&str> {
-        let orphans = self.table.orphans.by_end.iter();
-        let kept = orphans.map(|((_, ticket), (_, requester, _))| (ticket, &**requester));
+        let reserved = self.table.reserved.by_end.iter();
+        let kept = reserved.map(|((_, ticket), (_, requester, _))| (ticket, &**requester));
         let kept: BTreeMap<_, _> = kept.collect();
         kept.into_values().collect()
     }
@@ -389,7 +389,7 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
 
 /// A kept place is good for one who neither waits nor holds the key by the acquire that left it.
 fn check_orphans<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
-    let (by_claim, by_end) = (&table.orphans.by_claim, &table.orphans.by_end);
+    let (by_claim, by_end) = (&table.reserved.by_claim, &table.reserved.by_end);
     prop_assert_eq!(by_claim.len(), by_end.len());
     prop_assert!(by_end.len() <= table.limits.waiters, "too many are kept");
     for (end, claim) in by_end {
@@ -565,7 +565,7 @@ fn a_lease_counts_from_the_grant() {
     assert_eq!(desk.at(7).release("K", "ann"), Ok(()));
     assert_eq!(desk.told(), [("bob", 17)]);
     // Nobody came in time; cat is not to pay for it.
-    desk.at(40).settle("K");
+    desk.at(40).expire_key("K");
     assert_eq!(desk.told(), [("cat", 50)]);
 }
 
@@ -590,7 +590,7 @@ fn an_acquire_by_the_holder_is_refused_and_changes_nothing() {
     let before = desk.entry("K");
     assert_eq!(desk.at(5).acquire_for("K", "ann", 99), No(AlreadyHolder));
     assert_eq!(desk.entry("K"), before);
-    desk.at(10).settle("K");
+    desk.at(10).expire_key("K");
     assert_eq!(desk.told(), [("bob", 20)]);
 }
 
@@ -677,12 +677,12 @@ fn who_names_its_fence_is_verified_and_releases_as_without() {
     desk.at(0).acquire("K", "ann");
     desk.at(1).acquire("K", "bob");
     let anns = desk.last_fence();
-    assert_eq!(desk.at(2).verify_under(anns, "K", "ann"), Ok(10));
+    assert_eq!(desk.at(2).verify_fenced(anns, "K", "ann"), Ok(10));
     assert_eq!(desk.at(2).release_under(anns, "K", "ann"), Ok(()));
     assert_eq!(desk.told(), [("bob", 12)]);
     let bobs = desk.last_fence();
-    assert_eq!(desk.verify_under(bobs, "K", "bob"), Ok(12));
-    assert_eq!(desk.at(12).verify_under(bobs, "K", "bob"), Err(Free));
+    assert_eq!(desk.verify_fenced(bobs, "K", "bob"), Ok(12));
+    assert_eq!(desk.at(12).verify_fenced(bobs, "K", "bob"), Err(Free));
 }
 
 #[test]
@@ -695,7 +695,7 @@ fn the_holder_under_another_fence_is_refused_and_nothing_changes() {
     desk.at(3).acquire("K", "bob");
     let before = desk.entry("K");
     for fence in [earlier, desk.last_fence() + 1] {
-        assert_eq!(desk.verify_under(fence, "K", "ann"), Err(StaleFence));
+        assert_eq!(desk.verify_fenced(fence, "K", "ann"), Err(StaleFence));
         assert_eq!(desk.release_under(fence, "K", "ann"), Err(StaleFence));
     }
     assert_eq!(desk.entry("K"), before);
@@ -707,9 +707,9 @@ fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     for fence in [desk.last_fence(), desk.last_fence() + 1] {
-        assert_eq!(desk.verify_under(fence, "K", "bob"), Err(NotHolder));
+        assert_eq!(desk.verify_fenced(fence, "K", "bob"), Err(NotHolder));
         assert_eq!(desk.release_under(fence, "K", "bob"), Err(NotHolder));
-        assert_eq!(desk.verify_under(fence, "L", "ann"), Err(Free));
+        assert_eq!(desk.verify_fenced(fence, "L", "ann"), Err(Free));
         assert_eq!(desk.release_under(fence, "L", "ann"), Err(Free));
     }
 }
@@ -729,8 +729,8 @@ fn a_repeated_request_of_the_holder_is_told_its_grant_again_and_changes_nothing(
         Again(10)
     );
     assert_eq!(desk.entry("K"), before);
-    assert_eq!(desk.verify_under(fence, "K", "ann"), Ok(10));
-    desk.at(10).settle("K");
+    assert_eq!(desk.verify_fenced(fence, "K", "ann"), Ok(10));
+    desk.at(10).expire_key("K");
     assert_eq!(desk.told(), [("bob", 20)]);
 }
 
@@ -847,8 +847,8 @@ fn who_takes_over_a_place_waits_on_its_own_terms() {
         desk.at(21).ask("L", "bob", longer.within(28)),
         InPlaceOf("bob")
     );
-    desk.at(50).settle("K");
-    desk.at(50).settle("L");
+    desk.at(50).expire_key("K");
+    desk.at(50).expire_key("L");
     assert_eq!(desk.told(), [("bob", 57), ("cat", 60)]);
 }
 
@@ -895,7 +895,7 @@ fn a_place_is_taken_over_even_where_no_more_waiters_are_let_in() {
 // Waiters whose connection broke.
 
 /// The grace in the desk's own time.
-const GRACE: u64 = ORPHAN_GRACE.as_millis() as u64;
+const GRACE: u64 = RESERVED_FOR.as_millis() as u64;
 
 #[test]
 fn who_asks_again_after_its_connection_broke_queues_in_its_old_place() {
@@ -904,7 +904,7 @@ fn who_asks_again_after_its_connection_broke_queues_in_its_old_place() {
     for (requester, id) in [("bob", "#1"), ("cat", "#2"), ("dan", "#3")] {
         desk.at(1).ask("K", requester, request(id));
     }
-    assert!(desk.at(2).orphan("K", "cat"));
+    assert!(desk.at(2).reserve("K", "cat"));
     assert_eq!(desk.holding("K"), Some(("ann".into(), 10, 2)));
     assert_eq!(desk.at(3).acquire("K", "eve"), Queued);
     let again = request("#2").via("cat's second");
@@ -924,7 +924,7 @@ fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
     desk.at(1).acquire("K", "cat");
-    desk.at(2).orphan("K", "bob");
+    desk.at(2).reserve("K", "bob");
     assert_eq!(desk.next_hand_over(), Some(10));
     desk.at(3).release("K", "ann").unwrap();
     assert_eq!(desk.told(), [("cat", 13)]);
@@ -963,7 +963,7 @@ fn who_comes_back_to_a_free_key_is_granted_it_and_its_place_is_gone() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
-    desk.at(2).orphan("K", "bob");
+    desk.at(2).reserve("K", "bob");
     desk.at(3).release("K", "ann").unwrap();
     assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Until(14));
     assert_eq!(desk.at(4).ask("K", "bob", request("#1")), Again(14));
@@ -976,13 +976,13 @@ fn who_comes_back_waits_on_its_new_terms() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 50);
     desk.at(1).ask("K", "bob", request("#1").within(3));
-    desk.at(2).orphan("K", "bob");
+    desk.at(2).reserve("K", "bob");
     let again = Ask {
         lease: 7,
         ..request("#1")
     };
     assert_eq!(desk.at(20).ask("K", "bob", again.within(30)), Queued);
-    desk.at(50).settle("K");
+    desk.at(50).expire_key("K");
     assert_eq!(desk.told(), [("bob", 57)]);
 }
 
@@ -993,7 +993,7 @@ fn a_place_is_kept_for_the_grace_and_not_at_its_end() {
         desk.at(0).acquire_for("K", "ann", 9000);
         desk.at(1).ask("K", "bob", request("#1"));
         desk.at(2).acquire_within("K", "cat", 9000);
-        desk.at(3).orphan("K", "bob");
+        desk.at(3).reserve("K", "bob");
         if late {
             desk.at(3 + GRACE);
         } else {
@@ -1012,7 +1012,7 @@ fn a_sweep_forgets_the_kept_places_batch_by_batch_oldest_first() {
         desk.at(1).ask("K", requester, request("#1"));
     }
     for (time, requester) in [(2, "cat"), (3, "bob"), (4, "dan"), (9, "eve")] {
-        desk.at(time).orphan("K", requester);
+        desk.at(time).reserve("K", requester);
     }
     desk.release("K", "ann").unwrap();
     assert!(!desk.table.is_empty(), "the sweeps have to go on");
@@ -1035,7 +1035,7 @@ fn only_the_same_request_comes_back_to_a_place() {
     desk.at(1).ask("K", "bob", request("#1"));
     desk.at(2).acquire("K", "cat");
     desk.at(2).acquire("L", "cat");
-    desk.at(3).orphan("K", "bob");
+    desk.at(3).reserve("K", "bob");
     assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Queued);
     assert_eq!(desk.at(4).ask("K", "dan", request("#1")), Queued);
     assert_eq!(desk.at(4).ask("L", "bob", request("#1")), Queued);
@@ -1050,14 +1050,14 @@ fn who_queued_anew_meanwhile_may_come_back_to_its_old_place_only_once_it_left() 
     desk.at(0).acquire_for("K", "ann", 50);
     desk.at(1).ask("K", "bob", request("#1"));
     desk.at(2).acquire("K", "cat");
-    desk.at(3).orphan("K", "bob");
+    desk.at(3).reserve("K", "bob");
     assert_eq!(desk.at(4).ask("K", "bob", request("#2")), Queued);
     assert_eq!(
         desk.at(5).ask("K", "bob", request("#1")),
         No(AlreadyWaiting)
     );
     assert_eq!(desk.queue("K"), ["cat", "bob"]);
-    assert!(desk.at(6).orphan("K", "bob"));
+    assert!(desk.at(6).reserve("K", "bob"));
     assert_eq!(desk.at(7).ask("K", "bob", request("#1")), Queued);
     assert_eq!(desk.queue("K"), ["bob", "cat"]);
     // Both its places were kept.
@@ -1076,7 +1076,7 @@ fn a_kept_place_outlasts_a_refusal() {
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
     desk.at(1).acquire("K", "cat");
-    desk.at(2).orphan("K", "bob");
+    desk.at(2).reserve("K", "bob");
     let again = request("#1");
     assert_eq!(desk.at(3).ask("K", "bob", again.within(0)), No(Timeout));
     assert_eq!(desk.at(3).acquire("K", "dan"), Queued);
@@ -1094,8 +1094,8 @@ fn a_waiter_with_no_id_or_no_patience_left_is_not_remembered() {
     desk.at(1).ask("K", "cat", request("#1").within(3));
     desk.at(1).ask("K", "dan", request("#1").within(4));
     for waiter in ["bob", "cat", "dan"] {
-        assert!(desk.at(5).orphan("K", waiter));
-        assert!(!desk.at(5).orphan("K", waiter));
+        assert!(desk.at(5).reserve("K", waiter));
+        assert!(!desk.at(5).reserve("K", waiter));
     }
     assert_eq!(desk.kept(), ["dan"]);
     assert_eq!(desk.entry("K").unwrap().queue, []);
@@ -1121,9 +1121,9 @@ fn a_connection_that_breaks_after_the_grant_changes_nothing() {
         desk.at(0).acquire("K", "ann");
         desk.at(1).ask("K", "bob", request("#1"));
         if settled {
-            desk.at(10).settle("K");
+            desk.at(10).expire_key("K");
         }
-        assert!(!desk.at(10).orphan("K", "bob"));
+        assert!(!desk.at(10).reserve("K", "bob"));
         assert_eq!(desk.told(), [("bob", 20)]);
         assert_eq!(desk.kept(), [""; 0]);
         assert_eq!(desk.at(11).ask("K", "bob", request("#1")), Again(20));
@@ -1139,7 +1139,7 @@ fn as_many_places_are_kept_as_waiters_are_let_in_and_then_the_oldest_goes() {
     desk.at(0).acquire("K", "ann");
     for (time, waiter) in [(1, "bob"), (2, "cat"), (3, "dan")] {
         desk.at(time).ask("K", waiter, request("#1"));
-        desk.orphan("K", waiter);
+        desk.reserve("K", waiter);
     }
     assert_eq!(desk.kept(), ["cat", "dan"]);
     // They are no waiters.
@@ -1211,7 +1211,7 @@ fn a_renewal_is_the_same_grant() {
     let fence = desk.last_fence();
     assert_eq!(desk.at(1).renew_under(fence, "K", "ann", 10), Ok(11));
     assert_eq!(desk.at(2).renew("K", "ann", 10), Ok(12));
-    assert_eq!(desk.verify_under(fence, "K", "ann"), Ok(12));
+    assert_eq!(desk.verify_fenced(fence, "K", "ann"), Ok(12));
     assert_eq!(desk.release_under(fence, "K", "ann"), Ok(()));
 }
 
@@ -1278,7 +1278,7 @@ fn a_waiter_whose_patience_ends_with_the_lease_is_granted() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     assert_eq!(desk.at(1).acquire_within("K", "bob", 9), Queued);
-    desk.at(10).settle("K");
+    desk.at(10).expire_key("K");
     assert_eq!(desk.told(), [("bob", 20)]);
 }
 
@@ -1288,7 +1288,7 @@ fn a_waiter_whose_patience_ends_before_the_lease_is_not_granted() {
     desk.at(0).acquire("K", "ann");
     assert_eq!(desk.at(1).acquire_within("K", "bob", 8), Queued);
     assert_eq!(desk.at(2).acquire_within("K", "cat", 8), Queued);
-    desk.at(10).settle("K");
+    desk.at(10).expire_key("K");
     assert_eq!(desk.told(), [("cat", 20)]);
     assert!(!desk.abandon("K", "bob"));
 }
@@ -1297,7 +1297,7 @@ fn a_waiter_whose_patience_ends_before_the_lease_is_not_granted() {
 fn a_late_call_changes_nothing_about_who_is_entitled() {
     let call: [fn(&mut Desk); 4] = [
         |desk| assert!(desk.expire(9)),
-        |desk| desk.settle("K"),
+        |desk| desk.expire_key("K"),
         |desk| assert_eq!(desk.acquire("K", "eve"), Queued),
         |desk| assert_eq!(desk.release("K", "ann"), Err(NotHolder)),
     ];
@@ -1416,7 +1416,7 @@ fn check_and_verify_never_create_state() {
     assert_eq!(desk.verify("K", "ann"), Err(Free));
     assert_eq!(desk.renew("K", "ann", 10), Err(Free));
     assert_eq!(desk.release("K", "ann"), Err(Free));
-    desk.settle("K");
+    desk.expire_key("K");
     assert!(desk.table.is_empty());
     assert_eq!(desk.table.entries.capacity(), 0);
 }
@@ -1435,7 +1435,7 @@ fn a_lapsed_key_leaves_no_entry_once_it_is_asked_for() {
         |desk| assert!(!desk.is_held("K")),
         |desk| assert_eq!(desk.verify("K", "ann"), Err(Free)),
         |desk| assert_eq!(desk.release("K", "ann"), Err(Free)),
-        |desk| desk.settle("K"),
+        |desk| desk.expire_key("K"),
     ];
     for ask in ask {
         let mut desk = Desk::new();
@@ -1475,7 +1475,7 @@ fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
         if release {
             table.release(now, "K", "ann", None).unwrap();
         } else {
-            table.settle(now + ms(10), "K");
+            table.expire_key(now + ms(10), "K");
         }
         let told: Vec<_> = table
             .take_handed_over()
@@ -1499,7 +1499,7 @@ fn overdue_waiters_alone_leave_no_entry() {
         if sweep {
             desk.at(10).expire(0);
         } else {
-            desk.at(10).settle("K");
+            desk.at(10).expire_key("K");
         }
         assert!(desk.table.is_empty());
         assert_eq!(desk.told(), []);
@@ -1561,7 +1561,7 @@ fn a_place_is_free_again_whichever_way_its_waiter_left() {
     let leave: [fn(&mut Desk); 4] = [
         |desk| assert!(desk.at(3).abandon("K", "bob")),
         |desk| desk.at(3).release("K", "ann").unwrap(),
-        |desk| desk.at(10).settle("K"),
+        |desk| desk.at(10).expire_key("K"),
         |desk| assert_eq!(desk.table.drain_waiters(), ["bob"]),
     ];
     for leave in leave {
@@ -1702,14 +1702,14 @@ fn eight_thousand_come_back_to_their_places_in_any_order() {
         ask(&mut table, n);
     }
     for ticket in 1..=CROWD as Ticket {
-        assert!(table.orphan(now, "K", ticket));
+        assert!(table.reserve(now, "K", ticket));
     }
     assert_eq!(table.waiters, 0);
     for n in (1..=CROWD).rev() {
         assert_eq!(ask(&mut table, n), Acquired::Queued(n as Ticket));
     }
-    assert!(table.orphans.is_empty());
-    assert!(table.orphans.by_claim.capacity() <= CAPACITY_LEFT);
+    assert!(table.reserved.is_empty());
+    assert!(table.reserved.by_claim.capacity() <= CAPACITY_LEFT);
     for name in &names {
         assert_eq!(table.release(now, "K", name, None), Ok(()));
     }

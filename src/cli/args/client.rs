@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 
-use crate::cli::values::{client_host, client_port, count, exit_code, seconds};
+use crate::cli::parsers::{client_host, client_port, count, exit_code, seconds};
 
 /// Which server to ask, and under which name, as far as the options say it.
 pub struct Target {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use lock_server::Options;
 
-use crate::cli::values::{client_host, count, seconds, server_port};
+use crate::cli::parsers::{client_host, count, seconds, server_port};
 
 /// How to serve, whichever verb asks for it.
 pub struct ServerArgs {

@@ -16,7 +16,7 @@ use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
 
 use crate::cli::exec::signals::Signals;
 use crate::cli::exec::{NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
-use crate::cli::failure::Failure;
+use crate::cli::exit::Failure;
 
 /// A program and its arguments.
 pub struct Command {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use lock_server::Holder;
 
+use crate::cli::exec::messages::is_heard;
 use crate::cli::exec::terminal::is_anothers;
-use crate::cli::exec::voice::is_heard;
 
 /// To the beginning of the line, and clear it.
 const CLEAR: &str = "\r\x1b[K";
@@ -21,7 +21,7 @@ pub struct StatusLine {
     key: String,
     since: Instant,
     /// At most this many stood before and with us: whoever comes later stands behind.
-    place: Option<usize>,
+    endpoint: Option<usize>,
 }
 
 impl StatusLine {
@@ -34,7 +34,7 @@ impl StatusLine {
         let line = StatusLine {
             key: key.into(),
             since: Instant::now(),
-            place: None,
+            endpoint: None,
         };
         line.show(holder, 0);
         Some(line)
@@ -44,13 +44,22 @@ impl StatusLine {
     pub fn update(&mut self, holder: Option<&Holder>) {
         let waiters = holder.map_or(0, |holder| holder.waiters);
         if waiters > 0 {
-            self.place = Some(self.place.map_or(waiters, |place| place.min(waiters)));
+            self.endpoint = Some(
+                self.endpoint
+                    .map_or(waiters, |endpoint| endpoint.min(waiters)),
+            );
         }
         self.show(holder, waiters);
     }
 
     fn show(&self, holder: Option<&Holder>, waiters: usize) {
-        let text = text(&self.key, self.since.elapsed(), holder, self.place, waiters);
+        let text = text(
+            &self.key,
+            self.since.elapsed(),
+            holder,
+            self.endpoint,
+            waiters,
+        );
         let text = printable(&text);
         // Nobody has to see it, and a terminal that was stopped is not waited for.
         if is_heard() && !is_anothers(io::stderr()) {
@@ -71,7 +80,7 @@ fn text(
     key: &str,
     waited: Duration,
     holder: Option<&Holder>,
-    place: Option<usize>,
+    endpoint: Option<usize>,
     waiters: usize,
 ) -> String {
     let seconds = waited.as_secs();
@@ -79,12 +88,12 @@ fn text(
         Some(holder) => format!("held by {}", holder.name),
         None => "about to be free".into(),
     };
-    let place = match place {
+    let endpoint = match endpoint {
         None => String::new(),
         Some(1) => format!(", next of {waiters}"),
-        Some(place) => format!(", place {place} or better of {waiters}"),
+        Some(endpoint) => format!(", endpoint {endpoint} or better of {waiters}"),
     };
-    format!("waiting {seconds} s for {key}: {held}{place}")
+    format!("waiting {seconds} s for {key}: {held}{endpoint}")
 }
 
 /// A name may be any text, also one that would tell the terminal what to do.
@@ -105,13 +114,14 @@ mod tests {
 
     #[test]
     fn the_line_tells_no_more_of_the_place_than_is_known() {
-        let line = |place, waiters| text("KEYA", Duration::from_secs(12), None, place, waiters);
+        let line =
+            |endpoint, waiters| text("KEYA", Duration::from_secs(12), None, endpoint, waiters);
         let beginning = "waiting 12 s for KEYA: about to be free";
         assert_eq!(line(None, 0), beginning);
         assert_eq!(line(Some(1), 3), format!("{beginning}, next of 3"));
         assert_eq!(
             line(Some(2), 3),
-            format!("{beginning}, place 2 or better of 3")
+            format!("{beginning}, endpoint 2 or better of 3")
         );
     }
 }

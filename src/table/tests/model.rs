@@ -24,7 +24,7 @@ enum Op {
     PassToEnd(Name),
     /// To a nanosecond before it.
     PassJustBeforeEnd(Name),
-    /// To the instant at which the first orphan is forgotten, or a nanosecond before it.
+    /// To the instant at which the first reserve is forgotten, or a nanosecond before it.
     PassGrace {
         just_before: bool,
     },
@@ -68,8 +68,8 @@ impl fmt::Debug for Op {
             Op::Pass(time) => write!(f, "{time} ms pass"),
             Op::PassToEnd(key) => write!(f, "the lease of {key} ends"),
             Op::PassJustBeforeEnd(key) => write!(f, "the lease of {key} is about to end"),
-            Op::PassGrace { just_before: false } => write!(f, "an orphan is forgotten"),
-            Op::PassGrace { just_before: true } => write!(f, "an orphan is about to be forgotten"),
+            Op::PassGrace { just_before: false } => write!(f, "an reserve is forgotten"),
+            Op::PassGrace { just_before: true } => write!(f, "an reserve is about to be forgotten"),
         }
     }
 }
@@ -114,7 +114,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 struct Model {
     held: Vec<Held>,
     /// The first to be forgotten stands first.
-    orphans: Vec<Orphan>,
+    reserved: Vec<Orphan>,
     limits: Limits,
     next_fence: Fence,
     next_ticket: Ticket,
@@ -173,7 +173,7 @@ impl Model {
         request: Option<Name>,
         handle: Handle,
     ) -> Acquired<Handle> {
-        self.settle(now, key);
+        self.expire_key(now, key);
         let waiters: usize = self.held.iter().map(|held| held.waiters.len()).sum();
         let Limits {
             keys,
@@ -257,15 +257,15 @@ impl Model {
     ) -> Option<Ticket> {
         let claim = (key.into(), requester.into(), request?.into());
         let found = self
-            .orphans
+            .reserved
             .iter()
-            .position(|orphan| orphan.claim == claim)?;
-        let orphan = self.orphans.remove(found);
-        (now < orphan.end).then_some(orphan.ticket)
+            .position(|reserve| reserve.claim == claim)?;
+        let reserve = self.reserved.remove(found);
+        (now < reserve.end).then_some(reserve.ticket)
     }
 
-    fn orphan(&mut self, now: Instant, key: Name, ticket: Ticket) -> bool {
-        self.settle(now, key);
+    fn reserve(&mut self, now: Instant, key: Name, ticket: Ticket) -> bool {
+        self.expire_key(now, key);
         let Some(held) = self.find(key) else {
             return false;
         };
@@ -276,15 +276,15 @@ impl Model {
         if let Some(request) = waiting.request
             && waiting.deadline >= now
         {
-            self.orphans.push(Orphan {
-                end: now + ORPHAN_GRACE,
+            self.reserved.push(Orphan {
+                end: now + RESERVED_FOR,
                 ticket,
                 claim: (key.into(), waiting.requester.into(), request.into()),
             });
-            self.orphans.sort();
+            self.reserved.sort();
         }
-        if self.orphans.len() > self.limits.waiters {
-            self.orphans.remove(0);
+        if self.reserved.len() > self.limits.waiters {
+            self.reserved.remove(0);
         }
         true
     }
@@ -323,7 +323,7 @@ impl Model {
         requester: Name,
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
-        self.settle(now, key);
+        self.expire_key(now, key);
         let held = self.find(key).ok_or(Free)?;
         if held.holder != requester {
             return Err(NotHolder);
@@ -344,7 +344,7 @@ impl Model {
 
     /// The fence that somebody names who believes that the key is held now.
     fn fence(&mut self, now: Instant, key: Name, under: Under) -> Option<Fence> {
-        self.settle(now, key);
+        self.expire_key(now, key);
         let current = self.find(key).map_or(FIRST_FENCE, |held| held.grant.fence);
         match under {
             Under::Any => None,
@@ -361,7 +361,7 @@ impl Model {
         self.handles().len() < before
     }
 
-    fn settle(&mut self, now: Instant, key: Name) {
+    fn expire_key(&mut self, now: Instant, key: Name) {
         if let Some(held) = self.find(key)
             && held.grant.expires <= now
         {
@@ -372,18 +372,18 @@ impl Model {
 
     fn expire(&mut self, now: Instant, batch: usize) -> bool {
         while let Some((_, key)) = self.first_lapsed(now, true) {
-            self.settle(now, key);
+            self.expire_key(now, key);
         }
         let mut freed = 0;
         while freed < batch
             && let Some((_, key)) = self.first_lapsed(now, false)
         {
-            self.settle(now, key);
+            self.expire_key(now, key);
             freed += 1;
         }
         let mut forgotten = 0;
-        while forgotten < batch && self.orphans.first().is_some_and(|first| first.end <= now) {
-            self.orphans.remove(0);
+        while forgotten < batch && self.reserved.first().is_some_and(|first| first.end <= now) {
+            self.reserved.remove(0);
             forgotten += 1;
         }
         freed < batch && forgotten < batch
@@ -486,9 +486,9 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     }))
 }
 
-fn orphans(table: &LockTable<Handle>) -> Vec<Orphan> {
-    let orphans = table.orphans.by_end.iter();
-    orphans
+fn reserved(table: &LockTable<Handle>) -> Vec<Orphan> {
+    let reserved = table.reserved.by_end.iter();
+    reserved
         .map(|(&(end, ticket), (key, requester, request))| Orphan {
             end,
             ticket,
@@ -528,7 +528,7 @@ impl Race {
             table: LockTable::new(limits, FIRST_FENCE),
             model: Model {
                 held: Vec::new(),
-                orphans: Vec::new(),
+                reserved: Vec::new(),
                 limits,
                 next_fence: FIRST_FENCE,
                 next_ticket: 1,
@@ -551,7 +551,7 @@ impl Race {
         self.compare_hand_overs()?;
         check_invariants(&self.table)?;
         prop_assert_eq!(contents(&self.table), self.model.contents());
-        prop_assert_eq!(orphans(&self.table), self.model.orphans.clone());
+        prop_assert_eq!(reserved(&self.table), self.model.reserved.clone());
         let next = self.model.held.iter().filter(|h| !h.waiters.is_empty());
         prop_assert_eq!(
             self.table.next_hand_over(),
@@ -584,7 +584,7 @@ impl Race {
                 );
             }
             Op::Check(key) => {
-                model.settle(*now, key);
+                model.expire_key(*now, key);
                 prop_assert_eq!(table.holding(*now, key), model.holding(key));
             }
             Op::Verify(requester, key, under) => {
@@ -602,14 +602,14 @@ impl Race {
             Op::Orphan(nth) => {
                 if let Some(&(key, ticket)) = self.tickets.get(nth % self.tickets.len().max(1)) {
                     prop_assert_eq!(
-                        table.orphan(*now, key, ticket),
-                        model.orphan(*now, key, ticket)
+                        table.reserve(*now, key, ticket),
+                        model.reserve(*now, key, ticket)
                     );
                 }
             }
             Op::Settle(key) => {
-                table.settle(*now, key);
-                model.settle(*now, key);
+                table.expire_key(*now, key);
+                model.expire_key(*now, key);
             }
             Op::Expire(batch) => {
                 prop_assert_eq!(table.expire(*now, batch), model.expire(*now, batch));
@@ -626,7 +626,7 @@ impl Race {
                 *now = (*now).max(end.unwrap_or(*now));
             }
             Op::PassGrace { just_before } => {
-                let end = model.orphans.first().map(|orphan| orphan.end);
+                let end = model.reserved.first().map(|reserve| reserve.end);
                 let before = Duration::from_nanos(u64::from(just_before));
                 *now = (*now).max(end.map_or(*now, |end| end - before));
             }

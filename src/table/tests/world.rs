@@ -305,7 +305,7 @@ impl Course {
                 if waited {
                     self.threads.retain(|thread| thread.ticket != ticket);
                 }
-                let left = desk.orphan(key, requester);
+                let left = desk.reserve(key, requester);
                 // After its patience it stands in the table's queue until its thread comes.
                 prop_assert!(left || !waited);
             }

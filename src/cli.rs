@@ -1,0 +1,64 @@
+//! The parts of the command, and what they share: standard output and the log.
+
+pub mod advice;
+pub mod args;
+pub mod ask;
+pub mod daemon;
+pub mod endpoint;
+pub mod exec;
+pub mod exit;
+pub mod parsers;
+pub mod pid_file;
+pub mod process;
+pub mod serve;
+pub mod usage;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use env_logger::Target;
+use log::LevelFilter;
+
+use self::exit::Failure;
+
+/// Prints a line, and succeeds where somebody takes it or nobody wants to.
+pub fn print(line: &str) -> ExitCode {
+    // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "lock-server: cannot write {line:?}: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Sends the log to a file or to standard error, as `RUST_LOG` says, or else from this level on. tiny_http logs only
+/// where `RUST_LOG` names it: each end of its accepting is an error to it, wanted or not, and one that was
+/// not wanted the server tells in its own words.
+fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
+    let env = env_logger::Env::default().default_filter_or(default_level);
+    let target = match file {
+        None => Target::Stderr,
+        Some(path) => {
+            let log = File::options().append(true).create(true).open(path);
+            let cannot = format!("cannot open the log {}", path.display());
+            Target::Pipe(Box::new(
+                log.map_err(|error| Failure::system(cannot, error))?,
+            ))
+        }
+    };
+    env_logger::Builder::new()
+        .target(target)
+        .filter_module("tiny_http", LevelFilter::Off)
+        .parse_env(env)
+        .format(|out, record| {
+            let (time, level) = (out.timestamp_millis(), record.level());
+            let style = out.default_level_style(level);
+            writeln!(out, "{time} {style}{level:5}{style:#} {}", record.args())
+        })
+        .init();
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! `exec`: a command that runs while a key is held.
+//!
+//! The first thread decides everything, one event after another, and waits neither for the network nor for whoever
+//! reads standard error: the turns of waiting, the renewals and the signals each have a thread that tells it, and
+//! one speaks for it. So neither a server that is silent nor a pipe that is full keeps it from killing the command
+//! in time.
+
+mod acquisition;
+mod command;
+mod messages;
+mod renewer;
+mod requester;
+mod schedule;
+mod signals;
+mod status_line;
+mod supervisor;
+mod terminal;
+mod watchdog;
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use lock_server::{Error, Holder, Lease, Refusal};
+use nix::sys::signal::Signal;
+
+use crate::cli::advice::explain;
+use crate::cli::args::Exec;
+use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
+use crate::cli::exec::acquisition::{Acquisition, Obtained, Turn, Wanted};
+use crate::cli::exec::command::{Command, Group};
+use crate::cli::exec::messages::Messages;
+use crate::cli::exec::renewer::LeaseRenewer;
+use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
+use crate::cli::exec::signals::Signals;
+use crate::cli::exec::supervisor::{Ended, Supervisor};
+use crate::cli::exec::watchdog::Watchdog;
+use crate::cli::exit::{Failure, UNREACHABLE, USAGE};
+use crate::cli::start_log;
+
+/// The key was not obtained: `EX_TEMPFAIL` of sysexits.h.
+const NOT_OBTAINED: u8 = 75;
+/// The system refused this program something: `EX_OSERR`.
+const SYSTEM: u8 = 71;
+/// The command was ended because the lease was lost: as timeout(1).
+const LOST: u8 = 124;
+/// As a shell says it.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// How long a command may take to end once it was asked to, if no option says it.
+const KILL_AFTER: Duration = Duration::from_secs(5);
+
+/// How long unlocking may take, each of two tries.
+const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the first thread is told.
+enum Event {
+    Signal(Signal),
+    /// What a turn of waiting came to, and which.
+    Answer(u32, Result<Turn, Error>),
+    /// Who holds the key that is waited for.
+    Seen(Option<Holder>),
+    Renewed(Lease),
+    /// The server could not be asked to.
+    NotRenewed(Error),
+    /// The server says that the lease is over.
+    Lost,
+}
+
+/// What is to be run, under what, and how.
+struct Job {
+    wanted: Wanted,
+    command: Command,
+    kill_after: Option<Duration>,
+    conflict: u8,
+    messages: Messages,
+}
+
+/// Waits for the key, runs the command while it is held, and unlocks it.
+pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
+    // Before there are other threads, which would take them.
+    let signals = Signals::block().map_err(|error| system("cannot block signals", error))?;
+    let job = Job::new(args, words)?;
+    job.command.look_up()?;
+    let (events, inbox) = mpsc::channel();
+    signals
+        .take(events.clone())
+        .map_err(|error| system("cannot start a thread", error))?;
+    match Acquisition::begin(&job.wanted, &events, &inbox).obtain()? {
+        Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
+        Obtained::No(why) => {
+            job.messages.say(why);
+            Ok(job.conflict.into())
+        }
+        // No signal is above 64.
+        Obtained::Signal(signal) => Ok(ExitCode::from(128 + signal as u8)),
+    }
+}
+
+impl Job {
+    fn new(args: Exec, words: Option<Vec<OsString>>) -> Result<Self, Failure> {
+        start_log("warn", None)?;
+        let requester = Requester::new(&args.target())?;
+        let (key, command) = key_and_command(args.key, words)?;
+        if args.quiet && args.verbose {
+            return Err(usage("give --quiet or --verbose, not both"));
+        }
+        let patience = match (args.nonblock, args.wait) {
+            (true, Some(_)) => return Err(usage("give --nonblock or --wait, not both")),
+            (true, None) => Some(Duration::ZERO),
+            (false, wait) => wait,
+        };
+        Ok(Job {
+            wanted: Wanted {
+                requester,
+                key,
+                lock_timeout: args.lock_timeout,
+                patience,
+                quiet: args.quiet,
+            },
+            command,
+            kill_after: args.kill_after,
+            conflict: args.conflict_exit_code.unwrap_or(NOT_OBTAINED),
+            messages: Messages::new(args.quiet, args.verbose)?,
+        })
+    }
+
+    /// Runs the command under the lease, and says with which code to exit.
+    fn run(
+        &self,
+        lease: &Lease,
+        signals: Signals,
+        events: &Sender<Event>,
+        inbox: &Receiver<Event>,
+    ) -> Result<ExitCode, Failure> {
+        let Wanted { requester, key, .. } = &self.wanted;
+        let (name, fence) = (&requester.name, lease.fence);
+        self.messages
+            .tell(format_args!("locked {key} as {name}, fence {fence}"));
+        let (group, watchdog) = self
+            .start(lease, signals)
+            .inspect_err(|_| self.unlock(lease))?;
+        let renewer = self.keep(lease, events);
+        let running = Supervisor::begin(group, lease, self.kill_after, renewer, &self.messages);
+        let ended = running.see_through(inbox);
+        watchdog.dismiss();
+        self.conclude(ended, lease)
+    }
+
+    /// Starts the command, and what watches over it.
+    fn start(&self, lease: &Lease, signals: Signals) -> Result<(Group, Watchdog), Failure> {
+        let watchdog = Watchdog::start().map_err(|error| system("cannot fork", error))?;
+        let variables = [
+            (KEY_VARIABLE, self.wanted.key.clone()),
+            (NAME_VARIABLE, self.wanted.requester.name.clone()),
+            (FENCE_VARIABLE, lease.fence.to_string()),
+            (SERVER_VARIABLE, self.wanted.requester.address()),
+        ];
+        match self
+            .command
+            .start(variables, signals, watchdog.introduction())
+        {
+            Ok(group) => Ok((group, watchdog)),
+            Err(failure) => {
+                watchdog.dismiss();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Begins to renew the lease. Where there is no thread for it, it is as if no renewal were answered.
+    fn keep(&self, lease: &Lease, events: &Sender<Event>) -> Option<LeaseRenewer> {
+        let requester = self.wanted.requester.clone();
+        LeaseRenewer::begin(requester, lease.clone(), events.clone())
+            .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))
+            .ok()
+    }
+
+    /// Unlocks the key if it may still be held.
+    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<ExitCode, Failure> {
+        let key = &self.wanted.key;
+        let why = match ended {
+            Ended::ByItself(status) => {
+                self.unlock(lease);
+                return Ok(command::exit_code(status).into());
+            }
+            Ended::NotKept => {
+                // Once more, if only to spare others the rest of the lease.
+                let _ = self.release(lease);
+                format!("{key} could not be renewed in time; the command was ended")
+            }
+            Ended::Lost => {
+                format!("{key} was lost: the server says the lease is over; the command was killed")
+            }
+        };
+        Err(Failure::new(LOST, why))
+    }
+
+    fn unlock(&self, lease: &Lease) {
+        let key = &self.wanted.key;
+        match self.release(lease) {
+            Ok(true) => self.messages.tell(format_args!("unlocked {key}")),
+            Ok(false) => self.messages.say(format_args!(
+                "the lease of {key} was over before the command ended; somebody else may have had it"
+            )),
+            Err(error) => self.messages.say(format_args!(
+                "{key} stays locked until its lease runs out: {}",
+                explain(&error)
+            )),
+        }
+    }
+
+    fn release(&self, lease: &Lease) -> Result<bool, Error> {
+        let client = self.wanted.requester.hasty_client(2, UNLOCK_PATIENCE);
+        client.release(lease)
+    }
+}
+
+/// A key may begin with a dash where it stands after `--`, and a second `--` before the command.
+fn key_and_command(
+    key: Option<String>,
+    words: Option<Vec<OsString>>,
+) -> Result<(String, Command), Failure> {
+    let no_command = "no command; it stands after --, as in: lock-server exec KEYA -- ls -l";
+    let mut words = words.ok_or_else(|| usage(no_command))?;
+    let key = match key {
+        Some(key) => key,
+        None if words.get(1).is_some_and(|word| word == "--") => {
+            let key = words.remove(0);
+            words.remove(0);
+            key.into_string()
+                .map_err(|key| usage(format!("key {key:?} is not UTF-8")))?
+        }
+        None => {
+            return Err(usage(
+                "no key; it stands before the --, as in: lock-server exec KEYA -- ls",
+            ));
+        }
+    };
+    let command = Command::new(words).ok_or_else(|| usage(no_command))?;
+    Ok((key, command))
+}
+
+/// As `Failure::from`, for a program whose own exit codes must not be taken for the command's.
+fn failure(error: Error) -> Failure {
+    let code = match &error {
+        Error::InvalidName { .. } => USAGE,
+        Error::InvalidOption { .. } => USAGE,
+        Error::Refused { reason, .. } if *reason == Refusal::BadRequest => USAGE,
+        _ => UNREACHABLE,
+    };
+    Failure::new(code, explain(&error))
+}
+
+fn usage(message: impl Into<String>) -> Failure {
+    Failure::new(USAGE, message)
+}
+
+fn system(what: &str, error: impl Display) -> Failure {
+    Failure::new(SYSTEM, format!("{what}: {error}"))
+}

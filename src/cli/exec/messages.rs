@@ -1,0 +1,88 @@
+//! What is said on standard error, by a thread of its own: whoever reads it may have stopped to, and the command's
+//! deadline does not wait.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::cli::exec::status_line::printable;
+use crate::cli::exec::system;
+use crate::cli::exit::Failure;
+
+/// How many messages may wait to be read. What comes beyond is lost.
+const BACKLOG: usize = 64;
+
+/// How long the end waits for the last message to be read.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+pub struct Messages {
+    quiet: bool,
+    verbose: bool,
+    /// `None` once it has ended.
+    messages: Option<SyncSender<String>>,
+    /// Disconnected when all is said.
+    said: Receiver<()>,
+}
+
+impl Messages {
+    pub fn new(quiet: bool, verbose: bool) -> Result<Self, Failure> {
+        let (messages, inbox) = mpsc::sync_channel::<String>(BACKLOG);
+        let (done, said) = mpsc::channel::<()>();
+        let speak = move || {
+            for message in inbox {
+                // Nobody has to listen.
+                let _ = writeln!(io::stderr(), "lock-server: {message}");
+            }
+            drop(done);
+        };
+        thread::Builder::new()
+            .name("messages".into())
+            .spawn(speak)
+            .map_err(|error| system("cannot start a thread", error))?;
+        Ok(Messages {
+            quiet,
+            verbose,
+            messages: Some(messages),
+            said,
+        })
+    }
+
+    /// Says what a person wants to know.
+    pub fn say(&self, message: impl Display) {
+        if !self.quiet {
+            self.send(message);
+        }
+    }
+
+    /// Says what a person wants to know who asked for it.
+    pub fn tell(&self, message: impl Display) {
+        if self.verbose {
+            self.send(message);
+        }
+    }
+
+    fn send(&self, message: impl Display) {
+        if let Some(messages) = &self.messages {
+            let _ = messages.try_send(printable(&message.to_string()));
+        }
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        self.messages = None;
+        let _ = self.said.recv_timeout(LAST_WAIT);
+    }
+}
+
+/// Whether a short text can be written to standard error without waiting for its reader.
+pub fn is_heard() -> bool {
+    let stderr = io::stderr();
+    let mut asked = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut asked, PollTimeout::ZERO) == Ok(1)
+}

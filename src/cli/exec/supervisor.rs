@@ -1,0 +1,232 @@
+//! A command that runs while its lease is kept, and is ended before the lease is.
+
+use std::process::ExitStatus;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use lock_server::Lease;
+use nix::sys::signal::Signal;
+
+use crate::cli::advice::explain;
+use crate::cli::exec::command::Group;
+use crate::cli::exec::messages::Messages;
+use crate::cli::exec::renewer::LeaseRenewer;
+use crate::cli::exec::schedule::{Schedule, longest_kill_after};
+use crate::cli::exec::terminal::{Loan, Terminal};
+use crate::cli::exec::{Event, KILL_AFTER};
+
+/// Signals that ask to end.
+const ENDING: [Signal; 4] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+];
+
+/// How often to look whether all of a group that was told to end has.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The same once it was killed: then only the kernel, or another user, keeps it.
+const LOOK_SELDOM: Duration = Duration::from_millis(100);
+
+/// How often to look whether a shell has brought this program to the foreground. It says nothing where it
+/// takes a job for running.
+const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(100);
+
+/// How a command ended.
+pub enum Ended {
+    ByItself(ExitStatus),
+    /// The lease could not be renewed in time.
+    NotKept,
+    /// The server said that the lease is over.
+    Lost,
+}
+
+/// A command, and the lease under which it runs.
+pub struct Supervisor<'a> {
+    group: Group,
+    schedule: Schedule,
+    kill_after: Duration,
+    terminal: Terminal,
+    /// Whether the command is stopped until it may use the terminal.
+    wants_terminal: bool,
+    /// Why the command has to end, once it has to.
+    ending: Option<Ended>,
+    killed: bool,
+    /// The renewals. Ended when the command has to end: from then on its times stand.
+    renewer: Option<LeaseRenewer>,
+    messages: &'a Messages,
+}
+
+impl<'a> Supervisor<'a> {
+    pub fn begin(
+        group: Group,
+        lease: &Lease,
+        kill_after: Option<Duration>,
+        renewer: Option<LeaseRenewer>,
+        messages: &'a Messages,
+    ) -> Self {
+        let (now, remaining) = (Instant::now(), lease.remaining());
+        let longest = longest_kill_after(remaining);
+        // A third of what was asked for is a little more than that of what is left.
+        let most = longest + longest / 10;
+        if kill_after.is_some_and(|kill_after| kill_after > most) {
+            messages.say(format_args!(
+                "warning: --kill-after takes at most a third of the lease, {:.1} s here; for more, give a longer \
+                 --lock-timeout",
+                longest.as_secs_f64()
+            ));
+        }
+        let kill_after = kill_after.unwrap_or(KILL_AFTER);
+        Supervisor {
+            group,
+            schedule: Schedule::of(now, remaining, kill_after),
+            kill_after,
+            terminal: Terminal::open(),
+            wants_terminal: false,
+            ending: None,
+            killed: false,
+            renewer,
+            messages,
+        }
+    }
+
+    /// Until the command has ended. If it is made to, until nothing of its group is left.
+    pub fn see_through(mut self, inbox: &Receiver<Event>) -> Ended {
+        loop {
+            // It is never disconnected: whoever calls this keeps a sender.
+            if let Ok(event) = inbox.recv_timeout(self.patience()) {
+                self.heed(event);
+            }
+            if let Some(ended) = self.has_ended() {
+                return ended;
+            }
+            if self.wants_terminal {
+                self.lend_terminal();
+            }
+            self.keep_to_schedule(Instant::now());
+        }
+    }
+
+    /// How long nothing has to be done by itself.
+    fn patience(&self) -> Duration {
+        if self.ending.is_some() {
+            return if self.killed { LOOK_SELDOM } else { LOOK_EVERY };
+        }
+        let now = Instant::now();
+        let left = self.schedule.terminate.saturating_duration_since(now);
+        if self.wants_terminal {
+            left.min(LOOK_FOR_TERMINAL)
+        } else {
+            left
+        }
+    }
+
+    fn heed(&mut self, event: Event) {
+        match event {
+            Event::Signal(Signal::SIGCHLD) => self.look_after_stop(),
+            // A job that sleeps would let its lease run out.
+            Event::Signal(Signal::SIGTSTP) => self.messages.tell("not suspended: it holds a key"),
+            Event::Signal(Signal::SIGCONT) => {
+                // The shell may have brought this job to the foreground.
+                self.terminal.lend(self.group.id());
+                self.go_on();
+            }
+            Event::Signal(signal) => {
+                self.group.signal(signal);
+                if ENDING.contains(&signal) {
+                    // One that is stopped would not hear of it.
+                    self.go_on();
+                }
+            }
+            Event::Renewed(lease) if self.ending.is_none() => {
+                let (now, remaining) = (Instant::now(), lease.remaining());
+                self.schedule = Schedule::of(now, remaining, self.kill_after);
+                self.messages.tell(format_args!("renewed {}", lease.key));
+            }
+            Event::NotRenewed(error) => {
+                let why = explain(&error);
+                self.messages.tell(format_args!("not renewed: {why}"));
+            }
+            Event::Lost if self.ending.is_none() => {
+                self.begin_to_end(Ended::Lost);
+                // Somebody else may have the key already.
+                self.kill();
+            }
+            Event::Renewed(_) | Event::Lost | Event::Answer(..) | Event::Seen(_) => {}
+        }
+    }
+
+    /// Goes on with a command that was stopped because it touched the terminal, or from there.
+    fn look_after_stop(&mut self) {
+        match self.group.stopped() {
+            Some(Signal::SIGTTIN | Signal::SIGTTOU) => {
+                self.lend_terminal();
+                if self.wants_terminal {
+                    self.messages
+                        .say("the command is stopped until this job is in the foreground (fg)");
+                }
+            }
+            Some(Signal::SIGTSTP) => self.go_on(),
+            _ => {}
+        }
+    }
+
+    /// Goes on with a command that was stopped because it touched the terminal, once that is its to touch, or
+    /// nobody's any more.
+    fn lend_terminal(&mut self) {
+        self.wants_terminal = true;
+        match self.terminal.lend(self.group.id()) {
+            Loan::Lent => self.go_on(),
+            Loan::NotOurs => {}
+            Loan::Gone => {
+                // As the system does with jobs that are stopped when their session ends.
+                self.group.signal(Signal::SIGHUP);
+                self.go_on();
+            }
+        }
+    }
+
+    fn go_on(&mut self) {
+        self.wants_terminal = false;
+        self.group.signal(Signal::SIGCONT);
+    }
+
+    fn has_ended(&mut self) -> Option<Ended> {
+        if self.ending.is_some() {
+            return if self.group.is_gone() {
+                self.ending.take()
+            } else {
+                None
+            };
+        }
+        // It fails only if another one has reaped the child, and there is none.
+        self.group.ended().ok().flatten().map(Ended::ByItself)
+    }
+
+    fn keep_to_schedule(&mut self, now: Instant) {
+        if self.ending.is_none() && now >= self.schedule.terminate {
+            self.begin_to_end(Ended::NotKept);
+            self.group.signal(Signal::SIGTERM);
+            // One that is stopped would not hear of it.
+            self.go_on();
+        }
+        if self.ending.is_some() && !self.killed && now >= self.schedule.kill {
+            self.kill();
+        }
+    }
+
+    fn begin_to_end(&mut self, why: Ended) {
+        self.ending = Some(why);
+        self.renewer = None;
+    }
+
+    fn kill(&mut self) {
+        if !self.group.kill() {
+            self.messages.say(
+                "cannot end the command: it runs as another user now; the key may go to somebody else meanwhile",
+            );
+        }
+        self.killed = true;
+    }
+}

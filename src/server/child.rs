@@ -1,0 +1,280 @@
+//! The server's process, seen from the one that starts it: start, reap, stop.
+//!
+//! A child made by `fork` alone finds every lock of libc, of std and of the allocator as the parent's other threads
+//! held it in that instant, and those threads are not there to let go: `malloc_trim` alone takes every arena's lock, and
+//! a server hung for good on the one that a thread of its parent had held. So the child calls nothing at all before
+//! it replaces its memory: it executes the parent's own program again, which finds its orders on its standard
+//! input and serves before `main` begins. See [`image`].
+//!
+//! | what the child calls | which lock it could inherit |
+//! |---|---|
+//! | from the fork to the exec | none: `posix_spawn` only makes system calls there, on memory that the parent lends |
+//! | after the exec, for its whole life | none: malloc, stdio, the environment, name look-up, the loader and panics begin anew |
+//! | files | none; descriptors that the parent did not mark to be closed on exec are closed by [`image`] |
+//!
+//! The price: `/proc`, Linux 5.3 (pidfds), a program that may be executed again and has this crate in it, not in a
+//! library that it loads; and std is used before `main`, which works and which std does not promise. The tests
+//! run it with glibc, and by hand with musl.
+//!
+//! [`Server::spawn`](crate::Server::spawn) forks nothing.
+
+pub(crate) mod image;
+pub(crate) mod orders;
+
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{self, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{self, Signal};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+use self::orders::{Orders, Report};
+use crate::error::Error;
+use crate::options::Options;
+use crate::server::serve::start_failed;
+
+/// How long a child may take to serve. It needs some milliseconds; the rest is for a machine that is busy with
+/// hundreds of others. A child that fails says so at once.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a child may take to end before it is killed. Its own watchdog is quicker.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The reaper only waits.
+const STACK: usize = 64 * 1024;
+
+/// A child process that serves. It is reaped when it ends, whoever ends it.
+pub(crate) struct Child {
+    pid: Pid,
+    /// The process that started it: in any other one, the child is none.
+    parent: u32,
+    end: Arc<End>,
+}
+
+/// When a child has ended.
+#[derive(Default)]
+struct End {
+    /// While this is locked and `false`, the process exists, if only as a zombie: its number is its own.
+    is_reaped: Mutex<bool>,
+    reaped: Condvar,
+}
+
+impl End {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        // A flag is whole, whatever panicked beside it.
+        self.is_reaped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Child {
+    /// Starts a child that serves on these listeners. Returns once it reports that it serves and `answers`.
+    pub fn start(
+        options: &Options,
+        listeners: &[&TcpListener],
+        answers: impl Fn() -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|errno| start_failed("cannot make a socket pair")(errno.into()))?;
+        let pid = execute(options, theirs)?;
+        let served = Orders::send(&ours, options, listeners)
+            .map_err(start_failed("cannot send the child its orders"))
+            .and_then(|()| serves(&ours, pid))
+            .and_then(|()| answers().map_err(does_not_answer));
+        let child = Child {
+            pid,
+            parent: process::id(),
+            end: Arc::default(),
+        };
+        let no_reaper = start_failed("cannot start the thread that waits for the child");
+        if let Err(error) = served.and_then(|()| child.start_reaper().map_err(no_reaper)) {
+            let _ = signal::kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+            return Err(error);
+        }
+        Ok(child)
+    }
+
+    /// Starts the thread that reaps the child, so that no zombie is left when it ends by itself.
+    fn start_reaper(&self) -> io::Result<()> {
+        let (pid, end) = (self.pid, self.end.clone());
+        thread::Builder::new()
+            .name("lock-server-reaper".into())
+            .stack_size(STACK)
+            .spawn(move || {
+                // Leaves the zombie in place until nobody is about to send it a signal.
+                while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+                    == Err(Errno::EINTR)
+                {}
+                let mut is_reaped = end.lock();
+                // Somebody who waits for any child may have been quicker.
+                let _ = waitpid(pid, None);
+                *is_reaped = true;
+                end.reaped.notify_all();
+            })?;
+        Ok(())
+    }
+
+    pub fn pid(&self) -> u32 {
+        // The kernel's process numbers are positive.
+        self.pid.as_raw() as u32
+    }
+
+    /// Whether this process started it. A process forked since has a copy of this, and no such child.
+    pub fn is_ours(&self) -> bool {
+        self.parent == process::id()
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.is_ours() && !*self.end.lock() && !has_ended(self.pid)
+    }
+
+    /// Ends the child and waits for its end. `false` if it had ended before.
+    pub fn stop(&self) -> io::Result<bool> {
+        if !self.is_ours() {
+            let whose = format!("process {} started it and has to stop it", self.parent);
+            return Err(io::Error::other(whose));
+        }
+        let mut is_reaped = self.end.lock();
+        if *is_reaped {
+            return Ok(false);
+        }
+        if has_ended(self.pid) {
+            // It is about to be reaped here; or was elsewhere, and its number may be anybody's.
+            let waited = self
+                .end
+                .reaped
+                .wait_timeout_while(is_reaped, END_TIMEOUT, |is_reaped| !*is_reaped);
+            drop(waited);
+            return Ok(false);
+        }
+        // One that is stopped is woken to end.
+        let orderly: &[Signal] = &[Signal::SIGTERM, Signal::SIGCONT];
+        for signals in [orderly, &[Signal::SIGKILL]] {
+            for &signal in signals.iter().filter(|_| !*is_reaped) {
+                // Not yet reaped, so nobody else has this number.
+                match signal::kill(self.pid, signal) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            let waited = self
+                .end
+                .reaped
+                .wait_timeout_while(is_reaped, END_TIMEOUT, |is_reaped| !*is_reaped);
+            (is_reaped, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if *is_reaped {
+                return Ok(true);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "it has not ended even after SIGKILL",
+        ))
+    }
+}
+
+/// Executes this program again, as a server that finds its orders on standard input. In a process group of its own
+/// it is out of reach of Ctrl-C, which is for the parent; and it keeps no pipe of the parent's open.
+fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
+    image::expect_startable()?;
+    let log = match &options.log_to {
+        Some(path) => Stdio::from(open_log(path)?),
+        None => Stdio::null(),
+    };
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("lock-server")
+        .env(image::PARENT_VARIABLE, process::id().to_string())
+        .stdin(orders)
+        .stdout(Stdio::null())
+        .stderr(log);
+    if !options.outlive_parent {
+        // One that outlives its parent begins a session of its own, which the leader of a group may not.
+        command.process_group(0);
+    }
+    let child = command.spawn().map_err(|source| Error::CannotStart {
+        reason: "cannot execute this program again".into(),
+        source: Some(source),
+    })?;
+    // The kernel's process numbers fit.
+    Ok(Pid::from_raw(child.id() as libc::pid_t))
+}
+
+fn open_log(path: &std::path::Path) -> Result<File, Error> {
+    let log = File::options().append(true).create(true).open(path);
+    log.map_err(|source| Error::CannotStart {
+        reason: format!("cannot open the log {}", path.display()),
+        source: Some(source),
+    })
+}
+
+/// Waits until the child reports that it serves.
+fn serves(ours: &OwnedFd, pid: Pid) -> Result<(), Error> {
+    let until = Instant::now() + SERVE_TIMEOUT;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            Ok(1..) => break,
+            _ => {
+                let seconds = SERVE_TIMEOUT.as_secs();
+                return Err(did_not_serve(format!("it was silent for {seconds} s")));
+            }
+        }
+    }
+    match Report::receive(ours) {
+        Ok(Some(Report::Serves)) => Ok(()),
+        Ok(Some(Report::Failed(why))) => Err(did_not_serve(why)),
+        // It has ended without a word, and is still there to be asked how.
+        Ok(None) => Err(did_not_serve(how_it_ended(pid))),
+        Err(errno) => Err(start_failed("cannot hear of the child")(errno)),
+    }
+}
+
+fn how_it_ended(pid: Pid) -> String {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    match waitid(Id::Pid(pid), flags) {
+        Ok(WaitStatus::Exited(_, code)) => format!("it exited with code {code}"),
+        Ok(WaitStatus::Signaled(_, signal, _)) => format!("it was ended by {signal}"),
+        other => format!("it closed its connection: {other:?}"),
+    }
+}
+
+fn did_not_serve(why: String) -> Error {
+    Error::CannotStart {
+        reason: format!("the child process did not serve: {why}"),
+        source: None,
+    }
+}
+
+fn does_not_answer(error: Error) -> Error {
+    Error::CannotStart {
+        reason: "the child process serves, but no answer comes from it".into(),
+        source: Some(io::Error::other(error)),
+    }
+}
+
+/// Whether the child has ended, reaped or not.
+fn has_ended(pid: Pid) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    !matches!(waitid(Id::Pid(pid), flags), Ok(WaitStatus::StillAlive))
+}

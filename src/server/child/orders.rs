@@ -1,0 +1,229 @@
+//! What a server's process is told when it begins, and what it reports: one message each way. Both ends are the
+//! same program, so the form may change with any version.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::unistd;
+
+use crate::options::Options;
+
+/// More than any message takes: a path has at most 4096 bytes, a host 253, and the rest are numbers.
+const LONGEST: usize = 16 * 1024;
+
+/// The descriptors that may be sent along: two listeners and the parent.
+const MOST_DESCRIPTORS: usize = 3;
+
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
+
+/// How to serve, and on what.
+pub(crate) struct Orders {
+    pub options: Options,
+    pub http: TcpListener,
+    pub classic: Option<TcpListener>,
+    /// A pidfd of the process whose end is the server's end.
+    pub parent: Option<OwnedFd>,
+}
+
+impl Orders {
+    /// Sends orders, from the process that the server is to end with unless it may outlive it.
+    pub fn send(to: &OwnedFd, options: &Options, listeners: &[&TcpListener]) -> io::Result<()> {
+        let parent = match options.outlive_parent {
+            true => None,
+            false => Some(own_pidfd()?),
+        };
+        let descriptors: Vec<RawFd> = listeners
+            .iter()
+            .map(|listener| listener.as_raw_fd())
+            .chain(parent.as_ref().map(AsRawFd::as_raw_fd))
+            .collect();
+        let text = encode(options);
+        sendmsg::<()>(
+            to.as_raw_fd(),
+            &[IoSlice::new(text.as_bytes())],
+            &[ControlMessage::ScmRights(&descriptors)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
+    }
+
+    /// Receives orders.
+    pub fn receive(from: &OwnedFd) -> io::Result<Self> {
+        let mut text = vec![0; LONGEST];
+        let mut space = cmsg_space!([RawFd; MOST_DESCRIPTORS]);
+        let mut pieces = [IoSliceMut::new(&mut text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(from.as_raw_fd(), &mut pieces, Some(&mut space), flags)?;
+        let length = message.bytes;
+        let mut descriptors = message
+            .cmsgs()?
+            .filter_map(|part| match part {
+                ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
+                _ => None,
+            })
+            .flatten()
+            // SAFETY: the kernel has just made them for this process, and nothing else knows of them.
+            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+            .collect::<Vec<_>>()
+            .into_iter();
+        let options = str::from_utf8(&text[..length]).ok().and_then(decode);
+        let options = options.ok_or(io::ErrorKind::InvalidData)?;
+        let mut next = || descriptors.next().ok_or(io::ErrorKind::InvalidData);
+        Ok(Orders {
+            http: next()?.into(),
+            classic: options
+                .classic_port
+                .map(|_| next().map(TcpListener::from))
+                .transpose()?,
+            parent: (!options.outlive_parent).then(next).transpose()?,
+            options,
+        })
+    }
+}
+
+/// What the child says of itself.
+pub(crate) enum Report {
+    Serves,
+    /// With why.
+    Failed(String),
+}
+
+impl Report {
+    pub fn send(&self, to: BorrowedFd<'_>) {
+        let text = match self {
+            Report::Serves => "",
+            Report::Failed(why) => why,
+        };
+        let kind = match self {
+            Report::Serves => "+",
+            Report::Failed(_) => "-",
+        };
+        // A parent that does not listen any more has ended or has given this child up.
+        let _ = unistd::write(to, format!("{kind}{text}").as_bytes());
+    }
+
+    /// `None` where the other end has closed.
+    pub fn receive(from: &OwnedFd) -> io::Result<Option<Self>> {
+        let mut text = vec![0; LONGEST];
+        let length = match unistd::read(from.as_fd(), &mut text) {
+            // It ended with orders unread.
+            Err(Errno::ECONNRESET) => 0,
+            read => read?,
+        };
+        let text = String::from_utf8_lossy(&text[..length]);
+        match (text.as_ref(), text.strip_prefix('-')) {
+            ("+", _) => Ok(Some(Report::Serves)),
+            (_, Some(why)) => Ok(Some(Report::Failed(why.into()))),
+            ("", _) => Ok(None),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn own_pidfd() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = Errno::result(fd)? as RawFd;
+    // SAFETY: the kernel has just made it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The options that a bound server still needs, a line each. The host comes last.
+fn encode(options: &Options) -> String {
+    let Options {
+        lock_timeout,
+        lock_attempt_timeout,
+        port,
+        classic_port,
+        host,
+        allow_shutdown,
+        reconnect_attempts: _,
+        time_between_attempts: _,
+        outlive_parent,
+        max_lock_timeout,
+        max_lock_attempt_timeout,
+        max_waiters,
+        max_keys,
+        log_to,
+    } = options;
+    let nanos = |time: Duration| time.as_nanos().to_string();
+    let or_none = |text: Option<String>| text.unwrap_or_default();
+    [
+        nanos(*lock_timeout),
+        nanos(*lock_attempt_timeout),
+        port.to_string(),
+        or_none(classic_port.map(|port| port.to_string())),
+        allow_shutdown.to_string(),
+        outlive_parent.to_string(),
+        or_none(max_lock_timeout.map(nanos)),
+        or_none(max_lock_attempt_timeout.map(nanos)),
+        max_waiters.to_string(),
+        max_keys.to_string(),
+        log_to.is_some().to_string(),
+        host.clone(),
+    ]
+    .join("\n")
+}
+
+fn decode(text: &str) -> Option<Options> {
+    let mut lines = text.splitn(12, '\n');
+    let mut next = || lines.next();
+    let nanos = |line: &str| {
+        let nanos: u128 = line.parse().ok()?;
+        let seconds = u64::try_from(nanos / NANOS_PER_SECOND).ok()?;
+        // What is left of a division by a billion fits.
+        Some(Duration::new(seconds, (nanos % NANOS_PER_SECOND) as u32))
+    };
+    let or_none = |line: &str| (!line.is_empty()).then(|| line.to_string());
+    Some(Options {
+        lock_timeout: nanos(next()?)?,
+        lock_attempt_timeout: nanos(next()?)?,
+        port: next()?.parse().ok()?,
+        classic_port: or_none(next()?).and_then(|port| port.parse().ok()),
+        allow_shutdown: next()?.parse().ok()?,
+        outlive_parent: next()?.parse().ok()?,
+        max_lock_timeout: or_none(next()?).and_then(|line| nanos(&line)),
+        max_lock_attempt_timeout: or_none(next()?).and_then(|line| nanos(&line)),
+        max_waiters: next()?.parse().ok()?,
+        max_keys: next()?.parse().ok()?,
+        // It stands on standard error by now.
+        log_to: (next()? == "true").then(Default::default),
+        host: next()?.into(),
+        ..Options::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_arrive_as_they_were_sent() {
+        let plain = Options::default();
+        let odd = Options {
+            lock_timeout: Duration::new(3, 1),
+            lock_attempt_timeout: Duration::ZERO,
+            port: 1,
+            classic_port: Some(2),
+            host: "::1".into(),
+            allow_shutdown: true,
+            outlive_parent: true,
+            max_lock_timeout: Some(Duration::from_millis(1)),
+            max_lock_attempt_timeout: Some(Duration::from_secs(365 * 24 * 60 * 60)),
+            max_waiters: 7,
+            max_keys: usize::MAX,
+            log_to: Some(Default::default()),
+            ..Options::default()
+        };
+        for options in [plain, odd] {
+            assert_eq!(decode(&encode(&options)), Some(options));
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! The original's own wire, on a port of its own: a bare line, and a bare line back.
+//!
+//! # Questions
+//!
+//! One on each connection: `GET /`, then a verb with its names, a line feed, and an empty line. A carriage
+//! return before a line feed is dropped, header lines before the empty line are skipped, a trailing
+//! ` HTTP/1.x` is ignored. A client that closes its sending half needs no empty line.
+//!
+//! Keys and requesters are raw UTF-8, 1 to 1024 bytes; percent-escapes are not decoded. A key ends at the
+//! first slash after it, a requester at the end of the line: there is no way to write a slash in a key.
+//!
+//! | question | answer |
+//! |---|---|
+//! | `/CHECK/key` | `1` if anybody holds the key, or else `0` |
+//! | `/LOCK/key/requester` | when the lease runs out, in Unix seconds with six decimals; or `0` |
+//! | `/UNLOCK/key/requester` | `1`, or `0` if the requester does not hold the key |
+//! | `/VERIFY/key/requester` | `1` if the requester holds the key, or else `0` |
+//! | `/PING` | `1` |
+//! | `/SHUTDOWN` | `1`, and the server ends; where that is not allowed, nothing |
+//!
+//! # Answers
+//!
+//! The answer is one line, and the server closes the connection. `0` is also the answer to a name that is
+//! missing, empty, too long or not UTF-8, when the server is full, and to those that wait when it ends.
+//! No answer, only the end of the connection, gets an unknown verb, a request that a web page sent, one of
+//! more than 64 kB, and one that is not there whole after 10 s.
+//!
+//! # Clients that go
+//!
+//! Who closes or half-closes its connection while it waits loses its place: the two look alike. Who goes
+//! after the grant keeps the lease until it runs out, also where the answer was still on its way: what the
+//! client has read of it can't be known.
+//!
+//! Where every thread has a connection, the connection that has been silent for longest is closed, so that
+//! the next client is served.
+//!
+//! # Threads
+//!
+//! Each connection has a thread for as long as it is open, and that thread has accepted it. Before it
+//! serves, it sees to it that another one stands ready to accept; so a LOCK blocks its own thread and
+//! nobody else's, and most questions start no thread. One more thread watches those that wait for a client
+//! that hangs up.
+
+mod question;
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::poll::{self, PollFd, PollFlags, PollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{self, sockopt};
+use nix::sys::time::TimeVal;
+use parking_lot::{Condvar, Mutex};
+
+use self::question::{MAX_REQUEST, Received, State};
+use crate::manager::{self, LockManager, Outcome, Place};
+use crate::protocol::{Malformed, Reply, Status};
+use crate::server::handler::{Handled, Handler};
+
+/// How long a client may take to send its request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many threads stand ready at the most.
+const MAX_IDLE: usize = 32;
+
+/// A question is read, asked and answered: it needs little depth.
+const STACK: usize = 128 * 1024;
+
+/// How long nothing is accepted when the system has no descriptor or memory for it.
+const STARVED_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long it has to go well before the log is told that it does.
+const STABLE: Duration = Duration::from_secs(2);
+
+/// The server's end of the port for the original's clients.
+pub(crate) struct ClassicTransport(Arc<Shared>);
+
+struct Shared {
+    listener: TcpListener,
+    handler: Arc<Handler>,
+    /// How many connections may be open at the same time: each has a thread.
+    most: usize,
+    state: Mutex<Open>,
+    /// Tells that a thread has ended.
+    ended: Condvar,
+    watch: Watch,
+}
+
+/// What is open.
+#[derive(Default)]
+struct Open {
+    threads: usize,
+    /// How many of them accept, or are about to.
+    idle: usize,
+    next_id: u64,
+    connections: HashMap<u64, Arc<TcpStream>>,
+    /// Those of them that have not sent their request.
+    silent: BTreeSet<u64>,
+    closing: bool,
+    /// When accepting last failed, as long as the log was not told that this is over.
+    starved: Option<Instant>,
+}
+
+impl ClassicTransport {
+    /// Serves on a prepared listener, in threads of its own, up to so many connections at the same time.
+    pub fn open(listener: TcpListener, handler: Arc<Handler>, most: usize) -> io::Result<Self> {
+        // Passed on to what is accepted. `accept` itself comes back so often, too.
+        let timeout = TimeVal::new(TIMEOUT.as_secs() as i64, 0);
+        socket::setsockopt(&listener, sockopt::ReceiveTimeout, &timeout)?;
+        let shared = Arc::new(Shared {
+            listener,
+            handler,
+            most,
+            state: Mutex::default(),
+            ended: Condvar::new(),
+            watch: Watch::new()?,
+        });
+        let watching = shared.clone();
+        new_thread("lock-hang-ups", move || {
+            watching.watch.run(&watching.handler.manager);
+        })?;
+        let transport = ClassicTransport(shared);
+        transport.0.state.lock().begin_thread();
+        transport.0.start_thread()?;
+        Ok(transport)
+    }
+
+    /// Accepts nothing more.
+    pub fn refuse(&self) {
+        self.0.state.lock().closing = true;
+        // Whoever accepts is woken by that.
+        let _ = socket::shutdown(self.0.listener.as_raw_fd(), socket::Shutdown::Both);
+    }
+
+    /// Lets answers be finished until then, and closes every connection. Waiting LOCKs are decided by
+    /// then: the lock manager has stopped.
+    pub fn close(self, until: Instant) {
+        self.refuse();
+        let shared = &self.0;
+        let mut state = shared.state.lock();
+        // Who has not sent its request by now is not waited for.
+        state.shut_down_all(Shutdown::Read);
+        while state.threads > 0 && !shared.ended.wait_until(&mut state, until).timed_out() {}
+        state.shut_down_all(Shutdown::Both);
+        drop(state);
+        shared.watch.stop();
+    }
+}
+
+impl Open {
+    /// Counts a thread that is about to accept.
+    fn begin_thread(&mut self) {
+        self.threads += 1;
+        self.idle += 1;
+    }
+
+    fn mark_served(&mut self, id: u64) {
+        self.silent.remove(&id);
+    }
+
+    /// Closes the connection that has been silent for longest, other than this one.
+    fn shut_down_most_silent(&mut self, but: u64) {
+        let most_silent = self.silent.iter().find(|id| **id != but).copied();
+        if let Some(id) = most_silent {
+            self.silent.remove(&id);
+            if let Some(stream) = self.connections.get(&id) {
+                // It fails only where the client has gone.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    fn shut_down_all(&self, how: Shutdown) {
+        for stream in self.connections.values() {
+            // It fails only where the client has gone.
+            let _ = stream.shutdown(how);
+        }
+    }
+}
+
+/// A connection that is served.
+struct Connection {
+    id: u64,
+    stream: Arc<TcpStream>,
+    /// Whether others are accepted meanwhile.
+    may_wait: bool,
+}
+
+impl Shared {
+    /// Starts a thread that is counted already.
+    fn start_thread(self: &Arc<Self>) -> io::Result<()> {
+        let shared = self.clone();
+        new_thread("lock-classic", move || shared.accept_and_serve())
+    }
+
+    fn accept_and_serve(self: &Arc<Self>) {
+        while let Some(stream) = self.accept() {
+            let connection = self.enter(stream);
+            self.serve(&connection);
+            if !self.leave(connection) {
+                return self.count_out();
+            }
+        }
+        self.state.lock().idle -= 1;
+        self.count_out();
+    }
+
+    /// Counts out a thread that accepts no more.
+    fn count_out(&self) {
+        self.state.lock().threads -= 1;
+        self.ended.notify_all();
+    }
+
+    /// The next connection. `None` when the server ends.
+    fn accept(&self) -> Option<TcpStream> {
+        loop {
+            let error = match self.listener.accept() {
+                Ok((stream, _)) => return Some(stream),
+                Err(error) => error,
+            };
+            let mut state = self.state.lock();
+            if state.closing {
+                return None;
+            }
+            if matches!(
+                error.kind(),
+                ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+            ) {
+                continue;
+            }
+            if state.starved.replace(Instant::now()).is_none() {
+                log::warn!("no classic connection is accepted for now: {error}; the locks stay");
+            }
+            drop(state);
+            thread::sleep(STARVED_PAUSE);
+        }
+    }
+
+    /// Notes a connection, and sees to it that a thread stands ready for the next one.
+    fn enter(self: &Arc<Self>, stream: TcpStream) -> Connection {
+        let stream = Arc::new(stream);
+        let mut state = self.state.lock();
+        if state.starved.is_some_and(|since| since.elapsed() > STABLE) {
+            state.starved = None;
+            log::warn!("accepting classic connections again");
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        state.connections.insert(id, stream.clone());
+        state.silent.insert(id);
+        state.idle -= 1;
+        let wanted = state.idle == 0 && !state.closing;
+        let may_start = wanted && state.threads < self.most;
+        if may_start {
+            state.begin_thread();
+        } else if wanted {
+            state.shut_down_most_silent(id);
+        }
+        drop(state);
+        let mut may_wait = true;
+        if may_start && let Err(error) = self.start_thread() {
+            log::warn!("no thread left to accept classic connections: {error}");
+            self.state.lock().idle -= 1;
+            self.count_out();
+            may_wait = false;
+        }
+        Connection {
+            id,
+            stream,
+            may_wait,
+        }
+    }
+
+    /// Closes a connection that is served. `false` if enough others accept; then this thread is no more
+    /// relied on to.
+    fn leave(&self, connection: Connection) -> bool {
+        let mut state = self.state.lock();
+        state.connections.remove(&connection.id);
+        let accepts = state.idle < MAX_IDLE && !state.closing;
+        state.idle += usize::from(accepts);
+        accepts
+    }
+
+    fn serve(&self, connection: &Connection) {
+        let mut stream = &*connection.stream;
+        let received = receive(stream);
+        self.state.lock().mark_served(connection.id);
+        let received = match received {
+            Ok(received) => received,
+            Err(error) => return log::debug!("a classic client sent no request: {error}"),
+        };
+        let Some(line) = self.answer(connection, &received) else {
+            return;
+        };
+        if let Err(error) = stream.write_all(line.as_bytes()) {
+            log::debug!("a classic client did not take its answer: {error}");
+        }
+        if received.has_more() {
+            drain(stream);
+        }
+    }
+
+    /// The line to answer with. `None` closes the connection without one.
+    fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
+        let handler = &*self.handler;
+        if received.is_turned_away(&handler.access) {
+            log::debug!("a classic request got no answer: a web page sent it");
+            return None;
+        }
+        let question = match received.question() {
+            Ok(question) => question,
+            Err(Malformed::NoSuchVerb) => {
+                log::debug!("a classic request got no answer: there is no such verb");
+                return None;
+            }
+            Err(Malformed::BadRequest(reason)) => {
+                log::debug!("a classic request was answered 0: {reason}");
+                return Some("0\n".into());
+            }
+        };
+        let reply = match handler.answer(&question, Some(connection.stream.clone())) {
+            Handled::Reply(reply) => reply,
+            Handled::Wait(place) if connection.may_wait => self.wait(connection, &place)?,
+            Handled::Wait(place) => handler.give_up(&place),
+        };
+        log::trace!("classic {question} {}", reply.status as u16);
+        (reply.status != Status::Forbidden).then(|| reply.answer.to_string())
+    }
+
+    /// Blocks until a LOCK is decided. `None` if its client has gone.
+    fn wait(&self, connection: &Connection, place: &Place) -> Option<Reply> {
+        let Connection { id, stream, .. } = connection;
+        let handler = &*self.handler;
+        if let Err(error) = self.watch.begin(*id, stream, place) {
+            // Out of memory. Nobody would notice that the client goes.
+            log::warn!("no room to watch one more waiter: {error}");
+            return Some(handler.give_up(place));
+        }
+        let outcome = handler.manager.wait(place);
+        self.watch.end(*id, stream);
+        (outcome != Outcome::Abandoned).then(|| handler.outcome_reply(outcome))
+    }
+}
+
+impl manager::Connection for TcpStream {
+    /// A client that closed its sending half can't be told from one that has gone.
+    fn is_open(&self) -> bool {
+        let gone = PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut asked = [PollFd::new(self.as_fd(), gone)];
+        // It fails only where it would have to wait.
+        poll::poll(&mut asked, PollTimeout::ZERO) != Ok(1)
+    }
+}
+
+/// Reads a request, for as long as a client may take to send it.
+fn receive(mut stream: &TcpStream) -> io::Result<Received> {
+    let until = Instant::now() + TIMEOUT;
+    let mut received = Received::default();
+    let mut piece = [0; 2048];
+    loop {
+        let length = match stream.read(&mut piece) {
+            Ok(0) => return Ok(received),
+            Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        match received.take(&piece[..length]) {
+            State::Complete => return Ok(received),
+            State::TooLong => return Err(ErrorKind::InvalidData.into()),
+            State::Incomplete => {}
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+    }
+}
+
+/// Throws away what came after the request: closed with something unread, the connection would be reset,
+/// and the client might lose its answer.
+fn drain(mut stream: &TcpStream) {
+    let _ = stream.shutdown(Shutdown::Write);
+    let _ = stream.set_nonblocking(true);
+    let mut piece = [0; 2048];
+    for _ in 0..MAX_REQUEST / piece.len() {
+        if !matches!(stream.read(&mut piece), Ok(1..)) {
+            return;
+        }
+    }
+}
+
+fn new_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.into()).stack_size(STACK);
+    thread.spawn(work).map(drop)
+}
+
+/// Watches those that wait for the end of their connection.
+struct Watch {
+    epoll: Epoll,
+    stop: EventFd,
+    places: Mutex<HashMap<u64, Place>>,
+}
+
+const STOP: u64 = u64::MAX;
+
+impl Watch {
+    fn new() -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        Ok(Watch {
+            epoll,
+            stop,
+            places: Mutex::default(),
+        })
+    }
+
+    /// Gives up a place when its client hangs up, from now on; at once, if it has.
+    fn begin(&self, id: u64, stream: &TcpStream, place: &Place) -> io::Result<()> {
+        self.places.lock().insert(id, place.clone());
+        let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT, id);
+        let added = self.epoll.add(stream, event);
+        if added.is_err() {
+            self.places.lock().remove(&id);
+        }
+        Ok(added?)
+    }
+
+    fn end(&self, id: u64, stream: &TcpStream) {
+        self.places.lock().remove(&id);
+        // It fails only on what is not watched.
+        let _ = self.epoll.delete(stream);
+    }
+
+    fn run(&self, manager: &LockManager) {
+        let mut happened = [EpollEvent::empty(); 64];
+        loop {
+            // An error can only be an interruption: descriptor and buffer are ours.
+            let count = self
+                .epoll
+                .wait(&mut happened, EpollTimeout::NONE)
+                .unwrap_or(0);
+            for event in &happened[..count] {
+                if event.data() == STOP {
+                    return;
+                }
+                let place = self.places.lock().get(&event.data()).cloned();
+                if let Some(place) = place {
+                    log::debug!("a classic client went away while it waited");
+                    manager.abandon(&place);
+                }
+            }
+        }
+    }
+
+    fn stop(&self) {
+        // It fails only when it has been asked for 2^64 - 2 times.
+        let _ = self.stop.write(1);
+    }
+}

@@ -1,0 +1,289 @@
+//! A question of the original's wire: from the bytes that came to what they ask.
+//!
+//! Knows no socket. The rules are those of `classic.rs`.
+
+use std::borrow::Cow;
+
+use crate::protocol::{MAX_NAME, Malformed, Request};
+use crate::server::access::Access;
+
+/// The longest request with its header lines, in bytes.
+pub(super) const MAX_REQUEST: usize = 64 * 1024;
+
+/// A request as far as it has come.
+#[derive(Default)]
+pub(super) struct Received {
+    bytes: Vec<u8>,
+    /// Where the line begins that is not yet ended.
+    line: usize,
+    state: State,
+}
+
+/// What is still to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum State {
+    #[default]
+    Incomplete,
+    Complete,
+    /// More than [`MAX_REQUEST`] bytes, and no end.
+    TooLong,
+}
+
+impl Received {
+    /// Takes in what has come. What follows the empty line is no part of the request.
+    pub fn take(&mut self, bytes: &[u8]) -> State {
+        let mut seen = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        while self.state == State::Incomplete {
+            let Some(feed) = self.bytes[seen..].iter().position(|&byte| byte == b'\n') else {
+                if self.bytes.len() > MAX_REQUEST {
+                    self.state = State::TooLong;
+                }
+                break;
+            };
+            seen += feed + 1;
+            let is_request_line = self.line == 0;
+            if !is_request_line && self.bytes[self.line..seen].trim_ascii().is_empty() {
+                self.state = State::Complete;
+            }
+            self.line = seen;
+        }
+        self.state
+    }
+
+    /// Whether more has come than the request.
+    pub fn has_more(&self) -> bool {
+        self.state != State::Complete || self.line < self.bytes.len()
+    }
+
+    /// The question, or why it is none. A request whose client has nothing more to say may end without
+    /// its empty line, but not within its first one: a name might be cut short.
+    pub fn question(&self) -> Result<Request<'_>, Malformed> {
+        if self.line == 0 {
+            return Err(Malformed::NoSuchVerb);
+        }
+        let line = self.lines().next().unwrap_or_default();
+        // A name that is not UTF-8 is no name on the other wire.
+        let line = str::from_utf8(line)
+            .map_err(|_| Malformed::BadRequest("the request is not UTF-8".into()))?;
+        parse(without_version(line.strip_suffix('\r').unwrap_or(line)))
+    }
+
+    /// Whether the header lines show that a web page sent this.
+    pub fn is_turned_away(&self, access: &Access) -> bool {
+        self.lines().skip(1).any(|line| {
+            let line = String::from_utf8_lossy(line);
+            line.split_once(':')
+                .is_some_and(|(field, value)| access.admit(field, value.trim()).is_err())
+        })
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.split(|&byte| byte == b'\n')
+    }
+}
+
+/// `GET /LOCK/KEYA/CLIENT_A HTTP/1.1` as `GET /LOCK/KEYA/CLIENT_A`.
+fn without_version(line: &str) -> &str {
+    match line.rsplit_once(" HTTP/1.") {
+        Some((question, minor)) if minor.bytes().all(|byte| byte.is_ascii_digit()) => question,
+        _ => line,
+    }
+}
+
+/// The key ends at the first slash and the name at the end of the line.
+fn parse(line: &str) -> Result<Request<'_>, Malformed> {
+    let path = line.strip_prefix("GET /").ok_or(Malformed::NoSuchVerb)?;
+    let (verb, names) = path.split_once('/').unwrap_or((path, ""));
+    let (key, requester) = names.split_once('/').unwrap_or((names, ""));
+    match verb {
+        "PING" => Ok(Request::Ping),
+        "SHUTDOWN" => Ok(Request::Shutdown),
+        "CHECK" => Ok(Request::Check { key: name(key)? }),
+        "LOCK" => Ok(Request::Lock {
+            key: name(key)?,
+            requester: name(requester)?,
+            lock_timeout: None,
+            lock_attempt_timeout: None,
+            request: None,
+        }),
+        "UNLOCK" => Ok(Request::Unlock {
+            key: name(key)?,
+            requester: name(requester)?,
+            fence: None,
+        }),
+        "VERIFY" => Ok(Request::Verify {
+            key: name(key)?,
+            requester: name(requester)?,
+            fence: None,
+        }),
+        _ => Err(Malformed::NoSuchVerb),
+    }
+}
+
+fn name(raw: &str) -> Result<Cow<'_, str>, Malformed> {
+    match raw.len() {
+        1..=MAX_NAME => Ok(raw.into()),
+        _ => Err(Malformed::BadRequest(format!(
+            "a name is {} bytes long; give 1 to {MAX_NAME}",
+            raw.len()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(bytes: &str) -> Received {
+        let mut received = Received::default();
+        received.take(bytes.as_bytes());
+        received
+    }
+
+    /// The path that asks the same on the other wire.
+    fn meaning(bytes: &str) -> Result<String, Malformed> {
+        let received = received(bytes);
+        received.question().map(|question| question.to_string())
+    }
+
+    #[test]
+    fn a_question_is_a_line_and_an_empty_line() {
+        for (bytes, state) in [
+            ("GET /PING\n\n", State::Complete),
+            ("GET /PING\r\n\r\n", State::Complete),
+            (
+                "GET /PING HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n",
+                State::Complete,
+            ),
+            ("GET /PING\n \t\n", State::Complete),
+            ("GET /PING\n", State::Incomplete),
+            ("GET /PING\nHost: a\n", State::Incomplete),
+        ] {
+            assert_eq!(received(bytes).take(b""), state, "{bytes:?}");
+            assert_eq!(meaning(bytes).as_deref(), Ok("/PING"), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_cut_short_asks_nothing() {
+        assert_eq!(meaning("GET /LOCK/KEYA/CLI"), Err(Malformed::NoSuchVerb));
+    }
+
+    #[test]
+    fn pieces_make_the_same_question_however_they_are_cut() {
+        let whole = "GET /LOCK/KEYA/CLIENT_A HTTP/1.0\r\nA: b\r\n\r\n";
+        for cut in 0..whole.len() {
+            let mut received = Received::default();
+            assert_eq!(received.take(&whole.as_bytes()[..cut]), State::Incomplete);
+            assert_eq!(received.take(&whole.as_bytes()[cut..]), State::Complete);
+            let question = received.question().map(|question| question.to_string());
+            assert_eq!(question.as_deref(), Ok("/LOCK/KEYA/CLIENT_A"));
+            assert!(!received.has_more());
+        }
+    }
+
+    #[test]
+    fn what_follows_the_empty_line_is_more() {
+        assert!(!received("GET /PING\n\n").has_more());
+        assert!(received("GET /PING\n\nGET /PING\n\n").has_more());
+        assert!(received("GET /PING\n").has_more());
+    }
+
+    #[test]
+    fn names_are_raw() {
+        for (bytes, same) in [
+            ("GET /LOCK/a%2Fb/c%\n\n", "/LOCK/a%252Fb/c%25"),
+            (
+                "GET /LOCK/Schlüssel/Jörg\n\n",
+                "/LOCK/Schl%C3%BCssel/J%C3%B6rg",
+            ),
+            ("GET /LOCK/a b/c?d=e\n\n", "/LOCK/a%20b/c%3Fd%3De"),
+            ("GET /LOCK/a b/c HTTP/1.0\n\n", "/LOCK/a%20b/c"),
+            ("GET /LOCK/a /b \r\n\n", "/LOCK/a%20/b%20"),
+            ("GET /LOCK/a/b\r\r\n\n", "/LOCK/a/b%0D"),
+            ("GET /LOCK/a/HTTP/1.0\n\n", "/LOCK/a/HTTP%2F1.0"),
+        ] {
+            assert_eq!(meaning(bytes).as_deref(), Ok(same), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_ends_at_its_slash_and_a_name_at_the_end_of_the_line() {
+        for (bytes, same) in [
+            ("GET /CHECK/a/b\n\n", "/CHECK/a"),
+            ("GET /LOCK/a/b/c\n\n", "/LOCK/a/b%2Fc"),
+            ("GET /PING/a\n\n", "/PING"),
+        ] {
+            assert_eq!(meaning(bytes).as_deref(), Ok(same), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_empty_or_endless_name_is_malformed() {
+        let long = format!("GET /CHECK/{}\n\n", "k".repeat(MAX_NAME + 1));
+        for bytes in [
+            "GET /CHECK\n\n",
+            "GET /CHECK/\n\n",
+            "GET /LOCK\n\n",
+            "GET /LOCK/a\n\n",
+            "GET /LOCK/a/\n\n",
+            "GET /LOCK//b\n\n",
+            "GET /UNLOCK/a\n\n",
+            "GET /VERIFY/a\n\n",
+            &long,
+        ] {
+            let malformed = meaning(bytes);
+            assert!(
+                matches!(malformed, Err(Malformed::BadRequest(_))),
+                "{bytes:?}"
+            );
+        }
+        let mut latin = Received::default();
+        latin.take(b"GET /CHECK/K\xe4se\n\n");
+        assert!(matches!(latin.question(), Err(Malformed::BadRequest(_))));
+    }
+
+    #[test]
+    fn an_unknown_verb_is_no_verb() {
+        for bytes in [
+            "",
+            "\n\n",
+            "PING\n\n",
+            "GET PING\n\n",
+            "GET /\n\n",
+            "GET /ping\n\n",
+            "POST /PING\n\n",
+            "GET /PINGS\n\n",
+        ] {
+            assert_eq!(meaning(bytes), Err(Malformed::NoSuchVerb), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_end_is_too_long() {
+        let mut endless = Received::default();
+        let line = [b'a'; 1024];
+        let pieces = (0..).take_while(|_| endless.take(&line) == State::Incomplete);
+        assert_eq!(pieces.count(), MAX_REQUEST / line.len());
+    }
+
+    #[test]
+    fn what_a_web_page_sends_is_turned_away() {
+        let access = Access {
+            allow_shutdown: false,
+            host: "127.0.0.1".into(),
+            loopback: true,
+        };
+        for (headers, turned_away) in [
+            ("", false),
+            ("Host: localhost:8004\r\nUser-Agent: x\r\n", false),
+            ("Host: evil.example\r\n", true),
+            ("Host: localhost\r\nOrigin: http://evil.example\r\n", true),
+            ("sec-fetch-site: cross-site\n", true),
+        ] {
+            let received = received(&format!("GET /PING HTTP/1.1\r\n{headers}\r\n"));
+            assert_eq!(received.is_turned_away(&access), turned_away, "{headers:?}");
+        }
+    }
+}

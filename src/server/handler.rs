@@ -1,0 +1,169 @@
+//! One question and its reply, whichever wire it came by.
+//!
+//! Knows no socket and no thread; what has to wait is handed back as a place in the queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::manager::{Attempt, Connection, LockManager, Outcome, Place};
+use crate::protocol::{self, MaxTimes, Reply, Request, Seconds, Status};
+use crate::refusal::Refusal;
+use crate::server::access::Access;
+use crate::server::stop::Stop;
+use crate::table::{Holding, Terms};
+
+/// What the transports have in common.
+pub(crate) struct Handler {
+    pub manager: Arc<LockManager>,
+    pub access: Access,
+    /// The longest times that a question may ask for.
+    pub caps: MaxTimes,
+    pub stop: Arc<Stop>,
+}
+
+/// A reply, or a wait that ends with one.
+pub(crate) enum Handled {
+    Reply(Reply),
+    Wait(Place),
+}
+
+impl Handler {
+    /// Answers a question, or finds it a place to wait at. `connection` is what it came by, where that
+    /// can be asked whether it is still open.
+    pub fn answer(&self, question: &Request, connection: Option<Arc<dyn Connection>>) -> Handled {
+        let manager = &self.manager;
+        let reply = match question {
+            Request::Lock {
+                key,
+                requester,
+                lock_timeout,
+                lock_attempt_timeout,
+                request,
+            } => {
+                let terms = self.terms(*lock_timeout, *lock_attempt_timeout);
+                match manager.acquire(key, requester, terms, request.as_deref(), connection) {
+                    Attempt::Decided(outcome) => self.outcome_reply(outcome),
+                    Attempt::Queued(place) => return Handled::Wait(place),
+                }
+            }
+            Request::Unlock {
+                key,
+                requester,
+                fence,
+            } => verdict(manager.release(key, requester, *fence), |()| Reply::yes()),
+            Request::Renew {
+                key,
+                requester,
+                lock_timeout,
+                fence,
+            } => verdict(
+                manager.renew(key, requester, *fence, *lock_timeout),
+                |grant| Reply::lease(manager.standing(grant)),
+            ),
+            Request::Verify {
+                key,
+                requester,
+                fence,
+            } => verdict(manager.verify(key, requester, *fence), |grant| {
+                Reply::holder(manager.standing(grant))
+            }),
+            Request::Check { key } => match manager.holding(key) {
+                None => Reply::no(Refusal::Free),
+                holding => self.with_holder(Reply::yes(), holding),
+            },
+            Request::Ping => self.ping(),
+            Request::Shutdown => self.shut_down(),
+        };
+        Handled::Reply(reply)
+    }
+
+    /// What a LOCK asks for, which names these times or none.
+    fn terms(
+        &self,
+        lock_timeout: Option<Duration>,
+        lock_attempt_timeout: Option<Duration>,
+    ) -> Terms {
+        let usual = self.manager.terms();
+        Terms {
+            lock_timeout: lock_timeout.unwrap_or(usual.lock_timeout),
+            lock_attempt_timeout: lock_attempt_timeout.unwrap_or(usual.lock_attempt_timeout),
+        }
+    }
+
+    fn ping(&self) -> Reply {
+        let terms = self.manager.terms();
+        Reply::yes()
+            .with_header(protocol::LOCK_TIMEOUT, Seconds(terms.lock_timeout))
+            .with_header(
+                protocol::LOCK_ATTEMPT_TIMEOUT,
+                Seconds(terms.lock_attempt_timeout),
+            )
+            .with_header(
+                protocol::LOCK_MAX_ATTEMPT_TIMEOUT,
+                Seconds(self.caps.lock_attempt_timeout),
+            )
+    }
+
+    fn shut_down(&self) -> Reply {
+        if self.access.allow_shutdown {
+            self.stop.request("SHUTDOWN was asked for");
+            return Reply::yes();
+        }
+        Reply::refusal(
+            Status::Forbidden,
+            Refusal::Forbidden,
+            "SHUTDOWN is not allowed here; the option allow_shutdown permits it",
+        )
+    }
+
+    /// The reply to a LOCK for which there is no thread to wait in.
+    pub fn give_up(&self, place: &Place) -> Reply {
+        self.manager.abandon(place);
+        match self.manager.wait(place) {
+            Outcome::Abandoned => full("the machine has no thread left for one more waiter"),
+            // What was granted in the last moment is granted.
+            outcome => self.outcome_reply(outcome),
+        }
+    }
+
+    /// The reply to a LOCK that is decided.
+    pub fn outcome_reply(&self, outcome: Outcome) -> Reply {
+        match outcome {
+            Outcome::Granted(grant) => Reply::lease(self.manager.standing(grant)),
+            Outcome::Refused(Refusal::Full, _) => {
+                full("the server has as many waiters or held keys as it allows")
+            }
+            Outcome::Refused(refusal, holding) => self.with_holder(Reply::no(refusal), holding),
+            Outcome::TakenOver(holding) => self.with_holder(Reply::no(Refusal::TakenOver), holding),
+            Outcome::Abandoned | Outcome::Stopping => Reply::refusal(
+                Status::Unavailable,
+                Refusal::Stopping,
+                "the server is ending; nothing was locked",
+            ),
+        }
+    }
+
+    fn with_holder(&self, reply: Reply, holding: Option<Holding>) -> Reply {
+        let Some(holding) = holding else {
+            return reply;
+        };
+        let left = self.manager.left(holding.grant);
+        reply.with_holder(&holding.holder, left, holding.waiters)
+    }
+}
+
+fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply {
+    match result {
+        Ok(value) => yes(value),
+        Err(refusal) => Reply::no(refusal),
+    }
+}
+
+fn full(message: &str) -> Reply {
+    Reply::refusal(
+        Status::Unavailable,
+        Refusal::Full,
+        format!("{message}; try again later"),
+    )
+    .with_header("Retry-After", 1)
+}

@@ -1,0 +1,129 @@
+//! Frees connections that tiny_http has accepted and then overlooked.
+//!
+//! tiny_http 0.12 hands a new connection to a thread that it believes to be idle, by a count that is
+//! stale until that thread runs. Of several connections that arrive at once some are queued for
+//! a thread that is taken already, and stay queued for as long as no other connection ends. But a
+//! connection that comes while no thread is idle gets a new thread, and that thread serves the queue
+//! next. So each *nudge*, a connection opened and closed again from in here, either frees one that was
+//! overlooked, and then the process has a thread more than before; or it is served by an idle thread,
+//! and then none was overlooked.
+//!
+//! Nothing is nudged as long as the kernel has counted no new connection: reading its count takes
+//! 40 µs, a nudge five times that and three threads.
+
+use std::fs;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+/// How long a nudge waits to be served. It is itself overlooked now and then.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How many nudges in a row have to find nothing: a thread that ends meanwhile can hide one that began.
+const QUIET: u64 = 2;
+
+/// How many connections are doubted where the kernel does not count them.
+const MANY: u64 = 256;
+
+/// How long nudging may go on; the rest of a larger crowd waits for the next time.
+const AT_A_TIME: Duration = Duration::from_millis(50);
+
+pub(super) struct StallBreaker {
+    /// The server's own address, as itself can reach it.
+    address: SocketAddr,
+    /// How many connections the kernel had counted when last asked, and with the nudges since.
+    counted: Option<u64>,
+    /// How many of them may be overlooked.
+    doubtful: u64,
+}
+
+/// What there was to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nudged {
+    /// No connection has come since the last time.
+    NotAtAll,
+    /// No connection was overlooked.
+    InVain,
+    /// Some were, perhaps.
+    Freed,
+}
+
+impl StallBreaker {
+    pub fn new(address: SocketAddr) -> Self {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        StallBreaker {
+            address: SocketAddr::new(ip, address.port()),
+            counted: None,
+            doubtful: 0,
+        }
+    }
+
+    /// Nudges until no connection is overlooked, if any has come since the last time.
+    pub fn nudge_if_busy(&mut self) -> Nudged {
+        let counted = connections_made();
+        self.doubtful += counted
+            .zip(self.counted)
+            .map_or(MANY, |(now, then)| now.saturating_sub(then));
+        let (mut made, mut quiet) = (0, 0);
+        let until = Instant::now() + AT_A_TIME;
+        while self.doubtful > 0 && quiet < QUIET && Instant::now() < until {
+            let threads_before = threads();
+            let Ok(nudge) = TcpStream::connect_timeout(&self.address, PATIENCE) else {
+                // Out of descriptors: whoever has them will give some back.
+                break;
+            };
+            made += 1;
+            if is_served(nudge) {
+                quiet = if threads() <= threads_before {
+                    quiet + 1
+                } else {
+                    0
+                };
+            }
+        }
+        let busy = self.doubtful > 0;
+        if quiet == QUIET {
+            self.doubtful = 0;
+        }
+        // A nudge is a connection, too. Whoever came while this went on is looked after next time.
+        self.counted = counted.map(|counted| counted + made);
+        match busy {
+            false => Nudged::NotAtAll,
+            true if made == QUIET && quiet == QUIET => Nudged::InVain,
+            true => Nudged::Freed,
+        }
+    }
+}
+
+/// Closes a connection, and waits for tiny_http to close it, too.
+fn is_served(mut nudge: TcpStream) -> bool {
+    let read = nudge
+        .shutdown(Shutdown::Write)
+        .and_then(|()| nudge.set_read_timeout(Some(PATIENCE)))
+        .and_then(|()| nudge.read(&mut [0]));
+    matches!(read, Ok(0))
+}
+
+/// How many connections the kernel has made for servers on this machine: `PassiveOpens` of RFC 4022.
+/// `None` where it does not tell.
+fn connections_made() -> Option<u64> {
+    let counts = fs::read_to_string("/proc/self/net/snmp").ok()?;
+    let mut lines = counts.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let column = lines
+        .next()?
+        .split(' ')
+        .position(|name| name == "PassiveOpens")?;
+    lines.next()?.split(' ').nth(column)?.parse().ok()
+}
+
+/// How many threads the process has: each is a link of the directory, which has two of its own.
+fn threads() -> Option<u64> {
+    fs::metadata("/proc/self/task")
+        .ok()
+        .map(|tasks| tasks.nlink())
+}

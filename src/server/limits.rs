@@ -1,0 +1,142 @@
+//! What the machine lets this process have, and what it gets back.
+//!
+//! A client takes two descriptors and, while it waits, two threads. Running out of descriptors is
+//! survived: see `http.rs`. Running out of threads is not, because neither std nor tiny_http survives a
+//! thread that does not start; so there are never more descriptors than the threads suffice for.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// What the server needs for itself.
+const OWN_DESCRIPTORS: u64 = 40;
+const OWN_THREADS: u64 = 100;
+
+/// Fewer clients than one who holds and one who waits need no server.
+const LEAST_CLIENTS: u64 = 2;
+
+/// Of the mappings that the kernel gives a process, a thread takes four: its stack, the stack for its
+/// signals, and a guard to each.
+const MAPPINGS_PER_THREAD: u64 = 4;
+
+/// Raises the soft limit of descriptors to the hard one, or as far as there are threads for it, and
+/// returns how many clients that allows.
+pub(crate) fn raise() -> io::Result<usize> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let clients = clients(hard)?;
+    setrlimit(
+        Resource::RLIMIT_NOFILE,
+        hard.min(2 * clients + OWN_DESCRIPTORS),
+        hard,
+    )?;
+    Ok(usize::try_from(clients).unwrap_or(usize::MAX))
+}
+
+/// How many clients a process of which others have a part has room for now, with the limits that it has.
+pub(crate) fn left() -> io::Result<usize> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let open = fs::read_dir("/proc/self/fd")?.count();
+    let clients = clients(soft.saturating_sub(open as u64))?;
+    Ok(usize::try_from(clients).unwrap_or(usize::MAX))
+}
+
+/// How many clients so many descriptors are enough for.
+fn clients(descriptors: u64) -> io::Result<u64> {
+    let least = OWN_DESCRIPTORS + 2 * LEAST_CLIENTS;
+    if descriptors < least {
+        return Err(io::Error::other(format!(
+            "this process may open {descriptors}, and a server needs {least}"
+        )));
+    }
+    let by_descriptors = (descriptors - OWN_DESCRIPTORS) / 2;
+    let by_threads = threads().saturating_sub(OWN_THREADS) / 2;
+    Ok(by_descriptors.min(by_threads).max(LEAST_CLIENTS))
+}
+
+/// The fewest threads that any of the limits leaves. What can't be read limits nothing.
+fn threads() -> u64 {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let mappings =
+        number("/proc/sys/vm/max_map_count").map(|mappings| mappings / MAPPINGS_PER_THREAD);
+    // Other processes have some of these.
+    let threads = number("/proc/sys/kernel/threads-max").map(|threads| threads / 2);
+    let pids = number("/proc/sys/kernel/pid_max").map(|pids| pids - pids / 4);
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let groups = pid_limits(&groups).filter_map(|path| number(&path)).min();
+    let user = getrlimit(Resource::RLIMIT_NPROC).ok().map(|(soft, _)| soft);
+    // Root is not held to it.
+    let user = user.filter(|_| !nix::unistd::geteuid().is_root());
+    [mappings, threads, pids, groups, user]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(u64::MAX)
+}
+
+/// Where the limits stand of the control groups that a process is in, given as `/proc/self/cgroup` lists them:
+/// its own and those above it, in either version.
+fn pid_limits(groups: &str) -> impl Iterator<Item = String> {
+    let mounted = groups.lines().filter_map(|line| {
+        let (_, group) = line.split_once(':')?;
+        match group.split_once(':')? {
+            ("", path) => Some(("/sys/fs/cgroup", path)),
+            ("pids", path) => Some(("/sys/fs/cgroup/pids", path)),
+            _ => None,
+        }
+    });
+    mounted.flat_map(|(mount, path)| {
+        let groups = Path::new(path).ancestors();
+        groups.map(move |group| format!("{mount}{}/pids.max", group.display()))
+    })
+}
+
+/// Where thousands of threads sleep, a wake-up finds its own in a list of a few.
+///
+/// Since Linux 6.16 the sleepers of a process have a table of their own, by default with four slots for
+/// each processor: with two of them and 8,000 waiters each wake-up went through a thousand others.
+pub(crate) fn grow_futex_hash() {
+    // `include/uapi/linux/prctl.h`: PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS.
+    const FUTEX_HASH: nix::libc::c_int = 78;
+    const SET_SLOTS: nix::libc::c_ulong = 1;
+    /// A power of two; 64 bytes each.
+    const SLOTS: nix::libc::c_ulong = 8192;
+    let none: nix::libc::c_ulong = 0;
+    // SAFETY: the call takes numbers only. An older kernel does not know it and does nothing.
+    unsafe { nix::libc::prctl(FUTEX_HASH, SET_SLOTS, SLOTS, none, none) };
+}
+
+/// Free memory that is kept is not worth a thought below this.
+#[cfg(target_env = "gnu")]
+const WORTHWHILE: usize = 16 * 1024 * 1024;
+
+/// Gives back to the system what the allocator keeps of a crowd that has gone.
+pub(crate) fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: both only look after the allocator's own books, under its own locks.
+    unsafe {
+        if nix::libc::mallinfo2().fordblks > WORTHWHILE {
+            nix::libc::malloc_trim(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_of_every_group_above_count_too() {
+        let groups = "8:pids:/a\n4:memory:/b\n0::/user.slice/user-7.slice\n";
+        let limits: Vec<String> = pid_limits(groups).collect();
+        let expected = [
+            "/sys/fs/cgroup/pids/a/pids.max",
+            "/sys/fs/cgroup/pids//pids.max",
+            "/sys/fs/cgroup/user.slice/user-7.slice/pids.max",
+            "/sys/fs/cgroup/user.slice/pids.max",
+            "/sys/fs/cgroup//pids.max",
+        ];
+        assert_eq!(limits, expected);
+    }
+}

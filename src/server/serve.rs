@@ -1,0 +1,139 @@
+//! Serving on bound listeners: builds the parts, runs the one loop, and ends them in order.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::access::Access;
+use super::classic::ClassicTransport;
+use super::handler::Handler;
+use super::http::HttpTransport;
+use super::stop::Stop;
+use super::{limits, listen};
+use crate::error::Error;
+use crate::manager::LockManager;
+use crate::options::Options;
+use crate::protocol::MaxTimes;
+use crate::table::{Limits, Terms};
+
+/// What the server serves on.
+pub(crate) struct Listeners {
+    pub http: TcpListener,
+    pub classic: Option<TcpListener>,
+}
+
+/// Whose the process is that the server runs in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Process {
+    /// The server's: its limits are raised, and its memory is given back.
+    Own,
+    /// The program's, which the server leaves as it is.
+    Shared,
+}
+
+/// How often memory is given back.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the answers being written get before the server ends.
+const FINISH: Duration = Duration::from_millis(500);
+
+/// Serves on bound listeners until it is asked to stop. Calls `serving` once it serves.
+pub(crate) fn serve(
+    listeners: Listeners,
+    options: &Options,
+    stop: &Arc<Stop>,
+    process: Process,
+    serving: &dyn Fn(),
+) -> Result<(), Error> {
+    let Listeners { http, classic } = listeners;
+    let address = http
+        .local_addr()
+        .map_err(start_failed("the listener has no address"))?;
+    let clients = match process {
+        Process::Own => limits::raise(),
+        Process::Shared => limits::left(),
+    };
+    let clients = clients.map_err(start_failed("too few descriptors"))?;
+    if process == Process::Own {
+        limits::grow_futex_hash();
+    }
+    let limits = Limits {
+        keys: options.max_keys,
+        // Some are left for those who unlock.
+        waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
+    };
+    let handler = handler(options, address, limits, stop)?;
+    let classic = classic
+        .map(|listener| {
+            listen::prepare(&listener)?;
+            ClassicTransport::open(listener, handler.clone(), clients)
+        })
+        .transpose()
+        .map_err(start_failed("cannot serve classic clients"))?;
+    let mut http = listen::prepare(&http)
+        .and_then(|()| HttpTransport::open(http, handler))
+        .map_err(start_failed("cannot serve"))?;
+    log::info!(
+        "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
+        limits.waiters
+    );
+    if !address.ip().is_loopback() {
+        log::warn!(
+            "{address} can be reached from other machines, and names are not credentials: whoever reaches it can lock and unlock"
+        );
+    }
+    serving();
+    let mut next_trim = Instant::now() + TRIM_EVERY;
+    while !http.poll() {
+        if process == Process::Own && Instant::now() >= next_trim {
+            limits::give_back_memory();
+            next_trim = Instant::now() + TRIM_EVERY;
+        }
+    }
+    stop.log_reason();
+    let until = Instant::now() + FINISH;
+    if let Some(classic) = &classic {
+        classic.refuse();
+    }
+    http.close(until);
+    if let Some(classic) = classic {
+        classic.close(until);
+    }
+    log::info!("ended");
+    Ok(())
+}
+
+/// What answers the questions of both doors.
+fn handler(
+    options: &Options,
+    address: SocketAddr,
+    limits: Limits,
+    stop: &Arc<Stop>,
+) -> Result<Arc<Handler>, Error> {
+    let terms = Terms {
+        lock_timeout: options.lock_timeout,
+        lock_attempt_timeout: options.lock_attempt_timeout,
+    };
+    let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
+    Ok(Arc::new(Handler {
+        manager,
+        access: Access {
+            allow_shutdown: options.allow_shutdown,
+            host: options.bare_host().into(),
+            loopback: address.ip().is_loopback(),
+        },
+        caps: MaxTimes {
+            lock_timeout: options.longest_lock_timeout(),
+            lock_attempt_timeout: options.longest_lock_attempt_timeout(),
+        },
+        stop: stop.clone(),
+    }))
+}
+
+pub(crate) fn start_failed(reason: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::CannotStart {
+        reason: reason.into(),
+        source: Some(source),
+    }
+}

@@ -1,0 +1,183 @@
+//! What asks a server to end: SHUTDOWN, its handle, a signal, the end of its parent. Each is a descriptor that
+//! becomes readable, so one epoll waits for all of them, and so does the watchdog.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
+use std::sync::{Mutex, PoisonError};
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
+
+/// Everything that may ask one server to end.
+pub(crate) struct Stop {
+    /// SHUTDOWN, or the handle of a server in this process.
+    request: EventFd,
+    /// Whether SIGTERM and SIGINT ask for it, too.
+    heeds_signals: bool,
+    /// A pidfd. `None` where no parent's end is the server's end.
+    parent: Option<OwnedFd>,
+}
+
+impl Stop {
+    /// `signals` have to outlive the server's loop, and not this: its threads may keep it for a moment longer.
+    pub fn new(signals: Option<&StopSignals>, parent: Option<OwnedFd>) -> io::Result<Self> {
+        Ok(Stop {
+            request: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            heeds_signals: signals.is_some(),
+            parent,
+        })
+    }
+
+    /// Asks the server to end.
+    pub fn request(&self, reason: &str) {
+        log::info!("ending: {reason}");
+        // It fails only when it has been asked for 2^64 - 2 times.
+        let _ = self.request.write(1);
+    }
+
+    /// The descriptors of which one becomes readable when the server is to end.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let signals = self.heeds_signals.then(signal_event);
+        [self.request.as_fd()]
+            .into_iter()
+            .chain(signals)
+            .chain(self.parent.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Blocks until the server is to end.
+    pub fn wait(&self) {
+        let mut polled: Vec<PollFd> = self
+            .descriptors()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        // An error can only be an interruption: the descriptors are ours.
+        while !matches!(poll(&mut polled, PollTimeout::NONE), Ok(1..)) {}
+    }
+
+    /// Logs why the server ends, where [`request`](Self::request) has not.
+    pub fn log_reason(&self) {
+        let is_readable = |fd| {
+            let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO) == Ok(1)
+        };
+        if self.heeds_signals && is_readable(signal_event()) {
+            log::info!("ending: a signal asked for it");
+        } else if self
+            .parent
+            .as_ref()
+            .is_some_and(|fd| is_readable(fd.as_fd()))
+        {
+            log::info!("ending: the process that started it has ended");
+        }
+    }
+}
+
+/// The eventfd that the signal handler writes to. Made once for the process and never closed, so a handler that
+/// runs late writes to nothing else. -1 before that.
+static SIGNAL_EVENT: AtomicI32 = AtomicI32::new(-1);
+
+/// Who handles the signals now, and what handled them before. `Vec::new` allocates nothing.
+static INSTALLED: Mutex<Installed> = Mutex::new(Installed {
+    servers: 0,
+    before: Vec::new(),
+});
+
+struct Installed {
+    /// How many servers of this process want the signals.
+    servers: usize,
+    before: Vec<(Signal, SigAction)>,
+}
+
+fn signal_event() -> BorrowedFd<'static> {
+    // SAFETY: only asked for where there was a `StopSignals`, which made it, and it is never closed.
+    unsafe { BorrowedFd::borrow_raw(SIGNAL_EVENT.load(SeqCst)) }
+}
+
+/// The process that handles the signals.
+static HANDLED_BY: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn note_stop_signal(signal: libc::c_int) {
+    // SAFETY: a signal handler may call these three. The default action ends the process when the handler returns.
+    unsafe {
+        if libc::getpid() != HANDLED_BY.load(SeqCst) {
+            // This process was forked from the server's, shares its eventfd, and has no server to end.
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+            return;
+        }
+    }
+    let one = 1u64;
+    let errno = nix::errno::Errno::last_raw();
+    // SAFETY: a signal handler may call `write`; the eight bytes are there. It fails only when it was called
+    // 2^64 - 2 times.
+    unsafe { libc::write(SIGNAL_EVENT.load(SeqCst), (&raw const one).cast(), 8) };
+    nix::errno::Errno::set_raw(errno);
+}
+
+/// SIGTERM and SIGINT ask the servers of this process to end, until the last of these is dropped. Then they do
+/// what they did before the first.
+pub(crate) struct StopSignals(());
+
+impl StopSignals {
+    const ALL: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+
+    pub fn install() -> io::Result<Self> {
+        // Two numbers are whole, whatever panicked beside them.
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if installed.servers == 0 {
+            forget_signals()?;
+            HANDLED_BY.store(nix::unistd::getpid().as_raw(), SeqCst);
+            let handler = SigHandler::Handler(note_stop_signal);
+            let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+            for signal in Self::ALL {
+                // SAFETY: the handler only writes to a descriptor, which a signal handler may.
+                let before = unsafe { signal::sigaction(signal, &action) }?;
+                installed.before.push((signal, before));
+            }
+        }
+        installed.servers += 1;
+        Ok(StopSignals(()))
+    }
+}
+
+impl Drop for StopSignals {
+    fn drop(&mut self) {
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        installed.servers -= 1;
+        if installed.servers == 0 {
+            for (signal, action) in std::mem::take(&mut installed.before) {
+                // SAFETY: puts back what was there before, unless the program has installed something since.
+                let replaced = unsafe { signal::sigaction(signal, &action) };
+                if let Ok(replaced) = replaced
+                    && !is_ours(&replaced)
+                {
+                    // SAFETY: as above.
+                    let _ = unsafe { signal::sigaction(signal, &replaced) };
+                }
+            }
+        }
+    }
+}
+
+fn is_ours(action: &SigAction) -> bool {
+    let ours: extern "C" fn(libc::c_int) = note_stop_signal;
+    matches!(action.handler(), SigHandler::Handler(handler) if handler as usize == ours as usize)
+}
+
+/// Makes the eventfd, or empties it: what asked earlier servers to end asks no later one.
+fn forget_signals() -> io::Result<()> {
+    if SIGNAL_EVENT.load(SeqCst) < 0 {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let event = EventFd::from_flags(flags)?;
+        SIGNAL_EVENT.store(event.as_fd().as_raw_fd(), SeqCst);
+        std::mem::forget(event);
+        return Ok(());
+    }
+    let mut count = [0; 8];
+    // It fails where it is empty.
+    let _ = nix::unistd::read(signal_event(), &mut count);
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! The places of waiters whose connection broke, kept for a while outside of any queue.
+//!
+//! Nobody waits for them: a key is never granted to a place that is remembered here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use super::{Ticket, shrink};
+use crate::lease::{Key, RequestId, Requester};
+
+/// Every remembered place, by who may come back to it and by when it is forgotten.
+#[derive(Default)]
+pub(super) struct Reserved {
+    pub(super) by_claim: HashMap<Claim, End>,
+    pub(super) by_end: BTreeMap<End, Claim>,
+}
+
+/// Who may come back, to which key. No two places have the same claim: a requester stands once in a
+/// queue, and whoever comes back takes their place out of here.
+pub(super) type Claim = (Key, Requester, RequestId);
+
+/// When a place is forgotten: at that instant it is already gone. The ticket makes it unique.
+type End = (Instant, Ticket);
+
+/// Why the two maps can't disagree.
+const PAIRED: &str = "every place stands in both maps";
+
+impl Reserved {
+    /// Remembers a place until `end`. Beyond `most` places the oldest is forgotten.
+    pub fn remember(&mut self, claim: Claim, ticket: Ticket, end: Instant, most: usize) {
+        self.by_claim.insert(claim.clone(), (end, ticket));
+        self.by_end.insert((end, ticket), claim);
+        while self.by_end.len() > most {
+            self.forget_first();
+        }
+    }
+
+    /// Takes out the place that this request left, if it is still good.
+    pub fn reclaim(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        request: Option<&str>,
+    ) -> Option<Ticket> {
+        let request = request?;
+        if self.is_empty() {
+            // Nearly always; the names of a claim are not made for nothing.
+            return None;
+        }
+        let end = self
+            .by_claim
+            .remove(&(key.into(), requester.into(), request.into()))?;
+        self.by_end.remove(&end).expect(PAIRED);
+        shrink(&mut self.by_claim);
+        let (forgotten, ticket) = end;
+        (now < forgotten).then_some(ticket)
+    }
+
+    /// Forgets up to `batch` places whose time has come. `false` if more of them may be left over.
+    pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
+        for _ in 0..batch {
+            match self.by_end.first_key_value() {
+                Some((&(end, _), _)) if end <= now => self.forget_first(),
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_end.is_empty()
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, claim)) = self.by_end.pop_first() {
+            self.by_claim.remove(&claim).expect(PAIRED);
+            shrink(&mut self.by_claim);
+        }
+    }
+}
