@@ -88,8 +88,8 @@ impl Client {
         Client::of(name, Transport::new(host, port).with_options(options))
     }
 
-    /// A client of the server that the environment names in `LOCK_SERVER`, as `host:port` or `host`; without it, of
-    /// `127.0.0.1:8004`. [`Server::env`](crate::Server::env) makes such an environment.
+    /// A client of the server that the environment names in `LOCK_SERVER`, as `host:port` or `host`; without it,
+    /// or where it is empty, of `127.0.0.1:8004`. [`Server::env`](crate::Server::env) makes such an environment.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if the variable holds no address.
@@ -153,6 +153,8 @@ impl Client {
     /// Waits for its turn and locks the key. `None` if the turn did not come within the server's
     /// `lock_attempt_timeout`, or if this name holds the key or waits for it already.
     ///
+    /// `None` means that nothing is locked: a program that ignores it runs without the lock.
+    ///
     /// For a program that goes on without the lock, or that renews and unlocks by hand, as with the Perl original; one
     /// that can't go on without it takes [`guard`](Self::guard), and one that has to know why not,
     /// [`lock_with`](Self::lock_with).
@@ -208,14 +210,19 @@ impl Client {
     /// # Errors
     /// As [`lock_with`](Self::lock_with); [`Error::CannotRenew`].
     pub fn guard_with(&self, key: &str, options: &LockOptions) -> Result<Guard, Error> {
-        self.keep(self.lock_with(key, options)?)
+        Guard::keep(self, self.lock_with(key, options)?)
     }
 
     /// Keeps a lease that this name was granted: it is renewed from now on, and unlocked when the guard is dropped.
     ///
     /// # Errors
     /// [`Error::CannotRenew`] where the system has no thread for it; the lease is released then.
+    /// [`Error::LeaseLost`] if it may have run out.
     pub fn keep(&self, lease: Lease) -> Result<Guard, Error> {
+        if lease.remaining().is_zero() {
+            let Lease { key, fence, .. } = lease;
+            return Err(Error::LeaseLost { key, fence });
+        }
         Guard::keep(self, lease)
     }
 

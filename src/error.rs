@@ -146,7 +146,7 @@ pub enum Error {
         question: String,
         /// `host:port`.
         address: String,
-        /// The first line that came back, shortened.
+        /// The first line that came back, shortened; or what is wrong with it, such as `status 404`.
         reply: String,
     },
 }

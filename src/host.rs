@@ -16,21 +16,22 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     let bare = bare_host(host);
     let is_name = |bare: &str| {
         bare.chars()
-            .all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'))
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
     };
     if bare.is_empty() {
-        Some(format!("it is empty; {ADVICE}"))
+        Some(format!("the host is empty; {ADVICE}"))
     } else if is_v6(bare) || is_name(bare) {
         None
-    } else if bare
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+    } else if !host.starts_with('[')
+        && bare
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
     {
         Some(format!(
-            "{host:?} has a port in it, which stands elsewhere; {ADVICE}"
+            "{host:?} has a port in it, which is given by itself; {ADVICE}"
         ))
     } else {
-        Some(format!("{host:?} is neither; {ADVICE}"))
+        Some(format!("{host:?} is no name and no address; {ADVICE}"))
     }
 }
 
@@ -49,7 +50,15 @@ pub(crate) fn host_and_port(host: &str, port: u16) -> String {
 }
 
 /// `host:port`, or `host`, as people and `LOCK_SERVER` write it: an IPv6 address with a port stands in brackets.
+/// A URL of a server, as [`Server::url`](crate::Server::url) returns it, is one, too.
 pub(crate) fn parse_address(address: &str) -> Result<(String, Option<u16>), String> {
+    let address = match address.strip_prefix("http://") {
+        Some(rest) => rest.strip_suffix('/').unwrap_or(rest),
+        None => address,
+    };
+    if address.contains("://") {
+        return Err("give host:port, or an http:// URL of a server".into());
+    }
     let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if !is_v6(address) && !address.ends_with(']') => (host, Some(port)),
         _ => (address, None),
@@ -83,6 +92,8 @@ mod tests {
             ("[::1]", "::1", None),
             ("::1", "::1", None),
             ("fe80::1%eth0", "fe80::1%eth0", None),
+            ("http://localhost:9", "localhost", Some(9)),
+            ("http://[::1]:9/", "::1", Some(9)),
         ] {
             assert_eq!(parse_address(address), Ok((host.into(), port)), "{address}");
         }
@@ -97,7 +108,8 @@ mod tests {
             "localhost:0",
             "localhost:65536",
             "a b",
-            "http://localhost:9",
+            "https://localhost:9",
+            "b\u{fc}cher.example:9",
             "localhost:9/",
             "me@localhost",
             "[localhost]",

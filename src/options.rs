@@ -66,7 +66,7 @@ pub struct Options {
     /// at once.
     pub max_waiters: usize,
 
-    /// How many keys may be held at the same time. Default 1,000,000. A LOCK of one more gets `503`
+    /// How many keys may be held at the same time. Default 1,000,000; 1 or more. A LOCK of one more gets `503`
     /// at once.
     pub max_keys: usize,
 
@@ -154,6 +154,9 @@ impl Options {
                     self.port
                 ),
             );
+        }
+        if self.max_keys == 0 {
+            return invalid("max_keys", "it is 0, so nothing could be locked".into());
         }
         match bad_host(&self.host) {
             Some(reason) => invalid("host", reason),

@@ -243,6 +243,7 @@ impl Server {
         let stop = Arc::new(stop);
         self.bind()?;
         let listeners = self.take_listeners()?;
+        limits::grow_futex_hash();
         serve(listeners, &self.options, &stop, Process::Own, &|| ())
     }
 

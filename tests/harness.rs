@@ -138,6 +138,10 @@ fn a_server_says_where_it_is_and_a_client_finds_it_there() {
     assert_eq!(server.url(), format!("http://{address}"));
     assert_eq!(server.env(), [("LOCK_SERVER", address.to_string())]);
     let client = Client::connect(&address.to_string()).unwrap();
+    assert_eq!(
+        Client::connect(&server.url()).unwrap().address(),
+        client.address()
+    );
     assert_eq!(client.address(), address.to_string());
     assert_ne!(
         client.name(),
@@ -230,6 +234,22 @@ fn a_host_with_a_port_in_it_is_told_so_on_both_sides() {
         assert_eq!(*option, "host");
         assert!(reason.contains("has a port in it"), "{reason}");
     }
+    for host in ["b\u{fc}cher.example", "a b", "[::1"] {
+        let error = Client::new("CLIENT_A", host, 8004)
+            .lock("KEYA")
+            .unwrap_err();
+        assert!(matches!(error, Error::InvalidOption { .. }), "{error:?}");
+    }
+    // A client that was made before its server was started.
+    let early = Server::new(options())
+        .client("CLIENT_A")
+        .lock("KEYA")
+        .unwrap_err();
+    assert!(
+        matches!(early, Error::InvalidOption { option: "port", .. }),
+        "{early:?}"
+    );
+    assert!(!early.is_retryable());
     let unreadable = Client::connect("8004").unwrap_err();
     assert!(
         matches!(unreadable, Error::InvalidOption { .. }),
@@ -532,6 +552,47 @@ fn a_lease_is_kept_from_then_on_and_unlocked_in_the_end() {
     assert_eq!(guard.fence(), lease.fence);
     drop(guard);
     assert!(!client.is_locked("KEYA").unwrap());
+}
+
+#[test]
+fn a_lease_that_is_over_is_not_kept() {
+    let server = start(options());
+    let client = server.client("CLIENT_A");
+    let brief = LockOptions {
+        lock_timeout: Some(ms(1)),
+        ..LockOptions::default()
+    };
+    let lease = client.lock_with("KEYA", &brief).unwrap();
+    until("it is over", || lease.remaining().is_zero());
+    let error = client.keep(lease).unwrap_err();
+    assert!(matches!(error, Error::LeaseLost { .. }), "{error:?}");
+}
+
+#[test]
+fn an_answer_that_breaks_off_in_its_body_takes_the_time_of_one_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n1463")
+                .unwrap();
+            kept.push(stream);
+        }
+    });
+    let options = ClientOptions {
+        answer_timeout: ms(1000),
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, options);
+    let error = client.try_lock("KEYA").unwrap_err();
+    assert!(
+        matches!(error, Error::Interrupted { attempts: 2, .. }),
+        "{error:?}"
+    );
 }
 
 #[test]

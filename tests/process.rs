@@ -341,6 +341,10 @@ fn options_out_of_range_are_refused_before_anything_is_bound() {
             ..options()
         },
         Options {
+            max_keys: 0,
+            ..options()
+        },
+        Options {
             max_lock_timeout: Some(Duration::from_secs(2)),
             ..options()
         },

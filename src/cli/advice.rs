@@ -62,9 +62,7 @@ fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> Strin
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     let host = host.trim_matches(['[', ']']);
     let is_loopback = |ip: IpAddr| ip.is_loopback();
-    if port == "0" {
-        "no server has port 0: start it first, and make its clients then".into()
-    } else if kind == ErrorKind::WouldBlock {
+    if kind == ErrorKind::WouldBlock {
         "end other processes, or raise the limits (ulimit -u, -v)".into()
     } else if cause == Unreached::Resolve {
         format!("is {host:?} the server's name or address?")
@@ -97,11 +95,6 @@ mod tests {
                 "nohost:9",
                 Resolve,
                 "is \"nohost\" the server's name or address?",
-            ),
-            (
-                "127.0.0.1:0",
-                Connect,
-                "start it first, and make its clients then",
             ),
         ] {
             let said = advice_on_reaching(address, cause, ErrorKind::Other);

@@ -67,9 +67,10 @@ impl From<Error> for Failure {
             Error::Refused { reason, .. } if *reason == Refusal::BadRequest => {
                 Failure::new(USAGE, explain(&error))
             }
-            Error::Unreachable { .. } | Error::Interrupted { .. } | Error::NotHttp { .. } => {
-                Failure::new(UNREACHABLE, explain(&error))
-            }
+            Error::Unreachable { .. }
+            | Error::Interrupted { .. }
+            | Error::NotHttp { .. }
+            | Error::BadReply { .. } => Failure::new(UNREACHABLE, explain(&error)),
             _ => Failure::new(FAILED, explain(&error)),
         }
     }

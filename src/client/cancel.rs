@@ -65,7 +65,8 @@ impl CancelToken {
     /// Ends the waits that were given this, now and later: each returns
     /// [`Error::NotGranted`](crate::Error::NotGranted) with [`Refusal::Cancelled`](crate::Refusal::Cancelled), holds
     /// nothing, and has left the queue. Asks the server for that and returns when they have ended, or when it has not
-    /// answered for [`answer_timeout`](crate::ClientOptions::answer_timeout). A LOCK that was granted before stays
+    /// answered for [`answer_timeout`](crate::ClientOptions::answer_timeout); then a wait ends when its question is
+    /// given up, which takes up to half a minute more. A LOCK that was granted before stays
     /// granted.
     pub fn cancel(&self) {
         self.state().is_cancelled = true;

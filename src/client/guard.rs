@@ -39,7 +39,8 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// # }
 /// ```
 ///
-/// A guard can't be ignored by mistake: it unlocks at once.
+/// Keep it in a variable with a name: `let _guard = …` keeps the key locked to the end of the block, and `let _ = …`
+/// unlocks at once. A guard that is ignored is a warning:
 ///
 /// ```compile_fail
 /// #![deny(unused_must_use)]
@@ -64,7 +65,7 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// A process that was stopped for longer than its lease can go on in the middle of what it does. So ask
 /// [`is_held`](Self::is_held) or [`check`](Self::check) before a critical write, and where that is not enough,
 /// let what is written to compare [`fence`](Self::fence)s, before it is read: see [`Lease::fence`].
-#[must_use = "a guard that is dropped unlocks its key"]
+#[must_use = "a guard that is dropped unlocks its key: `let _guard = …` keeps it, `let _ = …` unlocks at once"]
 pub struct Guard {
     held: Arc<Held>,
     renewer: Arc<Renewer>,
@@ -109,12 +110,24 @@ impl Guard {
 
     /// The lease as it was last renewed.
     pub fn lease(&self) -> Lease {
-        self.held.state().lease.clone()
+        match self.is_forked() {
+            false => self.held.state().lease.clone(),
+            true => self.held.lease_after_fork(),
+        }
     }
 
     /// Whether the lease is not lost, as far as this end knows. Nobody is asked. Once `false`, it stays so.
     pub fn is_held(&self) -> bool {
-        self.held.state().is_held()
+        match self.is_forked() {
+            false => self.held.state().is_held(),
+            true => !self.held.lease_after_fork().remaining().is_zero(),
+        }
+    }
+
+    /// Whether this is a copy, in a process that was forked from the one that locked. A thread that does not exist here
+    /// may have locked what the guard and the renewer share.
+    fn is_forked(&self) -> bool {
+        self.process != process::id()
     }
 
     /// Asks the server whether the lease still stands.
@@ -136,6 +149,9 @@ impl Guard {
                 .transport
                 .ask_within(&question, || self.lease().remaining().max(LEAST_TRY))
             {
+                Ok(answer) if answer.said == ParsedAnswer::No && self.is_forked() => {
+                    return Err(self.lost());
+                }
                 Ok(answer) if answer.said == ParsedAnswer::No => self.held.lose(),
                 Ok(_) => {}
                 Err(error) if self.is_held() => return Err(error),
@@ -145,16 +161,24 @@ impl Guard {
         if self.is_held() {
             return Ok(());
         }
-        Err(Error::LeaseLost {
-            key: key.clone(),
-            fence: *fence,
-        })
+        Err(self.lost())
+    }
+
+    fn lost(&self) -> Error {
+        Error::LeaseLost {
+            key: self.held.key.clone(),
+            fence: self.held.fence,
+        }
     }
 
     /// Calls this when the lease is lost, in a thread of its own; or at once and in this one, if it is lost
     /// already. It is not called when the guard is dropped or released. It takes the place of one that was given
-    /// before. What it captures lives as long as the guard: it had better not be the guard.
+    /// before. What it captures lives as long as the guard: it had better not be the guard. In a forked process it is
+    /// never called.
     pub fn on_lost(&self, call: impl FnOnce() + Send + 'static) {
+        if self.is_forked() {
+            return;
+        }
         self.held.call_when_lost(Box::new(call));
     }
 
@@ -174,7 +198,7 @@ impl Guard {
     }
 
     /// Sends the UNLOCK, or hands it to the renewer. `true` if the server answered, or there is nothing to unlock.
-    fn unlock(&self, at_once: bool) -> bool {
+    fn send_unlock(&self, at_once: bool) -> bool {
         let Some(lease) = self.let_go() else {
             return true;
         };
@@ -195,19 +219,19 @@ impl Guard {
 
     /// Ends the renewals. The lease, unless it is over or was let go before.
     fn let_go(&self) -> Option<Lease> {
-        if self.process == process::id() {
-            self.renewer.remove(self.number);
+        if self.is_forked() {
+            return Some(self.held.lease_after_fork());
         }
+        self.renewer.remove(self.number);
         self.held.let_go()
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.process != process::id() {
-            return;
+        if !self.is_forked() {
+            self.send_unlock(true);
         }
-        self.unlock(true);
     }
 }
 
@@ -253,11 +277,11 @@ impl Guards {
 
 impl Drop for Guards {
     fn drop(&mut self) {
-        let is_ours = |guard: &&Guard| guard.process == process::id();
+        let is_ours = |guard: &&Guard| !guard.is_forked();
         // Where the server does not answer for one, the others do not wait for it one after another.
         let mut at_once = true;
         for guard in self.0.iter().filter(is_ours) {
-            at_once = guard.unlock(at_once);
+            at_once = guard.send_unlock(at_once);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::Client;
 use super::renewal::Renewal;
@@ -72,6 +72,21 @@ impl Held {
     pub fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic is done under it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lease, in a process that was forked: nobody renews it here. Where a thread that does not exist here has it
+    /// locked, nothing is left of it.
+    pub fn lease_after_fork(&self) -> Lease {
+        match self.state.try_lock() {
+            Ok(state) => state.lease.clone(),
+            Err(_) => Lease {
+                key: self.key.clone(),
+                expires: UNIX_EPOCH,
+                fence: self.fence,
+                asked: Instant::now(),
+                left: Duration::ZERO,
+            },
+        }
     }
 
     /// Takes in what a try to renew came to. What comes after the end is too late.

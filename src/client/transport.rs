@@ -34,6 +34,10 @@ const MAX_REPLY: usize = 16 * 1024;
 /// More than any question takes: two such names in the path.
 const MAX_QUESTION: usize = 8 * 1024;
 
+/// Why there is no server at port 0.
+const NO_PORT: &str =
+    "it is 0; of a server with any free port, start it first and make its clients then";
+
 /// How many connections are kept open for the next question: as many as threads have asked at once.
 const MOST_KEPT: usize = 1024;
 
@@ -52,8 +56,8 @@ pub(crate) struct Transport {
 struct Route {
     host: String,
     port: u16,
-    /// What is wrong with the host, if something is.
-    bad_host: Option<String>,
+    /// Which of the two is none, if one is, and why.
+    bad: Option<(&'static str, String)>,
     /// Each process has connections of its own.
     own: PerProcess<Shared>,
 }
@@ -127,7 +131,10 @@ impl Transport {
             route: Arc::new(Route {
                 host: bare_host(host).into(),
                 port,
-                bad_host: bad_host(host),
+                bad: match port {
+                    0 => Some(("port", NO_PORT.into())),
+                    _ => bad_host(host).map(|reason| ("host", reason)),
+                },
                 own: PerProcess::new(),
             }),
             options: ClientOptions::default(),
@@ -199,8 +206,7 @@ impl Transport {
     }
 
     pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, Failure> {
-        if let Some(reason) = self.route.bad_host.clone() {
-            let option = "host";
+        if let Some((option, reason)) = self.route.bad.clone() {
             return Err(Failure::Told(Error::InvalidOption { option, reason }));
         }
         let asked = Instant::now();
@@ -233,7 +239,7 @@ impl Transport {
             .with_config()
             .limit(MAX_REPLY as u64)
             .read_to_string()
-            .map_err(|error| Failure::Interrupted(error.into_io()))?;
+            .map_err(Failure::in_the_body)?;
         let (head, _) = response.into_parts();
         let bad_reply = |reply: &str| Err(Failure::Told(self.bad_reply(question, reply)));
         let said = protocol::parse_answer(&body);

@@ -140,6 +140,16 @@ impl Failure {
         }
     }
 
+    /// The connection was made, and the answer had perhaps begun.
+    pub fn in_the_body(error: ureq::Error) -> Self {
+        Failure::Interrupted(match error {
+            ureq::Error::Timeout(_) => {
+                io::Error::new(io::ErrorKind::TimedOut, "no answer came in time")
+            }
+            error => error.into_io(),
+        })
+    }
+
     /// Whether no answer came in time, on a connection that was made.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Failure::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
@@ -177,12 +187,10 @@ impl From<ureq::Error> for Failure {
                 Failure::NotConnected(Unreached::Connect, io::Error::other(error))
             }
             ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-                let source = io::Error::new(ErrorKind::TimedOut, error);
+                let source = io::Error::new(ErrorKind::TimedOut, "no connection was made in time");
                 Failure::NotConnected(Unreached::Timeout, source)
             }
-            ureq::Error::Timeout(_) => {
-                Failure::Interrupted(io::Error::new(ErrorKind::TimedOut, error))
-            }
+            error @ ureq::Error::Timeout(_) => Failure::in_the_body(error),
             error => Failure::Interrupted(error.into_io()),
         }
     }

@@ -12,7 +12,7 @@
 //! | after the exec, for its whole life | none: malloc, stdio, the environment, name look-up, the loader and panics begin anew |
 //! | files | none; descriptors that the parent did not mark to be closed on exec are closed by [`image`] |
 //!
-//! The price: `/proc`, Linux 5.3 (pidfds), a program that may be executed again and has this crate in it, not in a
+//! The price: `/proc`, a program that may be executed again and has this crate in it, not in a
 //! library that it loads; and std is used before `main`, which works and which std does not promise. The tests
 //! run it with glibc, and by hand with musl.
 //!
@@ -211,7 +211,7 @@ fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
         command.process_group(0);
     }
     let child = command.spawn().map_err(|source| Error::CannotStart {
-        reason: "cannot execute this program again".into(),
+        reason: "cannot execute this program again, as /proc/self/exe".into(),
         source: Some(source),
     })?;
     // The kernel's process numbers fit.
@@ -221,7 +221,7 @@ fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
 fn open_log(path: &std::path::Path) -> Result<File, Error> {
     let log = File::options().append(true).create(true).open(path);
     log.map_err(|source| Error::CannotStart {
-        reason: format!("cannot open the log {}", path.display()),
+        reason: format!("cannot open the log {path:?}"),
         source: Some(source),
     })
 }
@@ -229,12 +229,21 @@ fn open_log(path: &std::path::Path) -> Result<File, Error> {
 /// Waits until the child reports that it serves.
 fn serves(ours: &OwnedFd, pid: Pid) -> Result<(), Error> {
     let until = Instant::now() + SERVE_TIMEOUT;
+    // A copy of the other end, in a process that another thread has forked since, would hide the child's end.
+    let end = orders::pidfd(pid).ok();
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::POLLIN)], timeout) {
+        let descriptors = [ours].into_iter().chain(&end);
+        let mut polled: Vec<PollFd> = descriptors
+            .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN))
+            .collect();
+        let ready = poll(&mut polled, timeout);
+        let has_reported = polled[0].any().unwrap_or(false);
+        match ready {
             Err(Errno::EINTR) => {}
-            Ok(1..) => break,
+            Ok(1..) if has_reported => break,
+            Ok(1..) => return Err(did_not_serve(how_it_ended(pid))),
             _ => {
                 let seconds = SERVE_TIMEOUT.as_secs();
                 return Err(did_not_serve(format!("it was silent for {seconds} s")));
@@ -255,7 +264,7 @@ fn how_it_ended(pid: Pid) -> String {
     match waitid(Id::Pid(pid), flags) {
         Ok(WaitStatus::Exited(_, code)) => format!("it exited with code {code}"),
         Ok(WaitStatus::Signaled(_, signal, _)) => format!("it was ended by {signal}"),
-        other => format!("it closed its connection: {other:?}"),
+        _ => "it has ended, and something else in this program has waited for it".into(),
     }
 }
 

@@ -55,9 +55,6 @@ pub(crate) fn serve(
         Process::Shared => limits::left(),
     };
     let clients = clients.map_err(start_failed("too few descriptors"))?;
-    if process == Process::Own {
-        limits::grow_futex_hash();
-    }
     let limits = Limits {
         keys: options.max_keys,
         // Some are left for those who unlock.

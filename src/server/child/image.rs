@@ -22,6 +22,7 @@ use nix::unistd;
 
 use super::orders::{Orders, Report};
 use crate::error::{self, Error};
+use crate::server::limits;
 use crate::server::serve::{self, Listeners, Process};
 use crate::server::stop::{Stop, StopSignals};
 
@@ -134,10 +135,18 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
         panic::set_hook(Box::new(|_| {}));
     }
     let signals = StopSignals::install().map_err(serve::start_failed("cannot handle signals"))?;
+    let asks_for_parent = !options.outlive_parent && parent.is_none();
     let stop = Stop::new(Some(&signals), parent);
     let stop = Arc::new(stop.map_err(serve::start_failed("no descriptor left"))?);
+    // Before the first thread it takes a tenth of a millisecond, and forty milliseconds after it.
+    limits::grow_futex_hash();
     start_watchdog(stop.clone())
         .map_err(serve::start_failed("cannot start the watchdog's thread"))?;
+    if asks_for_parent {
+        ask_for_parent(stop.clone()).map_err(serve::start_failed(
+            "cannot start the thread that watches the parent",
+        ))?;
+    }
     let listeners = Listeners { http, classic };
     serve::serve(listeners, &options, &stop, Process::Own, &|| {
         Report::Serves.send(socket.as_fd());
@@ -156,6 +165,23 @@ fn start_watchdog(stop: Arc<Stop>) -> std::io::Result<()> {
         .name("lock-watchdog".into())
         .stack_size(STACK);
     thread.spawn(watch).map(drop)
+}
+
+/// How often the child asks who its parent is, where no descriptor tells of its end.
+const ASK_FOR_PARENT: Duration = Duration::from_millis(100);
+
+fn ask_for_parent(stop: Arc<Stop>) -> std::io::Result<()> {
+    let parent = unistd::getppid();
+    let ask = move || {
+        while unistd::getppid() == parent {
+            thread::sleep(ASK_FOR_PARENT);
+        }
+        stop.request("the process that started it has ended");
+    };
+    let thread = thread::Builder::new()
+        .name("lock-parent".into())
+        .stack_size(STACK);
+    thread.spawn(ask).map(drop)
 }
 
 /// Logs to standard error, which is the log file, as `RUST_LOG` says, or else from `info` on. tiny_http logs only

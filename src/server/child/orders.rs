@@ -10,7 +10,7 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use nix::unistd;
+use nix::unistd::{self, Pid};
 
 use crate::options::Options;
 
@@ -27,7 +27,8 @@ pub(crate) struct Orders {
     pub options: Options,
     pub http: TcpListener,
     pub classic: Option<TcpListener>,
-    /// A pidfd of the process whose end is the server's end.
+    /// A pidfd of the process whose end is the server's end. `None` if the server may outlive it, or if there was
+    /// none to be had.
     pub parent: Option<OwnedFd>,
 }
 
@@ -36,7 +37,9 @@ impl Orders {
     pub fn send(to: &OwnedFd, options: &Options, listeners: &[&TcpListener]) -> io::Result<()> {
         let parent = match options.outlive_parent {
             true => None,
-            false => Some(own_pidfd()?),
+            // A kernel before 5.3, a filter of system calls or valgrind may have none. Then the child asks who its
+            // parent is, again and again.
+            false => pidfd(unistd::getpid()).ok(),
         };
         let descriptors: Vec<RawFd> = listeners
             .iter()
@@ -82,7 +85,10 @@ impl Orders {
                 .classic_port
                 .map(|_| next().map(TcpListener::from))
                 .transpose()?,
-            parent: (!options.outlive_parent).then(next).transpose()?,
+            parent: match options.outlive_parent {
+                true => None,
+                false => next().ok(),
+            },
             options,
         })
     }
@@ -127,9 +133,10 @@ impl Report {
     }
 }
 
-fn own_pidfd() -> io::Result<OwnedFd> {
+/// What becomes readable when a process ends.
+pub(super) fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: the call takes numbers only.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = Errno::result(fd)? as RawFd;
     // SAFETY: the kernel has just made it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
