@@ -17,6 +17,7 @@ use crate::protocol::{MAX_NAME, ParsedAnswer, Request};
 
 mod acquire;
 mod cancel;
+mod failure;
 mod guard;
 mod held;
 mod lock_all;

@@ -2,6 +2,7 @@
 //!
 //! - [`in_tests`]: a server for tests, in a process or in threads, and how the program under test finds it
 //! - [`in_async_code`]: blocking calls beside an async runtime, and waits that are called off
+//! - [`architecture`]: for maintainers: the rooms, the way of a question, the threads
 //! - [`after_a_fork`]: what a client, a guard and a server are in a forked process
 
 // A page defines its links for readers of the repository, as paths of files. Of two definitions the first counts,
@@ -34,4 +35,8 @@ pub mod after_a_fork {
     #![doc = "[`Server`]: crate::Server"]
     #![doc = ""]
     #![doc = include_str!("guide/after_a_fork.md")]
+}
+
+pub mod architecture {
+    #![doc = include_str!("guide/architecture.md")]
 }

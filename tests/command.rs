@@ -613,6 +613,28 @@ fn start_lets_go_of_its_streams_and_its_directory() {
 }
 
 #[test]
+fn a_server_in_the_background_logs_to_its_file_and_still_answers_after_six_seconds() {
+    let daemon = Daemon::none();
+    let log = daemon.directory.path().join("server.log");
+    let outcome = daemon.typed(&format!("start --port 0 --log-file {}", log.display()));
+    outcome.expect(0, &daemon.started_line());
+    // It hung five seconds after its start where the one that started it had busy threads.
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(daemon.typed("status").code, Some(0));
+    let pid = daemon.pid();
+    daemon
+        .typed("stop")
+        .expect(0, &format!("stopped process {pid}\n"));
+    let log = fs::read_to_string(log).expect("a log");
+    for expected in ["serving on 127.0.0.1:", "a signal asked for it", "ended"] {
+        assert!(log.contains(expected), "no {expected:?} in {log}");
+    }
+    let nowhere = daemon.typed("start --port 0 --log-file /no/such/folder/log");
+    nowhere.expect(1, "");
+    nowhere.expect_stderr(&["cannot open the log \"/no/such/folder/log\""]);
+}
+
+#[test]
 fn a_server_that_does_not_heed_sigterm_is_killed_after_five_seconds() {
     let daemon = Daemon::started("");
     let pid = daemon.pid();

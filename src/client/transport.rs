@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response};
@@ -13,9 +12,9 @@ use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::ClientOptions;
+use super::failure::Failure;
 use super::per_process::PerProcess;
 use super::resolver::{CachingResolver, KnownAddresses};
-use super::tries::{Failure, Tries, is_repeatable};
 use crate::error::Error;
 use crate::host::{bad_host, bare_host, host_and_port};
 use crate::lease::{Fence, Holder};
@@ -171,38 +170,10 @@ impl Transport {
         *self.shared().times() = times.map(|times| (times, Instant::now()));
     }
 
-    /// Asks a question, and again as often as the options allow.
-    pub(super) fn ask(&self, question: &Request) -> Result<Answer, Error> {
-        self.ask_within(question, || Duration::MAX)
-    }
-
-    /// As [`ask`](Self::ask), each time with an answer within what is left.
-    pub(super) fn ask_within(
-        &self,
-        question: &Request,
-        left: impl Fn() -> Duration,
-    ) -> Result<Answer, Error> {
-        let mut tries = Tries::new(self);
-        loop {
-            let asked = Instant::now();
-            match self.call(question, self.timeout_of_one_try(question).min(left())) {
-                Ok(answer) => return Ok(tries.answered(answer)),
-                Err(failure) => thread::sleep(tries.failed(question, asked, failure)?),
-            }
-        }
-    }
-
     /// Asks a question a single time.
     pub(super) fn ask_once(&self, question: &Request, timeout: Duration) -> Result<Answer, Error> {
         self.call(question, timeout)
             .map_err(|failure| self.error(question, failure, 1, false))
-    }
-
-    /// How long one try may take to be answered. Where no answer comes a question is asked twice, and both tries
-    /// together take the time that the options give.
-    pub(super) fn timeout_of_one_try(&self, question: &Request) -> Duration {
-        let is_asked_again = self.options.reconnect_attempts > 0 && is_repeatable(question);
-        self.options.answer_timeout / if is_asked_again { 2 } else { 1 }
     }
 
     pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, Failure> {

@@ -1,13 +1,44 @@
-//! Why a question has no answer, and whether it is asked again.
+//! Asking a question again: whether, after what pause, and how often.
 
 use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::resolver::Unresolved;
+use super::failure::Failure;
 use super::transport::{Answer, Transport};
 use crate::error::{Error, Unreached};
 use crate::protocol::Request;
 use crate::refusal::Refusal;
+
+impl Transport {
+    /// Asks a question, and again as often as the options allow.
+    pub(super) fn ask(&self, question: &Request) -> Result<Answer, Error> {
+        self.ask_within(question, || Duration::MAX)
+    }
+
+    /// As [`ask`](Self::ask), each time with an answer within what is left.
+    pub(super) fn ask_within(
+        &self,
+        question: &Request,
+        left: impl Fn() -> Duration,
+    ) -> Result<Answer, Error> {
+        let mut tries = Tries::new(self);
+        loop {
+            let asked = Instant::now();
+            match self.call(question, self.timeout_of_one_try(question).min(left())) {
+                Ok(answer) => return Ok(tries.answered(answer)),
+                Err(failure) => thread::sleep(tries.failed(question, asked, failure)?),
+            }
+        }
+    }
+
+    /// How long one try may take to be answered. Where no answer comes a question is asked twice, and both tries
+    /// together take the time that the options give.
+    pub(super) fn timeout_of_one_try(&self, question: &Request) -> Duration {
+        let is_asked_again = self.options.reconnect_attempts > 0 && is_repeatable(question);
+        self.options.answer_timeout / if is_asked_again { 2 } else { 1 }
+    }
+}
 
 /// The tries to have one question answered.
 pub(super) struct Tries<'a> {
@@ -107,7 +138,7 @@ impl<'a> Tries<'a> {
 ///
 /// A LOCK is known by its ID, and a release by its fence. One without a fence could release what another
 /// process of this name was granted since; a server that was told to end may have been replaced.
-pub(super) fn is_repeatable(question: &Request) -> bool {
+fn is_repeatable(question: &Request) -> bool {
     match question {
         Request::Lock { request, .. } => request.is_some(),
         Request::Unlock { fence, .. } => fence.is_some(),
@@ -115,83 +146,5 @@ pub(super) fn is_repeatable(question: &Request) -> bool {
             true
         }
         Request::Shutdown => false,
-    }
-}
-
-/// Why there is no answer.
-pub(super) enum Failure {
-    /// The question can't have reached the server.
-    NotConnected(Unreached, io::Error),
-    /// It may have.
-    Interrupted(io::Error),
-    /// It did, and this is what came back.
-    Told(Error),
-}
-
-impl Failure {
-    /// Whether the question may have reached a server that did not answer it, or that was ending.
-    pub fn has_reached_the_server(&self) -> bool {
-        match self {
-            Failure::NotConnected(..) => false,
-            Failure::Interrupted(_) => true,
-            Failure::Told(error) => {
-                matches!(error, Error::Refused { reason, .. } if *reason == Refusal::Stopping)
-            }
-        }
-    }
-
-    /// The connection was made, and the answer had perhaps begun.
-    pub fn in_the_body(error: ureq::Error) -> Self {
-        Failure::Interrupted(match error {
-            ureq::Error::Timeout(_) => {
-                io::Error::new(io::ErrorKind::TimedOut, "no answer came in time")
-            }
-            error => error.into_io(),
-        })
-    }
-
-    /// Whether no answer came in time, on a connection that was made.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, Failure::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
-    }
-}
-
-impl From<ureq::Error> for Failure {
-    fn from(error: ureq::Error) -> Self {
-        use io::ErrorKind;
-        let is_unresolved = |error: &io::Error| {
-            let inner = error.get_ref();
-            inner.is_some_and(|inner| inner.is::<Unresolved>())
-        };
-        match error {
-            ureq::Error::Io(error) if is_unresolved(&error) => {
-                Failure::NotConnected(Unreached::Resolve, error)
-            }
-            // What only a connect says. A reset can come later, too.
-            ureq::Error::Io(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ConnectionRefused
-                        | ErrorKind::HostUnreachable
-                        | ErrorKind::NetworkUnreachable
-                        | ErrorKind::NetworkDown
-                        | ErrorKind::AddrNotAvailable
-                ) =>
-            {
-                Failure::NotConnected(Unreached::Connect, error)
-            }
-            ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {
-                Failure::NotConnected(Unreached::Resolve, io::Error::other(error))
-            }
-            ureq::Error::ConnectionFailed => {
-                Failure::NotConnected(Unreached::Connect, io::Error::other(error))
-            }
-            ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-                let source = io::Error::new(ErrorKind::TimedOut, "no connection was made in time");
-                Failure::NotConnected(Unreached::Timeout, source)
-            }
-            error @ ureq::Error::Timeout(_) => Failure::in_the_body(error),
-            error => Failure::Interrupted(error.into_io()),
-        }
     }
 }

@@ -1,0 +1,85 @@
+//! Why a question has no answer: whether it can have reached the server, by what ureq says.
+
+use std::io;
+
+use super::resolver::Unresolved;
+use crate::error::{Error, Unreached};
+use crate::refusal::Refusal;
+
+/// Why there is no answer.
+pub(super) enum Failure {
+    /// The question can't have reached the server.
+    NotConnected(Unreached, io::Error),
+    /// It may have.
+    Interrupted(io::Error),
+    /// It did, and this is what came back.
+    Told(Error),
+}
+
+impl Failure {
+    /// Whether the question may have reached a server that did not answer it, or that was ending.
+    pub fn has_reached_the_server(&self) -> bool {
+        match self {
+            Failure::NotConnected(..) => false,
+            Failure::Interrupted(_) => true,
+            Failure::Told(error) => {
+                matches!(error, Error::Refused { reason, .. } if *reason == Refusal::Stopping)
+            }
+        }
+    }
+
+    /// The connection was made, and the answer had perhaps begun.
+    pub fn in_the_body(error: ureq::Error) -> Self {
+        Failure::Interrupted(match error {
+            ureq::Error::Timeout(_) => {
+                io::Error::new(io::ErrorKind::TimedOut, "no answer came in time")
+            }
+            error => error.into_io(),
+        })
+    }
+
+    /// Whether no answer came in time, on a connection that was made.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Failure::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
+    }
+}
+
+impl From<ureq::Error> for Failure {
+    fn from(error: ureq::Error) -> Self {
+        use io::ErrorKind;
+        let is_unresolved = |error: &io::Error| {
+            let inner = error.get_ref();
+            inner.is_some_and(|inner| inner.is::<Unresolved>())
+        };
+        match error {
+            ureq::Error::Io(error) if is_unresolved(&error) => {
+                Failure::NotConnected(Unreached::Resolve, error)
+            }
+            // What only a connect says. A reset can come later, too.
+            ureq::Error::Io(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused
+                        | ErrorKind::HostUnreachable
+                        | ErrorKind::NetworkUnreachable
+                        | ErrorKind::NetworkDown
+                        | ErrorKind::AddrNotAvailable
+                ) =>
+            {
+                Failure::NotConnected(Unreached::Connect, error)
+            }
+            ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {
+                Failure::NotConnected(Unreached::Resolve, io::Error::other(error))
+            }
+            ureq::Error::ConnectionFailed => {
+                Failure::NotConnected(Unreached::Connect, io::Error::other(error))
+            }
+            ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+                let source = io::Error::new(ErrorKind::TimedOut, "no connection was made in time");
+                Failure::NotConnected(Unreached::Timeout, source)
+            }
+            error @ ureq::Error::Timeout(_) => Failure::in_the_body(error),
+            error => Failure::Interrupted(error.into_io()),
+        }
+    }
+}
