@@ -17,10 +17,10 @@ use crate::protocol::{MAX_NAME, ParsedAnswer, Request};
 
 mod acquire;
 mod cancel;
-mod failure;
 mod guard;
 mod held;
 mod lock_all;
+mod no_answer;
 mod options;
 mod per_process;
 mod renewal;

@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use self::child::Child;
-use self::serve::{Listeners, Process, serve, start_failed};
-use self::stop::{Stop, StopSignals};
+use self::serve::{Listeners, ProcessUse, serve, start_failed};
+use self::stop::{StopSignals, StopSources};
 use crate::client::{Client, Transport};
 use crate::error::Error;
 use crate::host::host_and_port;
@@ -73,7 +73,7 @@ enum Running {
 
 /// A server in threads of this process.
 struct Threads {
-    stop: Arc<Stop>,
+    stop: Arc<StopSources>,
     /// The thread that owns the others.
     thread: JoinHandle<Result<(), Error>>,
     /// The process that has the threads: one forked since has none of them.
@@ -200,13 +200,14 @@ impl Server {
         self.expect_not_running()?;
         let address = self.bind()?;
         let listeners = self.take_listeners()?;
-        let stop = Arc::new(Stop::new(None, None).map_err(start_failed("no descriptor left"))?);
+        let stop =
+            Arc::new(StopSources::new(None, None).map_err(start_failed("no descriptor left"))?);
         let (options, asked) = (self.options.clone(), stop.clone());
         let (serving, began) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("lock-server".into())
             .spawn(move || {
-                serve(listeners, &options, &asked, Process::Shared, &|| {
+                serve(listeners, &options, &asked, ProcessUse::Shared, &|| {
                     // The other end waits for it.
                     let _ = serving.send(());
                 })
@@ -239,12 +240,13 @@ impl Server {
         self.expect_not_running()?;
         // First of all, so that a signal that comes early ends it as one that comes late.
         let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
-        let stop = Stop::new(Some(&signals), None).map_err(start_failed("no descriptor left"))?;
+        let stop =
+            StopSources::new(Some(&signals), None).map_err(start_failed("no descriptor left"))?;
         let stop = Arc::new(stop);
         self.bind()?;
         let listeners = self.take_listeners()?;
         limits::grow_futex_hash();
-        serve(listeners, &self.options, &stop, Process::Own, &|| ())
+        serve(listeners, &self.options, &stop, ProcessUse::Own, &|| ())
     }
 
     /// Stops the started or spawned server: LOCKs that wait are broken off, and the port is free on return. A process

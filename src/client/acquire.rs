@@ -195,7 +195,7 @@ impl Patience {
 }
 
 /// One of the questions that a LOCK is asked in.
-struct Turn<'q> {
+struct TimedQuestion<'q> {
     question: Request<'q>,
     /// How long to listen for the answer.
     timeout: Duration,
@@ -279,10 +279,10 @@ impl<'a> Acquire<'a> {
     }
 
     /// The next question, for a LOCK that the server may have had since then.
-    fn turn(&self, patience: Patience, since: Option<Instant>) -> Turn<'a> {
+    fn turn(&self, patience: Patience, since: Option<Instant>) -> TimedQuestion<'a> {
         let answers_in = self.client.transport.timeout_of_one_try(&self.question);
         match patience {
-            Patience::Endless(asks_for) => Turn {
+            Patience::Endless(asks_for) => TimedQuestion {
                 question: self.question_with(Some(asks_for)),
                 timeout: (asks_for / 2).max(answers_in.min(LEAST_TURN)),
                 goes_on: true,
@@ -291,7 +291,7 @@ impl<'a> Acquire<'a> {
                 let left = since.map(|since| patience_left(patience, since));
                 let listens = left.unwrap_or(patience);
                 let goes_on = listens > TURN;
-                Turn {
+                TimedQuestion {
                     // Asked for the first time, it names what the options do.
                     question: self.question_with(left.or(self.options.lock_attempt_timeout)),
                     timeout: match goes_on {

@@ -43,13 +43,13 @@ struct Inner {
 #[derive(Default)]
 struct State {
     is_cancelled: bool,
-    waits: Vec<Wait>,
+    waits: Vec<RegisteredWait>,
     next_number: u64,
 }
 
 /// A LOCK that may be waiting at a server.
 #[derive(Clone)]
-struct Wait {
+struct RegisteredWait {
     number: u64,
     client: Client,
     key: String,
@@ -114,7 +114,7 @@ impl CancelToken {
         let mut state = self.state();
         let number = state.next_number;
         state.next_number += 1;
-        state.waits.push(Wait {
+        state.waits.push(RegisteredWait {
             number,
             client: client.clone(),
             key: key.into(),

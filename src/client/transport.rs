@@ -12,7 +12,7 @@ use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::ClientOptions;
-use super::failure::Failure;
+use super::no_answer::NoAnswer;
 use super::per_process::PerProcess;
 use super::resolver::{CachingResolver, KnownAddresses};
 use crate::error::Error;
@@ -58,10 +58,10 @@ struct Route {
     /// Which of the two is none, if one is, and why.
     bad: Option<(&'static str, String)>,
     /// Each process has connections of its own.
-    own: PerProcess<Shared>,
+    own: PerProcess<PooledAgent>,
 }
 
-struct Shared {
+struct PooledAgent {
     agent: Agent,
     known: Arc<KnownAddresses>,
     /// The times of the server, and when it told them.
@@ -155,8 +155,8 @@ impl Transport {
         host_and_port(&self.route.host, self.route.port)
     }
 
-    fn shared(&self) -> &Shared {
-        self.route.own.get(|| Shared::new(&self.route))
+    fn shared(&self) -> &PooledAgent {
+        self.route.own.get(|| PooledAgent::new(&self.route))
     }
 
     /// The times of the server, as far as they are known and not older than this.
@@ -176,9 +176,9 @@ impl Transport {
             .map_err(|failure| self.error(question, failure, 1, false))
     }
 
-    pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, Failure> {
+    pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, NoAnswer> {
         if let Some((option, reason)) = self.route.bad.clone() {
-            return Err(Failure::Told(Error::InvalidOption { option, reason }));
+            return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
         let asked = Instant::now();
         let id = question_id();
@@ -203,16 +203,16 @@ impl Transport {
         id: &str,
         asked: Instant,
         mut response: Response<Body>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, NoAnswer> {
         let status = response.status().as_u16();
         let body = response
             .body_mut()
             .with_config()
             .limit(MAX_REPLY as u64)
             .read_to_string()
-            .map_err(Failure::in_the_body)?;
+            .map_err(NoAnswer::in_the_body)?;
         let (head, _) = response.into_parts();
-        let bad_reply = |reply: &str| Err(Failure::Told(self.bad_reply(question, reply)));
+        let bad_reply = |reply: &str| Err(NoAnswer::Told(self.bad_reply(question, reply)));
         let said = protocol::parse_answer(&body);
         let refusal = head.headers.get(protocol::LOCK_RESULT);
         match (status, refusal) {
@@ -240,7 +240,7 @@ impl Transport {
         let word = refusal
             .and_then(|word| word.to_str().ok())
             .unwrap_or_default();
-        Err(Failure::Told(Error::Refused {
+        Err(NoAnswer::Told(Error::Refused {
             question: name_of(question),
             reason: Refusal::of_word(word),
             message: body.lines().nth(1).unwrap_or_default().into(),
@@ -248,16 +248,16 @@ impl Transport {
     }
 
     /// Whether the question can have reached the server.
-    fn failure(&self, question: &Request, error: ureq::Error) -> Failure {
+    fn failure(&self, question: &Request, error: ureq::Error) -> NoAnswer {
         // The questions are well formed, so it is the answer that is not.
         if let ureq::Error::Protocol(_) = error {
-            return Failure::Told(Error::NotHttp {
+            return NoAnswer::Told(Error::NotHttp {
                 question: name_of(question),
                 address: self.address(),
             });
         }
-        let failure = Failure::from(error);
-        if let Failure::NotConnected(..) = failure {
+        let failure = NoAnswer::from(error);
+        if let NoAnswer::NotConnected(..) = failure {
             self.shared().known.forget();
         }
         failure
@@ -267,25 +267,27 @@ impl Transport {
     pub(super) fn error(
         &self,
         question: &Request,
-        failure: Failure,
+        failure: NoAnswer,
         attempts: u32,
         may_have_acted: bool,
     ) -> Error {
         let address = self.address();
         match failure {
-            Failure::Told(error) => error,
-            Failure::NotConnected(cause, source) if !may_have_acted => Error::Unreachable {
+            NoAnswer::Told(error) => error,
+            NoAnswer::NotConnected(cause, source) if !may_have_acted => Error::Unreachable {
                 address,
                 attempts,
                 cause,
                 source,
             },
-            Failure::NotConnected(_, source) | Failure::Interrupted(source) => Error::Interrupted {
-                question: name_of(question),
-                address,
-                attempts,
-                source,
-            },
+            NoAnswer::NotConnected(_, source) | NoAnswer::Interrupted(source) => {
+                Error::Interrupted {
+                    question: name_of(question),
+                    address,
+                    attempts,
+                    source,
+                }
+            }
         }
     }
 
@@ -307,7 +309,7 @@ impl Transport {
     }
 }
 
-impl Shared {
+impl PooledAgent {
     fn new(route: &Route) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -322,7 +324,7 @@ impl Shared {
             .build();
         let known = Arc::<KnownAddresses>::default();
         let resolver = CachingResolver::new(&route.host, route.port, known.clone());
-        Shared {
+        PooledAgent {
             known,
             agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
             times: Mutex::default(),

@@ -4,7 +4,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::failure::Failure;
+use super::no_answer::NoAnswer;
 use super::transport::{Answer, Transport};
 use crate::error::{Error, Unreached};
 use crate::protocol::Request;
@@ -79,13 +79,13 @@ impl<'a> Tries<'a> {
         &mut self,
         question: &Request,
         asked: Instant,
-        failure: Failure,
+        failure: NoAnswer,
     ) -> Result<Duration, Error> {
         self.attempts += 1;
         let pause = self.pause_after(&failure, question);
-        let reached = matches!(failure, Failure::Interrupted(_));
-        self.was_gone |= matches!(failure, Failure::NotConnected(..));
-        self.was_there |= !matches!(failure, Failure::NotConnected(..));
+        let reached = matches!(failure, NoAnswer::Interrupted(_));
+        self.was_gone |= matches!(failure, NoAnswer::NotConnected(..));
+        self.was_there |= !matches!(failure, NoAnswer::NotConnected(..));
         let may_have_acted = self.may_have_acted();
         let error = self
             .transport
@@ -109,27 +109,27 @@ impl<'a> Tries<'a> {
     }
 
     /// How long to wait before the next try. `None` if there may not be one.
-    fn pause_after(&self, failure: &Failure, question: &Request) -> Option<Duration> {
+    fn pause_after(&self, failure: &NoAnswer, question: &Request) -> Option<Duration> {
         let pause = self.transport.options.time_between_attempts;
         match failure {
             // The server ends in good order; perhaps another one begins.
-            Failure::Told(Error::Refused { reason, .. }) if *reason == Refusal::Stopping => {
+            NoAnswer::Told(Error::Refused { reason, .. }) if *reason == Refusal::Stopping => {
                 Some(pause)
             }
-            Failure::Told(_) => None,
-            Failure::Interrupted(_) if !is_repeatable(question) => None,
+            NoAnswer::Told(_) => None,
+            NoAnswer::Interrupted(_) if !is_repeatable(question) => None,
             // The place in the queue is not kept for long.
-            Failure::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
+            NoAnswer::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
             // Twice in a row it is not the connection that has gone astray.
-            Failure::Interrupted(_) if failure.is_timeout() => None,
-            Failure::NotConnected(Unreached::Timeout, _) if self.attempts > 1 => None,
-            Failure::NotConnected(Unreached::Connect, source)
+            NoAnswer::Interrupted(_) if failure.is_timeout() => None,
+            NoAnswer::NotConnected(Unreached::Timeout, _) if self.attempts > 1 => None,
+            NoAnswer::NotConnected(Unreached::Connect, source)
                 if source.kind() == io::ErrorKind::ConnectionRefused
                     && self.transport.is_loopback() =>
             {
                 (self.transport.tries_refused || self.was_there).then_some(pause)
             }
-            Failure::Interrupted(_) | Failure::NotConnected(..) => Some(pause),
+            NoAnswer::Interrupted(_) | NoAnswer::NotConnected(..) => Some(pause),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::manager::{Attempt, Connection, LockManager, Outcome, Place};
 use crate::protocol::{self, MaxTimes, Reply, Request, Seconds, Status};
 use crate::refusal::Refusal;
 use crate::server::access::Access;
-use crate::server::stop::Stop;
+use crate::server::stop::StopSources;
 use crate::table::{Holding, Terms};
 
 /// What the transports have in common.
@@ -18,7 +18,7 @@ pub(crate) struct Handler {
     pub access: Access,
     /// The longest times that a question may ask for.
     pub caps: MaxTimes,
-    pub stop: Arc<Stop>,
+    pub stop: Arc<StopSources>,
 }
 
 /// A reply, or a wait that ends with one.

@@ -9,7 +9,7 @@ use super::access::Access;
 use super::classic::ClassicTransport;
 use super::handler::Handler;
 use super::http::HttpTransport;
-use super::stop::Stop;
+use super::stop::StopSources;
 use super::{limits, listen};
 use crate::error::Error;
 use crate::manager::LockManager;
@@ -25,7 +25,7 @@ pub(crate) struct Listeners {
 
 /// Whose the process is that the server runs in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Process {
+pub(crate) enum ProcessUse {
     /// The server's: its limits are raised, and its memory is given back.
     Own,
     /// The program's, which the server leaves as it is.
@@ -42,8 +42,8 @@ const FINISH: Duration = Duration::from_millis(500);
 pub(crate) fn serve(
     listeners: Listeners,
     options: &Options,
-    stop: &Arc<Stop>,
-    process: Process,
+    stop: &Arc<StopSources>,
+    process: ProcessUse,
     serving: &dyn Fn(),
 ) -> Result<(), Error> {
     let Listeners { http, classic } = listeners;
@@ -51,8 +51,8 @@ pub(crate) fn serve(
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
     let clients = match process {
-        Process::Own => limits::raise(),
-        Process::Shared => limits::left(),
+        ProcessUse::Own => limits::raise(),
+        ProcessUse::Shared => limits::left(),
     };
     let clients = clients.map_err(start_failed("too few descriptors"))?;
     let limits = Limits {
@@ -83,7 +83,7 @@ pub(crate) fn serve(
     serving();
     let mut next_trim = Instant::now() + TRIM_EVERY;
     while !http.poll() {
-        if process == Process::Own && Instant::now() >= next_trim {
+        if process == ProcessUse::Own && Instant::now() >= next_trim {
             limits::give_back_memory();
             next_trim = Instant::now() + TRIM_EVERY;
         }
@@ -106,7 +106,7 @@ fn handler(
     options: &Options,
     address: SocketAddr,
     limits: Limits,
-    stop: &Arc<Stop>,
+    stop: &Arc<StopSources>,
 ) -> Result<Arc<Handler>, Error> {
     let terms = Terms {
         lock_timeout: options.lock_timeout,

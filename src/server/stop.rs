@@ -12,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 
 /// Everything that may ask one server to end.
-pub(crate) struct Stop {
+pub(crate) struct StopSources {
     /// SHUTDOWN, or the handle of a server in this process.
     request: EventFd,
     /// Whether SIGTERM and SIGINT ask for it, too.
@@ -21,10 +21,10 @@ pub(crate) struct Stop {
     parent: Option<OwnedFd>,
 }
 
-impl Stop {
+impl StopSources {
     /// `signals` have to outlive the server's loop, and not this: its threads may keep it for a moment longer.
     pub fn new(signals: Option<&StopSignals>, parent: Option<OwnedFd>) -> io::Result<Self> {
-        Ok(Stop {
+        Ok(StopSources {
             request: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             heeds_signals: signals.is_some(),
             parent,

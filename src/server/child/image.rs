@@ -23,8 +23,8 @@ use nix::unistd;
 use super::orders::{Orders, Report};
 use crate::error::{self, Error};
 use crate::server::limits;
-use crate::server::serve::{self, Listeners, Process};
-use crate::server::stop::{Stop, StopSignals};
+use crate::server::serve::{self, Listeners, ProcessUse};
+use crate::server::stop::{StopSignals, StopSources};
 
 /// Who executes the program as a server. The value is that process's number. A program may have several versions of
 /// this crate in it, each with a hook of its own.
@@ -136,7 +136,7 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
     }
     let signals = StopSignals::install().map_err(serve::start_failed("cannot handle signals"))?;
     let asks_for_parent = !options.outlive_parent && parent.is_none();
-    let stop = Stop::new(Some(&signals), parent);
+    let stop = StopSources::new(Some(&signals), parent);
     let stop = Arc::new(stop.map_err(serve::start_failed("no descriptor left"))?);
     // Before the first thread it takes a tenth of a millisecond, and forty milliseconds after it.
     limits::grow_futex_hash();
@@ -148,13 +148,13 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
         ))?;
     }
     let listeners = Listeners { http, classic };
-    serve::serve(listeners, &options, &stop, Process::Own, &|| {
+    serve::serve(listeners, &options, &stop, ProcessUse::Own, &|| {
         Report::Serves.send(socket.as_fd());
     })
 }
 
 /// Ends the process when the server has not ended long after it was asked to, whatever its threads hang in.
-fn start_watchdog(stop: Arc<Stop>) -> std::io::Result<()> {
+fn start_watchdog(stop: Arc<StopSources>) -> std::io::Result<()> {
     let watch = move || {
         stop.wait();
         thread::sleep(END_TIMEOUT);
@@ -170,7 +170,7 @@ fn start_watchdog(stop: Arc<Stop>) -> std::io::Result<()> {
 /// How often the child asks who its parent is, where no descriptor tells of its end.
 const ASK_FOR_PARENT: Duration = Duration::from_millis(100);
 
-fn ask_for_parent(stop: Arc<Stop>) -> std::io::Result<()> {
+fn ask_for_parent(stop: Arc<StopSources>) -> std::io::Result<()> {
     let parent = unistd::getppid();
     let ask = move || {
         while unistd::getppid() == parent {

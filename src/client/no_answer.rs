@@ -7,7 +7,7 @@ use crate::error::{Error, Unreached};
 use crate::refusal::Refusal;
 
 /// Why there is no answer.
-pub(super) enum Failure {
+pub(super) enum NoAnswer {
     /// The question can't have reached the server.
     NotConnected(Unreached, io::Error),
     /// It may have.
@@ -16,13 +16,13 @@ pub(super) enum Failure {
     Told(Error),
 }
 
-impl Failure {
+impl NoAnswer {
     /// Whether the question may have reached a server that did not answer it, or that was ending.
     pub fn has_reached_the_server(&self) -> bool {
         match self {
-            Failure::NotConnected(..) => false,
-            Failure::Interrupted(_) => true,
-            Failure::Told(error) => {
+            NoAnswer::NotConnected(..) => false,
+            NoAnswer::Interrupted(_) => true,
+            NoAnswer::Told(error) => {
                 matches!(error, Error::Refused { reason, .. } if *reason == Refusal::Stopping)
             }
         }
@@ -30,7 +30,7 @@ impl Failure {
 
     /// The connection was made, and the answer had perhaps begun.
     pub fn in_the_body(error: ureq::Error) -> Self {
-        Failure::Interrupted(match error {
+        NoAnswer::Interrupted(match error {
             ureq::Error::Timeout(_) => {
                 io::Error::new(io::ErrorKind::TimedOut, "no answer came in time")
             }
@@ -40,11 +40,11 @@ impl Failure {
 
     /// Whether no answer came in time, on a connection that was made.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Failure::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
+        matches!(self, NoAnswer::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
     }
 }
 
-impl From<ureq::Error> for Failure {
+impl From<ureq::Error> for NoAnswer {
     fn from(error: ureq::Error) -> Self {
         use io::ErrorKind;
         let is_unresolved = |error: &io::Error| {
@@ -53,7 +53,7 @@ impl From<ureq::Error> for Failure {
         };
         match error {
             ureq::Error::Io(error) if is_unresolved(&error) => {
-                Failure::NotConnected(Unreached::Resolve, error)
+                NoAnswer::NotConnected(Unreached::Resolve, error)
             }
             // What only a connect says. A reset can come later, too.
             ureq::Error::Io(error)
@@ -66,20 +66,20 @@ impl From<ureq::Error> for Failure {
                         | ErrorKind::AddrNotAvailable
                 ) =>
             {
-                Failure::NotConnected(Unreached::Connect, error)
+                NoAnswer::NotConnected(Unreached::Connect, error)
             }
             ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {
-                Failure::NotConnected(Unreached::Resolve, io::Error::other(error))
+                NoAnswer::NotConnected(Unreached::Resolve, io::Error::other(error))
             }
             ureq::Error::ConnectionFailed => {
-                Failure::NotConnected(Unreached::Connect, io::Error::other(error))
+                NoAnswer::NotConnected(Unreached::Connect, io::Error::other(error))
             }
             ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
                 let source = io::Error::new(ErrorKind::TimedOut, "no connection was made in time");
-                Failure::NotConnected(Unreached::Timeout, source)
+                NoAnswer::NotConnected(Unreached::Timeout, source)
             }
-            error @ ureq::Error::Timeout(_) => Failure::in_the_body(error),
-            error => Failure::Interrupted(error.into_io()),
+            error @ ureq::Error::Timeout(_) => NoAnswer::in_the_body(error),
+            error => NoAnswer::Interrupted(error.into_io()),
         }
     }
 }

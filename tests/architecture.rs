@@ -1,0 +1,229 @@
+//! The house keeps its shape: no import circles but those that the architecture page names, no arrow from a lower room
+//! to a higher one, tiny_http in one place, and one type for each name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The files of `src/`, without tests, by their module's path, such as `server::http::wait`.
+fn modules() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut modules = BTreeMap::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = module(path.strip_prefix(&root).expect("below it"));
+                let text = fs::read_to_string(&path).expect("text");
+                // What stands behind this is tests.
+                let code = text.split("#[cfg(test)]\nmod tests {").next();
+                modules.insert(name, code.unwrap_or_default().to_string());
+            }
+        }
+    }
+    modules.retain(|name, _| !name.contains("tests"));
+    modules
+}
+
+fn module(file: &Path) -> String {
+    let path: PathBuf = file.with_extension("");
+    let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+    parts.join("::")
+}
+
+/// What a file imports: the paths of its `use` lines, without the crate's name.
+fn imports(module: &str, code: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    let statements = code.split(';').map(|statement| {
+        let begin = statement.rfind("\nuse ").map(|at| at + 1);
+        let begin = begin.or_else(|| statement.rfind("\npub use ").map(|at| at + 5));
+        let begin = begin.or_else(|| statement.rfind("\npub(crate) use ").map(|at| at + 12));
+        begin.map_or("", |at| &statement[at + 4..])
+    });
+    for statement in statements {
+        let statement: String = statement.split_whitespace().collect();
+        // A list in braces is a path for each of its parts, one level deep: deeper ones name no file here.
+        let (head, list) = statement.split_once('{').unwrap_or((&statement, ""));
+        let head = resolve(module, head);
+        match (head, list) {
+            (Some(head), "") => paths.push(head),
+            (Some(head), list) => {
+                let parts = list.trim_end_matches('}').split(',');
+                paths.extend(parts.map(|part| format!("{head}{part}")));
+            }
+            (None, _) => {}
+        }
+    }
+    paths
+}
+
+/// A path within the crate from its root. `None` if it leads out of it.
+fn resolve(module: &str, path: &str) -> Option<String> {
+    if let Some(path) = path.strip_prefix("crate::") {
+        return Some(path.into());
+    }
+    if let Some(path) = path.strip_prefix("self::") {
+        return Some(format!("{module}::{path}"));
+    }
+    let mut above = module;
+    let mut rest = path;
+    while let Some(next) = rest.strip_prefix("super::") {
+        above = above.rsplit_once("::").map_or("", |(above, _)| above);
+        rest = next;
+    }
+    let is_above = rest.len() < path.len();
+    is_above.then(|| {
+        format!("{above}::{rest}")
+            .trim_start_matches(':')
+            .to_string()
+    })
+}
+
+/// The file that a path leads to: the longest beginning of it that is one.
+fn file<'m>(modules: &'m BTreeMap<String, String>, path: &str) -> Option<&'m str> {
+    let mut path = path;
+    loop {
+        if let Some((name, _)) = modules.get_key_value(path) {
+            return Some(name);
+        }
+        path = path.rsplit_once("::")?.0;
+    }
+}
+
+/// From each file to those that it imports. A file that imports what it is the parent of, or the other way round for
+/// a parent's own items, is one room with it.
+fn arrows(modules: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>> {
+    let is_parent = |one: &str, other: &str| other.starts_with(&format!("{one}::"));
+    modules
+        .iter()
+        .map(|(name, code)| {
+            let targets = imports(name, code);
+            let targets = targets.iter().filter_map(|path| file(modules, path));
+            let others = targets.filter(|target| *target != name && !is_parent(target, name));
+            (name.as_str(), others.collect())
+        })
+        .collect()
+}
+
+/// Everything that can be reached.
+fn reached<'m>(arrows: &BTreeMap<&'m str, BTreeSet<&'m str>>, from: &'m str) -> BTreeSet<&'m str> {
+    let mut reached = BTreeSet::new();
+    let mut next = vec![from];
+    while let Some(file) = next.pop() {
+        for &target in &arrows[file] {
+            if reached.insert(target) {
+                next.push(target);
+            }
+        }
+    }
+    reached
+}
+
+#[test]
+fn there_are_no_import_circles_but_those_that_the_architecture_page_names() {
+    let modules = modules();
+    assert!(modules.len() > 50, "the files are found");
+    let arrows = arrows(&modules);
+    let circular: Vec<&str> = arrows
+        .keys()
+        .copied()
+        .filter(|file| reached(&arrows, file).contains(file))
+        .collect();
+    let known = [
+        "cli::exec::messages",
+        "cli::exec::status_line",
+        "server::http::instance",
+        "server::http::pipelines",
+        "server::http::sockets",
+        "server::http::wait",
+    ];
+    assert_eq!(circular, known, "files in circles");
+}
+
+#[test]
+fn no_room_imports_from_a_higher_one() {
+    // As the table of the architecture page has them, from the lowest to the highest.
+    const ROOMS: [&[&str]; 8] = [
+        &["lease", "refusal", "host"],
+        &["error"],
+        &["protocol"],
+        &["table", "options"],
+        &["manager"],
+        &["client"],
+        &["server"],
+        &["lib", "cli", "main", "guide"],
+    ];
+    let height = |file: &str| {
+        let room = file.split("::").next().unwrap_or_default();
+        let height = ROOMS.iter().position(|rooms| rooms.contains(&room));
+        height.unwrap_or_else(|| panic!("{room} has no row in the architecture page"))
+    };
+    let modules = modules();
+    for (from, targets) in arrows(&modules) {
+        for to in targets {
+            assert!(height(to) <= height(from), "{from} imports from {to}");
+        }
+    }
+}
+
+#[test]
+fn the_command_uses_the_public_api_alone() {
+    for (name, code) in modules() {
+        let is_of_the_command = |path: &str| path == "cli" || path.starts_with("cli::");
+        if is_of_the_command(&name) {
+            for path in imports(&name, &code) {
+                assert!(is_of_the_command(&path), "{name} imports {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiny_http_is_named_in_the_http_transport_alone() {
+    for (name, code) in modules() {
+        let is_named = code.contains("tiny_http::");
+        assert!(!is_named || name.starts_with("server::http"), "{name}");
+    }
+}
+
+/// Those that are known are private to their files, or the command's; each of them is to go.
+#[test]
+fn no_further_type_name_is_defined_twice() {
+    const KNOWN: [&str; 8] = [
+        "Answer",
+        "Command",
+        "Connection",
+        "Shared",
+        "State",
+        "Status",
+        "Waiter",
+        "Watch",
+    ];
+    let mut count: BTreeMap<String, usize> = BTreeMap::new();
+    for code in modules().values() {
+        for line in code.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let kind = words
+                .iter()
+                .position(|word| matches!(*word, "struct" | "enum" | "trait"));
+            let is_definition = kind.is_some_and(|at| at == 0 || words[0].starts_with("pub"));
+            if let Some(name) = kind
+                .filter(|_| is_definition)
+                .and_then(|at| words.get(at + 1))
+            {
+                let name = name.split(|c: char| !c.is_alphanumeric()).next();
+                *count.entry(name.unwrap_or_default().into()).or_default() += 1;
+            }
+        }
+    }
+    let twice: Vec<&str> = count
+        .iter()
+        .filter(|(name, count)| **count > 1 && !name.is_empty())
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let new: Vec<&&str> = twice.iter().filter(|name| !KNOWN.contains(name)).collect();
+    assert_eq!(new, [&""; 0], "all that are: {twice:?}");
+}
