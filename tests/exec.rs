@@ -947,7 +947,7 @@ fn ctrl_z_does_not_stop_what_nobody_could_wake_again() {
 fn job_that_reads(server: &Server, script: &str) -> OnTerminal {
     let job = "\"$0\" exec K -- sh -c 'read line; echo \"got $line\"' & job=$!; read enter;";
     let mut shell = Command::new("bash");
-    clean(&mut shell)
+    listening(clean(&mut shell))
         .args(["-mc", &format!("{job} {script}"), PROGRAM])
         .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
     let mut shell = OnTerminal::spawn(&mut shell);
