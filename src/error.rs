@@ -204,7 +204,7 @@ impl Error {
     }
 }
 
-/// Why a server can't be started, for whoever says that it can't: the reason and what is behind it, in one line.
+/// Why a server can't be started: the reason and what is behind it, in one line.
 #[cfg(feature = "server")]
 pub(crate) fn why_not_started(error: &Error) -> String {
     let said = match error {

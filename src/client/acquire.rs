@@ -64,7 +64,7 @@ impl Client {
             return acquired;
         }
         if let Ok(lease) = acquired {
-            // Whoever called it off may have released it already.
+            // The thread that called it off may have released it already.
             self.release_soon(&lease);
         }
         Err(lock.not_granted(Refusal::Cancelled, None))

@@ -1,7 +1,7 @@
 //! A guard: a lease that is renewed until it is let go, and that knows when it is lost.
 //!
-//! A [`Renewer`] sends the renewals. Whoever drops the guard sends the UNLOCK, and waits for it no longer than a
-//! moment.
+//! A [`Renewer`] sends the renewals. The thread that drops the guard sends the UNLOCK, and waits for it
+//! for less than a second.
 
 use std::fmt;
 use std::ops::Deref;

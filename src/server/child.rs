@@ -54,7 +54,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 /// The reaper only waits.
 const STACK: usize = 64 * 1024;
 
-/// A child process that serves. It is reaped when it ends, whoever ends it.
+/// A child process that serves. It is reaped when it ends, for whatever reason.
 pub(crate) struct Child {
     pid: Pid,
     /// The process that started it: in any other one, the child is none.

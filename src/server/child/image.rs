@@ -268,7 +268,7 @@ struct Search {
     is_in_program: bool,
 }
 
-/// Is told of the program first, and goes no further.
+/// The loader calls it with the program first; it asks for no other object.
 unsafe extern "C" fn look(
     object: *mut libc::dl_phdr_info,
     _size: usize,

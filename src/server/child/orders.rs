@@ -1,4 +1,4 @@
-//! What a server's process is told when it begins, and what it reports: one message each way. Both ends are the
+//! What a server's process receives when it begins, and what it reports: one message each way. Both ends are the
 //! same program, so the form may change with any version.
 
 use std::io::{self, IoSlice, IoSliceMut};
