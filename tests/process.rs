@@ -718,22 +718,41 @@ fn a_stopped_child_is_woken_to_end_in_good_order() {
     assert_eq!(waiting.reply().result(), "stopping");
 }
 
-/// The first thread is held up as by a lock that nobody lets go: stopped by a tracer.
+/// The first thread is held up as by a lock that nobody lets go: stopped by a tracer, a process of its own, because
+/// the stops of a tracee are reported to all who wait for it in the tracer's process.
 fn a_hung_child_is_ended_by_its_watchdog() {
-    use nix::sys::{ptrace, wait};
+    use nix::sys::ptrace;
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     let mut server = Server::new(options());
     let pid = server.start().unwrap();
     let first = Pid::from_raw(pid as i32);
-    if let Err(errno) = ptrace::seize(first, ptrace::Options::empty()) {
-        return print!("not shown, no tracing here: {errno} ... ");
+    let (mut stopped, mut tell) = std::io::pipe().unwrap();
+    let tracer = in_forked_child(|| {
+        let begun = ptrace::seize(first, ptrace::Options::empty())
+            .and_then(|()| ptrace::interrupt(first))
+            .and_then(|()| waitpid(first, Some(WaitPidFlag::__WALL)));
+        tell.write_all(if begun.is_ok() { b"+" } else { b"-" })
+            .unwrap();
+        // Until it ends: without its tracer it would go on.
+        while begun.is_ok() {
+            match waitpid(first, Some(WaitPidFlag::__WALL)) {
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        true
+    });
+    drop(tell);
+    let mut answer = [0];
+    stopped.read_exact(&mut answer).unwrap();
+    if answer != *b"+" {
+        return print!("not shown, no tracing here ... ");
     }
-    ptrace::interrupt(first).unwrap();
-    let flags = wait::WaitPidFlag::__WALL | wait::WaitPidFlag::WUNTRACED;
-    wait::waitpid(first, Some(flags)).expect("it stops");
     kill(pid, Signal::SIGTERM);
     let begun = Instant::now();
     until("the watchdog ends it", || has_ended(pid));
     print!("after {:?} ... ", begun.elapsed());
+    assert!(tracer.join().unwrap());
 }
 
 fn the_orders_of_a_start_make_no_other_program_a_server() {
