@@ -127,14 +127,22 @@ impl StopSignals {
     pub fn install() -> io::Result<Self> {
         // Two numbers are whole, whatever panicked beside them.
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        let process = nix::unistd::getpid().as_raw();
+        if HANDLED_BY.swap(process, SeqCst) != process {
+            // The servers of the process that this one was forked from are none of its own.
+            installed.servers = 0;
+            installed.before.clear();
+            SIGNAL_EVENT.store(-1, SeqCst);
+        }
         if installed.servers == 0 {
             forget_signals()?;
-            HANDLED_BY.store(nix::unistd::getpid().as_raw(), SeqCst);
             let handler = SigHandler::Handler(note_stop_signal);
             let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
             for signal in Self::ALL {
                 // SAFETY: the handler only writes to a descriptor, which a signal handler may.
                 let before = unsafe { signal::sigaction(signal, &action) }?;
+                let usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+                let before = if is_ours(&before) { usual } else { before };
                 installed.before.push((signal, before));
             }
         }
