@@ -133,7 +133,7 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
         let _ = writeln!(
             io::stderr(),
             "lock-server: {endpoint} can be reached from other machines, and names are not credentials: \
-             whoever reaches it can lock and unlock"
+             all that reach it can lock and unlock"
         );
     }
     // The child would keep the directory from being unmounted or removed.

@@ -77,7 +77,7 @@ pub(crate) fn serve(
     );
     if !address.ip().is_loopback() {
         log::warn!(
-            "{address} can be reached from other machines, and names are not credentials: whoever reaches it can lock and unlock"
+            "{address} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock"
         );
     }
     serving();

@@ -57,7 +57,7 @@ impl<T: Send + 'static> Workers<T> {
             .stack_size(STACK);
         match thread.spawn(work) {
             Ok(_) => Ok(()),
-            // Which of the tasks waits for the thread that there is not, is all the same, but for one
+            // It makes no difference which of the tasks waits for the thread that there is not, but for one
             // that an idle thread has taken since.
             Err(error) => match self.state.lock().tasks.pop_back() {
                 Some(task) => Err((task, error)),

@@ -8,7 +8,7 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::{ForkResult, Pid, fork, getpid, read, setpgid, write};
 
-/// What the watchdog is told: a group to watch, or none.
+/// What the watchdog receives: a group to watch, or none.
 const LENGTH: usize = size_of::<i32>();
 
 /// Tells the watchdog, which takes the end of the pipe for the end of this program.
