@@ -1,4 +1,4 @@
-//! The nouns of a lock: key, requester, request ID, fencing token, grant and lease.
+//! The nouns of a lock: key, requester, request ID, fencing token, ticket, grant, hold and lease.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -36,6 +36,20 @@ pub(crate) struct Grant {
     /// When the lease runs out. At `now == expires` it is already gone.
     pub expires: Instant,
     pub fence: Fence,
+}
+
+/// A waiter's place in the order of arrival, unique in the table.
+pub(crate) type Ticket = u64;
+
+/// A grant that stands, and whose it is.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub holder: Requester,
+    pub grant: Grant,
+    /// How long the lease lasts, counted from its grant or from its last renewal.
+    pub lock_timeout: Duration,
+    /// What the holder called the acquire that got it the key.
+    pub request_id: Option<RequestId>,
 }
 
 /// A grant as it stands at one moment, for those who do not share the server's monotonic clock.

@@ -24,6 +24,8 @@ mod protocol;
 mod refusal;
 
 #[cfg(all(feature = "server", target_os = "linux"))]
+mod event;
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod manager;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod options;
