@@ -170,7 +170,7 @@ impl Error {
     ///
     /// After [`Error::Interrupted`] the first call may have been carried out. A LOCK that is called again finds that
     /// this name holds the key ([`Refusal::AlreadyHolder`]) until that lease is over, unless it has the same
-    /// [`request`](crate::LockOptions::request).
+    /// [`request_id`](crate::LockOptions::request_id).
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Unreachable { .. } | Error::Interrupted { .. } => true,

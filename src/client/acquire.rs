@@ -39,7 +39,7 @@ const UNSEEN: u32 = 10;
 impl Client {
     /// Locks a key as the options say, or says why not.
     pub(super) fn acquire(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
-        let request = match &options.request {
+        let request = match &options.request_id {
             Some(request) => request.clone(),
             None => request_id::unique(),
         };
