@@ -3,10 +3,9 @@
 //! Knows no socket and no thread; what has to wait is handed back as a place in the queue.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::manager::{Attempt, Connection, LockManager, Outcome, Place};
-use crate::protocol::{self, MaxTimes, Reply, Request, Seconds, Status};
+use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::Access;
 use crate::server::stop::StopSources;
@@ -32,61 +31,47 @@ impl Handler {
     /// can be asked whether it is still open.
     pub fn answer(&self, question: &Request, connection: Option<Arc<dyn Connection>>) -> Handled {
         let manager = &self.manager;
-        let reply = match question {
-            Request::Lock {
-                key,
-                requester,
-                lock_timeout,
-                lock_attempt_timeout,
-                request,
-            } => {
-                let terms = self.terms(*lock_timeout, *lock_attempt_timeout);
-                match manager.acquire(key, requester, terms, request.as_deref(), connection) {
+        let (key, requester) = (&*question.key, &*question.requester);
+        let fence = question.number(Parameter::Fence);
+        let reply = match question.verb {
+            Verb::Lock => {
+                let terms = self.terms(question);
+                let request_id = question.text(Parameter::RequestId);
+                match manager.acquire(key, requester, terms, request_id, connection) {
                     Attempt::Decided(outcome) => self.outcome_reply(outcome),
                     Attempt::Queued(place) => return Handled::Wait(place),
                 }
             }
-            Request::Unlock {
-                key,
-                requester,
-                fence,
-            } => verdict(manager.release(key, requester, *fence), |()| Reply::yes()),
-            Request::Renew {
-                key,
-                requester,
-                lock_timeout,
-                fence,
-            } => verdict(
-                manager.renew(key, requester, *fence, *lock_timeout),
-                |grant| Reply::lease(manager.standing(grant)),
-            ),
-            Request::Verify {
-                key,
-                requester,
-                fence,
-            } => verdict(manager.verify(key, requester, *fence), |grant| {
+            Verb::Unlock => verdict(manager.release(key, requester, fence), |()| Reply::yes()),
+            Verb::Renew => {
+                let lock_timeout = question.seconds(Parameter::LockTimeout);
+                let renewed = manager.renew(key, requester, fence, lock_timeout);
+                verdict(renewed, |grant| Reply::lease(manager.standing(grant)))
+            }
+            Verb::Verify => verdict(manager.verify(key, requester, fence), |grant| {
                 Reply::holder(manager.standing(grant))
             }),
-            Request::Check { key } => match manager.holding(key) {
+            Verb::Check => match manager.holding(key) {
                 None => Reply::no(Refusal::Free),
                 holding => self.with_holder(Reply::yes(), holding),
             },
-            Request::Ping => self.ping(),
-            Request::Shutdown => self.shut_down(),
+            Verb::Ping => self.ping(),
+            Verb::Shutdown => self.shut_down(),
         };
+        debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         Handled::Reply(reply)
     }
 
-    /// What a LOCK asks for, which names these times or none.
-    fn terms(
-        &self,
-        lock_timeout: Option<Duration>,
-        lock_attempt_timeout: Option<Duration>,
-    ) -> Terms {
+    /// What a LOCK asks for, which may name its times.
+    fn terms(&self, question: &Request) -> Terms {
         let usual = self.manager.terms();
+        let seconds = |parameter, usual| question.seconds(parameter).unwrap_or(usual);
         Terms {
-            lock_timeout: lock_timeout.unwrap_or(usual.lock_timeout),
-            lock_attempt_timeout: lock_attempt_timeout.unwrap_or(usual.lock_attempt_timeout),
+            lock_timeout: seconds(Parameter::LockTimeout, usual.lock_timeout),
+            lock_attempt_timeout: seconds(
+                Parameter::LockAttemptTimeout,
+                usual.lock_attempt_timeout,
+            ),
         }
     }
 
