@@ -61,7 +61,7 @@ pub struct LockOptions {
     /// acquire: do not use it again after.
     ///
     /// [`Refusal::TakenOver`]: crate::Refusal::TakenOver
-    pub request: Option<String>,
+    pub request_id: Option<String>,
 
     /// What may call the wait off from another thread. Default `None`: nothing.
     pub cancel: Option<CancelToken>,

@@ -1,22 +1,6 @@
 //! The original's own wire, on a port of its own: a bare line, and a bare line back.
 //!
-//! # Questions
-//!
-//! One on each connection: `GET /`, then a verb with its names, a line feed, and an empty line. A carriage
-//! return before a line feed is dropped, header lines before the empty line are skipped, a trailing
-//! ` HTTP/1.x` is ignored. A client that closes its sending half needs no empty line.
-//!
-//! Keys and requesters are raw UTF-8, 1 to 1024 bytes; percent-escapes are not decoded. A key ends at the
-//! first slash after it, a requester at the end of the line: there is no way to write a slash in a key.
-//!
-//! | question | answer |
-//! |---|---|
-//! | `/CHECK/key` | `1` if anybody holds the key, or else `0` |
-//! | `/LOCK/key/requester` | when the lease runs out, in Unix seconds with six decimals; or `0` |
-//! | `/UNLOCK/key/requester` | `1`, or `0` if the requester does not hold the key |
-//! | `/VERIFY/key/requester` | `1` if the requester holds the key, or else `0` |
-//! | `/PING` | `1` |
-//! | `/SHUTDOWN` | `1`, and the server ends; where that is not allowed, nothing |
+//! One question on each connection, as `protocol/classic.rs` has it.
 //!
 //! # Answers
 //!
@@ -40,8 +24,6 @@
 //! serves, it sees to it that another one stands ready to accept; so a LOCK blocks its own thread and
 //! nobody else's, and most questions start no thread. The server's loop watches the clients of those that wait.
 
-mod question;
-
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -56,8 +38,8 @@ use nix::sys::socket::{self, sockopt};
 use nix::sys::time::TimeVal;
 use parking_lot::{Condvar, Mutex};
 
-use self::question::{MAX_REQUEST, Received, State};
 use crate::manager::{Answerer, Turn, Waiter};
+use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::{Malformed, Reply, Status};
 use crate::server::handler::Handler;
 use crate::server::poller::Poller;
@@ -309,7 +291,8 @@ impl Classic {
     /// The line to answer with. `None` closes the connection without one.
     fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
         let handler = &*self.handler;
-        if received.is_turned_away(&handler.access) {
+        let is_turned_away = |field: &str, value: &str| handler.access.admit(field, value).is_err();
+        if (received.headers()).any(|(field, value)| is_turned_away(&field, value.trim())) {
             log::debug!("a classic request got no answer: a web page sent it");
             return None;
         }
@@ -393,9 +376,9 @@ fn receive(mut stream: &TcpStream) -> io::Result<Received> {
             Err(error) => return Err(error),
         };
         match received.take(&piece[..length]) {
-            State::Complete => return Ok(received),
-            State::TooLong => return Err(ErrorKind::InvalidData.into()),
-            State::Incomplete => {}
+            Progress::Complete => return Ok(received),
+            Progress::TooLong => return Err(ErrorKind::InvalidData.into()),
+            Progress::Incomplete => {}
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -3,10 +3,9 @@
 //! Knows no socket and no thread; who has to wait is handed to the lock manager.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::manager::{LockManager, Outcome, Turn, Waiter};
-use crate::protocol::{self, MaxTimes, Reply, Request, Seconds, Status};
+use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::Access;
 use crate::server::stop::StopSources;
@@ -30,60 +29,46 @@ impl Handler {
         waiter: impl FnOnce(Turn) -> Arc<W>,
     ) -> Option<Reply> {
         let manager = &self.manager;
-        let reply = match question {
-            Request::Lock {
-                key,
-                requester,
-                lock_timeout,
-                lock_attempt_timeout,
-                request,
-            } => {
-                let terms = self.terms(*lock_timeout, *lock_attempt_timeout);
+        let (key, requester) = (&*question.key, &*question.requester);
+        let fence = question.number(Parameter::Fence);
+        let reply = match question.verb {
+            Verb::Lock => {
+                let terms = self.terms(question);
+                let request_id = question.text(Parameter::RequestId);
                 let waiter = |turn| -> Arc<dyn Waiter> { waiter(turn) };
-                let outcome = manager.acquire(key, requester, terms, request.as_deref(), waiter)?;
+                let outcome = manager.acquire(key, requester, terms, request_id, waiter)?;
                 return self.outcome_reply(&outcome);
             }
-            Request::Unlock {
-                key,
-                requester,
-                fence,
-            } => verdict(manager.release(key, requester, *fence), |()| Reply::yes()),
-            Request::Renew {
-                key,
-                requester,
-                lock_timeout,
-                fence,
-            } => verdict(
-                manager.renew(key, requester, *fence, *lock_timeout),
-                |grant| Reply::lease(manager.view(grant)),
-            ),
-            Request::Verify {
-                key,
-                requester,
-                fence,
-            } => verdict(manager.verify(key, requester, *fence), |grant| {
+            Verb::Unlock => verdict(manager.release(key, requester, fence), |()| Reply::yes()),
+            Verb::Renew => {
+                let lock_timeout = question.seconds(Parameter::LockTimeout);
+                let renewed = manager.renew(key, requester, fence, lock_timeout);
+                verdict(renewed, |grant| Reply::lease(manager.view(grant)))
+            }
+            Verb::Verify => verdict(manager.verify(key, requester, fence), |grant| {
                 Reply::holder(manager.view(grant))
             }),
-            Request::Check { key } => match manager.holding(key) {
+            Verb::Check => match manager.holding(key) {
                 None => Reply::no(Refusal::Free),
                 holding => self.with_holder(Reply::yes(), holding.as_ref()),
             },
-            Request::Ping => self.ping(),
-            Request::Shutdown => self.shut_down(),
+            Verb::Ping => self.ping(),
+            Verb::Shutdown => self.shut_down(),
         };
+        debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         Some(reply)
     }
 
-    /// What a LOCK asks for, which names these times or none.
-    fn terms(
-        &self,
-        lock_timeout: Option<Duration>,
-        lock_attempt_timeout: Option<Duration>,
-    ) -> Terms {
+    /// What a LOCK asks for, which may name its times.
+    fn terms(&self, question: &Request) -> Terms {
         let usual = self.manager.terms();
+        let seconds = |parameter, usual| question.seconds(parameter).unwrap_or(usual);
         Terms {
-            lock_timeout: lock_timeout.unwrap_or(usual.lock_timeout),
-            lock_attempt_timeout: lock_attempt_timeout.unwrap_or(usual.lock_attempt_timeout),
+            lock_timeout: seconds(Parameter::LockTimeout, usual.lock_timeout),
+            lock_attempt_timeout: seconds(
+                Parameter::LockAttemptTimeout,
+                usual.lock_attempt_timeout,
+            ),
         }
     }
 

@@ -70,7 +70,7 @@ pub enum Turn {
 /// The wait for one key.
 pub struct Acquisition<'a> {
     wanted: &'a Wanted,
-    request: String,
+    request_id: String,
     events: &'a Sender<Event>,
     inbox: &'a Receiver<Event>,
     /// The number of the latest turn. The first, 0, only tries.
@@ -99,7 +99,7 @@ impl<'a> Acquisition<'a> {
         let now = Instant::now();
         Acquisition {
             wanted,
-            request: request_id(),
+            request_id: request_id(),
             events,
             inbox,
             turn: 0,
@@ -189,7 +189,7 @@ impl<'a> Acquisition<'a> {
         LockOptions {
             lock_timeout: self.wanted.lock_timeout,
             lock_attempt_timeout: Some(patience),
-            request: Some(self.request.clone()),
+            request_id: Some(self.request_id.clone()),
             cancel: None,
         }
     }

@@ -127,12 +127,12 @@ fn understand<'a>(
         admitted.map_err(turned_away)?;
         let is_type = field.eq_ignore_ascii_case("Content-Type");
         if is_type && holds_parameters(value) && exchange.has_body() {
-            return Err(not_understood(Malformed::BadRequest(
-                "parameters stand behind a ? in the URL, not in the body; with curl, add -G".into(),
-            )));
+            let reason =
+                "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
+            return Err(Malformed::BadRequest(reason.into()).into());
         }
     }
-    let question = Request::parse(target, &handler.caps).map_err(not_understood)?;
+    let question = Request::parse(target, &handler.caps).map_err(Reply::from)?;
     match exchange.method() {
         "GET" | "POST" => Ok(question),
         method => Err(Reply::refusal(
@@ -160,11 +160,9 @@ fn holds_parameters(content_type: &str) -> bool {
 
 /// The reply to a request that announces a body which was not read with it.
 pub(super) fn body_refused() -> Reply {
-    Reply::refusal(
-        Status::BadRequest,
-        Refusal::BadRequest,
-        "the question stands in the path; send no body, or at most 1024 bytes of it, not chunked",
-    )
+    let reason =
+        "the question stands in the path; send no body, or at most 1024 bytes of it, not chunked";
+    Malformed::BadRequest(reason.into()).into()
 }
 
 fn turned_away(why: TurnedAway) -> Reply {
@@ -174,20 +172,6 @@ fn turned_away(why: TurnedAway) -> Reply {
         }
         TurnedAway::WrongHost(reason) => {
             Reply::refusal(Status::Misdirected, Refusal::WrongHost, reason)
-        }
-    }
-}
-
-fn not_understood(why: Malformed) -> Reply {
-    match why {
-        Malformed::NoSuchVerb => Reply::refusal(
-            Status::NotFound,
-            Refusal::NoSuchVerb,
-            "no such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
-             /RENEW/key/requester, /VERIFY/key/requester, /PING or /SHUTDOWN",
-        ),
-        Malformed::BadRequest(reason) => {
-            Reply::refusal(Status::BadRequest, Refusal::BadRequest, reason)
         }
     }
 }

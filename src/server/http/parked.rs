@@ -18,12 +18,12 @@ use crate::server::tiny::Exchange;
 pub(super) struct Parked {
     turn: Turn,
     http: Arc<Http>,
-    progress: Mutex<Progress>,
+    attendance: Mutex<Attendance>,
     /// Reports the end of its connection. Not set until the next tick: most waits are over before.
     watched: OnceLock<Watched>,
 }
 
-enum Progress {
+enum Attendance {
     /// No thread waits for the outcome. When it comes, one is called, or answers at once.
     Alone(Exchange),
     /// A worker waits for the outcome, and answers it.
@@ -32,18 +32,18 @@ enum Progress {
     Taken,
 }
 
-impl Progress {
+impl Attendance {
     fn exchange(&mut self) -> Option<&mut Exchange> {
         match self {
-            Progress::Alone(exchange) | Progress::Attended(exchange) => Some(exchange),
-            Progress::Taken => None,
+            Attendance::Alone(exchange) | Attendance::Attended(exchange) => Some(exchange),
+            Attendance::Taken => None,
         }
     }
 
     fn take(&mut self) -> Option<Exchange> {
-        match mem::replace(self, Progress::Taken) {
-            Progress::Alone(exchange) | Progress::Attended(exchange) => Some(exchange),
-            Progress::Taken => None,
+        match mem::replace(self, Attendance::Taken) {
+            Attendance::Alone(exchange) | Attendance::Attended(exchange) => Some(exchange),
+            Attendance::Taken => None,
         }
     }
 }
@@ -55,22 +55,22 @@ impl Parked {
         Arc::new(Parked {
             turn,
             http,
-            progress: Mutex::new(Progress::Alone(exchange)),
+            attendance: Mutex::new(Attendance::Alone(exchange)),
             watched: OnceLock::new(),
         })
     }
 
     /// Whether its connection is known, or need not be.
     pub fn is_located(&self) -> bool {
-        let mut progress = self.progress.lock();
-        let exchange = progress.exchange();
+        let mut attendance = self.attendance.lock();
+        let exchange = attendance.exchange();
         exchange.is_none_or(|exchange| exchange.find_connection().is_some())
     }
 
     /// Gives up its place when its client hangs up, from now on.
     pub fn watch(self: &Arc<Self>) {
-        let mut progress = self.progress.lock();
-        let Some(exchange) = progress.exchange() else {
+        let mut attendance = self.attendance.lock();
+        let Some(exchange) = attendance.exchange() else {
             return;
         };
         let waiter: Arc<dyn Waiter> = self.clone();
@@ -78,7 +78,7 @@ impl Parked {
             .find_connection()
             .map(|client| self.http.poller.watch(client, Arc::downgrade(&waiter)));
         let is_connected = watched.is_some() && exchange.is_connected();
-        drop(progress);
+        drop(attendance);
         match watched {
             // It is watched once: there is one tick at a time.
             Some(Ok(watched)) => drop(self.watched.set(watched)),
@@ -92,15 +92,15 @@ impl Parked {
 
     /// Has a worker wait for the outcome, if none does.
     pub fn attend(self: Arc<Self>) {
-        let mut progress = self.progress.lock();
-        match mem::replace(&mut *progress, Progress::Taken) {
-            Progress::Alone(exchange) => *progress = Progress::Attended(exchange),
+        let mut attendance = self.attendance.lock();
+        match mem::replace(&mut *attendance, Attendance::Taken) {
+            Attendance::Alone(exchange) => *attendance = Attendance::Attended(exchange),
             other => {
-                *progress = other;
+                *attendance = other;
                 return;
             }
         }
-        drop(progress);
+        drop(attendance);
         let http = self.http.clone();
         http.run(Task::Attend(self));
     }
@@ -115,18 +115,18 @@ impl Parked {
     pub fn do_without(self: Arc<Self>, error: &io::Error) {
         if self.turn.outcome().is_some() {
             // It is answered once there is a thread for it.
-            let mut progress = self.progress.lock();
-            if let Some(exchange) = progress.take() {
-                *progress = Progress::Alone(exchange);
+            let mut attendance = self.attendance.lock();
+            if let Some(exchange) = attendance.take() {
+                *attendance = Attendance::Alone(exchange);
             }
-            drop(progress);
+            drop(attendance);
             let http = self.http.clone();
             return http.new_waiters.lock().push(self);
         }
         log::warn!("no thread left for a waiter: {error}");
         let waiter: Arc<dyn Waiter> = self.clone();
         let reply = self.http.handler.give_up(&waiter);
-        let exchange = self.progress.lock().take();
+        let exchange = self.attendance.lock().take();
         if let Some(exchange) = exchange {
             exchange.answer(&reply);
         }
@@ -134,7 +134,7 @@ impl Parked {
 
     /// Answers the outcome, if no other thread does.
     fn answer(&self, outcome: &Outcome) {
-        let Some(exchange) = self.progress.lock().take() else {
+        let Some(exchange) = self.attendance.lock().take() else {
             return;
         };
         match self.http.handler.outcome_reply(outcome) {
@@ -150,15 +150,15 @@ impl Waiter for Parked {
     }
 
     fn is_there(&self) -> bool {
-        let mut progress = self.progress.lock();
-        let exchange = progress.exchange();
+        let mut attendance = self.attendance.lock();
+        let exchange = attendance.exchange();
         exchange.is_none_or(|exchange| exchange.is_connected())
     }
 
     fn notify(self: Arc<Self>, answerer: Answerer) {
         let takes_at_once = answerer == Answerer::ThisThread && {
-            let mut progress = self.progress.lock();
-            let exchange = progress.exchange();
+            let mut attendance = self.attendance.lock();
+            let exchange = attendance.exchange();
             exchange.is_some_and(|exchange| exchange.takes_at_once())
         };
         match self.turn.outcome() {
