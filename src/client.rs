@@ -8,7 +8,7 @@ use std::time::Duration;
 pub use self::cancel::CancelToken;
 pub use self::guard::{Guard, Guards};
 pub use self::options::{ClientOptions, LockOptions, RenewOptions};
-use self::transport::Answer;
+use self::transport::HttpAnswer;
 pub(crate) use self::transport::Transport;
 use crate::error::Error;
 use crate::host::parse_address;
@@ -408,7 +408,7 @@ impl Client {
         self.yes_or_no(question, &answer)
     }
 
-    fn yes_or_no(&self, question: &Request, answer: &Answer) -> Result<bool, Error> {
+    fn yes_or_no(&self, question: &Request, answer: &HttpAnswer) -> Result<bool, Error> {
         match answer.said {
             ParsedAnswer::Yes => Ok(true),
             ParsedAnswer::No => Ok(false),

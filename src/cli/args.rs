@@ -11,7 +11,7 @@ use argh::{FromArgs, SubCommands};
 pub use self::client::{
     Check, Exec, Lock, Ping, Question, Renew, Shutdown, Target, Unlock, Verify,
 };
-pub use self::server::{Restart, Run, ServerArgs, Start, Status, Stop};
+pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};
 use crate::cli::usage;
 
@@ -160,7 +160,7 @@ pub enum Verb {
     Start(Start),
     Stop(Stop),
     Restart(Restart),
-    Status(Status),
+    Status(StatusArgs),
     Lock(Lock),
     Unlock(Unlock),
     Renew(Renew),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use lock_server::{Client, Error, Options, Server};
 
 use crate::cli::advice::explain;
-use crate::cli::args::{ServerArgs, Status, Stop};
+use crate::cli::args::{ServerArgs, StatusArgs, Stop};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
@@ -76,7 +76,7 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Says whether the server that the pid file names runs and answers.
-pub fn status(args: Status) -> Result<ExitCode, Failure> {
+pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let defaults = Options::default();
     let port = args.port.unwrap_or(defaults.port);
     let host = args.host.unwrap_or(defaults.host);

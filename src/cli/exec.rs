@@ -30,7 +30,7 @@ use crate::cli::advice::explain;
 use crate::cli::args::Exec;
 use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
 use crate::cli::exec::acquisition::{Acquisition, Obtained, Turn, Wanted};
-use crate::cli::exec::command::{Command, Group};
+use crate::cli::exec::command::{CommandLine, Group};
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
@@ -73,7 +73,7 @@ enum Event {
 /// What is to be run, under what, and how.
 struct Job {
     wanted: Wanted,
-    command: Command,
+    command: CommandLine,
     kill_after: Option<Duration>,
     conflict: u8,
     messages: Messages,
@@ -223,7 +223,7 @@ impl Job {
 fn key_and_command(
     key: Option<String>,
     words: Option<Vec<OsString>>,
-) -> Result<(String, Command), Failure> {
+) -> Result<(String, CommandLine), Failure> {
     let no_command = "no command; it stands after --, as in: lock-server exec KEYA -- ls -l";
     let mut words = words.ok_or_else(|| usage(no_command))?;
     let key = match key {
@@ -240,7 +240,7 @@ fn key_and_command(
             ));
         }
     };
-    let command = Command::new(words).ok_or_else(|| usage(no_command))?;
+    let command = CommandLine::new(words).ok_or_else(|| usage(no_command))?;
     Ok((key, command))
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::transport::{Answer, ServerTimes, name_of};
+use super::transport::{HttpAnswer, ServerTimes, name_of};
 use super::tries::Tries;
 use super::{Client, LockOptions, request_id};
 use crate::error::Error;
@@ -92,7 +92,7 @@ impl Client {
         &self,
         question: &Request,
         key: &str,
-        answer: &Answer,
+        answer: &HttpAnswer,
     ) -> Result<Option<Lease>, Error> {
         let expires = match answer.said {
             ParsedAnswer::Expiry(expires) => expires,
@@ -228,7 +228,7 @@ impl<'a> Acquire<'a> {
     }
 
     /// Asks until there is an answer that stands.
-    fn answer(&self) -> Result<Answer, Error> {
+    fn answer(&self) -> Result<HttpAnswer, Error> {
         let transport = &self.client.transport;
         self.expect_not_cancelled()?;
         let patience = self.patience()?;

@@ -78,7 +78,7 @@ pub(super) struct ServerTimes {
 }
 
 /// An answer, whole.
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub said: ParsedAnswer,
     headers: HeaderMap,
     /// When the question was sent that this answers.
@@ -89,7 +89,7 @@ pub(super) struct Answer {
     pub was_gone: bool,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// The value of a header, if it is there and what it should be.
     pub fn header<T>(&self, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         parse(self.headers.get(name)?.to_str().ok()?)
@@ -171,12 +171,20 @@ impl Transport {
     }
 
     /// Asks a question a single time.
-    pub(super) fn ask_once(&self, question: &Request, timeout: Duration) -> Result<Answer, Error> {
+    pub(super) fn ask_once(
+        &self,
+        question: &Request,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, Error> {
         self.call(question, timeout)
             .map_err(|failure| self.error(question, failure, 1, false))
     }
 
-    pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, NoAnswer> {
+    pub(super) fn call(
+        &self,
+        question: &Request,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, NoAnswer> {
         if let Some((option, reason)) = self.route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
@@ -203,7 +211,7 @@ impl Transport {
         id: &str,
         asked: Instant,
         mut response: Response<Body>,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<HttpAnswer, NoAnswer> {
         let status = response.status().as_u16();
         let body = response
             .body_mut()
@@ -229,7 +237,7 @@ impl Transport {
             return bad_reply("the answer to another question");
         }
         if let (200, Some(said)) = (status, said) {
-            return Ok(Answer {
+            return Ok(HttpAnswer {
                 said,
                 headers: head.headers,
                 asked,

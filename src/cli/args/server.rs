@@ -201,7 +201,7 @@ pub struct Stop {
     note = "Exit codes: 0 it runs and answers, 1 it does not, 2 wrong usage."
 )]
 /// The arguments of `status`.
-pub struct Status {
+pub struct StatusArgs {
     /// where to ask if there is no pid file; default 127.0.0.1
     #[argh(option, from_str_fn(client_host))]
     pub host: Option<String>,

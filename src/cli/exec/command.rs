@@ -19,16 +19,16 @@ use crate::cli::exec::{NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
 use crate::cli::exit::Failure;
 
 /// A program and its arguments.
-pub struct Command {
+pub struct CommandLine {
     program: OsString,
     arguments: Vec<OsString>,
 }
 
-impl Command {
+impl CommandLine {
     /// `None` if there is not even a program.
     pub fn new(words: Vec<OsString>) -> Option<Self> {
         let mut words = words.into_iter();
-        Some(Command {
+        Some(CommandLine {
             program: words.next()?,
             arguments: words.collect(),
         })
