@@ -133,8 +133,6 @@ fn there_are_no_import_circles_but_those_that_the_architecture_page_names() {
         .filter(|file| reached(&arrows, file).contains(file))
         .collect();
     let known = [
-        "cli::exec::messages",
-        "cli::exec::status_line",
         "server::http::instance",
         "server::http::pipelines",
         "server::http::sockets",

@@ -7,6 +7,7 @@
 
 mod acquisition;
 mod command;
+mod event;
 mod messages;
 mod renewer;
 mod requester;
@@ -18,57 +19,29 @@ mod terminal;
 mod watchdog;
 
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use lock_server::{Error, Holder, Lease, Refusal};
-use nix::sys::signal::Signal;
+use lock_server::{Error, Lease};
 
 use crate::cli::advice::explain;
 use crate::cli::args::Exec;
 use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
-use crate::cli::exec::acquisition::{Acquisition, Obtained, Turn, Wanted};
+use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
 use crate::cli::exec::command::{CommandLine, Group};
+use crate::cli::exec::event::Event;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
 use crate::cli::exec::signals::Signals;
 use crate::cli::exec::supervisor::{Ended, Supervisor};
 use crate::cli::exec::watchdog::Watchdog;
-use crate::cli::exit::{Failure, UNREACHABLE, USAGE};
+use crate::cli::exit::{Failure, LOST, NOT_OBTAINED};
 use crate::cli::start_log;
-
-/// The key was not obtained: `EX_TEMPFAIL` of sysexits.h.
-const NOT_OBTAINED: u8 = 75;
-/// The system refused this program something: `EX_OSERR`.
-const SYSTEM: u8 = 71;
-/// The command was ended because the lease was lost: as timeout(1).
-const LOST: u8 = 124;
-/// As a shell says it.
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
-
-/// How long a command may take to end once it was asked to, if no option says it.
-const KILL_AFTER: Duration = Duration::from_secs(5);
 
 /// How long unlocking may take, each of two tries.
 const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
-
-/// What the first thread is told.
-enum Event {
-    Signal(Signal),
-    /// What a turn of waiting came to, and which.
-    Answer(u32, Result<Turn, Error>),
-    /// Who holds the key that is waited for.
-    Seen(Option<Holder>),
-    Renewed(Lease),
-    /// The server could not be asked to.
-    NotRenewed(Error),
-    /// The server says that the lease is over.
-    Lost,
-}
 
 /// What is to be run, under what, and how.
 struct Job {
@@ -82,13 +55,15 @@ struct Job {
 /// Waits for the key, runs the command while it is held, and unlocks it.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
     // Before there are other threads, which would take them.
-    let signals = Signals::block().map_err(|error| system("cannot block signals", error))?;
+    let signals =
+        Signals::block().map_err(|error| Failure::system_of_exec("cannot block signals", error))?;
     let job = Job::new(args, words)?;
     job.command.look_up()?;
     let (events, inbox) = mpsc::channel();
+    let taken = events.clone();
     signals
-        .take(events.clone())
-        .map_err(|error| system("cannot start a thread", error))?;
+        .take(move |signal| taken.send(Event::Signal(signal)).is_ok())
+        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
     match Acquisition::begin(&job.wanted, &events, &inbox).obtain()? {
         Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
         Obtained::No(why) => {
@@ -106,10 +81,10 @@ impl Job {
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
         if args.quiet && args.verbose {
-            return Err(usage("give --quiet or --verbose, not both"));
+            return Err(Failure::usage("give --quiet or --verbose, not both"));
         }
         let patience = match (args.nonblock, args.wait) {
-            (true, Some(_)) => return Err(usage("give --nonblock or --wait, not both")),
+            (true, Some(_)) => return Err(Failure::usage("give --nonblock or --wait, not both")),
             (true, None) => Some(Duration::ZERO),
             (false, wait) => wait,
         };
@@ -152,7 +127,8 @@ impl Job {
 
     /// Starts the command, and what watches over it.
     fn start(&self, lease: &Lease, signals: Signals) -> Result<(Group, Watchdog), Failure> {
-        let watchdog = Watchdog::start().map_err(|error| system("cannot fork", error))?;
+        let watchdog =
+            Watchdog::start().map_err(|error| Failure::system_of_exec("cannot fork", error))?;
         let variables = [
             (KEY_VARIABLE, self.wanted.key.clone()),
             (NAME_VARIABLE, self.wanted.requester.name.clone()),
@@ -225,40 +201,21 @@ fn key_and_command(
     words: Option<Vec<OsString>>,
 ) -> Result<(String, CommandLine), Failure> {
     let no_command = "no command; it stands after --, as in: lock-server exec KEYA -- ls -l";
-    let mut words = words.ok_or_else(|| usage(no_command))?;
+    let mut words = words.ok_or_else(|| Failure::usage(no_command))?;
     let key = match key {
         Some(key) => key,
         None if words.get(1).is_some_and(|word| word == "--") => {
             let key = words.remove(0);
             words.remove(0);
             key.into_string()
-                .map_err(|key| usage(format!("key {key:?} is not UTF-8")))?
+                .map_err(|key| Failure::usage(format!("key {key:?} is not UTF-8")))?
         }
         None => {
-            return Err(usage(
+            return Err(Failure::usage(
                 "no key; it stands before the --, as in: lock-server exec KEYA -- ls",
             ));
         }
     };
-    let command = CommandLine::new(words).ok_or_else(|| usage(no_command))?;
+    let command = CommandLine::new(words).ok_or_else(|| Failure::usage(no_command))?;
     Ok((key, command))
-}
-
-/// As `Failure::from`, for a program whose own exit codes must not be taken for the command's.
-fn failure(error: Error) -> Failure {
-    let code = match &error {
-        Error::InvalidName { .. } => USAGE,
-        Error::InvalidOption { .. } => USAGE,
-        Error::Refused { reason, .. } if *reason == Refusal::BadRequest => USAGE,
-        _ => UNREACHABLE,
-    };
-    Failure::new(code, explain(&error))
-}
-
-fn usage(message: impl Into<String>) -> Failure {
-    Failure::new(USAGE, message)
-}
-
-fn system(what: &str, error: impl Display) -> Failure {
-    Failure::new(SYSTEM, format!("{what}: {error}"))
 }

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lock_server::{Error, Holder, Lease, LockOptions, Refusal};
 use nix::sys::signal::Signal;
 
+use crate::cli::exec::event::{Event, Turn};
 use crate::cli::exec::requester::Requester;
+use crate::cli::exec::signals::{self, SignalClass};
 use crate::cli::exec::status_line::StatusLine;
-use crate::cli::exec::{Event, failure, signals, system};
 use crate::cli::exit::{Failure, UNREACHABLE};
 
 /// How long one turn waits. After half of it the next one takes over.
@@ -58,13 +59,6 @@ pub enum Obtained {
     No(String),
     /// A signal asked to end, and the place in the queue is given up.
     Signal(Signal),
-}
-
-/// What a turn came to.
-pub enum Turn {
-    Granted(Lease),
-    /// With who held the key then, as far as that is known.
-    Refused(Option<Holder>),
 }
 
 /// The wait for one key.
@@ -292,19 +286,20 @@ impl<'a> Acquisition<'a> {
             Refusal::Full | Refusal::Stopping if self.left().is_none_or(|left| left > PAUSE) => {
                 self.next = Some(Instant::now() + PAUSE);
             }
-            _ => return Err(failure(error)),
+            _ => return Err(Failure::of_exec(&error)),
         }
         Ok(None)
     }
 
-    fn signalled(&mut self, signal: Signal) -> Option<Obtained> {
-        if signals::asks_to_end(signal) {
-            self.line = None;
-            self.leave();
-            return Some(Obtained::Signal(signal));
-        }
-        if signal == Signal::SIGTSTP {
-            signals::suspend();
+    fn signalled(&mut self, signal: SignalClass) -> Option<Obtained> {
+        match signal {
+            SignalClass::ShutDown(signal) | SignalClass::User(signal) => {
+                self.line = None;
+                self.leave();
+                return Some(Obtained::Signal(signal));
+            }
+            SignalClass::Stop => signals::suspend(),
+            SignalClass::Child | SignalClass::Continue | SignalClass::Resize => {}
         }
         None
     }
@@ -388,5 +383,5 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure
     let spawned: io::Result<_> = thread::Builder::new().name(name.into()).spawn(work);
     spawned
         .map(drop)
-        .map_err(|error| system("cannot start a thread", error))
+        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))
 }

@@ -15,8 +15,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
 
 use crate::cli::exec::signals::Signals;
-use crate::cli::exec::{NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
-use crate::cli::exit::Failure;
+use crate::cli::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
 
 /// A program and its arguments.
 pub struct CommandLine {

@@ -9,19 +9,15 @@ use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
 use crate::cli::exec::command::Group;
+use crate::cli::exec::event::Event;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
+use crate::cli::exec::signals::SignalClass;
 use crate::cli::exec::terminal::{Loan, Terminal};
-use crate::cli::exec::{Event, KILL_AFTER};
 
-/// Signals that ask to end.
-const ENDING: [Signal; 4] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-];
+/// How long a command may take to end once it was asked to, if no option says it.
+const KILL_AFTER: Duration = Duration::from_secs(5);
 
 /// How often to look whether all of a group that was told to end has.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -124,21 +120,7 @@ impl<'a> Supervisor<'a> {
 
     fn heed(&mut self, event: Event) {
         match event {
-            Event::Signal(Signal::SIGCHLD) => self.look_after_stop(),
-            // A job that sleeps would let its lease run out.
-            Event::Signal(Signal::SIGTSTP) => self.messages.tell("not suspended: it holds a key"),
-            Event::Signal(Signal::SIGCONT) => {
-                // The shell may have brought this job to the foreground.
-                self.terminal.lend(self.group.id());
-                self.go_on();
-            }
-            Event::Signal(signal) => {
-                self.group.signal(signal);
-                if ENDING.contains(&signal) {
-                    // One that is stopped would not hear of it.
-                    self.go_on();
-                }
-            }
+            Event::Signal(signal) => self.signalled(signal),
             Event::Renewed(lease) if self.ending.is_none() => {
                 let (now, remaining) = (Instant::now(), lease.remaining());
                 self.schedule = Schedule::of(now, remaining, self.kill_after);
@@ -154,6 +136,26 @@ impl<'a> Supervisor<'a> {
                 self.kill();
             }
             Event::Renewed(_) | Event::Lost | Event::Answer(..) | Event::Seen(_) => {}
+        }
+    }
+
+    fn signalled(&mut self, signal: SignalClass) {
+        match signal {
+            SignalClass::Child => self.look_after_stop(),
+            // A job that sleeps would let its lease run out.
+            SignalClass::Stop => self.messages.tell("not suspended: it holds a key"),
+            SignalClass::Continue => {
+                // The shell may have brought this job to the foreground.
+                self.terminal.lend(self.group.id());
+                self.go_on();
+            }
+            SignalClass::ShutDown(signal) => {
+                self.group.signal(signal);
+                // One that is stopped would not hear of it.
+                self.go_on();
+            }
+            SignalClass::User(signal) => self.group.signal(signal),
+            SignalClass::Resize => self.group.signal(Signal::SIGWINCH),
         }
     }
 

@@ -7,12 +7,19 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 /// Whether another group has this terminal: a line written now would stand in what that one writes.
 pub fn is_anothers(terminal: impl AsFd) -> bool {
     // It fails where it is no terminal of this session, and so no shell's either.
     tcgetpgrp(terminal).is_ok_and(|now| now != getpgrp())
+}
+
+/// Whether a short text can be written there without waiting for its reader.
+pub fn is_writable(stream: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut asked, PollTimeout::ZERO) == Ok(1)
 }
 
 /// What came of lending the terminal.
