@@ -5,17 +5,18 @@ use std::env;
 use std::fmt;
 use std::time::Duration;
 
+pub use self::address::ServerAddress;
 pub use self::cancel::CancelToken;
 pub use self::guard::{Guard, Guards};
 pub use self::options::{ClientOptions, LockOptions, RenewOptions};
 use self::transport::HttpAnswer;
 pub(crate) use self::transport::Transport;
 use crate::error::Error;
-use crate::host::parse_address;
 use crate::lease::{Holder, Lease};
 use crate::protocol::{MAX_NAME, ParsedAnswer, Request};
 
 mod acquire;
+mod address;
 mod cancel;
 mod guard;
 mod held;
@@ -34,9 +35,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The variable of the environment that says where the server is, as `host:port`.
 pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
-
-/// Where the server is if nothing says it.
-const DEFAULT_ADDRESS: (&str, u16) = ("127.0.0.1", 8004);
 
 /// Locks and unlocks keys under one name.
 ///
@@ -95,15 +93,17 @@ impl Client {
     /// # Errors
     /// [`Error::InvalidOption`] if the variable holds no address.
     pub fn from_env(name: &str) -> Result<Self, Error> {
-        let (host, port) = DEFAULT_ADDRESS;
-        match env::var(SERVER_VARIABLE) {
-            Ok(address) if !address.is_empty() => Client::at(name, SERVER_VARIABLE, &address),
-            Err(env::VarError::NotUnicode(_)) => Err(Error::InvalidOption {
-                option: SERVER_VARIABLE,
-                reason: "it is not UTF-8".into(),
-            }),
-            _ => Ok(Client::new(name, host, port)),
-        }
+        let address = match env::var(SERVER_VARIABLE) {
+            Ok(text) if !text.is_empty() => ServerAddress::read(SERVER_VARIABLE, &text)?,
+            Err(env::VarError::NotUnicode(_)) => {
+                return Err(Error::InvalidOption {
+                    option: SERVER_VARIABLE,
+                    reason: "it is not UTF-8".into(),
+                });
+            }
+            _ => ServerAddress::default(),
+        };
+        Ok(Client::new(name, &address.host, address.port))
     }
 
     /// A client of the server at `host:port`, or `host` with port 8004, after it has answered there. Its name is
@@ -112,21 +112,11 @@ impl Client {
     /// # Errors
     /// [`Error::InvalidOption`] if that is no address; those of [`try_ping`](Self::try_ping).
     pub fn connect(address: &str) -> Result<Self, Error> {
+        let address: ServerAddress = address.parse()?;
         let name = format!("client-{}", request_id::unique());
-        let client = Client::at(&name, "address", address)?;
+        let client = Client::new(&name, &address.host, address.port);
         client.try_ping()?;
         Ok(client)
-    }
-
-    fn at(name: &str, option: &'static str, address: &str) -> Result<Self, Error> {
-        let (_, default_port) = DEFAULT_ADDRESS;
-        match parse_address(address) {
-            Ok((host, port)) => Ok(Client::new(name, &host, port.unwrap_or(default_port))),
-            Err(reason) => Err(Error::InvalidOption {
-                option,
-                reason: format!("{address:?} is no host:port: {reason}"),
-            }),
-        }
     }
 
     pub(crate) fn of(name: &str, transport: Transport) -> Self {

@@ -1098,7 +1098,7 @@ fn an_address_in_the_environment_that_is_none_is_wrong_usage() {
     for address in [
         "localhost:http",
         ":8004",
-        "http://localhost:8004",
+        "https://localhost:8004",
         "a b:1",
         "h:0",
     ] {

@@ -86,7 +86,7 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
         Found::Running(record) => {
             let (pid, endpoint) = (record.process.pid, record.endpoint);
             let here = endpoint.reachable();
-            if Client::new("status", &here.ip().to_string(), here.port()).ping() {
+            if Client::new("status", &here.host, here.port).ping() {
                 return Ok(print(&format!("running, process {pid}, on {endpoint}")));
             }
             format!(

@@ -133,7 +133,7 @@ impl Job {
             (KEY_VARIABLE, self.wanted.key.clone()),
             (NAME_VARIABLE, self.wanted.requester.name.clone()),
             (FENCE_VARIABLE, lease.fence.to_string()),
-            (SERVER_VARIABLE, self.wanted.requester.address()),
+            (SERVER_VARIABLE, self.wanted.requester.address.to_string()),
         ];
         match self
             .command

@@ -2,11 +2,10 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::panic;
 use std::process::{self, ExitCode};
 
-use lock_server::{Options, Server};
+use lock_server::{Options, Server, ServerAddress};
 
 use crate::cli::args::ServerArgs;
 use crate::cli::ask::SERVER_VARIABLE;
@@ -50,9 +49,9 @@ fn log_panics_of_tiny_http() {
     panic::set_hook(Box::new(move |panic| {
         match panic
             .location()
-            .filter(|endpoint| endpoint.file().contains("tiny_http"))
+            .filter(|place| place.file().contains("tiny_http"))
         {
-            Some(endpoint) => log::debug!("tiny_http gave up at {endpoint}"),
+            Some(place) => log::debug!("tiny_http gave up at {place}"),
             None => usual(panic),
         }
     }));
@@ -60,7 +59,7 @@ fn log_panics_of_tiny_http() {
 
 fn introduce(endpoint: Endpoint) {
     let here = endpoint.reachable();
-    let options = client_options(here);
+    let options = client_options(&here);
     // Nobody has to listen.
     let _ = write!(
         io::stderr(),
@@ -78,16 +77,15 @@ fn introduce(endpoint: Endpoint) {
 }
 
 /// What a client has to be told to ask there, each with a space before it.
-fn client_options(address: SocketAddr) -> String {
+fn client_options(address: &ServerAddress) -> String {
     let defaults = Options::default();
     let environment_says = env::var_os(SERVER_VARIABLE).is_some();
     let mut options = String::new();
-    let host = address.ip().to_string();
-    if environment_says || host != defaults.host {
-        options += &format!(" --host {host}");
+    if environment_says || address.host != defaults.host {
+        options += &format!(" --host {}", address.host);
     }
-    if environment_says || address.port() != defaults.port {
-        options += &format!(" --port {}", address.port());
+    if environment_says || address.port != defaults.port {
+        options += &format!(" --port {}", address.port);
     }
     options
 }

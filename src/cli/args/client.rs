@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 
-use crate::cli::parsers::{client_host, client_port, count, exit_code, seconds};
+use crate::cli::parsers::{client_port, count, exit_code, seconds};
 
 /// Which server to ask, and under which name, as far as the options say it.
 pub struct Target {
@@ -43,7 +43,7 @@ macro_rules! key_verbs {
             )*
 
             /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-            #[argh(option, from_str_fn(client_host))]
+            #[argh(option)]
             host: Option<String>,
 
             /// port of the server; default: the port in LOCK_SERVER, or else 8004
@@ -259,7 +259,7 @@ pub struct Exec {
     pub verbose: bool,
 
     /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-    #[argh(option, from_str_fn(client_host))]
+    #[argh(option)]
     pub host: Option<String>,
 
     /// port of the server; default: the port in LOCK_SERVER, or else 8004
@@ -291,7 +291,7 @@ macro_rules! plain_verbs {
         $(#[$about])*
         pub struct $verb {
             /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-            #[argh(option, from_str_fn(client_host))]
+            #[argh(option)]
             host: Option<String>,
 
             /// port of the server; default: the port in LOCK_SERVER, or else 8004

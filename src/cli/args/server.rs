@@ -6,7 +6,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use lock_server::Options;
 
-use crate::cli::parsers::{client_host, count, seconds, server_port};
+use crate::cli::parsers::{count, seconds, server_port};
 
 /// How to serve, whichever verb asks for it.
 pub struct ServerArgs {
@@ -203,7 +203,7 @@ pub struct Stop {
 /// The arguments of `status`.
 pub struct StatusArgs {
     /// where to ask if there is no pid file; default 127.0.0.1
-    #[argh(option, from_str_fn(client_host))]
+    #[argh(option)]
     pub host: Option<String>,
 
     /// the port given to start; default 8004

@@ -343,7 +343,7 @@ impl<'a> Acquisition<'a> {
     }
 
     fn unanswered(&self) -> Failure {
-        let address = self.wanted.requester.address();
+        let address = &self.wanted.requester.address;
         let message = format!("{address} has not answered in time; nothing is locked");
         Failure::new(UNREACHABLE, message)
     }
