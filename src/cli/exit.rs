@@ -68,6 +68,11 @@ impl Failure {
         Failure::new(FAILED, format!("{what}: {error}"))
     }
 
+    /// What failed, for a process that reports it.
+    pub fn into_parts(self) -> (u8, String) {
+        (self.code, self.message)
+    }
+
     /// Says what failed; after wrong usage of a verb also where its help is.
     pub fn report(self, verb: Option<&str>) -> ExitCode {
         let mut stderr = io::stderr();
