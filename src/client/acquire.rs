@@ -20,7 +20,7 @@ const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
 const TURN: Duration = Duration::from_secs(30);
 
 /// The shortest turn, where the server's longest wait is shorter than twice that.
-const LEAST_TURN: Duration = Duration::from_secs(1);
+const LEAST_TURN: Duration = Duration::from_millis(250);
 
 /// A LOCK that was under way for so long was waiting in the queue. The tries are counted from there: a wait of hours
 /// may be interrupted any number of times.

@@ -1,6 +1,6 @@
 //! What the first thread of `exec` is told, by all the others.
 
-use lock_server::{Error, Holder, Lease};
+use lock_server::{Error, Holder, Lease, Refusal};
 
 use crate::cli::exec::signals::SignalClass;
 
@@ -22,5 +22,5 @@ pub enum Event {
 pub enum Turn {
     Granted(Lease),
     /// With who held the key then, as far as that is known.
-    Refused(Option<Holder>),
+    Refused(Refusal, Option<Holder>),
 }
