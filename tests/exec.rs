@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::program::{Outcome, PROGRAM, clean, program};
+use common::program::{Outcome, PROGRAM, clean, program, shell_code};
 use common::{ask, ms, options, start, until};
 use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
@@ -129,7 +129,7 @@ impl Running {
     }
 
     fn exit_code(&mut self) -> Option<i32> {
-        self.ended().code()
+        Some(shell_code(self.ended()))
     }
 }
 
@@ -881,7 +881,7 @@ impl OnTerminal {
     /// What is left on the screen when it has ended, and its exit code.
     fn end(mut self) -> (String, Option<i32>) {
         while self.see() {}
-        let code = self.child.wait().expect("a child").code();
+        let code = Some(shell_code(self.child.wait().expect("a child")));
         let left = self.seen.rsplit("\r\x1b[K").next().unwrap_or_default();
         (left.into(), code)
     }
@@ -1052,6 +1052,37 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
     running.type_in("two\n");
     running.until_seen("got two");
     assert_eq!(running.end().1, Some(0));
+}
+
+/// With one Ctrl-C a shell went on to the next `exec`: it had exited with 130, and was not ended by the signal.
+#[test]
+fn ctrl_c_ends_the_script_that_exec_stands_in() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("HELD").expect("it answers").expect("it is free");
+    for (job, sign) in [
+        ("K -- sh -c 'echo ready; sleep 60'", "ready"),
+        // It has been lent the terminal, whose Ctrl-C reaches it alone.
+        ("K -- sh -c 'read line; echo ready; read line'", "ready"),
+        ("HELD -- true", "next of 1"),
+    ] {
+        let script = format!("for i in 1 2 3; do \"$0\" exec {job}; done; echo WENT ON");
+        let mut shell = Command::new("bash");
+        listening(clean(&mut shell))
+            .args(["-c", &script, PROGRAM])
+            .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+        let mut shell = OnTerminal::spawn(&mut shell);
+        shell.type_in("\n");
+        shell.until_seen(sign);
+        // Some shells do not hear what comes while they start a child.
+        thread::sleep(ms(100));
+        shell.type_in("\x03");
+        while shell.see() {}
+        assert_eq!(shell.seen.matches(sign).count(), 1, "{:?}", shell.seen);
+        assert!(!shell.seen.contains("WENT ON"), "{:?}", shell.seen);
+        let ended = shell.child.wait().expect("a child");
+        assert_eq!(ended.signal(), Some(Signal::SIGINT as i32), "{job}");
+    }
 }
 
 #[test]

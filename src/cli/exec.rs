@@ -19,6 +19,7 @@ mod terminal;
 mod watchdog;
 
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -52,8 +53,23 @@ struct Job {
     messages: Messages,
 }
 
-/// Waits for the key, runs the command while it is held, and unlocks it.
+/// How it all ended.
+enum End {
+    Code(u8),
+    /// By a signal: the command, or the wait for the key.
+    Signal(i32),
+}
+
+/// Waits for the key, runs the command while it is held, and unlocks it. Ended by a signal, it does not return, but is
+/// ended by that, too: a shell goes on in its script where a command only exits with 130.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
+    match hold_and_run(args, words)? {
+        End::Code(code) => Ok(code.into()),
+        End::Signal(signal) => Ok(signals::die_of(signal)),
+    }
+}
+
+fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<End, Failure> {
     // Before there are other threads, which would take them.
     let signals =
         Signals::block().map_err(|error| Failure::system_of_exec("cannot block signals", error))?;
@@ -68,10 +84,9 @@ pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failur
         Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
         Obtained::No(why) => {
             job.messages.say(why);
-            Ok(job.conflict.into())
+            Ok(End::Code(job.conflict))
         }
-        // No signal is above 64.
-        Obtained::Signal(signal) => Ok(ExitCode::from(128 + signal as u8)),
+        Obtained::Signal(signal) => Ok(End::Signal(signal as i32)),
     }
 }
 
@@ -103,14 +118,14 @@ impl Job {
         })
     }
 
-    /// Runs the command under the lease, and says with which code to exit.
+    /// Runs the command under the lease, and says how to end.
     fn run(
         &self,
         lease: &Lease,
         signals: Signals,
         events: &Sender<Event>,
         inbox: &Receiver<Event>,
-    ) -> Result<ExitCode, Failure> {
+    ) -> Result<End, Failure> {
         let Wanted { requester, key, .. } = &self.wanted;
         let (name, fence) = (&requester.name, lease.fence);
         self.messages
@@ -156,12 +171,16 @@ impl Job {
     }
 
     /// Unlocks the key if it may still be held.
-    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<ExitCode, Failure> {
+    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<End, Failure> {
         let key = &self.wanted.key;
         let why = match ended {
             Ended::ByItself(status) => {
                 self.unlock(lease);
-                return Ok(command::exit_code(status).into());
+                return Ok(match (status.code(), status.signal()) {
+                    (None, Some(signal)) => End::Signal(signal),
+                    // An exit code is one byte.
+                    (code, _) => End::Code(code.unwrap_or_default() as u8),
+                });
             }
             Ended::NotKept => {
                 // Once more, if only to spare others the rest of the lease.

@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::io;
+use std::process::ExitCode;
 use std::thread;
 
 use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{self, SigHandler, SigSet, SigmaskHow, Signal};
 
 /// Those that are taken. What `nohup`, or a shell without job control, has ignored of those that end a program stays
@@ -74,6 +76,22 @@ pub fn suspend() {
     let _ = signal::raise(Signal::SIGTSTP);
     let _ = only.thread_unblock();
     let _ = only.thread_block();
+}
+
+/// Ends this program by a signal that has ended its command or its wait. Returns what to exit with where that does
+/// not end it.
+pub fn die_of(signal: i32) -> ExitCode {
+    if let Ok(signal) = Signal::try_from(signal) {
+        // The command has left a core, if one is wanted.
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+        // SAFETY: the default is no code of this program.
+        let _ = unsafe { signal::signal(signal, SigHandler::SigDfl) };
+        let only: SigSet = [signal].into_iter().collect();
+        let _ = only.thread_unblock();
+        let _ = signal::raise(signal);
+    }
+    // No signal is above 64.
+    ExitCode::from(128 + signal as u8)
 }
 
 /// What a command is to find as if it had been called directly.

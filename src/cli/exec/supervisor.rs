@@ -1,5 +1,6 @@
 //! A command that runs while its lease is kept, and is ended before the lease is.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -49,6 +50,8 @@ pub struct Supervisor<'a> {
     /// Why the command has to end, once it has to.
     ending: Option<Ended>,
     killed: bool,
+    /// The last signal that asked this program itself to end.
+    heard: Option<Signal>,
     /// The renewals. Ended when the command has to end: from then on its times stand.
     renewer: Option<LeaseRenewer>,
     messages: &'a Messages,
@@ -82,6 +85,7 @@ impl<'a> Supervisor<'a> {
             wants_terminal: false,
             ending: None,
             killed: false,
+            heard: None,
             renewer,
             messages,
         }
@@ -150,6 +154,7 @@ impl<'a> Supervisor<'a> {
                 self.go_on();
             }
             SignalClass::ShutDown(signal) => {
+                self.heard = Some(signal);
                 self.group.signal(signal);
                 // One that is stopped would not hear of it.
                 self.go_on();
@@ -203,7 +208,14 @@ impl<'a> Supervisor<'a> {
             };
         }
         // It fails only if another one has reaped the child, and there is none.
-        self.group.ended().ok().flatten().map(Ended::ByItself)
+        let status = self.group.ended().ok().flatten()?;
+        let signal = status
+            .signal()
+            .and_then(|signal| Signal::try_from(signal).ok());
+        if let Some(signal) = signal.filter(|signal| self.heard != Some(*signal)) {
+            self.terminal.hand_on(signal);
+        }
+        Some(Ended::ByItself(status))
     }
 
     fn keep_to_schedule(&mut self, now: Instant) {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 /// Whether another group has this terminal: a line written now would stand in what that one writes.
@@ -60,6 +61,17 @@ impl Terminal {
             Ok(_) => Loan::NotOurs,
             // It was there once.
             Err(_) => Loan::Gone,
+        }
+    }
+
+    /// Takes the terminal back, and hands its Ctrl-C or Ctrl-\\ on to those that the terminal would have sent it to if
+    /// it had not been lent: a shell that waits for this program ends with it.
+    pub fn hand_on(&mut self, signal: Signal) {
+        let was_lent = self.lent_to.is_some();
+        self.take_back();
+        if was_lent && matches!(signal, Signal::SIGINT | Signal::SIGQUIT) {
+            // This program has it blocked.
+            let _ = killpg(getpgrp(), signal);
         }
     }
 
