@@ -239,12 +239,81 @@ fn no_thread_is_71_or_69_and_runs_nothing() {
 }
 
 #[test]
-fn no_server_is_69() {
+fn no_server_is_69_where_it_may_not_wait_for_one() {
     let mut server = patient();
     server.stop().expect("it stops");
-    let outcome = outcome(&server, "K", &["true"]);
-    outcome.expect(69, "");
-    outcome.expect_stderr(&["no lock server reached at 127.0.0.1:", "4 attempts"]);
+    for options in ["-n K", "-w 1 K", "--connect-timeout 1 K"] {
+        let outcome = outcome(&server, options, &["true"]);
+        outcome.expect(69, "");
+        outcome.expect_stderr(&["no lock server reached at 127.0.0.1:", "4 attempts"]);
+    }
+}
+
+/// It gave up with 69 after three seconds, though it was willing to wait for a minute.
+#[test]
+fn a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once() {
+    let mut server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    let port = server.port();
+    server.stop().expect("it stops");
+    // The library itself gives up after three tries a second apart.
+    thread::sleep(ms(8000));
+    let _server = start(Options {
+        port,
+        reconnect_attempts: 100,
+        time_between_attempts: ms(10),
+        ..options()
+    });
+    assert_eq!(waiting.line(), "it runs");
+    assert_eq!(waiting.exit_code(), Some(0));
+    let mut said = String::new();
+    let mut stderr = waiting.child.stderr.take().expect("piped");
+    stderr.read_to_string(&mut said).expect("UTF-8");
+    assert_eq!(
+        said.matches("waiting for it to answer").count(),
+        1,
+        "{said}"
+    );
+}
+
+#[test]
+fn a_server_that_is_silent_is_told_of_while_it_is_waited_for() {
+    let (server, process) = with_process(ms(60_000));
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    let mut stderr = BufReader::new(waiting.child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    stderr.read_line(&mut said).expect("UTF-8");
+    assert!(said.contains("waiting for it to answer"), "{said}");
+    kill(process, Signal::SIGCONT).expect("it runs");
+    other.unlock("K").expect("it answers");
+    assert_eq!(waiting.line(), "it runs");
+    assert_eq!(waiting.exit_code(), Some(0));
+}
+
+#[test]
+fn without_a_terminal_it_says_once_who_has_the_key() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let mut command = exec(&server, "K", &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    let mut stderr = BufReader::new(waiting.child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    stderr.read_line(&mut said).expect("UTF-8");
+    assert!(said.contains("waiting: K is held by OTHER"), "{said}");
+    other.unlock("K").expect("it answers");
+    assert_eq!(waiting.line(), "it runs");
+    stderr.read_line(&mut said).expect("UTF-8");
+    assert_eq!(said.lines().count(), 1, "{said}");
 }
 
 #[test]
@@ -372,7 +441,7 @@ fn the_command_is_told_key_name_fence_and_server() {
     let told = outcome(&server, "--name ME K", &["sh", "-c", script, PROGRAM]);
     told.expect(0, "K ME\n1\n");
     let script = "echo $LOCK_SERVER";
-    let options = format!("--host ::1 --port {} K", server.port());
+    let options = format!("-n --host ::1 --port {} K", server.port());
     let v6 = Outcome::of(&mut exec(&server, &options, &sh(script)));
     // This server listens on IPv4 alone.
     assert_eq!(v6.code, Some(69), "{v6:?}");
@@ -1066,7 +1135,7 @@ fn ctrl_c_ends_the_script_that_exec_stands_in() {
         ("K -- sh -c 'read line; echo ready; read line'", "ready"),
         ("HELD -- true", "next of 1"),
     ] {
-        let script = format!("for i in 1 2 3; do \"$0\" exec {job}; done; echo WENT ON");
+        let script = format!("for i in 1 2; do echo TURN; \"$0\" exec {job}; done; echo WENT ON");
         let mut shell = Command::new("bash");
         listening(clean(&mut shell))
             .args(["-c", &script, PROGRAM])
@@ -1077,8 +1146,8 @@ fn ctrl_c_ends_the_script_that_exec_stands_in() {
         // Some shells do not hear what comes while they start a child.
         thread::sleep(ms(100));
         shell.type_in("\x03");
-        while shell.see() {}
-        assert_eq!(shell.seen.matches(sign).count(), 1, "{:?}", shell.seen);
+        while shell.seen.matches("TURN").count() == 1 && shell.see() {}
+        assert_eq!(shell.seen.matches("TURN").count(), 1, "{:?}", shell.seen);
         assert!(!shell.seen.contains("WENT ON"), "{:?}", shell.seen);
         let ended = shell.child.wait().expect("a child");
         assert_eq!(ended.signal(), Some(Signal::SIGINT as i32), "{job}");

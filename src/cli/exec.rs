@@ -80,7 +80,7 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<End, Failure
     signals
         .take(move |signal| taken.send(Event::Signal(signal)).is_ok())
         .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
-    match Acquisition::begin(&job.wanted, &events, &inbox).obtain()? {
+    match Acquisition::begin(&job.wanted, &job.messages, &events, &inbox).obtain()? {
         Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
         Obtained::No(why) => {
             job.messages.say(why);
@@ -109,6 +109,7 @@ impl Job {
                 key,
                 lock_timeout: args.lock_timeout,
                 patience,
+                connect_timeout: args.connect_timeout,
                 quiet: args.quiet,
             },
             command,

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use lock_server::{CancelToken, Client, Error, Holder, Lease, LockOptions, Refusal};
 use nix::sys::signal::Signal;
 
+use crate::cli::advice::explain;
 use crate::cli::exec::event::{Event, Turn};
+use crate::cli::exec::messages::Messages;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::signals::{self, SignalClass};
 use crate::cli::exec::status_line::StatusLine;
@@ -30,8 +32,11 @@ const PARTING_PATIENCE: Duration = Duration::from_secs(1);
 /// How many leases that ran out before they were heard of are enough.
 const TOO_LATE: u32 = 10;
 
-/// How often to look who holds the key.
+/// How often to look who holds the key, for the line on a terminal.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// When to say who holds it where there is no such line.
+const SAY_AFTER: Duration = Duration::from_secs(5);
 
 /// What is wanted.
 pub struct Wanted {
@@ -41,6 +46,8 @@ pub struct Wanted {
     pub lock_timeout: Option<Duration>,
     /// `None` waits for as long as it takes.
     pub patience: Option<Duration>,
+    /// How long the server may be away. `None` is as long as there is patience.
+    pub connect_timeout: Option<Duration>,
     pub quiet: bool,
 }
 
@@ -72,6 +79,11 @@ pub struct Acquisition<'a> {
     until: Option<Instant>,
     /// Whether the server allows a wait as long as that.
     is_allowed: bool,
+    /// Since when the server has not been there.
+    away_since: Option<Instant>,
+    is_away_said: bool,
+    is_holder_said: bool,
+    messages: &'a Messages,
     /// How often a lease had run out before it was heard of.
     too_late: u32,
     line: Option<StatusLine>,
@@ -82,6 +94,7 @@ pub struct Acquisition<'a> {
 impl<'a> Acquisition<'a> {
     pub fn begin(
         wanted: &'a Wanted,
+        messages: &'a Messages,
         events: &'a Sender<Event>,
         inbox: &'a Receiver<Event>,
     ) -> Self {
@@ -106,6 +119,10 @@ impl<'a> Acquisition<'a> {
                 .patience
                 .and_then(|patience| now.checked_add(patience)),
             is_allowed: true,
+            away_since: None,
+            is_away_said: false,
+            is_holder_said: false,
+            messages,
             too_late: 0,
             line: None,
             looking: None,
@@ -121,8 +138,8 @@ impl<'a> Acquisition<'a> {
                 Some(Event::Answer(_, Ok(answer))) => self.answered(answer)?,
                 Some(Event::Answer(_, Err(error))) => self.failed(error)?,
                 Some(Event::Signal(signal)) => self.signalled(signal),
-                Some(Event::Seen(holder)) => {
-                    self.show(holder.as_ref());
+                Some(Event::Seen(seen)) => {
+                    self.show(seen);
                     None
                 }
                 Some(Event::Renewed(_) | Event::NotRenewed(_) | Event::Lost) => None,
@@ -199,7 +216,7 @@ impl<'a> Acquisition<'a> {
     }
 
     fn answered(&mut self, answer: Turn) -> Result<Option<Obtained>, Failure> {
-        self.is_asking = false;
+        (self.is_asking, self.away_since) = (false, None);
         let (reason, holder) = match answer {
             Turn::Granted(lease) if !lease.remaining().is_zero() => {
                 return Ok(Some(Obtained::Lease(lease)));
@@ -293,9 +310,36 @@ impl<'a> Acquisition<'a> {
             Refusal::Full | Refusal::Stopping if self.may_ask_again() => {
                 self.next = Some(Instant::now() + PAUSE);
             }
+            _ if is_away(&error) && self.may_ask_again() => self.ask_later(&error)?,
             _ => return Err(Failure::of_exec(&error)),
         }
         Ok(None)
+    }
+
+    /// Goes on asking a server that may come back.
+    fn ask_later(&mut self, error: &Error) -> Result<(), Failure> {
+        let now = Instant::now();
+        let away_for = now - *self.away_since.get_or_insert(now);
+        if let Some(patience) = self.wanted.connect_timeout
+            && away_for + PAUSE > patience
+        {
+            return Err(Failure::of_exec(error));
+        }
+        self.say_away(error);
+        self.next = Some(now + PAUSE);
+        Ok(())
+    }
+
+    /// Says once, or shows, that nobody answers.
+    fn say_away(&mut self, error: &Error) {
+        if let Some(line) = &self.line {
+            line.show_away();
+        } else if !self.is_away_said {
+            let why = explain(error);
+            self.messages
+                .say(format_args!("{why}; waiting for it to answer"));
+        }
+        self.is_away_said = true;
     }
 
     fn signalled(&mut self, signal: SignalClass) -> Option<Obtained> {
@@ -316,19 +360,32 @@ impl<'a> Acquisition<'a> {
             return Ok(());
         }
         self.line = StatusLine::begin(&self.wanted.key, holder);
-        if self.line.is_some() {
-            let (looking, end) = mpsc::channel();
-            let (client, key) = (self.client.clone(), self.wanted.key.clone());
-            let events = self.events.clone();
-            spawn("looking", move || look(&client, &key, &events, &end))?;
-            self.looking = Some(looking);
-        }
+        let every = match self.line {
+            Some(_) => LOOK_EVERY,
+            None => SAY_AFTER,
+        };
+        let (looking, end) = mpsc::channel();
+        let (client, key) = (self.client.clone(), self.wanted.key.clone());
+        let events = self.events.clone();
+        spawn("looking", move || look(&client, &key, every, &events, &end))?;
+        self.looking = Some(looking);
         Ok(())
     }
 
-    fn show(&mut self, holder: Option<&Holder>) {
-        if let Some(line) = &mut self.line {
-            line.update(holder);
+    fn show(&mut self, seen: Result<Option<Holder>, Error>) {
+        match (seen, &mut self.line) {
+            (Err(error), _) if is_away(&error) => self.say_away(&error),
+            // The LOCK that waits finds out what is wrong.
+            (Err(_), _) => {}
+            (Ok(holder), Some(line)) => line.update(holder.as_ref()),
+            (Ok(Some(holder)), None) if !self.is_holder_said => {
+                self.is_holder_said = true;
+                let held = self.held_by(Some(&holder));
+                let waiters = holder.waiters;
+                self.messages
+                    .say(format_args!("waiting: {held}; {waiters} wait for it"));
+            }
+            (Ok(_), None) => {}
         }
     }
 
@@ -366,14 +423,15 @@ impl<'a> Acquisition<'a> {
     }
 }
 
+/// Whether nobody is there who could answer, and somebody may be a little later.
+fn is_away(error: &Error) -> bool {
+    matches!(error, Error::Unreachable { .. } | Error::Interrupted { .. })
+}
+
 /// Tells who holds the key, again and again.
-fn look(client: &Client, key: &str, events: &Sender<Event>, end: &Receiver<()>) {
-    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(LOOK_EVERY) {
-        // The turns find out what is wrong.
-        let Ok(holder) = client.holder(key) else {
-            continue;
-        };
-        if events.send(Event::Seen(holder)).is_err() {
+fn look(client: &Client, key: &str, every: Duration, events: &Sender<Event>, end: &Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(every) {
+        if events.send(Event::Seen(client.holder(key))).is_err() {
             return;
         }
     }

@@ -10,7 +10,7 @@ pub enum Event {
     /// What a turn of waiting came to, and which.
     Answer(u32, Result<Turn, Error>),
     /// Who holds the key that is waited for.
-    Seen(Option<Holder>),
+    Seen(Result<Option<Holder>, Error>),
     Renewed(Lease),
     /// The server could not be asked to.
     NotRenewed(Error),

@@ -50,8 +50,20 @@ impl StatusLine {
     }
 
     fn show(&self, holder: Option<&Holder>, waiters: usize) {
-        let text = text(&self.key, self.since.elapsed(), holder, self.place, waiters);
-        let text = printable(&text);
+        let waited = self.since.elapsed();
+        self.write(&text(&self.key, waited, holder, self.place, waiters));
+    }
+
+    /// Shows that nobody answers.
+    pub fn show_away(&self) {
+        let (seconds, key) = (self.since.elapsed().as_secs(), &self.key);
+        self.write(&format!(
+            "waiting {seconds} s for {key}: the server does not answer"
+        ));
+    }
+
+    fn write(&self, text: &str) {
+        let text = printable(text);
         // Nobody has to see it, and a terminal that was stopped is not waited for.
         if is_writable(io::stderr()) && !is_anothers(io::stderr()) {
             let _ = write!(io::stderr(), "{CLEAR}{NO_WRAP}{text}{WRAP}");
