@@ -702,8 +702,8 @@ fn fresh_lease(client: &Client, lock_timeout: Duration) -> Instant {
 #[test]
 fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
     const LEASE: Duration = ms(3000);
-    let (server, process) = with_process(LEASE);
-    let mut command = exec(&server, "K", &sh(STUBBORN));
+    let (server, process) = with_process(ms(60_000));
+    let mut command = exec(&server, "--lock-timeout 3 K", &sh(STUBBORN));
     let mut running = Running::spawn(command.stderr(Stdio::piped()));
     let pids = running.pids();
     let end = fresh_lease(&server.client("OBSERVER"), LEASE);
@@ -725,13 +725,13 @@ fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
 #[test]
 fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
     const LEASE: Duration = ms(3000);
-    let (server, process) = with_process(LEASE);
+    let (server, process) = with_process(ms(60_000));
     let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
     full.write_all(&[b'x'; 64 * 1024])
         .expect("it has room for that");
     let mut command = exec(
         &server,
-        "-v K",
+        "-v --lock-timeout 3 K",
         &["sh", "-c", "exec 2>/dev/null; echo $$; sleep 600"],
     );
     let mut running = Running::spawn(command.stderr(full));
@@ -744,14 +744,18 @@ fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
 
 #[test]
 fn a_wait_that_was_stopped_for_longer_than_its_lease_goes_on() {
-    let mut server = lasting(ms(200));
+    let mut server = patient();
     let holder = server.client("HOLDER");
     let long = LockOptions {
         lock_timeout: Some(Duration::from_secs(60)),
         ..LockOptions::default()
     };
     let lease = holder.lock_with("K", &long).expect("it is free");
-    let mut running = Running::spawn(&mut exec(&server, "-w 60 K", &["echo", "it runs"]));
+    let mut running = Running::spawn(&mut exec(
+        &server,
+        "-w 60 --lock-timeout 0.2 K",
+        &["echo", "it runs"],
+    ));
     until("it waits", || is_waited_for(&server, "K", 1));
     running.signal(Signal::SIGSTOP);
     assert!(holder.release(&lease).unwrap());
@@ -818,6 +822,34 @@ fn a_server_that_is_silent_for_less_than_the_lease_costs_nothing() {
     assert_eq!(running.exit_code(), Some(9));
 }
 
+/// The lease was the server's three seconds, and the command was killed with 124.
+#[test]
+fn without_an_option_a_server_that_is_silent_for_a_while_costs_nothing() {
+    let (server, process) = with_process(ms(3000));
+    let mut command = exec(&server, "K", &sh("echo ready; read line; exit 9"));
+    let mut running = Running::spawn(command.stdin(Stdio::piped()));
+    assert_eq!(running.line(), "ready");
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    thread::sleep(ms(2700));
+    kill(process, Signal::SIGCONT).expect("it runs");
+    drop(running.child.stdin.take());
+    assert_eq!(running.exit_code(), Some(9));
+}
+
+#[test]
+fn the_lease_is_shorter_than_thirty_seconds_where_the_server_allows_no_such() {
+    let server = start(Options {
+        lock_timeout: ms(1000),
+        max_lock_timeout: Some(ms(5000)),
+        ..options()
+    });
+    let mut running = Running::spawn(&mut exec(&server, "K", &sh("echo ready; sleep 60")));
+    assert_eq!(running.line(), "ready");
+    let holder = server.client("OBSERVER").holder("K");
+    let left = holder.expect("it answers").expect("it is held").expires_in;
+    assert!(left > ms(2000) && left <= ms(5000), "{left:?}");
+}
+
 #[test]
 fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
     let server = patient();
@@ -834,8 +866,8 @@ fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
 
 #[test]
 fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
-    let server = lasting(ms(1000));
-    let mut running = Running::spawn(&mut exec(&server, "K", &sh(STUBBORN)));
+    let server = patient();
+    let mut running = Running::spawn(&mut exec(&server, "--lock-timeout 1 K", &sh(STUBBORN)));
     let pids = running.pids();
     running.signal(Signal::SIGKILL);
     assert_eq!(running.ended().signal(), Some(9));

@@ -246,7 +246,7 @@ pub struct Exec {
     pub conflict_exit_code: Option<u8>,
 
     /// how long the lease lasts that is renewed, in seconds, and how soon the key is free if this
-    /// machine fails; default: the server's --lock-timeout
+    /// machine fails; default 30, or less if the server's --max-lock-timeout is less
     #[argh(option, from_str_fn(seconds))]
     pub lock_timeout: Option<Duration>,
 

@@ -20,6 +20,13 @@ use crate::cli::exec::signals::{self, SignalClass};
 use crate::cli::exec::status_line::StatusLine;
 use crate::cli::exit::{Failure, UNREACHABLE};
 
+/// How long the lease lasts, if no option says it: a server's hiccup or restart costs no command its life. A server's
+/// own default is made for those who ask once.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The least that is tried where the server does not allow that.
+const LEAST_LOCK_TIMEOUT: Duration = Duration::from_millis(1);
+
 /// How long to wait before a server that can't serve now is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,7 +49,7 @@ const SAY_AFTER: Duration = Duration::from_secs(5);
 pub struct Wanted {
     pub requester: Requester,
     pub key: String,
-    /// `None` is the server's own.
+    /// `None` is [`LOCK_TIMEOUT`], or less if the server's longest is less.
     pub lock_timeout: Option<Duration>,
     /// `None` waits for as long as it takes.
     pub patience: Option<Duration>,
@@ -104,7 +111,7 @@ impl<'a> Acquisition<'a> {
             wanted,
             client: wanted.requester.client(),
             options: LockOptions {
-                lock_timeout: wanted.lock_timeout,
+                lock_timeout: wanted.lock_timeout.or(Some(LOCK_TIMEOUT)),
                 cancel: Some(cancel.clone()),
                 ..LockOptions::identified()
             },
@@ -306,6 +313,15 @@ impl<'a> Acquisition<'a> {
             Refusal::BadRequest if self.turn > 0 && self.is_allowed => {
                 self.is_allowed = false;
                 self.wait()?;
+            }
+            // Nobody has asked for that time.
+            Refusal::BadRequest if self.turn == 0 && self.wanted.lock_timeout.is_none() => {
+                let shorter = self.options.lock_timeout.map(|timeout| timeout / 2);
+                if shorter < Some(LEAST_LOCK_TIMEOUT) {
+                    return Err(Failure::of_exec(&error));
+                }
+                self.options.lock_timeout = shorter;
+                self.ask(Duration::ZERO)?;
             }
             Refusal::Full | Refusal::Stopping if self.may_ask_again() => {
                 self.next = Some(Instant::now() + PAUSE);
