@@ -5,18 +5,19 @@ use std::env;
 use std::fmt;
 use std::time::Duration;
 
+pub use self::address::ServerAddress;
 pub use self::cancel::CancelToken;
 pub use self::guard::{Guard, Guards};
 pub use self::options::{ClientOptions, LockOptions, RenewOptions};
-use self::transport::Answer;
+use self::transport::HttpAnswer;
 pub(crate) use self::transport::Transport;
 use crate::error::Error;
-use crate::host::parse_address;
 use crate::lease::{Holder, Lease};
 use crate::protocol::http::ParsedAnswer;
 use crate::protocol::{MAX_NAME, Parameter, Request, Verb};
 
 mod acquire;
+mod address;
 mod cancel;
 mod guard;
 mod held;
@@ -24,6 +25,7 @@ mod lock_all;
 mod no_answer;
 mod options;
 mod per_process;
+mod release;
 mod renewal;
 mod request_id;
 mod resolver;
@@ -35,9 +37,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The variable of the environment that says where the server is, as `host:port`.
 pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
-
-/// Where the server is if nothing says it.
-const DEFAULT_ADDRESS: (&str, u16) = ("127.0.0.1", 8004);
 
 /// Locks and unlocks keys under one name.
 ///
@@ -96,15 +95,17 @@ impl Client {
     /// # Errors
     /// [`Error::InvalidOption`] if the variable holds no address.
     pub fn from_env(name: &str) -> Result<Self, Error> {
-        let (host, port) = DEFAULT_ADDRESS;
-        match env::var(SERVER_VARIABLE) {
-            Ok(address) if !address.is_empty() => Client::at(name, SERVER_VARIABLE, &address),
-            Err(env::VarError::NotUnicode(_)) => Err(Error::InvalidOption {
-                option: SERVER_VARIABLE,
-                reason: "it is not UTF-8".into(),
-            }),
-            _ => Ok(Client::new(name, host, port)),
-        }
+        let address = match env::var(SERVER_VARIABLE) {
+            Ok(text) if !text.is_empty() => ServerAddress::read(SERVER_VARIABLE, &text)?,
+            Err(env::VarError::NotUnicode(_)) => {
+                return Err(Error::InvalidOption {
+                    option: SERVER_VARIABLE,
+                    reason: "it is not UTF-8".into(),
+                });
+            }
+            _ => ServerAddress::default(),
+        };
+        Ok(Client::new(name, &address.host, address.port))
     }
 
     /// A client of the server at `host:port`, or `host` with port 8004, after it has answered there. Its name is
@@ -113,21 +114,11 @@ impl Client {
     /// # Errors
     /// [`Error::InvalidOption`] if that is no address; those of [`try_ping`](Self::try_ping).
     pub fn connect(address: &str) -> Result<Self, Error> {
+        let address: ServerAddress = address.parse()?;
         let name = format!("client-{}", request_id::unique());
-        let client = Client::at(&name, "address", address)?;
+        let client = Client::new(&name, &address.host, address.port);
         client.try_ping()?;
         Ok(client)
-    }
-
-    fn at(name: &str, option: &'static str, address: &str) -> Result<Self, Error> {
-        let (_, default_port) = DEFAULT_ADDRESS;
-        match parse_address(address) {
-            Ok((host, port)) => Ok(Client::new(name, &host, port.unwrap_or(default_port))),
-            Err(reason) => Err(Error::InvalidOption {
-                option,
-                reason: format!("{address:?} is no host:port: {reason}"),
-            }),
-        }
     }
 
     pub(crate) fn of(name: &str, transport: Transport) -> Self {
@@ -255,41 +246,6 @@ impl Client {
         self.granted(&question, key, &answer)
     }
 
-    /// Unlocks the key, whichever grant this name holds it under. `false` if it does not hold it, or no longer
-    /// does.
-    ///
-    /// Two processes of one name can unlock each other's lease so; [`release`](Self::release) can't.
-    ///
-    /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke: the question is not asked
-    /// twice, because another process of this name may have been granted the key since the first was carried
-    /// out; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`].
-    pub fn unlock(&self, key: &str) -> Result<bool, Error> {
-        self.ask_yes_or_no(&self.question(Verb::Unlock, key)?)
-    }
-
-    /// Unlocks the key under a fence that this name was told. `false` if that grant is over.
-    ///
-    /// # Errors
-    /// [`Error::Unreachable`]; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::BadReply`];
-    /// [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
-    /// this may have ended it, or it had run out before.
-    pub fn unlock_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
-        self.unlock_once(key, fence, || false)
-    }
-
-    /// Unlocks this very lease. `false` if it is over: it ran out, or somebody of this name unlocked the key.
-    ///
-    /// Where the answer was lost with its connection, the question is asked again, and the server says that the
-    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. If
-    /// there was no server for a while, it is an error: another one may be there now, that knew no leases.
-    ///
-    /// # Errors
-    /// As [`unlock_fenced`](Self::unlock_fenced).
-    pub fn release(&self, lease: &Lease) -> Result<bool, Error> {
-        self.unlock_once(&lease.key, lease.fence, || !lease.remaining().is_zero())
-    }
-
     /// Whether this very lease still stands, as the server sees it.
     ///
     /// # Errors
@@ -395,7 +351,7 @@ impl Client {
         self.yes_or_no(question, &answer)
     }
 
-    fn yes_or_no(&self, question: &Request, answer: &Answer) -> Result<bool, Error> {
+    fn yes_or_no(&self, question: &Request, answer: &HttpAnswer) -> Result<bool, Error> {
         match answer.reply.said {
             ParsedAnswer::Yes => Ok(true),
             ParsedAnswer::No => Ok(false),
@@ -408,38 +364,6 @@ impl Client {
         let question = self.about_lease(Verb::Renew, lease);
         let answer = self.transport.ask_once(&question, timeout)?;
         self.granted(&question, &lease.key, &answer)
-    }
-
-    /// As [`release`](Self::release), where nobody wants to know the answer: two tries without a pause.
-    fn release_soon(&self, lease: &Lease) {
-        let timeout = self.transport.options.answer_timeout;
-        let is_done = |_| self.release_once(lease, timeout).is_ok();
-        if !(0..2).any(is_done) {
-            log::debug!("not unlocked; the lease of {:?} runs out", lease.key);
-        }
-    }
-
-    /// As [`release`](Self::release), with a single try.
-    fn release_once(&self, lease: &Lease, timeout: Duration) -> Result<(), Error> {
-        let question = self.about_lease(Verb::Unlock, lease);
-        self.transport.ask_once(&question, timeout).map(drop)
-    }
-
-    /// Unlocks the key under a fence. `is_live` says whether the grant can't have run out by itself.
-    fn unlock_once(
-        &self,
-        key: &str,
-        fence: u64,
-        is_live: impl FnOnce() -> bool,
-    ) -> Result<bool, Error> {
-        let question = self.question(Verb::Unlock, key)?;
-        let question = question.with(Parameter::Fence, Some(fence));
-        let answer = self.transport.ask(&question)?;
-        match (self.yes_or_no(&question, &answer)?, answer.broken) {
-            (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),
-            (false, Some(error)) => Err(error),
-            (unlocked, _) => Ok(unlocked),
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::lease::{Fence, Grant, Key, Requester, Ticket};
 
 /// One change of a key. `W` is the handle of a waiter.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Event<W> {
+pub(crate) struct TableEvent<W> {
     pub key: Key,
     /// Whose hold or place it is.
     pub requester: Requester,

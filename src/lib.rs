@@ -45,7 +45,9 @@ compile_error!(
      default-features = false"
 );
 
-pub use client::{CancelToken, Client, ClientOptions, Guard, Guards, LockOptions, RenewOptions};
+pub use client::{
+    CancelToken, Client, ClientOptions, Guard, Guards, LockOptions, RenewOptions, ServerAddress,
+};
 pub use error::{Error, Unreached};
 pub use lease::{Holder, Lease};
 #[cfg(all(feature = "server", target_os = "linux"))]

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::journal::Journal;
-pub(crate) use self::turn::{Answerer, Outcome, Turn, Waiter};
+pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;
 use crate::lease::{self, Fence, Grant, Key, LeaseView};
 use crate::refusal::Refusal;
 use crate::table::{Acquired, Holding, Limits, LockTable, Terms};
 
 mod journal;
-mod turn;
+mod waiter;
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ impl Notifications {
 fn notify(waiter: &Arc<dyn Waiter>, answerer: Answerer) {
     waiter.clone().notify(answerer);
     // Costs nothing where no thread waits.
-    waiter.turn().decided.notify_one();
+    waiter.pending().decided.notify_one();
 }
 
 impl LockManager {
@@ -115,7 +115,7 @@ impl LockManager {
         requester: &str,
         terms: Terms,
         request_id: Option<&str>,
-        waiter: impl FnOnce(Turn) -> Arc<dyn Waiter>,
+        waiter: impl FnOnce(Pending) -> Arc<dyn Waiter>,
     ) -> Option<Outcome> {
         self.decide(key, Answerer::AnotherThread, |state, now| {
             if state.stopping {
@@ -127,7 +127,7 @@ impl LockManager {
             }
             let handle = |key: &Key, ticket| {
                 let deadline = now + terms.lock_attempt_timeout;
-                waiter(Turn::new(key.clone(), ticket, deadline))
+                waiter(Pending::new(key.clone(), ticket, deadline))
             };
             let acquired = state
                 .table
@@ -142,16 +142,16 @@ impl LockManager {
 
     /// Blocks until the key is granted, the patience is over, the client has gone or asks again elsewhere,
     /// or the server ends.
-    pub fn wait(&self, turn: &Turn) -> Outcome {
+    pub fn wait(&self, pending: &Pending) -> Outcome {
         let mut state = self.state.lock();
         loop {
-            if let Some(outcome) = turn.outcome() {
+            if let Some(outcome) = pending.outcome() {
                 return outcome.clone();
             }
-            let woken = turn.decided.wait_until(&mut state, turn.deadline());
+            let woken = pending.decided.wait_until(&mut state, pending.deadline());
             if woken.timed_out() {
                 drop(state);
-                return self.time_out(turn);
+                return self.time_out(pending);
             }
         }
     }
@@ -160,26 +160,30 @@ impl LockManager {
     ///
     /// If its acquire had a request ID, the place is kept for a while: see [`LockTable::reserve`].
     pub fn abandon(&self, waiter: &Arc<dyn Waiter>) {
-        let turn = waiter.turn();
-        self.end_wait(turn, |state, now| {
-            state.table.reserve(now, &turn.key, turn.ticket);
+        let pending = waiter.pending();
+        self.end_wait(pending, |state, now| {
+            state.table.reserve(now, &pending.key, pending.ticket);
             Outcome::Abandoned
         });
         notify(waiter, Answerer::AnotherThread);
     }
 
-    fn time_out(&self, turn: &Turn) -> Outcome {
-        self.end_wait(turn, |state, _| {
-            state.table.abandon(&turn.key, turn.ticket);
-            state.refuse(&turn.key, Refusal::Timeout)
+    fn time_out(&self, pending: &Pending) -> Outcome {
+        self.end_wait(pending, |state, _| {
+            state.table.abandon(&pending.key, pending.ticket);
+            state.refuse(&pending.key, Refusal::Timeout)
         })
     }
 
     /// Ends a wait, unless it has ended otherwise: what happened first counts, such as the end of the lease ahead at
     /// this very instant. The place of one that had ended may be a repeated request's by now, under the same ticket.
-    fn end_wait(&self, turn: &Turn, end: impl FnOnce(&mut State, Instant) -> Outcome) -> Outcome {
-        self.decide(&turn.key, Answerer::AnotherThread, |state, now| {
-            turn.outcome.get_or_init(|| end(state, now)).clone()
+    fn end_wait(
+        &self,
+        pending: &Pending,
+        end: impl FnOnce(&mut State, Instant) -> Outcome,
+    ) -> Outcome {
+        self.decide(&pending.key, Answerer::AnotherThread, |state, now| {
+            pending.outcome.get_or_init(|| end(state, now)).clone()
         })
     }
 
@@ -233,7 +237,7 @@ impl LockManager {
         for waiter in &waiters {
             // Already set means already granted: that stands.
             let stopping = Outcome::Refused(Refusal::Stopping, None);
-            let _ = waiter.turn().outcome.set(stopping);
+            let _ = waiter.pending().outcome.set(stopping);
         }
         drop(state);
         self.clock.notify_one();
@@ -339,7 +343,7 @@ impl State {
                 _ => continue,
             };
             // Who stands in a queue has no outcome, and each of these events takes it out.
-            let _ = waiter.turn().outcome.set(outcome);
+            let _ = waiter.pending().outcome.set(outcome);
             notifications.waiters.push(waiter);
         }
     }

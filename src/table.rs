@@ -24,7 +24,7 @@ use self::expiry::{End, ExpiryIndex};
 use self::hand_over::Proposal;
 use self::queue::{Queue, Queued};
 use self::reserved::Reserved;
-use crate::event::{Change, Event};
+use crate::event::{Change, TableEvent};
 use crate::lease::{Fence, Grant, Hold, Key, RequestId, Requester, Ticket};
 use crate::refusal::Refusal;
 
@@ -77,7 +77,7 @@ pub(crate) struct LockTable<W> {
     reserved: Reserved,
     /// For keys without a hold: the caller has not yet said who gets them.
     proposals: VecDeque<Proposal<W>>,
-    events: VecDeque<Event<W>>,
+    events: VecDeque<TableEvent<W>>,
     waiters: usize,
     next_fence: Fence,
     next_ticket: Ticket,
@@ -269,7 +269,7 @@ impl<W> LockTable<W> {
     }
 
     /// The next event that the caller has not yet taken.
-    pub fn next_event(&mut self) -> Option<Event<W>> {
+    pub fn next_event(&mut self) -> Option<TableEvent<W>> {
         let event = self.events.pop_front();
         if event.is_none() && self.events.capacity() > SMALL {
             self.events = VecDeque::new();
@@ -408,7 +408,7 @@ impl<W> LockTable<W> {
     }
 
     fn note(&mut self, key: Key, requester: Requester, change: Change<W>) {
-        self.events.push_back(Event {
+        self.events.push_back(TableEvent {
             key,
             requester,
             change,

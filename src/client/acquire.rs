@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::transport::{Answer, name_of};
+use super::transport::{HttpAnswer, name_of};
 use super::tries::Tries;
 use super::{Client, LockOptions, request_id, valid};
 use crate::error::Error;
@@ -20,7 +20,7 @@ const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
 const TURN: Duration = Duration::from_secs(30);
 
 /// The shortest turn, where the server's longest wait is shorter than twice that.
-const LEAST_TURN: Duration = Duration::from_secs(1);
+const LEAST_TURN: Duration = Duration::from_millis(250);
 
 /// A LOCK that was under way for so long was waiting in the queue. The tries are counted from there: a wait of hours
 /// may be interrupted any number of times.
@@ -87,7 +87,7 @@ impl Client {
         &self,
         question: &Request,
         key: &str,
-        answer: &Answer,
+        answer: &HttpAnswer,
     ) -> Result<Option<Lease>, Error> {
         let expires = match answer.reply.said {
             ParsedAnswer::Expiry(expires) => expires,
@@ -212,7 +212,7 @@ impl<'a> Acquire<'a> {
     }
 
     /// Asks until there is an answer that stands.
-    fn answer(&self) -> Result<Answer, Error> {
+    fn answer(&self) -> Result<HttpAnswer, Error> {
         let transport = &self.client.transport;
         self.expect_not_cancelled()?;
         let patience = self.patience()?;

@@ -35,13 +35,13 @@ pub struct CancelToken(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    state: Mutex<State>,
+    state: Mutex<CancelState>,
     /// Tells that it was called off, or that a wait has ended.
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct CancelState {
     is_cancelled: bool,
     waits: Vec<RegisteredWait>,
     next_number: u64,
@@ -131,7 +131,7 @@ impl CancelToken {
         !state.is_cancelled
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CancelState> {
         // Each change is one step, whatever panicked beside it.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

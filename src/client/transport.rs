@@ -68,7 +68,7 @@ struct PooledAgent {
 }
 
 /// An answer, whole.
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub reply: ParsedReply,
     /// When the question was sent that this answers.
     pub asked: Instant,
@@ -132,12 +132,20 @@ impl Transport {
     }
 
     /// Asks a question a single time.
-    pub(super) fn ask_once(&self, question: &Request, timeout: Duration) -> Result<Answer, Error> {
+    pub(super) fn ask_once(
+        &self,
+        question: &Request,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, Error> {
         self.call(question, timeout)
             .map_err(|failure| self.error(question, failure, 1, false))
     }
 
-    pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, NoAnswer> {
+    pub(super) fn call(
+        &self,
+        question: &Request,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, NoAnswer> {
         if let Some((option, reason)) = self.route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
@@ -164,7 +172,7 @@ impl Transport {
         id: &str,
         asked: Instant,
         mut response: Response<Body>,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<HttpAnswer, NoAnswer> {
         let status = response.status().as_u16();
         let body = response
             .body_mut()
@@ -175,7 +183,7 @@ impl Transport {
         let headers = response.headers();
         let header = |name: &str| Some(headers.get(name)?.as_bytes());
         match ParsedReply::parse(status, header, &body, id) {
-            Ok(reply) => Ok(Answer {
+            Ok(reply) => Ok(HttpAnswer {
                 reply,
                 asked,
                 broken: None,

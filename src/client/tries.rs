@@ -5,14 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::no_answer::NoAnswer;
-use super::transport::{Answer, Transport};
+use super::transport::{HttpAnswer, Transport};
 use crate::error::{Error, Unreached};
 use crate::protocol::Request;
 use crate::refusal::Refusal;
 
 impl Transport {
     /// Asks a question, and again as often as the options allow.
-    pub(super) fn ask(&self, question: &Request) -> Result<Answer, Error> {
+    pub(super) fn ask(&self, question: &Request) -> Result<HttpAnswer, Error> {
         self.ask_within(question, || Duration::MAX)
     }
 
@@ -21,7 +21,7 @@ impl Transport {
         &self,
         question: &Request,
         left: impl Fn() -> Duration,
-    ) -> Result<Answer, Error> {
+    ) -> Result<HttpAnswer, Error> {
         let mut tries = Tries::new(self);
         loop {
             let asked = Instant::now();
@@ -102,7 +102,7 @@ impl<'a> Tries<'a> {
     }
 
     /// An answer, with what happened before it.
-    pub fn answered(self, mut answer: Answer) -> Answer {
+    pub fn answered(self, mut answer: HttpAnswer) -> HttpAnswer {
         answer.broken = self.broken.map(|(_, error)| error);
         answer.was_gone = self.was_gone;
         answer

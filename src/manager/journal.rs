@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::event::{Change, Event};
+use crate::event::{Change, TableEvent};
 
 /// Where the journal goes.
 const TARGET: &str = "lock_server::journal";
@@ -22,10 +22,10 @@ impl Journal {
         })
     }
 
-    pub fn line<W>(&mut self, now: Instant, event: &Event<W>) -> String {
+    pub fn line<W>(&mut self, now: Instant, event: &TableEvent<W>) -> String {
         self.number += 1;
         let at = now.saturating_duration_since(self.begun).as_micros();
-        let Event {
+        let TableEvent {
             key,
             requester,
             change,

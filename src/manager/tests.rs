@@ -42,13 +42,13 @@ fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
 
 /// Notes by which kind of thread it was to be answered.
 struct Noted {
-    turn: Turn,
+    pending: Pending,
     notified: Mutex<Vec<(Answerer, thread::ThreadId)>>,
 }
 
 impl Waiter for Noted {
-    fn turn(&self) -> &Turn {
-        &self.turn
+    fn pending(&self) -> &Pending {
+        &self.pending
     }
 
     fn is_there(&self) -> bool {
@@ -76,9 +76,9 @@ impl Running {
         request_id: Option<&str>,
     ) -> Attempt {
         let mut waiter = None;
-        let outcome = self.acquire(key, requester, terms, request_id, |turn| {
+        let outcome = self.acquire(key, requester, terms, request_id, |pending| {
             let notified = Mutex::default();
-            let new = Arc::new(Noted { turn, notified });
+            let new = Arc::new(Noted { pending, notified });
             waiter = Some(new.clone());
             new
         });
@@ -90,7 +90,7 @@ impl Running {
     }
 
     fn wait_for(&self, waiter: &Noted) -> Outcome {
-        self.wait(&waiter.turn)
+        self.wait(&waiter.pending)
     }
 
     fn give_up(&self, waiter: &Arc<Noted>) {
@@ -137,12 +137,12 @@ impl Running {
     /// A thread that blocks at its place when this returns.
     fn wait_in_thread(&self, place: &Arc<Noted>) -> JoinHandle<Outcome> {
         let (manager, waiting) = (self.0.clone(), place.clone());
-        let thread = thread::spawn(move || manager.wait(&waiting.turn));
+        let thread = thread::spawn(move || manager.wait(&waiting.pending));
         until(|| {
             let state = self.state.lock();
             // A condition variable tells only by waking that somebody waits. Who is woken for
             // nothing waits again, before anybody else has the lock.
-            let blocked = place.turn.decided.notify_one();
+            let blocked = place.pending.decided.notify_one();
             MutexGuard::unlock_fair(state);
             blocked || is_decided(place)
         });
@@ -197,7 +197,7 @@ fn outcome_in(thread: JoinHandle<Outcome>) -> Outcome {
 }
 
 fn is_decided(place: &Noted) -> bool {
-    place.turn.outcome().is_some()
+    place.pending.outcome().is_some()
 }
 
 fn until(mut condition: impl FnMut() -> bool) {
@@ -293,7 +293,7 @@ fn a_wait_ends_with_timeout_and_the_place_is_gone() {
     let bob = manager.queued("K", "bob");
     assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::Timeout);
     assert!(before.elapsed() >= SHORT);
-    assert!(!manager.state.lock().table.abandon("K", bob.turn.ticket));
+    assert!(!manager.state.lock().table.abandon("K", bob.pending.ticket));
     assert_eq!(manager.release("K", "ann", None), Ok(()));
     assert!(manager.holding("K").is_none());
 }
@@ -421,7 +421,7 @@ fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
                     let (ticket, outcome) = match manager.ask("K", &requester) {
                         Attempt::Decided(outcome) => (None, outcome),
                         Attempt::Queued(place) => {
-                            (Some(place.turn.ticket), manager.wait_for(&place))
+                            (Some(place.pending.ticket), manager.wait_for(&place))
                         }
                     };
                     let grant = grant_of(outcome);
@@ -497,7 +497,7 @@ fn an_acquire_may_name_its_own_times() {
     assert_eq!(refusal_of(outcome_at_once(bob)), Refusal::Timeout);
     let before = Instant::now();
     let cat = place_of(manager.try_acquire("K", "cat", long, None));
-    assert!(cat.turn.deadline() >= before + LONG);
+    assert!(cat.pending.deadline() >= before + LONG);
     assert_eq!(manager.release("K", "ann", None), Ok(()));
     assert!(manager.left(grant_of(manager.wait_for(&cat))) > LONG / 2);
 }
@@ -598,7 +598,7 @@ fn a_wait_that_was_taken_over_takes_nobody_out_of_the_queue() {
     manager.granted("K", "ann");
     let bob = place_of(manager.ask_as("#1", "K", "bob"));
     let again = place_of(manager.ask_as("#1", "K", "bob"));
-    assert_eq!(again.turn.ticket, bob.turn.ticket);
+    assert_eq!(again.pending.ticket, bob.pending.ticket);
     // The connection that it came by is noticed to be broken only now.
     manager.give_up(&bob);
     assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::TakenOver);

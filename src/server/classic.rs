@@ -38,7 +38,7 @@ use nix::sys::socket::{self, sockopt};
 use nix::sys::time::TimeVal;
 use parking_lot::{Condvar, Mutex};
 
-use crate::manager::{Answerer, Turn, Waiter};
+use crate::manager::{Answerer, Pending, Waiter};
 use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::{Malformed, Reply, Status};
 use crate::server::handler::Handler;
@@ -308,9 +308,9 @@ impl Classic {
             }
         };
         let mut waiter = None;
-        let reply = handler.answer(&question, |turn| {
+        let reply = handler.answer(&question, |pending| {
             let stream = connection.stream.clone();
-            let new = Arc::new(ClassicWaiter { turn, stream });
+            let new = Arc::new(ClassicWaiter { pending, stream });
             waiter = Some(new.clone());
             new
         });
@@ -329,7 +329,7 @@ impl Classic {
         let client = waiter.stream.as_fd();
         match self.poller.watch(client, Arc::downgrade(&as_waiter)) {
             Ok(_watched) => {
-                let outcome = self.handler.manager.wait(&waiter.turn);
+                let outcome = self.handler.manager.wait(&waiter.pending);
                 self.handler.outcome_reply(&outcome)
             }
             Err(error) => {
@@ -343,13 +343,13 @@ impl Classic {
 
 /// A client that waits. Its connection's thread blocks for the outcome.
 struct ClassicWaiter {
-    turn: Turn,
+    pending: Pending,
     stream: Arc<TcpStream>,
 }
 
 impl Waiter for ClassicWaiter {
-    fn turn(&self) -> &Turn {
-        &self.turn
+    fn pending(&self) -> &Pending {
+        &self.pending
     }
 
     /// A client that closed its sending half can't be told from one that has gone.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::manager::{LockManager, Outcome, Turn, Waiter};
+use crate::manager::{LockManager, Outcome, Pending, Waiter};
 use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::Access;
@@ -26,7 +26,7 @@ impl Handler {
     pub fn answer<W: Waiter + 'static>(
         &self,
         question: &Request,
-        waiter: impl FnOnce(Turn) -> Arc<W>,
+        waiter: impl FnOnce(Pending) -> Arc<W>,
     ) -> Option<Reply> {
         let manager = &self.manager;
         let (key, requester) = (&*question.key, &*question.requester);
@@ -35,7 +35,7 @@ impl Handler {
             Verb::Lock => {
                 let terms = self.terms(question);
                 let request_id = question.text(Parameter::RequestId);
-                let waiter = |turn| -> Arc<dyn Waiter> { waiter(turn) };
+                let waiter = |pending| -> Arc<dyn Waiter> { waiter(pending) };
                 let outcome = manager.acquire(key, requester, terms, request_id, waiter)?;
                 return self.outcome_reply(&outcome);
             }
@@ -102,7 +102,7 @@ impl Handler {
     pub fn give_up(&self, waiter: &Arc<dyn Waiter>) -> Reply {
         self.manager.abandon(waiter);
         // What was granted in the last moment is granted.
-        let outcome = waiter.turn().outcome();
+        let outcome = waiter.pending().outcome();
         outcome
             .and_then(|outcome| self.outcome_reply(outcome))
             .unwrap_or_else(|| full("the machine has no thread left for one more waiter"))

@@ -182,7 +182,7 @@ impl Http {
 
     /// Keeps a LOCK that waits.
     fn park(&self, parked: Arc<Parked>) {
-        let deadline = parked.turn().deadline();
+        let deadline = parked.pending().deadline();
         self.new_waiters.lock().push(parked.clone());
         if deadline < Instant::now() + 2 * TICK {
             // The next tick may be too late for it.

@@ -11,8 +11,8 @@ use crate::lease::{Key, RequestId, Requester, Ticket};
 /// Every remembered place, by who may come back to it and by when it is forgotten.
 #[derive(Default)]
 pub(super) struct Reserved {
-    pub(super) by_claim: HashMap<Claim, End>,
-    pub(super) by_end: BTreeMap<End, Claim>,
+    pub(super) by_claim: HashMap<Claim, ReservationEnd>,
+    pub(super) by_end: BTreeMap<ReservationEnd, Claim>,
 }
 
 /// Who may come back, to which key. No two places have the same claim: a requester stands once in a
@@ -20,7 +20,7 @@ pub(super) struct Reserved {
 pub(super) type Claim = (Key, Requester, RequestId);
 
 /// When a place is forgotten: at that instant it is already gone. The ticket makes it unique.
-type End = (Instant, Ticket);
+type ReservationEnd = (Instant, Ticket);
 
 /// Why the two maps can't disagree.
 const PAIRED: &str = "every place stands in both maps";

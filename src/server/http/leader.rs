@@ -102,9 +102,9 @@ impl Leader {
         };
         let mut exchange = Some(exchange);
         let mut parked = None;
-        let reply = handler.answer(&request, |turn| {
+        let reply = handler.answer(&request, |pending| {
             let exchange = exchange.take().expect("it waits once");
-            let new = Parked::new(turn, exchange, self.http.clone());
+            let new = Parked::new(pending, exchange, self.http.clone());
             parked = Some(new.clone());
             new
         });

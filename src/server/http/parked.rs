@@ -11,12 +11,12 @@ use std::{io, mem};
 use parking_lot::Mutex;
 
 use super::{Http, Task};
-use crate::manager::{Answerer, Outcome, Turn, Waiter};
+use crate::manager::{Answerer, Outcome, Pending, Waiter};
 use crate::server::poller::Watched;
 use crate::server::tiny::Exchange;
 
 pub(super) struct Parked {
-    turn: Turn,
+    pending: Pending,
     http: Arc<Http>,
     attendance: Mutex<Attendance>,
     /// Reports the end of its connection. Not set until the next tick: most waits are over before.
@@ -49,11 +49,11 @@ impl Attendance {
 }
 
 impl Parked {
-    pub fn new(turn: Turn, mut exchange: Exchange, http: Arc<Http>) -> Arc<Self> {
+    pub fn new(pending: Pending, mut exchange: Exchange, http: Arc<Http>) -> Arc<Self> {
         exchange.park();
         exchange.find_connection();
         Arc::new(Parked {
-            turn,
+            pending,
             http,
             attendance: Mutex::new(Attendance::Alone(exchange)),
             watched: OnceLock::new(),
@@ -107,13 +107,13 @@ impl Parked {
 
     /// What the worker does.
     pub fn wait_and_answer(&self) {
-        let outcome = self.http.handler.manager.wait(&self.turn);
+        let outcome = self.http.handler.manager.wait(&self.pending);
         self.answer(&outcome);
     }
 
     /// Does without a worker, where the system has no thread left.
     pub fn do_without(self: Arc<Self>, error: &io::Error) {
-        if self.turn.outcome().is_some() {
+        if self.pending.outcome().is_some() {
             // It is answered once there is a thread for it.
             let mut attendance = self.attendance.lock();
             if let Some(exchange) = attendance.take() {
@@ -145,8 +145,8 @@ impl Parked {
 }
 
 impl Waiter for Parked {
-    fn turn(&self) -> &Turn {
-        &self.turn
+    fn pending(&self) -> &Pending {
+        &self.pending
     }
 
     fn is_there(&self) -> bool {
@@ -161,7 +161,7 @@ impl Waiter for Parked {
             let exchange = attendance.exchange();
             exchange.is_some_and(|exchange| exchange.takes_at_once())
         };
-        match self.turn.outcome() {
+        match self.pending.outcome() {
             Some(outcome) if takes_at_once => self.answer(outcome),
             // A client that does not read keeps nobody from releasing a key.
             _ => self.attend(),

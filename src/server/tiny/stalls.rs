@@ -13,9 +13,11 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
+
+use crate::host::reachable;
 
 /// How long a nudge waits to be served. It is itself overlooked now and then.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -64,11 +66,7 @@ enum Nudged {
 
 impl StallBreaker {
     pub fn new(address: SocketAddr) -> Self {
-        let ip = match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
+        let ip = reachable(address.ip());
         StallBreaker {
             address: SocketAddr::new(ip, address.port()),
             counted: None,

@@ -11,8 +11,8 @@ use crate::table::Holding;
 
 /// Who waits for a key: the client and the way to it.
 pub(crate) trait Waiter: Send + Sync {
-    /// The turn that it was made with.
-    fn turn(&self) -> &Turn;
+    /// What it was made with.
+    fn pending(&self) -> &Pending;
 
     /// Whether the client is still there, as far as is known. Asked under the manager's mutex: may not block.
     fn is_there(&self) -> bool;
@@ -31,7 +31,7 @@ pub(crate) enum Answerer {
 }
 
 /// A place in a key's queue, and the outcome of the wait there.
-pub(crate) struct Turn {
+pub(crate) struct Pending {
     pub(super) key: Key,
     pub(super) ticket: Ticket,
     deadline: Instant,
@@ -41,9 +41,9 @@ pub(crate) struct Turn {
     pub(super) decided: Condvar,
 }
 
-impl Turn {
+impl Pending {
     pub(super) fn new(key: Key, ticket: Ticket, deadline: Instant) -> Self {
-        Turn {
+        Pending {
             key,
             ticket,
             deadline,
