@@ -1,8 +1,6 @@
 //! The original's wire on a port of its own: as transcripts, under load and faults, and with clients that
 //! are processes.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -12,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::program::{PROGRAM, clean};
-use common::{
+use crate::common::program::{PROGRAM, clean};
+use crate::common::{
     Wire, ask, bound, limit_descriptors, masked, ms, options, ports, run, start, until,
     waiting_wire,
 };
@@ -918,7 +916,12 @@ impl ClientProcess {
 
     fn start_at(port: u16, name: &str, turns: usize) -> Self {
         let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "client_process", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "classic::client_process",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(CLIENT, format!("{port} {name} {turns}"))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -1,7 +1,5 @@
 //! The command as a person or a script uses it: the real program, its output and its exit codes.
 
-mod common;
-
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,7 +18,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 use nix::unistd::{Pid, Uid, chown};
 use tempfile::TempDir;
 
-use common::program::{Outcome, PROGRAM, clean, program, typed};
+use crate::common::program::{Outcome, PROGRAM, clean, program, typed};
 
 const VERBS: [&str; 13] = [
     "run", "start", "stop", "restart", "status", "lock", "unlock", "renew", "check", "verify",

@@ -1,7 +1,5 @@
 //! What a test harness does with the crate: a server beside it or within it, clients, waits, refusals.
 
-mod common;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -10,8 +8,8 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::proxy::{Break, Cut, Proxy};
-use common::{PATIENCE, Wire, ask, ms, options, start, until, waiting_wire};
+use crate::common::proxy::{Break, Cut, Proxy};
+use crate::common::{PATIENCE, Wire, ask, ms, options, start, until, waiting_wire};
 use lock_server::{
     CancelToken, Client, ClientOptions, Error, LockOptions, Options, Refusal, Server, Unreached,
 };
@@ -167,7 +165,12 @@ fn a_program_under_test_finds_the_server_by_its_environment() {
     let server = start(options());
     let program = |environment: &[(&str, String)]| {
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "program_under_test", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "harness::program_under_test",
+                "--ignored",
+                "--nocapture",
+            ])
             .env_remove("LOCK_SERVER")
             .envs(environment.iter().cloned())
             .output()

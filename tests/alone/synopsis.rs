@@ -1,10 +1,8 @@
 //! The seed's synopsis, with its real times.
 
-mod common;
-
 use std::time::{Duration, Instant, SystemTime};
 
-use common::ms;
+use crate::common::ms;
 use lock_server::{Client, ClientOptions, Options, Server};
 
 #[test]

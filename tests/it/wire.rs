@@ -1,13 +1,11 @@
 //! The wire, as transcripts: send this, expect that.
 
-mod common;
-
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{PATIENCE, Wire, ask, masked, ms, options, start, until, waiting_wire};
+use crate::common::{PATIENCE, Wire, ask, masked, ms, options, start, until, waiting_wire};
 use lock_server::{Options, Server};
 
 /// A server whose leases and patience do not end during a test.

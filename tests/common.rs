@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "common/program.rs"]
 pub mod program;
+#[path = "common/proxy.rs"]
 pub mod proxy;
 
 use std::io::{BufRead, BufReader, Read, Write};

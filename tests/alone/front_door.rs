@@ -2,8 +2,6 @@
 //!
 //! One test at a time: they measure, and they crowd the machine.
 
-mod common;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::program::program;
-use common::{
+use crate::common::program::program;
+use crate::common::{
     Wire, ask, bound, limit_descriptors, ms, options, ports, run, start, until, waiting_wire,
 };
 use lock_server::{Options, Server};
