@@ -448,7 +448,7 @@ fn a_lapsed_lease_is_nobodys() {
 }
 
 #[test]
-fn who_has_waited_in_vain_has_lost_the_place_and_may_come_again() {
+fn a_timed_out_waiter_leaves_the_queue_and_may_come_again() {
     let server = impatient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let began = Instant::now();
