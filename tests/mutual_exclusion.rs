@@ -2,7 +2,8 @@
 //! shows afterwards whether the server ever broke a promise. Every second client speaks the original's
 //! wire, the others HTTP.
 //!
-//! Runs without a harness, and plays the clients as a child of itself. It takes 5 seconds, or as many
+//! A binary of its own, without a harness, because it plays the clients as a child of itself, and because they stop
+//! and kill each other for as long as it takes, on a machine that does nothing else. It takes 5 seconds, or as many
 //! as `LOCK_SERVER_TRIAL_SECONDS` says. The examiner first proves on doctored journals that it notices
 //! what it is there to notice. With no watch for hang-ups in the server, some grants of each run went to
 //! the dead; with its queue served from the other end, hundreds were out of turn; with UNLOCK open to
@@ -53,6 +54,9 @@ fn main() {
         Ok(role) => panic!("no role {role}"),
         Err(_) => {}
     }
+    if std::env::args().any(|argument| argument == "--list") {
+        return println!("{NAME}: test");
+    }
     let wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|argument| !argument.starts_with('-'))
@@ -66,7 +70,7 @@ fn main() {
                 .parse()
                 .expect("LOCK_SERVER_TRIAL_SECONDS is a number")
         });
-        trial(seconds);
+        processes_that_die_sleep_and_hang_up_take_turns_on_every_key(seconds);
         println!("test {NAME} ... ok");
     }
     println!(
@@ -76,7 +80,7 @@ fn main() {
     );
 }
 
-fn trial(seconds: u64) {
+fn processes_that_die_sleep_and_hang_up_take_turns_on_every_key(seconds: u64) {
     let server = Server::start();
     let mut crowd = Crowd::start([server.port, server.classic_port]);
     crowd.disturb(Duration::from_secs(seconds));

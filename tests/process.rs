@@ -1,6 +1,9 @@
 //! The server as a process: start, stop, and what becomes of it when somebody else interferes.
 //!
-//! Runs without a harness, one test after another, and plays other roles as a child of itself.
+//! A binary of its own, without a harness, because it is what `Server::start` is made for: a program with a `main` of
+//! its own, which is executed again as a server. Its tests change their process: they fork it, change its signals,
+//! log and limits, count its descriptors, threads and memory, trace its children and send it signals. So they run one
+//! after another, with no thread beside them but their own. It plays other roles as a child of itself.
 
 mod common;
 
@@ -14,7 +17,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Wire, ask, bound, ms, options, start, until, waiting_wire};
+use common::{PATIENCE, Wire, ask, bound, free_port, ms, options, start, until, waiting_wire};
 use lock_server::{Client, ClientOptions, Error, Lease, Options, Server, Unreached};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -166,6 +169,10 @@ fn main() {
             a_thousand_guards_are_kept_by_a_few_threads,
         ),
         (
+            "many_spawned_servers_come_and_go_without_leaving_descriptors",
+            many_spawned_servers_come_and_go_without_leaving_descriptors,
+        ),
+        (
             "every_start_beside_busy_threads_serves",
             every_start_beside_busy_threads_serves,
         ),
@@ -198,6 +205,9 @@ fn main() {
             run_serves_in_this_process_until_it_is_told_to_stop,
         ),
     ];
+    if std::env::args().any(|arg| arg == "--list") {
+        return tests.iter().for_each(|(name, _)| println!("{name}: test"));
+    }
     let wanted: Vec<String> = std::env::args()
         .skip(1)
         .filter(|arg| !arg.starts_with('-'))
@@ -992,6 +1002,17 @@ fn a_thousand_guards_are_kept_by_a_few_threads() {
     assert!(kilobytes <= 40_000, "{kilobytes} kB");
 }
 
+fn many_spawned_servers_come_and_go_without_leaving_descriptors() {
+    let count = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = count();
+    for _ in 0..50 {
+        let mut server = Server::new(options());
+        server.spawn().expect("it serves on a free port");
+        drop(server.client("CLIENT_A").guard("KEYA").unwrap());
+    }
+    until("they are closed", || count() <= before);
+}
+
 fn resident_kilobytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
@@ -1376,14 +1397,6 @@ fn link_of(fd: i32) -> String {
         .unwrap()
         .to_string_lossy()
         .into_owned()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 /// A client's LOCK that is known to wait, because a second one of its name is refused at once.

@@ -42,6 +42,7 @@ struct Road {
     /// How many connections there were.
     connections: AtomicUsize,
     is_broken: AtomicBool,
+    is_closed: AtomicBool,
     /// The ends of what is to be broken off by hand. A connection is open as long as one stands here.
     ends: Mutex<Vec<TcpStream>>,
 }
@@ -58,8 +59,14 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming() {
                 let client = client.expect("a client");
+                if road.is_closed.load(SeqCst) {
+                    break;
+                }
                 let first = road.connections.fetch_add(1, SeqCst) == 0;
                 until("the road is whole", || !road.is_broken.load(SeqCst));
+                if road.is_closed.load(SeqCst) {
+                    break;
+                }
                 let server = TcpStream::connect(("127.0.0.1", server)).expect("it listens");
                 let by_hand = [&client, &server].into_iter().filter(|_| cut == Cut::Never);
                 for end in by_hand {
@@ -90,6 +97,17 @@ impl Proxy {
     /// Lets connections through again.
     pub fn mend(&self) {
         self.road.is_broken.store(false, SeqCst);
+    }
+}
+
+/// Ends the thread that accepts: a test makes hundreds of proxies, and what stays of them makes each fork of this
+/// process slower.
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.road.is_closed.store(true, SeqCst);
+        self.mend();
+        // It fails where the thread has ended by a panic.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 

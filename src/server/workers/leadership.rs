@@ -5,7 +5,13 @@
 //! client that does not read, it can be deposed: another thread leads then, and the old leader finds
 //! out when it comes back.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+#[cfg(not(test))]
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+
+// The model runs this very code on atomics whose every interleaving it tries.
+#[cfg(test)]
+use self::tests::model::AtomicU64;
 
 /// The number of the present leader, doubled, and in the lowest bit whether it serves a request.
 pub(crate) struct Leadership(AtomicU64);

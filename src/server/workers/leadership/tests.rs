@@ -1,5 +1,7 @@
 //! Who leads, and who does when that one is stuck.
 
+pub(super) mod model;
+
 use std::sync::atomic::AtomicBool;
 use std::thread;
 

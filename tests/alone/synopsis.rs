@@ -1,14 +1,13 @@
 //! The seed's synopsis, with its real times.
 
-mod common;
-
 use std::time::{Duration, Instant, SystemTime};
 
-use common::ms;
+use crate::common::{alone, ms};
 use lock_server::{Client, ClientOptions, Options, Server};
 
 #[test]
 fn client_b_gets_the_key_when_the_lease_of_client_a_runs_out() {
+    let _alone = alone();
     let mut server = Server::new(Options {
         lock_timeout: Duration::from_secs(10),
         lock_attempt_timeout: Duration::from_secs(12),

@@ -1,7 +1,5 @@
 //! The command as a person or a script uses it: the real program, its output and its exit codes.
 
-mod common;
-
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,7 +18,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 use nix::unistd::{Pid, Uid, chown};
 use tempfile::TempDir;
 
-use common::program::{Outcome, PROGRAM, clean, program, typed};
+use crate::common::bound;
+use crate::common::program::{Outcome, PROGRAM, clean, program, typed};
 
 const VERBS: [&str; 13] = [
     "run", "start", "stop", "restart", "status", "lock", "unlock", "renew", "check", "verify",
@@ -366,7 +365,7 @@ fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
         server.signal(signal);
         assert_eq!(server.exit_code(), Some(0), "{signal}");
         let took = begin.elapsed();
-        assert!(took < Duration::from_secs(1), "{signal}: {took:?}");
+        assert!(took < bound(Duration::from_secs(1)), "{signal}: {took:?}");
         let broken_off = told.recv().expect("sent");
         assert!(!broken_off.contains('.'), "granted: {broken_off}");
     }
@@ -642,8 +641,12 @@ fn a_server_that_does_not_heed_sigterm_is_killed_after_five_seconds() {
     let begin = Instant::now();
     let line = format!("stopped process {pid}\n");
     daemon.typed("stop").expect(0, &line);
-    let took = begin.elapsed().as_secs_f64();
-    assert!((5.0..7.0).contains(&took), "{took}");
+    let took = begin.elapsed();
+    let five = Duration::from_secs(5);
+    assert!(
+        took >= five && took < five + bound(Duration::from_secs(2)),
+        "{took:?}"
+    );
     assert!(!daemon.pid_file.exists());
 }
 
@@ -1105,7 +1108,7 @@ fn no_server_is_exit_69_and_says_where_and_how_to_start_one() {
 }
 
 #[test]
-fn a_server_that_nobody_could_be_told_of_is_started_all_the_same() {
+fn a_server_is_started_where_nothing_can_be_printed() {
     let daemon = Daemon::none();
     let mut start = program(["start", "--port", "0", "--pid-file"]);
     let full = fs::File::options().write(true).open("/dev/full");
@@ -1117,7 +1120,7 @@ fn a_server_that_nobody_could_be_told_of_is_started_all_the_same() {
 }
 
 #[test]
-fn a_lock_that_nobody_could_be_told_of_is_unlocked() {
+fn a_lock_whose_answer_cannot_be_printed_is_unlocked() {
     let server = Foreground::run("");
     for options in ["", "--shell"] {
         let line = format!("lock {options} --port {} K", server.port());
@@ -1173,7 +1176,7 @@ fn ping_gives_up_after_one_attempt() {
     let closed = ClosedPort::new();
     let begin = Instant::now();
     typed(&format!("ping --port {}", closed.port)).expect(69, "");
-    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert!(begin.elapsed() < bound(Duration::from_secs(1)));
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! `lock-server exec`: a command under a lock, with the real program, real servers and real signals.
 
-mod common;
-
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,8 +9,8 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::program::{Outcome, PROGRAM, clean, program, shell_code};
-use common::{ask, ms, options, start, until};
+use crate::common::program::{Outcome, PROGRAM, clean, program, shell_code};
+use crate::common::{ask, ms, options, start, until};
 use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

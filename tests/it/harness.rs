@@ -1,7 +1,5 @@
 //! What a test harness does with the crate: a server beside it or within it, clients, waits, refusals.
 
-mod common;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -10,8 +8,8 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::proxy::{Break, Cut, Proxy};
-use common::{PATIENCE, Wire, ask, ms, options, start, until, waiting_wire};
+use crate::common::proxy::{Break, Cut, Proxy};
+use crate::common::{PATIENCE, Wire, ask, bound, ms, options, start, until, waiting_wire};
 use lock_server::{
     CancelToken, Client, ClientOptions, Error, LockOptions, Options, Refusal, Server, Unreached,
 };
@@ -117,18 +115,6 @@ fn a_spawned_server_still_answers_after_six_seconds() {
     guard.check().expect("it was renewed");
 }
 
-#[test]
-fn many_spawned_servers_come_and_go_without_leaving_descriptors() {
-    let count = || fs::read_dir("/proc/self/fd").unwrap().count();
-    let before = count();
-    for _ in 0..50 {
-        let server = spawned(options());
-        drop(server.client("CLIENT_A").guard("KEYA").unwrap());
-    }
-    // Other tests of this program open some, too.
-    until("they are closed", || count() < before + 100);
-}
-
 // Where a server is.
 
 #[test]
@@ -167,7 +153,12 @@ fn a_program_under_test_finds_the_server_by_its_environment() {
     let server = start(options());
     let program = |environment: &[(&str, String)]| {
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "program_under_test", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "harness::program_under_test",
+                "--ignored",
+                "--nocapture",
+            ])
             .env_remove("LOCK_SERVER")
             .envs(environment.iter().cloned())
             .output()
@@ -345,7 +336,8 @@ fn a_mute_server_takes_the_time_of_one_answer_and_the_error_names_the_lock() {
     assert_eq!((question.as_str(), *attempts), ("LOCK/KEYA/CLIENT_A", 2));
     assert!(error.is_retryable());
     // It was twice that and more; the rest is for the scheduler.
-    assert!(begun.elapsed() < ms(1900), "{:?}", begun.elapsed());
+    let most = ms(1000) + bound(ms(900));
+    assert!(begun.elapsed() < most, "{:?}", begun.elapsed());
 }
 
 /// Ends a server in good order and starts another one in its place.

@@ -1,7 +1,5 @@
 //! What a fence is for: a holder that was stopped past its lease, and a server that was restarted.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -9,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{PATIENCE, ms, options, start, until};
+use crate::common::{PATIENCE, ms, options, start, until};
 use lock_server::{Client, Guard, LockOptions, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -165,7 +163,12 @@ fn other_process() {
 fn other_process_as(role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command
-        .args(["--exact", "other_process", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "working_safely::other_process",
+            "--ignored",
+            "--nocapture",
+        ])
         .env(ROLE, role)
         .stdout(Stdio::null());
     command

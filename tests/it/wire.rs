@@ -1,13 +1,11 @@
 //! The wire, as transcripts: send this, expect that.
 
-mod common;
-
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{PATIENCE, Wire, ask, masked, ms, options, start, until, waiting_wire};
+use crate::common::{PATIENCE, Wire, ask, masked, ms, options, start, until, waiting_wire};
 use lock_server::{Options, Server};
 
 /// A server whose leases and patience do not end during a test.
@@ -450,7 +448,7 @@ fn a_lapsed_lease_is_nobodys() {
 }
 
 #[test]
-fn who_has_waited_in_vain_has_lost_the_place_and_may_come_again() {
+fn a_timed_out_waiter_leaves_the_queue_and_may_come_again() {
     let server = impatient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let began = Instant::now();

@@ -1,13 +1,11 @@
 //! Many clients, one key, real HTTP.
 
-mod common;
-
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use common::{PATIENCE, Wire, ask, options, start, waiting_wire};
+use crate::common::{PATIENCE, Wire, ask, options, start, waiting_wire};
 use lock_server::Options;
 
 /// 64 threads, each with a client of its own, take 200 turns each.

@@ -1,14 +1,12 @@
 //! What a client is told of its leases, and what it does when its connections break.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::proxy::{Break, Cut, Proxy};
-use common::{PATIENCE, ask, ms, options, start, until, waiting_wire};
+use crate::common::proxy::{Break, Cut, Proxy};
+use crate::common::{PATIENCE, ask, ms, options, start, until, waiting_wire};
 use lock_server::{
     Client, ClientOptions, Error, Lease, LockOptions, Options, Refusal, RenewOptions, Server,
 };

@@ -1,11 +1,9 @@
 //! What the wire has beyond the seed's, through real sockets: times for each request, renewals, fences,
 //! repeats, and who holds a key.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Reply, Wire, ask, ms, options, start, until};
+use crate::common::{PATIENCE, Reply, Wire, ask, ms, options, start, until};
 use lock_server::{Options, Server};
 
 /// A server whose leases and patience do not end during a test.

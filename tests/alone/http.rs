@@ -1,32 +1,21 @@
-//! The front door under load, faults and hostile input.
-//!
-//! One test at a time: they measure, and they crowd the machine.
-
-mod common;
+//! The HTTP transport under load, faults and hostile input.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::program::program;
-use common::{
-    Wire, ask, bound, limit_descriptors, ms, options, ports, run, start, until, waiting_wire,
+use crate::common::program::program;
+use crate::common::{
+    Wire, alone, ask, bound, limit_descriptors, ms, options, ports, raise_own_limit, run, start,
+    until, waiting_wire,
 };
 use lock_server::{Options, Server};
 use nix::sys::signal::{self, Signal};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
-
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    // A test that failed has left nothing behind.
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn patient() -> Options {
     Options {
@@ -109,7 +98,7 @@ fn an_idle_server_takes_less_than_half_a_percent_of_a_core() {
     assert!(used <= ms(20), "{used:?} in 4 s, the last of five times");
 }
 
-/// Without a new door nobody was answered again; seen with `reopen` returning early.
+/// Without a new instance nobody was answered again; seen with `reopen` returning early.
 #[test]
 fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free()
  {
@@ -283,7 +272,7 @@ fn beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers() {
 fn a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience() {
     const LAPS: usize = 4;
     let _alone = alone();
-    raise_own_limit();
+    raise_own_limit(20_000);
     let server = start(patient());
     let mut teller = Wire::to(&server);
     teller.ask("/LOCK/KEYA/teller");
@@ -341,7 +330,7 @@ const WAITERS: usize = 8000;
 #[test]
 fn eight_thousand_waiters_on_one_key_are_served_in_their_order() {
     let _alone = alone();
-    raise_own_limit();
+    raise_own_limit(20_000);
     let server = start(patient());
     let mut teller = Wire::to(&server);
     assert_ne!(teller.ask("/LOCK/KEYA/holder").body, "0\n");
@@ -379,7 +368,7 @@ fn eight_thousand_waiters_on_one_key_are_served_in_their_order() {
 #[test]
 fn eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_second() {
     let _alone = alone();
-    raise_own_limit();
+    raise_own_limit(20_000);
     let mut server = Foreground::start(&["--lock-timeout", "600", "--lock-attempt-timeout", "600"]);
     let (pid, port) = (server.process.id(), server.port);
     assert_ne!(Wire::to_port(port).ask("/LOCK/KEYA/holder").body, "0\n");
@@ -683,14 +672,4 @@ fn status(pid: u32, name: &str) -> usize {
         .find_map(|line| line.strip_prefix(name))
         .unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-fn raise_own_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    assert!(
-        hard >= 20_000,
-        "this test needs 20,000 descriptors, and the hard limit is {hard}"
-    );
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }

@@ -143,7 +143,7 @@ struct Room {
 }
 
 fn rooms() -> Vec<Room> {
-    let page = include_str!("../src/guide/architecture.md");
+    let page = include_str!("../../src/guide/architecture.md");
     let table = page.split("| may import |").nth(1).expect("the table");
     let rows = table.lines().skip(2).take_while(|line| !line.is_empty());
     let in_code = |cell: &str| -> Vec<String> {

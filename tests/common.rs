@@ -2,18 +2,22 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "common/program.rs"]
 pub mod program;
+#[path = "common/proxy.rs"]
 pub mod proxy;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lock_server::{Options, Server};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
@@ -96,11 +100,34 @@ pub fn ports(introduction: &str) -> (u16, Option<u16>) {
     (port, after("classic clients: port "))
 }
 
+/// For those tests of a binary that crowd the machine or measure it: one of them at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A test that failed has left nothing behind.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Raises the soft limit of descriptors of this process to the hard one, for tests that open so many.
+pub fn raise_own_limit(needed: u64) {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    assert!(
+        hard >= needed,
+        "this test needs {needed} descriptors, and the hard limit is {hard}"
+    );
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
 /// Waits until something is true.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        assert!(Instant::now() < deadline, "waited for 30 s until {what}");
         std::thread::sleep(ms(1));
     }
 }

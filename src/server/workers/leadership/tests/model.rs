@@ -1,0 +1,147 @@
+//! Every interleaving of a leader, those that follow it, and the loop that looks after them.
+//!
+//! It runs the code of `leadership.rs` itself, on loom's atomics, and the steps of the HTTP transport around it: a
+//! leader receives, serves, and comes back to receive; the loop takes a vacant lead or deposes who serves, and has a
+//! thread lead, for which there may be no thread.
+//!
+//! Seen to fail: `depose` with a store instead of its comparison, of a leader that receives, without a new number,
+//! or that answers `None` once; `receive` with a store, or a load and a store, instead of its comparison; `serve` with
+//! `Relaxed`, where loom sees that the next leader need not see the requests taken before it; a loop that forgets the
+//! lead that no thread was found for.
+
+use std::sync::atomic::{self, Ordering};
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+
+use crate::server::workers::leadership::{Lead, Leadership};
+
+/// The number of `leadership.rs`: the standard library's, but in a model, whose threads loom runs.
+pub(in crate::server::workers::leadership) enum AtomicU64 {
+    Real(atomic::AtomicU64),
+    Modelled(loom::sync::atomic::AtomicU64),
+}
+
+impl AtomicU64 {
+    pub fn new(number: u64) -> Self {
+        AtomicU64::Real(atomic::AtomicU64::new(number))
+    }
+
+    pub fn load(&self, order: Ordering) -> u64 {
+        match self {
+            AtomicU64::Real(number) => number.load(order),
+            AtomicU64::Modelled(number) => number.load(order),
+        }
+    }
+
+    pub fn store(&self, new: u64, order: Ordering) {
+        match self {
+            AtomicU64::Real(number) => number.store(new, order),
+            AtomicU64::Modelled(number) => number.store(new, order),
+        }
+    }
+
+    pub fn compare_exchange(
+        &self,
+        present: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        match self {
+            AtomicU64::Real(number) => number.compare_exchange(present, new, success, failure),
+            AtomicU64::Modelled(number) => number.compare_exchange(present, new, success, failure),
+        }
+    }
+}
+
+/// What an instance of the HTTP transport has of this.
+struct Instance {
+    leadership: Leadership,
+    /// The requests taken so far. loom panics where two threads are here at once, or where the one that comes later
+    /// may not see what the earlier one has done.
+    requests: UnsafeCell<u32>,
+}
+
+/// How a leader's thread ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// With its last request: it would go on.
+    Leading,
+    Deposed,
+}
+
+impl Instance {
+    /// As the transport's `lead`, for so many requests.
+    fn lead(&self, lead: &Lead, requests: u32) -> Ended {
+        for _ in 0..requests {
+            // SAFETY: loom checks that nobody else is here.
+            self.requests.with_mut(|count| unsafe { *count += 1 });
+            self.leadership.serve(lead);
+            // Here it writes, and may be stuck.
+            if !self.leadership.receive(lead) {
+                return Ended::Deposed;
+            }
+        }
+        Ended::Leading
+    }
+}
+
+/// Runs a model in which the loop looks so many times, takes every leader that serves for stuck, and has a thread or
+/// none for the lead that it finds. Each leader serves so many requests. A larger model tries the interleavings with so
+/// many preemptions alone, or it would take hours.
+fn try_interleavings(preemptions: Option<usize>, requests: u32, has_thread: &'static [bool]) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = preemptions;
+    model.check(move || {
+        let instance = Arc::new(Instance {
+            leadership: Leadership(AtomicU64::Modelled(loom::sync::atomic::AtomicU64::new(0))),
+            requests: UnsafeCell::new(0),
+        });
+        let start = |lead: Lead| {
+            let instance = instance.clone();
+            thread::spawn(move || instance.lead(&lead, requests))
+        };
+        let mut leaders = vec![start(Lead(0))];
+        // The loop alone touches it.
+        let mut vacant = None;
+        for &has_thread in has_thread {
+            match vacant.take().or_else(|| instance.leadership.depose()) {
+                Some(lead) if has_thread => leaders.push(start(lead)),
+                kept => vacant = kept,
+            }
+        }
+        let ended = leaders.into_iter().map(|leader| leader.join().unwrap());
+        let mut ended: Vec<Ended> = ended.collect();
+        let last = match vacant {
+            None => Ended::Leading,
+            // The lead is kept for the next one, so the last leader was deposed, too.
+            Some(_) => Ended::Deposed,
+        };
+        assert!(
+            ended.pop() == Some(last),
+            "nobody leads, or one that was deposed"
+        );
+        assert!(
+            ended.iter().all(|ended| *ended == Ended::Deposed),
+            "two lead"
+        );
+    });
+}
+
+#[test]
+fn in_every_interleaving_one_leads_and_who_is_deposed_finds_out() {
+    try_interleavings(None, 2, &[true]);
+    try_interleavings(None, 1, &[true, true]);
+    try_interleavings(Some(3), 3, &[true, true, true]);
+}
+
+#[test]
+fn in_every_interleaving_a_lead_without_a_thread_is_kept_until_there_is_one() {
+    try_interleavings(None, 2, &[false]);
+    try_interleavings(None, 2, &[false, true]);
+    try_interleavings(None, 1, &[true, false]);
+    try_interleavings(None, 1, &[false, false, true]);
+    try_interleavings(Some(3), 2, &[true, false, true, false]);
+}

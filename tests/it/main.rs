@@ -1,0 +1,224 @@
+//! The tests that run side by side, each with servers of its own, and the table of what proves what.
+//!
+//! Layers may repeat a rule; the table names the test that counts: `module::name` here, and with the name of the binary
+//! or the path in `src/` where it stands elsewhere. A test of this file looks each of them up.
+//!
+//! | promise | proof |
+//! |---|---|
+//! | **Locks** | |
+//! | never two live leases on one key, grants in the order of arrival, none to the dead, no key stuck, nothing left in the end | `mutual_exclusion::processes_that_die_sleep_and_hang_up_take_turns_on_every_key` |
+//! | that trial notices what it has to | `mutual_exclusion::the_examiner_notices_what_it_should` |
+//! | of many clients on one key never two are inside | `contention::of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused` |
+//! | first come, first served | `contention::waiters_are_served_in_the_order_of_their_arrival` |
+//! | the same for thousands | `alone::http::eight_thousand_waiters_on_one_key_are_served_in_their_order` |
+//! | at the end of a lease the next one has the key, and its lease counts from then | `wire::a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_from_then` |
+//! | within 50 ms, with the seed's example and times | `alone::synopsis::client_b_gets_the_key_when_the_lease_of_client_a_runs_out` |
+//! | a lease that is over is nobody's | `wire::a_lapsed_lease_is_nobodys` |
+//! | a holder that asks again is refused at once | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
+//! | a name that waits is refused at once, and its wait goes on | `wire::a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on` |
+//! | a wait ends with its patience, and the place is gone | `wire::a_timed_out_waiter_leaves_the_queue_and_may_come_again` |
+//! | a patience of zero tries once | `wire::a_patience_of_zero_tries_once` |
+//! | a LOCK that waits blocks nobody else | `wire::a_waiting_lock_blocks_nobody_else` |
+//! | a waiter that goes loses its place within a second | `alone::http::a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second` |
+//! | a waiter that is watched and goes is never granted the key | `alone::http::a_watched_waiter_that_goes_is_never_granted_the_key` |
+//! | who goes after the grant keeps the lease | `alone::http::who_hangs_up_after_the_grant_keeps_the_lease` |
+//! | a wait that begins while a crowd of waits is looked after ends with its patience | `alone::http::a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience` |
+//! | **Leases and fences** | |
+//! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
+//! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
+//! | times have caps | `leases::the_caps_are_an_hour_and_never_less_than_the_servers_own_times` |
+//! | RENEW returns the new end, under the same fence | `leases::a_renewal_says_the_new_expiry_under_the_same_fence` |
+//! | RENEW without a time lasts as long as before | `leases::a_renewal_that_names_no_time_lasts_as_long_as_the_lease_did` |
+//! | only the holder renews | `leases::a_renewal_by_anyone_but_the_holder_is_0` |
+//! | fences grow over all keys, and are exact in a JSON number | `leases::fences_grow_over_all_keys_and_are_exact_in_a_json_number` |
+//! | fences grow over a restart | `leases::fences_grow_over_a_restart` |
+//! | a stale fence does nothing | `leases::a_stale_fence_releases_renews_and_verifies_nothing` |
+//! | a repeat under one ID is granted once | `leases::a_repeat_after_the_grant_gets_the_same_grant` |
+//! | a repeat takes over the place | `leases::a_repeat_takes_over_the_place_of_the_one_that_waits` |
+//! | a place is kept for 2 s | `leases::who_comes_back_within_two_seconds_stands_before_those_who_came_later` |
+//! | and no longer | `leases::who_comes_back_later_than_that_stands_at_the_end` |
+//! | a store that has the fence before the read loses no update | `working_safely::a_pool_of_processes_of_which_one_is_stopped_loses_no_update` |
+//! | a store that gets the fence with the write loses one | `working_safely::a_fence_that_comes_with_the_write_alone_is_too_late` |
+//! | **The wire** | |
+//! | each verb answers with the bytes of the contract | `wire::each_verb_is_answered_with_the_bytes_of_the_contract` |
+//! | POST means what GET means | `wire::post_means_what_get_means` |
+//! | PING returns the server's times | `wire::ping_says_1_and_the_times_of_this_server` |
+//! | HTTP/1.0 | `wire::http_1_0_is_answered_and_its_connection_closed_unless_it_asks_otherwise` |
+//! | names are UTF-8, any character escaped | `wire::names_are_utf_8_with_any_character_escaped` |
+//! | names are up to 1,024 bytes | `wire::names_are_up_to_1024_bytes_long` |
+//! | what is not understood gets a status and a sentence | `wire::what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing` |
+//! | a bad parameter gets 400 and changes nothing | `leases::a_parameter_that_is_not_understood_gets_400_and_changes_nothing` |
+//! | other methods get 405 | `wire::other_methods_get_405_and_are_told_which_ones_there_are` |
+//! | parameters in a body are refused | `wire::parameters_in_a_body_are_refused_and_nothing_is_done` |
+//! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
+//! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
+//! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
+//! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
+//! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
+//! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
+//! | **The classic wire** | |
+//! | each verb answers with the original's bytes | `classic::each_verb_is_answered_with_the_bytes_of_the_original_however_the_request_is_written` |
+//! | both wires share the locks | `classic::each_wire_has_its_own_bytes_and_sees_the_others_locks` |
+//! | and one queue | `classic::waiters_of_both_wires_stand_in_one_queue` |
+//! | names are raw | `classic::names_are_raw` |
+//! | a bad name is answered 0 | `classic::a_name_that_is_missing_empty_too_long_or_not_utf_8_is_answered_0` |
+//! | an unknown verb closes the connection | `classic::an_unknown_verb_gets_the_end_of_the_connection_and_nothing_else` |
+//! | a web page is turned away | `classic::what_a_web_page_sends_gets_the_end_of_the_connection_and_locks_nothing` |
+//! | a request is there whole within 10 s | `classic::a_request_that_is_not_there_after_10_s_gets_the_end_of_the_connection_and_a_waiter_does_not` |
+//! | and within 64 kB | `classic::a_request_of_more_than_64_kb_gets_the_end_of_the_connection` |
+//! | a waiter that is killed is never granted the key | `classic::a_waiter_killed_with_sigkill_is_never_granted_the_key` |
+//! | the end comes within a second, and waiters get 0 | `classic::the_end_comes_within_a_second_and_waiters_are_answered_0` |
+//! | HTTP at the classic port is told so | `classic::a_client_that_speaks_http_is_told_that_this_port_does_not` |
+//! | **Limits** | |
+//! | 64 connections at once are answered within 250 ms | `alone::http::of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
+//! | a waiter costs 32 kB, and 8,000 end with the server within a second | `alone::http::eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_second` |
+//! | an idle server takes half a percent of a core | `alone::http::an_idle_server_takes_less_than_half_a_percent_of_a_core` |
+//! | out of descriptors the locks stay, and connections are served within a second of some being free | `alone::http::out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
+//! | the same on the classic port | `classic::out_of_descriptors_the_locks_stay_and_connections_are_answered_once_some_are_free` |
+//! | its threads are bounded | `classic::threads_are_bounded_and_the_most_silent_client_makes_room_for_the_next` |
+//! | beyond `max_waiters` and `max_keys`: 503 | `alone::http::beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers` |
+//! | a huge body costs its own connection | `alone::http::a_huge_body_announced_costs_only_its_own_connection` |
+//! | requests sent ahead delay nobody else | `alone::http::a_hundred_thousand_requests_sent_ahead_delay_nobody_else` |
+//! | a client that never reads delays nobody | `alone::http::a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
+//! | one thread takes requests at any time, and one always does | `server::workers::leadership::tests::model::in_every_interleaving_one_leads_and_who_is_deposed_finds_out` |
+//! | also where the system has no thread for it | `server::workers::leadership::tests::model::in_every_interleaving_a_lead_without_a_thread_is_kept_until_there_is_one` |
+//! | **A server as a process** | |
+//! | `start` returns the pid once it answers | `process::start_returns_the_childs_pid_once_it_answers` |
+//! | also beside busy threads | `process::every_start_beside_busy_threads_serves` |
+//! | `stop` breaks off waits and frees the port | `process::stop_breaks_off_waiting_locks_and_frees_the_port` |
+//! | what waits, or stands behind it, is answered when the server ends | `alone::http::what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends` |
+//! | a busy port is tried again as configured | `process::a_busy_port_is_tried_again_as_configured` |
+//! | options out of range are refused | `process::options_out_of_range_are_refused_before_anything_is_bound` |
+//! | a started server ends with its parent, however that ends | `process::the_child_ends_with_its_parent_process_however_that_ends` |
+//! | unless it is to outlive it | `process::a_child_told_to_outlives_its_parent` |
+//! | it has nothing of its parent's: descriptors | `process::the_child_keeps_no_descriptor_but_its_own` |
+//! | signals, buffers, what runs at exit | `process::the_child_takes_no_part_in_the_parents_signals_buffers_and_exit` |
+//! | the parent's standard streams | `process::many_servers_and_the_pipe_end_with_a_parent_that_is_killed` |
+//! | Ctrl-C reaches the program alone | `process::ctrl_c_reaches_the_parent_and_not_the_server` |
+//! | a server that hangs is ended | `process::a_hung_child_is_ended_by_its_watchdog` |
+//! | no start makes a second copy of the program | `process::a_parent_killed_within_start_leaves_no_second_copy_of_itself` |
+//! | a program with more rights than its caller is not executed again | `process::a_program_with_more_rights_than_its_caller_is_not_executed_again` |
+//! | a start that fails says why | `process::a_child_that_does_not_serve_says_why` |
+//! | SHUTDOWN ends a server that allows it | `wire::shutdown_ends_a_server_that_allows_it` |
+//! | the log goes to its file | `harness::a_started_server_logs_to_the_file_it_is_told` |
+//! | `spawn` serves in this process | `harness::a_spawned_server_serves_in_this_process_and_frees_its_port_when_it_is_stopped` |
+//! | and leaves no descriptors | `process::many_spawned_servers_come_and_go_without_leaving_descriptors` |
+//! | `run` ends by a signal, and two share the signals | `process::two_runs_in_one_process_share_the_signals` |
+//! | a fork's copies end nothing | `process::handles_dropped_in_a_forked_child_end_nothing` |
+//! | each side of a fork gets its own answers | `process::a_client_on_both_sides_of_a_fork_gets_its_own_answers` |
+//! | **The client** | |
+//! | a LOCK whose connection breaks at any byte is granted once | `client::a_lock_whose_connection_is_reset_at_any_byte_is_granted_once` |
+//! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |
+//! | a waiter whose connection breaks keeps its place | `client::a_waiter_whose_connection_breaks_keeps_its_place` |
+//! | `remaining` is never too long | `client::what_is_left_of_a_lease_is_never_more_than_the_server_says` |
+//! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_asked_twice` |
+//! | `lock_all`: all or none | `client::lock_all_locks_none_where_one_is_not_to_be_had` |
+//! | `guard_all`: all or none | `harness::guard_all_keeps_all_keys_or_none` |
+//! | a guard renews | `guard::a_guard_renews_its_lease_again_and_again_under_one_fence` |
+//! | a guard that a panic drops unlocks | `guard::a_guard_that_a_panic_drops_unlocks` |
+//! | a guard hears that its lease is over | `guard::a_guard_hears_from_the_server_that_its_lease_is_over` |
+//! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_can_not_be_renewed_is_lost_at_its_deadline_for_good` |
+//! | a thousand guards take a few threads | `process::a_thousand_guards_are_kept_by_a_few_threads` |
+//! | a wait is called off | `harness::a_wait_is_called_off_from_another_thread_and_leaves_the_queue` |
+//! | an endless wait keeps its place | `harness::a_wait_without_an_end_is_longer_than_the_servers_longest_and_keeps_its_place` |
+//! | an error says where, how often and why | `process::a_client_says_where_it_found_nobody_and_how_often_it_tried` |
+//! | a refusal says why, and whether to try again | `harness::a_refusal_says_why_and_whether_to_try_again` |
+//! | an answer to another question is no grant | `harness::the_answer_to_another_question_is_an_error_and_no_grant` |
+//! | `LOCK_SERVER` leads a program to the server | `harness::a_program_under_test_finds_the_server_by_its_environment` |
+//! | **The command** | |
+//! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
+//! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
+//! | `run` ends by SIGINT and SIGTERM with 0 | `command::sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait` |
+//! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
+//! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
+//! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
+//! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
+//! | the environment says where and who | `command::the_environment_says_where_and_who_and_options_win` |
+//! | **exec** | |
+//! | two never run at the same time | `exec::two_that_race_two_hundred_times_never_overlap` |
+//! | the command's own code | `exec::the_exit_code_is_the_command_s_own` |
+//! | 128+N where a signal ended it | `exec::a_command_that_a_signal_ended_is_128_and_its_number` |
+//! | 64, wrong usage | `exec::wrong_usage_is_64_and_runs_nothing` |
+//! | 69, no server | `exec::no_server_is_69_where_it_may_not_wait_for_one` |
+//! | 71, no thread | `exec::no_thread_is_71_or_69_and_runs_nothing` |
+//! | 75, or `-E` | `exec::not_obtained_is_75_or_what_is_wished_for_and_runs_nothing` |
+//! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
+//! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
+//! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
+//! | a command keeps the key for as long as it takes | `exec::a_command_that_takes_longer_than_its_lease_keeps_the_key` |
+//! | and does not outlive its lease | `exec::where_the_server_is_killed_the_command_is_gone_before_its_lease_ends` |
+//! | signals are handed on | `exec::signals_are_handed_on_to_the_command` |
+//! | SIGKILL leaves nothing running | `exec::killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out` |
+//! | the command finds key, name, fence and server | `exec::the_command_is_told_key_name_fence_and_server` |
+//! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
+//! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
+//! | **The house** | |
+//! | no import circles | `architecture::there_are_no_import_circles_but_those_that_the_architecture_page_names` |
+//! | no arrow upward | `architecture::no_room_imports_from_a_higher_one` |
+
+#[path = "../common.rs"]
+mod common;
+
+mod architecture;
+mod classic;
+mod client;
+mod command;
+mod contention;
+mod exec;
+mod guard;
+mod harness;
+mod leases;
+mod wire;
+mod working_safely;
+
+use std::fs;
+use std::path::Path;
+
+const THIS: &str = include_str!("main.rs");
+
+/// The file of a module, seen from here, from `tests/` or from `src/`.
+fn file(modules: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = modules.replace("::", "/") + ".rs";
+    ["tests/it", "tests", "src"]
+        .iter()
+        .find_map(|folder| fs::read_to_string(root.join(folder).join(&path)).ok())
+        .unwrap_or_else(|| panic!("no file {path}"))
+}
+
+#[test]
+fn each_test_that_the_table_names_exists() {
+    let rows = THIS.lines().filter_map(|line| line.strip_prefix("//! | "));
+    let proofs: Vec<&str> = rows
+        .filter_map(|row| row.rsplit_once(" | `")?.1.strip_suffix("` |"))
+        .collect();
+    assert!(proofs.len() > 100, "the table is found");
+    for proof in proofs {
+        let (modules, name) = proof.rsplit_once("::").expect("module::name");
+        let is_there = file(modules).contains(&format!("fn {name}("));
+        assert!(is_there, "{proof}");
+    }
+}
+
+#[test]
+fn each_file_of_tests_belongs_to_a_binary() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("it is there");
+    for folder in ["tests", "tests/it", "tests/alone"] {
+        // Where there is no main.rs, a file is a binary.
+        let main = fs::read_to_string(root.join(folder).join("main.rs"));
+        for entry in fs::read_dir(root.join(folder)).expect("a folder") {
+            let name = entry.expect("an entry").file_name();
+            let name = name.to_str().expect("UTF-8");
+            let Some(module) = name.strip_suffix(".rs") else {
+                continue;
+            };
+            let is_known = match &main {
+                Ok(main) => main.contains(&format!("\nmod {module};")),
+                Err(_) => manifest.contains(&format!("\"tests/{name}\"")),
+            };
+            let is_shared = ["main", "common"].contains(&module);
+            assert!(is_known || is_shared, "nobody runs {folder}/{name}");
+        }
+    }
+}
