@@ -18,7 +18,7 @@ mod host;
 mod lease;
 #[cfg_attr(
     not(feature = "server"),
-    allow(dead_code, reason = "the server's half")
+    allow(dead_code, unused_imports, reason = "the server's half")
 )]
 mod protocol;
 mod refusal;

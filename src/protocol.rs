@@ -359,20 +359,16 @@ impl From<Malformed> for Reply {
     fn from(why: Malformed) -> Self {
         match why {
             Malformed::NoSuchVerb => {
-                Reply::refusal(Status::NotFound, Refusal::NoSuchVerb, no_such_verb())
+                let [others @ .., last] = &VERBS;
+                let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+                let message = format!("no such verb; ask {} or {last}", others.join(", "));
+                Reply::refusal(Status::NotFound, Refusal::NoSuchVerb, message)
             }
             Malformed::BadRequest(reason) => {
                 Reply::refusal(Status::BadRequest, Refusal::BadRequest, reason)
             }
         }
     }
-}
-
-/// The sentence that names all verbs.
-fn no_such_verb() -> String {
-    let [others @ .., last] = &VERBS;
-    let others: Vec<String> = others.iter().map(ToString::to_string).collect();
-    format!("no such verb; ask {} or {last}", others.join(", "))
 }
 
 #[cfg(test)]

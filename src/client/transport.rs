@@ -180,8 +180,7 @@ impl Transport {
             .limit(MAX_REPLY as u64)
             .read_to_string()
             .map_err(NoAnswer::in_the_body)?;
-        let headers = response.headers();
-        let header = |name: &str| Some(headers.get(name)?.as_bytes());
+        let header = |name: &str| Some(response.headers().get(name)?.as_bytes());
         match ParsedReply::parse(status, header, &body, id) {
             Ok(reply) => Ok(HttpAnswer {
                 reply,

@@ -88,10 +88,8 @@ fn parse_value<'a>(
 ) -> Result<Value<'a>, Malformed> {
     let parsed = match &row.range {
         Range::Seconds(least, most) => {
-            // A sign, and the words that mean no number, are parsed as numbers, too.
-            let is_number = value.starts_with(|first: char| first.is_ascii_digit() || first == '.');
-            let seconds = parse_seconds(&value).filter(|_| is_number);
-            let seconds = seconds.filter(|seconds| (*least..=most(max)).contains(seconds));
+            let range = *least..=most(max);
+            let seconds = parse_seconds(&value).filter(|seconds| range.contains(seconds));
             seconds.map(Value::Seconds)
         }
         Range::Number(range, _) => {

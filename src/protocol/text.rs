@@ -60,10 +60,10 @@ fn bad_escape(segment: &str) -> Option<&str> {
         // Cut in the middle of a character, it is as bad as it is short.
         segment.get(at..(at + 3).min(segment.len())).unwrap_or("%")
     });
-    escapes.into_iter().find(|escape| {
-        let digits = &escape.as_bytes()[1..];
-        digits.len() != 2 || !digits.iter().all(u8::is_ascii_hexdigit)
-    })
+    let is_hex = |escape: &str| escape.bytes().skip(1).all(|byte| byte.is_ascii_hexdigit());
+    escapes
+        .into_iter()
+        .find(|escape| escape.len() != 3 || !is_hex(escape))
 }
 
 /// Enough of a stranger's text to recognise it.
@@ -85,7 +85,7 @@ pub(crate) fn is_id(value: &str) -> bool {
 pub(super) fn parse_whole(value: &str) -> Option<u64> {
     // The standard library's parser takes a plus sign, too.
     let is_whole = value.bytes().all(|byte| byte.is_ascii_digit());
-    value.parse().ok().filter(|_| is_whole)
+    is_whole.then(|| value.parse().ok()).flatten()
 }
 
 /// A duration as the headers carry it: seconds, three decimals, cut off.
@@ -97,9 +97,11 @@ impl fmt::Display for Seconds {
     }
 }
 
-/// Parses what [`Seconds`] writes.
+/// Parses a number of seconds: one without a sign, and none of the words that are numbers elsewhere.
 pub(super) fn parse_seconds(value: &str) -> Option<Duration> {
-    Duration::try_from_secs_f64(value.parse().ok()?).ok()
+    let is_number = value.starts_with(|first: char| first.is_ascii_digit() || first == '.');
+    let seconds = is_number.then(|| value.parse().ok()).flatten()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// A time as the seed prints it: Unix seconds with six decimals, cut off, so never late.

@@ -125,8 +125,7 @@ pub(crate) enum Range {
     Id,
 }
 
-/// The longest times that a question may ask for. Neither is over a year, so that adding one to an
-/// instant can't overflow.
+/// The longest times that a question may ask for, a year at the most: added to an instant, they can't overflow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MaxTimes {
     pub lock_timeout: Duration,
