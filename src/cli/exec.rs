@@ -9,6 +9,7 @@ mod acquisition;
 mod command;
 mod event;
 mod messages;
+mod notices;
 mod renewer;
 mod requester;
 mod schedule;
@@ -53,8 +54,8 @@ struct Job {
     messages: Messages,
 }
 
-/// How it all ended.
-enum End {
+/// How this program is to end.
+enum Exit {
     Code(u8),
     /// By a signal: the command, or the wait for the key.
     Signal(i32),
@@ -64,12 +65,12 @@ enum End {
 /// ended by that, too: a shell goes on in its script where a command only exits with 130.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
     match hold_and_run(args, words)? {
-        End::Code(code) => Ok(code.into()),
-        End::Signal(signal) => Ok(signals::die_of(signal)),
+        Exit::Code(code) => Ok(code.into()),
+        Exit::Signal(signal) => Ok(signals::die_of(signal)),
     }
 }
 
-fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<End, Failure> {
+fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failure> {
     // Before there are other threads, which would take them.
     let signals =
         Signals::block().map_err(|error| Failure::system_of_exec("cannot block signals", error))?;
@@ -84,9 +85,9 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<End, Failure
         Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
         Obtained::No(why) => {
             job.messages.say(why);
-            Ok(End::Code(job.conflict))
+            Ok(Exit::Code(job.conflict))
         }
-        Obtained::Signal(signal) => Ok(End::Signal(signal as i32)),
+        Obtained::Signal(signal) => Ok(Exit::Signal(signal as i32)),
     }
 }
 
@@ -126,7 +127,7 @@ impl Job {
         signals: Signals,
         events: &Sender<Event>,
         inbox: &Receiver<Event>,
-    ) -> Result<End, Failure> {
+    ) -> Result<Exit, Failure> {
         let Wanted { requester, key, .. } = &self.wanted;
         let (name, fence) = (&requester.name, lease.fence);
         self.messages
@@ -172,15 +173,15 @@ impl Job {
     }
 
     /// Unlocks the key if it may still be held.
-    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<End, Failure> {
+    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<Exit, Failure> {
         let key = &self.wanted.key;
         let why = match ended {
             Ended::ByItself(status) => {
                 self.unlock(lease);
                 return Ok(match (status.code(), status.signal()) {
-                    (None, Some(signal)) => End::Signal(signal),
+                    (None, Some(signal)) => Exit::Signal(signal),
                     // An exit code is one byte.
-                    (code, _) => End::Code(code.unwrap_or_default() as u8),
+                    (code, _) => Exit::Code(code.unwrap_or_default() as u8),
                 });
             }
             Ended::NotKept => {
