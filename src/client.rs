@@ -13,7 +13,8 @@ use self::transport::HttpAnswer;
 pub(crate) use self::transport::Transport;
 use crate::error::Error;
 use crate::lease::{Holder, Lease};
-use crate::protocol::{MAX_NAME, ParsedAnswer, Request};
+use crate::protocol::http::ParsedAnswer;
+use crate::protocol::{MAX_NAME, Parameter, Request, Verb};
 
 mod acquire;
 mod address;
@@ -237,12 +238,10 @@ impl Client {
     /// As [`release`](Self::release); [`Error::Refused`] with
     /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the time is out of the server's range.
     pub fn renew_with(&self, key: &str, options: &RenewOptions) -> Result<Option<Lease>, Error> {
-        let question = Request::Renew {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            lock_timeout: options.lock_timeout,
-            fence: options.fence,
-        };
+        let question = self
+            .question(Verb::Renew, key)?
+            .with(Parameter::LockTimeout, options.lock_timeout)
+            .with(Parameter::Fence, options.fence);
         let answer = self.transport.ask(&question)?;
         self.granted(&question, key, &answer)
     }
@@ -260,11 +259,8 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn verify_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Verify {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: Some(fence),
-        })
+        let question = self.question(Verb::Verify, key)?;
+        self.ask_yes_or_no(&question.with(Parameter::Fence, Some(fence)))
     }
 
     /// Whether anybody holds the key.
@@ -273,9 +269,7 @@ impl Client {
     /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::InvalidName`]; [`Error::Refused`];
     /// [`Error::BadReply`].
     pub fn is_locked(&self, key: &str) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Check {
-            key: self.key(key)?,
-        })
+        self.ask_yes_or_no(&Request::new(Verb::Check, valid("key", key)?, ""))
     }
 
     /// Whether this client, or anybody of its name, holds the key.
@@ -283,11 +277,7 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn locked_by_me(&self, key: &str) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Verify {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: None,
-        })
+        self.ask_yes_or_no(&self.question(Verb::Verify, key)?)
     }
 
     /// Who holds the key, and how many wait for it. `None` if it is free.
@@ -295,14 +285,12 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn holder(&self, key: &str) -> Result<Option<Holder>, Error> {
-        let question = Request::Check {
-            key: self.key(key)?,
-        };
-        let answer = self.transport.ask(&question)?;
-        match answer.said {
+        let question = Request::new(Verb::Check, valid("key", key)?, "");
+        let reply = self.transport.ask(&question)?.reply;
+        match reply.said {
             ParsedAnswer::No => Ok(None),
-            ParsedAnswer::Yes => answer
-                .holder()
+            ParsedAnswer::Yes => reply
+                .holder
                 .map(Some)
                 .ok_or_else(|| self.transport.bad_reply(&question, "no Lock-Holder")),
             ParsedAnswer::Expiry(_) => Err(self.transport.bad_reply(&question, "a lease")),
@@ -319,7 +307,7 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn try_ping(&self) -> Result<(), Error> {
-        let question = Request::Ping;
+        let question = Request::bare(Verb::Ping);
         let answer = self.transport.ask_once(&question, PING_TIMEOUT)?;
         if self.yes_or_no(&question, &answer)? {
             Ok(())
@@ -333,7 +321,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) if it was not; else as [`unlock`](Self::unlock).
     pub fn shutdown(&self) -> Result<(), Error> {
-        match self.ask_yes_or_no(&Request::Shutdown) {
+        match self.ask_yes_or_no(&Request::bare(Verb::Shutdown)) {
             // A classic port that does not allow it closes without a word, but it answers a PING.
             Err(error @ Error::Interrupted { .. }) => match self.try_ping() {
                 Err(not_http @ Error::NotHttp { .. }) => Err(not_http),
@@ -347,12 +335,15 @@ impl Client {
         self.transport.options.answer_timeout
     }
 
-    fn key<'a>(&self, key: &'a str) -> Result<Cow<'a, str>, Error> {
-        valid("key", key)
+    /// A question about a key and this name.
+    fn question<'a>(&'a self, verb: Verb, key: &'a str) -> Result<Request<'a>, Error> {
+        let (key, requester) = (valid("key", key)?, valid("requester", &self.name)?);
+        Ok(Request::new(verb, key, requester))
     }
 
-    fn requester(&self) -> Result<Cow<'_, str>, Error> {
-        valid("requester", &self.name)
+    /// A question about this very lease.
+    fn about_lease<'a>(&'a self, verb: Verb, lease: &'a Lease) -> Request<'a> {
+        Request::new(verb, &*lease.key, &*self.name).with(Parameter::Fence, Some(lease.fence))
     }
 
     fn ask_yes_or_no(&self, question: &Request) -> Result<bool, Error> {
@@ -361,7 +352,7 @@ impl Client {
     }
 
     fn yes_or_no(&self, question: &Request, answer: &HttpAnswer) -> Result<bool, Error> {
-        match answer.said {
+        match answer.reply.said {
             ParsedAnswer::Yes => Ok(true),
             ParsedAnswer::No => Ok(false),
             ParsedAnswer::Expiry(_) => Err(self.transport.bad_reply(question, "a lease")),
@@ -370,12 +361,7 @@ impl Client {
 
     /// As [`renew`](Self::renew), with a single try.
     fn renew_once(&self, lease: &Lease, timeout: Duration) -> Result<Option<Lease>, Error> {
-        let question = Request::Renew {
-            key: lease.key.as_str().into(),
-            requester: self.name.as_str().into(),
-            lock_timeout: None,
-            fence: Some(lease.fence),
-        };
+        let question = self.about_lease(Verb::Renew, lease);
         let answer = self.transport.ask_once(&question, timeout)?;
         self.granted(&question, &lease.key, &answer)
     }

@@ -23,6 +23,13 @@ mod lease;
 mod protocol;
 mod refusal;
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[path = "../tests/fuzz/properties.rs"]
+pub mod fuzzing;
+
+#[cfg(all(feature = "server", target_os = "linux"))]
+mod event;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod manager;
 #[cfg(all(feature = "server", target_os = "linux"))]

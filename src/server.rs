@@ -23,8 +23,10 @@ mod handler;
 mod http;
 mod limits;
 mod listen;
+mod poller;
 mod serve;
 mod stop;
+mod tiny;
 mod workers;
 
 /// A lock server: in a child process with [`start`](Server::start), in threads of this process with

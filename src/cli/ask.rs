@@ -2,7 +2,7 @@
 
 use std::env;
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, RenewOptions, ServerAddress};
 use nix::unistd::{Pid, Uid, User, gethostname, getppid};
@@ -39,7 +39,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
             let line = if args.shell {
                 variables(&lease)
             } else {
-                unix_time(&lease)
+                lease.expires_unix()
             };
             let printed = print(&line);
             if printed != ExitCode::SUCCESS {
@@ -73,7 +73,7 @@ pub fn renew(args: &Renew) -> Result<ExitCode, Failure> {
         fence: args.fence,
     };
     match client.renew_with(&key, &options)? {
-        Some(lease) => Ok(print(&unix_time(&lease))),
+        Some(lease) => Ok(print(&lease.expires_unix())),
         None => Ok(answer(false)),
     }
 }
@@ -115,13 +115,6 @@ fn answer(yes: bool) -> ExitCode {
     }
     print("0");
     ExitCode::from(FAILED)
-}
-
-/// As the wire has it: Unix seconds with six decimals.
-fn unix_time(lease: &Lease) -> String {
-    // What the server sent was counted from 1970.
-    let since = lease.expires.duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{}.{:06}", since.as_secs(), since.subsec_micros())
 }
 
 /// As a shell reads it: nothing means anything between single quotes but a single quote.

@@ -32,7 +32,7 @@ use crate::cli::args::Exec;
 use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
 use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
 use crate::cli::exec::command::{CommandLine, Group};
-use crate::cli::exec::event::Event;
+use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
@@ -79,7 +79,7 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
     let (events, inbox) = mpsc::channel();
     let taken = events.clone();
     signals
-        .take(move |signal| taken.send(Event::Signal(signal)).is_ok())
+        .take(move |signal| taken.send(ExecEvent::Signal(signal)).is_ok())
         .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
     match Acquisition::begin(&job.wanted, &job.messages, &events, &inbox).obtain()? {
         Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
@@ -125,8 +125,8 @@ impl Job {
         &self,
         lease: &Lease,
         signals: Signals,
-        events: &Sender<Event>,
-        inbox: &Receiver<Event>,
+        events: &Sender<ExecEvent>,
+        inbox: &Receiver<ExecEvent>,
     ) -> Result<Exit, Failure> {
         let Wanted { requester, key, .. } = &self.wanted;
         let (name, fence) = (&requester.name, lease.fence);
@@ -165,7 +165,7 @@ impl Job {
     }
 
     /// Begins to renew the lease. Where there is no thread for it, it is as if no renewal were answered.
-    fn keep(&self, lease: &Lease, events: &Sender<Event>) -> Option<LeaseRenewer> {
+    fn keep(&self, lease: &Lease, events: &Sender<ExecEvent>) -> Option<LeaseRenewer> {
         let requester = self.wanted.requester.clone();
         LeaseRenewer::begin(requester, lease.clone(), events.clone())
             .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))

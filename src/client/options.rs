@@ -61,7 +61,7 @@ pub struct LockOptions {
     /// acquire: do not use it again after.
     ///
     /// [`Refusal::TakenOver`]: crate::Refusal::TakenOver
-    pub request: Option<String>,
+    pub request_id: Option<String>,
 
     /// What may call the wait off from another thread. Default `None`: nothing.
     pub cancel: Option<CancelToken>,
@@ -78,11 +78,11 @@ impl LockOptions {
         }
     }
 
-    /// With a [`request`](Self::request) that no other acquire has: for a caller that asks again after an error, with
+    /// With a [`request_id`](Self::request_id) that no other acquire has: for a caller that asks again after an error, with
     /// the same options, and wants one grant.
     pub fn identified() -> Self {
         LockOptions {
-            request: Some(request_id::unique()),
+            request_id: Some(request_id::unique()),
             ..LockOptions::default()
         }
     }

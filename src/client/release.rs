@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Client;
 use crate::error::Error;
 use crate::lease::Lease;
-use crate::protocol::Request;
+use crate::protocol::{Parameter, Verb};
 
 impl Client {
     /// Unlocks the key, whichever grant this name holds it under. `false` if it does not hold it, or no longer
@@ -18,11 +18,7 @@ impl Client {
     /// twice, because another process of this name may have been granted the key since the first was carried
     /// out; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn unlock(&self, key: &str) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Unlock {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: None,
-        })
+        self.ask_yes_or_no(&self.question(Verb::Unlock, key)?)
     }
 
     /// Unlocks the key under a fence that this name was told. `false` if that grant is over.
@@ -58,11 +54,7 @@ impl Client {
 
     /// As [`release`](Self::release), with a single try.
     pub(super) fn release_once(&self, lease: &Lease, timeout: Duration) -> Result<(), Error> {
-        let question = Request::Unlock {
-            key: lease.key.as_str().into(),
-            requester: self.name.as_str().into(),
-            fence: Some(lease.fence),
-        };
+        let question = self.about_lease(Verb::Unlock, lease);
         self.transport.ask_once(&question, timeout).map(drop)
     }
 
@@ -73,11 +65,8 @@ impl Client {
         fence: u64,
         is_live: impl FnOnce() -> bool,
     ) -> Result<bool, Error> {
-        let question = Request::Unlock {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: Some(fence),
-        };
+        let question = self.question(Verb::Unlock, key)?;
+        let question = question.with(Parameter::Fence, Some(fence));
         let answer = self.transport.ask(&question)?;
         match (self.yes_or_no(&question, &answer)?, answer.broken) {
             (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lock_server::{CancelToken, Client, Error, Holder, Lease, LockOptions, Refusal};
 use nix::sys::signal::Signal;
 
-use crate::cli::exec::event::{Event, Turn};
+use crate::cli::exec::event::{ExecEvent, LockOutcome};
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::notices::{Notices, held_by, is_away, spawn};
 use crate::cli::exec::requester::Requester;
@@ -65,8 +65,8 @@ pub struct Acquisition<'a> {
     options: LockOptions,
     /// Ends the LOCK that waits.
     cancel: CancelToken,
-    events: &'a Sender<Event>,
-    inbox: &'a Receiver<Event>,
+    events: &'a Sender<ExecEvent>,
+    inbox: &'a Receiver<ExecEvent>,
     /// The number of the latest LOCK. The first, 0, only tries.
     turn: u32,
     /// Whether it is not answered yet.
@@ -88,8 +88,8 @@ impl<'a> Acquisition<'a> {
     pub fn begin(
         wanted: &'a Wanted,
         messages: &'a Messages,
-        events: &'a Sender<Event>,
-        inbox: &'a Receiver<Event>,
+        events: &'a Sender<ExecEvent>,
+        inbox: &'a Receiver<ExecEvent>,
     ) -> Self {
         let cancel = CancelToken::new();
         let now = Instant::now();
@@ -123,15 +123,15 @@ impl<'a> Acquisition<'a> {
         self.ask(Duration::ZERO)?;
         loop {
             let decided = match self.next_event() {
-                Some(Event::Answer(turn, _)) if turn != self.turn => None,
-                Some(Event::Answer(_, Ok(answer))) => self.answered(answer)?,
-                Some(Event::Answer(_, Err(error))) => self.failed(error)?,
-                Some(Event::Signal(signal)) => self.signalled(signal),
-                Some(Event::Seen(seen)) => {
+                Some(ExecEvent::Answer(turn, _)) if turn != self.turn => None,
+                Some(ExecEvent::Answer(_, Ok(answer))) => self.answered(answer)?,
+                Some(ExecEvent::Answer(_, Err(error))) => self.failed(error)?,
+                Some(ExecEvent::Signal(signal)) => self.signalled(signal),
+                Some(ExecEvent::Seen(seen)) => {
                     self.notices.seen(seen);
                     None
                 }
-                Some(Event::Renewed(_) | Event::NotRenewed(_) | Event::Lost) => None,
+                Some(ExecEvent::Renewed(_) | ExecEvent::NotRenewed(_) | ExecEvent::Lost) => None,
                 None if self.next.is_some() => {
                     self.wait()?;
                     None
@@ -154,7 +154,7 @@ impl<'a> Acquisition<'a> {
     }
 
     /// `None` when the next LOCK is due, or the wait is over and no answer has come.
-    fn next_event(&self) -> Option<Event> {
+    fn next_event(&self) -> Option<ExecEvent> {
         let answers_within = if self.is_allowed {
             ANSWER_PATIENCE
         } else {
@@ -198,24 +198,26 @@ impl<'a> Acquisition<'a> {
         let key = self.wanted.key.clone();
         spawn("turn", move || {
             let answer = match client.lock_with(&key, &options) {
-                Ok(lease) => Ok(Turn::Granted(lease)),
-                Err(Error::NotGranted { reason, holder, .. }) => Ok(Turn::Refused(reason, holder)),
+                Ok(lease) => Ok(LockOutcome::Granted(lease)),
+                Err(Error::NotGranted { reason, holder, .. }) => {
+                    Ok(LockOutcome::Refused(reason, holder))
+                }
                 Err(error) => Err(error),
             };
             // Nobody listens any more where it was decided otherwise.
-            let _ = events.send(Event::Answer(turn, answer));
+            let _ = events.send(ExecEvent::Answer(turn, answer));
         })
     }
 
-    fn answered(&mut self, answer: Turn) -> Result<Option<Obtained>, Failure> {
+    fn answered(&mut self, answer: LockOutcome) -> Result<Option<Obtained>, Failure> {
         (self.is_asking, self.away_since) = (false, None);
         let (reason, holder) = match answer {
-            Turn::Granted(lease) if !lease.remaining().is_zero() => {
+            LockOutcome::Granted(lease) if !lease.remaining().is_zero() => {
                 return Ok(Some(Obtained::Lease(lease)));
             }
             // This program was stopped for longer than the lease.
-            Turn::Granted(_) => return self.too_late(),
-            Turn::Refused(reason, holder) => (reason, holder),
+            LockOutcome::Granted(_) => return self.too_late(),
+            LockOutcome::Refused(reason, holder) => (reason, holder),
         };
         if let Some(why) = self.why_not(reason, holder.as_ref()) {
             return Ok(Some(Obtained::No(why)));
@@ -346,7 +348,7 @@ impl<'a> Acquisition<'a> {
         }
         let left = || until.saturating_duration_since(Instant::now());
         while let Ok(event) = self.inbox.recv_timeout(left()) {
-            if matches!(event, Event::Answer(turn, _) if turn == self.turn) {
+            if matches!(event, ExecEvent::Answer(turn, _) if turn == self.turn) {
                 break;
             }
         }

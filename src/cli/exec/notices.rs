@@ -8,7 +8,7 @@ use std::time::Duration;
 use lock_server::{Client, Error, Holder};
 
 use crate::cli::advice::explain;
-use crate::cli::exec::event::Event;
+use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::status_line::StatusLine;
 use crate::cli::exit::Failure;
@@ -48,7 +48,7 @@ impl<'a> Notices<'a> {
     pub fn begin(
         &mut self,
         client: &Client,
-        events: &Sender<Event>,
+        events: &Sender<ExecEvent>,
         holder: Option<&Holder>,
     ) -> Result<(), Failure> {
         if self.is_quiet {
@@ -121,9 +121,15 @@ pub fn held_by(key: &str, holder: Option<&Holder>) -> String {
 }
 
 /// Tells who holds the key, again and again.
-fn look(client: &Client, key: &str, every: Duration, events: &Sender<Event>, end: &Receiver<()>) {
+fn look(
+    client: &Client,
+    key: &str,
+    every: Duration,
+    events: &Sender<ExecEvent>,
+    end: &Receiver<()>,
+) {
     while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(every) {
-        if events.send(Event::Seen(client.holder(key))).is_err() {
+        if events.send(ExecEvent::Seen(client.holder(key))).is_err() {
             return;
         }
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use lock_server::Lease;
 
-use crate::cli::exec::event::Event;
+use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 
@@ -23,7 +23,11 @@ pub struct LeaseRenewer {
 
 impl LeaseRenewer {
     /// Begins to renew a lease. Each renewal is told as an event, and so is each that failed.
-    pub fn begin(requester: Requester, lease: Lease, events: Sender<Event>) -> io::Result<Self> {
+    pub fn begin(
+        requester: Requester,
+        lease: Lease,
+        events: Sender<ExecEvent>,
+    ) -> io::Result<Self> {
         let (goes_on, end) = mpsc::channel();
         thread::Builder::new()
             .name("renewals".into())
@@ -40,7 +44,7 @@ const VERIFY_EVERY: Duration = Duration::from_millis(600);
 const VERIFY_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Renews until there is nothing to renew, or nobody to do it for.
-fn renew(requester: &Requester, mut lease: Lease, events: &Sender<Event>, end: &Receiver<()>) {
+fn renew(requester: &Requester, mut lease: Lease, events: &Sender<ExecEvent>, end: &Receiver<()>) {
     // Its connection stays open.
     let verifier = requester.hasty_client(2, VERIFY_TIMEOUT);
     let of = |lease: &Lease| Schedule::of(Instant::now(), lease.remaining(), Duration::ZERO);
@@ -55,7 +59,7 @@ fn renew(requester: &Requester, mut lease: Lease, events: &Sender<Event>, end: &
         };
         let event = if verifies {
             match verifier.verify(&lease) {
-                Ok(false) => Event::Lost,
+                Ok(false) => ExecEvent::Lost,
                 // The renewal finds out what is wrong.
                 Ok(true) | Err(_) => continue,
             }
@@ -65,16 +69,16 @@ fn renew(requester: &Requester, mut lease: Lease, events: &Sender<Event>, end: &
                     lease = renewed.clone();
                     schedule = of(&lease);
                     due = schedule.renew;
-                    Event::Renewed(renewed)
+                    ExecEvent::Renewed(renewed)
                 }
-                Ok(None) => Event::Lost,
+                Ok(None) => ExecEvent::Lost,
                 Err(error) => {
                     due = Instant::now() + schedule.pause;
-                    Event::NotRenewed(error)
+                    ExecEvent::NotRenewed(error)
                 }
             }
         };
-        let is_over = matches!(event, Event::Lost);
+        let is_over = matches!(event, ExecEvent::Lost);
         if events.send(event).is_err() || is_over {
             return;
         }
