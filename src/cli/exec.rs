@@ -9,6 +9,7 @@ mod acquisition;
 mod command;
 mod event;
 mod messages;
+mod notices;
 mod renewer;
 mod requester;
 mod schedule;
@@ -31,7 +32,7 @@ use crate::cli::args::Exec;
 use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
 use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
 use crate::cli::exec::command::{CommandLine, Group};
-use crate::cli::exec::event::Event;
+use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
@@ -53,8 +54,8 @@ struct Job {
     messages: Messages,
 }
 
-/// How it all ended.
-enum End {
+/// How this program is to end.
+enum Exit {
     Code(u8),
     /// By a signal: the command, or the wait for the key.
     Signal(i32),
@@ -64,12 +65,12 @@ enum End {
 /// ended by that, too: a shell goes on in its script where a command only exits with 130.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
     match hold_and_run(args, words)? {
-        End::Code(code) => Ok(code.into()),
-        End::Signal(signal) => Ok(signals::die_of(signal)),
+        Exit::Code(code) => Ok(code.into()),
+        Exit::Signal(signal) => Ok(signals::die_of(signal)),
     }
 }
 
-fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<End, Failure> {
+fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failure> {
     // Before there are other threads, which would take them.
     let signals =
         Signals::block().map_err(|error| Failure::system_of_exec("cannot block signals", error))?;
@@ -78,15 +79,15 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<End, Failure
     let (events, inbox) = mpsc::channel();
     let taken = events.clone();
     signals
-        .take(move |signal| taken.send(Event::Signal(signal)).is_ok())
+        .take(move |signal| taken.send(ExecEvent::Signal(signal)).is_ok())
         .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
     match Acquisition::begin(&job.wanted, &job.messages, &events, &inbox).obtain()? {
         Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
         Obtained::No(why) => {
             job.messages.say(why);
-            Ok(End::Code(job.conflict))
+            Ok(Exit::Code(job.conflict))
         }
-        Obtained::Signal(signal) => Ok(End::Signal(signal as i32)),
+        Obtained::Signal(signal) => Ok(Exit::Signal(signal as i32)),
     }
 }
 
@@ -124,9 +125,9 @@ impl Job {
         &self,
         lease: &Lease,
         signals: Signals,
-        events: &Sender<Event>,
-        inbox: &Receiver<Event>,
-    ) -> Result<End, Failure> {
+        events: &Sender<ExecEvent>,
+        inbox: &Receiver<ExecEvent>,
+    ) -> Result<Exit, Failure> {
         let Wanted { requester, key, .. } = &self.wanted;
         let (name, fence) = (&requester.name, lease.fence);
         self.messages
@@ -164,7 +165,7 @@ impl Job {
     }
 
     /// Begins to renew the lease. Where there is no thread for it, it is as if no renewal were answered.
-    fn keep(&self, lease: &Lease, events: &Sender<Event>) -> Option<LeaseRenewer> {
+    fn keep(&self, lease: &Lease, events: &Sender<ExecEvent>) -> Option<LeaseRenewer> {
         let requester = self.wanted.requester.clone();
         LeaseRenewer::begin(requester, lease.clone(), events.clone())
             .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))
@@ -172,15 +173,15 @@ impl Job {
     }
 
     /// Unlocks the key if it may still be held.
-    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<End, Failure> {
+    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<Exit, Failure> {
         let key = &self.wanted.key;
         let why = match ended {
             Ended::ByItself(status) => {
                 self.unlock(lease);
                 return Ok(match (status.code(), status.signal()) {
-                    (None, Some(signal)) => End::Signal(signal),
+                    (None, Some(signal)) => Exit::Signal(signal),
                     // An exit code is one byte.
-                    (code, _) => End::Code(code.unwrap_or_default() as u8),
+                    (code, _) => Exit::Code(code.unwrap_or_default() as u8),
                 });
             }
             Ended::NotKept => {

@@ -78,7 +78,7 @@ impl LockOptions {
         }
     }
 
-    /// With a [`request`](Self::request) that no other acquire has: for a caller that asks again after an error, with
+    /// With a [`request_id`](Self::request_id) that no other acquire has: for a caller that asks again after an error, with
     /// the same options, and wants one grant.
     pub fn identified() -> Self {
         LockOptions {

@@ -862,6 +862,34 @@ fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
     assert!(!pids.iter().any(|&pid| lives(pid)));
 }
 
+/// The next one had the key at once, and the command ran on until a third of its lease had passed: 20 s.
+#[test]
+fn a_long_lease_that_is_over_ends_the_command_within_a_second_or_two() {
+    for restarts in [false, true] {
+        let mut server = patient();
+        let options = "--name ME --lock-timeout 60 K";
+        let mut running = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
+        let pids = running.pids();
+        let since = Instant::now();
+        let port = server.port();
+        let _server = if restarts {
+            server.stop().expect("it stops");
+            Some(start(Options {
+                port,
+                reconnect_attempts: 100,
+                time_between_attempts: ms(10),
+                ..crate::common::options()
+            }))
+        } else {
+            assert!(server.client("ME").unlock("K").expect("it answers"));
+            None
+        };
+        assert_eq!(running.exit_code(), Some(124));
+        assert!(!pids.iter().any(|&pid| lives(pid)));
+        assert!(since.elapsed() < ms(10_000), "{:?}", since.elapsed());
+    }
+}
+
 #[test]
 fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
     let server = patient();

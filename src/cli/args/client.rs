@@ -199,11 +199,11 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
 {command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production",
     note = "\
 Waits for the key, and for a server that is away, and runs the command as it
-stands, without a shell; its standard streams are those given here. The lease is renewed after each third
-of it. Where that fails, the process group of the command gets SIGTERM
---kill-after seconds before the lease runs out, and SIGKILL so early that it
-is gone by then. Where the server says that the lease is over, it gets SIGKILL
-at once.
+stands, without a shell; its standard streams are those given here. The lease
+is renewed after each third of it. Where that fails, the process group of the
+command gets SIGTERM --kill-after seconds before the lease runs out, and
+SIGKILL so early that it is gone by then. Where the server says that the lease
+is over, it gets SIGKILL at once.
 Signals are handed on to the command, and it ends when exec is killed. Ctrl-Z
 does not suspend it.
 It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and

@@ -4,20 +4,17 @@
 //! Here it is decided whether there is a use in waiting, and when it is over. The first LOCK only tries: it finds out
 //! who has the key. All of them have one request ID, so a later one takes over from an earlier.
 
-use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use lock_server::{CancelToken, Client, Error, Holder, Lease, LockOptions, Refusal};
 use nix::sys::signal::Signal;
 
-use crate::cli::advice::explain;
-use crate::cli::exec::event::{Event, Turn};
+use crate::cli::exec::event::{ExecEvent, LockOutcome};
 use crate::cli::exec::messages::Messages;
+use crate::cli::exec::notices::{Notices, held_by, is_away, spawn};
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::signals::{self, SignalClass};
-use crate::cli::exec::status_line::StatusLine;
 use crate::cli::exit::{Failure, UNREACHABLE};
 
 /// How long the lease lasts, if no option says it: a server's hiccup or restart costs no command its life. A server's
@@ -38,12 +35,6 @@ const PARTING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many leases that ran out before they were heard of are enough.
 const TOO_LATE: u32 = 10;
-
-/// How often to look who holds the key, for the line on a terminal.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// When to say who holds it where there is no such line.
-const SAY_AFTER: Duration = Duration::from_secs(5);
 
 /// What is wanted.
 pub struct Wanted {
@@ -74,8 +65,8 @@ pub struct Acquisition<'a> {
     options: LockOptions,
     /// Ends the LOCK that waits.
     cancel: CancelToken,
-    events: &'a Sender<Event>,
-    inbox: &'a Receiver<Event>,
+    events: &'a Sender<ExecEvent>,
+    inbox: &'a Receiver<ExecEvent>,
     /// The number of the latest LOCK. The first, 0, only tries.
     turn: u32,
     /// Whether it is not answered yet.
@@ -88,22 +79,17 @@ pub struct Acquisition<'a> {
     is_allowed: bool,
     /// Since when the server has not been there.
     away_since: Option<Instant>,
-    is_away_said: bool,
-    is_holder_said: bool,
-    messages: &'a Messages,
+    notices: Notices<'a>,
     /// How often a lease had run out before it was heard of.
     too_late: u32,
-    line: Option<StatusLine>,
-    /// Ends the looking when it is dropped.
-    looking: Option<Sender<()>>,
 }
 
 impl<'a> Acquisition<'a> {
     pub fn begin(
         wanted: &'a Wanted,
         messages: &'a Messages,
-        events: &'a Sender<Event>,
-        inbox: &'a Receiver<Event>,
+        events: &'a Sender<ExecEvent>,
+        inbox: &'a Receiver<ExecEvent>,
     ) -> Self {
         let cancel = CancelToken::new();
         let now = Instant::now();
@@ -127,12 +113,8 @@ impl<'a> Acquisition<'a> {
                 .and_then(|patience| now.checked_add(patience)),
             is_allowed: true,
             away_since: None,
-            is_away_said: false,
-            is_holder_said: false,
-            messages,
+            notices: Notices::new(&wanted.key, wanted.quiet, messages),
             too_late: 0,
-            line: None,
-            looking: None,
         }
     }
 
@@ -141,15 +123,15 @@ impl<'a> Acquisition<'a> {
         self.ask(Duration::ZERO)?;
         loop {
             let decided = match self.next_event() {
-                Some(Event::Answer(turn, _)) if turn != self.turn => None,
-                Some(Event::Answer(_, Ok(answer))) => self.answered(answer)?,
-                Some(Event::Answer(_, Err(error))) => self.failed(error)?,
-                Some(Event::Signal(signal)) => self.signalled(signal),
-                Some(Event::Seen(seen)) => {
-                    self.show(seen);
+                Some(ExecEvent::Answer(turn, _)) if turn != self.turn => None,
+                Some(ExecEvent::Answer(_, Ok(answer))) => self.answered(answer)?,
+                Some(ExecEvent::Answer(_, Err(error))) => self.failed(error)?,
+                Some(ExecEvent::Signal(signal)) => self.signalled(signal),
+                Some(ExecEvent::Seen(seen)) => {
+                    self.notices.seen(seen);
                     None
                 }
-                Some(Event::Renewed(_) | Event::NotRenewed(_) | Event::Lost) => None,
+                Some(ExecEvent::Renewed(_) | ExecEvent::NotRenewed(_) | ExecEvent::Lost) => None,
                 None if self.next.is_some() => {
                     self.wait()?;
                     None
@@ -159,7 +141,10 @@ impl<'a> Acquisition<'a> {
                     if self.is_allowed {
                         return Err(self.unanswered());
                     }
-                    Some(Obtained::No(self.held_by(self.holder().as_ref())))
+                    Some(Obtained::No(held_by(
+                        &self.wanted.key,
+                        self.holder().as_ref(),
+                    )))
                 }
             };
             if let Some(obtained) = decided {
@@ -169,7 +154,7 @@ impl<'a> Acquisition<'a> {
     }
 
     /// `None` when the next LOCK is due, or the wait is over and no answer has come.
-    fn next_event(&self) -> Option<Event> {
+    fn next_event(&self) -> Option<ExecEvent> {
         let answers_within = if self.is_allowed {
             ANSWER_PATIENCE
         } else {
@@ -213,30 +198,33 @@ impl<'a> Acquisition<'a> {
         let key = self.wanted.key.clone();
         spawn("turn", move || {
             let answer = match client.lock_with(&key, &options) {
-                Ok(lease) => Ok(Turn::Granted(lease)),
-                Err(Error::NotGranted { reason, holder, .. }) => Ok(Turn::Refused(reason, holder)),
+                Ok(lease) => Ok(LockOutcome::Granted(lease)),
+                Err(Error::NotGranted { reason, holder, .. }) => {
+                    Ok(LockOutcome::Refused(reason, holder))
+                }
                 Err(error) => Err(error),
             };
             // Nobody listens any more where it was decided otherwise.
-            let _ = events.send(Event::Answer(turn, answer));
+            let _ = events.send(ExecEvent::Answer(turn, answer));
         })
     }
 
-    fn answered(&mut self, answer: Turn) -> Result<Option<Obtained>, Failure> {
+    fn answered(&mut self, answer: LockOutcome) -> Result<Option<Obtained>, Failure> {
         (self.is_asking, self.away_since) = (false, None);
         let (reason, holder) = match answer {
-            Turn::Granted(lease) if !lease.remaining().is_zero() => {
+            LockOutcome::Granted(lease) if !lease.remaining().is_zero() => {
                 return Ok(Some(Obtained::Lease(lease)));
             }
             // This program was stopped for longer than the lease.
-            Turn::Granted(_) => return self.too_late(),
-            Turn::Refused(reason, holder) => (reason, holder),
+            LockOutcome::Granted(_) => return self.too_late(),
+            LockOutcome::Refused(reason, holder) => (reason, holder),
         };
         if let Some(why) = self.why_not(reason, holder.as_ref()) {
             return Ok(Some(Obtained::No(why)));
         }
         if self.turn == 0 {
-            self.begin_line(holder.as_ref())?;
+            self.notices
+                .begin(&self.client, self.events, holder.as_ref())?;
         }
         if matches!(reason, Refusal::AlreadyWaiting | Refusal::TakenOver) {
             // It is this one's own that was interrupted, and the server has not noticed yet.
@@ -286,20 +274,7 @@ impl<'a> Acquisition<'a> {
             ));
         }
         self.left().filter(Duration::is_zero)?;
-        Some(self.held_by(holder))
-    }
-
-    fn held_by(&self, holder: Option<&Holder>) -> String {
-        let key = &self.wanted.key;
-        match holder {
-            Some(Holder {
-                name, expires_in, ..
-            }) => {
-                let left = expires_in.as_secs_f64();
-                format!("{key} is held by {name} for {left:.1} s more, unless it is renewed")
-            }
-            None => format!("{key} is held by another one just now"),
-        }
+        Some(held_by(&self.wanted.key, holder))
     }
 
     fn failed(&mut self, error: Error) -> Result<Option<Obtained>, Failure> {
@@ -341,27 +316,15 @@ impl<'a> Acquisition<'a> {
         {
             return Err(Failure::of_exec(error));
         }
-        self.say_away(error);
+        self.notices.say_away(error);
         self.next = Some(now + PAUSE);
         Ok(())
-    }
-
-    /// Says once, or shows, that nobody answers.
-    fn say_away(&mut self, error: &Error) {
-        if let Some(line) = &self.line {
-            line.show_away();
-        } else if !self.is_away_said {
-            let why = explain(error);
-            self.messages
-                .say(format_args!("{why}; waiting for it to answer"));
-        }
-        self.is_away_said = true;
     }
 
     fn signalled(&mut self, signal: SignalClass) -> Option<Obtained> {
         match signal {
             SignalClass::ShutDown(signal) | SignalClass::User(signal) => {
-                self.line = None;
+                self.notices.end();
                 self.leave();
                 return Some(Obtained::Signal(signal));
             }
@@ -369,40 +332,6 @@ impl<'a> Acquisition<'a> {
             SignalClass::Child | SignalClass::Continue | SignalClass::Resize => {}
         }
         None
-    }
-
-    fn begin_line(&mut self, holder: Option<&Holder>) -> Result<(), Failure> {
-        if self.wanted.quiet {
-            return Ok(());
-        }
-        self.line = StatusLine::begin(&self.wanted.key, holder);
-        let every = match self.line {
-            Some(_) => LOOK_EVERY,
-            None => SAY_AFTER,
-        };
-        let (looking, end) = mpsc::channel();
-        let (client, key) = (self.client.clone(), self.wanted.key.clone());
-        let events = self.events.clone();
-        spawn("looking", move || look(&client, &key, every, &events, &end))?;
-        self.looking = Some(looking);
-        Ok(())
-    }
-
-    fn show(&mut self, seen: Result<Option<Holder>, Error>) {
-        match (seen, &mut self.line) {
-            (Err(error), _) if is_away(&error) => self.say_away(&error),
-            // The LOCK that waits finds out what is wrong.
-            (Err(_), _) => {}
-            (Ok(holder), Some(line)) => line.update(holder.as_ref()),
-            (Ok(Some(holder)), None) if !self.is_holder_said => {
-                self.is_holder_said = true;
-                let held = self.held_by(Some(&holder));
-                let waiters = holder.waiters;
-                self.messages
-                    .say(format_args!("waiting: {held}; {waiters} wait for it"));
-            }
-            (Ok(_), None) => {}
-        }
     }
 
     /// Leaves the queue, so that nobody is passed over later for one that has gone. What was granted in the last moment
@@ -419,7 +348,7 @@ impl<'a> Acquisition<'a> {
         }
         let left = || until.saturating_duration_since(Instant::now());
         while let Ok(event) = self.inbox.recv_timeout(left()) {
-            if matches!(event, Event::Answer(turn, _) if turn == self.turn) {
+            if matches!(event, ExecEvent::Answer(turn, _) if turn == self.turn) {
                 break;
             }
         }
@@ -437,25 +366,4 @@ impl<'a> Acquisition<'a> {
         let message = format!("{address} has not answered in time; nothing is locked");
         Failure::new(UNREACHABLE, message)
     }
-}
-
-/// Whether nobody is there who could answer, and somebody may be a little later.
-fn is_away(error: &Error) -> bool {
-    matches!(error, Error::Unreachable { .. } | Error::Interrupted { .. })
-}
-
-/// Tells who holds the key, again and again.
-fn look(client: &Client, key: &str, every: Duration, events: &Sender<Event>, end: &Receiver<()>) {
-    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(every) {
-        if events.send(Event::Seen(client.holder(key))).is_err() {
-            return;
-        }
-    }
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    let spawned: io::Result<_> = thread::Builder::new().name(name.into()).spawn(work);
-    spawned
-        .map(drop)
-        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))
 }

@@ -5,10 +5,10 @@ use lock_server::{Error, Holder, Lease, Refusal};
 use crate::cli::exec::signals::SignalClass;
 
 /// Something that the first thread decides about.
-pub enum Event {
+pub enum ExecEvent {
     Signal(SignalClass),
     /// What a turn of waiting came to, and which.
-    Answer(u32, Result<Turn, Error>),
+    Answer(u32, Result<LockOutcome, Error>),
     /// Who holds the key that is waited for.
     Seen(Result<Option<Holder>, Error>),
     Renewed(Lease),
@@ -19,7 +19,7 @@ pub enum Event {
 }
 
 /// What a turn came to.
-pub enum Turn {
+pub enum LockOutcome {
     Granted(Lease),
     /// With who held the key then, as far as that is known.
     Refused(Refusal, Option<Holder>),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use lock_server::Lease;
 
-use crate::cli::exec::event::Event;
+use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 
@@ -23,7 +23,11 @@ pub struct LeaseRenewer {
 
 impl LeaseRenewer {
     /// Begins to renew a lease. Each renewal is told as an event, and so is each that failed.
-    pub fn begin(requester: Requester, lease: Lease, events: Sender<Event>) -> io::Result<Self> {
+    pub fn begin(
+        requester: Requester,
+        lease: Lease,
+        events: Sender<ExecEvent>,
+    ) -> io::Result<Self> {
         let (goes_on, end) = mpsc::channel();
         thread::Builder::new()
             .name("renewals".into())
@@ -32,27 +36,50 @@ impl LeaseRenewer {
     }
 }
 
+/// How often to ask whether the lease still stands: the server may have been started anew, or somebody may have unlocked
+/// the key, and then the next one has it at once. Two commands run side by side for a second at the most.
+const VERIFY_EVERY: Duration = Duration::from_millis(600);
+
+/// How long that may take, so that it delays no renewal.
+const VERIFY_TIMEOUT: Duration = Duration::from_millis(400);
+
 /// Renews until there is nothing to renew, or nobody to do it for.
-fn renew(requester: &Requester, mut lease: Lease, events: &Sender<Event>, end: &Receiver<()>) {
+fn renew(requester: &Requester, mut lease: Lease, events: &Sender<ExecEvent>, end: &Receiver<()>) {
+    // Its connection stays open.
+    let verifier = requester.hasty_client(2, VERIFY_TIMEOUT);
     let of = |lease: &Lease| Schedule::of(Instant::now(), lease.remaining(), Duration::ZERO);
     let mut schedule = of(&lease);
-    let mut pause = schedule.renew.saturating_duration_since(Instant::now());
-    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(pause) {
-        let client = requester.hasty_client(1, schedule.answer);
-        let (event, goes_on) = match client.renew(&lease) {
-            Ok(Some(renewed)) => {
-                lease = renewed.clone();
-                schedule = of(&lease);
-                pause = schedule.renew.saturating_duration_since(Instant::now());
-                (Event::Renewed(renewed), true)
+    let mut due = schedule.renew;
+    loop {
+        let pause = due.saturating_duration_since(Instant::now());
+        let verifies = pause > VERIFY_EVERY + VERIFY_TIMEOUT;
+        let pause = if verifies { VERIFY_EVERY } else { pause };
+        let Err(RecvTimeoutError::Timeout) = end.recv_timeout(pause) else {
+            return;
+        };
+        let event = if verifies {
+            match verifier.verify(&lease) {
+                Ok(false) => ExecEvent::Lost,
+                // The renewal finds out what is wrong.
+                Ok(true) | Err(_) => continue,
             }
-            Ok(None) => (Event::Lost, false),
-            Err(error) => {
-                pause = schedule.pause;
-                (Event::NotRenewed(error), true)
+        } else {
+            match requester.hasty_client(1, schedule.answer).renew(&lease) {
+                Ok(Some(renewed)) => {
+                    lease = renewed.clone();
+                    schedule = of(&lease);
+                    due = schedule.renew;
+                    ExecEvent::Renewed(renewed)
+                }
+                Ok(None) => ExecEvent::Lost,
+                Err(error) => {
+                    due = Instant::now() + schedule.pause;
+                    ExecEvent::NotRenewed(error)
+                }
             }
         };
-        if events.send(event).is_err() || !goes_on {
+        let is_over = matches!(event, ExecEvent::Lost);
+        if events.send(event).is_err() || is_over {
             return;
         }
     }

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
 use crate::cli::exec::command::Group;
-use crate::cli::exec::event::Event;
+use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
@@ -92,7 +92,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Until the command has ended. If it is made to, until nothing of its group is left.
-    pub fn see_through(mut self, inbox: &Receiver<Event>) -> Ended {
+    pub fn see_through(mut self, inbox: &Receiver<ExecEvent>) -> Ended {
         loop {
             // It is never disconnected: whoever calls this keeps a sender.
             if let Ok(event) = inbox.recv_timeout(self.patience()) {
@@ -122,24 +122,27 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn heed(&mut self, event: Event) {
+    fn heed(&mut self, event: ExecEvent) {
         match event {
-            Event::Signal(signal) => self.signalled(signal),
-            Event::Renewed(lease) if self.ending.is_none() => {
+            ExecEvent::Signal(signal) => self.signalled(signal),
+            ExecEvent::Renewed(lease) if self.ending.is_none() => {
                 let (now, remaining) = (Instant::now(), lease.remaining());
                 self.schedule = Schedule::of(now, remaining, self.kill_after);
                 self.messages.tell(format_args!("renewed {}", lease.key));
             }
-            Event::NotRenewed(error) => {
+            ExecEvent::NotRenewed(error) => {
                 let why = explain(&error);
                 self.messages.tell(format_args!("not renewed: {why}"));
             }
-            Event::Lost if self.ending.is_none() => {
+            ExecEvent::Lost if self.ending.is_none() => {
                 self.begin_to_end(Ended::Lost);
                 // Somebody else may have the key already.
                 self.kill();
             }
-            Event::Renewed(_) | Event::Lost | Event::Answer(..) | Event::Seen(_) => {}
+            ExecEvent::Renewed(_)
+            | ExecEvent::Lost
+            | ExecEvent::Answer(..)
+            | ExecEvent::Seen(_) => {}
         }
     }
 
