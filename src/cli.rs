@@ -9,7 +9,6 @@ pub mod exec;
 pub mod exit;
 pub mod parsers;
 pub mod pid_file;
-pub mod process;
 pub mod serve;
 pub mod usage;
 
@@ -42,13 +41,7 @@ fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
     let env = env_logger::Env::default().default_filter_or(default_level);
     let target = match file {
         None => Target::Stderr,
-        Some(path) => {
-            let log = File::options().append(true).create(true).open(path);
-            let cannot = format!("cannot open the log {}", path.display());
-            Target::Pipe(Box::new(
-                log.map_err(|error| Failure::system(cannot, error))?,
-            ))
-        }
+        Some(path) => Target::Pipe(Box::new(open_log(path)?)),
     };
     env_logger::Builder::new()
         .target(target)
@@ -61,4 +54,9 @@ fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
         })
         .init();
     Ok(())
+}
+
+fn open_log(path: &Path) -> Result<File, Failure> {
+    let log = File::options().append(true).create(true).open(path);
+    log.map_err(|error| Failure::system(format_args!("cannot open the log {path:?}"), error))
 }

@@ -5,17 +5,19 @@ use std::env;
 use std::fmt;
 use std::time::Duration;
 
+pub use self::address::ServerAddress;
 pub use self::cancel::CancelToken;
 pub use self::guard::{Guard, Guards};
 pub use self::options::{ClientOptions, LockOptions, RenewOptions};
-use self::transport::Answer;
+use self::transport::HttpAnswer;
 pub(crate) use self::transport::Transport;
 use crate::error::Error;
-use crate::host::parse_address;
 use crate::lease::{Holder, Lease};
-use crate::protocol::{MAX_NAME, ParsedAnswer, Request};
+use crate::protocol::http::ParsedAnswer;
+use crate::protocol::{MAX_NAME, Parameter, Request, Verb};
 
 mod acquire;
+mod address;
 mod cancel;
 mod guard;
 mod held;
@@ -23,6 +25,7 @@ mod lock_all;
 mod no_answer;
 mod options;
 mod per_process;
+mod release;
 mod renewal;
 mod request_id;
 mod resolver;
@@ -34,9 +37,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The variable of the environment that says where the server is, as `host:port`.
 pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
-
-/// Where the server is if nothing says it.
-const DEFAULT_ADDRESS: (&str, u16) = ("127.0.0.1", 8004);
 
 /// Locks and unlocks keys under one name.
 ///
@@ -95,15 +95,17 @@ impl Client {
     /// # Errors
     /// [`Error::InvalidOption`] if the variable holds no address.
     pub fn from_env(name: &str) -> Result<Self, Error> {
-        let (host, port) = DEFAULT_ADDRESS;
-        match env::var(SERVER_VARIABLE) {
-            Ok(address) if !address.is_empty() => Client::at(name, SERVER_VARIABLE, &address),
-            Err(env::VarError::NotUnicode(_)) => Err(Error::InvalidOption {
-                option: SERVER_VARIABLE,
-                reason: "it is not UTF-8".into(),
-            }),
-            _ => Ok(Client::new(name, host, port)),
-        }
+        let address = match env::var(SERVER_VARIABLE) {
+            Ok(text) if !text.is_empty() => ServerAddress::read(SERVER_VARIABLE, &text)?,
+            Err(env::VarError::NotUnicode(_)) => {
+                return Err(Error::InvalidOption {
+                    option: SERVER_VARIABLE,
+                    reason: "it is not UTF-8".into(),
+                });
+            }
+            _ => ServerAddress::default(),
+        };
+        Ok(Client::new(name, &address.host, address.port))
     }
 
     /// A client of the server at `host:port`, or `host` with port 8004, after it has answered there. Its name is
@@ -112,21 +114,11 @@ impl Client {
     /// # Errors
     /// [`Error::InvalidOption`] if that is no address; those of [`try_ping`](Self::try_ping).
     pub fn connect(address: &str) -> Result<Self, Error> {
+        let address: ServerAddress = address.parse()?;
         let name = format!("client-{}", request_id::unique());
-        let client = Client::at(&name, "address", address)?;
+        let client = Client::new(&name, &address.host, address.port);
         client.try_ping()?;
         Ok(client)
-    }
-
-    fn at(name: &str, option: &'static str, address: &str) -> Result<Self, Error> {
-        let (_, default_port) = DEFAULT_ADDRESS;
-        match parse_address(address) {
-            Ok((host, port)) => Ok(Client::new(name, &host, port.unwrap_or(default_port))),
-            Err(reason) => Err(Error::InvalidOption {
-                option,
-                reason: format!("{address:?} is no host:port: {reason}"),
-            }),
-        }
     }
 
     pub(crate) fn of(name: &str, transport: Transport) -> Self {
@@ -246,53 +238,12 @@ impl Client {
     /// As [`release`](Self::release); [`Error::Refused`] with
     /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the time is out of the server's range.
     pub fn renew_with(&self, key: &str, options: &RenewOptions) -> Result<Option<Lease>, Error> {
-        let question = Request::Renew {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            lock_timeout: options.lock_timeout,
-            fence: options.fence,
-        };
+        let question = self
+            .question(Verb::Renew, key)?
+            .with(Parameter::LockTimeout, options.lock_timeout)
+            .with(Parameter::Fence, options.fence);
         let answer = self.transport.ask(&question)?;
         self.granted(&question, key, &answer)
-    }
-
-    /// Unlocks the key, whichever grant this name holds it under. `false` if it does not hold it, or no longer
-    /// does.
-    ///
-    /// Two processes of one name can unlock each other's lease so; [`release`](Self::release) can't.
-    ///
-    /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke: the question is not asked
-    /// twice, because another process of this name may have been granted the key since the first was carried
-    /// out; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`].
-    pub fn unlock(&self, key: &str) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Unlock {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: None,
-        })
-    }
-
-    /// Unlocks the key under a fence that this name was told. `false` if that grant is over.
-    ///
-    /// # Errors
-    /// [`Error::Unreachable`]; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::BadReply`];
-    /// [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
-    /// this may have ended it, or it had run out before.
-    pub fn unlock_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
-        self.unlock_once(key, fence, || false)
-    }
-
-    /// Unlocks this very lease. `false` if it is over: it ran out, or somebody of this name unlocked the key.
-    ///
-    /// Where the answer was lost with its connection, the question is asked again, and the server says that the
-    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. If
-    /// there was no server for a while, it is an error: another one may be there now, that knew no leases.
-    ///
-    /// # Errors
-    /// As [`unlock_fenced`](Self::unlock_fenced).
-    pub fn release(&self, lease: &Lease) -> Result<bool, Error> {
-        self.unlock_once(&lease.key, lease.fence, || !lease.remaining().is_zero())
     }
 
     /// Whether this very lease still stands, as the server sees it.
@@ -308,11 +259,8 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn verify_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Verify {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: Some(fence),
-        })
+        let question = self.question(Verb::Verify, key)?;
+        self.ask_yes_or_no(&question.with(Parameter::Fence, Some(fence)))
     }
 
     /// Whether anybody holds the key.
@@ -321,9 +269,7 @@ impl Client {
     /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::InvalidName`]; [`Error::Refused`];
     /// [`Error::BadReply`].
     pub fn is_locked(&self, key: &str) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Check {
-            key: self.key(key)?,
-        })
+        self.ask_yes_or_no(&Request::new(Verb::Check, valid("key", key)?, ""))
     }
 
     /// Whether this client, or anybody of its name, holds the key.
@@ -331,11 +277,7 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn locked_by_me(&self, key: &str) -> Result<bool, Error> {
-        self.ask_yes_or_no(&Request::Verify {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: None,
-        })
+        self.ask_yes_or_no(&self.question(Verb::Verify, key)?)
     }
 
     /// Who holds the key, and how many wait for it. `None` if it is free.
@@ -343,14 +285,12 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn holder(&self, key: &str) -> Result<Option<Holder>, Error> {
-        let question = Request::Check {
-            key: self.key(key)?,
-        };
-        let answer = self.transport.ask(&question)?;
-        match answer.said {
+        let question = Request::new(Verb::Check, valid("key", key)?, "");
+        let reply = self.transport.ask(&question)?.reply;
+        match reply.said {
             ParsedAnswer::No => Ok(None),
-            ParsedAnswer::Yes => answer
-                .holder()
+            ParsedAnswer::Yes => reply
+                .holder
                 .map(Some)
                 .ok_or_else(|| self.transport.bad_reply(&question, "no Lock-Holder")),
             ParsedAnswer::Expiry(_) => Err(self.transport.bad_reply(&question, "a lease")),
@@ -367,7 +307,7 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn try_ping(&self) -> Result<(), Error> {
-        let question = Request::Ping;
+        let question = Request::bare(Verb::Ping);
         let answer = self.transport.ask_once(&question, PING_TIMEOUT)?;
         if self.yes_or_no(&question, &answer)? {
             Ok(())
@@ -381,7 +321,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) if it was not; else as [`unlock`](Self::unlock).
     pub fn shutdown(&self) -> Result<(), Error> {
-        match self.ask_yes_or_no(&Request::Shutdown) {
+        match self.ask_yes_or_no(&Request::bare(Verb::Shutdown)) {
             // A classic port that does not allow it closes without a word, but it answers a PING.
             Err(error @ Error::Interrupted { .. }) => match self.try_ping() {
                 Err(not_http @ Error::NotHttp { .. }) => Err(not_http),
@@ -395,12 +335,15 @@ impl Client {
         self.transport.options.answer_timeout
     }
 
-    fn key<'a>(&self, key: &'a str) -> Result<Cow<'a, str>, Error> {
-        valid("key", key)
+    /// A question about a key and this name.
+    fn question<'a>(&'a self, verb: Verb, key: &'a str) -> Result<Request<'a>, Error> {
+        let (key, requester) = (valid("key", key)?, valid("requester", &self.name)?);
+        Ok(Request::new(verb, key, requester))
     }
 
-    fn requester(&self) -> Result<Cow<'_, str>, Error> {
-        valid("requester", &self.name)
+    /// A question about this very lease.
+    fn about_lease<'a>(&'a self, verb: Verb, lease: &'a Lease) -> Request<'a> {
+        Request::new(verb, &*lease.key, &*self.name).with(Parameter::Fence, Some(lease.fence))
     }
 
     fn ask_yes_or_no(&self, question: &Request) -> Result<bool, Error> {
@@ -408,8 +351,8 @@ impl Client {
         self.yes_or_no(question, &answer)
     }
 
-    fn yes_or_no(&self, question: &Request, answer: &Answer) -> Result<bool, Error> {
-        match answer.said {
+    fn yes_or_no(&self, question: &Request, answer: &HttpAnswer) -> Result<bool, Error> {
+        match answer.reply.said {
             ParsedAnswer::Yes => Ok(true),
             ParsedAnswer::No => Ok(false),
             ParsedAnswer::Expiry(_) => Err(self.transport.bad_reply(question, "a lease")),
@@ -418,53 +361,9 @@ impl Client {
 
     /// As [`renew`](Self::renew), with a single try.
     fn renew_once(&self, lease: &Lease, timeout: Duration) -> Result<Option<Lease>, Error> {
-        let question = Request::Renew {
-            key: lease.key.as_str().into(),
-            requester: self.name.as_str().into(),
-            lock_timeout: None,
-            fence: Some(lease.fence),
-        };
+        let question = self.about_lease(Verb::Renew, lease);
         let answer = self.transport.ask_once(&question, timeout)?;
         self.granted(&question, &lease.key, &answer)
-    }
-
-    /// As [`release`](Self::release), where nobody wants to know the answer: two tries without a pause.
-    fn release_soon(&self, lease: &Lease) {
-        let timeout = self.transport.options.answer_timeout;
-        let is_done = |_| self.release_once(lease, timeout).is_ok();
-        if !(0..2).any(is_done) {
-            log::debug!("not unlocked; the lease of {:?} runs out", lease.key);
-        }
-    }
-
-    /// As [`release`](Self::release), with a single try.
-    fn release_once(&self, lease: &Lease, timeout: Duration) -> Result<(), Error> {
-        let question = Request::Unlock {
-            key: lease.key.as_str().into(),
-            requester: self.name.as_str().into(),
-            fence: Some(lease.fence),
-        };
-        self.transport.ask_once(&question, timeout).map(drop)
-    }
-
-    /// Unlocks the key under a fence. `is_live` says whether the grant can't have run out by itself.
-    fn unlock_once(
-        &self,
-        key: &str,
-        fence: u64,
-        is_live: impl FnOnce() -> bool,
-    ) -> Result<bool, Error> {
-        let question = Request::Unlock {
-            key: self.key(key)?,
-            requester: self.requester()?,
-            fence: Some(fence),
-        };
-        let answer = self.transport.ask(&question)?;
-        match (self.yes_or_no(&question, &answer)?, answer.broken) {
-            (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),
-            (false, Some(error)) => Err(error),
-            (unlocked, _) => Ok(unlocked),
-        }
     }
 }
 

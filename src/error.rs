@@ -170,7 +170,7 @@ impl Error {
     ///
     /// After [`Error::Interrupted`] the first call may have been carried out. A LOCK that is called again finds that
     /// this name holds the key ([`Refusal::AlreadyHolder`]) until that lease is over, unless it has the same
-    /// [`request`](crate::LockOptions::request).
+    /// [`request_id`](crate::LockOptions::request_id).
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Unreachable { .. } | Error::Interrupted { .. } => true,
@@ -179,15 +179,21 @@ impl Error {
                 matches!(reason, Refusal::Full | Refusal::Stopping)
             }
             Error::CannotListen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
-            Error::InvalidOption { .. }
-            | Error::InvalidName { .. }
-            | Error::AlreadyStarted { .. }
-            | Error::CannotStart { .. }
-            | Error::CannotStop { .. }
-            | Error::NotHttp { .. }
-            | Error::LeaseLost { .. }
-            | Error::CannotRenew { .. }
-            | Error::BadReply { .. } => false,
+            _ => false,
+        }
+    }
+
+    /// How often it was tried, in words.
+    fn times(&self) -> String {
+        match self {
+            Error::CannotListen { attempts, .. }
+            | Error::Unreachable { attempts, .. }
+            | Error::Interrupted { attempts, .. }
+                if *attempts != 1 =>
+            {
+                format!("{attempts} attempts")
+            }
+            _ => "1 attempt".into(),
         }
     }
 
@@ -218,6 +224,7 @@ pub(crate) fn why_not_started(error: &Error) -> String {
 /// What broke. What the system said of it is the [`source`](std::error::Error::source), and not said twice.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let times = self.times();
         match self {
             Error::InvalidOption { option, reason } => write!(f, "bad option {option}: {reason}"),
             Error::InvalidName { what, bytes: 0 } => {
@@ -226,42 +233,32 @@ impl fmt::Display for Error {
             Error::InvalidName { what, bytes } => {
                 write!(f, "bad {what}: {bytes} bytes long; give 1 to 1024")
             }
-            Error::CannotListen {
-                address, attempts, ..
-            } => write!(f, "cannot listen on {address} after {}", times(*attempts)),
+            Error::CannotListen { address, .. } => {
+                write!(f, "cannot listen on {address} after {times}")
+            }
             Error::AlreadyStarted { pid } => {
                 write!(f, "this handle already runs a server, in process {pid}")
             }
             Error::CannotStart { reason, .. } => write!(f, "cannot start a server: {reason}"),
             Error::CannotStop { pid, .. } => write!(f, "cannot stop the server in process {pid}"),
-            Error::Unreachable {
-                address, attempts, ..
-            } => write!(
-                f,
-                "no lock server reached at {address} after {}",
-                times(*attempts)
-            ),
+            Error::Unreachable { address, .. } => {
+                write!(f, "no lock server reached at {address} after {times}")
+            }
             Error::Interrupted {
-                question,
-                address,
-                attempts,
-                ..
+                question, address, ..
             } => write!(
                 f,
-                "{address} did not answer {question} to its end after {}",
-                times(*attempts)
+                "{address} did not answer {question} to its end after {times}"
             ),
             Error::NotGranted {
                 key,
                 reason,
                 holder,
-            } => {
-                write!(f, "{key:?} was not granted: {reason}")?;
-                match holder {
-                    Some(Holder { name, .. }) => write!(f, "; {name:?} holds it"),
-                    None => Ok(()),
-                }
-            }
+            } => write!(
+                f,
+                "{key:?} was not granted: {reason}{}",
+                held_by(holder.as_ref())
+            ),
             Error::Refused {
                 question,
                 reason,
@@ -272,12 +269,10 @@ impl fmt::Display for Error {
                 f,
                 "the lease of {key:?} under fence {fence} is lost; write nothing more under it"
             ),
-            Error::CannotRenew { key, .. } => {
-                write!(
-                    f,
-                    "no thread to renew the lease of {key:?} in; it is unlocked"
-                )
-            }
+            Error::CannotRenew { key, .. } => write!(
+                f,
+                "no thread to renew the lease of {key:?} in; it is unlocked"
+            ),
             Error::BadReply {
                 question,
                 address,
@@ -299,25 +294,15 @@ impl std::error::Error for Error {
             | Error::CannotRenew { source, .. }
             | Error::Unreachable { source, .. }
             | Error::Interrupted { source, .. } => Some(source),
-            Error::InvalidOption { .. }
-            | Error::InvalidName { .. }
-            | Error::AlreadyStarted { .. }
-            | Error::CannotStart { source: None, .. }
-            | Error::NotGranted { .. }
-            | Error::Refused { .. }
-            | Error::NotHttp { .. }
-            | Error::LeaseLost { .. }
-            | Error::BadReply { .. } => None,
+            _ => None,
         }
     }
 }
 
-fn times(attempts: u32) -> String {
-    if attempts == 1 {
-        "1 attempt".into()
-    } else {
-        format!("{attempts} attempts")
-    }
+fn held_by(holder: Option<&Holder>) -> String {
+    holder.map_or_else(String::new, |holder| {
+        format!("; {:?} holds it", holder.name)
+    })
 }
 
 #[cfg(test)]

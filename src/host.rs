@@ -1,6 +1,15 @@
 //! Hosts, as people write them: a name or an address, without a port.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// How this machine reaches what listens there: what stands for every interface is reached on loopback.
+pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
 
 /// An IPv6 address without its brackets; anything else as it is.
 pub(crate) fn bare_host(host: &str) -> &str {
@@ -20,6 +29,9 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     };
     if bare.is_empty() {
         Some(format!("the host is empty; {ADVICE}"))
+    } else if is_number(bare) {
+        // The system would take it for an address.
+        Some(format!("{host:?} is a number; {ADVICE}"))
     } else if is_v6(bare) || is_name(bare) {
         None
     } else if !host.starts_with('[')
@@ -33,6 +45,10 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     } else {
         Some(format!("{host:?} is no name and no address; {ADVICE}"))
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// With or without a zone, as in `fe80::1%eth0`.
@@ -63,7 +79,6 @@ pub(crate) fn parse_address(address: &str) -> Result<(String, Option<u16>), Stri
         Some((host, port)) if !is_v6(address) && !address.ends_with(']') => (host, Some(port)),
         _ => (address, None),
     };
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let port = match port.map(str::parse::<u16>) {
         None if is_number(address) => {
             return Err(format!("give a host, too, such as 127.0.0.1:{address}"));
@@ -101,6 +116,7 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
+        assert!(bad_host("8004").is_some());
         for address in [
             "",
             ":9",

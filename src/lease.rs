@@ -1,4 +1,4 @@
-//! The nouns of a lock: key, requester, request ID, fencing token, grant and lease.
+//! The nouns of a lock: key, requester, request ID, fencing token, ticket, grant, hold and lease.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,9 +18,7 @@ pub(crate) type Fence = u64;
 
 /// Where a server's fences begin: the Unix time of its start in microseconds.
 ///
-/// The counter grows by one per grant, and a server can't grant a million leases per second. So a
-/// restarted server begins above every fence of the one before, unless the clock went back by more
-/// than that one had run, less a microsecond per grant.
+/// `protocol.rs` says why a restarted server begins above every fence of the one before.
 ///
 /// A clock before 1970 gives 1. The number stays below 2^53, so that it is exact in a JSON number:
 /// that lasts until the year 2255.
@@ -36,6 +34,20 @@ pub(crate) struct Grant {
     /// When the lease runs out. At `now == expires` it is already gone.
     pub expires: Instant,
     pub fence: Fence,
+}
+
+/// A waiter's place in the order of arrival, unique in the table.
+pub(crate) type Ticket = u64;
+
+/// A grant that stands, and whose it is.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub holder: Requester,
+    pub grant: Grant,
+    /// How long the lease lasts, counted from its grant or from its last renewal.
+    pub lock_timeout: Duration,
+    /// What the holder called the acquire that got it the key.
+    pub request_id: Option<RequestId>,
 }
 
 /// A grant as it stands at one moment, for those who do not share the server's monotonic clock.

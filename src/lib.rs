@@ -23,6 +23,13 @@ mod lease;
 mod protocol;
 mod refusal;
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[path = "../tests/fuzz/properties.rs"]
+pub mod fuzzing;
+
+#[cfg(all(feature = "server", target_os = "linux"))]
+mod event;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod manager;
 #[cfg(all(feature = "server", target_os = "linux"))]
@@ -38,7 +45,9 @@ compile_error!(
      default-features = false"
 );
 
-pub use client::{CancelToken, Client, ClientOptions, Guard, Guards, LockOptions, RenewOptions};
+pub use client::{
+    CancelToken, Client, ClientOptions, Guard, Guards, LockOptions, RenewOptions, ServerAddress,
+};
 pub use error::{Error, Unreached};
 pub use lease::{Holder, Lease};
 #[cfg(all(feature = "server", target_os = "linux"))]

@@ -5,7 +5,7 @@ mod cli;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use cli::args::{self, Command, Given, Verb};
+use cli::args::{self, Command, Given, Subcommand};
 use cli::exit::Failure;
 use cli::{ask, daemon, exec, print, serve};
 
@@ -26,18 +26,18 @@ fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode,
         Command::Verb(verb) => verb,
     };
     match verb {
-        Verb::Run(args) => serve::run(args.into()),
-        Verb::Start(args) => daemon::start(args.into()),
-        Verb::Stop(args) => daemon::stop(args),
-        Verb::Restart(args) => daemon::restart(args.into()),
-        Verb::Status(args) => daemon::status(args),
-        Verb::Lock(args) => ask::lock(&args),
-        Verb::Unlock(args) => ask::unlock(&args),
-        Verb::Renew(args) => ask::renew(&args),
-        Verb::Check(args) => ask::check(&args),
-        Verb::Verify(args) => ask::verify(&args),
-        Verb::Exec(args) => exec::exec(args, words),
-        Verb::Ping(args) => ask::ping(&args.into()),
-        Verb::Shutdown(args) => ask::shutdown(&args.into()),
+        Subcommand::Run(args) => serve::run(args.into()),
+        Subcommand::Start(args) => daemon::start(args.into()),
+        Subcommand::Stop(args) => daemon::stop(args),
+        Subcommand::Restart(args) => daemon::restart(args.into()),
+        Subcommand::Status(args) => daemon::status(args),
+        Subcommand::Lock(args) => ask::lock(&args),
+        Subcommand::Unlock(args) => ask::unlock(&args),
+        Subcommand::Renew(args) => ask::renew(&args),
+        Subcommand::Check(args) => ask::check(&args),
+        Subcommand::Verify(args) => ask::verify(&args),
+        Subcommand::Exec(args) => exec::exec(args, words),
+        Subcommand::Ping(args) => ask::ping(&args.into()),
+        Subcommand::Shutdown(args) => ask::shutdown(&args.into()),
     }
 }

@@ -40,51 +40,42 @@ pub enum Refusal {
     Other,
 }
 
-impl Refusal {
-    const ALL: [Refusal; 14] = [
-        Refusal::Timeout,
-        Refusal::AlreadyHolder,
-        Refusal::AlreadyWaiting,
-        Refusal::TakenOver,
-        Refusal::Full,
-        Refusal::Stopping,
-        Refusal::Free,
-        Refusal::NotHolder,
-        Refusal::StaleFence,
-        Refusal::BadRequest,
-        Refusal::Forbidden,
-        Refusal::NoSuchVerb,
-        Refusal::BadMethod,
-        Refusal::WrongHost,
-    ];
+/// The stable words, in the order of the variants.
+static WORDS: [(Refusal, &str); 16] = [
+    (Refusal::Timeout, "timeout"),
+    (Refusal::AlreadyHolder, "already-holder"),
+    (Refusal::AlreadyWaiting, "already-waiting"),
+    (Refusal::TakenOver, "taken-over"),
+    (Refusal::Cancelled, "cancelled"),
+    (Refusal::Full, "full"),
+    (Refusal::Stopping, "stopping"),
+    (Refusal::Free, "free"),
+    (Refusal::NotHolder, "not-holder"),
+    (Refusal::StaleFence, "stale-fence"),
+    (Refusal::BadRequest, "bad-request"),
+    (Refusal::Forbidden, "forbidden"),
+    (Refusal::NoSuchVerb, "no-such-verb"),
+    (Refusal::BadMethod, "bad-method"),
+    (Refusal::WrongHost, "wrong-host"),
+    (Refusal::Other, "other"),
+];
 
+impl Refusal {
     /// The stable word.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Refusal::Timeout => "timeout",
-            Refusal::AlreadyHolder => "already-holder",
-            Refusal::AlreadyWaiting => "already-waiting",
-            Refusal::TakenOver => "taken-over",
-            Refusal::Cancelled => "cancelled",
-            Refusal::Full => "full",
-            Refusal::Stopping => "stopping",
-            Refusal::Free => "free",
-            Refusal::NotHolder => "not-holder",
-            Refusal::StaleFence => "stale-fence",
-            Refusal::BadRequest => "bad-request",
-            Refusal::Forbidden => "forbidden",
-            Refusal::NoSuchVerb => "no-such-verb",
-            Refusal::BadMethod => "bad-method",
-            Refusal::WrongHost => "wrong-host",
-            Refusal::Other => "other",
-        }
+        WORDS[self as usize].1
+    }
+
+    /// All that a server says.
+    pub(crate) fn sent() -> impl Iterator<Item = Refusal> {
+        let not_sent = [Refusal::Cancelled, Refusal::Other];
+        let all = WORDS.iter().map(|(refusal, _)| *refusal);
+        all.filter(move |refusal| !not_sent.contains(refusal))
     }
 
     /// The refusal of a word on the wire.
     pub(crate) fn of_word(word: &str) -> Self {
-        let known = Refusal::ALL
-            .into_iter()
-            .find(|refusal| refusal.as_str() == word);
+        let known = Refusal::sent().find(|refusal| refusal.as_str() == word);
         known.unwrap_or(Refusal::Other)
     }
 }
@@ -101,9 +92,13 @@ mod tests {
 
     #[test]
     fn every_word_is_read_back_and_an_unknown_one_is_other() {
-        for refusal in Refusal::ALL {
+        for (at, (refusal, _)) in WORDS.iter().enumerate() {
+            assert_eq!(*refusal as usize, at);
+        }
+        for refusal in Refusal::sent() {
             assert_eq!(Refusal::of_word(refusal.as_str()), refusal);
         }
+        assert_eq!(Refusal::of_word("cancelled"), Refusal::Other);
         assert_eq!(Refusal::of_word("brand-new"), Refusal::Other);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -13,7 +13,7 @@ use self::serve::{Listeners, ProcessUse, serve, start_failed};
 use self::stop::{StopSignals, StopSources};
 use crate::client::{Client, Transport};
 use crate::error::Error;
-use crate::host::host_and_port;
+use crate::host::{host_and_port, reachable};
 use crate::options::Options;
 
 mod access;
@@ -23,8 +23,10 @@ mod handler;
 mod http;
 mod limits;
 mod listen;
+mod poller;
 mod serve;
 mod stop;
+mod tiny;
 mod workers;
 
 /// A lock server: in a child process with [`start`](Server::start), in threads of this process with
@@ -344,9 +346,8 @@ impl Server {
     fn client_host(&self) -> String {
         let host = self.options.bare_host();
         match host.parse() {
-            Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
-            Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
-            _ => host.into(),
+            Ok(ip) => reachable(ip).to_string(),
+            Err(_) => host.into(),
         }
     }
 

@@ -661,6 +661,9 @@ enum What {
         ticket: u64,
     },
     Released,
+    Expired {
+        fence: u64,
+    },
 }
 
 impl Event {
@@ -684,10 +687,13 @@ impl Event {
             ("taken-over", ["ticket", ticket]) => What::TakenOver {
                 ticket: ticket.parse().ok()?,
             },
-            ("left" | "orphaned", ["ticket", ticket]) => What::Left {
+            ("left" | "reserved", ["ticket", ticket]) => What::Left {
                 ticket: ticket.parse().ok()?,
             },
             ("released", []) => What::Released,
+            ("expired", ["fence", fence]) => What::Expired {
+                fence: fence.parse().ok()?,
+            },
             _ => return None,
         };
         Some(Event {
@@ -783,6 +789,7 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
             What::TakenOver { ticket } => examiner.taken_over(event, ticket),
             What::Left { ticket } => examiner.left(event, ticket),
             What::Released => examiner.released(event),
+            What::Expired { fence } => examiner.expired(event, fence),
         }
     }
     examiner.nobody_is_left();
@@ -932,6 +939,18 @@ impl Examiner<'_> {
         }
     }
 
+    /// A lease that was not released ends no sooner than it was granted for.
+    fn expired(&mut self, event: &Event, fence: u64) {
+        match &self.keys[event.key].lease {
+            Some(lease)
+                if lease.name == event.name
+                    && lease.fence == fence
+                    && !lease.released
+                    && event.at >= lease.end => {}
+            _ => self.complain(event, "expired, and was not held until now"),
+        }
+    }
+
     fn nobody_is_left(&mut self) {
         let released = self
             .grants
@@ -990,7 +1009,7 @@ fn the_examiner_notices_what_it_should() {
         "at 502000 renewed KEYA client-1.0 fence 4 for 500000",
         "at 600000 queued KEYA client-2.0 ticket 3",
         "at 700000 queued KEYA client-3.0 ticket 4",
-        "at 800000 orphaned KEYA client-2.0 ticket 3",
+        "at 800000 reserved KEYA client-2.0 ticket 3",
         "at 900000 queued KEYA client-2.0 ticket 3",
         "at 950000 taken-over KEYA client-2.0 ticket 3",
         "at 1002000 granted KEYA client-2.0 fence 5 for 500000",

@@ -11,7 +11,7 @@ use argh::{FromArgs, SubCommands};
 pub use self::client::{
     Check, Exec, Lock, Ping, Question, Renew, Shutdown, Target, Unlock, Verify,
 };
-pub use self::server::{Restart, Run, ServerArgs, Start, Status, Stop};
+pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};
 use crate::cli::usage;
 
@@ -23,7 +23,7 @@ pub enum Command {
     /// To say this, as `--help` does.
     Print(String),
     /// To do this.
-    Verb(Verb),
+    Verb(Subcommand),
 }
 
 /// What was typed.
@@ -70,7 +70,10 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
         Ok(Arguments { verb: None, .. }) => Err(Failure::new(USAGE, "no verb")),
         Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().into())),
         Err(early) => {
-            let verbs: Vec<&str> = Verb::COMMANDS.iter().map(|command| command.name).collect();
+            let verbs: Vec<&str> = Subcommand::COMMANDS
+                .iter()
+                .map(|command| command.name)
+                .collect();
             let explained = usage::explain(&early.output, &arguments, &verbs, |arguments| {
                 let answer = Arguments::from_args(&["lock-server"], arguments);
                 answer.err().map(|early| early.output)
@@ -83,7 +86,7 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
 /// The verb among the arguments, for whoever wants to point to its help.
 pub fn verb_of(arguments: &[String]) -> Option<&str> {
     let first = arguments.first()?;
-    Verb::COMMANDS
+    Subcommand::COMMANDS
         .iter()
         .map(|command| command.name)
         .find(|verb| verb == first)
@@ -149,18 +152,18 @@ struct Arguments {
     version: bool,
 
     #[argh(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<Subcommand>,
 }
 
 /// What to do.
 #[derive(FromArgs)]
 #[argh(subcommand)]
-pub enum Verb {
+pub enum Subcommand {
     Run(Run),
     Start(Start),
     Stop(Stop),
     Restart(Restart),
-    Status(Status),
+    Status(StatusArgs),
     Lock(Lock),
     Unlock(Unlock),
     Renew(Renew),
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn a_key_may_be_called_help() {
         let parsed = parse(&words("lock help")).ok();
-        let Some(Command::Verb(Verb::Lock(lock))) = parsed else {
+        let Some(Command::Verb(Subcommand::Lock(lock))) = parsed else {
             panic!("not understood as lock");
         };
         assert_eq!(Question::from(&lock).key, "help");

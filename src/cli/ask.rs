@@ -2,15 +2,14 @@
 
 use std::env;
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, Options, RenewOptions};
+use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, RenewOptions, ServerAddress};
 use nix::unistd::{Pid, Uid, User, gethostname, getppid};
 
 use crate::cli::advice::explain;
 use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
-use crate::cli::exit::{FAILED, Failure, UNREACHABLE, USAGE};
-use crate::cli::parsers::parse_address;
+use crate::cli::exit::{FAILED, Failure, UNREACHABLE};
 use crate::cli::{print, start_log};
 
 /// Where the server is, if no option says it.
@@ -24,7 +23,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
     let lock_attempt_timeout = match (args.once, args.lock_attempt_timeout) {
         (true, Some(_)) => {
             let message = "--try does not wait; leave it out, or --lock-attempt-timeout";
-            return Err(Failure::new(USAGE, message));
+            return Err(Failure::usage(message));
         }
         (true, None) => Some(Duration::ZERO),
         (false, patience) => patience,
@@ -40,7 +39,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
             let line = if args.shell {
                 variables(&lease)
             } else {
-                unix_time(&lease)
+                lease.expires_unix()
             };
             let printed = print(&line);
             if printed != ExitCode::SUCCESS {
@@ -74,7 +73,7 @@ pub fn renew(args: &Renew) -> Result<ExitCode, Failure> {
         fence: args.fence,
     };
     match client.renew_with(&key, &options)? {
-        Some(lease) => Ok(print(&unix_time(&lease))),
+        Some(lease) => Ok(print(&lease.expires_unix())),
         None => Ok(answer(false)),
     }
 }
@@ -118,13 +117,6 @@ fn answer(yes: bool) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-/// As the wire has it: Unix seconds with six decimals.
-fn unix_time(lease: &Lease) -> String {
-    // What the server sent was counted from 1970.
-    let since = lease.expires.duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{}.{:06}", since.as_secs(), since.subsec_micros())
-}
-
 /// As a shell reads it: nothing means anything between single quotes but a single quote.
 fn variables(lease: &Lease) -> String {
     let key = lease.key.replace('\'', r"'\''");
@@ -142,7 +134,7 @@ impl Question {
 impl Target {
     fn client(&self) -> Result<Client, Failure> {
         start_log("warn", None)?;
-        let (host, port) = self.address()?;
+        let ServerAddress { host, port } = self.address()?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
@@ -153,20 +145,23 @@ impl Target {
     }
 
     /// What the options say wins over what the environment says.
-    pub fn address(&self) -> Result<(String, u16), Failure> {
-        if let (Some(host), Some(port)) = (&self.host, self.port) {
-            return Ok((host.clone(), port));
-        }
-        let defaults = Options::default();
-        let (host, port) = match variable(SERVER_VARIABLE)? {
-            Some(address) => parse_address(&address)
-                .map_err(|reason| malformed(SERVER_VARIABLE, &address, &reason))?,
-            None => (defaults.host.clone(), None),
+    pub fn address(&self) -> Result<ServerAddress, Failure> {
+        let said = match variable(SERVER_VARIABLE)? {
+            // Options that say it all spare looking at what can't be read.
+            Some(text) if self.host.is_none() || self.port.is_none() => {
+                text.parse().map_err(|error| match error {
+                    Error::InvalidOption { reason, .. } => {
+                        Failure::usage(format!("bad {SERVER_VARIABLE}: {reason}"))
+                    }
+                    error => error.into(),
+                })?
+            }
+            _ => ServerAddress::default(),
         };
-        Ok((
-            self.host.clone().unwrap_or(host),
-            self.port.or(port).unwrap_or(defaults.port),
-        ))
+        Ok(ServerAddress {
+            host: self.host.clone().unwrap_or(said.host),
+            port: self.port.unwrap_or(said.port),
+        })
     }
 }
 
@@ -176,13 +171,10 @@ pub fn variable(name: &str) -> Result<Option<String>, Failure> {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
         Err(env::VarError::NotPresent) => Ok(None),
         Err(env::VarError::NotUnicode(value)) => {
-            Err(malformed(name, &value.to_string_lossy(), "it is not UTF-8"))
+            let message = format!("bad {name}: {value:?} is not UTF-8");
+            Err(Failure::usage(message))
         }
     }
-}
-
-fn malformed(variable: &str, value: &str, reason: &str) -> Failure {
-    Failure::new(USAGE, format!("{variable} is {value:?}: {reason}"))
 }
 
 /// The name of a process that has none: the user's, the machine's and its number.

@@ -1,70 +1,87 @@
-//! The server in the background: start, stop, restart, status.
+//! The server in the background: start, stop, restart, status. It is what `run` is, in a process that is forked here.
 
 use std::env;
-use std::io::{self, Write};
-use std::path;
-use std::process::ExitCode;
+use std::fs::{self, File};
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::RawFd;
+use std::path::{self, Path};
+use std::process::{self, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lock_server::{Client, Error, Options, Server};
+use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{self, ForkResult, Pid};
 
 use crate::cli::advice::explain;
-use crate::cli::args::{ServerArgs, Status, Stop};
+use crate::cli::args::{ServerArgs, StatusArgs, Stop};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
-use crate::cli::print;
+use crate::cli::{open_log, print, serve, start_log};
+
+/// How long a server may take to answer. It needs some milliseconds; the rest is for a machine that is busy.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often to ask whether it does.
+const POLL: Duration = Duration::from_millis(10);
 
 /// Starts a server, and returns once it answers.
 pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
+    close_inherited();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
-    pid_file.expect_free()?;
-    start_with(args.options, &pid_file)
+    start_with(args.options, pid_file)
 }
 
 /// Stops the server that the pid file names.
 pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
-    let port = args.port.unwrap_or(Options::default().port);
+    let defaults = Options::default();
+    let port = args.port.unwrap_or(defaults.port);
     let pid_file = PidFile::new(args.pid_file, port)?;
     let path = pid_file.path();
     let not_running = match pid_file.find()? {
-        Found::Running(record) => {
-            end(&record, &pid_file)?;
+        Found::Running(server, file) => {
+            end(&server, &file, &pid_file)?;
             return Ok(ExitCode::SUCCESS);
         }
-        Found::Nothing => match without_pid_file(&Options::default().host, port, &pid_file) {
-            Some(answers) => format!("not running, but {answers}; end it where it was started"),
-            None => format!("not running: there is no {path}"),
-        },
-        Found::Stale(why) => {
-            pid_file.remove()?;
+        Found::Nothing => "not running".into(),
+        Found::Stale(why, file) => {
+            pid_file.remove(&file)?;
             format!("not running; removed {path}, which was stale: {why}")
         }
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
+    };
+    let answers = without_pid_file(&defaults.host, port, &pid_file)?;
+    let not_running = match answers {
+        Some(answers) => format!("{not_running}, but {answers}; end it where it was started"),
+        None => format!("{not_running}; there is no server of {path}"),
     };
     Err(Failure::new(FAILED, not_running))
 }
 
 /// Stops the server, if it runs, and starts it again with these options.
 pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
+    close_inherited();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
-    let Found::Running(record) = pid_file.find()? else {
-        pid_file.expect_free()?;
-        return start_with(args.options, &pid_file);
+    let Found::Running(old, file) = pid_file.find()? else {
+        return start_with(args.options, pid_file);
     };
     // Options that cannot serve are found out while the running server still does. Its own ports will be free.
-    let free = |port| if record.endpoint.has(port) { 0 } else { port };
+    let free = |port| if old.endpoint.has(port) { 0 } else { port };
     let trial = Options {
         port: free(args.options.port),
         classic_port: args.options.classic_port.map(free),
         ..args.options.clone()
     };
     Server::new(trial).bind()?;
-    let lost = record
+    let lost = old
         .endpoint
         .classic_port
         .filter(|_| args.options.classic_port.is_none());
-    end(&record, &pid_file)?;
-    let started = start_with(args.options, &pid_file)?;
+    end(&old, &file, &pid_file)?;
+    drop(file);
+    let started = start_with(args.options, pid_file)?;
     if let Some(port) = lost {
         // Nobody has to read it.
         let _ = writeln!(
@@ -76,57 +93,71 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Says whether the server that the pid file names runs and answers.
-pub fn status(args: Status) -> Result<ExitCode, Failure> {
+pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let defaults = Options::default();
     let port = args.port.unwrap_or(defaults.port);
     let host = args.host.unwrap_or(defaults.host);
     let pid_file = PidFile::new(args.pid_file, port)?;
     let path = pid_file.path();
-    let state = match pid_file.find()? {
-        Found::Running(record) => {
-            let (pid, endpoint) = (record.process.pid, record.endpoint);
+    let not_running = match pid_file.find()? {
+        Found::Running(Record { pid, endpoint }, _) => {
             let here = endpoint.reachable();
-            if Client::new("status", &here.ip().to_string(), here.port()).ping() {
+            if Client::new("status", &here.host, here.port).ping() {
                 return Ok(print(&format!("running, process {pid}, on {endpoint}")));
             }
-            format!(
-                "process {pid} runs but does not answer on {}",
-                endpoint.address
-            )
+            let address = endpoint.address;
+            print(&format!(
+                "process {pid} runs but does not answer on {address}"
+            ));
+            return Ok(ExitCode::from(FAILED));
         }
-        Found::Nothing => match without_pid_file(&host, port, &pid_file) {
-            Some(answers) => format!("not running, but {answers}"),
-            None => "not running".into(),
-        },
-        Found::Stale(why) => format!("not running; {path} is stale: {why}"),
+        Found::Nothing => "not running".into(),
+        Found::Stale(why, _) => format!("not running; {path} is stale: {why}"),
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
-    print(&state);
+    match without_pid_file(&host, port, &pid_file)? {
+        Some(answers) => print(&format!("{not_running}, but {answers}")),
+        None => print(&not_running),
+    };
     Ok(ExitCode::from(FAILED))
 }
 
 /// What answers where no pid file says that anything does.
-fn without_pid_file(host: &str, port: u16, pid_file: &PidFile) -> Option<String> {
+fn without_pid_file(host: &str, port: u16, pid_file: &PidFile) -> Result<Option<String>, Failure> {
     if port == 0 {
-        return None;
+        return Ok(None);
     }
     match Client::new("status", host, port).try_ping() {
-        Ok(()) => Some(format!(
+        Ok(()) => Ok(Some(format!(
             "a server that has no {} answers on {host}:{port}",
             pid_file.path()
-        )),
-        Err(error @ Error::NotHttp { .. }) => Some(explain(&error)),
-        Err(_) => None,
+        ))),
+        Err(error @ Error::NotHttp { .. }) => Ok(Some(explain(&error))),
+        Err(error @ Error::InvalidOption { .. }) => Err(error.into()),
+        Err(_) => Ok(None),
     }
 }
 
-fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure> {
-    let log_to = options.log_to.map(path::absolute).transpose();
-    let mut server = Server::new(Options {
-        outlive_parent: true,
-        log_to: log_to.map_err(|error| Failure::system("no current directory", error))?,
-        ..options
-    });
+/// Closes what the caller had open: a server in the background would keep it open for as long as it serves. Called
+/// before this program opens anything.
+fn close_inherited() {
+    let Ok(open) = fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let open: Vec<RawFd> = open
+        .filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // The one that the list was read by is closed already.
+        let _ = unistd::close(fd);
+    }
+}
+
+fn start_with(options: Options, pid_file: PidFile) -> Result<ExitCode, Failure> {
+    let log_to = options.log_to.clone().map(path::absolute).transpose();
+    let log_to = log_to.map_err(|error| Failure::system("no current directory", error))?;
+    let pid_file = pid_file.claim()?;
+    let mut server = Server::new(options);
     let endpoint = Endpoint::bind(&mut server)?;
     if !endpoint.address.ip().is_loopback() {
         // The daemon may have no log. Nobody has to read it.
@@ -138,26 +169,84 @@ fn start_with(options: Options, pid_file: &PidFile) -> Result<ExitCode, Failure>
     }
     // The child would keep the directory from being unmounted or removed.
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
-    let pid = server.start()?;
-    if let Err(failure) = pid_file.write(pid, endpoint) {
-        // Nobody would find a server without a record again.
-        server.stop()?;
-        return Err(failure);
+    let (failure, mut report) =
+        io::pipe().map_err(|error| Failure::system("cannot make a pipe", error))?;
+    // SAFETY: this process has one thread until here, so the child finds no lock that another one held.
+    let forked = unsafe { unistd::fork() };
+    match forked.map_err(|error| Failure::system("cannot fork", error))? {
+        ForkResult::Child => {
+            let lived = detach(log_to.as_deref())
+                .and_then(|()| serve::serve(server, endpoint, Some(pid_file), || ()));
+            let (code, message) = lived.err().map(Failure::into_parts).unwrap_or_default();
+            if code != 0 {
+                log::error!("{message}");
+                // Nobody reads it once the server has answered.
+                let _ = report.write_all(message.as_bytes());
+            }
+            process::exit(code.into())
+        }
+        ForkResult::Parent { child } => {
+            drop((server, report));
+            pid_file.leave_to_child();
+            await_answer(child, endpoint, failure)?;
+            // It serves, whether or not anybody reads that.
+            print(&format!(
+                "started lock-server, process {child}, on {endpoint}"
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
     }
-    // It serves, whether or not anybody reads that.
-    print(&format!(
-        "started lock-server, process {pid}, on {endpoint}"
-    ));
-    Ok(ExitCode::SUCCESS)
 }
 
-fn end(record: &Record, pid_file: &PidFile) -> Result<(), Failure> {
-    let pid = record.process.pid;
-    record
-        .process
-        .end()
-        .map_err(|error| Failure::system(format_args!("cannot stop process {pid}"), error))?;
-    pid_file.remove_if_of(record)?;
-    print(&format!("stopped process {pid}"));
+/// Leaves the terminal, its signals and the caller's streams to others. The log is standard error, for panics, too.
+fn detach(log_to: Option<&Path>) -> Result<(), Failure> {
+    let cannot = |error| Failure::system("cannot run in the background", error);
+    // It fails only for the leader of a group, which a process just forked is not.
+    let _ = unistd::setsid();
+    let _ = signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    let nowhere = File::options().read(true).write(true).open("/dev/null");
+    let nowhere = nowhere.map_err(|error| Failure::system("cannot open /dev/null", error))?;
+    unistd::dup2_stdin(&nowhere).map_err(cannot)?;
+    unistd::dup2_stdout(&nowhere).map_err(cannot)?;
+    let Some(log_to) = log_to else {
+        return unistd::dup2_stderr(&nowhere).map_err(cannot);
+    };
+    unistd::dup2_stderr(open_log(log_to)?).map_err(cannot)?;
+    start_log("info", None)?;
+    serve::log_panics_of_tiny_http();
+    Ok(())
+}
+
+/// Returns once the server answers, and fails if it ends before.
+fn await_answer(child: Pid, endpoint: Endpoint, mut failure: PipeReader) -> Result<(), Failure> {
+    let until = Instant::now() + SERVE_TIMEOUT;
+    let here = endpoint.reachable();
+    let client = Client::new("start", &here.host, here.port);
+    while let Err(error) = client.try_ping() {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) if Instant::now() < until => thread::sleep(POLL),
+            Ok(WaitStatus::Exited(_, code)) => {
+                let mut message = String::new();
+                // What it could not say is not said.
+                let _ = failure.read_to_string(&mut message);
+                let code = u8::try_from(code).unwrap_or(FAILED).max(FAILED);
+                return Err(Failure::new(code, message));
+            }
+            ended => {
+                let _ = signal::kill(child, Signal::SIGKILL);
+                let why = format!(
+                    "process {child} ({ended:?}) does not answer: {}",
+                    explain(&error)
+                );
+                return Err(Failure::new(FAILED, why));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn end(server: &Record, file: &File, pid_file: &PidFile) -> Result<(), Failure> {
+    pid_file.end(server, file)?;
+    print(&format!("stopped process {}", server.pid));
     Ok(())
 }

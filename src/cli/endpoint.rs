@@ -1,9 +1,9 @@
 //! Where a server serves, and the one form in which every verb says it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
-use lock_server::{Error, Server};
+use lock_server::{Error, Server, ServerAddress};
 
 /// What a server listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,20 +28,15 @@ impl Endpoint {
         self.address.port() == port || self.classic_port == Some(port)
     }
 
-    /// Where to reach it from this machine: what listens on every interface is reached at home.
-    pub fn reachable(self) -> SocketAddr {
-        let home: IpAddr = match self.address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
-        SocketAddr::new(home, self.address.port())
+    /// Where to reach it from this machine.
+    pub fn reachable(self) -> ServerAddress {
+        self.address.into()
     }
 
     /// As [`reachable`](Self::reachable), the classic port.
-    pub fn reachable_classic(self) -> Option<SocketAddr> {
-        let home = self.reachable().ip();
-        self.classic_port.map(|port| SocketAddr::new(home, port))
+    pub fn reachable_classic(self) -> Option<ServerAddress> {
+        let port = self.classic_port?;
+        Some(SocketAddr::new(self.address.ip(), port).into())
     }
 }
 

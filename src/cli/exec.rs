@@ -7,6 +7,7 @@
 
 mod acquisition;
 mod command;
+mod event;
 mod messages;
 mod renewer;
 mod requester;
@@ -18,85 +19,74 @@ mod terminal;
 mod watchdog;
 
 use std::ffi::OsString;
-use std::fmt::Display;
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use lock_server::{Error, Holder, Lease, Refusal};
-use nix::sys::signal::Signal;
+use lock_server::{Error, Lease};
 
 use crate::cli::advice::explain;
 use crate::cli::args::Exec;
 use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
-use crate::cli::exec::acquisition::{Acquisition, Obtained, Turn, Wanted};
-use crate::cli::exec::command::{Command, Group};
+use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
+use crate::cli::exec::command::{CommandLine, Group};
+use crate::cli::exec::event::Event;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
 use crate::cli::exec::signals::Signals;
 use crate::cli::exec::supervisor::{Ended, Supervisor};
 use crate::cli::exec::watchdog::Watchdog;
-use crate::cli::exit::{Failure, UNREACHABLE, USAGE};
+use crate::cli::exit::{Failure, LOST, NOT_OBTAINED};
 use crate::cli::start_log;
-
-/// The key was not obtained: `EX_TEMPFAIL` of sysexits.h.
-const NOT_OBTAINED: u8 = 75;
-/// The system refused this program something: `EX_OSERR`.
-const SYSTEM: u8 = 71;
-/// The command was ended because the lease was lost: as timeout(1).
-const LOST: u8 = 124;
-/// As a shell says it.
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
-
-/// How long a command may take to end once it was asked to, if no option says it.
-const KILL_AFTER: Duration = Duration::from_secs(5);
 
 /// How long unlocking may take, each of two tries.
 const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the first thread is told.
-enum Event {
-    Signal(Signal),
-    /// What a turn of waiting came to, and which.
-    Answer(u32, Result<Turn, Error>),
-    /// Who holds the key that is waited for.
-    Seen(Option<Holder>),
-    Renewed(Lease),
-    /// The server could not be asked to.
-    NotRenewed(Error),
-    /// The server says that the lease is over.
-    Lost,
-}
-
 /// What is to be run, under what, and how.
 struct Job {
     wanted: Wanted,
-    command: Command,
+    command: CommandLine,
     kill_after: Option<Duration>,
     conflict: u8,
     messages: Messages,
 }
 
-/// Waits for the key, runs the command while it is held, and unlocks it.
+/// How it all ended.
+enum End {
+    Code(u8),
+    /// By a signal: the command, or the wait for the key.
+    Signal(i32),
+}
+
+/// Waits for the key, runs the command while it is held, and unlocks it. Ended by a signal, it does not return, but is
+/// ended by that, too: a shell goes on in its script where a command only exits with 130.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
+    match hold_and_run(args, words)? {
+        End::Code(code) => Ok(code.into()),
+        End::Signal(signal) => Ok(signals::die_of(signal)),
+    }
+}
+
+fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<End, Failure> {
     // Before there are other threads, which would take them.
-    let signals = Signals::block().map_err(|error| system("cannot block signals", error))?;
+    let signals =
+        Signals::block().map_err(|error| Failure::system_of_exec("cannot block signals", error))?;
     let job = Job::new(args, words)?;
     job.command.look_up()?;
     let (events, inbox) = mpsc::channel();
+    let taken = events.clone();
     signals
-        .take(events.clone())
-        .map_err(|error| system("cannot start a thread", error))?;
-    match Acquisition::begin(&job.wanted, &events, &inbox).obtain()? {
+        .take(move |signal| taken.send(Event::Signal(signal)).is_ok())
+        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
+    match Acquisition::begin(&job.wanted, &job.messages, &events, &inbox).obtain()? {
         Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
         Obtained::No(why) => {
             job.messages.say(why);
-            Ok(job.conflict.into())
+            Ok(End::Code(job.conflict))
         }
-        // No signal is above 64.
-        Obtained::Signal(signal) => Ok(ExitCode::from(128 + signal as u8)),
+        Obtained::Signal(signal) => Ok(End::Signal(signal as i32)),
     }
 }
 
@@ -106,10 +96,10 @@ impl Job {
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
         if args.quiet && args.verbose {
-            return Err(usage("give --quiet or --verbose, not both"));
+            return Err(Failure::usage("give --quiet or --verbose, not both"));
         }
         let patience = match (args.nonblock, args.wait) {
-            (true, Some(_)) => return Err(usage("give --nonblock or --wait, not both")),
+            (true, Some(_)) => return Err(Failure::usage("give --nonblock or --wait, not both")),
             (true, None) => Some(Duration::ZERO),
             (false, wait) => wait,
         };
@@ -119,6 +109,7 @@ impl Job {
                 key,
                 lock_timeout: args.lock_timeout,
                 patience,
+                connect_timeout: args.connect_timeout,
                 quiet: args.quiet,
             },
             command,
@@ -128,14 +119,14 @@ impl Job {
         })
     }
 
-    /// Runs the command under the lease, and says with which code to exit.
+    /// Runs the command under the lease, and says how to end.
     fn run(
         &self,
         lease: &Lease,
         signals: Signals,
         events: &Sender<Event>,
         inbox: &Receiver<Event>,
-    ) -> Result<ExitCode, Failure> {
+    ) -> Result<End, Failure> {
         let Wanted { requester, key, .. } = &self.wanted;
         let (name, fence) = (&requester.name, lease.fence);
         self.messages
@@ -152,12 +143,13 @@ impl Job {
 
     /// Starts the command, and what watches over it.
     fn start(&self, lease: &Lease, signals: Signals) -> Result<(Group, Watchdog), Failure> {
-        let watchdog = Watchdog::start().map_err(|error| system("cannot fork", error))?;
+        let watchdog =
+            Watchdog::start().map_err(|error| Failure::system_of_exec("cannot fork", error))?;
         let variables = [
             (KEY_VARIABLE, self.wanted.key.clone()),
             (NAME_VARIABLE, self.wanted.requester.name.clone()),
             (FENCE_VARIABLE, lease.fence.to_string()),
-            (SERVER_VARIABLE, self.wanted.requester.address()),
+            (SERVER_VARIABLE, self.wanted.requester.address.to_string()),
         ];
         match self
             .command
@@ -180,12 +172,16 @@ impl Job {
     }
 
     /// Unlocks the key if it may still be held.
-    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<ExitCode, Failure> {
+    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<End, Failure> {
         let key = &self.wanted.key;
         let why = match ended {
             Ended::ByItself(status) => {
                 self.unlock(lease);
-                return Ok(command::exit_code(status).into());
+                return Ok(match (status.code(), status.signal()) {
+                    (None, Some(signal)) => End::Signal(signal),
+                    // An exit code is one byte.
+                    (code, _) => End::Code(code.unwrap_or_default() as u8),
+                });
             }
             Ended::NotKept => {
                 // Once more, if only to spare others the rest of the lease.
@@ -223,42 +219,23 @@ impl Job {
 fn key_and_command(
     key: Option<String>,
     words: Option<Vec<OsString>>,
-) -> Result<(String, Command), Failure> {
+) -> Result<(String, CommandLine), Failure> {
     let no_command = "no command; it stands after --, as in: lock-server exec KEYA -- ls -l";
-    let mut words = words.ok_or_else(|| usage(no_command))?;
+    let mut words = words.ok_or_else(|| Failure::usage(no_command))?;
     let key = match key {
         Some(key) => key,
         None if words.get(1).is_some_and(|word| word == "--") => {
             let key = words.remove(0);
             words.remove(0);
             key.into_string()
-                .map_err(|key| usage(format!("key {key:?} is not UTF-8")))?
+                .map_err(|key| Failure::usage(format!("key {key:?} is not UTF-8")))?
         }
         None => {
-            return Err(usage(
+            return Err(Failure::usage(
                 "no key; it stands before the --, as in: lock-server exec KEYA -- ls",
             ));
         }
     };
-    let command = Command::new(words).ok_or_else(|| usage(no_command))?;
+    let command = CommandLine::new(words).ok_or_else(|| Failure::usage(no_command))?;
     Ok((key, command))
-}
-
-/// As `Failure::from`, for a program whose own exit codes must not be taken for the command's.
-fn failure(error: Error) -> Failure {
-    let code = match &error {
-        Error::InvalidName { .. } => USAGE,
-        Error::InvalidOption { .. } => USAGE,
-        Error::Refused { reason, .. } if *reason == Refusal::BadRequest => USAGE,
-        _ => UNREACHABLE,
-    };
-    Failure::new(code, explain(&error))
-}
-
-fn usage(message: impl Into<String>) -> Failure {
-    Failure::new(USAGE, message)
-}
-
-fn system(what: &str, error: impl Display) -> Failure {
-    Failure::new(SYSTEM, format!("{what}: {error}"))
 }

@@ -16,6 +16,16 @@ pub const USAGE: u8 = 2;
 const USAGE_OF_EXEC: u8 = 64;
 /// No server was reached: `EX_UNAVAILABLE` of sysexits.h.
 pub const UNREACHABLE: u8 = 69;
+/// `exec`: the system refused this program something, `EX_OSERR` of sysexits.h.
+pub const SYSTEM: u8 = 71;
+/// `exec`: the key was not obtained, `EX_TEMPFAIL` of sysexits.h.
+pub const NOT_OBTAINED: u8 = 75;
+/// `exec`: the command was ended because the lease was lost, as timeout(1).
+pub const LOST: u8 = 124;
+/// `exec`: as a shell says it.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// `exec`: as a shell says it.
+pub const NOT_FOUND: u8 = 127;
 
 /// A message for standard error, and an exit code.
 #[derive(Debug)]
@@ -33,9 +43,34 @@ impl Failure {
         }
     }
 
+    /// The command was called wrongly.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Failure::new(USAGE, message)
+    }
+
+    /// As `from`, for `exec`: its own failure must not be taken for the command's.
+    pub fn of_exec(error: &Error) -> Self {
+        let code = match error {
+            Error::InvalidName { .. } | Error::InvalidOption { .. } => USAGE,
+            Error::Refused { reason, .. } if *reason == Refusal::BadRequest => USAGE,
+            _ => UNREACHABLE,
+        };
+        Failure::new(code, explain(error))
+    }
+
+    /// As `system`, for `exec`.
+    pub fn system_of_exec(what: impl Display, error: impl Display) -> Self {
+        Failure::new(SYSTEM, format!("{what}: {error}"))
+    }
+
     /// The system refused something.
     pub fn system(what: impl Display, error: impl Display) -> Self {
         Failure::new(FAILED, format!("{what}: {error}"))
+    }
+
+    /// What failed, for a process that reports it.
+    pub fn into_parts(self) -> (u8, String) {
+        (self.code, self.message)
     }
 
     /// Says what failed; after wrong usage of a verb also where its help is.

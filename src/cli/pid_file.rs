@@ -1,26 +1,39 @@
-//! The pid file: which process serves where, and whether to believe it.
+//! The pid file: which process serves where. A server holds a lock on it (flock(2)) for as long as it lives, so what is
+//! not locked is stale, whatever it says and however its server ended.
 //!
-//! Three lines: the process's number, the address that it serves on, and when the process started in
-//! clock ticks; in a fourth one the classic port, if there is one. It is believed only if its owner is this
-//! user or root and that very process lives.
+//! Two lines: the process's number and the address that it serves on; in a third one the classic port, if there is
+//! one. It is believed only if its owner is this user or root. The lock belongs to the open file: a child that was
+//! forked with it holds it on, a program that is executed does not.
 
 use std::env;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{self, Path, PathBuf};
+use std::path::{self, PathBuf};
 use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::Uid;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::{Pid, Uid};
 
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure, USAGE};
-use crate::cli::process::Process;
 
 /// More than the lines take.
 const MAX_SIZE: u64 = 4096;
+
+/// How often to look again at a file that is locked.
+const POLL: Duration = Duration::from_millis(10);
+
+/// How long a server may have the lock before it has written what it is. It takes its ports meanwhile, and tries three
+/// seconds by default to have one that is busy.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a process may take to end, once for each signal.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a pid file is, or is to be.
 pub struct PidFile {
@@ -31,22 +44,31 @@ pub struct PidFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The server's process.
-    pub process: Process,
+    pub pid: u32,
     /// What it listens on.
     pub endpoint: Endpoint,
 }
 
 /// What stands at a pid file's place.
-#[derive(Debug, PartialEq, Eq)]
 pub enum Found {
     /// Nothing.
     Nothing,
-    /// The record of a server that runs.
-    Running(Record),
-    /// A pid file that is not true, or no longer, and why.
-    Stale(String),
+    /// The record of a server that runs, and the file that it has locked.
+    Running(Record, File),
+    /// A pid file that no process has locked, and why it is stale. This process has it locked for as long as it keeps
+    /// the file.
+    Stale(String, File),
     /// Something that is not ours to replace or remove, and why.
     Foreign(String),
+}
+
+/// What a file's text is.
+#[derive(Debug, PartialEq, Eq)]
+enum Text {
+    Empty,
+    Record(Record),
+    /// No pid file, and why not.
+    Other(String),
 }
 
 impl PidFile {
@@ -73,70 +95,215 @@ impl PidFile {
 
     /// Looks at what is there.
     pub fn find(&self) -> Result<Found, Failure> {
-        match read(&self.path) {
-            Ok(found) => Ok(found),
+        match self.look(false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
-            Err(error) => Err(self.failed("read", error)),
+            found => found.map_err(|error| self.failed("read", &error)),
         }
     }
 
-    /// Sees to it that a server may be started and put its record here.
-    pub fn expect_free(&self) -> Result<(), Failure> {
-        let taken = match self.find()? {
-            Found::Nothing | Found::Stale(_) => return Ok(()),
-            Found::Running(record) => format!(
-                "already running, process {}, on {}, says {}; stop it, or give another --pid-file",
-                record.process.pid,
-                record.endpoint,
+    /// Locks the file for a server of this process, and makes it if need be.
+    pub fn claim(self) -> Result<LockedPidFile, Failure> {
+        let taken = match self.look(true) {
+            Ok(Found::Stale(_, file)) => {
+                // What the last server was must not be taken for what this one is.
+                file.set_len(0)
+                    .map_err(|error| self.failed("write", &error))?;
+                // Anybody may know where root's server is. It fails only for the file of somebody else.
+                let _ = file.set_permissions(Permissions::from_mode(0o644));
+                return Ok(LockedPidFile {
+                    pid_file: self,
+                    file: Some(file),
+                });
+            }
+            Ok(Found::Running(Record { pid, endpoint }, _)) => format!(
+                "already running, process {pid}, on {endpoint}, says {}; stop it, or give another --pid-file",
                 self.path()
             ),
-            Found::Foreign(why) => format!(
+            Ok(Found::Foreign(why)) => format!(
                 "{} is no pid file of ours: {why}; give another --pid-file",
                 self.path()
             ),
+            Ok(Found::Nothing) => unreachable!("a missing file is made"),
+            Err(error) => return Err(self.failed("write", &error)),
         };
         Err(Failure::new(FAILED, taken))
     }
 
-    /// Puts the record of a server that has just been started there, in one step, so that nobody reads
-    /// half of it.
-    pub fn write(&self, pid: u32, endpoint: Endpoint) -> Result<Record, Failure> {
-        let Some(process) = Process::living(pid) else {
-            let message = format!("process {pid} has ended at once, or /proc is not mounted");
-            return Err(Failure::new(FAILED, message));
-        };
-        let mut text = format!("{pid}\n{}\n{}\n", endpoint.address, process.started);
-        if let Some(port) = endpoint.classic_port {
-            text += &format!("{port}\n");
-        }
-        write(&self.path, &text).map_err(|error| self.failed("write", error))?;
-        Ok(Record { process, endpoint })
-    }
-
-    /// Removes a stale file.
-    pub fn remove(&self) -> Result<(), Failure> {
-        match fs::remove_file(&self.path) {
+    /// Removes a file, unless another one has its place by now.
+    pub fn remove(&self, file: &File) -> Result<(), Failure> {
+        let is_ours = self.is_at_its_place(file);
+        let removed = is_ours.and_then(|is_ours| match is_ours {
+            true => fs::remove_file(&self.path),
+            false => Ok(()),
+        });
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(self.failed("remove", error))
+                // In a folder that may not be written to it stays, and says nothing.
+                file.set_len(0).map_err(|_| self.failed("remove", &error))
             }
             _ => Ok(()),
         }
     }
 
-    /// Removes the file of a server that has ended, unless another server's is there by now.
-    pub fn remove_if_of(&self, record: &Record) -> Result<(), Failure> {
-        match self.find()? {
-            Found::Running(found) if found != *record => Ok(()),
-            Found::Running(_) | Found::Stale(_) => self.remove(),
-            Found::Nothing | Found::Foreign(_) => Ok(()),
+    /// Ends a server, waits for its end, and removes what it has left.
+    pub fn end(&self, server: &Record, file: &File) -> Result<(), Failure> {
+        let pid = server.pid;
+        let cannot = |error| Failure::system(format_args!("cannot stop process {pid}"), error);
+        // The kernel's process numbers fit.
+        let process = Pid::from_raw(pid as i32);
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            // It has the lock still, so the number is its own.
+            match signal::kill(process, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(cannot(errno.into())),
+            }
+            let until = Instant::now() + END_TIMEOUT;
+            while Instant::now() < until {
+                thread::sleep(POLL);
+                match file.try_lock() {
+                    Ok(()) => return self.remove(file),
+                    Err(TryLockError::WouldBlock) => {}
+                    Err(TryLockError::Error(error)) => return Err(cannot(error)),
+                }
+            }
+        }
+        let why = "it has not ended even after SIGKILL";
+        Err(cannot(io::Error::new(io::ErrorKind::TimedOut, why)))
+    }
+
+    fn look(&self, makes: bool) -> io::Result<Found> {
+        let until = Instant::now() + WRITE_TIMEOUT;
+        let mut seen = None;
+        loop {
+            let (file, denied) = match self.open(makes) {
+                Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+                    return Ok(Found::Foreign("it is a symbolic link".into()));
+                }
+                opened => opened?,
+            };
+            let stale = |why: String, file| match denied {
+                None => Ok(Found::Stale(why, file)),
+                Some(error) => Err(error),
+            };
+            if let Some(why) = why_foreign(&file)? {
+                return Ok(Found::Foreign(why));
+            }
+            let is_locked = match file.try_lock() {
+                Ok(()) => false,
+                Err(TryLockError::WouldBlock) => true,
+                Err(TryLockError::Error(error)) => return Err(cannot_lock(error)),
+            };
+            let text = read(&file)?;
+            match text {
+                Text::Other(why) => return Ok(Found::Foreign(why)),
+                // Its server has removed it since it was opened, or another file has its place.
+                _ if !is_locked && !self.is_at_its_place(&file)? => continue,
+                Text::Empty if !is_locked => return stale("it is empty".into(), file),
+                Text::Record(Record { pid, .. }) if !is_locked => {
+                    let why = format!("process {pid} does not have it locked");
+                    return stale(why, file);
+                }
+                // Seen once, it may be what the last server was, under the lock of one that is about to write; or
+                // the lock that of somebody who looks, too.
+                Text::Record(record) if seen == Some(record) => {
+                    return Ok(Found::Running(record, file));
+                }
+                Text::Record(record) => seen = Some(record),
+                Text::Empty if Instant::now() < until => seen = None,
+                Text::Empty => {
+                    let why = "a process has it locked that has not said which it is";
+                    return Ok(Found::Foreign(why.into()));
+                }
+            }
+            drop(file);
+            thread::sleep(POLL);
         }
     }
 
-    fn failed(&self, what: &str, error: io::Error) -> Failure {
-        Failure::system(
-            format_args!("cannot {what} the pid file {}", self.path()),
-            error,
-        )
+    /// Opens the file; if it is to be made one's own, with why it can only be read, where that is so.
+    fn open(&self, makes: bool) -> io::Result<(File, Option<io::Error>)> {
+        // In a directory that others can write to, it may be a link or a pipe of theirs.
+        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+        let open = |options: &mut OpenOptions| options.custom_flags(flags).open(&self.path);
+        if !makes {
+            return open(File::options().read(true)).map(|file| (file, None));
+        }
+        loop {
+            let error = match open(File::options().read(true).write(true)) {
+                Ok(file) => return Ok((file, None)),
+                Err(error) => error,
+            };
+            if error.kind() != io::ErrorKind::NotFound {
+                // It is enough to find out whose it is.
+                return match open(File::options().read(true)) {
+                    Ok(file) => Ok((file, Some(error))),
+                    Err(_) => Err(error),
+                };
+            }
+            let mut make = File::options();
+            match open(make.read(true).write(true).create_new(true).mode(0o644)) {
+                // Somebody else has made it meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => return made.map(|file| (file, None)),
+            }
+        }
+    }
+
+    fn is_at_its_place(&self, file: &File) -> io::Result<bool> {
+        let ours = file.metadata()?;
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> Failure {
+        let what = format!("cannot {what} the pid file {}", self.path());
+        Failure::system(what, error)
+    }
+}
+
+/// A pid file that a server of this process has locked. It is removed when this is dropped.
+pub struct LockedPidFile {
+    pid_file: PidFile,
+    /// `None` once it is removed, or left to another process.
+    file: Option<File>,
+}
+
+impl LockedPidFile {
+    /// Writes what this process serves on.
+    pub fn write(&mut self, endpoint: Endpoint) -> Result<(), Failure> {
+        let mut text = format!("{}\n{}\n", process::id(), endpoint.address);
+        if let Some(port) = endpoint.classic_port {
+            text += &format!("{port}\n");
+        }
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        // In one piece, so that nobody reads half of it.
+        let written = file.rewind().and_then(|()| file.write_all(text.as_bytes()));
+        written.map_err(|error| self.pid_file.failed("write", &error))
+    }
+
+    /// Removes it.
+    pub fn remove(mut self) -> Result<(), Failure> {
+        let file = self.file.take();
+        file.map_or(Ok(()), |file| self.pid_file.remove(&file))
+    }
+
+    /// Closes it, and leaves the lock to a child that was forked with it.
+    pub fn leave_to_child(mut self) {
+        self.file = None;
+    }
+}
+
+impl Drop for LockedPidFile {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            // What can't be removed is stale once this process has ended.
+            let _ = self.pid_file.remove(&file);
+        }
     }
 }
 
@@ -151,151 +318,98 @@ fn usual_path(port: u16) -> PathBuf {
     }
 }
 
-fn read(path: &Path) -> io::Result<Found> {
-    // In a directory that others can write to, it may be a link or a pipe of theirs.
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(path);
-    let file = match opened {
-        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
-            return Ok(Found::Foreign("it is a symbolic link".into()));
-        }
-        opened => opened?,
-    };
+fn why_foreign(file: &File) -> io::Result<Option<String>> {
     let about = file.metadata()?;
-    if !about.is_file() {
-        return Ok(Found::Foreign("it is no regular file".into()));
-    }
-    if about.uid() != 0 && about.uid() != Uid::effective().as_raw() {
-        return Ok(Found::Foreign(format!(
-            "it belongs to user {}",
-            about.uid()
-        )));
-    }
-    let mut text = Vec::new();
-    file.take(MAX_SIZE).read_to_end(&mut text)?;
-    Ok(judge(&String::from_utf8_lossy(&text)))
+    Ok(match about.uid() {
+        _ if !about.is_file() => Some("it is no regular file".into()),
+        0 => None,
+        owner if owner == Uid::effective().as_raw() => None,
+        owner => Some(format!("it belongs to user {owner}")),
+    })
 }
 
-/// Believes a pid file's text or not.
-fn judge(text: &str) -> Found {
+fn cannot_lock(error: io::Error) -> io::Error {
+    let why =
+        format!("it cannot be locked, as flock(2) locks files: {error}; give another --pid-file");
+    io::Error::new(error.kind(), why)
+}
+
+fn read(mut file: &File) -> io::Result<Text> {
+    let mut text = Vec::new();
+    file.rewind()?;
+    file.take(MAX_SIZE).read_to_end(&mut text)?;
+    Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
+fn parse(text: &str) -> Text {
     let mut lines = text.lines();
     let Some(first) = lines.next() else {
-        return Found::Stale("it is empty".into());
+        return Text::Empty;
     };
-    let Ok(pid) = first.trim().parse::<u32>() else {
-        return Found::Foreign("its first line is no process number".into());
+    let pid = first.trim().parse::<i32>().ok().filter(|pid| *pid > 0);
+    let Some(pid) = pid.map(i32::unsigned_abs) else {
+        return Text::Other("its first line is no process number".into());
     };
     let address = lines.next().and_then(|line| line.parse().ok());
-    let started = lines.next().and_then(|line| line.parse().ok());
-    // A server without one, and a lock-server that wrote none yet, end here.
     let classic_port = lines.next().map(str::parse).transpose();
-    let (Some(address), Some(started), Ok(classic_port), None) =
-        (address, started, classic_port, lines.next())
-    else {
-        return Found::Foreign(format!(
+    match (address, classic_port, lines.next()) {
+        (Some(address), Ok(classic_port), None) => Text::Record(Record {
+            pid,
+            endpoint: Endpoint {
+                address,
+                classic_port,
+            },
+        }),
+        _ => Text::Other(format!(
             "it names process {pid}, but lock-server did not write it"
-        ));
-    };
-    let endpoint = Endpoint {
-        address,
-        classic_port,
-    };
-    match Process::living(pid) {
-        Some(process) if process.started == started => Found::Running(Record { process, endpoint }),
-        Some(_) => Found::Stale(format!("process {pid} is another program by now")),
-        None => Found::Stale(format!("process {pid} has ended")),
+        )),
     }
-}
-
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    let mut temporary_name = name.to_os_string();
-    temporary_name.push(format!(".{}", process::id()));
-    let temporary = path.with_file_name(temporary_name);
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&temporary)?;
-    let written = fill(file, text).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The first error tells more.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn fill(mut file: File, text: &str) -> io::Result<()> {
-    // Whatever the umask is: anybody may know where root's server is.
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    file.write_all(text.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn this_process() -> Process {
-        Process::living(process::id()).expect("it runs this test")
-    }
-
     #[test]
-    fn the_record_of_a_living_process_is_believed() {
-        let process = this_process();
-        let text = format!("{}\n[::1]:8004\n{}\n", process.pid, process.started);
+    fn a_record_has_two_lines_or_three() {
         let endpoint = Endpoint {
             address: "[::1]:8004".parse().expect("an address"),
             classic_port: None,
         };
-        assert_eq!(judge(&text), Found::Running(Record { process, endpoint }));
+        let record = |endpoint| Text::Record(Record { pid: 7, endpoint });
+        assert_eq!(parse("7\n[::1]:8004\n"), record(endpoint));
         let classic = Endpoint {
             classic_port: Some(8005),
             ..endpoint
         };
-        let expected = Found::Running(Record {
-            process,
-            endpoint: classic,
-        });
-        assert_eq!(judge(&format!("{text}8005\n")), expected);
+        assert_eq!(parse("7\n[::1]:8004\n8005\n"), record(classic));
+        assert_eq!(parse(""), Text::Empty);
     }
 
     #[test]
-    fn a_number_that_was_given_out_again_is_stale() {
-        let Process { pid, started } = this_process();
-        let text = format!("{pid}\n127.0.0.1:8004\n{}\n", started - 1);
-        assert!(matches!(judge(&text), Found::Stale(why) if why.contains("another program")));
-    }
-
-    #[test]
-    fn what_another_program_wrote_is_not_ours_whatever_process_it_names() {
-        let Process { pid, started } = this_process();
+    fn what_another_program_wrote_is_no_record() {
         for text in [
-            format!("{pid}"),
-            format!("{pid}\n127.0.0.1:8004\n"),
-            format!("{pid}\n{started}\n127.0.0.1:8004\n"),
-            format!("{pid}\n127.0.0.1:8004\n{started}\nand more\n"),
-            format!("{pid}\n127.0.0.1:8004\n{started}\n8005\nand more\n"),
+            "\n",
+            "-1\n",
+            "0\n127.0.0.1:8004\n",
+            "Dear diary\n",
+            "99999999999\n",
+            "7",
+            "7\n8004\n127.0.0.1:8004\n",
+            "7\n127.0.0.1:8004\nand more\n",
+            "7\n127.0.0.1:8004\n8005\nand more\n",
         ] {
-            assert!(matches!(judge(&text), Found::Foreign(_)), "{text:?}");
+            assert!(matches!(parse(text), Text::Other(_)), "{text:?}");
         }
     }
 
+    /// No file system of a usual machine is without flock.
     #[test]
-    fn an_empty_file_is_there_to_be_filled() {
-        assert!(matches!(judge(""), Found::Stale(_)));
-    }
-
-    #[test]
-    fn no_process_has_number_0() {
-        assert!(matches!(judge("0\n127.0.0.1:8004\n7\n"), Found::Stale(_)));
-    }
-
-    #[test]
-    fn what_does_not_begin_with_a_number_is_no_pid_file() {
-        for text in ["\n", "-1\n", "Dear diary\n", "99999999999\n"] {
-            assert!(matches!(judge(text), Found::Foreign(_)), "{text:?}");
-        }
+    fn a_file_system_without_flock_is_said_to_be_one() {
+        let said = cannot_lock(Errno::EOPNOTSUPP.into()).to_string();
+        assert!(
+            said.contains("flock") && said.contains("--pid-file"),
+            "{said}"
+        );
     }
 }

@@ -1,58 +1,60 @@
-//! Serving in this very process, and what it says to the person in front of it.
+//! Serving in this process, with a pid file, and what it says to the person in front of it.
 
 use std::env;
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::panic;
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 
-use lock_server::{Options, Server};
+use lock_server::{Options, Server, ServerAddress};
 
 use crate::cli::args::ServerArgs;
 use crate::cli::ask::SERVER_VARIABLE;
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::Failure;
-use crate::cli::pid_file::PidFile;
+use crate::cli::pid_file::{LockedPidFile, PidFile};
 use crate::cli::start_log;
 
-/// Serves until it is told to stop.
+/// Serves until it is told to stop, and says where.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     start_log("info", args.options.log_to.as_deref())?;
     log_panics_of_tiny_http();
     let pid_file = match args.pid_file {
-        Some(path) => Some(PidFile::new(Some(path), args.options.port)?),
+        Some(path) => Some(PidFile::new(Some(path), args.options.port)?.claim()?),
         None => None,
     };
-    if let Some(pid_file) = &pid_file {
-        pid_file.expect_free()?;
-    }
     let mut server = Server::new(args.options);
     let endpoint = Endpoint::bind(&mut server)?;
-    let kept = match pid_file {
-        Some(pid_file) => {
-            let record = pid_file.write(process::id(), endpoint)?;
-            Some((pid_file, record))
-        }
-        None => None,
-    };
-    introduce(endpoint);
-    let served = server.run();
-    let removed = kept.map_or(Ok(()), |(pid_file, record)| pid_file.remove_if_of(&record));
-    served?;
-    removed?;
+    serve(server, endpoint, pid_file, || introduce(endpoint))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until it is told to stop, and has a pid file for as long. `begin` is called once that is written.
+pub fn serve(
+    mut server: Server,
+    endpoint: Endpoint,
+    mut pid_file: Option<LockedPidFile>,
+    begin: impl FnOnce(),
+) -> Result<(), Failure> {
+    if let Some(pid_file) = &mut pid_file {
+        pid_file.write(endpoint)?;
+    }
+    begin();
+    let served = server.run();
+    let removed = pid_file.map_or(Ok(()), LockedPidFile::remove);
+    served?;
+    removed
 }
 
 /// Sends panics in tiny_http to the log, at debug level: its accepting thread panics where the last
 /// descriptor is gone, the server opens a new one, and nobody has to be alarmed.
-fn log_panics_of_tiny_http() {
+pub fn log_panics_of_tiny_http() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         match panic
             .location()
-            .filter(|endpoint| endpoint.file().contains("tiny_http"))
+            .filter(|place| place.file().contains("tiny_http"))
         {
-            Some(endpoint) => log::debug!("tiny_http gave up at {endpoint}"),
+            Some(place) => log::debug!("tiny_http gave up at {place}"),
             None => usual(panic),
         }
     }));
@@ -60,7 +62,7 @@ fn log_panics_of_tiny_http() {
 
 fn introduce(endpoint: Endpoint) {
     let here = endpoint.reachable();
-    let options = client_options(here);
+    let options = client_options(&here);
     // Nobody has to listen.
     let _ = write!(
         io::stderr(),
@@ -78,16 +80,15 @@ fn introduce(endpoint: Endpoint) {
 }
 
 /// What a client has to be told to ask there, each with a space before it.
-fn client_options(address: SocketAddr) -> String {
+fn client_options(address: &ServerAddress) -> String {
     let defaults = Options::default();
     let environment_says = env::var_os(SERVER_VARIABLE).is_some();
     let mut options = String::new();
-    let host = address.ip().to_string();
-    if environment_says || host != defaults.host {
-        options += &format!(" --host {host}");
+    if environment_says || address.host != defaults.host {
+        options += &format!(" --host {}", address.host);
     }
-    if environment_says || address.port() != defaults.port {
-        options += &format!(" --port {}", address.port());
+    if environment_says || address.port != defaults.port {
+        options += &format!(" --port {}", address.port);
     }
     options
 }

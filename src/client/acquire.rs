@@ -1,15 +1,15 @@
 //! One LOCK, from the first question to the lease or the reason for none, however often it has to be asked.
 
-use std::borrow::Cow;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::transport::{Answer, ServerTimes, name_of};
+use super::transport::{HttpAnswer, name_of};
 use super::tries::Tries;
-use super::{Client, LockOptions, request_id};
+use super::{Client, LockOptions, request_id, valid};
 use crate::error::Error;
 use crate::lease::{Holder, Lease};
-use crate::protocol::{self, ParsedAnswer, Request};
+use crate::protocol::http::{ParsedAnswer, ServerTimes};
+use crate::protocol::{Parameter, Request, Verb};
 use crate::refusal::Refusal;
 
 /// How long the server's times are cached; it may have been replaced since.
@@ -20,7 +20,7 @@ const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
 const TURN: Duration = Duration::from_secs(30);
 
 /// The shortest turn, where the server's longest wait is shorter than twice that.
-const LEAST_TURN: Duration = Duration::from_secs(1);
+const LEAST_TURN: Duration = Duration::from_millis(250);
 
 /// A LOCK that was under way for so long was waiting in the queue. The tries are counted from there: a wait of hours
 /// may be interrupted any number of times.
@@ -39,26 +39,25 @@ const UNSEEN: u32 = 10;
 impl Client {
     /// Locks a key as the options say, or says why not.
     pub(super) fn acquire(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
-        let request = match &options.request {
-            Some(request) => request.clone(),
+        let request_id = match &options.request_id {
+            Some(request_id) => request_id.clone(),
             None => request_id::unique(),
         };
+        let question = self
+            .question(Verb::Lock, key)?
+            .with(Parameter::LockTimeout, options.lock_timeout)
+            .with(Parameter::LockAttemptTimeout, options.lock_attempt_timeout)
+            .with(Parameter::RequestId, Some(&*request_id));
         let lock = Acquire {
             client: self,
             key,
             options,
-            question: Request::Lock {
-                key: self.key(key)?,
-                requester: self.requester()?,
-                lock_timeout: options.lock_timeout,
-                lock_attempt_timeout: options.lock_attempt_timeout,
-                request: Some(Cow::Borrowed(&request)),
-            },
+            question,
         };
         let Some(cancel) = &options.cancel else {
             return lock.run();
         };
-        let number = cancel.enter(self, key, &request);
+        let number = cancel.enter(self, key, &request_id);
         let acquired = lock.run();
         if cancel.leave(number) {
             return acquired;
@@ -71,14 +70,10 @@ impl Client {
     }
 
     /// Takes the place of a LOCK that waits, so that it hears that it has lost it, and gives it up at once.
-    pub(super) fn leave_queue(&self, key: &str, request: &str) {
-        let question = Request::Lock {
-            key: key.into(),
-            requester: self.name.as_str().into(),
-            lock_timeout: None,
-            lock_attempt_timeout: Some(LEAST_PATIENCE),
-            request: Some(request.into()),
-        };
+    pub(super) fn leave_queue(&self, key: &str, request_id: &str) {
+        let question = Request::new(Verb::Lock, key, &*self.name)
+            .with(Parameter::LockAttemptTimeout, Some(LEAST_PATIENCE))
+            .with(Parameter::RequestId, Some(request_id));
         let timeout = self.transport.options.answer_timeout;
         let left = self.transport.ask_once(&question, timeout);
         // Granted in the last moment, it is unlocked; what is not unlocked runs out.
@@ -92,14 +87,14 @@ impl Client {
         &self,
         question: &Request,
         key: &str,
-        answer: &Answer,
+        answer: &HttpAnswer,
     ) -> Result<Option<Lease>, Error> {
-        let expires = match answer.said {
+        let expires = match answer.reply.said {
             ParsedAnswer::Expiry(expires) => expires,
             ParsedAnswer::No => return Ok(None),
             ParsedAnswer::Yes => return Err(self.transport.bad_reply(question, "1")),
         };
-        let Some((fence, left)) = answer.standing() else {
+        let Some((fence, left)) = answer.reply.lease else {
             let missing = "a lease without Lock-Fence and Lock-Expires-In";
             return Err(self.transport.bad_reply(question, missing));
         };
@@ -114,13 +109,7 @@ impl Client {
 
     /// How long a LOCK of this key waits that names no time.
     pub(super) fn usual_patience(&self, key: &str) -> Result<Duration, Error> {
-        let question = Request::Lock {
-            key: key.into(),
-            requester: self.requester()?,
-            lock_timeout: None,
-            lock_attempt_timeout: None,
-            request: None,
-        };
+        let question = Request::new(Verb::Lock, key, valid("requester", &self.name)?);
         Ok(self.times(&question)?.lock_attempt_timeout)
     }
 
@@ -129,17 +118,12 @@ impl Client {
         if let Some(times) = self.transport.known_times(TIMES_KNOWN_FOR) {
             return Ok(times);
         }
-        let answer = self.transport.ask(&Request::Ping);
+        let ping = Request::bare(Verb::Ping);
+        let answer = self.transport.ask(&ping);
         let answer = answer.map_err(|error| error.about(name_of(question)))?;
-        let seconds = |name| answer.header(name, protocol::parse_seconds);
-        let Some(lock_attempt_timeout) = seconds(protocol::LOCK_ATTEMPT_TIMEOUT) else {
+        let Some(times) = answer.reply.times else {
             let missing = "no Lock-Attempt-Timeout";
-            return Err(self.transport.bad_reply(&Request::Ping, missing));
-        };
-        let longest = seconds(protocol::LOCK_MAX_ATTEMPT_TIMEOUT);
-        let times = ServerTimes {
-            lock_attempt_timeout,
-            max_lock_attempt_timeout: longest.unwrap_or(lock_attempt_timeout),
+            return Err(self.transport.bad_reply(&ping, missing));
         };
         self.transport.note_times(Some(times));
         Ok(times)
@@ -150,16 +134,16 @@ impl Client {
         if lease.asked.elapsed() <= lease.left / UNSEEN {
             return lease;
         }
-        let question = Request::Verify {
-            key: lease.key.as_str().into(),
-            requester: self.name.as_str().into(),
-            fence: Some(lease.fence),
-        };
         // After that, the lease is over in any case.
         let timeout = lease.left.min(self.transport.options.answer_timeout);
-        let told = match self.transport.ask_once(&question, timeout) {
-            Ok(answer) if answer.said == ParsedAnswer::No => Some((answer.asked, Duration::ZERO)),
-            Ok(answer) => answer.standing().map(|(_, left)| (answer.asked, left)),
+        let answer = self
+            .transport
+            .ask_once(&self.about_lease(Verb::Verify, &lease), timeout);
+        let told = match answer {
+            Ok(answer) if answer.reply.said == ParsedAnswer::No => {
+                Some((answer.asked, Duration::ZERO))
+            }
+            Ok(answer) => answer.reply.lease.map(|(_, left)| (answer.asked, left)),
             // What is known is too short, and true.
             Err(_) => None,
         };
@@ -213,8 +197,8 @@ impl<'a> Acquire<'a> {
         match client.granted(&self.question, self.key, &answer)? {
             Some(lease) => Ok(client.with_the_wait_made_up_for(lease)),
             None => {
-                let reason = answer.refusal().unwrap_or(Refusal::Other);
-                Err(self.not_granted(reason, answer.holder()))
+                let reason = answer.reply.refusal.unwrap_or(Refusal::Other);
+                Err(self.not_granted(reason, answer.reply.holder))
             }
         }
     }
@@ -228,7 +212,7 @@ impl<'a> Acquire<'a> {
     }
 
     /// Asks until there is an answer that stands.
-    fn answer(&self) -> Result<Answer, Error> {
+    fn answer(&self) -> Result<HttpAnswer, Error> {
         let transport = &self.client.transport;
         self.expect_not_cancelled()?;
         let patience = self.patience()?;
@@ -241,7 +225,7 @@ impl<'a> Acquire<'a> {
             let asked = Instant::now();
             let failure = match transport.call(&turn.question, turn.timeout) {
                 Ok(answer)
-                    if patience.is_endless() && answer.refusal() == Some(Refusal::Timeout) =>
+                    if patience.is_endless() && answer.reply.refusal == Some(Refusal::Timeout) =>
                 {
                     // Its place is lost, because this end was late or nobody may wait there. It comes again.
                     self.pause(LATE_PAUSE);
@@ -305,15 +289,8 @@ impl<'a> Acquire<'a> {
     }
 
     fn question_with(&self, patience: Option<Duration>) -> Request<'a> {
-        let mut question = self.question.clone();
-        if let Request::Lock {
-            lock_attempt_timeout,
-            ..
-        } = &mut question
-        {
-            *lock_attempt_timeout = patience;
-        }
-        question
+        let question = self.question.clone();
+        question.with(Parameter::LockAttemptTimeout, patience)
     }
 
     fn expect_not_cancelled(&self) -> Result<(), Error> {

@@ -35,13 +35,13 @@ pub struct CancelToken(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    state: Mutex<State>,
+    state: Mutex<CancelState>,
     /// Tells that it was called off, or that a wait has ended.
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct CancelState {
     is_cancelled: bool,
     waits: Vec<RegisteredWait>,
     next_number: u64,
@@ -53,7 +53,7 @@ struct RegisteredWait {
     number: u64,
     client: Client,
     key: String,
-    request: String,
+    request_id: String,
 }
 
 impl CancelToken {
@@ -82,7 +82,7 @@ impl CancelToken {
                 return;
             }
             for wait in waits {
-                wait.client.leave_queue(&wait.key, &wait.request);
+                wait.client.leave_queue(&wait.key, &wait.request_id);
             }
             // One whose LOCK was still on its way has not heard of it yet, and is asked to leave again.
             let waited =
@@ -110,7 +110,7 @@ impl CancelToken {
     }
 
     /// Notes a LOCK that is about to wait, and returns its number.
-    pub(super) fn enter(&self, client: &Client, key: &str, request: &str) -> u64 {
+    pub(super) fn enter(&self, client: &Client, key: &str, request_id: &str) -> u64 {
         let mut state = self.state();
         let number = state.next_number;
         state.next_number += 1;
@@ -118,7 +118,7 @@ impl CancelToken {
             number,
             client: client.clone(),
             key: key.into(),
-            request: request.into(),
+            request_id: request_id.into(),
         });
         number
     }
@@ -131,7 +131,7 @@ impl CancelToken {
         !state.is_cancelled
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CancelState> {
         // Each change is one step, whatever panicked beside it.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

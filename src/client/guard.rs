@@ -15,7 +15,8 @@ use super::held::{Held, LEAST_TRY, LateRelease, due};
 use super::renewal::Renewer;
 use crate::error::Error;
 use crate::lease::Lease;
-use crate::protocol::{ParsedAnswer, Request};
+use crate::protocol::http::ParsedAnswer;
+use crate::protocol::{Parameter, Request, Verb};
 
 /// How long a drop waits for the UNLOCK. Less than the second that is promised.
 const LAST_WAIT: Duration = Duration::from_millis(900);
@@ -139,20 +140,17 @@ impl Guard {
         let Held {
             client, key, fence, ..
         } = &*self.held;
-        let question = Request::Verify {
-            key: key.as_str().into(),
-            requester: client.name.as_str().into(),
-            fence: Some(*fence),
-        };
+        let question =
+            Request::new(Verb::Verify, &**key, &*client.name).with(Parameter::Fence, Some(*fence));
         if self.is_held() {
             match client
                 .transport
                 .ask_within(&question, || self.lease().remaining().max(LEAST_TRY))
             {
-                Ok(answer) if answer.said == ParsedAnswer::No && self.is_forked() => {
+                Ok(answer) if answer.reply.said == ParsedAnswer::No && self.is_forked() => {
                     return Err(self.lost());
                 }
-                Ok(answer) if answer.said == ParsedAnswer::No => self.held.lose(),
+                Ok(answer) if answer.reply.said == ParsedAnswer::No => self.held.lose(),
                 Ok(_) => {}
                 Err(error) if self.is_held() => return Err(error),
                 Err(_) => {}

@@ -21,10 +21,10 @@ pub(super) struct Held {
     pub client: Client,
     pub key: String,
     pub fence: Fence,
-    state: Mutex<State>,
+    state: Mutex<HeldState>,
 }
 
-pub(super) struct State {
+pub(super) struct HeldState {
     pub lease: Lease,
     /// When to renew it.
     due: Instant,
@@ -44,7 +44,7 @@ pub(super) enum Phase {
     LetGo,
 }
 
-impl State {
+impl HeldState {
     /// Looks at the clock: what has run out is lost, and what is lost stays so.
     pub fn is_held(&mut self) -> bool {
         if self.phase == Phase::Held && self.lease.remaining().is_zero() {
@@ -60,7 +60,7 @@ impl Held {
             client: client.clone(),
             key: lease.key.clone(),
             fence: lease.fence,
-            state: Mutex::new(State {
+            state: Mutex::new(HeldState {
                 due: due(&lease),
                 lease,
                 phase: Phase::Held,
@@ -69,7 +69,7 @@ impl Held {
         }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, HeldState> {
         // Nothing that can panic is done under it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Client, Guard, Guards, LockOptions};
+use super::{Client, Guard, Guards, LockOptions, valid};
 use crate::error::Error;
 use crate::lease::Lease;
 
@@ -34,7 +34,7 @@ impl Client {
         keys.sort_unstable();
         keys.dedup();
         for key in &keys {
-            self.key(key)?;
+            valid("key", key)?;
         }
         let patience = match (options.lock_attempt_timeout, keys.first()) {
             (None, Some(key)) => Some(self.usual_patience(key)?),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::CancelToken;
+use super::{CancelToken, request_id};
 
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub struct LockOptions {
     /// acquire: do not use it again after.
     ///
     /// [`Refusal::TakenOver`]: crate::Refusal::TakenOver
-    pub request: Option<String>,
+    pub request_id: Option<String>,
 
     /// What may call the wait off from another thread. Default `None`: nothing.
     pub cancel: Option<CancelToken>,
@@ -70,10 +70,19 @@ pub struct LockOptions {
 impl LockOptions {
     /// Waits for as long as it takes, with no end but [`cancel`](Self::cancel). The client asks again before the
     /// server's longest wait is over, every half a minute at the latest, and keeps its place in the queue, if that
-    /// longest wait is 2 s or more; so it also notices a server that has gone.
+    /// longest wait is half a second or more; so it also notices a server that has gone.
     pub fn endless() -> Self {
         LockOptions {
             lock_attempt_timeout: Some(Duration::MAX),
+            ..LockOptions::default()
+        }
+    }
+
+    /// With a [`request`](Self::request) that no other acquire has: for a caller that asks again after an error, with
+    /// the same options, and wants one grant.
+    pub fn identified() -> Self {
+        LockOptions {
+            request_id: Some(request_id::unique()),
             ..LockOptions::default()
         }
     }

@@ -38,13 +38,13 @@ pub(super) trait Renewal: Send + Sync {
 /// The renewals at one server.
 #[derive(Default)]
 pub(super) struct Renewer {
-    state: Mutex<State>,
+    state: Mutex<RenewalQueue>,
     /// Tells of an earlier renewal, or of one less.
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct RenewalQueue {
     /// By when they are due, and by their numbers, of which no two are the same.
     due: BTreeMap<(Instant, u64), Arc<dyn Renewal>>,
     /// When each of those is due.
@@ -92,12 +92,12 @@ impl Renewer {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RenewalQueue> {
         // Nothing that can panic is done under it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start_thread(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+    fn start_thread(self: &Arc<Self>, state: &mut RenewalQueue) -> io::Result<()> {
         let renewer = self.clone();
         thread::Builder::new()
             .name("lock-renewer".into())
@@ -137,8 +137,8 @@ impl Renewer {
     /// an answer as long as its lease allows.
     fn renew_first<'a>(
         self: &'a Arc<Self>,
-        mut state: MutexGuard<'a, State>,
-    ) -> MutexGuard<'a, State> {
+        mut state: MutexGuard<'a, RenewalQueue>,
+    ) -> MutexGuard<'a, RenewalQueue> {
         // It stays in `times`, which shows whether it is removed meanwhile.
         let Some(((_, number), renewal)) = state.due.pop_first() else {
             return state;
@@ -162,7 +162,13 @@ impl Renewer {
         state
     }
 
-    fn insert(&self, state: &mut State, due: Instant, number: u64, renewal: Arc<dyn Renewal>) {
+    fn insert(
+        &self,
+        state: &mut RenewalQueue,
+        due: Instant,
+        number: u64,
+        renewal: Arc<dyn Renewal>,
+    ) {
         state.times.insert(number, due);
         state.due.insert((due, number), renewal);
         if state.due.keys().next() == Some(&(due, number)) {

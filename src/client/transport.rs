@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ureq::http::{HeaderMap, Response};
+use ureq::http::Response;
 use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
@@ -17,9 +17,8 @@ use super::per_process::PerProcess;
 use super::resolver::{CachingResolver, KnownAddresses};
 use crate::error::Error;
 use crate::host::{bad_host, bare_host, host_and_port};
-use crate::lease::{Fence, Holder};
-use crate::protocol::{self, ParsedAnswer, Request};
-use crate::refusal::Refusal;
+use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
+use crate::protocol::{self, Request};
 
 /// How long a connection may take to be made, at the most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -68,53 +67,15 @@ struct PooledAgent {
     times: Mutex<Option<(ServerTimes, Instant)>>,
 }
 
-/// What the server says of its times.
-#[derive(Clone, Copy)]
-pub(super) struct ServerTimes {
-    /// How long a LOCK waits that names no time.
-    pub lock_attempt_timeout: Duration,
-    /// The longest that a LOCK may wait.
-    pub max_lock_attempt_timeout: Duration,
-}
-
 /// An answer, whole.
-pub(super) struct Answer {
-    pub said: ParsedAnswer,
-    headers: HeaderMap,
+pub(super) struct HttpAnswer {
+    pub reply: ParsedReply,
     /// When the question was sent that this answers.
     pub asked: Instant,
     /// What broke when it was asked before, if it was: the server may have acted then, too.
     pub broken: Option<Error>,
     /// Whether nobody was there in between. Then this may be another server, that knows nothing of the first.
     pub was_gone: bool,
-}
-
-impl Answer {
-    /// The value of a header, if it is there and what it should be.
-    pub fn header<T>(&self, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        parse(self.headers.get(name)?.to_str().ok()?)
-    }
-
-    /// The fence of the grant, and how long it still lasted.
-    pub fn standing(&self) -> Option<(Fence, Duration)> {
-        let fence = self.header(protocol::LOCK_FENCE, |value| value.parse().ok())?;
-        let left = self.header(protocol::LOCK_EXPIRES_IN, protocol::parse_seconds)?;
-        Some((fence, left))
-    }
-
-    /// Who holds the key, where the answer tells.
-    pub fn holder(&self) -> Option<Holder> {
-        Some(Holder {
-            name: self.header(protocol::LOCK_HOLDER, protocol::parse_name)?,
-            expires_in: self.header(protocol::LOCK_HOLDER_EXPIRES_IN, protocol::parse_seconds)?,
-            waiters: self.header(protocol::LOCK_WAITERS, |value| value.parse().ok())?,
-        })
-    }
-
-    /// Why it is no. `None` if it is not.
-    pub fn refusal(&self) -> Option<Refusal> {
-        self.header(protocol::LOCK_RESULT, |word| Some(Refusal::of_word(word)))
-    }
 }
 
 impl fmt::Debug for Transport {
@@ -171,12 +132,20 @@ impl Transport {
     }
 
     /// Asks a question a single time.
-    pub(super) fn ask_once(&self, question: &Request, timeout: Duration) -> Result<Answer, Error> {
+    pub(super) fn ask_once(
+        &self,
+        question: &Request,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, Error> {
         self.call(question, timeout)
             .map_err(|failure| self.error(question, failure, 1, false))
     }
 
-    pub(super) fn call(&self, question: &Request, timeout: Duration) -> Result<Answer, NoAnswer> {
+    pub(super) fn call(
+        &self,
+        question: &Request,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, NoAnswer> {
         if let Some((option, reason)) = self.route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
@@ -203,7 +172,7 @@ impl Transport {
         id: &str,
         asked: Instant,
         mut response: Response<Body>,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<HttpAnswer, NoAnswer> {
         let status = response.status().as_u16();
         let body = response
             .body_mut()
@@ -211,40 +180,24 @@ impl Transport {
             .limit(MAX_REPLY as u64)
             .read_to_string()
             .map_err(NoAnswer::in_the_body)?;
-        let (head, _) = response.into_parts();
-        let bad_reply = |reply: &str| Err(NoAnswer::Told(self.bad_reply(question, reply)));
-        let said = protocol::parse_answer(&body);
-        let refusal = head.headers.get(protocol::LOCK_RESULT);
-        match (status, refusal) {
-            (200, _) if said.is_none() => return bad_reply(&body),
-            (200, _) | (_, Some(_)) => {}
-            _ => return bad_reply(&format!("status {status}")),
-        }
-        // A proxy may drop the header, so its absence proves nothing.
-        if head
-            .headers
-            .get(protocol::LOCK_ECHO)
-            .is_some_and(|echo| echo != id.as_bytes())
-        {
-            return bad_reply("the answer to another question");
-        }
-        if let (200, Some(said)) = (status, said) {
-            return Ok(Answer {
-                said,
-                headers: head.headers,
+        let headers = response.headers();
+        let header = |name: &str| Some(headers.get(name)?.as_bytes());
+        match ParsedReply::parse(status, header, &body, id) {
+            Ok(reply) => Ok(HttpAnswer {
+                reply,
                 asked,
                 broken: None,
                 was_gone: false,
-            });
+            }),
+            Err(NotAnswered::Refused(reason, message)) => Err(NoAnswer::Told(Error::Refused {
+                question: name_of(question),
+                reason,
+                message,
+            })),
+            Err(NotAnswered::Foreign(reply)) => {
+                Err(NoAnswer::Told(self.bad_reply(question, &reply)))
+            }
         }
-        let word = refusal
-            .and_then(|word| word.to_str().ok())
-            .unwrap_or_default();
-        Err(NoAnswer::Told(Error::Refused {
-            question: name_of(question),
-            reason: Refusal::of_word(word),
-            message: body.lines().nth(1).unwrap_or_default().into(),
-        }))
     }
 
     /// Whether the question can have reached the server.

@@ -5,14 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::no_answer::NoAnswer;
-use super::transport::{Answer, Transport};
+use super::transport::{HttpAnswer, Transport};
 use crate::error::{Error, Unreached};
 use crate::protocol::Request;
 use crate::refusal::Refusal;
 
 impl Transport {
     /// Asks a question, and again as often as the options allow.
-    pub(super) fn ask(&self, question: &Request) -> Result<Answer, Error> {
+    pub(super) fn ask(&self, question: &Request) -> Result<HttpAnswer, Error> {
         self.ask_within(question, || Duration::MAX)
     }
 
@@ -21,7 +21,7 @@ impl Transport {
         &self,
         question: &Request,
         left: impl Fn() -> Duration,
-    ) -> Result<Answer, Error> {
+    ) -> Result<HttpAnswer, Error> {
         let mut tries = Tries::new(self);
         loop {
             let asked = Instant::now();
@@ -35,7 +35,7 @@ impl Transport {
     /// How long one try may take to be answered. Where no answer comes a question is asked twice, and both tries
     /// together take the time that the options give.
     pub(super) fn timeout_of_one_try(&self, question: &Request) -> Duration {
-        let is_asked_again = self.options.reconnect_attempts > 0 && is_repeatable(question);
+        let is_asked_again = self.options.reconnect_attempts > 0 && question.is_repeatable();
         self.options.answer_timeout / if is_asked_again { 2 } else { 1 }
     }
 }
@@ -102,7 +102,7 @@ impl<'a> Tries<'a> {
     }
 
     /// An answer, with what happened before it.
-    pub fn answered(self, mut answer: Answer) -> Answer {
+    pub fn answered(self, mut answer: HttpAnswer) -> HttpAnswer {
         answer.broken = self.broken.map(|(_, error)| error);
         answer.was_gone = self.was_gone;
         answer
@@ -117,7 +117,7 @@ impl<'a> Tries<'a> {
                 Some(pause)
             }
             NoAnswer::Told(_) => None,
-            NoAnswer::Interrupted(_) if !is_repeatable(question) => None,
+            NoAnswer::Interrupted(_) if !question.is_repeatable() => None,
             // The place in the queue is not kept for long.
             NoAnswer::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
             // Twice in a row it is not the connection that has gone astray.
@@ -131,20 +131,5 @@ impl<'a> Tries<'a> {
             }
             NoAnswer::Interrupted(_) | NoAnswer::NotConnected(..) => Some(pause),
         }
-    }
-}
-
-/// Whether a question may be asked again when it may have been answered before.
-///
-/// A LOCK is known by its ID, and a release by its fence. One without a fence could release what another
-/// process of this name was granted since; a server that was told to end may have been replaced.
-fn is_repeatable(question: &Request) -> bool {
-    match question {
-        Request::Lock { request, .. } => request.is_some(),
-        Request::Unlock { fence, .. } => fence.is_some(),
-        Request::Check { .. } | Request::Renew { .. } | Request::Verify { .. } | Request::Ping => {
-            true
-        }
-        Request::Shutdown => false,
     }
 }

@@ -6,6 +6,9 @@ use std::thread::JoinHandle;
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
+/// How a wait ends with the server.
+const STOPPING: Outcome = Outcome::Refused(Refusal::Stopping, None);
+
 const SHORT: Duration = Duration::from_millis(30);
 
 /// A manager that stops, and lets go its waiters, when its test ends.
@@ -37,15 +40,71 @@ fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
     Running(LockManager::start(terms, limits).expect("the machine has a thread left"))
 }
 
+/// Notes by which kind of thread it was to be answered.
+struct Noted {
+    pending: Pending,
+    notified: Mutex<Vec<(Answerer, thread::ThreadId)>>,
+}
+
+impl Waiter for Noted {
+    fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    fn is_there(&self) -> bool {
+        true
+    }
+
+    fn notify(self: Arc<Self>, answerer: Answerer) {
+        let thread = thread::current().id();
+        self.notified.lock().push((answerer, thread));
+    }
+}
+
+/// An acquire that ended at once, or one that waits.
+enum Attempt {
+    Decided(Outcome),
+    Queued(Arc<Noted>),
+}
+
 impl Running {
+    fn try_acquire(
+        &self,
+        key: &str,
+        requester: &str,
+        terms: Terms,
+        request_id: Option<&str>,
+    ) -> Attempt {
+        let mut waiter = None;
+        let outcome = self.acquire(key, requester, terms, request_id, |pending| {
+            let notified = Mutex::default();
+            let new = Arc::new(Noted { pending, notified });
+            waiter = Some(new.clone());
+            new
+        });
+        match (outcome, waiter) {
+            (Some(outcome), None) => Attempt::Decided(outcome),
+            (None, Some(waiter)) => Attempt::Queued(waiter),
+            _ => panic!("a waiter is made for each that waits, and for no other"),
+        }
+    }
+
+    fn wait_for(&self, waiter: &Noted) -> Outcome {
+        self.wait(&waiter.pending)
+    }
+
+    fn give_up(&self, waiter: &Arc<Noted>) {
+        self.abandon(&(waiter.clone() as Arc<dyn Waiter>));
+    }
+
     /// An acquire with the manager's own times.
     fn ask(&self, key: &str, requester: &str) -> Attempt {
-        self.acquire(key, requester, self.terms, None, None)
+        self.try_acquire(key, requester, self.terms, None)
     }
 
     /// The same, with a request ID.
     fn ask_as(&self, request: &str, key: &str, requester: &str) -> Attempt {
-        self.acquire(key, requester, self.terms, Some(request), None)
+        self.try_acquire(key, requester, self.terms, Some(request))
     }
 
     fn granted(&self, key: &str, requester: &str) -> Grant {
@@ -56,7 +115,7 @@ impl Running {
         }
     }
 
-    fn queued(&self, key: &str, requester: &str) -> Place {
+    fn queued(&self, key: &str, requester: &str) -> Arc<Noted> {
         place_of(self.ask(key, requester))
     }
 
@@ -71,19 +130,19 @@ impl Running {
     fn outcome_of(&self, attempt: Attempt) -> Outcome {
         match attempt {
             Attempt::Decided(outcome) => outcome,
-            Attempt::Queued(place) => self.wait(&place),
+            Attempt::Queued(place) => self.wait_for(&place),
         }
     }
 
     /// A thread that blocks at its place when this returns.
-    fn wait_in_thread(&self, place: &Place) -> JoinHandle<Outcome> {
+    fn wait_in_thread(&self, place: &Arc<Noted>) -> JoinHandle<Outcome> {
         let (manager, waiting) = (self.0.clone(), place.clone());
-        let thread = thread::spawn(move || manager.wait(&waiting));
+        let thread = thread::spawn(move || manager.wait(&waiting.pending));
         until(|| {
             let state = self.state.lock();
             // A condition variable tells only by waking that somebody waits. Who is woken for
             // nothing waits again, before anybody else has the lock.
-            let blocked = place.waiter.turn.notify_one();
+            let blocked = place.pending.decided.notify_one();
             MutexGuard::unlock_fair(state);
             blocked || is_decided(place)
         });
@@ -91,7 +150,7 @@ impl Running {
     }
 
     /// A key whose lease has not run out before there was somebody to wait behind it.
-    fn contended_key(&self) -> (String, Grant, Place) {
+    fn contended_key(&self) -> (String, Grant, Arc<Noted>) {
         let mut keys = (1..).map(|n| format!("KEY{n}"));
         loop {
             let key = keys.next().expect("it counts without end");
@@ -103,7 +162,7 @@ impl Running {
     }
 }
 
-fn place_of(attempt: Attempt) -> Place {
+fn place_of(attempt: Attempt) -> Arc<Noted> {
     match attempt {
         Attempt::Queued(place) => place,
         Attempt::Decided(outcome) => panic!("it should wait: {outcome:?}"),
@@ -137,8 +196,8 @@ fn outcome_in(thread: JoinHandle<Outcome>) -> Outcome {
     thread.join().expect("a wait does not panic")
 }
 
-fn is_decided(place: &Place) -> bool {
-    place.waiter.outcome.get().is_some()
+fn is_decided(place: &Noted) -> bool {
+    place.pending.outcome().is_some()
 }
 
 fn until(mut condition: impl FnMut() -> bool) {
@@ -175,7 +234,7 @@ fn a_grant_may_come_before_the_wait_for_it_begins() {
     manager.granted("K", "ann");
     let bob = manager.queued("K", "bob");
     assert_eq!(manager.release("K", "ann", None), Ok(()));
-    grant_of(manager.wait(&bob));
+    grant_of(manager.wait_for(&bob));
 }
 
 #[test]
@@ -232,9 +291,9 @@ fn a_wait_ends_with_timeout_and_the_place_is_gone() {
     manager.granted("K", "ann");
     let before = Instant::now();
     let bob = manager.queued("K", "bob");
-    assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
+    assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::Timeout);
     assert!(before.elapsed() >= SHORT);
-    assert!(!manager.state.lock().table.abandon("K", bob.ticket));
+    assert!(!manager.state.lock().table.abandon("K", bob.pending.ticket));
     assert_eq!(manager.release("K", "ann", None), Ok(()));
     assert!(manager.holding("K").is_none());
 }
@@ -245,7 +304,7 @@ fn who_timed_out_may_queue_again() {
     manager.granted("K", "ann");
     for _ in 0..2 {
         let bob = manager.queued("K", "bob");
-        assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
+        assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::Timeout);
     }
 }
 
@@ -273,9 +332,9 @@ fn an_abandoned_wait_ends_and_the_next_in_the_queue_is_unaffected() {
     manager.granted("K", "ann");
     let (bob, cat) = (manager.queued("K", "bob"), manager.queued("K", "cat"));
     let thread = manager.wait_in_thread(&bob);
-    manager.abandon(&bob);
+    manager.give_up(&bob);
     assert_eq!(outcome_in(thread), Outcome::Abandoned);
-    assert_eq!(manager.wait(&bob), Outcome::Abandoned);
+    assert_eq!(manager.wait_for(&bob), Outcome::Abandoned);
     assert!(!is_decided(&cat));
     let thread = manager.wait_in_thread(&cat);
     assert_eq!(manager.release("K", "ann", None), Ok(()));
@@ -289,8 +348,8 @@ fn abandoning_after_the_grant_keeps_the_grant() {
     manager.granted("K", "ann");
     let (bob, cat) = (manager.queued("K", "bob"), manager.queued("K", "cat"));
     assert_eq!(manager.release("K", "ann", None), Ok(()));
-    manager.abandon(&bob);
-    grant_of(manager.wait(&bob));
+    manager.give_up(&bob);
+    grant_of(manager.wait_for(&bob));
     assert!(manager.is_held_by("K", "bob"));
     assert!(!is_decided(&cat));
 }
@@ -300,9 +359,9 @@ fn abandoning_after_the_timeout_changes_nothing() {
     let manager = start(LONG, SHORT);
     manager.granted("K", "ann");
     let bob = manager.queued("K", "bob");
-    assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
-    manager.abandon(&bob);
-    assert_eq!(refusal_of(manager.wait(&bob)), Refusal::Timeout);
+    assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::Timeout);
+    manager.give_up(&bob);
+    assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::Timeout);
 }
 
 #[test]
@@ -314,10 +373,10 @@ fn stop_breaks_off_all_waiters_and_refuses_new_ones() {
     let threads = places.map(|(key, name)| manager.wait_in_thread(&manager.queued(key, name)));
     manager.stop();
     for thread in threads {
-        assert_eq!(outcome_in(thread), Outcome::Stopping);
+        assert_eq!(outcome_in(thread), STOPPING);
     }
-    assert_eq!(manager.decided("K", "eve"), Outcome::Stopping);
-    assert_eq!(manager.decided("free", "eve"), Outcome::Stopping);
+    assert_eq!(manager.decided("K", "eve"), STOPPING);
+    assert_eq!(manager.decided("free", "eve"), STOPPING);
     assert!(manager.holding("free").is_none());
 }
 
@@ -329,7 +388,7 @@ fn what_was_granted_before_a_stop_stays_granted() {
     let bob = manager.queued("K", "bob");
     assert_eq!(manager.release("K", "ann", None), Ok(()));
     manager.stop();
-    grant_of(manager.wait(&bob));
+    grant_of(manager.wait_for(&bob));
     assert_eq!(manager.release("K", "bob", None), Ok(()));
     assert!(manager.is_held_by("L", "cat"));
 }
@@ -361,7 +420,9 @@ fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
                 for _ in 0..ROUNDS {
                     let (ticket, outcome) = match manager.ask("K", &requester) {
                         Attempt::Decided(outcome) => (None, outcome),
-                        Attempt::Queued(place) => (Some(place.ticket), manager.wait(&place)),
+                        Attempt::Queued(place) => {
+                            (Some(place.pending.ticket), manager.wait_for(&place))
+                        }
                     };
                     let grant = grant_of(outcome);
                     assert!(!inside.swap(true, SeqCst), "somebody is inside already");
@@ -408,7 +469,7 @@ fn lapsed_keys_that_nobody_asks_for_go_away_by_themselves() {
 fn a_lease_is_told_in_wall_clock_time_and_by_what_is_left() {
     let manager = start(LONG, LONG);
     let grant = manager.granted("K", "ann");
-    let standing = manager.standing(grant);
+    let standing = manager.view(grant);
     let left = standing.expires.duration_since(SystemTime::now()).unwrap();
     for left in [left, standing.left, manager.left(grant)] {
         assert!(left <= LONG);
@@ -430,15 +491,15 @@ fn an_acquire_may_name_its_own_times() {
         lock_attempt_timeout: Duration::ZERO,
         ..long
     };
-    let ann = manager.acquire("K", "ann", long, None, None);
+    let ann = manager.try_acquire("K", "ann", long, None);
     assert!(manager.left(grant_of(outcome_at_once(ann))) > LONG / 2);
-    let bob = manager.acquire("K", "bob", at_once, None, None);
+    let bob = manager.try_acquire("K", "bob", at_once, None);
     assert_eq!(refusal_of(outcome_at_once(bob)), Refusal::Timeout);
     let before = Instant::now();
-    let cat = place_of(manager.acquire("K", "cat", long, None, None));
-    assert!(cat.deadline >= before + LONG);
+    let cat = place_of(manager.try_acquire("K", "cat", long, None));
+    assert!(cat.pending.deadline() >= before + LONG);
     assert_eq!(manager.release("K", "ann", None), Ok(()));
-    assert!(manager.left(grant_of(manager.wait(&cat))) > LONG / 2);
+    assert!(manager.left(grant_of(manager.wait_for(&cat))) > LONG / 2);
 }
 
 #[test]
@@ -461,7 +522,7 @@ fn a_refusal_says_who_holds_the_key_until_when_and_how_many_wait() {
     );
     // Who has left is not counted.
     assert_eq!(
-        manager.wait(&bob),
+        manager.wait_for(&bob),
         Outcome::Refused(Refusal::Timeout, held(0))
     );
 }
@@ -473,9 +534,7 @@ fn a_renewal_postpones_the_hand_over() {
         lock_timeout: LONG,
         ..manager.terms
     };
-    let first = grant_of(outcome_at_once(
-        manager.acquire("K", "ann", long, None, None),
-    ));
+    let first = grant_of(outcome_at_once(manager.try_acquire("K", "ann", long, None)));
     let bob = manager.queued("K", "bob");
     let thread = manager.wait_in_thread(&bob);
     let renewed = manager.renew("K", "ann", Some(first.fence), None).unwrap();
@@ -524,7 +583,7 @@ fn a_repeat_takes_over_the_place_and_ends_the_wait_there() {
     let again = place_of(manager.ask_as("#1", "K", "bob"));
     assert_eq!(
         outcome_in(thread),
-        Outcome::TakenOver(manager.holding("K")),
+        Outcome::Refused(Refusal::TakenOver, manager.holding("K")),
         "with who holds the key"
     );
     let thread = manager.wait_in_thread(&again);
@@ -539,12 +598,12 @@ fn a_wait_that_was_taken_over_takes_nobody_out_of_the_queue() {
     manager.granted("K", "ann");
     let bob = place_of(manager.ask_as("#1", "K", "bob"));
     let again = place_of(manager.ask_as("#1", "K", "bob"));
-    assert_eq!(again.ticket, bob.ticket);
+    assert_eq!(again.pending.ticket, bob.pending.ticket);
     // The connection that it came by is noticed to be broken only now.
-    manager.abandon(&bob);
-    assert!(matches!(manager.wait(&bob), Outcome::TakenOver(_)));
+    manager.give_up(&bob);
+    assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::TakenOver);
     assert_eq!(manager.release("K", "ann", None), Ok(()));
-    grant_of(manager.wait(&again));
+    grant_of(manager.wait_for(&again));
 }
 
 #[test]
@@ -554,11 +613,11 @@ fn who_lost_its_connection_comes_back_to_its_place() {
     let bob = place_of(manager.ask_as("#1", "K", "bob"));
     let cat = manager.queued("K", "cat");
     let thread = manager.wait_in_thread(&bob);
-    manager.abandon(&bob);
+    manager.give_up(&bob);
     assert_eq!(outcome_in(thread), Outcome::Abandoned);
     let again = place_of(manager.ask_as("#1", "K", "bob"));
     assert_eq!(manager.release("K", "ann", None), Ok(()));
-    grant_of(manager.wait(&again));
+    grant_of(manager.wait_for(&again));
     assert!(!is_decided(&cat));
 }
 
@@ -568,9 +627,9 @@ fn a_key_is_never_granted_to_a_connection_that_is_known_to_be_broken() {
     manager.granted("K", "ann");
     let bob = place_of(manager.ask_as("#1", "K", "bob"));
     let cat = manager.queued("K", "cat");
-    manager.abandon(&bob);
+    manager.give_up(&bob);
     assert_eq!(manager.release("K", "ann", None), Ok(()));
-    grant_of(manager.wait(&cat));
+    grant_of(manager.wait_for(&cat));
     assert_eq!(manager.release("K", "cat", None), Ok(()));
     assert_eq!(manager.holding("K"), None);
 }
@@ -579,80 +638,41 @@ fn a_key_is_never_granted_to_a_connection_that_is_known_to_be_broken() {
 fn places_that_nobody_comes_back_to_are_forgotten_by_themselves() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
-    manager.abandon(&place_of(manager.ask_as("#1", "K", "bob")));
+    manager.give_up(&place_of(manager.ask_as("#1", "K", "bob")));
     assert_eq!(manager.release("K", "ann", None), Ok(()));
     assert!(!manager.state.lock().table.is_empty());
     until(|| manager.state.lock().table.is_empty());
 }
 
-// Couriers.
-
-/// Notes what it is notified of, and in which thread it was to answer.
-#[derive(Default)]
-struct Notes(Mutex<Vec<(Outcome, Option<thread::ThreadId>)>>);
-
-impl Courier for Notes {
-    fn answer(self: Arc<Self>, outcome: Outcome) {
-        let here = thread::current().id();
-        self.0.lock().push((outcome, Some(here)));
-    }
-
-    fn have_answered(self: Arc<Self>, outcome: Outcome) {
-        self.0.lock().push((outcome, None));
-    }
-}
+// Who answers.
 
 #[test]
-fn whoever_releases_a_key_answers_the_next_holder_before_anything_else() {
+fn who_releases_a_key_answers_the_next_holder_before_anything_else() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
-    let place = manager.queued("K", "bob");
-    let notes = Arc::new(Notes::default());
-    assert_eq!(manager.employ(&place, notes.clone()), None);
+    let bob = manager.queued("K", "bob");
     manager.release("K", "ann", None).unwrap();
-    let outcome = manager.wait(&place);
-    assert!(matches!(outcome, Outcome::Granted(_)));
-    let here = Some(thread::current().id());
-    assert_eq!(*notes.0.lock(), [(outcome, here)]);
+    let here = thread::current().id();
+    assert_eq!(*bob.notified.lock(), [(Answerer::ThisThread, here)]);
+    grant_of(manager.wait_for(&bob));
 }
 
 #[test]
 fn what_is_not_a_release_writes_to_no_client() {
     let manager = start(SHORT, LONG);
-    let (_, _, place) = manager.contended_key();
-    let notes = Arc::new(Notes::default());
-    let decided = manager.employ(&place, notes.clone());
-    let expired = decided.clone().unwrap_or_else(|| manager.wait(&place));
-    assert!(matches!(expired, Outcome::Granted(_)));
-    if decided.is_none() {
-        until(|| !notes.0.lock().is_empty());
-        assert_eq!(*notes.0.lock(), [(expired, None)]);
-    }
-    for (end, outcome) in [
-        (
-            (|manager, place| manager.abandon(place)) as fn(&Running, &Place),
-            Outcome::Abandoned,
-        ),
-        (|manager, _| manager.stop(), Outcome::Stopping),
+    let (_, _, bob) = manager.contended_key();
+    until(|| !bob.notified.lock().is_empty());
+    assert_eq!(bob.notified.lock()[0].0, Answerer::AnotherThread);
+    for end in [
+        (|manager, bob| manager.give_up(bob)) as fn(&Running, &Arc<Noted>),
+        |manager, _| manager.stop(),
+        |manager, _| drop(manager.ask_as("#1", "K", "bob")),
     ] {
         let manager = start(LONG, LONG);
         manager.granted("K", "ann");
-        let place = manager.queued("K", "bob");
-        let notes = Arc::new(Notes::default());
-        assert_eq!(manager.employ(&place, notes.clone()), None);
-        end(&manager, &place);
-        assert_eq!(*notes.0.lock(), [(outcome, None)]);
+        let bob = place_of(manager.ask_as("#1", "K", "bob"));
+        end(&manager, &bob);
+        let here = thread::current().id();
+        assert_eq!(*bob.notified.lock(), [(Answerer::AnotherThread, here)]);
     }
-}
-
-#[test]
-fn a_courier_that_comes_after_the_decision_is_told_it() {
-    let manager = start(LONG, LONG);
-    manager.granted("K", "ann");
-    let place = manager.queued("K", "bob");
-    manager.release("K", "ann", None).unwrap();
-    let notes = Arc::new(Notes::default());
-    let decided = manager.employ(&place, notes.clone());
-    assert_eq!(decided, Some(manager.wait(&place)));
-    assert!(notes.0.lock().is_empty());
 }

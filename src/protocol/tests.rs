@@ -5,55 +5,47 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::http::{NotAnswered, ParsedAnswer, ParsedReply, ServerTimes};
+use super::text::parse_seconds;
 use super::*;
+use crate::lease::{Fence, Holder};
 
 /// What an hour's caps let through, as by default.
-const CAPS: MaxTimes = MaxTimes {
+const MAX: MaxTimes = MaxTimes {
     lock_timeout: Duration::from_secs(3600),
     lock_attempt_timeout: Duration::from_secs(1800),
 };
 
 fn parse(target: &str) -> Result<Request<'_>, Malformed> {
-    Request::parse(target, &CAPS)
+    Request::parse(target, &MAX)
 }
 
 fn check(key: &str) -> Request<'_> {
-    Request::Check { key: key.into() }
+    Request::new(Verb::Check, key, "")
 }
 
 fn lock<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
-    Request::Lock {
-        key: key.into(),
-        requester: requester.into(),
-        lock_timeout: None,
-        lock_attempt_timeout: None,
-        request: None,
-    }
+    Request::new(Verb::Lock, key, requester)
 }
 
 fn unlock<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
-    Request::Unlock {
-        key: key.into(),
-        requester: requester.into(),
-        fence: None,
-    }
+    Request::new(Verb::Unlock, key, requester)
 }
 
 fn verify<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
-    Request::Verify {
-        key: key.into(),
-        requester: requester.into(),
-        fence: None,
-    }
+    Request::new(Verb::Verify, key, requester)
 }
 
 fn renew<'a>(key: &'a str, requester: &'a str) -> Request<'a> {
-    Request::Renew {
-        key: key.into(),
-        requester: requester.into(),
-        lock_timeout: None,
-        fence: None,
-    }
+    Request::new(Verb::Renew, key, requester)
+}
+
+/// The first line of a `200` without headers.
+fn parse_answer(body: &str) -> Option<ParsedAnswer> {
+    let parsed = ParsedReply::parse(200, |_| None, body, "");
+    parsed.ok().map(|reply| reply.said)
 }
 
 /// The sentence that a bad request gets.
@@ -74,8 +66,8 @@ fn every_verb_is_understood() {
     assert_eq!(parse("/UNLOCK/KEYA/ann"), Ok(unlock("KEYA", "ann")));
     assert_eq!(parse("/VERIFY/KEYA/ann"), Ok(verify("KEYA", "ann")));
     assert_eq!(parse("/RENEW/KEYA/ann"), Ok(renew("KEYA", "ann")));
-    assert_eq!(parse("/PING"), Ok(Request::Ping));
-    assert_eq!(parse("/SHUTDOWN"), Ok(Request::Shutdown));
+    assert_eq!(parse("/PING"), Ok(Request::bare(Verb::Ping)));
+    assert_eq!(parse("/SHUTDOWN"), Ok(Request::bare(Verb::Shutdown)));
 }
 
 #[test]
@@ -114,7 +106,7 @@ fn a_whole_address_is_taken_as_its_path() {
 #[test]
 fn an_empty_query_is_none() {
     assert_eq!(parse("/CHECK/K?"), Ok(check("K")));
-    assert_eq!(parse("/PING?&&"), Ok(Request::Ping));
+    assert_eq!(parse("/PING?&&"), Ok(Request::bare(Verb::Ping)));
 }
 
 #[test]
@@ -257,13 +249,10 @@ fn a_name_has_at_most_1024_bytes_however_it_is_written() {
 #[test]
 fn a_verb_takes_the_parameters_of_its_row() {
     let seconds = Duration::from_secs_f64;
-    let asked = Request::Lock {
-        key: "K".into(),
-        requester: "ann".into(),
-        lock_timeout: Some(seconds(2.5)),
-        lock_attempt_timeout: Some(seconds(0.0)),
-        request: Some("a_B.9:-".into()),
-    };
+    let asked = lock("K", "ann")
+        .with(Parameter::LockTimeout, Some(seconds(2.5)))
+        .with(Parameter::LockAttemptTimeout, Some(seconds(0.0)))
+        .with(Parameter::RequestId, Some("a_B.9:-"));
     for query in [
         "lock_timeout=2.5&lock_attempt_timeout=0&request=a_B.9:-",
         "request=a_B.9:-&lock_attempt_timeout=0.000&&lock_timeout=02.50&",
@@ -274,26 +263,14 @@ fn a_verb_takes_the_parameters_of_its_row() {
     }
     let fence = Some(1_463_000_000_123_456);
     let under = "fence=1463000000123456";
-    let (key, requester) = (Cow::from("K"), Cow::from("ann"));
-    let renewed = Request::Renew {
-        key: key.clone(),
-        requester: requester.clone(),
-        lock_timeout: Some(seconds(60.0)),
-        fence,
-    };
+    let renewed = renew("K", "ann")
+        .with(Parameter::LockTimeout, Some(seconds(60.0)))
+        .with(Parameter::Fence, fence);
     let target = format!("/RENEW/K/ann?{under}&lock_timeout=60");
     assert_eq!(parse(&target), Ok(renewed));
-    let unlocked = Request::Unlock {
-        key: key.clone(),
-        requester: requester.clone(),
-        fence,
-    };
+    let unlocked = unlock("K", "ann").with(Parameter::Fence, fence);
     assert_eq!(parse(&format!("/UNLOCK/K/ann?{under}")), Ok(unlocked));
-    let verified = Request::Verify {
-        key,
-        requester,
-        fence,
-    };
+    let verified = verify("K", "ann").with(Parameter::Fence, fence);
     assert_eq!(parse(&format!("/VERIFY/K/ann?{under}")), Ok(verified));
 }
 
@@ -458,38 +435,28 @@ fn a_question_is_written_with_everything_escaped_that_is_not_unreserved() {
     );
     assert_eq!(verify("K", "ann").to_string(), "/VERIFY/K/ann");
     assert_eq!(renew("K", "ann").to_string(), "/RENEW/K/ann");
-    assert_eq!(Request::Ping.to_string(), "/PING");
-    assert_eq!(Request::Shutdown.to_string(), "/SHUTDOWN");
+    assert_eq!(Request::bare(Verb::Ping).to_string(), "/PING");
+    assert_eq!(Request::bare(Verb::Shutdown).to_string(), "/SHUTDOWN");
 }
 
 #[test]
 fn a_question_is_written_with_the_parameters_that_are_said() {
-    let asked = Request::Lock {
-        key: "K".into(),
-        requester: "ann".into(),
-        lock_timeout: Some(Duration::from_millis(2500)),
-        lock_attempt_timeout: Some(Duration::ZERO),
-        request: Some("a:1".into()),
-    };
+    let asked = lock("K", "ann")
+        .with(Parameter::LockTimeout, Some(Duration::from_millis(2500)))
+        .with(Parameter::LockAttemptTimeout, Some(Duration::ZERO))
+        .with(Parameter::RequestId, Some("a:1"));
     assert_eq!(
         asked.to_string(),
         "/LOCK/K/ann?lock_timeout=2.5&lock_attempt_timeout=0&request=a:1"
     );
-    let renewed = Request::Renew {
-        key: "K".into(),
-        requester: "ann".into(),
-        lock_timeout: Some(Duration::from_secs(3600)),
-        fence: Some(7),
-    };
+    let renewed = renew("K", "ann")
+        .with(Parameter::LockTimeout, Some(Duration::from_secs(3600)))
+        .with(Parameter::Fence, Some(7));
     assert_eq!(
         renewed.to_string(),
         "/RENEW/K/ann?lock_timeout=3600&fence=7"
     );
-    let verified = Request::Verify {
-        key: "K".into(),
-        requester: "ann".into(),
-        fence: Some(7),
-    };
+    let verified = verify("K", "ann").with(Parameter::Fence, Some(7));
     assert_eq!(verified.to_string(), "/VERIFY/K/ann?fence=7");
 }
 
@@ -562,19 +529,18 @@ proptest! {
         fence in any::<Option<Fence>>(),
     ) {
         let lock_timeout = nanos.map(Duration::from_nanos);
-        let (key, requester) = (Cow::from(key), Cow::from(requester));
+        let (key, requester) = (&*key, &*requester);
         for question in [
-            Request::Check { key: key.clone() },
-            Request::Lock {
-                key: key.clone(),
-                requester: requester.clone(),
-                lock_timeout,
-                lock_attempt_timeout: patience.map(Duration::from_nanos),
-                request: id.map(Cow::from),
-            },
-            Request::Unlock { key: key.clone(), requester: requester.clone(), fence },
-            Request::Renew { key: key.clone(), requester: requester.clone(), lock_timeout, fence },
-            Request::Verify { key, requester, fence },
+            check(key),
+            lock(key, requester)
+                .with(Parameter::LockTimeout, lock_timeout)
+                .with(Parameter::LockAttemptTimeout, patience.map(Duration::from_nanos))
+                .with(Parameter::RequestId, id.as_deref()),
+            unlock(key, requester).with(Parameter::Fence, fence),
+            renew(key, requester)
+                .with(Parameter::LockTimeout, lock_timeout)
+                .with(Parameter::Fence, fence),
+            verify(key, requester).with(Parameter::Fence, fence),
         ] {
             let path = question.to_string();
             prop_assert!(path.is_ascii());
@@ -803,6 +769,142 @@ fn a_clock_before_1970_says_0_seconds() {
 }
 
 // What a client reads.
+
+/// Parses the bytes of a reply, as ureq takes them apart.
+fn parsed(reply: &Reply, sent: Option<&str>, expected: &str) -> Result<ParsedReply, NotAnswered> {
+    let text = String::from_utf8(reply.to_bytes(None, sent, false)).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
+    let header = |name: &str| {
+        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines
+            .find(|(field, _)| *field == name)
+            .map(|(_, value)| value.as_bytes())
+    };
+    ParsedReply::parse(reply.status as u16, header, body, expected)
+}
+
+#[test]
+fn a_client_reads_what_the_server_wrote() {
+    let view = standing(1_463_000_000, 123_456_000);
+    let nothing = ParsedReply {
+        said: ParsedAnswer::Yes,
+        refusal: None,
+        lease: None,
+        holder: None,
+        times: None,
+    };
+    let lease = Some((view.fence, Duration::from_millis(29_998)));
+    let holder = Holder {
+        name: "me@host/é\r\n".into(),
+        expires_in: Duration::from_secs(2),
+        waiters: 3,
+    };
+    let left = Duration::from_micros(2_000_999);
+    for (reply, expected) in [
+        (Reply::yes(), nothing.clone()),
+        (
+            Reply::no(Refusal::TakenOver),
+            ParsedReply {
+                said: ParsedAnswer::No,
+                refusal: Some(Refusal::TakenOver),
+                ..nothing.clone()
+            },
+        ),
+        (
+            Reply::lease(view),
+            ParsedReply {
+                said: ParsedAnswer::Expiry(view.expires),
+                lease,
+                ..nothing.clone()
+            },
+        ),
+        (
+            Reply::holder(view),
+            ParsedReply {
+                lease,
+                ..nothing.clone()
+            },
+        ),
+        (
+            Reply::yes().with_holder(&holder.name, left, holder.waiters),
+            ParsedReply {
+                holder: Some(holder),
+                ..nothing.clone()
+            },
+        ),
+        (
+            Reply::yes()
+                .with_header(LOCK_ATTEMPT_TIMEOUT, Seconds(Duration::from_secs(3)))
+                .with_header(LOCK_MAX_ATTEMPT_TIMEOUT, Seconds(Duration::from_secs(4))),
+            ParsedReply {
+                times: Some(ServerTimes {
+                    lock_attempt_timeout: Duration::from_secs(3),
+                    max_lock_attempt_timeout: Duration::from_secs(4),
+                }),
+                ..nothing
+            },
+        ),
+    ] {
+        assert_eq!(
+            parsed(&reply, Some("a-1"), "a-1"),
+            Ok(expected),
+            "{reply:?}"
+        );
+    }
+}
+
+#[test]
+fn a_refusal_is_read_with_its_word_and_its_sentence() {
+    let reply = Reply::refusal(Status::Unavailable, Refusal::Full, "the server is full; é");
+    let refused = NotAnswered::Refused(Refusal::Full, "the server is full; é".into());
+    assert_eq!(parsed(&reply, None, "a-1"), Err(refused));
+    let foreign = ParsedReply::parse(404, |_| None, "<html>", "a-1");
+    assert_eq!(foreign, Err(NotAnswered::Foreign("status 404".into())));
+}
+
+#[test]
+fn the_answer_to_another_question_is_none() {
+    let another = NotAnswered::Foreign("the answer to another question".into());
+    assert_eq!(parsed(&Reply::yes(), Some("a-1"), "a-2"), Err(another));
+    assert!(parsed(&Reply::yes(), None, "a-2").is_ok());
+}
+
+#[test]
+fn what_was_not_understood_has_a_reply_of_its_own() {
+    let reply = Reply::from(Malformed::NoSuchVerb);
+    assert_eq!(
+        (reply.status, body(&reply)),
+        (
+            Status::NotFound,
+            "0\nno such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
+         /RENEW/key/requester, /VERIFY/key/requester, /PING or /SHUTDOWN\n"
+                .into(),
+        )
+    );
+    let reply = Reply::from(Malformed::BadRequest("why".into()));
+    assert_eq!(
+        (reply.status, body(&reply)),
+        (Status::BadRequest, "0\nwhy\n".into())
+    );
+}
+
+#[test]
+fn a_question_may_be_asked_again_as_its_row_says() {
+    let id = Some("a");
+    for (question, again) in [
+        (check("K"), true),
+        (lock("K", "ann"), false),
+        (lock("K", "ann").with(Parameter::RequestId, id), true),
+        (unlock("K", "ann"), false),
+        (unlock("K", "ann").with(Parameter::Fence, Some(7)), true),
+        (renew("K", "ann"), true),
+        (verify("K", "ann"), true),
+        (Request::bare(Verb::Ping), true),
+        (Request::bare(Verb::Shutdown), false),
+    ] {
+        assert_eq!(question.is_repeatable(), again, "{question}");
+    }
+}
 
 #[test]
 fn an_answer_has_one_of_the_three_forms() {

@@ -59,18 +59,18 @@ pub(crate) struct Child {
     pid: Pid,
     /// The process that started it: in any other one, the child is none.
     parent: u32,
-    end: Arc<End>,
+    end: Arc<ChildEnd>,
 }
 
 /// When a child has ended.
 #[derive(Default)]
-struct End {
+struct ChildEnd {
     /// While this is locked and `false`, the process exists, if only as a zombie: its number is its own.
     is_reaped: Mutex<bool>,
     reaped: Condvar,
 }
 
-impl End {
+impl ChildEnd {
     fn lock(&self) -> MutexGuard<'_, bool> {
         // A flag is whole, whatever panicked beside it.
         self.is_reaped

@@ -1,22 +1,6 @@
 //! The original's own wire, on a port of its own: a bare line, and a bare line back.
 //!
-//! # Questions
-//!
-//! One on each connection: `GET /`, then a verb with its names, a line feed, and an empty line. A carriage
-//! return before a line feed is dropped, header lines before the empty line are skipped, a trailing
-//! ` HTTP/1.x` is ignored. A client that closes its sending half needs no empty line.
-//!
-//! Keys and requesters are raw UTF-8, 1 to 1024 bytes; percent-escapes are not decoded. A key ends at the
-//! first slash after it, a requester at the end of the line: there is no way to write a slash in a key.
-//!
-//! | question | answer |
-//! |---|---|
-//! | `/CHECK/key` | `1` if anybody holds the key, or else `0` |
-//! | `/LOCK/key/requester` | when the lease runs out, in Unix seconds with six decimals; or `0` |
-//! | `/UNLOCK/key/requester` | `1`, or `0` if the requester does not hold the key |
-//! | `/VERIFY/key/requester` | `1` if the requester holds the key, or else `0` |
-//! | `/PING` | `1` |
-//! | `/SHUTDOWN` | `1`, and the server ends; where that is not allowed, nothing |
+//! One question on each connection, as `protocol/classic.rs` has it.
 //!
 //! # Answers
 //!
@@ -38,10 +22,7 @@
 //!
 //! Each connection has a thread for as long as it is open, and that thread has accepted it. Before it
 //! serves, it sees to it that another one stands ready to accept; so a LOCK blocks its own thread and
-//! nobody else's, and most questions start no thread. One more thread watches those that wait for a client
-//! that hangs up.
-
-mod question;
+//! nobody else's, and most questions start no thread. The server's loop watches the clients of those that wait.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
@@ -53,16 +34,15 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{self, sockopt};
 use nix::sys::time::TimeVal;
 use parking_lot::{Condvar, Mutex};
 
-use self::question::{MAX_REQUEST, Received, State};
-use crate::manager::{self, LockManager, Outcome, Place};
+use crate::manager::{Answerer, Pending, Waiter};
+use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::{Malformed, Reply, Status};
-use crate::server::handler::{Handled, Handler};
+use crate::server::handler::Handler;
+use crate::server::poller::Poller;
 
 /// How long a client may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,9 +60,9 @@ const STARVED_PAUSE: Duration = Duration::from_millis(100);
 const STABLE: Duration = Duration::from_secs(2);
 
 /// The server's end of the port for the original's clients.
-pub(crate) struct ClassicTransport(Arc<Shared>);
+pub(crate) struct ClassicTransport(Arc<Classic>);
 
-struct Shared {
+struct Classic {
     listener: TcpListener,
     handler: Arc<Handler>,
     /// How many connections may be open at the same time: each has a thread.
@@ -90,7 +70,7 @@ struct Shared {
     state: Mutex<Open>,
     /// Tells that a thread has ended.
     ended: Condvar,
-    watch: Watch,
+    poller: Arc<Poller>,
 }
 
 /// What is open.
@@ -110,23 +90,24 @@ struct Open {
 
 impl ClassicTransport {
     /// Serves on a prepared listener, in threads of its own, up to so many connections at the same time.
-    pub fn open(listener: TcpListener, handler: Arc<Handler>, most: usize) -> io::Result<Self> {
+    pub fn open(
+        listener: TcpListener,
+        handler: Arc<Handler>,
+        poller: Arc<Poller>,
+        most: usize,
+    ) -> io::Result<Self> {
         // Passed on to what is accepted. `accept` itself comes back so often, too.
         let timeout = TimeVal::new(TIMEOUT.as_secs() as i64, 0);
         socket::setsockopt(&listener, sockopt::ReceiveTimeout, &timeout)?;
-        let shared = Arc::new(Shared {
+        let classic = Arc::new(Classic {
             listener,
             handler,
             most,
             state: Mutex::default(),
             ended: Condvar::new(),
-            watch: Watch::new()?,
+            poller,
         });
-        let watching = shared.clone();
-        new_thread("lock-hang-ups", move || {
-            watching.watch.run(&watching.handler.manager);
-        })?;
-        let transport = ClassicTransport(shared);
+        let transport = ClassicTransport(classic);
         transport.0.state.lock().begin_thread();
         transport.0.start_thread()?;
         Ok(transport)
@@ -143,14 +124,12 @@ impl ClassicTransport {
     /// then: the lock manager has stopped.
     pub fn close(self, until: Instant) {
         self.refuse();
-        let shared = &self.0;
-        let mut state = shared.state.lock();
+        let classic = &self.0;
+        let mut state = classic.state.lock();
         // Who has not sent its request by now is not waited for.
         state.shut_down_all(Shutdown::Read);
-        while state.threads > 0 && !shared.ended.wait_until(&mut state, until).timed_out() {}
+        while state.threads > 0 && !classic.ended.wait_until(&mut state, until).timed_out() {}
         state.shut_down_all(Shutdown::Both);
-        drop(state);
-        shared.watch.stop();
     }
 }
 
@@ -193,11 +172,13 @@ struct Connection {
     may_wait: bool,
 }
 
-impl Shared {
+impl Classic {
     /// Starts a thread that is counted already.
     fn start_thread(self: &Arc<Self>) -> io::Result<()> {
-        let shared = self.clone();
-        new_thread("lock-classic", move || shared.accept_and_serve())
+        let classic = self.clone();
+        let thread = thread::Builder::new().name("lock-classic".into());
+        let thread = thread.stack_size(STACK);
+        thread.spawn(move || classic.accept_and_serve()).map(drop)
     }
 
     fn accept_and_serve(self: &Arc<Self>) {
@@ -310,7 +291,8 @@ impl Shared {
     /// The line to answer with. `None` closes the connection without one.
     fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
         let handler = &*self.handler;
-        if received.is_turned_away(&handler.access) {
+        let is_turned_away = |field: &str, value: &str| handler.access.admit(field, value).is_err();
+        if (received.headers()).any(|(field, value)| is_turned_away(&field, value.trim())) {
             log::debug!("a classic request got no answer: a web page sent it");
             return None;
         }
@@ -325,38 +307,60 @@ impl Shared {
                 return Some("0\n".into());
             }
         };
-        let reply = match handler.answer(&question, Some(connection.stream.clone())) {
-            Handled::Reply(reply) => reply,
-            Handled::Wait(place) if connection.may_wait => self.wait(connection, &place)?,
-            Handled::Wait(place) => handler.give_up(&place),
+        let mut waiter = None;
+        let reply = handler.answer(&question, |pending| {
+            let stream = connection.stream.clone();
+            let new = Arc::new(ClassicWaiter { pending, stream });
+            waiter = Some(new.clone());
+            new
+        });
+        let reply = match (reply, waiter) {
+            (None, Some(waiter)) if connection.may_wait => self.wait(&waiter)?,
+            (None, Some(waiter)) => handler.give_up(&(waiter as Arc<dyn Waiter>)),
+            (reply, _) => reply?,
         };
         log::trace!("classic {question} {}", reply.status as u16);
         (reply.status != Status::Forbidden).then(|| reply.answer.to_string())
     }
 
     /// Blocks until a LOCK is decided. `None` if its client has gone.
-    fn wait(&self, connection: &Connection, place: &Place) -> Option<Reply> {
-        let Connection { id, stream, .. } = connection;
-        let handler = &*self.handler;
-        if let Err(error) = self.watch.begin(*id, stream, place) {
-            // Out of memory. Nobody would notice that the client goes.
-            log::warn!("no room to watch one more waiter: {error}");
-            return Some(handler.give_up(place));
+    fn wait(&self, waiter: &Arc<ClassicWaiter>) -> Option<Reply> {
+        let as_waiter: Arc<dyn Waiter> = waiter.clone();
+        let client = waiter.stream.as_fd();
+        match self.poller.watch(client, Arc::downgrade(&as_waiter)) {
+            Ok(_watched) => {
+                let outcome = self.handler.manager.wait(&waiter.pending);
+                self.handler.outcome_reply(&outcome)
+            }
+            Err(error) => {
+                // Out of memory. Nobody would notice that the client goes.
+                log::warn!("no room to watch one more waiter: {error}");
+                Some(self.handler.give_up(&as_waiter))
+            }
         }
-        let outcome = handler.manager.wait(place);
-        self.watch.end(*id, stream);
-        (outcome != Outcome::Abandoned).then(|| handler.outcome_reply(outcome))
     }
 }
 
-impl manager::Connection for TcpStream {
+/// A client that waits. Its connection's thread blocks for the outcome.
+struct ClassicWaiter {
+    pending: Pending,
+    stream: Arc<TcpStream>,
+}
+
+impl Waiter for ClassicWaiter {
+    fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
     /// A client that closed its sending half can't be told from one that has gone.
-    fn is_open(&self) -> bool {
+    fn is_there(&self) -> bool {
         let gone = PollFlags::from_bits_retain(libc::POLLRDHUP);
-        let mut asked = [PollFd::new(self.as_fd(), gone)];
+        let mut asked = [PollFd::new(self.stream.as_fd(), gone)];
         // It fails only where it would have to wait.
         poll::poll(&mut asked, PollTimeout::ZERO) != Ok(1)
     }
+
+    fn notify(self: Arc<Self>, _: Answerer) {}
 }
 
 /// Reads a request, for as long as a client may take to send it.
@@ -372,9 +376,9 @@ fn receive(mut stream: &TcpStream) -> io::Result<Received> {
             Err(error) => return Err(error),
         };
         match received.take(&piece[..length]) {
-            State::Complete => return Ok(received),
-            State::TooLong => return Err(ErrorKind::InvalidData.into()),
-            State::Incomplete => {}
+            Progress::Complete => return Ok(received),
+            Progress::TooLong => return Err(ErrorKind::InvalidData.into()),
+            Progress::Incomplete => {}
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -394,75 +398,5 @@ fn drain(mut stream: &TcpStream) {
         if !matches!(stream.read(&mut piece), Ok(1..)) {
             return;
         }
-    }
-}
-
-fn new_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let thread = thread::Builder::new().name(name.into()).stack_size(STACK);
-    thread.spawn(work).map(drop)
-}
-
-/// Watches those that wait for the end of their connection.
-struct Watch {
-    epoll: Epoll,
-    stop: EventFd,
-    places: Mutex<HashMap<u64, Place>>,
-}
-
-const STOP: u64 = u64::MAX;
-
-impl Watch {
-    fn new() -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        Ok(Watch {
-            epoll,
-            stop,
-            places: Mutex::default(),
-        })
-    }
-
-    /// Gives up a place when its client hangs up, from now on; at once, if it has.
-    fn begin(&self, id: u64, stream: &TcpStream, place: &Place) -> io::Result<()> {
-        self.places.lock().insert(id, place.clone());
-        let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT, id);
-        let added = self.epoll.add(stream, event);
-        if added.is_err() {
-            self.places.lock().remove(&id);
-        }
-        Ok(added?)
-    }
-
-    fn end(&self, id: u64, stream: &TcpStream) {
-        self.places.lock().remove(&id);
-        // It fails only on what is not watched.
-        let _ = self.epoll.delete(stream);
-    }
-
-    fn run(&self, manager: &LockManager) {
-        let mut happened = [EpollEvent::empty(); 64];
-        loop {
-            // An error can only be an interruption: descriptor and buffer are ours.
-            let count = self
-                .epoll
-                .wait(&mut happened, EpollTimeout::NONE)
-                .unwrap_or(0);
-            for event in &happened[..count] {
-                if event.data() == STOP {
-                    return;
-                }
-                let place = self.places.lock().get(&event.data()).cloned();
-                if let Some(place) = place {
-                    log::debug!("a classic client went away while it waited");
-                    manager.abandon(&place);
-                }
-            }
-        }
-    }
-
-    fn stop(&self) {
-        // It fails only when it has been asked for 2^64 - 2 times.
-        let _ = self.stop.write(1);
     }
 }

@@ -1,12 +1,11 @@
 //! One question and its reply, whichever wire it came by.
 //!
-//! Knows no socket and no thread; what has to wait is handed back as a place in the queue.
+//! Knows no socket and no thread; who has to wait is handed to the lock manager.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::manager::{Attempt, Connection, LockManager, Outcome, Place};
-use crate::protocol::{self, MaxTimes, Reply, Request, Seconds, Status};
+use crate::manager::{LockManager, Outcome, Pending, Waiter};
+use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::Access;
 use crate::server::stop::StopSources;
@@ -21,72 +20,55 @@ pub(crate) struct Handler {
     pub stop: Arc<StopSources>,
 }
 
-/// A reply, or a wait that ends with one.
-pub(crate) enum Handled {
-    Reply(Reply),
-    Wait(Place),
-}
-
 impl Handler {
-    /// Answers a question, or finds it a place to wait at. `connection` is what it came by, where that
-    /// can be asked whether it is still open.
-    pub fn answer(&self, question: &Request, connection: Option<Arc<dyn Connection>>) -> Handled {
+    /// Answers a question. `None` if it has to wait: then `waiter` was called, and is notified of the
+    /// [outcome](Self::outcome_reply).
+    pub fn answer<W: Waiter + 'static>(
+        &self,
+        question: &Request,
+        waiter: impl FnOnce(Pending) -> Arc<W>,
+    ) -> Option<Reply> {
         let manager = &self.manager;
-        let reply = match question {
-            Request::Lock {
-                key,
-                requester,
-                lock_timeout,
-                lock_attempt_timeout,
-                request,
-            } => {
-                let terms = self.terms(*lock_timeout, *lock_attempt_timeout);
-                match manager.acquire(key, requester, terms, request.as_deref(), connection) {
-                    Attempt::Decided(outcome) => self.outcome_reply(outcome),
-                    Attempt::Queued(place) => return Handled::Wait(place),
-                }
+        let (key, requester) = (&*question.key, &*question.requester);
+        let fence = question.number(Parameter::Fence);
+        let reply = match question.verb {
+            Verb::Lock => {
+                let terms = self.terms(question);
+                let request_id = question.text(Parameter::RequestId);
+                let waiter = |pending| -> Arc<dyn Waiter> { waiter(pending) };
+                let outcome = manager.acquire(key, requester, terms, request_id, waiter)?;
+                return self.outcome_reply(&outcome);
             }
-            Request::Unlock {
-                key,
-                requester,
-                fence,
-            } => verdict(manager.release(key, requester, *fence), |()| Reply::yes()),
-            Request::Renew {
-                key,
-                requester,
-                lock_timeout,
-                fence,
-            } => verdict(
-                manager.renew(key, requester, *fence, *lock_timeout),
-                |grant| Reply::lease(manager.standing(grant)),
-            ),
-            Request::Verify {
-                key,
-                requester,
-                fence,
-            } => verdict(manager.verify(key, requester, *fence), |grant| {
-                Reply::holder(manager.standing(grant))
+            Verb::Unlock => verdict(manager.release(key, requester, fence), |()| Reply::yes()),
+            Verb::Renew => {
+                let lock_timeout = question.seconds(Parameter::LockTimeout);
+                let renewed = manager.renew(key, requester, fence, lock_timeout);
+                verdict(renewed, |grant| Reply::lease(manager.view(grant)))
+            }
+            Verb::Verify => verdict(manager.verify(key, requester, fence), |grant| {
+                Reply::holder(manager.view(grant))
             }),
-            Request::Check { key } => match manager.holding(key) {
+            Verb::Check => match manager.holding(key) {
                 None => Reply::no(Refusal::Free),
-                holding => self.with_holder(Reply::yes(), holding),
+                holding => self.with_holder(Reply::yes(), holding.as_ref()),
             },
-            Request::Ping => self.ping(),
-            Request::Shutdown => self.shut_down(),
+            Verb::Ping => self.ping(),
+            Verb::Shutdown => self.shut_down(),
         };
-        Handled::Reply(reply)
+        debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
+        Some(reply)
     }
 
-    /// What a LOCK asks for, which names these times or none.
-    fn terms(
-        &self,
-        lock_timeout: Option<Duration>,
-        lock_attempt_timeout: Option<Duration>,
-    ) -> Terms {
+    /// What a LOCK asks for, which may name its times.
+    fn terms(&self, question: &Request) -> Terms {
         let usual = self.manager.terms();
+        let seconds = |parameter, usual| question.seconds(parameter).unwrap_or(usual);
         Terms {
-            lock_timeout: lock_timeout.unwrap_or(usual.lock_timeout),
-            lock_attempt_timeout: lock_attempt_timeout.unwrap_or(usual.lock_attempt_timeout),
+            lock_timeout: seconds(Parameter::LockTimeout, usual.lock_timeout),
+            lock_attempt_timeout: seconds(
+                Parameter::LockAttemptTimeout,
+                usual.lock_attempt_timeout,
+            ),
         }
     }
 
@@ -117,33 +99,42 @@ impl Handler {
     }
 
     /// The reply to a LOCK for which there is no thread to wait in.
-    pub fn give_up(&self, place: &Place) -> Reply {
-        self.manager.abandon(place);
-        match self.manager.wait(place) {
-            Outcome::Abandoned => full("the machine has no thread left for one more waiter"),
-            // What was granted in the last moment is granted.
-            outcome => self.outcome_reply(outcome),
+    pub fn give_up(&self, waiter: &Arc<dyn Waiter>) -> Reply {
+        self.manager.abandon(waiter);
+        // What was granted in the last moment is granted.
+        let outcome = waiter.pending().outcome();
+        outcome
+            .and_then(|outcome| self.outcome_reply(outcome))
+            .unwrap_or_else(|| full("the machine has no thread left for one more waiter"))
+    }
+
+    /// Gives up the place of a waiter at whose client's end something happened, if it has gone.
+    pub fn hang_up(&self, waiter: &Arc<dyn Waiter>) {
+        if !waiter.is_there() {
+            log::debug!("a client went away while it waited");
+            self.manager.abandon(waiter);
         }
     }
 
-    /// The reply to a LOCK that is decided.
-    pub fn outcome_reply(&self, outcome: Outcome) -> Reply {
-        match outcome {
-            Outcome::Granted(grant) => Reply::lease(self.manager.standing(grant)),
-            Outcome::Refused(Refusal::Full, _) => {
-                full("the server has as many waiters or held keys as it allows")
-            }
-            Outcome::Refused(refusal, holding) => self.with_holder(Reply::no(refusal), holding),
-            Outcome::TakenOver(holding) => self.with_holder(Reply::no(Refusal::TakenOver), holding),
-            Outcome::Abandoned | Outcome::Stopping => Reply::refusal(
+    /// The reply to a LOCK that is decided. `None` if its client has gone.
+    pub fn outcome_reply(&self, outcome: &Outcome) -> Option<Reply> {
+        let (refusal, holding) = match outcome {
+            Outcome::Granted(grant) => return Some(Reply::lease(self.manager.view(*grant))),
+            Outcome::Refused(refusal, holding) => (*refusal, holding.as_ref()),
+            Outcome::Abandoned => return None,
+        };
+        Some(match refusal {
+            Refusal::Full => full("the server has as many waiters or held keys as it allows"),
+            Refusal::Stopping => Reply::refusal(
                 Status::Unavailable,
                 Refusal::Stopping,
                 "the server is ending; nothing was locked",
             ),
-        }
+            _ => self.with_holder(Reply::no(refusal), holding),
+        })
     }
 
-    fn with_holder(&self, reply: Reply, holding: Option<Holding>) -> Reply {
+    fn with_holder(&self, reply: Reply, holding: Option<&Holding>) -> Reply {
         let Some(holding) = holding else {
             return reply;
         };

@@ -9,6 +9,7 @@ use super::access::Access;
 use super::classic::ClassicTransport;
 use super::handler::Handler;
 use super::http::HttpTransport;
+use super::poller::Poller;
 use super::stop::StopSources;
 use super::{limits, listen};
 use crate::error::Error;
@@ -61,15 +62,17 @@ pub(crate) fn serve(
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
     let handler = handler(options, address, limits, stop)?;
+    let poller =
+        Poller::new(&http, stop.descriptors()).map_err(start_failed("no descriptor left"))?;
     let classic = classic
         .map(|listener| {
             listen::prepare(&listener)?;
-            ClassicTransport::open(listener, handler.clone(), clients)
+            ClassicTransport::open(listener, handler.clone(), poller.clone(), clients)
         })
         .transpose()
         .map_err(start_failed("cannot serve classic clients"))?;
     let mut http = listen::prepare(&http)
-        .and_then(|()| HttpTransport::open(http, handler))
+        .and_then(|()| HttpTransport::open(http, handler.clone(), poller.clone()))
         .map_err(start_failed("cannot serve"))?;
     log::info!(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
@@ -82,7 +85,16 @@ pub(crate) fn serve(
     }
     serving();
     let mut next_trim = Instant::now() + TRIM_EVERY;
-    while !http.poll() {
+    loop {
+        let left = http.next_poll().saturating_duration_since(Instant::now());
+        let happened = poller.wait(left);
+        if happened.stop {
+            break;
+        }
+        for waiter in &happened.hang_ups {
+            handler.hang_up(waiter);
+        }
+        http.poll(happened.arrival);
         if process == ProcessUse::Own && Instant::now() >= next_trim {
             limits::give_back_memory();
             next_trim = Instant::now() + TRIM_EVERY;
@@ -93,6 +105,8 @@ pub(crate) fn serve(
     if let Some(classic) = &classic {
         classic.refuse();
     }
+    http.refuse();
+    handler.manager.stop();
     http.close(until);
     if let Some(classic) = classic {
         classic.close(until);

@@ -15,13 +15,13 @@ const MAX_IDLE: usize = 8;
 const STACK: usize = 128 * 1024;
 
 pub(super) struct Workers<T> {
-    state: Mutex<State<T>>,
+    tasks: Mutex<Tasks<T>>,
     wanted: Condvar,
 }
 
-struct State<T> {
+struct Tasks<T> {
     /// Tasks for which a thread is on its way.
-    tasks: VecDeque<T>,
+    waiting: VecDeque<T>,
     idle: usize,
     /// How many threads may be idle.
     most: usize,
@@ -29,13 +29,13 @@ struct State<T> {
 
 impl<T: Send + 'static> Workers<T> {
     pub fn new() -> Self {
-        let state = State {
-            tasks: VecDeque::new(),
+        let tasks = Tasks {
+            waiting: VecDeque::new(),
             idle: 0,
             most: MAX_IDLE,
         };
         Workers {
-            state: Mutex::new(state),
+            tasks: Mutex::new(tasks),
             wanted: Condvar::new(),
         }
     }
@@ -44,14 +44,14 @@ impl<T: Send + 'static> Workers<T> {
     ///
     /// `work` is what a new thread runs: it calls [`next`](Self::next) until there is none.
     pub fn run(&self, task: T, work: impl FnOnce() + Send + 'static) -> Result<(), (T, io::Error)> {
-        let mut state = self.state.lock();
-        state.tasks.push_back(task);
-        if state.idle >= state.tasks.len() {
-            drop(state);
+        let mut tasks = self.tasks.lock();
+        tasks.waiting.push_back(task);
+        if tasks.idle >= tasks.waiting.len() {
+            drop(tasks);
             self.wanted.notify_one();
             return Ok(());
         }
-        drop(state);
+        drop(tasks);
         let thread = thread::Builder::new()
             .name("lock-request".into())
             .stack_size(STACK);
@@ -59,7 +59,7 @@ impl<T: Send + 'static> Workers<T> {
             Ok(_) => Ok(()),
             // It makes no difference which of the tasks waits for the thread that there is not, but for one
             // that an idle thread has taken since.
-            Err(error) => match self.state.lock().tasks.pop_back() {
+            Err(error) => match self.tasks.lock().waiting.pop_back() {
                 Some(task) => Err((task, error)),
                 None => Ok(()),
             },
@@ -68,28 +68,28 @@ impl<T: Send + 'static> Workers<T> {
 
     /// The next task for this thread. `None` if it is to end.
     pub fn next(&self) -> Option<T> {
-        let mut state = self.state.lock();
+        let mut tasks = self.tasks.lock();
         loop {
-            if let Some(task) = state.tasks.pop_front() {
+            if let Some(task) = tasks.waiting.pop_front() {
                 return Some(task);
             }
-            if state.idle >= state.most {
+            if tasks.idle >= tasks.most {
                 return None;
             }
-            state.idle += 1;
-            self.wanted.wait(&mut state);
-            state.idle -= 1;
+            tasks.idle += 1;
+            self.wanted.wait(&mut tasks);
+            tasks.idle -= 1;
         }
     }
 
     /// Lets no thread end for now. That thousands end at once takes longer than what they do.
     pub fn hold(&self) {
-        self.state.lock().most = usize::MAX;
+        self.tasks.lock().most = usize::MAX;
     }
 
     /// Ends all threads, each after its task.
     pub fn close(&self) {
-        self.state.lock().most = 0;
+        self.tasks.lock().most = 0;
         self.wanted.notify_all();
     }
 }

@@ -5,14 +5,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use super::{Ticket, shrink};
-use crate::lease::{Key, RequestId, Requester};
+use super::shrink;
+use crate::lease::{Key, RequestId, Requester, Ticket};
 
 /// Every remembered place, by who may come back to it and by when it is forgotten.
 #[derive(Default)]
 pub(super) struct Reserved {
-    pub(super) by_claim: HashMap<Claim, End>,
-    pub(super) by_end: BTreeMap<End, Claim>,
+    pub(super) by_claim: HashMap<Claim, ReservationEnd>,
+    pub(super) by_end: BTreeMap<ReservationEnd, Claim>,
 }
 
 /// Who may come back, to which key. No two places have the same claim: a requester stands once in a
@@ -20,7 +20,7 @@ pub(super) struct Reserved {
 pub(super) type Claim = (Key, Requester, RequestId);
 
 /// When a place is forgotten: at that instant it is already gone. The ticket makes it unique.
-type End = (Instant, Ticket);
+type ReservationEnd = (Instant, Ticket);
 
 /// Why the two maps can't disagree.
 const PAIRED: &str = "every place stands in both maps";
@@ -35,22 +35,22 @@ impl Reserved {
         }
     }
 
-    /// Takes out the place that this request left, if it is still good.
+    /// Takes out the place that this acquire left, if it is still good.
     pub fn reclaim(
         &mut self,
         now: Instant,
         key: &str,
         requester: &str,
-        request: Option<&str>,
+        request_id: Option<&str>,
     ) -> Option<Ticket> {
-        let request = request?;
+        let request_id = request_id?;
         if self.is_empty() {
             // Nearly always; the names of a claim are not made for nothing.
             return None;
         }
         let end = self
             .by_claim
-            .remove(&(key.into(), requester.into(), request.into()))?;
+            .remove(&(key.into(), requester.into(), request_id.into()))?;
         self.by_end.remove(&end).expect(PAIRED);
         shrink(&mut self.by_claim);
         let (forgotten, ticket) = end;

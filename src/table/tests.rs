@@ -3,7 +3,7 @@
 //! The files below hold the table against two naive models of it.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 
+use super::hand_over::RESERVED_FOR;
 use super::*;
 use crate::refusal::Refusal::*;
 use Said::*;
@@ -21,16 +22,198 @@ mod world;
 
 type Name = &'static str;
 
+/// A lock table with its caller: one that has leases run out before it asks, answers each proposal at once, and
+/// takes the events.
+struct Managed<W> {
+    table: LockTable<W>,
+    is_there: fn(&W) -> bool,
+    handed_over: Vec<HandOver<W>>,
+    /// Those who had gone when their turn came.
+    gone: Vec<W>,
+}
+
+#[derive(Debug)]
+struct HandOver<W> {
+    waiter: W,
+    grant: Grant,
+}
+
+/// An [`Acquired`], and what the events tell of it.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer<W> {
+    Granted(Grant),
+    /// What this very request was granted before, as it stands now.
+    Repeated(Grant),
+    Queued(Ticket),
+    TakenOver {
+        ticket: Ticket,
+        before: W,
+    },
+    Refused(Refusal),
+}
+
+impl<W> std::ops::Deref for Managed<W> {
+    type Target = LockTable<W>;
+
+    fn deref(&self) -> &LockTable<W> {
+        &self.table
+    }
+}
+
+impl<W> Managed<W> {
+    fn new(limits: Limits, first_fence: Fence) -> Self {
+        Managed {
+            table: LockTable::new(limits, first_fence),
+            is_there: |_| true,
+            handed_over: Vec::new(),
+            gone: Vec::new(),
+        }
+    }
+
+    fn asking(self, is_there: fn(&W) -> bool) -> Self {
+        Managed { is_there, ..self }
+    }
+
+    fn acquire(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        terms: Terms,
+        request: Option<&str>,
+        handle: impl FnOnce() -> W,
+    ) -> Answer<W> {
+        self.expire_key(now, key);
+        if !self.table.has_room_for(key) {
+            self.expire(now, 1);
+        }
+        let handle = |_: &Key, _| handle();
+        let acquired = self
+            .table
+            .acquire(now, key, requester, terms, request, handle);
+        let mut is_new = false;
+        let mut taken_over = None;
+        for change in self.take_events() {
+            match change {
+                Change::Granted { .. } => is_new = true,
+                Change::TakenOver { before, .. } => taken_over = Some(before),
+                _ => {}
+            }
+        }
+        match (acquired, taken_over) {
+            (Acquired::Granted(grant), _) if is_new => Answer::Granted(grant),
+            (Acquired::Granted(grant), _) => Answer::Repeated(grant),
+            (Acquired::Queued(ticket), None) => Answer::Queued(ticket),
+            (Acquired::Queued(ticket), Some(before)) => Answer::TakenOver { ticket, before },
+            (Acquired::Refused(refusal), _) => Answer::Refused(refusal),
+        }
+    }
+
+    fn release(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+    ) -> Result<(), Refusal> {
+        self.expire_key(now, key);
+        let released = self.table.release(now, key, requester, fence);
+        self.settle(now);
+        released
+    }
+
+    fn renew(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+        lock_timeout: Option<Duration>,
+    ) -> Result<Grant, Refusal> {
+        self.expire_key(now, key);
+        self.table.renew(now, key, requester, fence, lock_timeout)
+    }
+
+    fn holding(&mut self, now: Instant, key: &str) -> Option<Holding> {
+        self.expire_key(now, key);
+        self.table.holding(key)
+    }
+
+    fn verify(
+        &mut self,
+        now: Instant,
+        key: &str,
+        requester: &str,
+        fence: Option<Fence>,
+    ) -> Result<Grant, Refusal> {
+        self.expire_key(now, key);
+        self.table.verify(key, requester, fence)
+    }
+
+    fn abandon(&mut self, key: &str, ticket: Ticket) -> bool {
+        self.table.abandon(key, ticket)
+    }
+
+    fn reserve(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
+        self.expire_key(now, key);
+        self.table.reserve(now, key, ticket)
+    }
+
+    fn expire_key(&mut self, now: Instant, key: &str) {
+        self.table.expire_key(now, key);
+        self.settle(now);
+    }
+
+    fn expire(&mut self, now: Instant, batch: usize) -> bool {
+        let done = self.table.expire(now, batch);
+        self.settle(now);
+        done
+    }
+
+    fn drain_waiters(&mut self) -> Vec<W> {
+        self.table.drain_waiters()
+    }
+
+    fn settle(&mut self, now: Instant) {
+        while let Some(proposal) = self.table.propose() {
+            if (self.is_there)(proposal.handle()) {
+                self.table.grant(now, proposal);
+            } else {
+                self.table.pass_over(now, proposal);
+            }
+        }
+        for change in self.take_events() {
+            match change {
+                Change::Granted {
+                    grant,
+                    waiter: Some(waiter),
+                } => self.handed_over.push(HandOver { waiter, grant }),
+                Change::Left { gone, .. } | Change::Reserved { gone, .. } => self.gone.extend(gone),
+                _ => {}
+            }
+        }
+    }
+
+    fn take_events(&mut self) -> Vec<Change<W>> {
+        let events = std::iter::from_fn(|| self.table.next_event());
+        events.map(|event| event.change).collect()
+    }
+
+    fn take_handed_over(&mut self) -> Vec<HandOver<W>> {
+        std::mem::take(&mut self.handed_over)
+    }
+}
+
 /// A lock table and its clock, in milliseconds since the test began. Whoever waits is told by name.
 struct Desk {
-    table: LockTable<Name>,
+    table: Managed<Name>,
     origin: Instant,
     now: Instant,
     tickets: HashMap<(Name, Name), Ticket>,
     fences: Vec<Fence>,
 }
 
-/// An [`Acquired`] in the desk's own time.
+/// An [`Answer`] in the desk's own time.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Until(u64),
@@ -108,7 +291,7 @@ impl Desk {
     fn with_limits(limits: Limits) -> Self {
         let origin = Instant::now();
         Desk {
-            table: LockTable::new(limits, FIRST_FENCE),
+            table: Managed::new(limits, FIRST_FENCE),
             origin,
             now: origin,
             tickets: HashMap::new(),
@@ -159,23 +342,23 @@ impl Desk {
             .acquire(self.now, key, requester, terms, ask.request, handle);
         self.check();
         match acquired {
-            Acquired::Granted(grant) => {
+            Answer::Granted(grant) => {
                 self.fences.push(grant.fence);
                 Until(self.time(grant.expires))
             }
-            Acquired::Repeated(grant) => {
+            Answer::Repeated(grant) => {
                 assert!(self.fences.contains(&grant.fence), "it is no new grant");
                 Again(self.time(grant.expires))
             }
-            Acquired::Queued(ticket) => {
+            Answer::Queued(ticket) => {
                 self.tickets.insert((key, requester), ticket);
                 Queued
             }
-            Acquired::TakenOver { ticket, before } => {
+            Answer::TakenOver { ticket, before } => {
                 assert_eq!(self.tickets[&(key, requester)], ticket);
                 InPlaceOf(before)
             }
-            Acquired::Refused(refusal) => No(refusal),
+            Answer::Refused(refusal) => No(refusal),
         }
     }
 
@@ -301,8 +484,8 @@ impl Desk {
                 .map(|waiter| (waiter.handle, self.time(waiter.deadline)))
         });
         Some(Remains {
-            holder: entry.holder.to_string(),
-            end: self.time(entry.grant.expires),
+            holder: entry.hold().holder.to_string(),
+            end: self.time(entry.hold().grant.expires),
             queue: waiters.collect(),
         })
     }
@@ -353,16 +536,16 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
             None => (&table.ends.uncontended, &table.ends.contended),
         };
         prop_assert!(
-            home.get(&entry.end())
+            home.get(&end(entry.hold()))
                 .is_some_and(|name| Arc::ptr_eq(name, key)),
             "{key} does not stand in its index"
         );
         prop_assert!(
-            !other.contains_key(&entry.end()),
+            !other.contains_key(&end(entry.hold())),
             "{key} stands in both indices"
         );
         prop_assert!(
-            entry.grant.fence < table.next_fence,
+            entry.hold().grant.fence < table.next_fence,
             "a fence is given twice"
         );
         let Some(queue) = &entry.queue else { continue };
@@ -373,7 +556,7 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
         prop_assert_eq!(queue.by_requester.len(), queue.by_arrival.len());
         for (ticket, waiter) in &queue.by_arrival {
             prop_assert_eq!(queue.by_requester.get(&waiter.requester), Some(ticket));
-            prop_assert_ne!(&waiter.requester, &entry.holder);
+            prop_assert_ne!(&waiter.requester, &entry.hold().holder);
             prop_assert!(*ticket < table.next_ticket, "a ticket is given twice");
         }
         waiters += queue.by_arrival.len();
@@ -383,6 +566,7 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
         table.ends.contended.len() + table.ends.uncontended.len(),
         table.entries.len()
     );
+    prop_assert!(table.proposals.is_empty());
     prop_assert_eq!(table.waiters, waiters);
     check_orphans(table)
 }
@@ -399,12 +583,14 @@ fn check_orphans<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
         let Some(entry) = table.entries.get(key) else {
             continue;
         };
-        prop_assert!(entry.holder != *requester || entry.request.as_ref() != Some(request));
+        prop_assert!(
+            entry.hold().holder != *requester || entry.hold().request_id.as_ref() != Some(request)
+        );
         let Some(queue) = &entry.queue else { continue };
         prop_assert!(!queue.by_arrival.contains_key(&end.1), "it waits still");
         let waiter = queue.by_requester.get(requester);
         let waiter = waiter.and_then(|ticket| queue.by_arrival.get(ticket));
-        prop_assert!(waiter.is_none_or(|waiter| waiter.request.as_ref() != Some(request)));
+        prop_assert!(waiter.is_none_or(|waiter| waiter.request_id.as_ref() != Some(request)));
     }
     Ok(())
 }
@@ -656,7 +842,7 @@ fn only_who_is_queued_needs_a_handle() {
         keys: 1,
         waiters: 1,
     };
-    let mut table = LockTable::new(limits, FIRST_FENCE);
+    let mut table = Managed::new(limits, FIRST_FENCE);
     table.acquire(now, "K", "ann", terms(10, 10), None, handle);
     table.acquire(now, "K", "ann", terms(10, 10), None, handle);
     table.acquire(now, "K", "bob", terms(10, 0), None, handle);
@@ -772,7 +958,7 @@ fn a_request_that_is_repeated_just_when_its_turn_came_is_told_the_grant() {
         || unreachable!("it holds the key by now"),
     );
     let told = desk.table.take_handed_over();
-    assert_eq!(acquired, Acquired::Repeated(told[0].grant));
+    assert_eq!(acquired, Answer::Repeated(told[0].grant));
 }
 
 #[test]
@@ -941,9 +1127,9 @@ fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
 
 #[test]
 fn who_was_passed_over_because_it_had_gone_may_come_back_to_its_place() {
-    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
+    let mut table = Managed::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
     let now = Instant::now();
-    let ask = |table: &mut LockTable<_>, name, request, handle| {
+    let ask = |table: &mut Managed<_>, name, request, handle| {
         table.acquire(now, "K", name, terms(10, 100), request, || handle)
     };
     ask(&mut table, "ann", None, "ann");
@@ -1467,7 +1653,7 @@ fn an_abandoned_waiter_leaves_no_entry() {
 #[test]
 fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
     for release in [false, true] {
-        let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
+        let mut table = Managed::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
         let now = Instant::now();
         for name in ["ann", "gone", "bob"] {
             table.acquire(now, "K", name, terms(10, 100), None, || name);
@@ -1483,8 +1669,7 @@ fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
             .map(|hand_over| hand_over.waiter)
             .collect();
         assert_eq!(told, ["bob"]);
-        let gone = table.take_gone().into_iter().map(|(_, waiter)| waiter);
-        assert_eq!(gone.collect::<Vec<_>>(), ["gone"]);
+        assert_eq!(table.gone, ["gone"]);
         assert_eq!(table.waiters, 0);
     }
 }
@@ -1673,7 +1858,7 @@ fn draining_takes_back_no_grant() {
 fn eight_thousand_waiters_are_served_in_their_order() {
     const CROWD: usize = 8000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
+    let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
     for (n, name) in names.iter().enumerate() {
         table.acquire(now, "K", name, terms(10, 10), None, || n);
@@ -1693,9 +1878,9 @@ fn eight_thousand_waiters_are_served_in_their_order() {
 fn eight_thousand_come_back_to_their_places_in_any_order() {
     const CROWD: usize = 8000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
+    let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
-    let ask = |table: &mut LockTable<usize>, n: usize| {
+    let ask = |table: &mut Managed<usize>, n: usize| {
         table.acquire(now, "K", &names[n], terms(10, 10), Some("#1"), || n)
     };
     for n in 0..=CROWD {
@@ -1706,7 +1891,7 @@ fn eight_thousand_come_back_to_their_places_in_any_order() {
     }
     assert_eq!(table.waiters, 0);
     for n in (1..=CROWD).rev() {
-        assert_eq!(ask(&mut table, n), Acquired::Queued(n as Ticket));
+        assert_eq!(ask(&mut table, n), Answer::Queued(n as Ticket));
     }
     assert!(table.reserved.is_empty());
     assert!(table.reserved.by_claim.capacity() <= CAPACITY_LEFT);
@@ -1718,10 +1903,10 @@ fn eight_thousand_come_back_to_their_places_in_any_order() {
 }
 
 /// Grants this many keys of its own to a requester, each for a millisecond.
-fn grant_crowd(table: &mut LockTable<()>, now: Instant, keys: std::ops::Range<usize>) {
+fn grant_crowd(table: &mut Managed<()>, now: Instant, keys: std::ops::Range<usize>) {
     for n in keys {
         let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), None, || ());
-        assert!(matches!(granted, Acquired::Granted(_)));
+        assert!(matches!(granted, Answer::Granted(_)));
     }
 }
 
@@ -1732,7 +1917,7 @@ const CAPACITY_LEFT: usize = 8 * SMALL;
 fn the_memory_of_a_lapsed_crowd_is_given_back() {
     const CROWD: usize = 300_000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
+    let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     grant_crowd(&mut table, now, 0..CROWD);
     assert!(table.entries.capacity() >= CROWD);
     while !table.expire(now + ms(1), 1000) {}
@@ -1744,7 +1929,7 @@ fn the_memory_of_a_lapsed_crowd_is_given_back() {
 fn the_memory_of_a_crowd_that_released_is_given_back() {
     const CROWD: usize = 50_000;
     let now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
+    let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     grant_crowd(&mut table, now, 0..CROWD);
     for n in 0..CROWD {
         assert_eq!(table.release(now, &format!("key {n}"), "ann", None), Ok(()));
@@ -1778,7 +1963,7 @@ fn pass_ten_million_keys() {
     const WAVE: usize = 500_000;
     const MARGIN: u64 = 8 * 1024 * 1024;
     let mut now = Instant::now();
-    let mut table = LockTable::new(NO_LIMITS, FIRST_FENCE);
+    let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let before = resident_bytes();
     let mut most = 0;
     for wave in 0..WAVES {

@@ -13,11 +13,12 @@ mod table_alone;
 #[path = "../../src"]
 #[allow(dead_code, unused_imports, reason = "the bench uses a part of them")]
 mod house {
+    pub mod event;
     pub mod lease;
     pub mod refusal;
     pub mod table;
 }
-use house::{lease, refusal};
+use house::{event, lease, refusal};
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

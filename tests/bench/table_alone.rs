@@ -28,6 +28,7 @@ impl Held {
         let now = Instant::now();
         for n in 0..keys {
             acquire(&mut table, now, &format!("held-{n}"), "holder");
+            table.next_event();
         }
         Held { table, now }
     }
@@ -41,6 +42,7 @@ impl Held {
             for key in &keys {
                 acquire(&mut self.table, self.now, key, "client");
                 black_box(self.table.release(self.now, key, "client", None).is_ok());
+                while black_box(self.table.next_event()).is_some() {}
             }
             rounds += keys.len();
         }
@@ -64,7 +66,7 @@ impl Crowd {
         let mut table = LockTable::new(LIMITS, 1);
         let now = Instant::now();
         for (n, name) in names.iter().enumerate() {
-            black_box(table.acquire(now, "wanted", name, TERMS, None, || n));
+            black_box(table.acquire(now, "wanted", name, TERMS, None, |_, _| n));
         }
         Crowd {
             table,
@@ -92,7 +94,7 @@ impl Crowd {
                 let name = &self.names[n];
                 black_box(
                     self.table
-                        .acquire(self.now, "wanted", name, TERMS, None, || n),
+                        .acquire(self.now, "wanted", name, TERMS, None, |_, _| n),
                 );
             }
             joining += begin.elapsed();
@@ -105,14 +107,16 @@ impl Crowd {
         let holder = &self.names[self.holder];
         let released = self.table.release(self.now, "wanted", holder, None);
         released.expect("the holder releases");
-        let told = self.table.take_handed_over();
-        let next = told.first().expect("somebody waits").waiter;
+        let proposal = self.table.propose().expect("somebody waits");
+        let next = *proposal.handle();
+        self.table.grant(self.now, proposal);
+        while black_box(self.table.next_event()).is_some() {}
         self.gone.push(std::mem::replace(&mut self.holder, next));
     }
 }
 
 fn acquire(table: &mut LockTable<()>, now: Instant, key: &str, requester: &str) {
-    let granted = table.acquire(now, key, requester, TERMS, None, || ());
+    let granted = table.acquire(now, key, requester, TERMS, None, |_, _| ());
     debug_assert!(matches!(granted, Acquired::Granted(_)));
     black_box(granted);
 }

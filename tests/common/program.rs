@@ -1,7 +1,8 @@
 //! The real program, as a person or a script calls it.
 
 use std::ffi::OsStr;
-use std::process::{Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_lock-server");
 
@@ -26,6 +27,12 @@ pub fn clean(command: &mut Command) -> &mut Command {
     command.stdin(Stdio::null())
 }
 
+/// How a program ended, as a shell says it: 128 and the number of the signal that ended it.
+pub fn shell_code(status: ExitStatus) -> i32 {
+    let signal = || 128 + status.signal().expect("it has ended");
+    status.code().unwrap_or_else(signal)
+}
+
 /// What the program printed, and how it ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -39,7 +46,7 @@ impl Outcome {
     pub fn of(command: &mut Command) -> Self {
         let output = command.output().expect("the program starts");
         Outcome {
-            code: output.status.code(),
+            code: Some(shell_code(output.status)),
             stdout: String::from_utf8(output.stdout).expect("UTF-8"),
             stderr: String::from_utf8(output.stderr).expect("UTF-8"),
         }

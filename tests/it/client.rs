@@ -40,7 +40,7 @@ fn lasting(lock_timeout: Duration) -> LockOptions {
 const WAITING: LockOptions = LockOptions {
     lock_timeout: None,
     lock_attempt_timeout: Some(PATIENCE),
-    request: None,
+    request_id: None,
     cancel: None,
 };
 
@@ -77,7 +77,7 @@ fn waiters(server: &Server, key: &str) -> usize {
 fn named(patience: Duration) -> LockOptions {
     LockOptions {
         lock_attempt_timeout: Some(patience),
-        request: Some("first:1".into()),
+        request_id: Some("first:1".into()),
         ..LockOptions::default()
     }
 }

@@ -207,17 +207,17 @@ impl Stranger {
         Stranger(sleep.expect("sleep starts"))
     }
 
-    fn pid(&self) -> u32 {
-        self.0.id()
+    /// One that has a file locked, as a server has its pid file.
+    fn with_locked(file: &Path) -> Self {
+        let file = fs::File::options().append(true).create(true).open(file);
+        let file = file.expect("a file");
+        file.try_lock().expect("nobody has it locked");
+        let sleep = Command::new("sleep").arg("60").stdin(file).spawn();
+        Stranger(sleep.expect("sleep starts"))
     }
 
-    fn start_time(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a process");
-        let (_, fields) = stat.rsplit_once(')').expect("proc(5)");
-        let field_22 = fields.split_ascii_whitespace().nth(22 - 3);
-        field_22
-            .and_then(|field| field.parse().ok())
-            .expect("proc(5)")
+    fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     fn is_unharmed(&mut self) -> bool {
@@ -515,7 +515,7 @@ fn a_server_that_others_can_reach_says_that_names_are_not_credentials() {
 fn start_status_and_already_running_name_the_classic_port_in_one_form() {
     let daemon = Daemon::none();
     let started = daemon.typed("start --port 0 --classic-port 0");
-    let (pid, address, classic) = (daemon.pid(), daemon.address(), daemon.record()[3].clone());
+    let (pid, address, classic) = (daemon.pid(), daemon.address(), daemon.record()[2].clone());
     let place = format!("process {pid}, on {address} (classic clients: port {classic})");
     started.expect(0, &format!("started lock-server, {place}\n"));
     let status = daemon.typed("status");
@@ -546,7 +546,7 @@ fn restart_with_a_port_that_another_program_has_leaves_the_server_alone() {
         assert_eq!(daemon.typed("status").code, Some(0), "{ports}");
     }
     // Its own two are not in its way.
-    let swapped = format!("restart --port {} --classic-port {port}", record[3]);
+    let swapped = format!("restart --port {} --classic-port {port}", record[2]);
     assert_eq!(daemon.typed(&swapped).code, Some(0));
 }
 
@@ -560,7 +560,7 @@ fn restart_warns_whoever_leaves_the_classic_clients_behind() {
     };
     assert_eq!(stderr_of("start --port 0 --classic-port 0"), "");
     assert_eq!(stderr_of("restart --port 0 --classic-port 0"), "");
-    let port = daemon.record()[3].clone();
+    let port = daemon.record()[2].clone();
     let warning = format!(
         "lock-server: the old server had classic clients on port {port}; the new one has none\n"
     );
@@ -653,22 +653,15 @@ fn a_server_that_does_not_heed_sigterm_is_killed_after_five_seconds() {
 #[test]
 fn a_stale_pid_file_is_told_of_replaced_and_removed_but_never_signalled() {
     let mut stranger = Stranger::new();
-    let (pid, started) = (stranger.pid(), stranger.start_time());
+    let pid = stranger.pid();
     let gone = {
         let mut child = Command::new("true").spawn().expect("true starts");
         child.wait().expect("a child");
         child.id()
     };
     for (text, why) in [
-        (format!("{gone}\n127.0.0.1:9\n1\n"), "has ended"),
-        (
-            format!("{pid}\n127.0.0.1:9\n{}\n", started + 1),
-            "another program",
-        ),
-        (
-            format!("{pid}\n127.0.0.1:9\n{}\n", started - 1),
-            "another program",
-        ),
+        (format!("{gone}\n127.0.0.1:9\n"), "does not have it locked"),
+        (format!("{pid}\n127.0.0.1:9\n"), "does not have it locked"),
         (String::new(), "empty"),
     ] {
         let daemon = Daemon::none();
@@ -724,11 +717,7 @@ fn another_user_s_pid_file_is_not_believed() {
     }
     let mut stranger = Stranger::new();
     let daemon = Daemon::none();
-    daemon.write(&format!(
-        "{}\n127.0.0.1:9\n{}\n",
-        stranger.pid(),
-        stranger.start_time()
-    ));
+    daemon.write(&format!("{}\n127.0.0.1:9\n", stranger.pid()));
     chown(&daemon.pid_file, Some(Uid::from_raw(54321)), None).expect("root may");
     assert_eq!(daemon.typed("status").code, Some(1));
     let stop = daemon.typed("stop");
@@ -740,13 +729,10 @@ fn another_user_s_pid_file_is_not_believed() {
 #[test]
 fn a_process_that_does_not_answer_is_told_from_one_that_does() {
     let closed = ClosedPort::new();
-    let stranger = Stranger::new();
     let daemon = Daemon::none();
+    let stranger = Stranger::with_locked(&daemon.pid_file);
     let (pid, port) = (stranger.pid(), closed.port);
-    daemon.write(&format!(
-        "{pid}\n127.0.0.1:{port}\n{}\n",
-        stranger.start_time()
-    ));
+    daemon.write(&format!("{pid}\n127.0.0.1:{port}\n"));
     let line = format!("process {pid} runs but does not answer on 127.0.0.1:{port}\n");
     daemon.typed("status").expect(1, &line);
     // It ends as a zombie, since nobody waits for it: ended all the same.
@@ -792,6 +778,139 @@ fn a_pid_file_that_cannot_be_written_leaves_no_server_behind() {
     outcome.expect(1, "");
     outcome.expect_stderr(&["cannot write the pid file /proc/self/no/such/directory.pid"]);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+/// Each wrote its own record over the other's before, and one of the two servers was lost to stop and status.
+#[test]
+fn of_two_starts_at_once_one_wins_and_the_others_say_who_has_the_pid_file() {
+    let daemon = Daemon::none();
+    let starts = [(); 6].map(|()| {
+        let mut start = program(["start", "--port", "0", "--pid-file"]);
+        start.arg(&daemon.pid_file);
+        thread::spawn(move || Outcome::of(&mut start))
+    });
+    let outcomes = starts.map(|start| start.join().expect("no panic"));
+    let (won, lost): (Vec<_>, Vec<_>) = outcomes.iter().partition(|one| one.code == Some(0));
+    assert_eq!(won.len(), 1, "{outcomes:?}");
+    won[0].expect(0, &daemon.started_line());
+    for outcome in lost {
+        outcome.expect(1, "");
+        outcome.expect_stderr(&[&format!("already running, process {}, on ", daemon.pid())]);
+    }
+    assert_eq!(daemon.typed("stop").code, Some(0));
+}
+
+/// A file is the evidence, not the number in it: that may be any process's by now.
+#[test]
+fn the_pid_file_of_a_killed_server_is_stale_and_is_taken_over() {
+    let daemon = Daemon::started("");
+    let pid = daemon.pid();
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("the server runs");
+    until("the lock is gone", || {
+        daemon.typed("status").code == Some(1)
+    });
+    let status = daemon.typed("status");
+    let path = daemon.pid_file.display();
+    let stale = format!("not running; {path} is stale: process {pid} does not have it locked\n");
+    status.expect(1, &stale);
+    let again = daemon.typed("start --port 0");
+    again.expect(0, &daemon.started_line());
+    assert_ne!(daemon.pid(), pid);
+}
+
+#[test]
+fn without_its_pid_file_a_server_is_told_of_and_removes_nobody_elses() {
+    let daemon = Daemon::started("");
+    let (pid, address) = (daemon.pid(), daemon.address());
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    // Its pid file is replaced by a copy, which nobody has locked, and then is gone.
+    let copy = fs::read_to_string(&daemon.pid_file).expect("a pid file");
+    fs::remove_file(&daemon.pid_file).expect("it is there");
+    daemon.write(&copy);
+    for line in ["is stale: ", "not running, but "] {
+        let status = daemon.typed(&format!("status --port {port}"));
+        assert_eq!(status.code, Some(1), "{status:?}");
+        assert!(status.stdout.contains(line), "{status:?}");
+        let answers = format!("a server that has no {} answers", daemon.pid_file.display());
+        assert!(status.stdout.contains(&answers), "{status:?}");
+        let _ = fs::remove_file(&daemon.pid_file);
+    }
+    // Another one's is there when it ends.
+    let other = daemon.typed("start --port 0");
+    other.expect(0, &daemon.started_line());
+    kill(Pid::from_raw(pid as i32), Signal::SIGTERM).expect("the server runs");
+    until("it has ended", || TcpStream::connect(&address).is_err());
+    thread::sleep(Duration::from_millis(100));
+    let line = format!(
+        "running, process {}, on {}\n",
+        daemon.pid(),
+        daemon.address()
+    );
+    daemon.typed("status").expect(0, &line);
+    assert_eq!(daemon.typed("stop").code, Some(0));
+}
+
+#[test]
+fn a_started_server_that_is_told_to_end_removes_its_pid_file() {
+    let daemon = Daemon::started("");
+    kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGTERM).expect("the server runs");
+    until("the file is gone", || !daemon.pid_file.exists());
+}
+
+#[test]
+fn a_pid_file_that_is_a_link_is_neither_believed_nor_followed() {
+    let (daemon, other) = (Daemon::none(), Daemon::started(""));
+    std::os::unix::fs::symlink(&other.pid_file, &daemon.pid_file).expect("a link");
+    for verb in ["status", "stop", "start --port 0", "run --port 0"] {
+        let outcome = daemon.typed(verb);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        let said = format!("{}{}", outcome.stdout, outcome.stderr);
+        assert!(said.contains("it is a symbolic link"), "{said}");
+    }
+    assert_eq!(other.typed("stop").code, Some(0));
+}
+
+/// A server that takes its time to have its ports has the lock, and has not written which process it is.
+#[test]
+fn who_asks_while_the_number_is_still_being_written_waits_for_it() {
+    let daemon = Daemon::none();
+    let mut stranger = Stranger::with_locked(&daemon.pid_file);
+    let (file, text) = (
+        daemon.pid_file.clone(),
+        format!("{}\n127.0.0.1:9\n", stranger.pid()),
+    );
+    let writes = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(500));
+        fs::write(file, text).expect("written");
+    });
+    let start = daemon.typed("start --port 0");
+    start.expect(1, "");
+    start.expect_stderr(&[&format!("already running, process {}, on ", stranger.pid())]);
+    writes.join().expect("no panic");
+    assert!(stranger.is_unharmed());
+    // One that never says it is no server of ours.
+    daemon.write("");
+    let stop = daemon.typed("stop");
+    stop.expect(1, "");
+    stop.expect_stderr(&["a process has it locked that has not said which it is"]);
+    assert!(stranger.is_unharmed());
+}
+
+#[test]
+fn the_lock_is_closed_on_exec_and_the_servers_own() {
+    let daemon = Daemon::started("");
+    let process = PathBuf::from(format!("/proc/{}", daemon.pid()));
+    let is_pid_file = |fd: &PathBuf| fs::read_link(fd).is_ok_and(|to| to == daemon.pid_file);
+    let fds = fs::read_dir(process.join("fd")).expect("a process");
+    let fds: Vec<PathBuf> = fds.map(|fd| fd.expect("an entry").path()).collect();
+    let fd = fds.iter().find(|fd| is_pid_file(fd)).expect("it is open");
+    let info = process
+        .join("fdinfo")
+        .join(fd.file_name().expect("a number"));
+    let info = fs::read_to_string(info).expect("it is open");
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = i32::from_str_radix(flags.expect("proc(5)").trim(), 8).expect("octal");
+    assert_ne!(flags & nix::libc::O_CLOEXEC, 0, "{info}");
 }
 
 #[test]
@@ -1101,7 +1220,7 @@ fn an_address_in_the_environment_that_is_none_is_wrong_usage() {
     for address in [
         "localhost:http",
         ":8004",
-        "http://localhost:8004",
+        "https://localhost:8004",
         "a b:1",
         "h:0",
     ] {

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::program::{Outcome, PROGRAM, clean, program};
+use crate::common::program::{Outcome, PROGRAM, clean, program, shell_code};
 use crate::common::{ask, ms, options, start, until};
 use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
@@ -127,7 +127,7 @@ impl Running {
     }
 
     fn exit_code(&mut self) -> Option<i32> {
-        self.ended().code()
+        Some(shell_code(self.ended()))
     }
 }
 
@@ -237,12 +237,81 @@ fn no_thread_is_71_or_69_and_runs_nothing() {
 }
 
 #[test]
-fn no_server_is_69() {
+fn no_server_is_69_where_it_may_not_wait_for_one() {
     let mut server = patient();
     server.stop().expect("it stops");
-    let outcome = outcome(&server, "K", &["true"]);
-    outcome.expect(69, "");
-    outcome.expect_stderr(&["no lock server reached at 127.0.0.1:", "4 attempts"]);
+    for options in ["-n K", "-w 1 K", "--connect-timeout 1 K"] {
+        let outcome = outcome(&server, options, &["true"]);
+        outcome.expect(69, "");
+        outcome.expect_stderr(&["no lock server reached at 127.0.0.1:", "4 attempts"]);
+    }
+}
+
+/// It gave up with 69 after three seconds, though it was willing to wait for a minute.
+#[test]
+fn a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once() {
+    let mut server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    let port = server.port();
+    server.stop().expect("it stops");
+    // The library itself gives up after three tries a second apart.
+    thread::sleep(ms(8000));
+    let _server = start(Options {
+        port,
+        reconnect_attempts: 100,
+        time_between_attempts: ms(10),
+        ..options()
+    });
+    assert_eq!(waiting.line(), "it runs");
+    assert_eq!(waiting.exit_code(), Some(0));
+    let mut said = String::new();
+    let mut stderr = waiting.child.stderr.take().expect("piped");
+    stderr.read_to_string(&mut said).expect("UTF-8");
+    assert_eq!(
+        said.matches("waiting for it to answer").count(),
+        1,
+        "{said}"
+    );
+}
+
+#[test]
+fn a_server_that_is_silent_is_told_of_while_it_is_waited_for() {
+    let (server, process) = with_process(ms(60_000));
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    let mut stderr = BufReader::new(waiting.child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    stderr.read_line(&mut said).expect("UTF-8");
+    assert!(said.contains("waiting for it to answer"), "{said}");
+    kill(process, Signal::SIGCONT).expect("it runs");
+    other.unlock("K").expect("it answers");
+    assert_eq!(waiting.line(), "it runs");
+    assert_eq!(waiting.exit_code(), Some(0));
+}
+
+#[test]
+fn without_a_terminal_it_says_once_who_has_the_key() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("K").expect("it answers").expect("it is free");
+    let mut command = exec(&server, "K", &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    let mut stderr = BufReader::new(waiting.child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    stderr.read_line(&mut said).expect("UTF-8");
+    assert!(said.contains("waiting: K is held by OTHER"), "{said}");
+    other.unlock("K").expect("it answers");
+    assert_eq!(waiting.line(), "it runs");
+    stderr.read_line(&mut said).expect("UTF-8");
+    assert_eq!(said.lines().count(), 1, "{said}");
 }
 
 #[test]
@@ -370,7 +439,7 @@ fn the_command_is_told_key_name_fence_and_server() {
     let told = outcome(&server, "--name ME K", &["sh", "-c", script, PROGRAM]);
     told.expect(0, "K ME\n1\n");
     let script = "echo $LOCK_SERVER";
-    let options = format!("--host ::1 --port {} K", server.port());
+    let options = format!("-n --host ::1 --port {} K", server.port());
     let v6 = Outcome::of(&mut exec(&server, &options, &sh(script)));
     // This server listens on IPv4 alone.
     assert_eq!(v6.code, Some(69), "{v6:?}");
@@ -631,8 +700,8 @@ fn fresh_lease(client: &Client, lock_timeout: Duration) -> Instant {
 #[test]
 fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
     const LEASE: Duration = ms(3000);
-    let (server, process) = with_process(LEASE);
-    let mut command = exec(&server, "K", &sh(STUBBORN));
+    let (server, process) = with_process(ms(60_000));
+    let mut command = exec(&server, "--lock-timeout 3 K", &sh(STUBBORN));
     let mut running = Running::spawn(command.stderr(Stdio::piped()));
     let pids = running.pids();
     let end = fresh_lease(&server.client("OBSERVER"), LEASE);
@@ -654,13 +723,13 @@ fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
 #[test]
 fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
     const LEASE: Duration = ms(3000);
-    let (server, process) = with_process(LEASE);
+    let (server, process) = with_process(ms(60_000));
     let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
     full.write_all(&[b'x'; 64 * 1024])
         .expect("it has room for that");
     let mut command = exec(
         &server,
-        "-v K",
+        "-v --lock-timeout 3 K",
         &["sh", "-c", "exec 2>/dev/null; echo $$; sleep 600"],
     );
     let mut running = Running::spawn(command.stderr(full));
@@ -673,14 +742,18 @@ fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
 
 #[test]
 fn a_wait_that_was_stopped_for_longer_than_its_lease_goes_on() {
-    let mut server = lasting(ms(200));
+    let mut server = patient();
     let holder = server.client("HOLDER");
     let long = LockOptions {
         lock_timeout: Some(Duration::from_secs(60)),
         ..LockOptions::default()
     };
     let lease = holder.lock_with("K", &long).expect("it is free");
-    let mut running = Running::spawn(&mut exec(&server, "-w 60 K", &["echo", "it runs"]));
+    let mut running = Running::spawn(&mut exec(
+        &server,
+        "-w 60 --lock-timeout 0.2 K",
+        &["echo", "it runs"],
+    ));
     until("it waits", || is_waited_for(&server, "K", 1));
     running.signal(Signal::SIGSTOP);
     assert!(holder.release(&lease).unwrap());
@@ -747,6 +820,34 @@ fn a_server_that_is_silent_for_less_than_the_lease_costs_nothing() {
     assert_eq!(running.exit_code(), Some(9));
 }
 
+/// The lease was the server's three seconds, and the command was killed with 124.
+#[test]
+fn without_an_option_a_server_that_is_silent_for_a_while_costs_nothing() {
+    let (server, process) = with_process(ms(3000));
+    let mut command = exec(&server, "K", &sh("echo ready; read line; exit 9"));
+    let mut running = Running::spawn(command.stdin(Stdio::piped()));
+    assert_eq!(running.line(), "ready");
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    thread::sleep(ms(2700));
+    kill(process, Signal::SIGCONT).expect("it runs");
+    drop(running.child.stdin.take());
+    assert_eq!(running.exit_code(), Some(9));
+}
+
+#[test]
+fn the_lease_is_shorter_than_thirty_seconds_where_the_server_allows_no_such() {
+    let server = start(Options {
+        lock_timeout: ms(1000),
+        max_lock_timeout: Some(ms(5000)),
+        ..options()
+    });
+    let mut running = Running::spawn(&mut exec(&server, "K", &sh("echo ready; sleep 60")));
+    assert_eq!(running.line(), "ready");
+    let holder = server.client("OBSERVER").holder("K");
+    let left = holder.expect("it answers").expect("it is held").expires_in;
+    assert!(left > ms(2000) && left <= ms(5000), "{left:?}");
+}
+
 #[test]
 fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
     let server = patient();
@@ -763,8 +864,8 @@ fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
 
 #[test]
 fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
-    let server = lasting(ms(1000));
-    let mut running = Running::spawn(&mut exec(&server, "K", &sh(STUBBORN)));
+    let server = patient();
+    let mut running = Running::spawn(&mut exec(&server, "--lock-timeout 1 K", &sh(STUBBORN)));
     let pids = running.pids();
     running.signal(Signal::SIGKILL);
     assert_eq!(running.ended().signal(), Some(9));
@@ -879,7 +980,7 @@ impl OnTerminal {
     /// What is left on the screen when it has ended, and its exit code.
     fn end(mut self) -> (String, Option<i32>) {
         while self.see() {}
-        let code = self.child.wait().expect("a child").code();
+        let code = Some(shell_code(self.child.wait().expect("a child")));
         let left = self.seen.rsplit("\r\x1b[K").next().unwrap_or_default();
         (left.into(), code)
     }
@@ -1050,6 +1151,37 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
     running.type_in("two\n");
     running.until_seen("got two");
     assert_eq!(running.end().1, Some(0));
+}
+
+/// With one Ctrl-C a shell went on to the next `exec`: it had exited with 130, and was not ended by the signal.
+#[test]
+fn ctrl_c_ends_the_script_that_exec_stands_in() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("HELD").expect("it answers").expect("it is free");
+    for (job, sign) in [
+        ("K -- sh -c 'echo ready; sleep 60'", "ready"),
+        // It has been lent the terminal, whose Ctrl-C reaches it alone.
+        ("K -- sh -c 'read line; echo ready; read line'", "ready"),
+        ("HELD -- true", "next of 1"),
+    ] {
+        let script = format!("for i in 1 2; do echo TURN; \"$0\" exec {job}; done; echo WENT ON");
+        let mut shell = Command::new("bash");
+        listening(clean(&mut shell))
+            .args(["-c", &script, PROGRAM])
+            .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+        let mut shell = OnTerminal::spawn(&mut shell);
+        shell.type_in("\n");
+        shell.until_seen(sign);
+        // Some shells do not hear what comes while they start a child.
+        thread::sleep(ms(100));
+        shell.type_in("\x03");
+        while shell.seen.matches("TURN").count() == 1 && shell.see() {}
+        assert_eq!(shell.seen.matches("TURN").count(), 1, "{:?}", shell.seen);
+        assert!(!shell.seen.contains("WENT ON"), "{:?}", shell.seen);
+        let ended = shell.child.wait().expect("a child");
+        assert_eq!(ended.signal(), Some(Signal::SIGINT as i32), "{job}");
+    }
 }
 
 #[test]

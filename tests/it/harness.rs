@@ -462,7 +462,7 @@ fn one_token_calls_off_waits_for_two_keys_under_one_request_id() {
     let _held = server.client("CLIENT_A").lock("KEYB").unwrap().unwrap();
     let cancel = CancelToken::new();
     let waits = LockOptions {
-        request: Some("one".into()),
+        request_id: Some("one".into()),
         cancel: Some(cancel.clone()),
         ..LockOptions::endless()
     };

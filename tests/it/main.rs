@@ -153,8 +153,11 @@
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
 //! | **The house** | |
-//! | no import circles | `architecture::there_are_no_import_circles_but_those_that_the_architecture_page_names` |
-//! | no arrow upward | `architecture::no_room_imports_from_a_higher_one` |
+//! | no import circles | `architecture::there_are_no_import_circles` |
+//! | a room imports what its row names | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
+//! | the command uses the public API | `architecture::the_command_uses_the_public_api_alone` |
+//! | tiny_http in one room | `architecture::tiny_http_is_named_in_the_room_that_is_named_after_it_alone` |
+//! | one type for each name | `architecture::no_type_name_is_defined_twice` |
 
 #[path = "../common.rs"]
 mod common;

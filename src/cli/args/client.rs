@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 
-use crate::cli::parsers::{client_host, client_port, count, exit_code, seconds};
+use crate::cli::parsers::{client_port, count, exit_code, seconds};
 
 /// Which server to ask, and under which name, as far as the options say it.
 pub struct Target {
@@ -43,7 +43,7 @@ macro_rules! key_verbs {
             )*
 
             /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-            #[argh(option, from_str_fn(client_host))]
+            #[argh(option)]
             host: Option<String>,
 
             /// port of the server; default: the port in LOCK_SERVER, or else 8004
@@ -198,8 +198,8 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
 {command_name} -n -E 0 -q nightly -- /usr/local/bin/nightly-job
 {command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production",
     note = "\
-Waits for the key and runs the command as it stands, without a shell; its
-standard streams are those given here. The lease is renewed after each third
+Waits for the key, and for a server that is away, and runs the command as it
+stands, without a shell; its standard streams are those given here. The lease is renewed after each third
 of it. Where that fails, the process group of the command gets SIGTERM
 --kill-after seconds before the lease runs out, and SIGKILL so early that it
 is gone by then. Where the server says that the lease is over, it gets SIGKILL
@@ -212,9 +212,9 @@ once.
 A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
 
 Exit codes:
-  the command's own, or 128+N if signal N ended it
+  the command's own; ended by signal N, exec dies of it, too: 128+N in a shell
   64     wrong usage
-  69     no server there, or it can't serve now
+  69     no server there within --connect-timeout or -w, or it can't serve now
   71     the system had no process or thread for exec itself
   75     the key was not obtained; -E N says N instead
   124    the lease was lost, and the command was ended
@@ -236,12 +236,17 @@ pub struct Exec {
     #[argh(option, short = 'w', from_str_fn(seconds))]
     pub wait: Option<Duration>,
 
+    /// how long the server may be away before or while it waits, in seconds; default: as long as it
+    /// waits for the key
+    #[argh(option, from_str_fn(seconds))]
+    pub connect_timeout: Option<Duration>,
+
     /// exit code when the key was not obtained, 0 to 255; default 75
     #[argh(option, short = 'E', from_str_fn(exit_code))]
     pub conflict_exit_code: Option<u8>,
 
     /// how long the lease lasts that is renewed, in seconds, and how soon the key is free if this
-    /// machine fails; default: the server's --lock-timeout
+    /// machine fails; default 30, or less if the server's --max-lock-timeout is less
     #[argh(option, from_str_fn(seconds))]
     pub lock_timeout: Option<Duration>,
 
@@ -259,7 +264,7 @@ pub struct Exec {
     pub verbose: bool,
 
     /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-    #[argh(option, from_str_fn(client_host))]
+    #[argh(option)]
     pub host: Option<String>,
 
     /// port of the server; default: the port in LOCK_SERVER, or else 8004
@@ -291,7 +296,7 @@ macro_rules! plain_verbs {
         $(#[$about])*
         pub struct $verb {
             /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-            #[argh(option, from_str_fn(client_host))]
+            #[argh(option)]
             host: Option<String>,
 
             /// port of the server; default: the port in LOCK_SERVER, or else 8004

@@ -6,7 +6,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use lock_server::Options;
 
-use crate::cli::parsers::{client_host, count, seconds, server_port};
+use crate::cli::parsers::{count, seconds, server_port};
 
 /// How to serve, whichever verb asks for it.
 pub struct ServerArgs {
@@ -77,7 +77,7 @@ macro_rules! server_verbs {
             #[argh(option)]
             log_file: Option<PathBuf>,
 
-            /// where to write down process, address and start time; default: see below
+            /// where to write down process and address; default: see below
             #[argh(option)]
             pid_file: Option<PathBuf>,
         }
@@ -175,8 +175,8 @@ Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
     example = "{command_name}\n{command_name} --port 8080",
     note = "\
 Sends SIGTERM, and SIGKILL if the process has not ended after 5 seconds. A pid
-file is believed only if it is yours or root's and the very process that it
-names still lives; a stale one is removed.
+file is believed only if it is yours or root's and its server still has it
+locked (flock); a stale one is removed.
 Exit codes: 0 stopped, 1 not running or cannot be stopped, 2 wrong usage."
 )]
 /// The arguments of `stop`.
@@ -201,9 +201,9 @@ pub struct Stop {
     note = "Exit codes: 0 it runs and answers, 1 it does not, 2 wrong usage."
 )]
 /// The arguments of `status`.
-pub struct Status {
+pub struct StatusArgs {
     /// where to ask if there is no pid file; default 127.0.0.1
-    #[argh(option, from_str_fn(client_host))]
+    #[argh(option)]
     pub host: Option<String>,
 
     /// the port given to start; default 8004

@@ -1,28 +1,31 @@
-//! Waiting for the key, turn by turn, without losing the place in the queue.
+//! Waiting for the key, for as long as it takes.
 //!
-//! A server lets nobody wait for ever, and a connection that leads nowhere says nothing. So the LOCK is asked
-//! again, by the same ID, while the one before still waits: the server has it take over the place. Each turn
-//! waits in a thread of its own, and what it was told comes as an event.
+//! The library waits, in a thread of its own, and keeps the place in the queue; what it came to arrives as an event.
+//! Here it is decided whether there is a use in waiting, and when it is over. The first LOCK only tries: it finds out
+//! who has the key. All of them have one request ID, so a later one takes over from an earlier.
 
 use std::io;
-use std::process;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use lock_server::{Error, Holder, Lease, LockOptions, Refusal};
+use lock_server::{CancelToken, Client, Error, Holder, Lease, LockOptions, Refusal};
 use nix::sys::signal::Signal;
 
+use crate::cli::advice::explain;
+use crate::cli::exec::event::{Event, Turn};
+use crate::cli::exec::messages::Messages;
 use crate::cli::exec::requester::Requester;
+use crate::cli::exec::signals::{self, SignalClass};
 use crate::cli::exec::status_line::StatusLine;
-use crate::cli::exec::{Event, failure, signals, system};
 use crate::cli::exit::{Failure, UNREACHABLE};
 
-/// How long one turn waits. After half of it the next one takes over.
-const TURN: Duration = Duration::from_secs(30);
+/// How long the lease lasts, if no option says it: a server's hiccup or restart costs no command its life. A server's
+/// own default is made for those who ask once.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The shortest turn. The server's cap is shorter only where nobody may wait.
-const SHORTEST_TURN: Duration = Duration::from_millis(1);
+/// The least that is tried where the server does not allow that.
+const LEAST_LOCK_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// How long to wait before a server that can't serve now is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -30,24 +33,28 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How much longer than the wait its last answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long leaving the queue, or unlocking, may take.
+/// How long leaving the queue may take.
 const PARTING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many leases that ran out before they were heard of are enough.
 const TOO_LATE: u32 = 10;
 
-/// How often to look who holds the key.
+/// How often to look who holds the key, for the line on a terminal.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// When to say who holds it where there is no such line.
+const SAY_AFTER: Duration = Duration::from_secs(5);
+
 /// What is wanted.
-#[derive(Clone)]
 pub struct Wanted {
     pub requester: Requester,
     pub key: String,
-    /// `None` is the server's own.
+    /// `None` is [`LOCK_TIMEOUT`], or less if the server's longest is less.
     pub lock_timeout: Option<Duration>,
     /// `None` waits for as long as it takes.
     pub patience: Option<Duration>,
+    /// How long the server may be away. `None` is as long as there is patience.
+    pub connect_timeout: Option<Duration>,
     pub quiet: bool,
 }
 
@@ -60,29 +67,30 @@ pub enum Obtained {
     Signal(Signal),
 }
 
-/// What a turn came to.
-pub enum Turn {
-    Granted(Lease),
-    /// With who held the key then, as far as that is known.
-    Refused(Option<Holder>),
-}
-
 /// The wait for one key.
 pub struct Acquisition<'a> {
     wanted: &'a Wanted,
-    request: String,
+    client: Client,
+    options: LockOptions,
+    /// Ends the LOCK that waits.
+    cancel: CancelToken,
     events: &'a Sender<Event>,
     inbox: &'a Receiver<Event>,
-    /// The number of the latest turn. The first, 0, only tries.
+    /// The number of the latest LOCK. The first, 0, only tries.
     turn: u32,
-    asked: Instant,
-    patience: Duration,
-    /// The longest turn that the server allows, as far as is known.
-    longest: Duration,
-    /// When the next turn begins, if there is one.
+    /// Whether it is not answered yet.
+    is_asking: bool,
+    /// When the next one begins, if there is to be one.
     next: Option<Instant>,
     /// When the wait is over. `None` is never.
     until: Option<Instant>,
+    /// Whether the server allows a wait as long as that.
+    is_allowed: bool,
+    /// Since when the server has not been there.
+    away_since: Option<Instant>,
+    is_away_said: bool,
+    is_holder_said: bool,
+    messages: &'a Messages,
     /// How often a lease had run out before it was heard of.
     too_late: u32,
     line: Option<StatusLine>,
@@ -93,24 +101,35 @@ pub struct Acquisition<'a> {
 impl<'a> Acquisition<'a> {
     pub fn begin(
         wanted: &'a Wanted,
+        messages: &'a Messages,
         events: &'a Sender<Event>,
         inbox: &'a Receiver<Event>,
     ) -> Self {
+        let cancel = CancelToken::new();
         let now = Instant::now();
         Acquisition {
             wanted,
-            request: request_id(),
+            client: wanted.requester.client(),
+            options: LockOptions {
+                lock_timeout: wanted.lock_timeout.or(Some(LOCK_TIMEOUT)),
+                cancel: Some(cancel.clone()),
+                ..LockOptions::identified()
+            },
+            cancel,
             events,
             inbox,
             turn: 0,
-            asked: now,
-            patience: Duration::ZERO,
-            longest: TURN,
+            is_asking: false,
             next: None,
             // What no clock can tell is never.
             until: wanted
                 .patience
                 .and_then(|patience| now.checked_add(patience)),
+            is_allowed: true,
+            away_since: None,
+            is_away_said: false,
+            is_holder_said: false,
+            messages,
             too_late: 0,
             line: None,
             looking: None,
@@ -121,23 +140,27 @@ impl<'a> Acquisition<'a> {
     pub fn obtain(mut self) -> Result<Obtained, Failure> {
         self.ask(Duration::ZERO)?;
         loop {
-            let Some(event) = self.next_event() else {
-                if self.left().is_some_and(|left| left.is_zero()) {
-                    self.leave();
-                    return Err(self.unanswered());
-                }
-                self.begin_turn()?;
-                continue;
-            };
-            let decided = match event {
-                Event::Answer(turn, Ok(answer)) => self.answered(turn, answer)?,
-                Event::Answer(turn, Err(error)) => self.failed(turn, error)?,
-                Event::Signal(signal) => self.signalled(signal),
-                Event::Seen(holder) => {
-                    self.show(holder.as_ref());
+            let decided = match self.next_event() {
+                Some(Event::Answer(turn, _)) if turn != self.turn => None,
+                Some(Event::Answer(_, Ok(answer))) => self.answered(answer)?,
+                Some(Event::Answer(_, Err(error))) => self.failed(error)?,
+                Some(Event::Signal(signal)) => self.signalled(signal),
+                Some(Event::Seen(seen)) => {
+                    self.show(seen);
                     None
                 }
-                Event::Renewed(_) | Event::NotRenewed(_) | Event::Lost => None,
+                Some(Event::Renewed(_) | Event::NotRenewed(_) | Event::Lost) => None,
+                None if self.next.is_some() => {
+                    self.wait()?;
+                    None
+                }
+                None => {
+                    self.leave();
+                    if self.is_allowed {
+                        return Err(self.unanswered());
+                    }
+                    Some(Obtained::No(self.held_by(self.holder().as_ref())))
+                }
             };
             if let Some(obtained) = decided {
                 return Ok(obtained);
@@ -145,12 +168,17 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// `None` when the next turn is due, or no answer has come for too long.
+    /// `None` when the next LOCK is due, or the wait is over and no answer has come.
     fn next_event(&self) -> Option<Event> {
-        let give_up = self
+        let answers_within = if self.is_allowed {
+            ANSWER_PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        let over = self
             .until
-            .and_then(|until| until.checked_add(ANSWER_PATIENCE));
-        let Some(alarm) = self.next.into_iter().chain(give_up).min() else {
+            .and_then(|until| until.checked_add(answers_within));
+        let Some(alarm) = self.next.or(over) else {
             return self.inbox.recv().ok();
         };
         let left = alarm.saturating_duration_since(Instant::now());
@@ -163,60 +191,59 @@ impl<'a> Acquisition<'a> {
         Some(until.saturating_duration_since(Instant::now()))
     }
 
-    fn begin_turn(&mut self) -> Result<(), Failure> {
-        let left = self.left().unwrap_or(Duration::MAX);
+    /// Whether there is time to ask once more, a little later.
+    fn may_ask_again(&self) -> bool {
+        self.left().is_none_or(|left| left > PAUSE)
+    }
+
+    /// Asks for a LOCK that waits.
+    fn wait(&mut self) -> Result<(), Failure> {
         self.turn += 1;
-        self.ask(left.clamp(SHORTEST_TURN, self.longest))?;
-        // The last one waits to its end.
-        self.next = (self.patience < left).then(|| self.asked + self.patience / 2);
-        Ok(())
+        let left = self.left().filter(|_| self.is_allowed);
+        self.ask(left.unwrap_or(Duration::MAX))
     }
 
     fn ask(&mut self, patience: Duration) -> Result<(), Failure> {
-        self.asked = Instant::now();
-        self.patience = patience;
-        self.next = None;
-        let options = self.lock_options(patience);
-        let (wanted, events, turn) = (self.wanted.clone(), self.events.clone(), self.turn);
-        let ask = move || {
-            // Nobody listens any more where it was decided otherwise.
-            let _ = events.send(Event::Answer(turn, ask_once(&wanted, &options)));
-        };
-        spawn("turn", ask)
-    }
-
-    fn lock_options(&self, patience: Duration) -> LockOptions {
-        LockOptions {
-            lock_timeout: self.wanted.lock_timeout,
+        (self.is_asking, self.next) = (true, None);
+        let options = LockOptions {
             lock_attempt_timeout: Some(patience),
-            request: Some(self.request.clone()),
-            cancel: None,
-        }
+            ..self.options.clone()
+        };
+        let (client, events, turn) = (self.client.clone(), self.events.clone(), self.turn);
+        let key = self.wanted.key.clone();
+        spawn("turn", move || {
+            let answer = match client.lock_with(&key, &options) {
+                Ok(lease) => Ok(Turn::Granted(lease)),
+                Err(Error::NotGranted { reason, holder, .. }) => Ok(Turn::Refused(reason, holder)),
+                Err(error) => Err(error),
+            };
+            // Nobody listens any more where it was decided otherwise.
+            let _ = events.send(Event::Answer(turn, answer));
+        })
     }
 
-    fn answered(&mut self, turn: u32, answer: Turn) -> Result<Option<Obtained>, Failure> {
-        let holder = match answer {
-            // Whichever turn it was granted to: by its ID it is the same grant.
+    fn answered(&mut self, answer: Turn) -> Result<Option<Obtained>, Failure> {
+        (self.is_asking, self.away_since) = (false, None);
+        let (reason, holder) = match answer {
             Turn::Granted(lease) if !lease.remaining().is_zero() => {
                 return Ok(Some(Obtained::Lease(lease)));
             }
             // This program was stopped for longer than the lease.
             Turn::Granted(_) => return self.too_late(),
-            Turn::Refused(_) if turn != self.turn => return Ok(None),
-            Turn::Refused(holder) => holder,
+            Turn::Refused(reason, holder) => (reason, holder),
         };
-        if let Some(why) = self.why_not(turn, holder.as_ref()) {
+        if let Some(why) = self.why_not(reason, holder.as_ref()) {
             return Ok(Some(Obtained::No(why)));
         }
-        if turn == 0 {
+        if self.turn == 0 {
             self.begin_line(holder.as_ref())?;
         }
-        if self.was_refused_early(turn) {
-            // The turn before may have asked again when its connection broke, and taken over in its turn.
+        if matches!(reason, Refusal::AlreadyWaiting | Refusal::TakenOver) {
+            // It is this one's own that was interrupted, and the server has not noticed yet.
             self.next = Some(Instant::now() + PAUSE);
-            return Ok(None);
+        } else {
+            self.wait()?;
         }
-        self.begin_turn()?;
         Ok(None)
     }
 
@@ -231,12 +258,12 @@ impl<'a> Acquisition<'a> {
             );
             return Ok(Some(Obtained::No(why)));
         }
-        self.begin_turn()?;
+        self.wait()?;
         Ok(None)
     }
 
     /// Why there is no use in waiting, or no time left to.
-    fn why_not(&self, turn: u32, holder: Option<&Holder>) -> Option<String> {
+    fn why_not(&self, reason: Refusal, holder: Option<&Holder>) -> Option<String> {
         let (key, me) = (&self.wanted.key, &self.wanted.requester);
         if let Some(Holder { name, .. }) = holder {
             if me.runs_under(name) {
@@ -251,7 +278,7 @@ impl<'a> Acquisition<'a> {
                 ));
             }
         }
-        if turn == 1 && self.was_refused_early(turn) {
+        if reason == Refusal::AlreadyWaiting && self.turn <= 1 {
             let name = &me.name;
             return Some(format!(
                 "another one waits for {key} as {name}; \
@@ -259,52 +286,87 @@ impl<'a> Acquisition<'a> {
             ));
         }
         self.left().filter(Duration::is_zero)?;
-        let holder = holder.map(|holder| {
-            let left = holder.expires_in.as_secs_f64();
-            format!(
-                "held by {} for {left:.1} s more, unless it is renewed",
-                holder.name
-            )
-        });
-        let holder = holder.unwrap_or_else(|| "held by another one just now".into());
-        Some(format!("{key} is {holder}"))
+        Some(self.held_by(holder))
     }
 
-    /// Whether a wait was refused before its time was over. Clocks differ by less than a tenth.
-    fn was_refused_early(&self, turn: u32) -> bool {
-        turn > 0 && self.asked.elapsed() < self.patience - self.patience / 10
-    }
-
-    fn failed(&mut self, turn: u32, error: Error) -> Result<Option<Obtained>, Failure> {
-        if turn != self.turn {
-            return Ok(None);
+    fn held_by(&self, holder: Option<&Holder>) -> String {
+        let key = &self.wanted.key;
+        match holder {
+            Some(Holder {
+                name, expires_in, ..
+            }) => {
+                let left = expires_in.as_secs_f64();
+                format!("{key} is held by {name} for {left:.1} s more, unless it is renewed")
+            }
+            None => format!("{key} is held by another one just now"),
         }
+    }
+
+    fn failed(&mut self, error: Error) -> Result<Option<Obtained>, Failure> {
+        self.is_asking = false;
         let reason = match &error {
             Error::Refused { reason, .. } => *reason,
             _ => Refusal::Other,
         };
         match reason {
-            // The server allows no wait as long as that; or else the same comes back until none is shorter.
-            Refusal::BadRequest if self.patience > SHORTEST_TURN => {
-                self.longest = self.patience / 2;
-                self.begin_turn()?;
+            // The first LOCK was understood, so the server allows no wait as long as that.
+            Refusal::BadRequest if self.turn > 0 && self.is_allowed => {
+                self.is_allowed = false;
+                self.wait()?;
             }
-            Refusal::Full | Refusal::Stopping if self.left().is_none_or(|left| left > PAUSE) => {
+            // Nobody has asked for that time.
+            Refusal::BadRequest if self.turn == 0 && self.wanted.lock_timeout.is_none() => {
+                let shorter = self.options.lock_timeout.map(|timeout| timeout / 2);
+                if shorter < Some(LEAST_LOCK_TIMEOUT) {
+                    return Err(Failure::of_exec(&error));
+                }
+                self.options.lock_timeout = shorter;
+                self.ask(Duration::ZERO)?;
+            }
+            Refusal::Full | Refusal::Stopping if self.may_ask_again() => {
                 self.next = Some(Instant::now() + PAUSE);
             }
-            _ => return Err(failure(error)),
+            _ if is_away(&error) && self.may_ask_again() => self.ask_later(&error)?,
+            _ => return Err(Failure::of_exec(&error)),
         }
         Ok(None)
     }
 
-    fn signalled(&mut self, signal: Signal) -> Option<Obtained> {
-        if signals::asks_to_end(signal) {
-            self.line = None;
-            self.leave();
-            return Some(Obtained::Signal(signal));
+    /// Goes on asking a server that may come back.
+    fn ask_later(&mut self, error: &Error) -> Result<(), Failure> {
+        let now = Instant::now();
+        let away_for = now - *self.away_since.get_or_insert(now);
+        if let Some(patience) = self.wanted.connect_timeout
+            && away_for + PAUSE > patience
+        {
+            return Err(Failure::of_exec(error));
         }
-        if signal == Signal::SIGTSTP {
-            signals::suspend();
+        self.say_away(error);
+        self.next = Some(now + PAUSE);
+        Ok(())
+    }
+
+    /// Says once, or shows, that nobody answers.
+    fn say_away(&mut self, error: &Error) {
+        if let Some(line) = &self.line {
+            line.show_away();
+        } else if !self.is_away_said {
+            let why = explain(error);
+            self.messages
+                .say(format_args!("{why}; waiting for it to answer"));
+        }
+        self.is_away_said = true;
+    }
+
+    fn signalled(&mut self, signal: SignalClass) -> Option<Obtained> {
+        match signal {
+            SignalClass::ShutDown(signal) | SignalClass::User(signal) => {
+                self.line = None;
+                self.leave();
+                return Some(Obtained::Signal(signal));
+            }
+            SignalClass::Stop => signals::suspend(),
+            SignalClass::Child | SignalClass::Continue | SignalClass::Resize => {}
         }
         None
     }
@@ -314,79 +376,86 @@ impl<'a> Acquisition<'a> {
             return Ok(());
         }
         self.line = StatusLine::begin(&self.wanted.key, holder);
-        if self.line.is_some() {
-            let (looking, end) = mpsc::channel();
-            let (wanted, events) = (self.wanted.clone(), self.events.clone());
-            spawn("looking", move || look(&wanted, &events, &end))?;
-            self.looking = Some(looking);
-        }
+        let every = match self.line {
+            Some(_) => LOOK_EVERY,
+            None => SAY_AFTER,
+        };
+        let (looking, end) = mpsc::channel();
+        let (client, key) = (self.client.clone(), self.wanted.key.clone());
+        let events = self.events.clone();
+        spawn("looking", move || look(&client, &key, every, &events, &end))?;
+        self.looking = Some(looking);
         Ok(())
     }
 
-    fn show(&mut self, holder: Option<&Holder>) {
-        if let Some(line) = &mut self.line {
-            line.update(holder);
+    fn show(&mut self, seen: Result<Option<Holder>, Error>) {
+        match (seen, &mut self.line) {
+            (Err(error), _) if is_away(&error) => self.say_away(&error),
+            // The LOCK that waits finds out what is wrong.
+            (Err(_), _) => {}
+            (Ok(holder), Some(line)) => line.update(holder.as_ref()),
+            (Ok(Some(holder)), None) if !self.is_holder_said => {
+                self.is_holder_said = true;
+                let held = self.held_by(Some(&holder));
+                let waiters = holder.waiters;
+                self.messages
+                    .say(format_args!("waiting: {held}; {waiters} wait for it"));
+            }
+            (Ok(_), None) => {}
         }
     }
 
-    /// Leaves the queue, so that nobody is passed over later for one that has gone: a last turn takes over
-    /// the place, and gives it up at once. What was granted in the last moment is unlocked.
+    /// Leaves the queue, so that nobody is passed over later for one that has gone. What was granted in the last moment
+    /// is unlocked.
     fn leave(&self) {
-        let (wanted, options) = (self.wanted.clone(), self.lock_options(SHORTEST_TURN));
-        let (done, parted) = mpsc::channel::<()>();
+        let until = Instant::now() + PARTING_PATIENCE;
+        let (cancel, (done, parted)) = (self.cancel.clone(), mpsc::channel::<()>());
         let part = move || {
-            let client = wanted.requester.hasty_client(1, PARTING_PATIENCE);
-            if let Ok(lease) = client.lock_with(&wanted.key, &options) {
-                // What is not unlocked runs out.
-                let _ = client.release(&lease);
-            }
+            cancel.cancel();
             drop(done);
         };
-        if spawn("leaving", part).is_ok() {
-            let _ = parted.recv_timeout(PARTING_PATIENCE);
+        if !self.is_asking || spawn("leaving", part).is_err() {
+            return;
         }
+        let left = || until.saturating_duration_since(Instant::now());
+        while let Ok(event) = self.inbox.recv_timeout(left()) {
+            if matches!(event, Event::Answer(turn, _) if turn == self.turn) {
+                break;
+            }
+        }
+        // The LOCK hears that it lost its place before the server has given that place up.
+        let _ = parted.recv_timeout(left());
+    }
+
+    fn holder(&self) -> Option<Holder> {
+        let client = self.wanted.requester.hasty_client(1, PARTING_PATIENCE);
+        client.holder(&self.wanted.key).ok().flatten()
     }
 
     fn unanswered(&self) -> Failure {
-        let address = self.wanted.requester.address();
+        let address = &self.wanted.requester.address;
         let message = format!("{address} has not answered in time; nothing is locked");
         Failure::new(UNREACHABLE, message)
     }
 }
 
-fn ask_once(wanted: &Wanted, options: &LockOptions) -> Result<Turn, Error> {
-    let client = wanted.requester.client();
-    match client.lock_with(&wanted.key, options) {
-        Ok(lease) => Ok(Turn::Granted(lease)),
-        Err(Error::NotGranted { holder, .. }) => Ok(Turn::Refused(holder)),
-        Err(error) => Err(error),
-    }
+/// Whether nobody is there who could answer, and somebody may be a little later.
+fn is_away(error: &Error) -> bool {
+    matches!(error, Error::Unreachable { .. } | Error::Interrupted { .. })
 }
 
 /// Tells who holds the key, again and again.
-fn look(wanted: &Wanted, events: &Sender<Event>, end: &Receiver<()>) {
-    let client = wanted.requester.client();
-    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(LOOK_EVERY) {
-        // The turns find out what is wrong.
-        let Ok(holder) = client.holder(&wanted.key) else {
-            continue;
-        };
-        if events.send(Event::Seen(holder)).is_err() {
+fn look(client: &Client, key: &str, every: Duration, events: &Sender<Event>, end: &Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(every) {
+        if events.send(Event::Seen(client.holder(key))).is_err() {
             return;
         }
     }
-}
-
-/// What the turns of this wait have in common, and nothing else has.
-fn request_id() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default().as_nanos();
-    format!("exec-{}-{now}", process::id())
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     let spawned: io::Result<_> = thread::Builder::new().name(name.into()).spawn(work);
     spawned
         .map(drop)
-        .map_err(|error| system("cannot start a thread", error))
+        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))
 }

@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Child, ExitStatus};
 
@@ -15,20 +15,19 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
 
 use crate::cli::exec::signals::Signals;
-use crate::cli::exec::{NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
-use crate::cli::exit::Failure;
+use crate::cli::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
 
 /// A program and its arguments.
-pub struct Command {
+pub struct CommandLine {
     program: OsString,
     arguments: Vec<OsString>,
 }
 
-impl Command {
+impl CommandLine {
     /// `None` if there is not even a program.
     pub fn new(words: Vec<OsString>) -> Option<Self> {
         let mut words = words.into_iter();
-        Some(Command {
+        Some(CommandLine {
             program: words.next()?,
             arguments: words.collect(),
         })
@@ -169,15 +168,6 @@ fn is_living_member(stat: &[u8], group: i32) -> bool {
     !ended && fields.nth(1).and_then(|field| field.parse().ok()) == Some(group)
 }
 
-/// The exit code that says how a command ended, as a shell says it.
-pub fn exit_code(status: ExitStatus) -> u8 {
-    // Both fit: an exit code is one byte, and no signal is above 64.
-    match (status.code(), status.signal()) {
-        (Some(code), _) => code as u8,
-        (None, signal) => 128 + signal.unwrap_or_default() as u8,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,12 +178,5 @@ mod tests {
         assert!(!is_living_member(b"7 (a) Z (b c) Z 1 42 7 0 -1", 42));
         assert!(!is_living_member(b"7 (a) S 1 43 42 0 -1", 42));
         assert!(is_living_member(b"7 (l\xc3) S 1 42 7 0 -1", 42));
-    }
-
-    #[test]
-    fn a_command_that_ended_is_told_by_a_shells_exit_code() {
-        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
-        assert_eq!(exit_code(ExitStatus::from_raw(Signal::SIGTERM as i32)), 143);
-        assert_eq!(exit_code(ExitStatus::from_raw(64)), 192);
     }
 }

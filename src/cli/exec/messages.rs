@@ -3,15 +3,10 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-use crate::cli::exec::status_line::printable;
-use crate::cli::exec::system;
 use crate::cli::exit::Failure;
 
 /// How many messages may wait to be read. What comes beyond is lost.
@@ -43,7 +38,7 @@ impl Messages {
         thread::Builder::new()
             .name("messages".into())
             .spawn(speak)
-            .map_err(|error| system("cannot start a thread", error))?;
+            .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
         Ok(Messages {
             quiet,
             verbose,
@@ -80,9 +75,19 @@ impl Drop for Messages {
     }
 }
 
-/// Whether a short text can be written to standard error without waiting for its reader.
-pub fn is_heard() -> bool {
-    let stderr = io::stderr();
-    let mut asked = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    poll(&mut asked, PollTimeout::ZERO) == Ok(1)
+/// A name may be any text, also one that would tell the terminal what to do.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_tell_the_terminal_what_to_do() {
+        assert_eq!(printable("a\x1b[2Jb\nc\u{9b}"), "a?[2Jb?c?");
+    }
 }

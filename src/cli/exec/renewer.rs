@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use lock_server::Lease;
 
-use crate::cli::exec::Event;
+use crate::cli::exec::event::Event;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 

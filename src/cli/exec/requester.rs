@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lock_server::{Client, ClientOptions};
+use lock_server::{Client, ClientOptions, ServerAddress};
 use nix::unistd::getpid;
 
 use crate::cli::args::Target;
@@ -23,8 +23,7 @@ const MAX_NAME: usize = 1024;
 #[derive(Clone)]
 pub struct Requester {
     pub name: String,
-    pub host: String,
-    pub port: u16,
+    pub address: ServerAddress,
     /// Under whose lease this runs, if it does.
     above: Option<String>,
 }
@@ -34,7 +33,7 @@ impl Requester {
     /// is, unless it belongs to one who holds a key and under whom this runs: of several that do, each has
     /// to be somebody else.
     pub fn new(target: &Target) -> Result<Self, Failure> {
-        let (host, port) = target.address()?;
+        let address = target.address()?;
         let said = variable(NAME_VARIABLE)?;
         let above = said
             .clone()
@@ -46,34 +45,28 @@ impl Requester {
         };
         Ok(Requester {
             name,
-            host,
-            port,
+            address,
             above,
         })
     }
 
     pub fn client(&self) -> Client {
-        Client::with_options(&self.name, &self.host, self.port, ClientOptions::default())
+        self.client_with(ClientOptions::default())
     }
 
     /// A client that tries so often, at once, on a connection of its own: one that was kept open may lead nowhere
     /// by now.
     pub fn hasty_client(&self, tries: u32, answer_timeout: Duration) -> Client {
-        let options = ClientOptions {
+        self.client_with(ClientOptions {
             reconnect_attempts: tries - 1,
             time_between_attempts: Duration::ZERO,
             answer_timeout,
-        };
-        Client::with_options(&self.name, &self.host, self.port, options)
+        })
     }
 
-    /// `host:port`, as the environment has it.
-    pub fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+    fn client_with(&self, options: ClientOptions) -> Client {
+        let ServerAddress { host, port } = &self.address;
+        Client::with_options(&self.name, host, *port, options)
     }
 
     /// Whether this waits in vain for that holder, who goes on only when this has ended.
@@ -102,8 +95,7 @@ mod tests {
     fn under(above: Option<&str>) -> Requester {
         Requester {
             name: "me".into(),
-            host: "::1".into(),
-            port: 9,
+            address: ServerAddress::default(),
             above: above.map(String::from),
         }
     }
@@ -118,10 +110,5 @@ mod tests {
             assert!(!me.runs_under(other), "{other}");
         }
         assert!(!under(None).runs_under("a"));
-    }
-
-    #[test]
-    fn an_ipv6_address_has_brackets_in_the_environment() {
-        assert_eq!(under(None).address(), "[::1]:9");
     }
 }

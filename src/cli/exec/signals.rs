@@ -3,26 +3,22 @@
 
 use std::fs;
 use std::io;
-use std::sync::mpsc::Sender;
+use std::process::ExitCode;
 use std::thread;
 
 use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{self, SigHandler, SigSet, SigmaskHow, Signal};
 
-use crate::cli::exec::Event;
-
-/// Those that are handed on to the command, or end the wait for the key.
-const HANDED_ON: [Signal; 6] = [
+/// Those that are taken. What `nohup`, or a shell without job control, has ignored of those that end a program stays
+/// ignored for both.
+const TAKEN: [Signal; 10] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
+    Signal::SIGTERM,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
-    Signal::SIGTERM,
-];
-
-/// Those that say something of the terminal or of the command.
-const WATCHED: [Signal; 4] = [
     Signal::SIGCHLD,
     Signal::SIGCONT,
     Signal::SIGTSTP,
@@ -33,9 +29,42 @@ const WATCHED: [Signal; 4] = [
 /// blocked, it isn't.
 const TERMINAL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// Whether a signal asks to end.
-pub fn asks_to_end(signal: Signal) -> bool {
-    HANDED_ON.contains(&signal)
+/// What a signal is to this program: found out once, and matched from there on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignalClass {
+    /// The command has ended, or was stopped.
+    Child,
+    /// Ctrl-Z.
+    Stop,
+    /// This job goes on, perhaps in the foreground.
+    Continue,
+    /// Asks to end.
+    ShutDown(Signal),
+    /// Means what the command makes of it, and ends a program that makes nothing of it.
+    User(Signal),
+    /// The terminal has another size.
+    Resize,
+}
+
+impl SignalClass {
+    /// `None` if it is not taken.
+    fn of(signal: Signal) -> Option<Self> {
+        Some(match signal {
+            Signal::SIGCHLD => SignalClass::Child,
+            Signal::SIGTSTP => SignalClass::Stop,
+            Signal::SIGCONT => SignalClass::Continue,
+            Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM => {
+                SignalClass::ShutDown(signal)
+            }
+            Signal::SIGUSR1 | Signal::SIGUSR2 => SignalClass::User(signal),
+            Signal::SIGWINCH => SignalClass::Resize,
+            _ => return None,
+        })
+    }
+
+    fn ends_by_default(self) -> bool {
+        matches!(self, SignalClass::ShutDown(_) | SignalClass::User(_))
+    }
 }
 
 /// Does what Ctrl-Z does, while there is nothing that must not sleep, and returns when it goes on.
@@ -47,6 +76,22 @@ pub fn suspend() {
     let _ = signal::raise(Signal::SIGTSTP);
     let _ = only.thread_unblock();
     let _ = only.thread_block();
+}
+
+/// Ends this program by a signal that has ended its command or its wait. Returns what to exit with where that does
+/// not end it.
+pub fn die_of(signal: i32) -> ExitCode {
+    if let Ok(signal) = Signal::try_from(signal) {
+        // The command has left a core, if one is wanted.
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+        // SAFETY: the default is no code of this program.
+        let _ = unsafe { signal::signal(signal, SigHandler::SigDfl) };
+        let only: SigSet = [signal].into_iter().collect();
+        let _ = only.thread_unblock();
+        let _ = signal::raise(signal);
+    }
+    // No signal is above 64.
+    ExitCode::from(128 + signal as u8)
 }
 
 /// What a command is to find as if it had been called directly.
@@ -72,13 +117,12 @@ impl Signals {
             // SAFETY: as above.
             unsafe { signal::signal(Signal::SIGTTIN, SigHandler::SigDfl) }?;
         }
-        let mut blocked: SigSet = TERMINAL.into_iter().chain(WATCHED).collect();
-        // What `nohup`, or a shell without job control, has ignored stays so for both.
-        blocked.extend(
-            HANDED_ON
-                .into_iter()
-                .filter(|&signal| !ignored.contains(signal)),
-        );
+        let is_taken = |signal: &Signal| {
+            let ends = SignalClass::of(*signal).is_some_and(SignalClass::ends_by_default);
+            !(ends && ignored.contains(*signal))
+        };
+        let taken = TAKEN.into_iter().filter(is_taken);
+        let blocked: SigSet = TERMINAL.into_iter().chain(taken).collect();
         let mut before = SigSet::empty();
         signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
         Ok(Signals {
@@ -87,8 +131,8 @@ impl Signals {
         })
     }
 
-    /// Starts the thread that takes them.
-    pub fn take(self, events: Sender<Event>) -> io::Result<()> {
+    /// Starts the thread that takes them, and reports each for as long as somebody is there to hear it.
+    pub fn take(self, report: impl Fn(SignalClass) -> bool + Send + 'static) -> io::Result<()> {
         let mut taken = SigSet::thread_get_mask()?;
         for signal in TERMINAL {
             taken.remove(signal);
@@ -96,7 +140,7 @@ impl Signals {
         let take = move || {
             // The end of the process ends it.
             while let Ok(signal) = taken.wait() {
-                if events.send(Event::Signal(signal)).is_err() {
+                if !SignalClass::of(signal).is_none_or(&report) {
                     break;
                 }
             }

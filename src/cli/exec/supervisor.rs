@@ -1,5 +1,6 @@
 //! A command that runs while its lease is kept, and is ended before the lease is.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -9,19 +10,15 @@ use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
 use crate::cli::exec::command::Group;
+use crate::cli::exec::event::Event;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
+use crate::cli::exec::signals::SignalClass;
 use crate::cli::exec::terminal::{Loan, Terminal};
-use crate::cli::exec::{Event, KILL_AFTER};
 
-/// Signals that ask to end.
-const ENDING: [Signal; 4] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-];
+/// How long a command may take to end once it was asked to, if no option says it.
+const KILL_AFTER: Duration = Duration::from_secs(5);
 
 /// How often to look whether all of a group that was told to end has.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -53,6 +50,8 @@ pub struct Supervisor<'a> {
     /// Why the command has to end, once it has to.
     ending: Option<Ended>,
     killed: bool,
+    /// The last signal that asked this program itself to end.
+    heard: Option<Signal>,
     /// The renewals. Ended when the command has to end: from then on its times stand.
     renewer: Option<LeaseRenewer>,
     messages: &'a Messages,
@@ -86,6 +85,7 @@ impl<'a> Supervisor<'a> {
             wants_terminal: false,
             ending: None,
             killed: false,
+            heard: None,
             renewer,
             messages,
         }
@@ -124,21 +124,7 @@ impl<'a> Supervisor<'a> {
 
     fn heed(&mut self, event: Event) {
         match event {
-            Event::Signal(Signal::SIGCHLD) => self.look_after_stop(),
-            // A job that sleeps would let its lease run out.
-            Event::Signal(Signal::SIGTSTP) => self.messages.tell("not suspended: it holds a key"),
-            Event::Signal(Signal::SIGCONT) => {
-                // The shell may have brought this job to the foreground.
-                self.terminal.lend(self.group.id());
-                self.go_on();
-            }
-            Event::Signal(signal) => {
-                self.group.signal(signal);
-                if ENDING.contains(&signal) {
-                    // One that is stopped would not hear of it.
-                    self.go_on();
-                }
-            }
+            Event::Signal(signal) => self.signalled(signal),
             Event::Renewed(lease) if self.ending.is_none() => {
                 let (now, remaining) = (Instant::now(), lease.remaining());
                 self.schedule = Schedule::of(now, remaining, self.kill_after);
@@ -154,6 +140,27 @@ impl<'a> Supervisor<'a> {
                 self.kill();
             }
             Event::Renewed(_) | Event::Lost | Event::Answer(..) | Event::Seen(_) => {}
+        }
+    }
+
+    fn signalled(&mut self, signal: SignalClass) {
+        match signal {
+            SignalClass::Child => self.look_after_stop(),
+            // A job that sleeps would let its lease run out.
+            SignalClass::Stop => self.messages.tell("not suspended: it holds a key"),
+            SignalClass::Continue => {
+                // The shell may have brought this job to the foreground.
+                self.terminal.lend(self.group.id());
+                self.go_on();
+            }
+            SignalClass::ShutDown(signal) => {
+                self.heard = Some(signal);
+                self.group.signal(signal);
+                // One that is stopped would not hear of it.
+                self.go_on();
+            }
+            SignalClass::User(signal) => self.group.signal(signal),
+            SignalClass::Resize => self.group.signal(Signal::SIGWINCH),
         }
     }
 
@@ -201,7 +208,14 @@ impl<'a> Supervisor<'a> {
             };
         }
         // It fails only if another one has reaped the child, and there is none.
-        self.group.ended().ok().flatten().map(Ended::ByItself)
+        let status = self.group.ended().ok().flatten()?;
+        let signal = status
+            .signal()
+            .and_then(|signal| Signal::try_from(signal).ok());
+        if let Some(signal) = signal.filter(|signal| self.heard != Some(*signal)) {
+            self.terminal.hand_on(signal);
+        }
+        Some(Ended::ByItself(status))
     }
 
     fn keep_to_schedule(&mut self, now: Instant) {

@@ -7,12 +7,20 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 /// Whether another group has this terminal: a line written now would stand in what that one writes.
 pub fn is_anothers(terminal: impl AsFd) -> bool {
     // It fails where it is no terminal of this session, and so no shell's either.
     tcgetpgrp(terminal).is_ok_and(|now| now != getpgrp())
+}
+
+/// Whether a short text can be written there without waiting for its reader.
+pub fn is_writable(stream: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut asked, PollTimeout::ZERO) == Ok(1)
 }
 
 /// What came of lending the terminal.
@@ -53,6 +61,17 @@ impl Terminal {
             Ok(_) => Loan::NotOurs,
             // It was there once.
             Err(_) => Loan::Gone,
+        }
+    }
+
+    /// Takes the terminal back, and hands its Ctrl-C or Ctrl-\\ on to those that the terminal would have sent it to if
+    /// it had not been lent: a shell that waits for this program ends with it.
+    pub fn hand_on(&mut self, signal: Signal) {
+        let was_lent = self.lent_to.is_some();
+        self.take_back();
+        if was_lent && matches!(signal, Signal::SIGINT | Signal::SIGQUIT) {
+            // This program has it blocked.
+            let _ = killpg(getpgrp(), signal);
         }
     }
 

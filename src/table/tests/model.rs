@@ -172,7 +172,7 @@ impl Model {
         terms: Terms,
         request: Option<Name>,
         handle: Handle,
-    ) -> Acquired<Handle> {
+    ) -> Answer<Handle> {
         self.expire_key(now, key);
         let waiters: usize = self.held.iter().map(|held| held.waiters.len()).sum();
         let Limits {
@@ -184,7 +184,7 @@ impl Model {
                 self.expire(now, 1);
             }
             if self.held.len() >= keys {
-                return Acquired::Refused(Full);
+                return Answer::Refused(Full);
             }
             self.reclaim(now, key, requester, request);
             let grant = self.grant(now, terms.lock_timeout);
@@ -196,38 +196,38 @@ impl Model {
                 request,
                 waiters: Vec::new(),
             });
-            return Acquired::Granted(grant);
+            return Answer::Granted(grant);
         };
         let same = |earlier: Option<Name>| request.is_some() && request == earlier;
         if held.holder == requester && same(held.request) {
-            return Acquired::Repeated(held.grant);
+            return Answer::Repeated(held.grant);
         }
         if held.holder == requester {
-            return Acquired::Refused(AlreadyHolder);
+            return Answer::Refused(AlreadyHolder);
         }
         let mine = |waiting: &Waiting| waiting.requester == requester;
         let in_time = |waiting: &&mut Waiting| mine(waiting) && waiting.deadline >= now;
         if let Some(earlier) = held.waiters.iter_mut().find(in_time) {
             if !same(earlier.request) {
-                return Acquired::Refused(AlreadyWaiting);
+                return Answer::Refused(AlreadyWaiting);
             }
             if terms.lock_attempt_timeout.is_zero() {
-                return Acquired::Refused(Timeout);
+                return Answer::Refused(Timeout);
             }
             let (ticket, before) = (earlier.ticket, earlier.handle);
             earlier.lease = terms.lock_timeout;
             earlier.deadline = now + terms.lock_attempt_timeout;
             earlier.handle = handle;
-            return Acquired::TakenOver { ticket, before };
+            return Answer::TakenOver { ticket, before };
         }
         let before = held.waiters.len();
         held.waiters.retain(|waiting| !mine(waiting));
         let waiters = waiters - before + held.waiters.len();
         if terms.lock_attempt_timeout.is_zero() {
-            return Acquired::Refused(Timeout);
+            return Answer::Refused(Timeout);
         }
         if waiters >= most {
-            return Acquired::Refused(Full);
+            return Answer::Refused(Full);
         }
         let ticket = self
             .reclaim(now, key, requester, request)
@@ -245,7 +245,7 @@ impl Model {
             handle,
         });
         waiters.sort_by_key(|waiting| waiting.ticket);
-        Acquired::Queued(ticket)
+        Answer::Queued(ticket)
     }
 
     fn reclaim(
@@ -468,7 +468,7 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     sorted(table.entries.iter().map(|(key, entry)| {
         let waiters = entry.queue.iter().flat_map(|queue| &queue.by_arrival);
         let places = waiters.map(|(&ticket, waiter)| {
-            let from = (&*waiter.requester, waiter.request.as_deref());
+            let from = (&*waiter.requester, waiter.request_id.as_deref());
             (
                 ticket,
                 from,
@@ -479,8 +479,8 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
         });
         Remembered {
             key,
-            holder: (&*entry.holder, entry.request.as_deref()),
-            grant: (entry.grant, entry.lock_timeout),
+            holder: (&*entry.hold().holder, entry.hold().request_id.as_deref()),
+            grant: (entry.hold().grant, entry.hold().lock_timeout),
             queue: places.collect(),
         }
     }))
@@ -505,7 +505,7 @@ fn sorted<'a>(contents: impl Iterator<Item = Remembered<'a>>) -> Vec<Remembered<
 
 /// The table and the model side by side.
 struct Race {
-    table: LockTable<Handle>,
+    table: Managed<Handle>,
     model: Model,
     now: Instant,
     next_handle: Handle,
@@ -525,7 +525,7 @@ struct Race {
 impl Race {
     fn new(limits: Limits) -> Self {
         Race {
-            table: LockTable::new(limits, FIRST_FENCE),
+            table: Managed::new(limits, FIRST_FENCE),
             model: Model {
                 held: Vec::new(),
                 reserved: Vec::new(),
@@ -660,28 +660,28 @@ impl Race {
             in_words(&expected, now)
         );
         match acquired {
-            Acquired::Granted(grant) => self.granted = Some(grant),
-            Acquired::Repeated(grant) => self.repeated = Some(grant),
-            Acquired::Queued(ticket) => {
+            Answer::Granted(grant) => self.granted = Some(grant),
+            Answer::Repeated(grant) => self.repeated = Some(grant),
+            Answer::Queued(ticket) => {
                 if self.tickets.contains(&(key, ticket)) {
                     self.came_back = Some((key, ticket));
                 }
                 self.tickets.push((key, ticket));
                 self.waiting.insert(handle, (key, ticket));
             }
-            Acquired::TakenOver { ticket, before } => {
+            Answer::TakenOver { ticket, before } => {
                 let place = self.waiting.remove(&before);
                 prop_assert_eq!(place, Some((key, ticket)), "somebody else's place");
                 self.waiting.insert(handle, (key, ticket));
             }
-            Acquired::Refused(Full) if !table.entries.contains_key(key) => prop_assert!(
+            Answer::Refused(Full) if !table.entries.contains_key(key) => prop_assert!(
                 table
                     .entries
                     .values()
-                    .all(|entry| entry.grant.expires > now),
+                    .all(|entry| entry.hold().grant.expires > now),
                 "a lapsed key takes the place of a new one"
             ),
-            Acquired::Refused(_) => {}
+            Answer::Refused(_) => {}
         }
         Ok(())
     }
@@ -724,12 +724,12 @@ impl Race {
     }
 }
 
-fn in_words(acquired: &Acquired<Handle>, now: Instant) -> String {
+fn in_words(acquired: &Answer<Handle>, now: Instant) -> String {
     match acquired {
-        Acquired::Granted(Grant { expires, fence }) => {
+        Answer::Granted(Grant { expires, fence }) => {
             format!("granted for {:?} as {fence}", *expires - now)
         }
-        Acquired::Repeated(Grant { expires, fence }) => {
+        Answer::Repeated(Grant { expires, fence }) => {
             format!("repeated for {:?} as {fence}", *expires - now)
         }
         other => format!("{other:?}"),

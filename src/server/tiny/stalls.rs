@@ -12,10 +12,12 @@
 //! 40 µs, a nudge five times that and three threads.
 
 use std::fs;
-use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
+
+use crate::host::reachable;
 
 /// How long a nudge waits to be served. It is itself overlooked now and then.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -29,6 +31,15 @@ const MANY: u64 = 256;
 /// How long nudging may go on; the rest of a larger crowd waits for the next time.
 const AT_A_TIME: Duration = Duration::from_millis(50);
 
+/// How soon after a connection has come it is made sure that it was not overlooked, and how long after
+/// that no further one is looked after: where many come, that takes one part in twenty of a core.
+const SOON: Duration = Duration::from_millis(3);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long that pause becomes at the most, while nothing is found: a connection is never overlooked for
+/// a quarter of a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(160);
+
 pub(super) struct StallBreaker {
     /// The server's own address, as itself can reach it.
     address: SocketAddr,
@@ -36,35 +47,68 @@ pub(super) struct StallBreaker {
     counted: Option<u64>,
     /// How many of them may be overlooked.
     doubtful: u64,
+    /// When to look for overlooked connections; `None` until one comes.
+    next_look: Option<Instant>,
+    /// How long not to look for further ones after that.
+    pause: Duration,
 }
 
 /// What there was to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Nudged {
+enum Nudged {
     /// No connection has come since the last time.
     NotAtAll,
     /// No connection was overlooked.
-    InVain,
+    Needlessly,
     /// Some were, perhaps.
     Freed,
 }
 
 impl StallBreaker {
     pub fn new(address: SocketAddr) -> Self {
-        let ip = match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
+        let ip = reachable(address.ip());
         StallBreaker {
             address: SocketAddr::new(ip, address.port()),
             counted: None,
             doubtful: 0,
+            next_look: None,
+            pause: PAUSE,
         }
     }
 
+    pub fn next_look(&self) -> Option<Instant> {
+        self.next_look
+    }
+
+    /// Notes that a connection has come. In a pause that may have been a nudge.
+    pub fn expect_one(&mut self, now: Instant) {
+        self.next_look.get_or_insert(now + SOON);
+    }
+
+    /// Looks at the next opportunity, in case a connection came that was not reported.
+    pub fn look_soon(&mut self, now: Instant) {
+        self.next_look.get_or_insert(now);
+    }
+
+    /// Frees overlooked connections, if it is time. `expect_arrival` has the next connection reported.
+    pub fn look(&mut self, expect_arrival: impl FnOnce() -> io::Result<()>) {
+        if self.next_look.is_none_or(|next| Instant::now() < next) {
+            return;
+        }
+        // Before the count is read, so that a later connection is reported.
+        let expected = expect_arrival();
+        let nudged = self.nudge_if_busy();
+        // Where other servers of the machine have many clients, they are counted, too.
+        self.pause = match nudged {
+            Nudged::Needlessly => (self.pause * 2).min(LONGEST_PAUSE),
+            Nudged::NotAtAll | Nudged::Freed => PAUSE,
+        };
+        let again = nudged != Nudged::NotAtAll || expected.is_err();
+        self.next_look = again.then(|| Instant::now() + self.pause);
+    }
+
     /// Nudges until no connection is overlooked, if any has come since the last time.
-    pub fn nudge_if_busy(&mut self) -> Nudged {
+    fn nudge_if_busy(&mut self) -> Nudged {
         let counted = connections_made();
         self.doubtful += counted
             .zip(self.counted)
@@ -94,7 +138,7 @@ impl StallBreaker {
         self.counted = counted.map(|counted| counted + made);
         match busy {
             false => Nudged::NotAtAll,
-            true if made == QUIET && quiet == QUIET => Nudged::InVain,
+            true if made == QUIET && quiet == QUIET => Nudged::Needlessly,
             true => Nudged::Freed,
         }
     }

@@ -1,27 +1,43 @@
-//! A question of the original's wire: from the bytes that came to what they ask.
+//! The original's wire, from the bytes that came to the question that they ask.
 //!
-//! Knows no socket. The rules are those of `classic.rs`.
+//! `GET /`, then a verb with its names, a line feed, and an empty line. A carriage return before a line feed is dropped,
+//! a trailing ` HTTP/1.x` is ignored, header lines before the empty line mean nothing to the lock. A client that closes
+//! its sending half needs no empty line.
+//!
+//! Keys and requesters are raw UTF-8, 1 to 1024 bytes; percent-escapes are not decoded. A key ends at the
+//! first slash after it, a requester at the end of the line: there is no way to write a slash in a key.
+//!
+//! | question | answer |
+//! |---|---|
+//! | `/CHECK/key` | `1` if anybody holds the key, or else `0` |
+//! | `/LOCK/key/requester` | when the lease runs out, in Unix seconds with six decimals; or `0` |
+//! | `/UNLOCK/key/requester` | `1`, or `0` if the requester does not hold the key |
+//! | `/VERIFY/key/requester` | `1` if the requester holds the key, or else `0` |
+//! | `/PING` | `1` |
+//! | `/SHUTDOWN` | `1`, and the server ends; where that is not allowed, nothing |
+//!
+//! Knows no socket, and not who is let in.
 
 use std::borrow::Cow;
 
-use crate::protocol::{MAX_NAME, Malformed, Request};
-use crate::server::access::Access;
+use super::verbs::VerbRow;
+use super::{MAX_NAME, Malformed, Request};
 
 /// The longest request with its header lines, in bytes.
-pub(super) const MAX_REQUEST: usize = 64 * 1024;
+pub(crate) const MAX_REQUEST: usize = 64 * 1024;
 
 /// A request as far as it has come.
 #[derive(Default)]
-pub(super) struct Received {
+pub(crate) struct Received {
     bytes: Vec<u8>,
     /// Where the line begins that is not yet ended.
     line: usize,
-    state: State,
+    progress: Progress,
 }
 
 /// What is still to come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum Progress {
     #[default]
     Incomplete,
     Complete,
@@ -31,29 +47,29 @@ pub(super) enum State {
 
 impl Received {
     /// Takes in what has come. What follows the empty line is no part of the request.
-    pub fn take(&mut self, bytes: &[u8]) -> State {
+    pub fn take(&mut self, bytes: &[u8]) -> Progress {
         let mut seen = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        while self.state == State::Incomplete {
+        while self.progress == Progress::Incomplete {
             let Some(feed) = self.bytes[seen..].iter().position(|&byte| byte == b'\n') else {
                 if self.bytes.len() > MAX_REQUEST {
-                    self.state = State::TooLong;
+                    self.progress = Progress::TooLong;
                 }
                 break;
             };
             seen += feed + 1;
             let is_request_line = self.line == 0;
             if !is_request_line && self.bytes[self.line..seen].trim_ascii().is_empty() {
-                self.state = State::Complete;
+                self.progress = Progress::Complete;
             }
             self.line = seen;
         }
-        self.state
+        self.progress
     }
 
     /// Whether more has come than the request.
     pub fn has_more(&self) -> bool {
-        self.state != State::Complete || self.line < self.bytes.len()
+        self.progress != Progress::Complete || self.line < self.bytes.len()
     }
 
     /// The question, or why it is none. A request whose client has nothing more to say may end without
@@ -69,12 +85,15 @@ impl Received {
         parse(without_version(line.strip_suffix('\r').unwrap_or(line)))
     }
 
-    /// Whether the header lines show that a web page sent this.
-    pub fn is_turned_away(&self, access: &Access) -> bool {
-        self.lines().skip(1).any(|line| {
-            let line = String::from_utf8_lossy(line);
-            line.split_once(':')
-                .is_some_and(|(field, value)| access.admit(field, value.trim()).is_err())
+    /// The header lines, each as its field and what follows the colon.
+    pub fn headers(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+        self.lines().skip(1).filter_map(|line| {
+            let colon = line.iter().position(|&byte| byte == b':')?;
+            let (field, value) = (&line[..colon], &line[colon + 1..]);
+            Some((
+                String::from_utf8_lossy(field),
+                String::from_utf8_lossy(value),
+            ))
         })
     }
 
@@ -91,37 +110,20 @@ fn without_version(line: &str) -> &str {
     }
 }
 
-/// The key ends at the first slash and the name at the end of the line.
+/// The key ends at the first slash and the requester at the end of the line.
 fn parse(line: &str) -> Result<Request<'_>, Malformed> {
     let path = line.strip_prefix("GET /").ok_or(Malformed::NoSuchVerb)?;
-    let (verb, names) = path.split_once('/').unwrap_or((path, ""));
-    let (key, requester) = names.split_once('/').unwrap_or((names, ""));
-    match verb {
-        "PING" => Ok(Request::Ping),
-        "SHUTDOWN" => Ok(Request::Shutdown),
-        "CHECK" => Ok(Request::Check { key: name(key)? }),
-        "LOCK" => Ok(Request::Lock {
-            key: name(key)?,
-            requester: name(requester)?,
-            lock_timeout: None,
-            lock_attempt_timeout: None,
-            request: None,
-        }),
-        "UNLOCK" => Ok(Request::Unlock {
-            key: name(key)?,
-            requester: name(requester)?,
-            fence: None,
-        }),
-        "VERIFY" => Ok(Request::Verify {
-            key: name(key)?,
-            requester: name(requester)?,
-            fence: None,
-        }),
-        _ => Err(Malformed::NoSuchVerb),
+    let (verb, rest) = path.split_once('/').unwrap_or((path, ""));
+    let (key, requester) = rest.split_once('/').unwrap_or((rest, ""));
+    let row = VerbRow::of(verb).filter(|row| row.is_classic);
+    let mut request = Request::bare(row.ok_or(Malformed::NoSuchVerb)?.verb);
+    for ((name, _), raw) in request.names_mut().zip([key, requester]) {
+        *name = parse_name(raw)?;
     }
+    Ok(request)
 }
 
-fn name(raw: &str) -> Result<Cow<'_, str>, Malformed> {
+fn parse_name(raw: &str) -> Result<Cow<'_, str>, Malformed> {
     match raw.len() {
         1..=MAX_NAME => Ok(raw.into()),
         _ => Err(Malformed::BadRequest(format!(
@@ -150,15 +152,15 @@ mod tests {
     #[test]
     fn a_question_is_a_line_and_an_empty_line() {
         for (bytes, state) in [
-            ("GET /PING\n\n", State::Complete),
-            ("GET /PING\r\n\r\n", State::Complete),
+            ("GET /PING\n\n", Progress::Complete),
+            ("GET /PING\r\n\r\n", Progress::Complete),
             (
                 "GET /PING HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n",
-                State::Complete,
+                Progress::Complete,
             ),
-            ("GET /PING\n \t\n", State::Complete),
-            ("GET /PING\n", State::Incomplete),
-            ("GET /PING\nHost: a\n", State::Incomplete),
+            ("GET /PING\n \t\n", Progress::Complete),
+            ("GET /PING\n", Progress::Incomplete),
+            ("GET /PING\nHost: a\n", Progress::Incomplete),
         ] {
             assert_eq!(received(bytes).take(b""), state, "{bytes:?}");
             assert_eq!(meaning(bytes).as_deref(), Ok("/PING"), "{bytes:?}");
@@ -175,8 +177,11 @@ mod tests {
         let whole = "GET /LOCK/KEYA/CLIENT_A HTTP/1.0\r\nA: b\r\n\r\n";
         for cut in 0..whole.len() {
             let mut received = Received::default();
-            assert_eq!(received.take(&whole.as_bytes()[..cut]), State::Incomplete);
-            assert_eq!(received.take(&whole.as_bytes()[cut..]), State::Complete);
+            assert_eq!(
+                received.take(&whole.as_bytes()[..cut]),
+                Progress::Incomplete
+            );
+            assert_eq!(received.take(&whole.as_bytes()[cut..]), Progress::Complete);
             let question = received.question().map(|question| question.to_string());
             assert_eq!(question.as_deref(), Ok("/LOCK/KEYA/CLIENT_A"));
             assert!(!received.has_more());
@@ -264,26 +269,28 @@ mod tests {
     fn a_request_without_end_is_too_long() {
         let mut endless = Received::default();
         let line = [b'a'; 1024];
-        let pieces = (0..).take_while(|_| endless.take(&line) == State::Incomplete);
+        let pieces = (0..).take_while(|_| endless.take(&line) == Progress::Incomplete);
         assert_eq!(pieces.count(), MAX_REQUEST / line.len());
     }
 
     #[test]
-    fn what_a_web_page_sends_is_turned_away() {
-        let access = Access {
-            allow_shutdown: false,
-            host: "127.0.0.1".into(),
-            loopback: true,
-        };
-        for (headers, turned_away) in [
-            ("", false),
-            ("Host: localhost:8004\r\nUser-Agent: x\r\n", false),
-            ("Host: evil.example\r\n", true),
-            ("Host: localhost\r\nOrigin: http://evil.example\r\n", true),
-            ("sec-fetch-site: cross-site\n", true),
+    fn a_header_line_is_a_field_and_what_follows_its_colon() {
+        for (lines, fields) in [
+            ("", vec![]),
+            (
+                "Host: localhost:8004\r\nUser-Agent: x\r\n",
+                vec![("Host", " localhost:8004\r"), ("User-Agent", " x\r")],
+            ),
+            ("sec-fetch-site:none\n", vec![("sec-fetch-site", "none")]),
+            ("no colon\n:\n", vec![("", "")]),
         ] {
-            let received = received(&format!("GET /PING HTTP/1.1\r\n{headers}\r\n"));
-            assert_eq!(received.is_turned_away(&access), turned_away, "{headers:?}");
+            let received = received(&format!("GET /CHECK/a:b HTTP/1.1\r\n{lines}\r\n"));
+            let headers: Vec<_> = received.headers().collect();
+            let headers: Vec<_> = headers
+                .iter()
+                .map(|(field, value)| (&**field, &**value))
+                .collect();
+            assert_eq!(headers, fields, "{lines:?}");
         }
     }
 }

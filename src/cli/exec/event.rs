@@ -1,0 +1,26 @@
+//! What the first thread of `exec` is told, by all the others.
+
+use lock_server::{Error, Holder, Lease, Refusal};
+
+use crate::cli::exec::signals::SignalClass;
+
+/// Something that the first thread decides about.
+pub enum Event {
+    Signal(SignalClass),
+    /// What a turn of waiting came to, and which.
+    Answer(u32, Result<Turn, Error>),
+    /// Who holds the key that is waited for.
+    Seen(Result<Option<Holder>, Error>),
+    Renewed(Lease),
+    /// The server could not be asked to.
+    NotRenewed(Error),
+    /// The server says that the lease is over.
+    Lost,
+}
+
+/// What a turn came to.
+pub enum Turn {
+    Granted(Lease),
+    /// With who held the key then, as far as that is known.
+    Refused(Refusal, Option<Holder>),
+}

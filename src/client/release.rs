@@ -1,0 +1,77 @@
+//! UNLOCK: of whatever this name holds, of one grant, and of one that nobody waits for any more.
+
+use std::time::Duration;
+
+use super::Client;
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::protocol::{Parameter, Verb};
+
+impl Client {
+    /// Unlocks the key, whichever grant this name holds it under. `false` if it does not hold it, or no longer
+    /// does.
+    ///
+    /// Two processes of one name can unlock each other's lease so; [`release`](Self::release) can't.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke: the question is not asked
+    /// twice, because another process of this name may have been granted the key since the first was carried
+    /// out; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`].
+    pub fn unlock(&self, key: &str) -> Result<bool, Error> {
+        self.ask_yes_or_no(&self.question(Verb::Unlock, key)?)
+    }
+
+    /// Unlocks the key under a fence that this name was told. `false` if that grant is over.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`]; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::BadReply`];
+    /// [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
+    /// this may have ended it, or it had run out before.
+    pub fn unlock_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
+        self.unlock_once(key, fence, || false)
+    }
+
+    /// Unlocks this very lease. `false` if it is over: it ran out, or somebody of this name unlocked the key.
+    ///
+    /// Where the answer was lost with its connection, the question is asked again, and the server says that the
+    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. If
+    /// there was no server for a while, it is an error: another one may be there now, that knew no leases.
+    ///
+    /// # Errors
+    /// As [`unlock_fenced`](Self::unlock_fenced).
+    pub fn release(&self, lease: &Lease) -> Result<bool, Error> {
+        self.unlock_once(&lease.key, lease.fence, || !lease.remaining().is_zero())
+    }
+
+    /// As [`release`](Self::release), where nobody wants to know the answer: two tries without a pause.
+    pub(super) fn release_soon(&self, lease: &Lease) {
+        let timeout = self.transport.options.answer_timeout;
+        let is_done = |_| self.release_once(lease, timeout).is_ok();
+        if !(0..2).any(is_done) {
+            log::debug!("not unlocked; the lease of {:?} runs out", lease.key);
+        }
+    }
+
+    /// As [`release`](Self::release), with a single try.
+    pub(super) fn release_once(&self, lease: &Lease, timeout: Duration) -> Result<(), Error> {
+        let question = self.about_lease(Verb::Unlock, lease);
+        self.transport.ask_once(&question, timeout).map(drop)
+    }
+
+    /// Unlocks the key under a fence. `is_live` says whether the grant can't have run out by itself.
+    fn unlock_once(
+        &self,
+        key: &str,
+        fence: u64,
+        is_live: impl FnOnce() -> bool,
+    ) -> Result<bool, Error> {
+        let question = self.question(Verb::Unlock, key)?;
+        let question = question.with(Parameter::Fence, Some(fence));
+        let answer = self.transport.ask(&question)?;
+        match (self.yes_or_no(&question, &answer)?, answer.broken) {
+            (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),
+            (false, Some(error)) => Err(error),
+            (unlocked, _) => Ok(unlocked),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What happened in the lock table, in its order.
+//!
+//! The journal's lines and the notifications of those who wait are made of it.
+
+use crate::lease::{Fence, Grant, Key, Requester, Ticket};
+
+/// One change of a key. `W` is the handle of a waiter.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TableEvent<W> {
+    pub key: Key,
+    /// Whose hold or place it is.
+    pub requester: Requester,
+    pub change: Change<W>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change<W> {
+    /// The requester holds the key. `waiter` is `None` if it did not have to wait.
+    Granted {
+        grant: Grant,
+        waiter: Option<W>,
+    },
+    /// The same grant, with another end.
+    Renewed(Grant),
+    Released(Fence),
+    /// The lease ran out. Told when it is noticed: at that instant if anyone waits for the key.
+    Expired(Fence),
+    Queued(Ticket),
+    /// The same acquire was asked again, and waits in the place of `before`.
+    TakenOver {
+        ticket: Ticket,
+        before: W,
+    },
+    /// A waiter left its queue. `gone` is its handle if its client was found to be gone when its turn came.
+    Left {
+        ticket: Ticket,
+        gone: Option<W>,
+    },
+    /// As `Left`, and its place is kept for a while.
+    Reserved {
+        ticket: Ticket,
+        gone: Option<W>,
+    },
+}

@@ -1,0 +1,57 @@
+//! The journal: every event of the lock table as a line of the log, at level trace.
+
+use std::time::Instant;
+
+use crate::event::{Change, TableEvent};
+
+/// Where the journal goes.
+const TARGET: &str = "lock_server::journal";
+
+/// Numbers the lines, because those of two threads may come out in any order.
+pub(super) struct Journal {
+    begun: Instant,
+    number: u64,
+}
+
+impl Journal {
+    /// `None` unless the log takes it.
+    pub fn begin() -> Option<Self> {
+        log::log_enabled!(target: TARGET, log::Level::Trace).then(|| Journal {
+            begun: Instant::now(),
+            number: 0,
+        })
+    }
+
+    pub fn line<W>(&mut self, now: Instant, event: &TableEvent<W>) -> String {
+        self.number += 1;
+        let at = now.saturating_duration_since(self.begun).as_micros();
+        let TableEvent {
+            key,
+            requester,
+            change,
+        } = event;
+        let (verb, details) = match change {
+            Change::Granted { grant, .. } => ("granted", lease(now, grant)),
+            Change::Renewed(grant) => ("renewed", lease(now, grant)),
+            Change::Released(_) => ("released", String::new()),
+            Change::Expired(fence) => ("expired", format!(" fence {fence}")),
+            Change::Queued(ticket) => ("queued", format!(" ticket {ticket}")),
+            Change::TakenOver { ticket, .. } => ("taken-over", format!(" ticket {ticket}")),
+            Change::Left { ticket, .. } => ("left", format!(" ticket {ticket}")),
+            Change::Reserved { ticket, .. } => ("reserved", format!(" ticket {ticket}")),
+        };
+        format!(
+            "{} at {at} {verb} {key:?} {requester:?}{details}",
+            self.number
+        )
+    }
+}
+
+pub(super) fn write(line: &str) {
+    log::trace!(target: TARGET, "{line}");
+}
+
+fn lease(now: Instant, grant: &crate::lease::Grant) -> String {
+    let left = grant.expires.saturating_duration_since(now).as_micros();
+    format!(" fence {} for {left}", grant.fence)
+}

@@ -1,0 +1,74 @@
+//! Who waits for a key, and how the wait ends.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Condvar;
+
+use crate::lease::{Grant, Key, Ticket};
+use crate::refusal::Refusal;
+use crate::table::Holding;
+
+/// Who waits for a key: the client and the way to it.
+pub(crate) trait Waiter: Send + Sync {
+    /// What it was made with.
+    fn pending(&self) -> &Pending;
+
+    /// Whether the client is still there, as far as is known. Asked under the manager's mutex: may not block.
+    fn is_there(&self) -> bool;
+
+    /// Called when the wait has its outcome, after the mutex is dropped. May not wait for the client.
+    fn notify(self: Arc<Self>, answer: Answerer);
+}
+
+/// Which thread answers a waiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answerer {
+    /// The one that calls, where the client takes the answer at once: a release that wakes nobody is sooner heard of.
+    ThisThread,
+    /// Another one: this has more to do.
+    AnotherThread,
+}
+
+/// A place in a key's queue, and the outcome of the wait there.
+pub(crate) struct Pending {
+    pub(super) key: Key,
+    pub(super) ticket: Ticket,
+    deadline: Instant,
+    /// Set once, under the manager's mutex.
+    pub(super) outcome: OnceLock<Outcome>,
+    /// Wakes the thread that waits, if there is one.
+    pub(super) decided: Condvar,
+}
+
+impl Pending {
+    pub(super) fn new(key: Key, ticket: Ticket, deadline: Instant) -> Self {
+        Pending {
+            key,
+            ticket,
+            deadline,
+            outcome: OnceLock::new(),
+            decided: Condvar::new(),
+        }
+    }
+
+    /// When the patience is over.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// How the wait ended, if it has.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.get()
+    }
+}
+
+/// How an acquire ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Granted(Grant),
+    /// With who held the key then, if anyone did.
+    Refused(Refusal, Option<Holding>),
+    /// The client went away while it waited.
+    Abandoned,
+}

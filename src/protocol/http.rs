@@ -1,0 +1,322 @@
+//! The wire over HTTP: a request's target and a reply's bytes, parsed and written.
+//!
+//! Knows no socket, and no other header than those of the table in `protocol.rs`.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write};
+use std::time::{Duration, SystemTime};
+
+use percent_encoding::{percent_decode_str, utf8_percent_encode};
+
+use super::text::{
+    Seconds, VALUE, decode, encode, is_id, parse_seconds, parse_unix_time, parse_whole, shorten,
+};
+use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
+use super::{
+    LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
+    LOCK_HOLDER_EXPIRES_IN, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_WAITERS, Malformed, Reply,
+    ReplyBody, Request, Status, Value,
+};
+use crate::lease::{Fence, Holder, LeaseView};
+use crate::refusal::Refusal;
+
+impl<'a> Request<'a> {
+    /// Parses a request target: a path, or a whole `http://` address as a proxy would send it.
+    pub fn parse(target: &'a str, max: &MaxTimes) -> Result<Self, Malformed> {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let mut request = parse_path(path)?;
+        request.parse_query(query, max)?;
+        Ok(request)
+    }
+
+    /// Parses what follows the question mark.
+    fn parse_query(&mut self, query: &'a str, max: &MaxTimes) -> Result<(), Malformed> {
+        let verb = self.verb.row();
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let mut taken = verb.parameters.iter().map(|parameter| parameter.row());
+            let Some(row) = taken.find(|row| row.name == name) else {
+                return Err(unknown(verb, name));
+            };
+            // A bad escape stays as it is, and what is not UTF-8 becomes a character that no value has.
+            let value = percent_decode_str(value).decode_utf8_lossy();
+            let value = parse_value(row, value, max)?;
+            if self.parameters[row.parameter as usize]
+                .replace(value)
+                .is_some()
+            {
+                return bad(format!("{} is given twice", row.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parse_path(path: &str) -> Result<Request<'_>, Malformed> {
+    let mut segments = origin_form(path).split('/');
+    if segments.next() != Some("") {
+        return bad("the path has to begin with a slash, as in /CHECK/key".into());
+    }
+    let row = VerbRow::of(segments.next().unwrap_or_default()).ok_or(Malformed::NoSuchVerb)?;
+    let mut request = Request::bare(row.verb);
+    for (name, what) in request.names_mut() {
+        let Some(segment) = segments.next() else {
+            return bad(format!("the {what} is missing: ask {row}"));
+        };
+        *name = decode(segment, what).map_err(Malformed::BadRequest)?;
+    }
+    if segments.next().is_some() {
+        return bad(format!(
+            "too many segments: ask {row}, with a slash inside a name as %2F"
+        ));
+    }
+    Ok(request)
+}
+
+/// `http://host/path` as `/path`: RFC 9112, section 3.2.2, asks a server to take both.
+fn origin_form(target: &str) -> &str {
+    match target.strip_prefix("http://") {
+        None => target,
+        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+    }
+}
+
+fn parse_value<'a>(
+    row: &ParameterRow,
+    value: Cow<'a, str>,
+    max: &MaxTimes,
+) -> Result<Value<'a>, Malformed> {
+    let parsed = match &row.range {
+        Range::Seconds(least, most) => {
+            // A sign, and the words that mean no number, are parsed as numbers, too.
+            let is_number = value.starts_with(|first: char| first.is_ascii_digit() || first == '.');
+            let seconds = parse_seconds(&value).filter(|_| is_number);
+            let seconds = seconds.filter(|seconds| (*least..=most(max)).contains(seconds));
+            seconds.map(Value::Seconds)
+        }
+        Range::Number(range, _) => {
+            let number = parse_whole(&value).filter(|number| range.contains(number));
+            number.map(Value::Number)
+        }
+        Range::Id if is_id(&value) => return Ok(Value::Text(value)),
+        Range::Id => None,
+    };
+    parsed.ok_or_else(|| {
+        let (name, value, range) = (row.name, shorten(&value), row.range.in_words(max));
+        Malformed::BadRequest(format!("{name} is {value:?}; give {range}"))
+    })
+}
+
+fn unknown(verb: &VerbRow, name: &str) -> Malformed {
+    let taken: Vec<&str> = verb
+        .parameters
+        .iter()
+        .map(|taken| taken.row().name)
+        .collect();
+    let only = match taken.as_slice() {
+        [] => String::new(),
+        taken => format!("; it takes {}", taken.join(", ")),
+    };
+    let (verb, name) = (verb.name, shorten(name));
+    Malformed::BadRequest(format!("{verb} takes no parameter {name:?}{only}"))
+}
+
+fn bad<T>(reason: String) -> Result<T, Malformed> {
+    Err(Malformed::BadRequest(reason))
+}
+
+/// The path and the query of the question: what [`Request::parse`] parses.
+impl fmt::Display for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = self.verb.row();
+        write!(f, "/{}", row.name)?;
+        for (name, _) in [&self.key, &self.requester].into_iter().zip(row.names) {
+            write!(f, "/{}", encode(name))?;
+        }
+        let mut separator = '?';
+        for (row, value) in PARAMETERS.iter().zip(&self.parameters) {
+            if let Some(value) = value {
+                write!(f, "{separator}{}={value}", row.name)?;
+                separator = '&';
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Seconds(seconds) => write!(f, "{}", seconds.as_secs_f64()),
+            Value::Number(number) => write!(f, "{number}"),
+            Value::Text(text) => write!(f, "{}", utf8_percent_encode(text, VALUE)),
+        }
+    }
+}
+
+impl Status {
+    fn reason(self) -> &'static str {
+        match self {
+            Status::Ok => "OK",
+            Status::BadRequest => "Bad Request",
+            Status::Forbidden => "Forbidden",
+            Status::NotFound => "Not Found",
+            Status::MethodNotAllowed => "Method Not Allowed",
+            Status::Misdirected => "Misdirected Request",
+            Status::Unavailable => "Service Unavailable",
+        }
+    }
+}
+
+impl Reply {
+    /// The reply as it goes on the wire. `connection` is what to say of the connection's future,
+    /// if that is not what the version implies; `echo` is what the client calls its question; `head` leaves the
+    /// body out.
+    pub fn to_bytes(&self, connection: Option<&str>, echo: Option<&str>, head: bool) -> Vec<u8> {
+        let mut body = self.answer.to_string();
+        if let ReplyBody::No { message, .. } = &self.answer
+            && !message.is_empty()
+        {
+            body.push_str(message);
+            body.push('\n');
+        }
+        let mut reply = String::with_capacity(256);
+        // Writing to a string does not fail.
+        let _ = write!(
+            reply,
+            "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: no-store\r\n",
+            self.status as u16,
+            self.status.reason(),
+            body.len(),
+        );
+        let _ = match &self.answer {
+            ReplyBody::No { result, .. } => write!(reply, "{LOCK_RESULT}: {result}\r\n"),
+            ReplyBody::Lease(LeaseView { left, fence, .. })
+            | ReplyBody::Holder(LeaseView { left, fence, .. }) => write!(
+                reply,
+                "{LOCK_EXPIRES_IN}: {}\r\n{LOCK_FENCE}: {fence}\r\n",
+                Seconds(*left)
+            ),
+            ReplyBody::Yes => Ok(()),
+        };
+        if let Some(connection) = connection {
+            let _ = write!(reply, "Connection: {connection}\r\n");
+        }
+        if let Some(echo) = echo {
+            let _ = write!(reply, "{LOCK_ECHO}: {echo}\r\n");
+        }
+        reply.push_str(&self.headers);
+        reply.push_str("\r\n");
+        if !head {
+            reply.push_str(&body);
+        }
+        reply.into_bytes()
+    }
+}
+
+/// A `200`, as the client reads it. A header that is missing, or is not what it should be, is `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ParsedReply {
+    pub said: ParsedAnswer,
+    /// Why it is no.
+    pub refusal: Option<Refusal>,
+    /// The fence of the requester's grant, and how long its lease still lasted.
+    pub lease: Option<(Fence, Duration)>,
+    /// Who holds the key.
+    pub holder: Option<Holder>,
+    pub times: Option<ServerTimes>,
+}
+
+/// What a server says of its times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServerTimes {
+    /// How long a LOCK waits that names no time.
+    pub lock_attempt_timeout: Duration,
+    /// The longest that a LOCK may wait.
+    pub max_lock_attempt_timeout: Duration,
+}
+
+/// The first line of a `200`: one of the seed's three forms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ParsedAnswer {
+    Yes,
+    No,
+    /// When the lease runs out, on the server's wall clock.
+    Expiry(SystemTime),
+}
+
+/// Why a reply answers nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotAnswered {
+    /// The server refused the question, with this sentence.
+    Refused(Refusal, String),
+    /// What came, or what is wrong with it. No lock server sent it, or not to this question.
+    Foreign(String),
+}
+
+impl ParsedReply {
+    /// Parses a reply to a question that was sent with this echo.
+    pub fn parse<'h>(
+        status: u16,
+        header: impl Fn(&str) -> Option<&'h [u8]>,
+        body: &str,
+        echo: &str,
+    ) -> Result<Self, NotAnswered> {
+        let said = parse_answer(body);
+        let result = header(LOCK_RESULT);
+        let foreign = |what: &str| Err(NotAnswered::Foreign(what.into()));
+        match (status, result) {
+            (200, _) if said.is_none() => return foreign(body),
+            (200, _) | (_, Some(_)) => {}
+            _ => return foreign(&format!("status {status}")),
+        }
+        // A proxy may drop the header, so its absence proves nothing.
+        if header(LOCK_ECHO).is_some_and(|echoed| echoed != echo.as_bytes()) {
+            return foreign("the answer to another question");
+        }
+        let text = |name| {
+            str::from_utf8(header(name)?)
+                .ok()
+                .filter(|text| text.is_ascii())
+        };
+        let refusal = result.map(|_| Refusal::of_word(text(LOCK_RESULT).unwrap_or_default()));
+        let Some(said) = said.filter(|_| status == 200) else {
+            let message = body.lines().nth(1).unwrap_or_default();
+            let refusal = refusal.unwrap_or(Refusal::Other);
+            return Err(NotAnswered::Refused(refusal, message.into()));
+        };
+        let seconds = |name| parse_seconds(text(name)?);
+        let lease = || Some((text(LOCK_FENCE)?.parse().ok()?, seconds(LOCK_EXPIRES_IN)?));
+        let holder = || {
+            Some(Holder {
+                name: decode(text(LOCK_HOLDER)?, "name").ok()?.into_owned(),
+                expires_in: seconds(LOCK_HOLDER_EXPIRES_IN)?,
+                waiters: text(LOCK_WAITERS)?.parse().ok()?,
+            })
+        };
+        let times = || {
+            let lock_attempt_timeout = seconds(LOCK_ATTEMPT_TIMEOUT)?;
+            let longest = seconds(LOCK_MAX_ATTEMPT_TIMEOUT);
+            Some(ServerTimes {
+                lock_attempt_timeout,
+                max_lock_attempt_timeout: longest.unwrap_or(lock_attempt_timeout),
+            })
+        };
+        Ok(ParsedReply {
+            said,
+            refusal,
+            lease: lease(),
+            holder: holder(),
+            times: times(),
+        })
+    }
+}
+
+/// The first line of a `200`. `None` if it is none of the seed's three forms.
+fn parse_answer(body: &str) -> Option<ParsedAnswer> {
+    match body.strip_suffix('\n')? {
+        "1" => Some(ParsedAnswer::Yes),
+        "0" => Some(ParsedAnswer::No),
+        line => parse_unix_time(line).map(ParsedAnswer::Expiry),
+    }
+}

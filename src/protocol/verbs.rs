@@ -1,0 +1,274 @@
+//! The verb table and the parameter table: all that the two wires, their two ends and the documentation know of a verb,
+//! but for its effect.
+//!
+//! A new verb is a variant of [`Verb`] and its row; a new parameter is a variant of [`Parameter`] and its row. The
+//! tables at the top of `protocol.rs` say the same in words, and a test compares them.
+//!
+//! Knows no path, no query and no reply.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::text::MAX_ID;
+use crate::lease::Fence;
+use crate::refusal::Refusal;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Check,
+    Lock,
+    Unlock,
+    Renew,
+    Verify,
+    Ping,
+    Shutdown,
+}
+
+/// A row of the verb table.
+pub(crate) struct VerbRow {
+    pub verb: Verb,
+    /// The first segment of the path.
+    pub name: &'static str,
+    /// What the other segments name, in their order.
+    pub names: &'static [&'static str],
+    pub parameters: &'static [Parameter],
+    pub repeatable: Repeatable,
+    /// Whether the original's wire has it.
+    pub is_classic: bool,
+    /// The words of a `0` with status 200.
+    pub refusals: &'static [Refusal],
+}
+
+/// Whether a request may be sent again after its answer was lost: it may have been carried out.
+pub(crate) enum Repeatable {
+    Always,
+    /// If it carries this parameter.
+    With(Parameter),
+    Never,
+}
+
+const KEY: &[&str] = &["key"];
+const KEY_AND_REQUESTER: &[&str] = &["key", "requester"];
+
+/// Why a requester does not hold a key.
+const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::StaleFence];
+
+/// The verb table, in the order of [`Verb`]. UNLOCK without a fence can't be repeated: the second one could release what
+/// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
+#[rustfmt::skip]
+pub(crate) static VERBS: [VerbRow; 7] = [
+    VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
+        is_classic: true, refusals: &[Refusal::Free] },
+    VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
+        parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId],
+        repeatable: Repeatable::With(Parameter::RequestId), is_classic: true,
+        refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver] },
+    VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
+        repeatable: Repeatable::With(Parameter::Fence), is_classic: true, refusals: NOT_HELD },
+    VerbRow { verb: Verb::Renew, name: "RENEW", names: KEY_AND_REQUESTER,
+        parameters: &[Parameter::LockTimeout, Parameter::Fence],
+        repeatable: Repeatable::Always, is_classic: false, refusals: NOT_HELD },
+    VerbRow { verb: Verb::Verify, name: "VERIFY", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
+        repeatable: Repeatable::Always, is_classic: true, refusals: NOT_HELD },
+    VerbRow { verb: Verb::Ping, name: "PING", names: &[], parameters: &[], repeatable: Repeatable::Always,
+        is_classic: true, refusals: &[] },
+    VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", names: &[], parameters: &[], repeatable: Repeatable::Never,
+        is_classic: true, refusals: &[] },
+];
+
+impl Verb {
+    pub fn row(self) -> &'static VerbRow {
+        &VERBS[self as usize]
+    }
+}
+
+impl VerbRow {
+    /// The row of the verb that a path names. Verbs are told apart by upper and lower case, too.
+    pub fn of(name: &str) -> Option<&'static VerbRow> {
+        VERBS.iter().find(|row| row.name == name)
+    }
+}
+
+/// The form of the path, such as `/LOCK/key/requester`.
+impl fmt::Display for VerbRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.name)?;
+        self.names.iter().try_for_each(|name| write!(f, "/{name}"))
+    }
+}
+
+/// What a query may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parameter {
+    LockTimeout,
+    LockAttemptTimeout,
+    Fence,
+    RequestId,
+}
+
+/// A row of the parameter table.
+pub(crate) struct ParameterRow {
+    pub parameter: Parameter,
+    pub name: &'static str,
+    pub range: Range,
+}
+
+/// The values that a parameter can have.
+pub(crate) enum Range {
+    /// From the shortest to the longest time.
+    Seconds(Duration, fn(&MaxTimes) -> Duration),
+    /// A whole number, and what to give instead of what is none.
+    Number(RangeInclusive<u64>, &'static str),
+    /// 1 to 64 of an alphabet that no escaping is needed for.
+    Id,
+}
+
+/// The longest times that a question may ask for. Neither is over a year, so that adding one to an
+/// instant can't overflow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MaxTimes {
+    pub lock_timeout: Duration,
+    pub lock_attempt_timeout: Duration,
+}
+
+/// The parameter table, in the order of [`Parameter`], which is that of a written query. The shortest lease is what a
+/// header can tell of.
+#[rustfmt::skip]
+pub(crate) static PARAMETERS: [ParameterRow; 4] = [
+    ParameterRow { parameter: Parameter::LockTimeout, name: "lock_timeout",
+        range: Range::Seconds(Duration::from_millis(1), |max| max.lock_timeout) },
+    ParameterRow { parameter: Parameter::LockAttemptTimeout, name: "lock_attempt_timeout",
+        range: Range::Seconds(Duration::ZERO, |max| max.lock_attempt_timeout) },
+    ParameterRow { parameter: Parameter::Fence, name: "fence",
+        range: Range::Number(0..=Fence::MAX, "the whole number that Lock-Fence told") },
+    ParameterRow { parameter: Parameter::RequestId, name: "request", range: Range::Id },
+];
+
+impl Parameter {
+    pub fn row(self) -> &'static ParameterRow {
+        &PARAMETERS[self as usize]
+    }
+}
+
+impl Range {
+    /// What to give, as the sentence about a value out of this range ends.
+    pub fn in_words(&self, max: &MaxTimes) -> String {
+        match self {
+            Range::Seconds(least, most) => format!(
+                "seconds, from {} to {}, which is the most here",
+                least.as_secs_f64(),
+                most(max).as_secs_f64()
+            ),
+            Range::Number(_, what) => (*what).into(),
+            Range::Id => format!("1 to {MAX_ID} of A-Z a-z 0-9 _ . : -"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const MAX: MaxTimes = MaxTimes {
+        lock_timeout: Duration::from_secs(3600),
+        lock_attempt_timeout: Duration::from_secs(1800),
+    };
+
+    /// The cells of the table that begins with this heading, without its head.
+    fn table(source: &'static str, heading: &str) -> Vec<Vec<&'static str>> {
+        let head = format!("//! | {heading} |");
+        let lines = source.lines().skip_while(|line| !line.starts_with(&head));
+        let rows = lines.skip(2).map_while(|line| line.strip_prefix("//! |"));
+        rows.map(|row| row.split('|').map(str::trim).collect())
+            .collect()
+    }
+
+    fn documented(heading: &str) -> Vec<Vec<&'static str>> {
+        let table = table(include_str!("../protocol.rs"), heading);
+        assert!(!table.is_empty(), "no table of {heading}");
+        table
+    }
+
+    fn quoted(words: impl IntoIterator<Item = impl fmt::Display>) -> String {
+        let words: Vec<String> = words.into_iter().map(|word| format!("`{word}`")).collect();
+        words.join(", ")
+    }
+
+    #[test]
+    fn the_rows_stand_in_the_order_of_the_variants() {
+        for (at, row) in VERBS.iter().enumerate() {
+            assert_eq!(row.verb as usize, at, "{row}");
+        }
+        for (at, row) in PARAMETERS.iter().enumerate() {
+            assert_eq!(row.parameter as usize, at, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn each_verb_is_documented_with_its_parameters_repeats_and_words() {
+        let expected: Vec<_> = VERBS
+            .iter()
+            .map(|row| {
+                let parameters = row.parameters.iter().map(|parameter| parameter.row().name);
+                let repeatable = match row.repeatable {
+                    Repeatable::Always => "yes".into(),
+                    Repeatable::With(parameter) => format!("with `{}`", parameter.row().name),
+                    Repeatable::Never => "no".into(),
+                };
+                let (path, parameters) = (quoted([row]), quoted(parameters));
+                [path, parameters, repeatable, quoted(row.refusals)]
+            })
+            .collect();
+        let documented: Vec<_> = documented("path")
+            .iter()
+            .map(|cells| [cells[0], cells[1], cells[3], cells[4]].map(String::from))
+            .collect();
+        assert_eq!(documented, expected);
+    }
+
+    #[test]
+    fn each_parameter_is_documented_with_its_range() {
+        let documented = documented("parameter");
+        assert_eq!(documented.len(), PARAMETERS.len());
+        for (row, cells) in PARAMETERS.iter().zip(documented) {
+            assert_eq!(cells[0], quoted([row.name]));
+            let range = match &row.range {
+                Range::Seconds(least, _) => format!(" {} ", least.as_secs_f64()),
+                Range::Number(..) => "number".into(),
+                Range::Id => row.range.in_words(&MAX).split_off("1 to 64 of ".len()),
+            };
+            assert!(cells[1].contains(&range), "{range}: {}", cells[1]);
+            if let Range::Seconds(..) = row.range {
+                let most = format!(" to the server's `max_{}`", row.name);
+                assert!(cells[1].ends_with(&most), "{most}: {}", cells[1]);
+            }
+        }
+    }
+
+    #[test]
+    fn each_word_is_documented() {
+        let of_verbs = documented("path").into_iter().map(|cells| cells[4]);
+        let of_statuses = documented("status").into_iter().map(|cells| cells[1]);
+        let words: BTreeSet<&str> = of_verbs
+            .chain(of_statuses)
+            .flat_map(|cell| cell.split(", "))
+            .map(|word| word.trim_matches('`'))
+            .filter(|word| !word.is_empty())
+            .collect();
+        let known: BTreeSet<&str> = Refusal::sent().map(Refusal::as_str).collect();
+        assert_eq!(words, known);
+    }
+
+    #[test]
+    fn the_classic_wire_is_documented_with_its_verbs() {
+        let classic = VERBS.iter().filter(|row| row.is_classic);
+        let expected: Vec<String> = classic.map(|row| quoted([row])).collect();
+        let documented = table(include_str!("classic.rs"), "question");
+        let documented: Vec<&str> = documented.into_iter().map(|cells| cells[0]).collect();
+        assert_eq!(documented, expected);
+    }
+}

@@ -1,0 +1,177 @@
+//! The thread that takes an instance's requests, and answers those that need not wait or ask nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::parked::Parked;
+use super::{Http, Task};
+use crate::protocol::{Malformed, Reply, Request, Status};
+use crate::refusal::Refusal;
+use crate::server::access::TurnedAway;
+use crate::server::handler::Handler;
+use crate::server::tiny::{Exchange, Instance};
+use crate::server::workers::leadership::{Lead, Leadership};
+
+/// Who leads at one instance of tiny_http.
+pub(super) struct Leader {
+    pub instance: Arc<Instance>,
+    http: Arc<Http>,
+    leadership: Leadership,
+    /// A leadership that no thread was found for.
+    vacant: Mutex<Option<Lead>>,
+    /// Requests taken, to tell a busy leader from a stuck one.
+    taken: AtomicUsize,
+    /// How many had been taken when somebody last saw more of them than before, and when that was.
+    looked: Mutex<(usize, Instant)>,
+}
+
+impl Leader {
+    /// Has a thread lead.
+    pub fn start(instance: Arc<Instance>, http: Arc<Http>) -> Arc<Self> {
+        let (leadership, lead) = Leadership::new();
+        let leader = Arc::new(Leader {
+            instance,
+            http,
+            leadership,
+            vacant: Mutex::new(None),
+            taken: AtomicUsize::new(0),
+            looked: Mutex::new((0, Instant::now())),
+        });
+        leader.clone().run(lead);
+        leader
+    }
+
+    fn run(self: Arc<Self>, lead: Lead) {
+        let http = self.http.clone();
+        http.run(Task::Lead(self, lead));
+    }
+
+    /// Keeps a leadership that there is no thread for, until the next look at it.
+    pub fn leave_vacant(&self, lead: Lead) {
+        *self.vacant.lock() = Some(lead);
+    }
+
+    /// Whether the leader serves a request now, or there is none.
+    pub fn is_serving(&self) -> bool {
+        self.leadership.is_serving() || self.vacant.lock().is_some()
+    }
+
+    /// Deposes a leader that has served one request for as long as this: it writes to a client that
+    /// does not read.
+    pub fn depose_if_stuck(self: &Arc<Self>, patience: Duration) {
+        let taken = self.taken.load(SeqCst);
+        let mut looked = self.looked.lock();
+        if looked.0 != taken {
+            *looked = (taken, Instant::now());
+            return;
+        }
+        if looked.1.elapsed() >= patience {
+            let vacant = self.vacant.lock().take();
+            if let Some(lead) = vacant.or_else(|| self.leadership.depose()) {
+                self.clone().run(lead);
+            }
+        }
+    }
+
+    /// Takes requests and answers them until another thread leads, or the server ends.
+    pub fn lead(&self, lead: &Lead) {
+        while let Some(exchange) = Exchange::take(&self.instance) {
+            self.taken.fetch_add(1, SeqCst);
+            self.leadership.serve(lead);
+            self.serve(exchange);
+            if !self.leadership.receive(lead) {
+                return;
+            }
+        }
+    }
+
+    /// Answers a request, or parks it until its answer is decided.
+    fn serve(&self, exchange: Exchange) {
+        if exchange.has_unread_body() {
+            // Reading it may take any time.
+            return self.http.run(Task::RefuseBody(exchange.into()));
+        }
+        let target = exchange.target().to_owned();
+        let handler = &self.http.handler;
+        let request = match understand(&exchange, &target, handler) {
+            Ok(request) => request,
+            Err(reply) => return exchange.answer(&reply),
+        };
+        let mut exchange = Some(exchange);
+        let mut parked = None;
+        let reply = handler.answer(&request, |pending| {
+            let exchange = exchange.take().expect("it waits once");
+            let new = Parked::new(pending, exchange, self.http.clone());
+            parked = Some(new.clone());
+            new
+        });
+        match (reply, exchange, parked) {
+            (Some(reply), Some(exchange), _) => exchange.answer(&reply),
+            (_, _, Some(parked)) => self.http.park(parked),
+            _ => unreachable!("a request without a reply waits"),
+        }
+    }
+}
+
+/// Reads the question from the exchange's target, or finds the reply to what is none.
+fn understand<'a>(
+    exchange: &Exchange,
+    target: &'a str,
+    handler: &Handler,
+) -> Result<Request<'a>, Reply> {
+    for (field, value) in exchange.headers() {
+        let admitted = handler.access.admit(field, value);
+        admitted.map_err(turned_away)?;
+        let is_type = field.eq_ignore_ascii_case("Content-Type");
+        if is_type && holds_parameters(value) && exchange.has_body() {
+            let reason =
+                "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
+            return Err(Malformed::BadRequest(reason.into()).into());
+        }
+    }
+    let question = Request::parse(target, &handler.caps).map_err(Reply::from)?;
+    match exchange.method() {
+        "GET" | "POST" => Ok(question),
+        method => Err(Reply::refusal(
+            Status::MethodNotAllowed,
+            Refusal::BadMethod,
+            format!("{method} is not for locks; use GET or POST"),
+        )
+        .with_header("Allow", "GET, POST")),
+    }
+}
+
+/// What an HTML form sends, or `curl` with `-d`, `-F` and `--json`: parameters that would be taken for heard.
+const WITH_PARAMETERS: [&str; 3] = [
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+    "application/json",
+];
+
+fn holds_parameters(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    WITH_PARAMETERS
+        .iter()
+        .any(|known| kind.eq_ignore_ascii_case(known))
+}
+
+/// The reply to a request that announces a body which was not read with it.
+pub(super) fn body_refused() -> Reply {
+    let reason =
+        "the question stands in the path; send no body, or at most 1024 bytes of it, not chunked";
+    Malformed::BadRequest(reason.into()).into()
+}
+
+fn turned_away(why: TurnedAway) -> Reply {
+    match why {
+        TurnedAway::FromAPage(reason) => {
+            Reply::refusal(Status::Forbidden, Refusal::Forbidden, reason)
+        }
+        TurnedAway::WrongHost(reason) => {
+            Reply::refusal(Status::Misdirected, Refusal::WrongHost, reason)
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A LOCK that waits over HTTP: its exchange, and who answers it.
+//!
+//! Three threads may come to answer: the one that releases the key, at once; a worker, when the key came
+//! otherwise or the client has no room for the answer; and the worker that waits, when the patience is over. The first
+//! one takes the exchange. Most waits on a busy key are over before a worker of their own is worth waking, so they get
+//! it only at the next tick.
+
+use std::sync::{Arc, OnceLock};
+use std::{io, mem};
+
+use parking_lot::Mutex;
+
+use super::{Http, Task};
+use crate::manager::{Answerer, Outcome, Pending, Waiter};
+use crate::server::poller::Watched;
+use crate::server::tiny::Exchange;
+
+pub(super) struct Parked {
+    pending: Pending,
+    http: Arc<Http>,
+    attendance: Mutex<Attendance>,
+    /// Reports the end of its connection. Not set until the next tick: most waits are over before.
+    watched: OnceLock<Watched>,
+}
+
+enum Attendance {
+    /// No thread waits for the outcome. When it comes, one is called, or answers at once.
+    Alone(Exchange),
+    /// A worker waits for the outcome, and answers it.
+    Attended(Exchange),
+    /// A thread has taken the exchange, to answer it.
+    Taken,
+}
+
+impl Attendance {
+    fn exchange(&mut self) -> Option<&mut Exchange> {
+        match self {
+            Attendance::Alone(exchange) | Attendance::Attended(exchange) => Some(exchange),
+            Attendance::Taken => None,
+        }
+    }
+
+    fn take(&mut self) -> Option<Exchange> {
+        match mem::replace(self, Attendance::Taken) {
+            Attendance::Alone(exchange) | Attendance::Attended(exchange) => Some(exchange),
+            Attendance::Taken => None,
+        }
+    }
+}
+
+impl Parked {
+    pub fn new(pending: Pending, mut exchange: Exchange, http: Arc<Http>) -> Arc<Self> {
+        exchange.park();
+        exchange.find_connection();
+        Arc::new(Parked {
+            pending,
+            http,
+            attendance: Mutex::new(Attendance::Alone(exchange)),
+            watched: OnceLock::new(),
+        })
+    }
+
+    /// Whether its connection is known, or need not be.
+    pub fn is_located(&self) -> bool {
+        let mut attendance = self.attendance.lock();
+        let exchange = attendance.exchange();
+        exchange.is_none_or(|exchange| exchange.find_connection().is_some())
+    }
+
+    /// Gives up its place when its client hangs up, from now on.
+    pub fn watch(self: &Arc<Self>) {
+        let mut attendance = self.attendance.lock();
+        let Some(exchange) = attendance.exchange() else {
+            return;
+        };
+        let waiter: Arc<dyn Waiter> = self.clone();
+        let watched = exchange
+            .find_connection()
+            .map(|client| self.http.poller.watch(client, Arc::downgrade(&waiter)));
+        let is_connected = watched.is_some() && exchange.is_connected();
+        drop(attendance);
+        match watched {
+            // It is watched once: there is one tick at a time.
+            Some(Ok(watched)) => drop(self.watched.set(watched)),
+            Some(Err(error)) => log::debug!("a client that waits is not watched: {error}"),
+            None => {}
+        }
+        if !is_connected {
+            self.http.handler.manager.abandon(&waiter);
+        }
+    }
+
+    /// Has a worker wait for the outcome, if none does.
+    pub fn attend(self: Arc<Self>) {
+        let mut attendance = self.attendance.lock();
+        match mem::replace(&mut *attendance, Attendance::Taken) {
+            Attendance::Alone(exchange) => *attendance = Attendance::Attended(exchange),
+            other => {
+                *attendance = other;
+                return;
+            }
+        }
+        drop(attendance);
+        let http = self.http.clone();
+        http.run(Task::Attend(self));
+    }
+
+    /// What the worker does.
+    pub fn wait_and_answer(&self) {
+        let outcome = self.http.handler.manager.wait(&self.pending);
+        self.answer(&outcome);
+    }
+
+    /// Does without a worker, where the system has no thread left.
+    pub fn do_without(self: Arc<Self>, error: &io::Error) {
+        if self.pending.outcome().is_some() {
+            // It is answered once there is a thread for it.
+            let mut attendance = self.attendance.lock();
+            if let Some(exchange) = attendance.take() {
+                *attendance = Attendance::Alone(exchange);
+            }
+            drop(attendance);
+            let http = self.http.clone();
+            return http.new_waiters.lock().push(self);
+        }
+        log::warn!("no thread left for a waiter: {error}");
+        let waiter: Arc<dyn Waiter> = self.clone();
+        let reply = self.http.handler.give_up(&waiter);
+        let exchange = self.attendance.lock().take();
+        if let Some(exchange) = exchange {
+            exchange.answer(&reply);
+        }
+    }
+
+    /// Answers the outcome, if no other thread does.
+    fn answer(&self, outcome: &Outcome) {
+        let Some(exchange) = self.attendance.lock().take() else {
+            return;
+        };
+        match self.http.handler.outcome_reply(outcome) {
+            Some(reply) => exchange.answer(&reply),
+            None => exchange.abandon(),
+        }
+    }
+}
+
+impl Waiter for Parked {
+    fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    fn is_there(&self) -> bool {
+        let mut attendance = self.attendance.lock();
+        let exchange = attendance.exchange();
+        exchange.is_none_or(|exchange| exchange.is_connected())
+    }
+
+    fn notify(self: Arc<Self>, answerer: Answerer) {
+        let takes_at_once = answerer == Answerer::ThisThread && {
+            let mut attendance = self.attendance.lock();
+            let exchange = attendance.exchange();
+            exchange.is_some_and(|exchange| exchange.takes_at_once())
+        };
+        match self.pending.outcome() {
+            Some(outcome) if takes_at_once => self.answer(outcome),
+            // A client that does not read keeps nobody from releasing a key.
+            _ => self.attend(),
+        }
+    }
+}

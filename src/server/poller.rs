@@ -1,0 +1,132 @@
+//! Everything that a server's loop waits for, in one epoll: what asks it to end, a connection that comes, and the
+//! hang-ups of clients that wait.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use parking_lot::Mutex;
+
+use crate::manager::Waiter;
+
+pub(super) struct Poller {
+    epoll: Epoll,
+    /// A copy of the HTTP port's.
+    listener: TcpListener,
+    watched: Mutex<Clients>,
+}
+
+#[derive(Default)]
+struct Clients {
+    waiters: HashMap<u64, Weak<dyn Waiter>>,
+    next_id: u64,
+}
+
+/// What happened.
+#[derive(Default)]
+pub(super) struct Happened {
+    /// The server is asked to end.
+    pub stop: bool,
+    /// A connection has come since [`Poller::expect_arrival`].
+    pub arrival: bool,
+    /// Waiters at whose client's end something happened: it may have gone.
+    pub hang_ups: Vec<Arc<dyn Waiter>>,
+}
+
+const STOP: u64 = u64::MAX;
+const ARRIVAL: u64 = u64::MAX - 1;
+
+impl Poller {
+    /// `stop` are the descriptors of which one becomes readable when the server is to end.
+    pub fn new<'a>(
+        listener: &TcpListener,
+        stop: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> io::Result<Arc<Self>> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for stop in stop {
+            epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        }
+        let listener = listener.try_clone()?;
+        epoll.add(&listener, arrival())?;
+        Ok(Arc::new(Poller {
+            epoll,
+            listener,
+            watched: Mutex::default(),
+        }))
+    }
+
+    /// Reports the next connection that comes, once.
+    pub fn expect_arrival(&self) -> io::Result<()> {
+        Ok(self.epoll.modify(&self.listener, &mut arrival())?)
+    }
+
+    /// Reports a waiter when its client hangs up, until what is returned is dropped; at once, if it has.
+    pub fn watch(
+        self: &Arc<Self>,
+        client: BorrowedFd,
+        waiter: Weak<dyn Waiter>,
+    ) -> io::Result<Watched> {
+        let mut clients = self.watched.lock();
+        clients.next_id += 1;
+        let id = clients.next_id;
+        clients.waiters.insert(id, waiter);
+        drop(clients);
+        let watched = Watched {
+            poller: self.clone(),
+            id,
+        };
+        let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, id);
+        match self.epoll.add(client, event) {
+            // It waited before on the same connection.
+            Err(Errno::EEXIST) => self.epoll.modify(client, &mut { event })?,
+            result => result?,
+        }
+        Ok(watched)
+    }
+
+    /// Blocks until something happens, or that time is over. Returns early for a signal.
+    pub fn wait(&self, timeout: Duration) -> Happened {
+        let mut events = [EpollEvent::empty(); 512];
+        // Rounded up, so as not to come back for less than a millisecond.
+        let timeout = EpollTimeout::from(timeout.as_millis() as u16 + 1);
+        // An error can only be an interruption: descriptor and buffer are ours.
+        let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
+        let mut happened = Happened::default();
+        let clients = self.watched.lock();
+        for event in &events[..count] {
+            match event.data() {
+                STOP => happened.stop = true,
+                ARRIVAL => happened.arrival = true,
+                id => {
+                    let waiter = clients.waiters.get(&id).and_then(Weak::upgrade);
+                    happened.hang_ups.extend(waiter);
+                }
+            }
+        }
+        happened
+    }
+}
+
+fn arrival() -> EpollEvent {
+    EpollEvent::new(
+        EpollFlags::EPOLLIN | EpollFlags::EPOLLET | EpollFlags::EPOLLONESHOT,
+        ARRIVAL,
+    )
+}
+
+/// A client whose hang-up is reported. The kernel forgets its connection when that is closed.
+pub(super) struct Watched {
+    poller: Arc<Poller>,
+    id: u64,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.poller.watched.lock().waiters.remove(&self.id);
+    }
+}

@@ -1,0 +1,180 @@
+//! Everything that exists because of tiny_http 0.12, and nothing else. Behind it there are [`Exchange`]s.
+//!
+//! | what tiny_http does | file | test |
+//! |---|---|---|
+//! | leaves a new connection unserved: it hands it to a thread that it believes to be idle, by a stale count | `stalls.rs` | `of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
+//! | ends its accept loop on the first error, by a panic at its last descriptor | `tiny.rs` | `out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
+//! | hides its sockets, and that a client has gone | `sockets.rs` | `a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second`, `a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port` |
+//! | reads a connection's next requests before the one before them is answered | `instance.rs` | `a_hundred_thousand_requests_sent_ahead_delay_nobody_else` |
+//! | answers a request by itself that is dropped, and waits for those before it | `exchange.rs` | `what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends` |
+//! | blocks who writes to a client that does not read | `exchange.rs` | `a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
+//! | reads away a body when a request is dropped, and asks for as much memory as was announced | `body.rs` | `a_huge_body_announced_costs_only_its_own_connection` |
+//! | starts threads in `from_listener` | `tiny.rs`: only the process that serves opens it | `start_returns_the_childs_pid_once_it_answers` |
+
+mod body;
+mod exchange;
+mod instance;
+mod sockets;
+mod stalls;
+
+use std::io;
+use std::mem;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket;
+
+pub(super) use self::exchange::Exchange;
+pub(super) use self::instance::Instance;
+use self::sockets::{Connections, Sockets};
+use self::stalls::StallBreaker;
+
+/// How long tiny_http has to accept again before the log is told, and how long it is left alone when it
+/// gave up again.
+const STABLE: Duration = Duration::from_secs(2);
+const REOPEN_PAUSE: Duration = Duration::from_millis(200);
+
+/// tiny_http on one listener, kept running.
+pub(super) struct TinyHttp {
+    listener: TcpListener,
+    sockets: Arc<Sockets>,
+    instance: Arc<Instance>,
+    /// Instances that accept no more, each with the connections that may be its own.
+    older: Vec<(Arc<Instance>, Connections)>,
+    stalls: StallBreaker,
+    /// Since when nothing was accepted, or something again. `None` if the log was told that it is over.
+    starved: Option<Instant>,
+    next_reopening: Instant,
+}
+
+impl TinyHttp {
+    /// Accepts connections. [`instance`](Self::instance) has what they ask.
+    pub fn open(listener: TcpListener) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let sockets = Arc::new(Sockets::new(address));
+        let instance = Instance::open(&listener, sockets.clone())?;
+        Ok(TinyHttp {
+            listener,
+            sockets,
+            instance,
+            older: Vec::new(),
+            stalls: StallBreaker::new(address),
+            starved: None,
+            next_reopening: Instant::now(),
+        })
+    }
+
+    /// The one that accepts.
+    pub fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    fn instances(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        let older = self.older.iter().map(|(instance, _)| instance);
+        older.chain([&self.instance])
+    }
+
+    /// When overlooked connections are to be looked for, if no other one comes before.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.stalls.next_look()
+    }
+
+    /// Notes that a connection has come, which tiny_http may overlook.
+    pub fn note_arrival(&mut self) {
+        self.stalls.expect_one(Instant::now());
+    }
+
+    /// Looks for overlooked connections, if it is time. `expect_arrival` has the next connection reported.
+    pub fn look_for_stalls(&mut self, expect_arrival: impl FnOnce() -> io::Result<()>) {
+        self.stalls.look(expect_arrival);
+    }
+
+    /// Sees whether connections are accepted, and has overlooked ones looked for. A new instance is returned if it had to be opened; its requests are to
+    /// be taken, too.
+    pub fn keep_accepting(&mut self) -> Option<Arc<Instance>> {
+        self.stalls.look_soon(Instant::now());
+        if self.instance.is_accepting() {
+            if self.starved.is_some_and(|since| since.elapsed() > STABLE) {
+                self.starved = None;
+                log::warn!("accepting connections again");
+            }
+            return None;
+        }
+        if self.starved.replace(Instant::now()).is_none() {
+            log::warn!(
+                "no connection is accepted for now, most likely out of descriptors; the locks stay"
+            );
+        }
+        // With fewer than a handful it would be over again at once.
+        let handful: io::Result<Vec<_>> = (0..16).map(|_| self.listener.try_clone()).collect();
+        if Instant::now() < self.next_reopening || handful.map(drop).is_err() {
+            return None;
+        }
+        self.next_reopening = Instant::now() + REOPEN_PAUSE;
+        match self.reopen() {
+            Ok(()) => Some(self.instance.clone()),
+            Err(error) => {
+                log::debug!("cannot accept connections yet: {error}");
+                None
+            }
+        }
+    }
+
+    /// Opens a new instance on the same listener. The one before goes on serving the connections that it has.
+    fn reopen(&mut self) -> io::Result<()> {
+        let connections = self.sockets.look_up()?;
+        let instance = Instance::open(&self.listener, self.sockets.clone())?;
+        let own = self
+            .older
+            .iter()
+            .fold(connections, |own, (_, others)| own.without(others));
+        self.older
+            .push((mem::replace(&mut self.instance, instance), own));
+        Ok(())
+    }
+
+    /// Closes the instances whose connections have all ended.
+    pub fn retire(&mut self) {
+        if self.older.is_empty() {
+            return;
+        }
+        let Ok(connections) = self.sockets.look_up() else {
+            return;
+        };
+        self.older.retain(|(instance, own)| {
+            let needed = own.any_in(&connections);
+            if !needed {
+                instance.close();
+                instance.dismiss();
+            }
+            needed
+        });
+    }
+
+    /// Has every exchange find its connection from now on. It fails when there are no descriptors left.
+    pub fn find_connections(&self) -> io::Result<()> {
+        self.sockets.refresh()
+    }
+
+    /// Accepts nothing more. What has come is still answered.
+    pub fn refuse(&self) {
+        // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
+        let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
+        self.instances().for_each(|instance| instance.close());
+    }
+
+    /// Lets answers be finished until then, and ends every connection.
+    pub fn close(self, until: Instant) {
+        self.instances()
+            .for_each(|instance| instance.wait_until_served(until));
+        if let Ok(connections) = self.sockets.look_up() {
+            connections.shut_down_all();
+        }
+        for instance in self.instances() {
+            instance.forget_requests();
+            instance.dismiss();
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Requests with a body that nobody asked for, and requests that are not answered.
+//!
+//! tiny_http reads a body with the request where its length is known and at most 1024 bytes. It throws any other one
+//! away when the request is dropped, by asking for as much memory as was announced; and where that is not to be had
+//! the process ends.
+
+use std::mem;
+use std::net::SocketAddr;
+
+use tiny_http::Request;
+
+use super::sockets::Sockets;
+
+/// A body up to this length is read and thrown away before the reply; a longer one ends its connection.
+const MAX_BODY: usize = 1024 * 1024;
+
+/// Whether the request announces a body that tiny_http has not read together with it: all but those
+/// of a known length up to 1024 bytes. A length that is no number hides a body, too.
+pub(super) fn is_unread(request: &Request) -> bool {
+    const READ_BY_TINY_HTTP: usize = 1024;
+    request.headers().iter().any(|header| {
+        header.field.equiv("Transfer-Encoding")
+            || header.field.equiv("Expect")
+            || (header.field.equiv("Content-Length")
+                && request
+                    .body_length()
+                    .is_none_or(|length| length > READ_BY_TINY_HTTP))
+    })
+}
+
+/// Whether the body may be read to answer the request.
+pub(super) fn is_short(request: &Request) -> bool {
+    request
+        .body_length()
+        .is_none_or(|length| length <= MAX_BODY)
+}
+
+/// Ends a request's connection without an answer.
+pub(super) fn discard(client: SocketAddr, request: Request, sockets: &Sockets) {
+    let connection = sockets.shut_down(client);
+    if can_be_dropped(&request) {
+        return drop(request.into_writer());
+    }
+    log::debug!("{client} announced a body that there is no memory for");
+    mem::forget(request);
+    connection.close();
+}
+
+/// Ends the service of a request that is not answered. Dropped as it is, it would wait for those before
+/// it, to write an answer of tiny_http's.
+pub(super) fn forget(client: SocketAddr, request: Request, sockets: &Sockets) {
+    if can_be_dropped(&request) {
+        drop(request.into_writer());
+    } else {
+        discard(client, request, sockets);
+    }
+}
+
+/// Whether dropping a request does no harm. Where it does, the request is never dropped: that costs the thread that
+/// reads its connection, which then waits for nothing.
+fn can_be_dropped(request: &Request) -> bool {
+    Vec::<u8>::new()
+        .try_reserve_exact(request.body_length().unwrap_or(0))
+        .is_ok()
+}

@@ -1,0 +1,228 @@
+//! One request, and the way back to its client.
+
+use std::io::{self, Write};
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use tiny_http::Request;
+
+use super::body;
+use super::instance::Instance;
+use super::sockets::SocketPair;
+use crate::protocol::{self, Reply};
+
+/// A request that is being served, the first of its connection's pipeline. Dropped, it lets the next one be served;
+/// dropped without an answer, it ends the connection.
+pub(in crate::server) struct Exchange {
+    instance: Arc<Instance>,
+    client: SocketAddr,
+    state: ExchangeState,
+    /// The descriptors of its connection. `None` until they are found.
+    sockets: Option<SocketPair>,
+}
+
+enum ExchangeState {
+    Asked(Request),
+    /// The request is understood, and waits for its answer.
+    Parked(WayBack),
+    /// Answered, or its client has gone.
+    Over,
+}
+
+/// What tiny_http's writer needs to know of a request, and no more, because thousands may wait.
+struct WayBack {
+    writer: Box<dyn Write + Send>,
+    /// What becomes of the connection.
+    connection: Option<&'static str>,
+    /// Whether only the head is wanted.
+    head: bool,
+    /// What the client calls its question, to be repeated in the answer.
+    echo: Option<Box<str>>,
+    /// What the log calls the request. Empty if it isn't logged.
+    name: String,
+}
+
+impl Exchange {
+    /// Blocks for the next request of an instance, for one thread at a time. `None` when the server ends and none is
+    /// left.
+    pub fn take(instance: &Arc<Instance>) -> Option<Self> {
+        let (client, request) = instance.take()?;
+        Some(Exchange {
+            instance: instance.clone(),
+            client,
+            state: ExchangeState::Asked(request),
+            sockets: None,
+        })
+    }
+
+    /// The method as it was sent. Empty once it is parked, as are the others of the question.
+    pub fn method(&self) -> &str {
+        self.question()
+            .map_or("", |request| request.method().as_str())
+    }
+
+    /// The path and the query.
+    pub fn target(&self) -> &str {
+        self.question().map_or("", |request| request.url())
+    }
+
+    /// The header lines, each with its field and its value.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        let headers = self.question().map_or(&[][..], |request| request.headers());
+        headers
+            .iter()
+            .map(|header| (header.field.as_str().as_str(), header.value.as_str()))
+    }
+
+    pub fn has_body(&self) -> bool {
+        self.question()
+            .and_then(|request| request.body_length())
+            .is_some_and(|length| length > 0)
+    }
+
+    /// Whether there is a body that may take any time to come: to be answered with
+    /// [`refuse_body`](Self::refuse_body), by a thread that nobody waits for.
+    pub fn has_unread_body(&self) -> bool {
+        self.question().is_some_and(body::is_unread)
+    }
+
+    fn question(&self) -> Option<&Request> {
+        match &self.state {
+            ExchangeState::Asked(request) => Some(request),
+            _ => None,
+        }
+    }
+
+    /// Writes the reply.
+    pub fn answer(mut self, reply: &Reply) {
+        self.park();
+        self.write(reply);
+    }
+
+    /// Writes the reply to a request with an unread body, and ends its connection: where the body ends may not be
+    /// known, and what tiny_http took for a further request may have been the body.
+    pub fn refuse_body(mut self, reply: &Reply) {
+        if !self.question().is_some_and(body::is_short) {
+            // Too long to be read: dropped, it ends the connection.
+            return;
+        }
+        if let ExchangeState::Asked(mut request) = self.take_state() {
+            // Sends the `100 Continue` that the client may wait for; what is left is read with the reply.
+            let _ = request.as_reader();
+            let mut way_back = WayBack::new(self.client, request);
+            way_back.connection = Some("close");
+            self.state = ExchangeState::Parked(way_back);
+            self.write(reply);
+        }
+        self.instance.end_connection(self.client);
+    }
+
+    /// Ends the service of a request whose client has gone.
+    pub fn abandon(mut self) {
+        self.state = ExchangeState::Over;
+    }
+
+    /// Lets go of what was needed only to understand the request.
+    pub fn park(&mut self) {
+        if self.question().is_some()
+            && let ExchangeState::Asked(request) = self.take_state()
+        {
+            self.state = ExchangeState::Parked(WayBack::new(self.client, request));
+        }
+    }
+
+    /// Finds the connection's descriptors. `None` if they are not known, or closed.
+    pub fn find_connection(&mut self) -> Option<BorrowedFd<'_>> {
+        if self.sockets.is_none() {
+            self.sockets = self.instance.sockets.find(self.client);
+        }
+        let fd = self.sockets?.open()?;
+        // SAFETY: it was open just now. Were it closed since, what is asked of it fails; were it used again for
+        // another connection, then another one's hang-up would be reported, and the client found to be there.
+        Some(unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Whether the client is there, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        self.sockets.is_none_or(|sockets| sockets.are_connected())
+    }
+
+    /// Whether a short answer can be written without waiting for the client to read.
+    pub fn takes_at_once(&self) -> bool {
+        self.sockets.is_some_and(|sockets| sockets.have_room())
+    }
+
+    fn write(&mut self, reply: &Reply) {
+        if let ExchangeState::Parked(way_back) = self.take_state()
+            && let Err(error) = way_back.write(reply)
+        {
+            log::debug!("{} did not take its answer: {error}", self.client);
+            // A part of it may have been written: nothing that comes after could be understood.
+            self.instance.end_connection(self.client);
+        }
+    }
+
+    fn take_state(&mut self) -> ExchangeState {
+        mem::replace(&mut self.state, ExchangeState::Over)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        match self.take_state() {
+            ExchangeState::Asked(request) => {
+                body::discard(self.client, request, &self.instance.sockets);
+            }
+            ExchangeState::Parked(_) => self.instance.end_connection(self.client),
+            ExchangeState::Over => {}
+        }
+        self.instance.done(self.client);
+    }
+}
+
+impl WayBack {
+    fn new(client: SocketAddr, request: Request) -> Self {
+        let logged = log::log_enabled!(log::Level::Trace);
+        let name = logged.then(|| format!("{client} {} {:?}", request.method(), request.url()));
+        WayBack {
+            connection: future_of_connection(&request),
+            head: *request.method() == tiny_http::Method::Head,
+            echo: echo_of(&request),
+            name: name.unwrap_or_default(),
+            writer: request.into_writer(),
+        }
+    }
+
+    /// Writes the reply. An error if the client did not take it.
+    fn write(mut self, reply: &Reply) -> io::Result<()> {
+        log::trace!("{} {}", self.name, reply.status as u16);
+        let bytes = reply.to_bytes(self.connection, self.echo.as_deref(), self.head);
+        self.writer.write_all(&bytes)?;
+        self.writer.flush()
+    }
+}
+
+/// What a client calls its question, if it does. What is no ID is not echoed.
+fn echo_of(request: &Request) -> Option<Box<str>> {
+    let mut headers = request.headers().iter();
+    let echo = headers.find(|header| header.field.equiv(protocol::LOCK_ECHO))?;
+    let echo = echo.value.as_str();
+    protocol::is_id(echo).then(|| echo.into())
+}
+
+/// What becomes of a connection after a reply, by tiny_http's own rule, for the reply to say so.
+fn future_of_connection(request: &Request) -> Option<&'static str> {
+    let old = *request.http_version() < (1, 1);
+    let connection = request
+        .headers()
+        .iter()
+        .find(|header| header.field.equiv("Connection"));
+    let connection = connection.map(|header| header.value.as_str().to_ascii_lowercase());
+    match connection.as_deref() {
+        Some(value) if value.contains("close") || value.contains("upgrade") => Some("close"),
+        Some(value) if old && value.contains("keep-alive") => Some("keep-alive"),
+        _ => old.then_some("close"),
+    }
+}

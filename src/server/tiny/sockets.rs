@@ -1,0 +1,255 @@
+//! What the kernel knows of the connections that tiny_http holds and does not show.
+//!
+//! tiny_http gives no access to its sockets and swallows their end, so they are found among the
+//! process's own descriptors by the address of their other end. A descriptor found here is used by
+//! number and may by then belong to someone else; each function says why that does no harm.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use nix::libc;
+use nix::poll::{self, PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
+use nix::sys::stat;
+use parking_lot::Mutex;
+
+/// The connections of one port.
+pub(super) struct Sockets {
+    own: OwnAddress,
+    /// As they were when last looked up: to look through thousands takes milliseconds.
+    known: Mutex<Connections>,
+}
+
+impl Sockets {
+    pub fn new(listener: SocketAddr) -> Self {
+        Sockets {
+            own: OwnAddress(listener),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The client's descriptors, if they are known.
+    pub fn find(&self, client: SocketAddr) -> Option<SocketPair> {
+        let pair = self.known.lock().0.get(&client).copied();
+        pair.filter(|pair| pair.is_of(client, self.own))
+    }
+
+    /// Looks all connections up again, to be found from then on.
+    pub fn refresh(&self) -> io::Result<()> {
+        let mut found = self.look_up()?;
+        mem::swap(&mut *self.known.lock(), &mut found);
+        Ok(())
+    }
+
+    /// Looks through all descriptors: some 0.5 µs each.
+    pub fn look_up(&self) -> io::Result<Connections> {
+        let mut connections = HashMap::new();
+        for (client, fd) in connected(self.own)? {
+            if let Some(inode) = inode_of(fd) {
+                let first = SocketPair {
+                    fds: [fd, fd],
+                    inode,
+                };
+                let pair = connections.entry(client).or_insert(first);
+                if pair.inode == inode {
+                    pair.fds[1] = fd;
+                } else {
+                    // A later connection from the same port.
+                    *pair = first;
+                }
+            }
+        }
+        Ok(Connections(connections))
+    }
+
+    /// Ends the connection to a client at this port, both ways. Returns the descriptors that it had.
+    pub fn shut_down(&self, client: SocketAddr) -> ShutDown {
+        let fds: Vec<RawFd> = connected(self.own).map_or(Vec::new(), |connected| {
+            connected
+                .filter(|(other, _)| *other == client)
+                .map(|(_, fd)| fd)
+                .collect()
+        });
+        for &fd in &fds {
+            // tiny_http may close the descriptor now, and its number be given to another client. A copy stays
+            // what it is.
+            //
+            // SAFETY: only copied; where it is not open any more, that fails.
+            let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+            if let Ok(copy) = copy
+                && client_of(copy.as_raw_fd(), self.own) == Some(client)
+            {
+                // It fails only on a connection that is gone, which is as good.
+                let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
+            }
+        }
+        ShutDown(fds)
+    }
+}
+
+/// The connections that came in at one port, by the other end's address. What came in at another
+/// port of this process, a classic port or another server's, is none of these, though a client there may have the
+/// very address of one here.
+#[derive(Default)]
+pub(super) struct Connections(HashMap<SocketAddr, SocketPair>);
+
+impl Connections {
+    /// Whether any of these is among the others.
+    pub fn any_in(&self, others: &Connections) -> bool {
+        self.0.keys().any(|client| others.0.contains_key(client))
+    }
+
+    /// Leaves out those that are among the others.
+    pub fn without(mut self, others: &Connections) -> Self {
+        self.0.retain(|client, _| !others.0.contains_key(client));
+        self
+    }
+
+    /// Ends each of them.
+    pub fn shut_down_all(&self) {
+        for pair in self.0.values() {
+            // It fails only on a connection that is gone, which is as good.
+            let _ = socket::shutdown(pair.fds[0], Shutdown::Both);
+        }
+    }
+}
+
+/// tiny_http has two descriptors of each connection, to read from and to write to, and closes one of them
+/// before the other. The same one twice where it has already.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SocketPair {
+    fds: [RawFd; 2],
+    /// What tells the connection from every other one, before and after.
+    inode: u64,
+}
+
+impl SocketPair {
+    /// Whether the client has neither closed nor reset nor lost its connection, as far as is known.
+    ///
+    /// tiny_http shuts the reading side down itself once it expects no further request, so an end of file says
+    /// nothing; the state of the connection does.
+    pub fn are_connected(&self) -> bool {
+        self.open().is_some_and(is_established)
+    }
+
+    /// Whether a short answer to the client can be written without waiting for it to read: whether a third of what
+    /// may lie unread is free, says Linux.
+    pub fn have_room(&self) -> bool {
+        let Some(fd) = self.open() else {
+            return false;
+        };
+        // SAFETY: the descriptor is only asked; where it is not open, that is the answer.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let mut asked = [PollFd::new(fd, PollFlags::POLLOUT)];
+        poll::poll(&mut asked, PollTimeout::ZERO) == Ok(1)
+            && asked[0].revents() == Some(PollFlags::POLLOUT)
+    }
+
+    /// The one that is still the connection's.
+    pub fn open(&self) -> Option<RawFd> {
+        let mut fds = self.fds.into_iter();
+        fds.find(|fd| inode_of(*fd) == Some(self.inode))
+    }
+
+    fn is_of(&self, client: SocketAddr, own: OwnAddress) -> bool {
+        self.open()
+            .is_some_and(|fd| client_of(fd, own) == Some(client))
+    }
+}
+
+/// What a transport listens on. Its connections have this address at their own end, or any with that port.
+#[derive(Clone, Copy, Debug)]
+struct OwnAddress(SocketAddr);
+
+impl OwnAddress {
+    fn has(self, own_end: SocketAddr) -> bool {
+        let OwnAddress(listener) = self;
+        own_end.port() == listener.port()
+            && (listener.ip().is_unspecified() || listener.ip() == own_end.ip())
+    }
+}
+
+/// Whether a descriptor is one that connections are accepted with. Closed by tiny_http, the number
+/// is nobody's or another file's; nobody else here keeps one of this kind.
+pub(super) fn is_listening(fd: RawFd) -> bool {
+    // SAFETY: the descriptor is only asked for an option; where it is not open, that fails.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
+}
+
+/// A connection that was shut down, both ways.
+pub(super) struct ShutDown(Vec<RawFd>);
+
+impl ShutDown {
+    /// Closes the descriptors of a connection one of whose requests was forgotten.
+    ///
+    /// What owns them is never dropped, and the thread that read from them waits for it, so nobody uses
+    /// the numbers again.
+    pub fn close(&self) {
+        for &fd in &self.0 {
+            // SAFETY: nobody uses or closes this descriptor any more, see above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// The sockets of the connections that came in at a port, each with the address of its other end.
+fn connected(own: OwnAddress) -> io::Result<impl Iterator<Item = (SocketAddr, RawFd)>> {
+    let descriptors = fs::read_dir("/proc/self/fd")?;
+    let descriptors =
+        descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    Ok(descriptors.filter_map(move |fd| Some((client_of(fd, own)?, fd))))
+}
+
+/// The other end of a connection that came in at a port. `None` if it is none.
+fn client_of(fd: RawFd, own: OwnAddress) -> Option<SocketAddr> {
+    let client = socket::getpeername::<SockaddrStorage>(fd)
+        .ok()
+        .and_then(to_std)?;
+    let here = socket::getsockname::<SockaddrStorage>(fd)
+        .ok()
+        .and_then(to_std)?;
+    own.has(here).then_some(client)
+}
+
+fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(SocketAddr::V4((*v4).into()));
+    }
+    address
+        .as_sockaddr_in6()
+        .map(|v6| SocketAddr::V6((*v6).into()))
+}
+
+/// Linux: `TCP_ESTABLISHED`, `include/net/tcp_states.h`. A client that closes takes the connection
+/// to CLOSE_WAIT, one that resets it to CLOSE.
+const ESTABLISHED: u8 = 1;
+
+fn is_established(fd: RawFd) -> bool {
+    let mut state = 0u8;
+    let mut length: libc::socklen_t = 1;
+    // SAFETY: `state` and `length` outlive the call, and `length` says how much room `state` has;
+    // the state is the first byte of the kernel's `struct tcp_info`. A descriptor that is no
+    // connection any more makes the call fail, nothing else.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &mut length,
+        )
+    };
+    result == 0 && state == ESTABLISHED
+}
+
+/// The inode of an open descriptor.
+fn inode_of(fd: RawFd) -> Option<u64> {
+    // SAFETY: the descriptor is only asked; where it is not open, that fails.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    stat::fstat(fd).ok().map(|stat| stat.st_ino)
+}

@@ -1,0 +1,189 @@
+//! The end of a hold, and who is next.
+
+use std::time::{Duration, Instant};
+
+use super::queue::Queued;
+use super::{LockTable, SETTLED, end, shrink};
+use crate::event::Change;
+use crate::lease::{Fence, Grant, Hold, Key, Ticket};
+
+/// How long a place in a queue is kept for a requester whose connection broke.
+///
+/// Long enough to notice it, connect anew and ask again; short enough that a queue which moved on
+/// is not surprised by somebody of long ago.
+pub(crate) const RESERVED_FOR: Duration = Duration::from_secs(2);
+
+/// A key whose hold has ended, and the waiter whose turn it is if its client is still there.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Proposal<W> {
+    key: Key,
+    /// When the hold before it ended: who was patient until then is entitled to the key, however late that is noticed.
+    ended: Instant,
+    ticket: Ticket,
+    waiter: Queued<W>,
+}
+
+impl<W> Proposal<W> {
+    /// The handle of the one whose turn it is.
+    pub fn handle(&self) -> &W {
+        &self.waiter.handle
+    }
+}
+
+/// Why a key with a proposal has an entry.
+const PROPOSED: &str = "an entry stays until its proposal is answered";
+
+impl<W> LockTable<W> {
+    /// Lets all leases run out whose time has come: every one that somebody waits behind, and up to
+    /// `batch` of the others. As many places of broken connections are forgotten. `false` if more of
+    /// those two may be left over.
+    pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
+        while let Some((ended, key)) = self.ends.first_contended()
+            && ended <= now
+        {
+            let key = key.clone();
+            self.end_hold(&key, ended, Change::Expired);
+        }
+        let no_lapsed_left = self.free_lapsed(now, batch);
+        let no_reserved_left = self.reserved.expire(now, batch);
+        no_lapsed_left && no_reserved_left
+    }
+
+    /// The next proposal to answer. The caller asks its client whether it is there.
+    pub fn propose(&mut self) -> Option<Proposal<W>> {
+        self.proposals.pop_front()
+    }
+
+    /// Grants the key to the proposed waiter. Its lease counts from now, so a late call takes nothing away.
+    pub fn grant(&mut self, now: Instant, proposal: Proposal<W>) {
+        let Proposal { key, waiter, .. } = proposal;
+        let entry = self.entries.get_mut(&key).expect(PROPOSED);
+        if entry.queue.as_ref().is_some_and(|queue| queue.is_empty()) {
+            entry.queue = None;
+        }
+        let grant = Grant {
+            expires: now + waiter.lock_timeout,
+            fence: self.next_fence,
+        };
+        self.next_fence += 1;
+        let hold = entry.hold.insert(Hold {
+            holder: waiter.requester.clone(),
+            grant,
+            lock_timeout: waiter.lock_timeout,
+            request_id: waiter.request_id,
+        });
+        self.ends
+            .insert(entry.queue.is_some(), end(hold), key.clone());
+        let handle = Some(waiter.handle);
+        self.note(
+            key,
+            waiter.requester,
+            Change::Granted {
+                grant,
+                waiter: handle,
+            },
+        );
+    }
+
+    /// Passes over the proposed waiter, whose client has gone: the next one is proposed. Its place is kept as by
+    /// [`reserve`](Self::reserve).
+    pub fn pass_over(&mut self, now: Instant, proposal: Proposal<W>) {
+        let Proposal {
+            key,
+            ended,
+            ticket,
+            waiter,
+        } = proposal;
+        self.keep_place(now, key.clone(), ticket, waiter, Some);
+        self.propose_next(key, ended);
+    }
+
+    /// When the next lease ends that somebody waits behind.
+    pub fn next_hand_over(&self) -> Option<Instant> {
+        self.ends.first_contended().map(|(end, _)| end)
+    }
+
+    /// Frees up to `batch` lapsed keys that nobody waits for. `false` if more may be left over.
+    fn free_lapsed(&mut self, now: Instant, batch: usize) -> bool {
+        for _ in 0..batch {
+            let Some(key) = self.ends.pop_lapsed(now) else {
+                shrink(&mut self.entries);
+                return true;
+            };
+            let entry = self.entries.remove(&key);
+            let hold = entry.and_then(|entry| entry.hold).expect(SETTLED);
+            self.note(key, hold.holder, Change::Expired(hold.grant.fence));
+        }
+        shrink(&mut self.entries);
+        false
+    }
+
+    /// Ends the key's hold, which stood until `ended`. Who is next depends on that instant alone, and not on how late
+    /// the end is noticed.
+    pub(super) fn end_hold(&mut self, key: &str, ended: Instant, change: fn(Fence) -> Change<W>) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let hold = entry.hold.take().expect(SETTLED);
+        let is_contended = entry.queue.is_some();
+        let key = self.ends.remove(is_contended, end(&hold));
+        self.note(key.clone(), hold.holder, change(hold.grant.fence));
+        if is_contended {
+            self.propose_next(key, ended);
+        } else {
+            self.free(&key);
+        }
+    }
+
+    /// Proposes the first waiter whose patience lasted until `ended`; those before it leave. The key is free if there
+    /// is none.
+    fn propose_next(&mut self, key: Key, ended: Instant) {
+        loop {
+            let entry = self.entries.get_mut(&key).expect(PROPOSED);
+            let first = entry.queue.as_mut().and_then(|queue| queue.pop_first());
+            let Some((ticket, waiter)) = first else {
+                return self.free(&key);
+            };
+            self.waiters -= 1;
+            if waiter.deadline >= ended {
+                return self.proposals.push_back(Proposal {
+                    key,
+                    ended,
+                    ticket,
+                    waiter,
+                });
+            }
+            let change = Change::Left { ticket, gone: None };
+            self.note(key.clone(), waiter.requester, change);
+        }
+    }
+
+    fn free(&mut self, key: &str) {
+        self.entries.remove(key);
+        shrink(&mut self.entries);
+    }
+
+    /// Keeps the place of one that has left its queue, if its acquire had an ID and its patience is not over.
+    pub(super) fn keep_place(
+        &mut self,
+        now: Instant,
+        key: Key,
+        ticket: Ticket,
+        waiter: Queued<W>,
+        gone: fn(W) -> Option<W>,
+    ) {
+        let gone = gone(waiter.handle);
+        let change = match waiter.request_id {
+            Some(request_id) if now <= waiter.deadline => {
+                let claim = (key.clone(), waiter.requester.clone(), request_id);
+                let most = self.limits.waiters;
+                self.reserved
+                    .remember(claim, ticket, now + RESERVED_FOR, most);
+                Change::Reserved { ticket, gone }
+            }
+            _ => Change::Left { ticket, gone },
+        };
+        self.note(key, waiter.requester, change);
+    }
+}

@@ -1,0 +1,67 @@
+//! The waiters of one key, in the order of their arrival.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use crate::lease::{Key, RequestId, Requester, Ticket};
+
+/// Each index finds a waiter without a walk: a queue may hold thousands.
+pub(super) struct Queue<W> {
+    /// The key that they wait for.
+    pub key: Key,
+    pub by_arrival: BTreeMap<Ticket, Queued<W>>,
+    pub by_requester: HashMap<Requester, Ticket>,
+}
+
+/// A waiter in a queue.
+#[derive(Debug)]
+pub(crate) struct Queued<W> {
+    pub requester: Requester,
+    pub request_id: Option<RequestId>,
+    pub lock_timeout: Duration,
+    /// The last instant at which the waiter still takes the key.
+    pub deadline: Instant,
+    pub handle: W,
+}
+
+impl<W> Queue<W> {
+    pub fn new(key: Key) -> Self {
+        Queue {
+            key,
+            by_arrival: BTreeMap::new(),
+            by_requester: HashMap::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_arrival.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_arrival.is_empty()
+    }
+
+    pub fn insert(&mut self, ticket: Ticket, waiter: Queued<W>) {
+        self.by_requester.insert(waiter.requester.clone(), ticket);
+        self.by_arrival.insert(ticket, waiter);
+    }
+
+    pub fn remove(&mut self, ticket: Ticket) -> Option<Queued<W>> {
+        let waiter = self.by_arrival.remove(&ticket)?;
+        self.by_requester.remove(&waiter.requester);
+        Some(waiter)
+    }
+
+    /// Takes out the head of the queue.
+    pub fn pop_first(&mut self) -> Option<(Ticket, Queued<W>)> {
+        let (ticket, waiter) = self.by_arrival.pop_first()?;
+        self.by_requester.remove(&waiter.requester);
+        Some((ticket, waiter))
+    }
+
+    /// Where the requester stands, and as what.
+    pub fn find(&self, requester: &str) -> Option<(Ticket, &Queued<W>)> {
+        let ticket = self.by_requester.get(requester)?;
+        Some((*ticket, self.by_arrival.get(ticket)?))
+    }
+}
