@@ -139,7 +139,7 @@
 //! | the command's own code | `exec::the_exit_code_is_the_command_s_own` |
 //! | 128+N where a signal ended it | `exec::a_command_that_a_signal_ended_is_128_and_its_number` |
 //! | 64, wrong usage | `exec::wrong_usage_is_64_and_runs_nothing` |
-//! | 69, no server | `exec::no_server_is_69` |
+//! | 69, no server | `exec::no_server_is_69_where_it_may_not_wait_for_one` |
 //! | 71, no thread | `exec::no_thread_is_71_or_69_and_runs_nothing` |
 //! | 75, or `-E` | `exec::not_obtained_is_75_or_what_is_wished_for_and_runs_nothing` |
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
