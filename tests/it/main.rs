@@ -154,7 +154,10 @@
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
 //! | **The house** | |
 //! | no import circles | `architecture::there_are_no_import_circles` |
-//! | no arrow upward | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
+//! | a room imports what its row names | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
+//! | the command uses the public API | `architecture::the_command_uses_the_public_api_alone` |
+//! | tiny_http in one room | `architecture::tiny_http_is_named_in_the_room_that_is_named_after_it_alone` |
+//! | one type for each name | `architecture::no_type_name_is_defined_twice` |
 
 #[path = "../common.rs"]
 mod common;
