@@ -182,6 +182,7 @@ impl Http {
 
     /// Keeps a LOCK that waits.
     fn park(&self, parked: Arc<Parked>) {
+        parked.settle();
         let deadline = parked.pending().deadline();
         self.new_waiters.lock().push(parked.clone());
         if deadline < Instant::now() + 2 * TICK {

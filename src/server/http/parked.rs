@@ -49,15 +49,22 @@ impl Attendance {
 }
 
 impl Parked {
-    pub fn new(pending: Pending, mut exchange: Exchange, http: Arc<Http>) -> Arc<Self> {
-        exchange.park();
-        exchange.find_connection();
+    /// Made under the lock manager's mutex, so [`settle`](Self::settle) does what can be done later.
+    pub fn new(pending: Pending, exchange: Exchange, http: Arc<Http>) -> Arc<Self> {
         Arc::new(Parked {
             pending,
             http,
             attendance: Mutex::new(Attendance::Alone(exchange)),
             watched: OnceLock::new(),
         })
+    }
+
+    /// Lets go of what was needed only to understand the request, and finds its connection if it is known.
+    pub fn settle(&self) {
+        if let Some(exchange) = self.attendance.lock().exchange() {
+            exchange.park();
+            exchange.find_connection();
+        }
     }
 
     /// Whether its connection is known, or need not be.
