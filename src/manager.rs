@@ -17,7 +17,7 @@ pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;
 use crate::lease::{self, Fence, Grant, Key, LeaseView};
 use crate::refusal::Refusal;
-use crate::table::{Acquired, Holding, Limits, LockTable, Terms};
+use crate::table::{Acquired, Ask, Holding, Limits, LockTable, Terms};
 
 mod journal;
 mod waiter;
@@ -106,35 +106,29 @@ impl LockManager {
     /// Grants the key at once, refuses it, or queues who waits for it: then there is no outcome yet, and the waiter is
     /// notified of it.
     ///
-    /// `request_id` is what the requester calls this acquire, to be recognised when it asks again: it then
-    /// gets the same grant, or waits at the same place instead of the one that waits there. `waiter` is called under
-    /// the mutex, and only if there is something to wait for: it may not block.
+    /// By its request ID an acquire is recognised when it is asked again: it gets the same grant, or waits at the same
+    /// place instead of the one that waits there. `waiter` is called under the mutex, and only if there is something
+    /// to wait for: it may not block.
     pub fn acquire(
         &self,
-        key: &str,
-        requester: &str,
-        terms: Terms,
-        request_id: Option<&str>,
+        ask: Ask,
         waiter: impl FnOnce(Pending) -> Arc<dyn Waiter>,
     ) -> Option<Outcome> {
-        self.decide(key, Answerer::AnotherThread, |state, now| {
+        self.decide(ask.key, Answerer::AnotherThread, |state, now| {
             if state.stopping {
                 return Some(Outcome::Refused(Refusal::Stopping, None));
             }
-            if !state.table.has_room_for(key) {
+            if !state.table.has_room_for(ask.key) {
                 // A lapsed key that nobody has asked for since is no longer held.
                 state.table.expire(now, 1);
             }
             let handle = |key: &Key, ticket| {
-                let deadline = now + terms.lock_attempt_timeout;
+                let deadline = now + ask.terms.lock_attempt_timeout;
                 waiter(Pending::new(key.clone(), ticket, deadline))
             };
-            let acquired = state
-                .table
-                .acquire(now, key, requester, terms, request_id, handle);
-            match acquired {
+            match state.table.acquire(now, ask, handle) {
                 Acquired::Granted(grant) => Some(Outcome::Granted(grant)),
-                Acquired::Refused(refusal) => Some(state.refuse(key, refusal)),
+                Acquired::Refused(refusal) => Some(state.refuse(ask.key, refusal)),
                 Acquired::Queued(_) => None,
             }
         })

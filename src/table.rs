@@ -30,6 +30,7 @@ use crate::refusal::Refusal;
 
 mod expiry;
 mod hand_over;
+mod leave;
 mod queue;
 mod reserved;
 
@@ -42,7 +43,17 @@ pub(crate) struct Limits {
     pub waiters: usize,
 }
 
-/// What an acquire asks for.
+/// An acquire: who asks for what, on which terms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask<'a> {
+    pub key: &'a str,
+    pub requester: &'a str,
+    /// What the requester calls this acquire, to be recognised when it asks again.
+    pub request_id: Option<&'a str>,
+    pub terms: Terms,
+}
+
+/// For how long an acquire asks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     /// How long the lease lasts, counted from the grant.
@@ -138,44 +149,41 @@ impl<W> LockTable<W> {
     pub fn acquire(
         &mut self,
         now: Instant,
-        key: &str,
-        requester: &str,
-        terms: Terms,
-        request_id: Option<&str>,
+        ask: Ask,
         handle: impl FnOnce(&Key, Ticket) -> W,
     ) -> Acquired {
-        let Some(entry) = self.entries.get(key) else {
+        let Some(entry) = self.entries.get(ask.key) else {
             if self.entries.len() >= self.limits.keys {
                 return Acquired::Refused(Refusal::Full);
             }
-            return Acquired::Granted(self.grant_free_key(now, key, requester, terms, request_id));
+            return Acquired::Granted(self.grant_free_key(now, ask));
         };
         let hold = entry.hold();
-        if *hold.holder == *requester {
-            return if is_same(request_id, &hold.request_id) {
+        if *hold.holder == *ask.requester {
+            return if ask.is(&hold.request_id) {
                 Acquired::Granted(hold.grant)
             } else {
                 Acquired::Refused(Refusal::AlreadyHolder)
             };
         }
-        if let Some((ticket, waiter)) = entry.place_of(requester) {
+        if let Some((ticket, waiter)) = entry.place_of(ask.requester) {
             if now <= waiter.deadline {
-                return if is_same(request_id, &waiter.request_id) {
-                    self.take_over(now, key, ticket, terms, handle)
+                return if ask.is(&waiter.request_id) {
+                    self.take_over(now, ask, ticket, handle)
                 } else {
                     Acquired::Refused(Refusal::AlreadyWaiting)
                 };
             }
             // Its patience is over; only its thread has not yet come to say so.
-            self.abandon(key, ticket);
+            self.abandon(ask.key, ticket);
         }
-        if terms.lock_attempt_timeout.is_zero() {
+        if ask.terms.lock_attempt_timeout.is_zero() {
             return Acquired::Refused(Refusal::Timeout);
         }
         if self.waiters >= self.limits.waiters {
             return Acquired::Refused(Refusal::Full);
         }
-        Acquired::Queued(self.enqueue(now, key, requester, terms, request_id, handle))
+        Acquired::Queued(self.enqueue(now, ask, handle))
     }
 
     /// Takes the key from its holder. With a fence it is released only if it is still held under that very grant.
@@ -247,27 +255,6 @@ impl<W> LockTable<W> {
         }
     }
 
-    /// Takes a waiter out of its queue. `false` if it is no longer there.
-    pub fn abandon(&mut self, key: &str, ticket: Ticket) -> bool {
-        let Some((key, waiter)) = self.remove(key, ticket) else {
-            return false;
-        };
-        self.note(key, waiter.requester, Change::Left { ticket, gone: None });
-        true
-    }
-
-    /// Takes a waiter out of its queue whose connection broke. `false` if it is no longer there.
-    ///
-    /// If its acquire carried an ID and its patience is not over, the place is kept for
-    /// [`RESERVED_FOR`](hand_over::RESERVED_FOR): the same acquire may come back to it.
-    pub fn reserve(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
-        let Some((key, waiter)) = self.remove(key, ticket) else {
-            return false;
-        };
-        self.keep_place(now, key, ticket, waiter, |_| None);
-        true
-    }
-
     /// The next event that the caller has not yet taken.
     pub fn next_event(&mut self) -> Option<TableEvent<W>> {
         let event = self.events.pop_front();
@@ -277,49 +264,19 @@ impl<W> LockTable<W> {
         event
     }
 
-    /// Empties all queues and returns whoever stood in them, in no order. The holds stay.
-    pub fn drain_waiters(&mut self) -> Vec<W> {
-        let mut drained = Vec::with_capacity(self.waiters);
-        for (end, key) in std::mem::take(&mut self.ends.contended) {
-            let entry = self.entries.get_mut(&key);
-            let queue = entry.and_then(|entry| entry.queue.take());
-            let queue = queue.expect("this index names only keys with a queue");
-            let waiters = queue.by_arrival.into_values();
-            drained.extend(waiters.map(|waiter| waiter.handle));
-            self.ends.insert(false, end, key);
-        }
-        self.waiters = 0;
-        drained
-    }
-
     /// Whether there is nothing left that time would take away.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.reserved.is_empty()
     }
 
-    fn grant_free_key(
-        &mut self,
-        now: Instant,
-        key: &str,
-        requester: &str,
-        terms: Terms,
-        request_id: Option<&str>,
-    ) -> Grant {
+    fn grant_free_key(&mut self, now: Instant, ask: Ask) -> Grant {
         // Its place is good for nothing once it holds the key.
-        self.reserved.reclaim(now, key, requester, request_id);
-        let key = Key::from(key);
-        let requester = Requester::from(requester);
-        let grant = Grant {
-            expires: now + terms.lock_timeout,
-            fence: self.next_fence,
-        };
-        self.next_fence += 1;
-        let hold = Hold {
-            holder: requester.clone(),
-            grant,
-            lock_timeout: terms.lock_timeout,
-            request_id: request_id.map(RequestId::from),
-        };
+        self.reserved.reclaim(now, ask);
+        let key = Key::from(ask.key);
+        let requester = Requester::from(ask.requester);
+        let request_id = ask.request_id.map(RequestId::from);
+        let hold = self.begin_hold(now, requester.clone(), ask.terms.lock_timeout, request_id);
+        let grant = hold.grant;
         self.ends.insert(false, end(&hold), key.clone());
         let entry = Entry {
             hold: Some(hold),
@@ -331,22 +288,38 @@ impl<W> LockTable<W> {
         grant
     }
 
+    /// A hold that begins now, under the next fence.
+    fn begin_hold(
+        &mut self,
+        now: Instant,
+        holder: Requester,
+        lock_timeout: Duration,
+        request_id: Option<RequestId>,
+    ) -> Hold {
+        let fence = self.next_fence;
+        self.next_fence += 1;
+        let expires = now + lock_timeout;
+        Hold {
+            holder,
+            grant: Grant { expires, fence },
+            lock_timeout,
+            request_id,
+        }
+    }
+
     fn enqueue(
         &mut self,
         now: Instant,
-        key: &str,
-        requester: &str,
-        terms: Terms,
-        request_id: Option<&str>,
+        ask: Ask,
         handle: impl FnOnce(&Key, Ticket) -> W,
     ) -> Ticket {
-        let kept = self.reserved.reclaim(now, key, requester, request_id);
+        let kept = self.reserved.reclaim(now, ask);
         let ticket = kept.unwrap_or(self.next_ticket);
         self.next_ticket += u64::from(kept.is_none());
         self.waiters += 1;
         let entry = self
             .entries
-            .get_mut(key)
+            .get_mut(ask.key)
             .expect("acquire queues only behind a holder");
         let end = end(entry.hold());
         let queue = entry.queue.get_or_insert_with(|| {
@@ -354,12 +327,12 @@ impl<W> LockTable<W> {
             self.ends.insert(true, end, key.clone());
             Box::new(Queue::new(key))
         });
-        let requester = Requester::from(requester);
+        let requester = Requester::from(ask.requester);
         let waiter = Queued {
             requester: requester.clone(),
-            request_id: request_id.map(RequestId::from),
-            lock_timeout: terms.lock_timeout,
-            deadline: now + terms.lock_attempt_timeout,
+            request_id: ask.request_id.map(RequestId::from),
+            lock_timeout: ask.terms.lock_timeout,
+            deadline: now + ask.terms.lock_attempt_timeout,
             handle: handle(&queue.key, ticket),
         };
         queue.insert(ticket, waiter);
@@ -372,39 +345,25 @@ impl<W> LockTable<W> {
     fn take_over(
         &mut self,
         now: Instant,
-        key: &str,
+        ask: Ask,
         ticket: Ticket,
-        terms: Terms,
         handle: impl FnOnce(&Key, Ticket) -> W,
     ) -> Acquired {
-        if terms.lock_attempt_timeout.is_zero() {
+        if ask.terms.lock_attempt_timeout.is_zero() {
             return Acquired::Refused(Refusal::Timeout);
         }
-        let entry = self.entries.get_mut(key);
+        let entry = self.entries.get_mut(ask.key);
         let queue = entry.and_then(|entry| entry.queue.as_mut());
         let queue = queue.expect("acquire found the place just now");
         let handle = handle(&queue.key, ticket);
         let waiter = queue.by_arrival.get_mut(&ticket);
         let waiter = waiter.expect("acquire found the place just now");
-        waiter.lock_timeout = terms.lock_timeout;
-        waiter.deadline = now + terms.lock_attempt_timeout;
+        waiter.lock_timeout = ask.terms.lock_timeout;
+        waiter.deadline = now + ask.terms.lock_attempt_timeout;
         let before = std::mem::replace(&mut waiter.handle, handle);
         let (key, requester) = (queue.key.clone(), waiter.requester.clone());
         self.note(key, requester, Change::TakenOver { ticket, before });
         Acquired::Queued(ticket)
-    }
-
-    fn remove(&mut self, key: &str, ticket: Ticket) -> Option<(Key, Queued<W>)> {
-        let entry = self.entries.get_mut(key)?;
-        let queue = entry.queue.as_mut()?;
-        let waiter = queue.remove(ticket)?;
-        let key = queue.key.clone();
-        self.waiters -= 1;
-        if queue.is_empty() {
-            entry.queue = None;
-            self.ends.set_contended(false, end(entry.hold()));
-        }
-        Some((key, waiter))
     }
 
     fn note(&mut self, key: Key, requester: Requester, change: Change<W>) {
@@ -440,9 +399,11 @@ fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// Whether a request is an earlier one again. One without an ID is never recognised.
-fn is_same(request_id: Option<&str>, earlier: &Option<RequestId>) -> bool {
-    request_id.is_some() && request_id == earlier.as_deref()
+impl Ask<'_> {
+    /// Whether it is an earlier acquire again, by its ID. One without an ID is never recognised.
+    fn is(&self, earlier: &Option<RequestId>) -> bool {
+        self.request_id.is_some() && self.request_id == earlier.as_deref()
+    }
 }
 
 #[cfg(test)]

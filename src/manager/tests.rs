@@ -76,7 +76,13 @@ impl Running {
         request_id: Option<&str>,
     ) -> Attempt {
         let mut waiter = None;
-        let outcome = self.acquire(key, requester, terms, request_id, |pending| {
+        let ask = Ask {
+            key,
+            requester,
+            request_id,
+            terms,
+        };
+        let outcome = self.acquire(ask, |pending| {
             let notified = Mutex::default();
             let new = Arc::new(Noted { pending, notified });
             waiter = Some(new.clone());

@@ -9,7 +9,7 @@ use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status
 use crate::refusal::Refusal;
 use crate::server::access::Access;
 use crate::server::stop::StopSources;
-use crate::table::{Holding, Terms};
+use crate::table::{Ask, Holding, Terms};
 
 /// What the transports have in common.
 pub(crate) struct Handler {
@@ -33,10 +33,14 @@ impl Handler {
         let fence = question.number(Parameter::Fence);
         let reply = match question.verb {
             Verb::Lock => {
-                let terms = self.terms(question);
-                let request_id = question.text(Parameter::RequestId);
-                let waiter = |pending| -> Arc<dyn Waiter> { waiter(pending) };
-                let outcome = manager.acquire(key, requester, terms, request_id, waiter)?;
+                let ask = Ask {
+                    key,
+                    requester,
+                    request_id: question.text(Parameter::RequestId),
+                    terms: self.terms(question),
+                };
+                let outcome =
+                    manager.acquire(ask, |pending| -> Arc<dyn Waiter> { waiter(pending) })?;
                 return self.outcome_reply(&outcome);
             }
             Verb::Unlock => verdict(manager.release(key, requester, fence), |()| Reply::yes()),

@@ -1,17 +1,11 @@
 //! The end of a hold, and who is next.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::queue::Queued;
 use super::{LockTable, SETTLED, end, shrink};
 use crate::event::Change;
-use crate::lease::{Fence, Grant, Hold, Key, Ticket};
-
-/// How long a place in a queue is kept for a requester whose connection broke.
-///
-/// Long enough to notice it, connect anew and ask again; short enough that a queue which moved on
-/// is not surprised by somebody of long ago.
-pub(crate) const RESERVED_FOR: Duration = Duration::from_secs(2);
+use crate::lease::{Fence, Key, Ticket};
 
 /// A key whose hold has ended, and the waiter whose turn it is if its client is still there.
 #[derive(Debug)]
@@ -58,21 +52,14 @@ impl<W> LockTable<W> {
     /// Grants the key to the proposed waiter. Its lease counts from now, so a late call takes nothing away.
     pub fn grant(&mut self, now: Instant, proposal: Proposal<W>) {
         let Proposal { key, waiter, .. } = proposal;
+        let requester = waiter.requester.clone();
+        let hold = self.begin_hold(now, requester, waiter.lock_timeout, waiter.request_id);
         let entry = self.entries.get_mut(&key).expect(PROPOSED);
         if entry.queue.as_ref().is_some_and(|queue| queue.is_empty()) {
             entry.queue = None;
         }
-        let grant = Grant {
-            expires: now + waiter.lock_timeout,
-            fence: self.next_fence,
-        };
-        self.next_fence += 1;
-        let hold = entry.hold.insert(Hold {
-            holder: waiter.requester.clone(),
-            grant,
-            lock_timeout: waiter.lock_timeout,
-            request_id: waiter.request_id,
-        });
+        let hold = entry.hold.insert(hold);
+        let grant = hold.grant;
         self.ends
             .insert(entry.queue.is_some(), end(hold), key.clone());
         let handle = Some(waiter.handle);
@@ -162,28 +149,5 @@ impl<W> LockTable<W> {
     fn free(&mut self, key: &str) {
         self.entries.remove(key);
         shrink(&mut self.entries);
-    }
-
-    /// Keeps the place of one that has left its queue, if its acquire had an ID and its patience is not over.
-    pub(super) fn keep_place(
-        &mut self,
-        now: Instant,
-        key: Key,
-        ticket: Ticket,
-        waiter: Queued<W>,
-        gone: fn(W) -> Option<W>,
-    ) {
-        let gone = gone(waiter.handle);
-        let change = match waiter.request_id {
-            Some(request_id) if now <= waiter.deadline => {
-                let claim = (key.clone(), waiter.requester.clone(), request_id);
-                let most = self.limits.waiters;
-                self.reserved
-                    .remember(claim, ticket, now + RESERVED_FOR, most);
-                Change::Reserved { ticket, gone }
-            }
-            _ => Change::Left { ticket, gone },
-        };
-        self.note(key, waiter.requester, change);
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use super::shrink;
+use super::{Ask, shrink};
 use crate::lease::{Key, RequestId, Requester, Ticket};
 
 /// Every remembered place, by who may come back to it and by when it is forgotten.
@@ -36,21 +36,15 @@ impl Reserved {
     }
 
     /// Takes out the place that this acquire left, if it is still good.
-    pub fn reclaim(
-        &mut self,
-        now: Instant,
-        key: &str,
-        requester: &str,
-        request_id: Option<&str>,
-    ) -> Option<Ticket> {
-        let request_id = request_id?;
+    pub fn reclaim(&mut self, now: Instant, ask: Ask) -> Option<Ticket> {
+        let request_id = ask.request_id?;
         if self.is_empty() {
             // Nearly always; the names of a claim are not made for nothing.
             return None;
         }
-        let end = self
-            .by_claim
-            .remove(&(key.into(), requester.into(), request_id.into()))?;
+        let end =
+            self.by_claim
+                .remove(&(ask.key.into(), ask.requester.into(), request_id.into()))?;
         self.by_end.remove(&end).expect(PAIRED);
         shrink(&mut self.by_claim);
         let (forgotten, ticket) = end;

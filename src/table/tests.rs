@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 
-use super::hand_over::RESERVED_FOR;
+use super::leave::RESERVED_FOR;
 use super::*;
 use crate::refusal::Refusal::*;
 use Said::*;
@@ -88,9 +88,13 @@ impl<W> Managed<W> {
             self.expire(now, 1);
         }
         let handle = |_: &Key, _| handle();
-        let acquired = self
-            .table
-            .acquire(now, key, requester, terms, request, handle);
+        let ask = Ask {
+            key,
+            requester,
+            request_id: request,
+            terms,
+        };
+        let acquired = self.table.acquire(now, ask, handle);
         let mut is_new = false;
         let mut taken_over = None;
         for change in self.take_events() {
@@ -227,7 +231,7 @@ enum Said {
 
 /// An acquire before it is made.
 #[derive(Clone, Copy)]
-struct Ask {
+struct Wish {
     lease: u64,
     patience: u64,
     request: Option<Name>,
@@ -236,7 +240,7 @@ struct Ask {
 }
 
 /// An acquire that names nothing.
-const ASK: Ask = Ask {
+const ASK: Wish = Wish {
     lease: LEASE,
     patience: PATIENCE,
     request: None,
@@ -244,8 +248,8 @@ const ASK: Ask = Ask {
 };
 
 /// An acquire with a request ID.
-const fn request(id: Name) -> Ask {
-    Ask {
+const fn request(id: Name) -> Wish {
+    Wish {
         request: Some(id),
         ..ASK
     }
@@ -270,13 +274,13 @@ const NO_LIMITS: Limits = Limits {
     waiters: usize::MAX,
 };
 
-impl Ask {
-    const fn within(self, patience: u64) -> Ask {
-        Ask { patience, ..self }
+impl Wish {
+    const fn within(self, patience: u64) -> Wish {
+        Wish { patience, ..self }
     }
 
-    const fn via(self, name: Name) -> Ask {
-        Ask {
+    const fn via(self, name: Name) -> Wish {
+        Wish {
             via: Some(name),
             ..self
         }
@@ -326,7 +330,7 @@ impl Desk {
     }
 
     fn acquire_on(&mut self, key: Name, requester: Name, lease: u64, patience: u64) -> Said {
-        let ask = Ask {
+        let ask = Wish {
             lease,
             patience,
             ..ASK
@@ -334,7 +338,7 @@ impl Desk {
         self.ask(key, requester, ask)
     }
 
-    fn ask(&mut self, key: Name, requester: Name, ask: Ask) -> Said {
+    fn ask(&mut self, key: Name, requester: Name, ask: Wish) -> Said {
         let terms = terms(ask.lease, ask.patience);
         let handle = || ask.via.unwrap_or(requester);
         let acquired = self
@@ -1021,7 +1025,7 @@ fn who_takes_over_a_place_waits_on_its_own_terms() {
         desk.at(1).ask(key, "bob", request("#1").within(20));
         desk.at(1).acquire_within(key, "cat", 99);
     }
-    let longer = Ask {
+    let longer = Wish {
         lease: 7,
         ..request("#1")
     };
@@ -1163,7 +1167,7 @@ fn who_comes_back_waits_on_its_new_terms() {
     desk.at(0).acquire_for("K", "ann", 50);
     desk.at(1).ask("K", "bob", request("#1").within(3));
     desk.at(2).reserve("K", "bob");
-    let again = Ask {
+    let again = Wish {
         lease: 7,
         ..request("#1")
     };

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::house::table::{Acquired, Limits, LockTable, Terms};
+use crate::house::table::{Acquired, Ask, Limits, LockTable, Terms};
 
 const TERMS: Terms = Terms {
     lock_timeout: Duration::from_secs(3600),
@@ -66,7 +66,7 @@ impl Crowd {
         let mut table = LockTable::new(LIMITS, 1);
         let now = Instant::now();
         for (n, name) in names.iter().enumerate() {
-            black_box(table.acquire(now, "wanted", name, TERMS, None, |_, _| n));
+            black_box(table.acquire(now, ask("wanted", name), |_, _| n));
         }
         Crowd {
             table,
@@ -92,10 +92,7 @@ impl Crowd {
             let begin = Instant::now();
             for n in self.gone.drain(..) {
                 let name = &self.names[n];
-                black_box(
-                    self.table
-                        .acquire(self.now, "wanted", name, TERMS, None, |_, _| n),
-                );
+                black_box(self.table.acquire(self.now, ask("wanted", name), |_, _| n));
             }
             joining += begin.elapsed();
             turns += batch;
@@ -116,7 +113,16 @@ impl Crowd {
 }
 
 fn acquire(table: &mut LockTable<()>, now: Instant, key: &str, requester: &str) {
-    let granted = table.acquire(now, key, requester, TERMS, None, |_, _| ());
+    let granted = table.acquire(now, ask(key, requester), |_, _| ());
     debug_assert!(matches!(granted, Acquired::Granted(_)));
     black_box(granted);
+}
+
+fn ask<'a>(key: &'a str, requester: &'a str) -> Ask<'a> {
+    Ask {
+        key,
+        requester,
+        request_id: None,
+        terms: TERMS,
+    }
 }

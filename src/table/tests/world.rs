@@ -143,8 +143,8 @@ impl Spot {
         Some((next.name, end))
     }
 
-    fn acquire(&mut self, time: u64, name: Name, ask: Ask) -> Said {
-        let Ask {
+    fn acquire(&mut self, time: u64, name: Name, ask: Wish) -> Said {
+        let Wish {
             lease,
             patience,
             request,
@@ -268,7 +268,7 @@ impl Course {
                 request,
                 slow,
             } => {
-                let ask = Ask {
+                let ask = Wish {
                     lease,
                     patience,
                     request,
