@@ -39,15 +39,24 @@ pub(crate) struct Grant {
 /// A waiter's place in the order of arrival, unique in the table.
 pub(crate) type Ticket = u64;
 
+/// What a requester says of itself for others to read. Means nothing to the server.
+pub(crate) type Note = Arc<str>;
+
+/// What is kept of an acquire while it waits, and while it holds.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub requester: Requester,
+    pub request_id: Option<RequestId>,
+    pub note: Option<Note>,
+    /// How long the lease lasts, counted from its grant or from its last renewal.
+    pub lock_timeout: Duration,
+}
+
 /// A grant that stands, and whose it is.
 #[derive(Debug)]
 pub(crate) struct Hold {
-    pub holder: Requester,
+    pub claim: Claim,
     pub grant: Grant,
-    /// How long the lease lasts, counted from its grant or from its last renewal.
-    pub lock_timeout: Duration,
-    /// What the holder called the acquire that got it the key.
-    pub request_id: Option<RequestId>,
 }
 
 /// A grant as it stands at one moment, for those who do not share the server's monotonic clock.
@@ -138,6 +147,9 @@ pub struct Holder {
 
     /// How many waited for the key.
     pub waiters: usize,
+
+    /// What it said of itself with its LOCK: see [`LockOptions::note`](crate::LockOptions::note).
+    pub note: Option<String>,
 }
 
 #[cfg(test)]

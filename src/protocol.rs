@@ -11,7 +11,7 @@
 //! | path | parameters | `1` or a number | again | `0`, with `Lock-Result` |
 //! |---|---|---|---|---|
 //! | `/CHECK/key` | | `1`: somebody holds the key | yes | `free` |
-//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request` | when the lease runs out: Unix seconds, six decimals | with `request` | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
+//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note` | when the lease runs out: Unix seconds, six decimals | with `request` | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
 //! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | `free`, `not-holder`, `stale-fence` |
 //! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | `free`, `not-holder`, `stale-fence` |
 //! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | `free`, `not-holder`, `stale-fence` |
@@ -33,6 +33,7 @@
 //! | `lock_attempt_timeout` | how long LOCK waits for its turn: seconds, decimals allowed, 0 (try once) to the server's `max_lock_attempt_timeout` | the server's `lock_attempt_timeout` |
 //! | `fence` | the number that `Lock-Fence` told; the requester has to hold the key under that very grant, or else it is `stale-fence` | whichever grant it is |
 //! | `request` | an ID of 1 to 64 of `A-Z a-z 0-9 _ . : -` that the requester made up for this LOCK | a LOCK of its own, each time |
+//! | `note` | what the requester says of itself, for those who wait to read: 1 to 256 bytes of text, percent-encoded UTF-8 | nothing is said |
 //!
 //! A lease may be renewed any number of times; waiters keep their places and their times. A renewal may also end a
 //! lease sooner than it would have ended.
@@ -94,6 +95,7 @@
 //! | `Lock-Holder` | CHECK that says `1`; LOCK that says `0`, unless the key has become free by then | who holds the key, or held it when that was decided; percent-encoded like a path segment |
 //! | `Lock-Holder-Expires-In` | the same | how long that lease still lasts, as above |
 //! | `Lock-Waiters` | the same | how many wait for the key |
+//! | `Lock-Holder-Note` | the same, if the holder said something | the `note` of its LOCK, percent-encoded like a path segment |
 //! | `Lock-Timeout` | PING | how long a lease lasts here that names no time, in seconds |
 //! | `Lock-Attempt-Timeout` | PING | how long a LOCK may wait here that names no time, in seconds |
 //! | `Lock-Max-Attempt-Timeout` | PING | the longest that a LOCK may wait here, in seconds |
@@ -124,6 +126,8 @@ pub(crate) const LOCK_RESULT: &str = "Lock-Result";
 pub(crate) const LOCK_EXPIRES_IN: &str = "Lock-Expires-In";
 pub(crate) const LOCK_FENCE: &str = "Lock-Fence";
 pub(crate) const LOCK_HOLDER: &str = "Lock-Holder";
+pub(crate) const LOCK_HOLDER_NOTE: &str = "Lock-Holder-Note";
+/// How long the holder's lease still lasts, in seconds.
 pub(crate) const LOCK_HOLDER_EXPIRES_IN: &str = "Lock-Holder-Expires-In";
 pub(crate) const LOCK_WAITERS: &str = "Lock-Waiters";
 pub(crate) const LOCK_TIMEOUT: &str = "Lock-Timeout";
@@ -335,6 +339,14 @@ impl Reply {
         self.with_header(LOCK_HOLDER, encode(holder))
             .with_header(LOCK_HOLDER_EXPIRES_IN, Seconds(left))
             .with_header(LOCK_WAITERS, waiters)
+    }
+
+    /// Says what the holder says of itself.
+    pub fn with_note(self, note: Option<&str>) -> Self {
+        match note {
+            Some(note) => self.with_header(LOCK_HOLDER_NOTE, encode(note)),
+            None => self,
+        }
     }
 
     pub fn with_header(mut self, name: &str, value: impl fmt::Display) -> Self {

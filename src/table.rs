@@ -25,7 +25,7 @@ use self::hand_over::Proposal;
 use self::queue::{Queue, Queued};
 use self::reserved::Reserved;
 use crate::event::{Change, TableEvent};
-use crate::lease::{Fence, Grant, Hold, Key, RequestId, Requester, Ticket};
+use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, Ticket};
 use crate::refusal::Refusal;
 
 mod expiry;
@@ -50,6 +50,8 @@ pub(crate) struct Ask<'a> {
     pub requester: &'a str,
     /// What the requester calls this acquire, to be recognised when it asks again.
     pub request_id: Option<&'a str>,
+    /// What it says of itself, for others to read.
+    pub note: Option<&'a str>,
     pub terms: Terms,
 }
 
@@ -76,6 +78,7 @@ pub(crate) enum Acquired {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holding {
     pub holder: Requester,
+    pub note: Option<Note>,
     pub grant: Grant,
     /// How many wait for the key. One whose patience is over counts until it has left.
     pub waiters: usize,
@@ -159,8 +162,8 @@ impl<W> LockTable<W> {
             return Acquired::Granted(self.grant_free_key(now, ask));
         };
         let hold = entry.hold();
-        if *hold.holder == *ask.requester {
-            return if ask.is(&hold.request_id) {
+        if *hold.claim.requester == *ask.requester {
+            return if ask.is(&hold.claim.request_id) {
                 Acquired::Granted(hold.grant)
             } else {
                 Acquired::Refused(Refusal::AlreadyHolder)
@@ -168,7 +171,7 @@ impl<W> LockTable<W> {
         }
         if let Some((ticket, waiter)) = entry.place_of(ask.requester) {
             if now <= waiter.deadline {
-                return if ask.is(&waiter.request_id) {
+                return if ask.is(&waiter.claim.request_id) {
                     self.take_over(now, ask, ticket, handle)
                 } else {
                     Acquired::Refused(Refusal::AlreadyWaiting)
@@ -219,10 +222,11 @@ impl<W> LockTable<W> {
         let hold = entry.hold.as_mut().expect(SETTLED);
         let is_contended = entry.queue.is_some();
         let key = self.ends.remove(is_contended, end(hold));
-        hold.lock_timeout = lock_timeout.unwrap_or(hold.lock_timeout);
-        hold.grant.expires = now + hold.lock_timeout;
+        let claim = &mut hold.claim;
+        claim.lock_timeout = lock_timeout.unwrap_or(claim.lock_timeout);
+        hold.grant.expires = now + claim.lock_timeout;
         self.ends.insert(is_contended, end(hold), key.clone());
-        let (holder, grant) = (hold.holder.clone(), hold.grant);
+        let (holder, grant) = (hold.claim.requester.clone(), hold.grant);
         self.note(key, holder, Change::Renewed(grant));
         Ok(grant)
     }
@@ -232,7 +236,8 @@ impl<W> LockTable<W> {
         let entry = self.entries.get(key)?;
         let hold = entry.hold();
         Some(Holding {
-            holder: hold.holder.clone(),
+            holder: hold.claim.requester.clone(),
+            note: hold.claim.note.clone(),
             grant: hold.grant,
             waiters: entry.queue.as_ref().map_or(0, |queue| queue.len()),
         })
@@ -246,7 +251,7 @@ impl<W> LockTable<W> {
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
         let hold = self.entries.get(key).ok_or(Refusal::Free)?.hold();
-        if *hold.holder != *requester {
+        if *hold.claim.requester != *requester {
             return Err(Refusal::NotHolder);
         }
         match fence {
@@ -273,9 +278,9 @@ impl<W> LockTable<W> {
         // Its place is good for nothing once it holds the key.
         self.reserved.reclaim(now, ask);
         let key = Key::from(ask.key);
-        let requester = Requester::from(ask.requester);
-        let request_id = ask.request_id.map(RequestId::from);
-        let hold = self.begin_hold(now, requester.clone(), ask.terms.lock_timeout, request_id);
+        let claim = ask.claim();
+        let requester = claim.requester.clone();
+        let hold = self.begin_hold(now, claim);
         let grant = hold.grant;
         self.ends.insert(false, end(&hold), key.clone());
         let entry = Entry {
@@ -289,22 +294,12 @@ impl<W> LockTable<W> {
     }
 
     /// A hold that begins now, under the next fence.
-    fn begin_hold(
-        &mut self,
-        now: Instant,
-        holder: Requester,
-        lock_timeout: Duration,
-        request_id: Option<RequestId>,
-    ) -> Hold {
+    fn begin_hold(&mut self, now: Instant, claim: Claim) -> Hold {
         let fence = self.next_fence;
         self.next_fence += 1;
-        let expires = now + lock_timeout;
-        Hold {
-            holder,
-            grant: Grant { expires, fence },
-            lock_timeout,
-            request_id,
-        }
+        let expires = now + claim.lock_timeout;
+        let grant = Grant { expires, fence };
+        Hold { claim, grant }
     }
 
     fn enqueue(
@@ -327,11 +322,10 @@ impl<W> LockTable<W> {
             self.ends.insert(true, end, key.clone());
             Box::new(Queue::new(key))
         });
-        let requester = Requester::from(ask.requester);
+        let claim = ask.claim();
+        let requester = claim.requester.clone();
         let waiter = Queued {
-            requester: requester.clone(),
-            request_id: ask.request_id.map(RequestId::from),
-            lock_timeout: ask.terms.lock_timeout,
+            claim,
             deadline: now + ask.terms.lock_attempt_timeout,
             handle: handle(&queue.key, ticket),
         };
@@ -358,10 +352,10 @@ impl<W> LockTable<W> {
         let handle = handle(&queue.key, ticket);
         let waiter = queue.by_arrival.get_mut(&ticket);
         let waiter = waiter.expect("acquire found the place just now");
-        waiter.lock_timeout = ask.terms.lock_timeout;
+        waiter.claim = ask.claim();
         waiter.deadline = now + ask.terms.lock_attempt_timeout;
         let before = std::mem::replace(&mut waiter.handle, handle);
-        let (key, requester) = (queue.key.clone(), waiter.requester.clone());
+        let (key, requester) = (queue.key.clone(), waiter.claim.requester.clone());
         self.note(key, requester, Change::TakenOver { ticket, before });
         Acquired::Queued(ticket)
     }
@@ -400,6 +394,16 @@ fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
 }
 
 impl Ask<'_> {
+    /// What is kept of it.
+    fn claim(&self) -> Claim {
+        Claim {
+            requester: self.requester.into(),
+            request_id: self.request_id.map(RequestId::from),
+            note: self.note.map(Note::from),
+            lock_timeout: self.terms.lock_timeout,
+        }
+    }
+
     /// Whether it is an earlier acquire again, by its ID. One without an ID is never recognised.
     fn is(&self, earlier: &Option<RequestId>) -> bool {
         self.request_id.is_some() && self.request_id == earlier.as_deref()

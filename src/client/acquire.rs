@@ -47,7 +47,8 @@ impl Client {
             .question(Verb::Lock, key)?
             .with(Parameter::LockTimeout, options.lock_timeout)
             .with(Parameter::LockAttemptTimeout, options.lock_attempt_timeout)
-            .with(Parameter::RequestId, Some(&*request_id));
+            .with(Parameter::RequestId, Some(&*request_id))
+            .with(Parameter::Note, options.note.as_deref());
         let lock = Acquire {
             client: self,
             key,

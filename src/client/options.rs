@@ -63,6 +63,10 @@ pub struct LockOptions {
     /// [`Refusal::TakenOver`]: crate::Refusal::TakenOver
     pub request_id: Option<String>,
 
+    /// What to say of this acquire to those who wait for the key: 1 to 256 bytes, such as the name of a job. Shown
+    /// as [`Holder::note`](crate::Holder::note), and means nothing to the server. Default `None`: nothing.
+    pub note: Option<String>,
+
     /// What may call the wait off from another thread. Default `None`: nothing.
     pub cancel: Option<CancelToken>,
 }

@@ -80,6 +80,7 @@ impl Running {
             key,
             requester,
             request_id,
+            note: None,
             terms,
         };
         let outcome = self.acquire(ask, |pending| {
@@ -515,6 +516,7 @@ fn a_refusal_says_who_holds_the_key_until_when_and_how_many_wait() {
     let held = |waiters| {
         Some(Holding {
             holder: "ann".into(),
+            note: None,
             grant,
             waiters,
         })

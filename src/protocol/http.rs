@@ -14,8 +14,8 @@ use super::text::{
 use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
-    LOCK_HOLDER_EXPIRES_IN, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_WAITERS, Malformed, Reply,
-    ReplyBody, Request, Status, Value,
+    LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_WAITERS,
+    Malformed, Reply, ReplyBody, Request, Status, Value,
 };
 use crate::lease::{Fence, Holder, LeaseView};
 use crate::refusal::Refusal;
@@ -97,7 +97,8 @@ fn parse_value<'a>(
             number.map(Value::Number)
         }
         Range::Id if is_id(&value) => return Ok(Value::Text(value)),
-        Range::Id => None,
+        Range::Text(most) if (1..=*most).contains(&value.len()) => return Ok(Value::Text(value)),
+        Range::Id | Range::Text(_) => None,
     };
     parsed.ok_or_else(|| {
         let (name, value, range) = (row.name, shorten(&value), row.range.in_words(max));
@@ -290,6 +291,8 @@ impl ParsedReply {
                 name: decode(text(LOCK_HOLDER)?, "name").ok()?.into_owned(),
                 expires_in: seconds(LOCK_HOLDER_EXPIRES_IN)?,
                 waiters: text(LOCK_WAITERS)?.parse().ok()?,
+                note: text(LOCK_HOLDER_NOTE)
+                    .and_then(|note| Some(decode(note, "note").ok()?.into_owned())),
             })
         };
         let times = || {

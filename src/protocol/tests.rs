@@ -278,7 +278,7 @@ fn a_verb_takes_the_parameters_of_its_row() {
 fn a_parameter_of_no_row_is_refused_and_named() {
     assert_eq!(reason("/PING?x"), r#"PING takes no parameter "x""#);
     assert_eq!(reason("/CHECK/K?a=b"), r#"CHECK takes no parameter "a""#);
-    let lock = "it takes lock_timeout, lock_attempt_timeout, request";
+    let lock = "it takes lock_timeout, lock_attempt_timeout, request, note";
     for (name, target) in [
         ("wait", "/LOCK/K/ann?&wait=5&x=6"),
         ("fence", "/LOCK/K/ann?fence=1"),
@@ -798,6 +798,7 @@ fn a_client_reads_what_the_server_wrote() {
         name: "me@host/é\r\n".into(),
         expires_in: Duration::from_secs(2),
         waiters: 3,
+        note: Some("nightly: é\n".into()),
     };
     let left = Duration::from_micros(2_000_999);
     for (reply, expected) in [
@@ -826,7 +827,9 @@ fn a_client_reads_what_the_server_wrote() {
             },
         ),
         (
-            Reply::yes().with_holder(&holder.name, left, holder.waiters),
+            Reply::yes()
+                .with_holder(&holder.name, left, holder.waiters)
+                .with_note(holder.note.as_deref()),
             ParsedReply {
                 holder: Some(holder),
                 ..nothing.clone()

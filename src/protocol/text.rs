@@ -17,6 +17,9 @@ pub(crate) const MAX_NAME: usize = 1024;
 /// The longest ID, in bytes.
 pub(super) const MAX_ID: usize = 64;
 
+/// The longest note, in bytes.
+pub(super) const MAX_NOTE: usize = 256;
+
 /// What a path segment need not escape: RFC 3986, section 2.3.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::text::MAX_ID;
+use super::text::{MAX_ID, MAX_NOTE};
 use crate::lease::Fence;
 use crate::refusal::Refusal;
 
@@ -62,7 +62,7 @@ pub(crate) static VERBS: [VerbRow; 7] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
         is_classic: true, refusals: &[Refusal::Free] },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
-        parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId],
+        parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note],
         repeatable: Repeatable::With(Parameter::RequestId), is_classic: true,
         refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver] },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
@@ -106,6 +106,7 @@ pub(crate) enum Parameter {
     LockAttemptTimeout,
     Fence,
     RequestId,
+    Note,
 }
 
 /// A row of the parameter table.
@@ -123,6 +124,8 @@ pub(crate) enum Range {
     Number(RangeInclusive<u64>, &'static str),
     /// 1 to 64 of an alphabet that no escaping is needed for.
     Id,
+    /// 1 to so many bytes of any text.
+    Text(usize),
 }
 
 /// The longest times that a question may ask for, a year at the most: added to an instant, they can't overflow.
@@ -135,7 +138,7 @@ pub(crate) struct MaxTimes {
 /// The parameter table, in the order of [`Parameter`], which is that of a written query. The shortest lease is what a
 /// header can tell of.
 #[rustfmt::skip]
-pub(crate) static PARAMETERS: [ParameterRow; 4] = [
+pub(crate) static PARAMETERS: [ParameterRow; 5] = [
     ParameterRow { parameter: Parameter::LockTimeout, name: "lock_timeout",
         range: Range::Seconds(Duration::from_millis(1), |max| max.lock_timeout) },
     ParameterRow { parameter: Parameter::LockAttemptTimeout, name: "lock_attempt_timeout",
@@ -143,6 +146,7 @@ pub(crate) static PARAMETERS: [ParameterRow; 4] = [
     ParameterRow { parameter: Parameter::Fence, name: "fence",
         range: Range::Number(0..=Fence::MAX, "the whole number that Lock-Fence told") },
     ParameterRow { parameter: Parameter::RequestId, name: "request", range: Range::Id },
+    ParameterRow { parameter: Parameter::Note, name: "note", range: Range::Text(MAX_NOTE) },
 ];
 
 impl Parameter {
@@ -162,6 +166,7 @@ impl Range {
             ),
             Range::Number(_, what) => (*what).into(),
             Range::Id => format!("1 to {MAX_ID} of A-Z a-z 0-9 _ . : -"),
+            Range::Text(most) => format!("1 to {most} bytes of text"),
         }
     }
 }
@@ -239,6 +244,7 @@ mod tests {
                 Range::Seconds(least, _) => format!(" {} ", least.as_secs_f64()),
                 Range::Number(..) => "number".into(),
                 Range::Id => row.range.in_words(&MAX).split_off("1 to 64 of ".len()),
+                Range::Text(_) => row.range.in_words(&MAX),
             };
             assert!(cells[1].contains(&range), "{range}: {}", cells[1]);
             if let Range::Seconds(..) = row.range {

@@ -37,6 +37,7 @@ impl Handler {
                     key,
                     requester,
                     request_id: question.text(Parameter::RequestId),
+                    note: question.text(Parameter::Note),
                     terms: self.terms(question),
                 };
                 let outcome =
@@ -143,7 +144,8 @@ impl Handler {
             return reply;
         };
         let left = self.manager.left(holding.grant);
-        reply.with_holder(&holding.holder, left, holding.waiters)
+        let reply = reply.with_holder(&holding.holder, left, holding.waiters);
+        reply.with_note(holding.note.as_deref())
     }
 }
 

@@ -52,8 +52,8 @@ impl<W> LockTable<W> {
     /// Grants the key to the proposed waiter. Its lease counts from now, so a late call takes nothing away.
     pub fn grant(&mut self, now: Instant, proposal: Proposal<W>) {
         let Proposal { key, waiter, .. } = proposal;
-        let requester = waiter.requester.clone();
-        let hold = self.begin_hold(now, requester, waiter.lock_timeout, waiter.request_id);
+        let requester = waiter.claim.requester.clone();
+        let hold = self.begin_hold(now, waiter.claim);
         let entry = self.entries.get_mut(&key).expect(PROPOSED);
         if entry.queue.as_ref().is_some_and(|queue| queue.is_empty()) {
             entry.queue = None;
@@ -62,15 +62,8 @@ impl<W> LockTable<W> {
         let grant = hold.grant;
         self.ends
             .insert(entry.queue.is_some(), end(hold), key.clone());
-        let handle = Some(waiter.handle);
-        self.note(
-            key,
-            waiter.requester,
-            Change::Granted {
-                grant,
-                waiter: handle,
-            },
-        );
+        let waiter = Some(waiter.handle);
+        self.note(key, requester, Change::Granted { grant, waiter });
     }
 
     /// Passes over the proposed waiter, whose client has gone: the next one is proposed. Its place is kept as by
@@ -100,7 +93,7 @@ impl<W> LockTable<W> {
             };
             let entry = self.entries.remove(&key);
             let hold = entry.and_then(|entry| entry.hold).expect(SETTLED);
-            self.note(key, hold.holder, Change::Expired(hold.grant.fence));
+            self.note(key, hold.claim.requester, Change::Expired(hold.grant.fence));
         }
         shrink(&mut self.entries);
         false
@@ -115,7 +108,8 @@ impl<W> LockTable<W> {
         let hold = entry.hold.take().expect(SETTLED);
         let is_contended = entry.queue.is_some();
         let key = self.ends.remove(is_contended, end(&hold));
-        self.note(key.clone(), hold.holder, change(hold.grant.fence));
+        let fence = hold.grant.fence;
+        self.note(key.clone(), hold.claim.requester, change(fence));
         if is_contended {
             self.propose_next(key, ended);
         } else {
@@ -142,7 +136,7 @@ impl<W> LockTable<W> {
                 });
             }
             let change = Change::Left { ticket, gone: None };
-            self.note(key.clone(), waiter.requester, change);
+            self.note(key.clone(), waiter.claim.requester, change);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::queue::Queued;
 use super::{LockTable, end};
 use crate::event::Change;
-use crate::lease::{Key, Ticket};
+use crate::lease::{Claim, Key, Ticket};
 
 /// How long a place in a queue is kept for a requester whose connection broke.
 ///
@@ -19,7 +19,8 @@ impl<W> LockTable<W> {
         let Some((key, waiter)) = self.remove(key, ticket) else {
             return false;
         };
-        self.note(key, waiter.requester, Change::Left { ticket, gone: None });
+        let requester = waiter.claim.requester;
+        self.note(key, requester, Change::Left { ticket, gone: None });
         true
     }
 
@@ -73,16 +74,20 @@ impl<W> LockTable<W> {
         gone: fn(W) -> Option<W>,
     ) {
         let gone = gone(waiter.handle);
-        let change = match waiter.request_id {
+        let Claim {
+            requester,
+            request_id,
+            ..
+        } = waiter.claim;
+        let change = match request_id {
             Some(request_id) if now <= waiter.deadline => {
-                let claim = (key.clone(), waiter.requester.clone(), request_id);
-                let most = self.limits.waiters;
-                self.reserved
-                    .remember(claim, ticket, now + RESERVED_FOR, most);
+                let reservation = (key.clone(), requester.clone(), request_id);
+                let (end, most) = (now + RESERVED_FOR, self.limits.waiters);
+                self.reserved.remember(reservation, ticket, end, most);
                 Change::Reserved { ticket, gone }
             }
             _ => Change::Left { ticket, gone },
         };
-        self.note(key, waiter.requester, change);
+        self.note(key, requester, change);
     }
 }

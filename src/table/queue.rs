@@ -1,9 +1,9 @@
 //! The waiters of one key, in the order of their arrival.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::lease::{Key, RequestId, Requester, Ticket};
+use crate::lease::{Claim, Key, Requester, Ticket};
 
 /// Each index finds a waiter without a walk: a queue may hold thousands.
 pub(super) struct Queue<W> {
@@ -16,9 +16,7 @@ pub(super) struct Queue<W> {
 /// A waiter in a queue.
 #[derive(Debug)]
 pub(crate) struct Queued<W> {
-    pub requester: Requester,
-    pub request_id: Option<RequestId>,
-    pub lock_timeout: Duration,
+    pub claim: Claim,
     /// The last instant at which the waiter still takes the key.
     pub deadline: Instant,
     pub handle: W,
@@ -42,20 +40,21 @@ impl<W> Queue<W> {
     }
 
     pub fn insert(&mut self, ticket: Ticket, waiter: Queued<W>) {
-        self.by_requester.insert(waiter.requester.clone(), ticket);
+        let requester = waiter.claim.requester.clone();
+        self.by_requester.insert(requester, ticket);
         self.by_arrival.insert(ticket, waiter);
     }
 
     pub fn remove(&mut self, ticket: Ticket) -> Option<Queued<W>> {
         let waiter = self.by_arrival.remove(&ticket)?;
-        self.by_requester.remove(&waiter.requester);
+        self.by_requester.remove(&waiter.claim.requester);
         Some(waiter)
     }
 
     /// Takes out the head of the queue.
     pub fn pop_first(&mut self) -> Option<(Ticket, Queued<W>)> {
         let (ticket, waiter) = self.by_arrival.pop_first()?;
-        self.by_requester.remove(&waiter.requester);
+        self.by_requester.remove(&waiter.claim.requester);
         Some((ticket, waiter))
     }
 

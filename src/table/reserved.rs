@@ -11,13 +11,13 @@ use crate::lease::{Key, RequestId, Requester, Ticket};
 /// Every remembered place, by who may come back to it and by when it is forgotten.
 #[derive(Default)]
 pub(super) struct Reserved {
-    pub(super) by_claim: HashMap<Claim, ReservationEnd>,
-    pub(super) by_end: BTreeMap<ReservationEnd, Claim>,
+    pub(super) by_claim: HashMap<Reservation, ReservationEnd>,
+    pub(super) by_end: BTreeMap<ReservationEnd, Reservation>,
 }
 
 /// Who may come back, to which key. No two places have the same claim: a requester stands once in a
 /// queue, and whoever comes back takes their place out of here.
-pub(super) type Claim = (Key, Requester, RequestId);
+pub(super) type Reservation = (Key, Requester, RequestId);
 
 /// When a place is forgotten: at that instant it is already gone. The ticket makes it unique.
 type ReservationEnd = (Instant, Ticket);
@@ -27,7 +27,7 @@ const PAIRED: &str = "every place stands in both maps";
 
 impl Reserved {
     /// Remembers a place until `end`. Beyond `most` places the oldest is forgotten.
-    pub fn remember(&mut self, claim: Claim, ticket: Ticket, end: Instant, most: usize) {
+    pub fn remember(&mut self, claim: Reservation, ticket: Ticket, end: Instant, most: usize) {
         self.by_claim.insert(claim.clone(), (end, ticket));
         self.by_end.insert((end, ticket), claim);
         while self.by_end.len() > most {

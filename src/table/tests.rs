@@ -92,6 +92,7 @@ impl<W> Managed<W> {
             key,
             requester,
             request_id: request,
+            note: None,
             terms,
         };
         let acquired = self.table.acquire(now, ask, handle);
@@ -488,7 +489,7 @@ impl Desk {
                 .map(|waiter| (waiter.handle, self.time(waiter.deadline)))
         });
         Some(Remains {
-            holder: entry.hold().holder.to_string(),
+            holder: entry.hold().claim.requester.to_string(),
             end: self.time(entry.hold().grant.expires),
             queue: waiters.collect(),
         })
@@ -559,8 +560,11 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
         );
         prop_assert_eq!(queue.by_requester.len(), queue.by_arrival.len());
         for (ticket, waiter) in &queue.by_arrival {
-            prop_assert_eq!(queue.by_requester.get(&waiter.requester), Some(ticket));
-            prop_assert_ne!(&waiter.requester, &entry.hold().holder);
+            prop_assert_eq!(
+                queue.by_requester.get(&waiter.claim.requester),
+                Some(ticket)
+            );
+            prop_assert_ne!(&waiter.claim.requester, &entry.hold().claim.requester);
             prop_assert!(*ticket < table.next_ticket, "a ticket is given twice");
         }
         waiters += queue.by_arrival.len();
@@ -588,13 +592,14 @@ fn check_orphans<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
             continue;
         };
         prop_assert!(
-            entry.hold().holder != *requester || entry.hold().request_id.as_ref() != Some(request)
+            entry.hold().claim.requester != *requester
+                || entry.hold().claim.request_id.as_ref() != Some(request)
         );
         let Some(queue) = &entry.queue else { continue };
         prop_assert!(!queue.by_arrival.contains_key(&end.1), "it waits still");
         let waiter = queue.by_requester.get(requester);
         let waiter = waiter.and_then(|ticket| queue.by_arrival.get(ticket));
-        prop_assert!(waiter.is_none_or(|waiter| waiter.request_id.as_ref() != Some(request)));
+        prop_assert!(waiter.is_none_or(|waiter| waiter.claim.request_id.as_ref() != Some(request)));
     }
     Ok(())
 }

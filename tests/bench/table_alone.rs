@@ -123,6 +123,7 @@ fn ask<'a>(key: &'a str, requester: &'a str) -> Ask<'a> {
         key,
         requester,
         request_id: None,
+        note: None,
         terms: TERMS,
     }
 }

@@ -157,9 +157,10 @@ pub fn reply(data: &[u8]) {
         name,
         expires_in,
         waiters: told,
+        note,
     }) = parsed.holder
     {
-        assert_eq!((name, told), (holder, waiters));
+        assert_eq!((name, told, note), (holder, waiters, None));
         assert_is_told(expires_in, left);
     }
     assert_eq!(parsed.times.is_some(), kind / 4 % 4 == 1);

@@ -41,6 +41,7 @@ const WAITING: LockOptions = LockOptions {
     lock_timeout: None,
     lock_attempt_timeout: Some(PATIENCE),
     request_id: None,
+    note: None,
     cancel: None,
 };
 

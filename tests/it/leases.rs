@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{PATIENCE, Reply, Wire, ask, ms, options, start, until};
-use lock_server::{Options, Server};
+use crate::common::{PATIENCE, Reply, Wire, ask, ms, options, start, until, waiting_wire};
+use lock_server::{LockOptions, Options, Server};
 
 /// A server whose leases and patience do not end during a test.
 fn patient() -> Server {
@@ -544,6 +544,41 @@ fn a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key() {
             (("0\n", "not-holder"), None)
         );
     }
+}
+
+#[test]
+fn a_lock_may_carry_a_note_that_those_who_ask_for_the_key_can_read() {
+    let server = patient();
+    let note = |reply: &Reply| reply.header("Lock-Holder-Note").map(String::from);
+    let nightly = "nightly%20backup%3A%20%C3%A9";
+    ask(&server, &format!("/LOCK/KEYA/A?note={nightly}"));
+    let granted = ask(&server, "/LOCK/KEYB/A");
+    assert_eq!(note(&granted), None);
+    for path in ["/CHECK/KEYA", "/LOCK/KEYA/B?lock_attempt_timeout=0"] {
+        assert_eq!(note(&ask(&server, path)).as_deref(), Some(nightly));
+    }
+    assert_eq!(note(&ask(&server, "/CHECK/KEYB")), None);
+    // The note is the hold's: it goes with it, and one that waits brings its own.
+    let mut waits = waiting_wire(&server, "KEYA", "B?note=second");
+    ask(&server, "/UNLOCK/KEYA/A");
+    assert_eq!(waits.reply().status, 200);
+    assert_eq!(
+        note(&ask(&server, "/CHECK/KEYA")).as_deref(),
+        Some("second")
+    );
+    for bad in ["", &"n".repeat(257)] {
+        let reply = ask(&server, &format!("/LOCK/KEYC/A?note={bad}"));
+        assert_eq!((reply.status, reply.result()), (400, "bad-request"));
+    }
+    let whole = "n".repeat(256);
+    let options = LockOptions {
+        note: Some(whole.clone()),
+        ..LockOptions::default()
+    };
+    let me = server.client("me");
+    me.lock_with("KEYD", &options).unwrap();
+    let holder = server.client("you").holder("KEYD").unwrap().unwrap();
+    assert_eq!(holder.note, Some(whole));
 }
 
 // The other wire.

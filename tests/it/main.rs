@@ -33,6 +33,7 @@
 //! | fences grow over all keys, and are exact in a JSON number | `leases::fences_grow_over_all_keys_and_are_exact_in_a_json_number` |
 //! | fences grow over a restart | `leases::fences_grow_over_a_restart` |
 //! | a stale fence does nothing | `leases::a_stale_fence_releases_renews_and_verifies_nothing` |
+//! | a note of the holder can be read by those who wait | `leases::a_lock_may_carry_a_note_that_those_who_ask_for_the_key_can_read` |
 //! | a repeat under one ID is granted once | `leases::a_repeat_after_the_grant_gets_the_same_grant` |
 //! | a repeat takes over the place | `leases::a_repeat_takes_over_the_place_of_the_one_that_waits` |
 //! | a place is kept for 2 s | `leases::who_comes_back_within_two_seconds_stands_before_those_who_came_later` |

@@ -337,6 +337,7 @@ impl Model {
     fn holding(&mut self, key: Name) -> Option<Holding> {
         self.find(key).map(|held| Holding {
             holder: held.holder.into(),
+            note: None,
             grant: held.grant,
             waiters: held.waiters.len(),
         })
@@ -468,19 +469,22 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     sorted(table.entries.iter().map(|(key, entry)| {
         let waiters = entry.queue.iter().flat_map(|queue| &queue.by_arrival);
         let places = waiters.map(|(&ticket, waiter)| {
-            let from = (&*waiter.requester, waiter.request_id.as_deref());
+            let from = (&*waiter.claim.requester, waiter.claim.request_id.as_deref());
             (
                 ticket,
                 from,
-                waiter.lock_timeout,
+                waiter.claim.lock_timeout,
                 waiter.deadline,
                 waiter.handle,
             )
         });
         Remembered {
             key,
-            holder: (&*entry.hold().holder, entry.hold().request_id.as_deref()),
-            grant: (entry.hold().grant, entry.hold().lock_timeout),
+            holder: (
+                &*entry.hold().claim.requester,
+                entry.hold().claim.request_id.as_deref(),
+            ),
+            grant: (entry.hold().grant, entry.hold().claim.lock_timeout),
             queue: places.collect(),
         }
     }))
