@@ -246,6 +246,11 @@ impl LockManager {
         }
     }
 
+    /// Whether every further acquire is refused.
+    pub fn is_stopping(&self) -> bool {
+        self.state.lock().stopping
+    }
+
     /// The grant as it stands now, on the wall clock and without any.
     pub fn view(&self, grant: Grant) -> LeaseView {
         let left = self.left(grant);

@@ -5,18 +5,21 @@
 //!
 //! # Questions
 //!
-//! `GET`, or `POST` with the same meaning. Verbs are upper case. A key and a requester are one path
+//! `GET`, or `POST` with the same meaning; `HEAD` where nothing changes, answered as GET without the body. Verbs are
+//! upper case; lower case is what people and monitors look at. A key and a requester are one path
 //! segment each: percent-encoded UTF-8, 1 to 1024 bytes decoded. `%2F` is a slash inside a name.
 //!
-//! | path | parameters | `1` or a number | again | `0`, with `Lock-Result` |
-//! |---|---|---|---|---|
-//! | `/CHECK/key` | | `1`: somebody holds the key | yes | `free` |
-//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request` | when the lease runs out: Unix seconds, six decimals | with `request` | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
-//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | `free`, `not-holder`, `stale-fence` |
-//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | `free`, `not-holder`, `stale-fence` |
-//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | `free`, `not-holder`, `stale-fence` |
-//! | `/PING` | | `1`: a server is here | yes | |
-//! | `/SHUTDOWN` | | `1`: the server ends | no | |
+//! | path | parameters | `1` or a number | again | `HEAD` | `0`, with `Lock-Result` |
+//! |---|---|---|---|---|---|
+//! | `/CHECK/key` | | `1`: somebody holds the key | yes | yes | `free` |
+//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request` | when the lease runs out: Unix seconds, six decimals | with `request` | no | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
+//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | no | `free`, `not-holder`, `stale-fence` |
+//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | no | `free`, `not-holder`, `stale-fence` |
+//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | yes | `free`, `not-holder`, `stale-fence` |
+//! | `/PING` | | `1`: a server is here | yes | yes | |
+//! | `/SHUTDOWN` | | `1`: the server ends | no | no | |
+//! | `/livez` | | `1`: the server lives | yes | yes | |
+//! | `/readyz` | | `1`: the server takes locks. While it ends: 503, `stopping` | yes | yes | |
 //!
 //! "Again": whether a client that lost the answer may send the question a second time, because that does no more than
 //! the first did.
@@ -79,10 +82,10 @@
 //! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter that is unknown, given twice or out of its range; a body |
 //! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page sent |
 //! | 404 | `no-such-verb` | the path starts with no verb of the table |
-//! | 405 | `bad-method` | neither GET nor POST; `Allow` names both |
+//! | 405 | `bad-method` | a method that the path does not take; `Allow` names those that it takes |
 //! | 421 | `wrong-host` | a server on loopback was asked for under a foreign name |
 //! | 503 | `full` | as many waiters or held keys as the server allows; `Retry-After` says when to come back |
-//! | 503 | `stopping` | the server is ending; a waiting LOCK gets it too |
+//! | 503 | `stopping` | the server is ending; a waiting LOCK gets it too, and `/readyz`, in one line |
 //!
 //! Every reply has `Cache-Control: no-store`.
 //!
@@ -110,7 +113,7 @@ use std::time::Duration;
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
 pub(crate) use self::verbs::{MaxTimes, Parameter, Verb};
-use self::verbs::{PARAMETERS, Repeatable, VERBS};
+use self::verbs::{PARAMETERS, Repeatable, SAFE_METHODS, VERBS, VerbRow};
 use crate::lease::LeaseView;
 use crate::refusal::Refusal;
 
@@ -215,6 +218,15 @@ impl<'a> Request<'a> {
         let names = [&mut self.key, &mut self.requester];
         names.into_iter().zip(self.verb.row().names.iter().copied())
     }
+}
+
+/// The reply to a method that this target's path does not take.
+pub(crate) fn method_not_allowed(method: &str, target: &str) -> Reply {
+    let methods = Request::verb_row(target).map_or(SAFE_METHODS, VerbRow::methods);
+    let method = shorten(method);
+    let message = format!("{method} is not for this path; use one of {methods}");
+    Reply::refusal(Status::MethodNotAllowed, Refusal::BadMethod, message)
+        .with_header("Allow", methods)
 }
 
 impl From<Duration> for Value<'_> {

@@ -29,6 +29,18 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
+    /// The row of the verb that a target asks, whether or not the rest of it is understood.
+    pub fn verb_row(target: &str) -> Option<&'static VerbRow> {
+        let path = target.split('?').next().unwrap_or_default();
+        let mut segments = origin_form(path).split('/');
+        VerbRow::of(segments.nth(1)?)
+    }
+
+    /// Whether HEAD may ask it: whether nothing changes by it. A path of no verb changes nothing, either.
+    pub fn may_be_headed(target: &str) -> bool {
+        Request::verb_row(target).is_none_or(|row| row.is_safe)
+    }
+
     /// Parses what follows the question mark.
     fn parse_query(&mut self, query: &'a str, max: &MaxTimes) -> Result<(), Malformed> {
         let verb = self.verb.row();

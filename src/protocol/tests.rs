@@ -68,6 +68,8 @@ fn every_verb_is_understood() {
     assert_eq!(parse("/RENEW/KEYA/ann"), Ok(renew("KEYA", "ann")));
     assert_eq!(parse("/PING"), Ok(Request::bare(Verb::Ping)));
     assert_eq!(parse("/SHUTDOWN"), Ok(Request::bare(Verb::Shutdown)));
+    assert_eq!(parse("/livez"), Ok(Request::bare(Verb::Livez)));
+    assert_eq!(parse("/readyz"), Ok(Request::bare(Verb::Readyz)));
 }
 
 #[test]
@@ -116,6 +118,7 @@ fn a_verb_is_upper_case_and_one_of_the_table() {
         "//",
         "/check/K",
         "/Ping",
+        "/LIVEZ",
         "/LOCKS/K/ann",
         "/%4COCK/K/ann",
         "/ PING",
@@ -733,7 +736,7 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
         Reply::refusal(
             Status::MethodNotAllowed,
             Refusal::BadMethod,
-            "HEAD is not for locks",
+            "HEAD is not for this path",
         ),
     ] {
         let head = String::from_utf8(reply.to_bytes(None, None, true)).unwrap();
@@ -877,7 +880,7 @@ fn what_was_not_understood_has_a_reply_of_its_own() {
         (
             Status::NotFound,
             "0\nno such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
-         /RENEW/key/requester, /VERIFY/key/requester, /PING or /SHUTDOWN\n"
+         /RENEW/key/requester, /VERIFY/key/requester, /PING, /SHUTDOWN, /livez or /readyz\n"
                 .into(),
         )
     );
@@ -901,6 +904,7 @@ fn a_question_may_be_asked_again_as_its_row_says() {
         (verify("K", "ann"), true),
         (Request::bare(Verb::Ping), true),
         (Request::bare(Verb::Shutdown), false),
+        (Request::bare(Verb::Livez), true),
     ] {
         assert_eq!(question.is_repeatable(), again, "{question}");
     }

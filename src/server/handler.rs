@@ -54,6 +54,11 @@ impl Handler {
             },
             Verb::Ping => self.ping(),
             Verb::Shutdown => self.shut_down(),
+            Verb::Livez => Reply::yes(),
+            Verb::Readyz if manager.is_stopping() => {
+                Reply::refusal(Status::Unavailable, Refusal::Stopping, "")
+            }
+            Verb::Readyz => Reply::yes(),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         Some(reply)

@@ -48,7 +48,10 @@
 //! | names are up to 1,024 bytes | `wire::names_are_up_to_1024_bytes_long` |
 //! | what is not understood gets a status and a sentence | `wire::what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing` |
 //! | a bad parameter gets 400 and changes nothing | `leases::a_parameter_that_is_not_understood_gets_400_and_changes_nothing` |
-//! | other methods get 405 | `wire::other_methods_get_405_and_are_told_which_ones_there_are` |
+//! | HEAD is GET without a body, where nothing changes | `wire::head_is_answered_as_get_without_a_body_where_nothing_changes` |
+//! | other methods get 405, and `Allow` per path | `wire::other_methods_get_405_and_are_told_which_ones_the_path_takes` |
+//! | `/livez` and `/readyz` | `wire::livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends` |
+//! | HAProxy finds the server up | `proxies::haproxy_finds_the_server_up_by_head_and_by_readyz` |
 //! | parameters in a body are refused | `wire::parameters_in_a_body_are_refused_and_nothing_is_done` |
 //! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
@@ -168,6 +171,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod proxies;
 mod wire;
 mod working_safely;
 

@@ -264,27 +264,92 @@ fn what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing() {
     assert_eq!(ask(&server, "/VERIFY/KEYA/CLIENT_A").body, "1\n");
 }
 
+/// Sends a request with this method on a connection that ends after it.
+fn with_method(server: &Server, method: &str, path: &str) -> String {
+    transcript(server, &get(path).replacen("GET", method, 1))
+}
+
+/// HAProxy with `option httpchk HEAD /PING` held the server for down: HEAD got 405 everywhere.
 #[test]
-fn other_methods_get_405_and_are_told_which_ones_there_are() {
+fn head_is_answered_as_get_without_a_body_where_nothing_changes() {
     let server = impatient();
-    for method in ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
-        let mut wire = Wire::to(&server);
-        wire.send(format!(
-            "{method} /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        ));
-        let answer = wire.rest();
-        assert!(answer.starts_with("HTTP/1.1 405 "), "{method}: {answer}");
+    assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
+    for path in [
+        "/PING",
+        "/CHECK/KEYA",
+        "/CHECK/KEYB",
+        "/VERIFY/KEYA/CLIENT_A",
+        "/VERIFY/KEYA/CLIENT_B",
+        "/livez",
+        "/readyz",
+        "/CHECK",
+        "/no-such-path",
+    ] {
+        let got = transcript(&server, &get(path));
+        let (head, body) = got.split_once("\r\n\r\n").unwrap();
+        assert!(!body.is_empty(), "{path}: {got}");
+        let headed = with_method(&server, "HEAD", path);
+        assert_eq!(headed, format!("{head}\r\n\r\n"), "{path}");
+    }
+}
+
+#[test]
+fn other_methods_get_405_and_are_told_which_ones_the_path_takes() {
+    let server = impatient();
+    let is_refused = |method: &str, path: &str, allow: &str| {
+        let answer = with_method(&server, method, path);
         assert!(
-            answer.contains("\r\nAllow: GET, POST\r\n"),
-            "{method}: {answer}"
+            answer.starts_with("HTTP/1.1 405 "),
+            "{method} {path}: {answer}"
+        );
+        assert!(
+            answer.contains(&format!("\r\nAllow: {allow}\r\n")),
+            "{method} {path}: {answer}"
         );
         assert_eq!(
             answer.ends_with("\r\n\r\n"),
             method == "HEAD",
-            "{method} has a body or lacks it: {answer}"
+            "{method} {path} has a body or lacks it: {answer}"
         );
+    };
+    for path in [
+        "/LOCK/KEYA/CLIENT_A",
+        "/UNLOCK/KEYA/CLIENT_A",
+        "/RENEW/KEYA/CLIENT_A",
+        "/SHUTDOWN",
+    ] {
+        for method in ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
+            is_refused(method, path, "GET, POST");
+        }
+    }
+    // HAProxy's own check is OPTIONS /.
+    for path in ["/PING", "/CHECK/KEYA", "/CHECK", "/livez", "/", "*"] {
+        for method in ["PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
+            is_refused(method, path, "GET, HEAD, POST");
+        }
     }
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
+}
+
+#[test]
+fn livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends() {
+    let mut server = patient();
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(transcript(&server, &get(path)), YES, "{path}");
+        assert_eq!(with_method(&server, "POST", path), YES, "{path}");
+    }
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    let mut wire = waiting_wire(&server, "KEYA", "CLIENT_B");
+    // They stand behind the LOCK that waits, and are answered after it.
+    wire.get("/readyz").get("/livez");
+    assert!(server.stop().unwrap());
+    assert_eq!(wire.reply().result(), "stopping");
+    let ready = wire.reply();
+    assert_eq!(
+        (ready.status, ready.body.as_str(), ready.result()),
+        (503, "0\n", "stopping")
+    );
+    assert_eq!(wire.reply().body, "1\n", "it lives until it has ended");
 }
 
 #[test]

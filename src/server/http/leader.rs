@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::parked::Parked;
 use super::{Http, Task};
-use crate::protocol::{Malformed, Reply, Request, Status};
+use crate::protocol::{self, Malformed, Reply, Request, Status};
 use crate::refusal::Refusal;
 use crate::server::access::TurnedAway;
 use crate::server::handler::Handler;
@@ -132,16 +132,12 @@ fn understand<'a>(
             return Err(Malformed::BadRequest(reason.into()).into());
         }
     }
-    let question = Request::parse(target, &handler.caps).map_err(Reply::from)?;
     match exchange.method() {
-        "GET" | "POST" => Ok(question),
-        method => Err(Reply::refusal(
-            Status::MethodNotAllowed,
-            Refusal::BadMethod,
-            format!("{method} is not for locks; use GET or POST"),
-        )
-        .with_header("Allow", "GET, POST")),
+        "GET" | "POST" => {}
+        "HEAD" if Request::may_be_headed(target) => {}
+        method => return Err(protocol::method_not_allowed(method, target)),
     }
+    Ok(Request::parse(target, &handler.caps)?)
 }
 
 /// What an HTML form sends, or `curl` with `-d`, `-F` and `--json`: parameters that would be taken for heard.
