@@ -57,8 +57,8 @@ enum Task {
     Lead(Arc<Leader>, Lead),
     /// Waits for a LOCK to be decided, and answers it.
     Attend(Arc<Parked>),
-    /// Reads a body that nobody asked for.
-    RefuseBody(Box<Exchange>),
+    /// Reads a body, and answers its request if it is empty: nobody asked for one.
+    ReadBody(Box<Exchange>),
 }
 
 impl HttpTransport {
@@ -162,7 +162,7 @@ impl Http {
                 match task {
                     Task::Lead(leader, lead) => leader.lead(&lead),
                     Task::Attend(parked) => parked.wait_and_answer(),
-                    Task::RefuseBody(exchange) => exchange.refuse_body(&leader::body_refused()),
+                    Task::ReadBody(exchange) => http.read_body(*exchange),
                 }
             }
         };
@@ -176,7 +176,7 @@ impl Http {
             }
             Task::Attend(parked) => parked.do_without(&error),
             // Dropped, it ends its connection.
-            Task::RefuseBody(exchange) => drop(exchange),
+            Task::ReadBody(exchange) => drop(exchange),
         }
     }
 

@@ -53,6 +53,7 @@
 //! | `/livez` and `/readyz` | `wire::livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends` |
 //! | HAProxy finds the server up | `proxies::haproxy_finds_the_server_up_by_head_and_by_readyz` |
 //! | parameters in a body are refused | `wire::parameters_in_a_body_are_refused_and_nothing_is_done` |
+//! | an empty body is none, however it is announced | `wire::a_body_that_is_empty_is_none_however_it_is_announced` |
 //! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
 //! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |

@@ -386,6 +386,68 @@ fn a_body_that_nobody_asked_for_harms_nobody() {
     assert_eq!(ask(&server, "/CHECK/KEYB").body, "0\n");
 }
 
+/// As gateways send a GET on: 400 before.
+#[test]
+fn a_body_that_is_empty_is_none_however_it_is_announced() {
+    let server = impatient();
+    let mut wire = Wire::to(&server);
+    for (header, body) in [
+        ("Content-Length: 0", ""),
+        ("Content-Length: 0\r\nContent-Type: application/json", ""),
+        ("Content-Length: 0\r\nExpect: 100-continue", ""),
+        ("Transfer-Encoding: chunked", "0\r\n\r\n"),
+        ("transfer-encoding: Chunked", "000;x=y\r\n\r\n"),
+        (
+            "Transfer-Encoding: chunked\r\nContent-Type: application/json",
+            "0\r\n\r\n",
+        ),
+    ] {
+        for method in ["GET", "POST"] {
+            wire.send(format!(
+                "{method} /CHECK/KEYA HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n{body}"
+            ));
+            let mut reply = wire.reply();
+            if reply.status == 100 {
+                reply = wire.reply();
+            }
+            assert_eq!(
+                (reply.status, reply.result()),
+                (200, "free"),
+                "{method}, {header}"
+            );
+        }
+    }
+    // The end of the body may come later, and the next request behind it.
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    wire.send("GET /LOCK/KEYA/CLIENT_B HTTP/1.1\r\nHost: x.localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r");
+    assert_eq!(ask(&server, "/PING").body, "1\n");
+    wire.send("\n\r\n").get("/CHECK/KEYA");
+    assert_eq!(wire.reply().result(), "timeout");
+    assert_eq!(wire.reply().body, "1\n");
+}
+
+/// Where two of them say how long the body is, one of the two in between and here may be misled.
+#[test]
+fn a_body_of_two_lengths_or_another_coding_is_refused_and_ends_the_connection() {
+    let server = impatient();
+    for header in [
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Content-Length: five",
+    ] {
+        let mut wire = Wire::to(&server);
+        wire.send(format!(
+            "GET /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n0\r\n\r\n"
+        ));
+        assert_eq!(wire.reply().status, 400, "{header}");
+        let rest = wire.rest();
+        assert!(!rest.contains("200 OK"), "{header}, and then {rest}");
+    }
+    assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
+}
+
 #[test]
 fn a_request_cut_off_in_the_middle_creates_no_lock() {
     let server = impatient();

@@ -82,10 +82,18 @@ impl Exchange {
             .is_some_and(|length| length > 0)
     }
 
-    /// Whether there is a body that may take any time to come: to be answered with
-    /// [`refuse_body`](Self::refuse_body), by a thread that nobody waits for.
+    /// Whether a body is announced that may take any time to come. A thread that nobody waits for asks whether it
+    /// [turns out empty](Self::turns_out_empty), or else [refuses](Self::refuse_body) it.
     pub fn has_unread_body(&self) -> bool {
         self.question().is_some_and(body::is_unread)
+    }
+
+    /// Whether the unread body is empty: then the request is served like any other. Blocks for its first bytes.
+    pub fn turns_out_empty(&mut self) -> bool {
+        match &mut self.state {
+            ExchangeState::Asked(request) => body::turns_out_empty(request),
+            _ => false,
+        }
     }
 
     fn question(&self) -> Option<&Request> {
