@@ -107,8 +107,9 @@ impl LockManager {
     /// notified of it.
     ///
     /// `request_id` is what the requester calls this acquire, to be recognised when it asks again: it then
-    /// gets the same grant, or waits at the same place instead of the one that waits there. `waiter` is called under
-    /// the mutex, and only if there is something to wait for: it may not block.
+    /// gets the same grant, or waits at the same place instead of the one that waits there. Where the requester waits
+    /// already, in another acquire, it is refused, unless the client of that one has gone: then that wait is over.
+    /// `waiter` is called under the mutex, and only if there is something to wait for: it may not block.
     pub fn acquire(
         &self,
         key: &str,
@@ -117,9 +118,30 @@ impl LockManager {
         request_id: Option<&str>,
         waiter: impl FnOnce(Pending) -> Arc<dyn Waiter>,
     ) -> Option<Outcome> {
+        let mut waiter = Some(waiter);
+        loop {
+            let outcome = self.try_acquire(key, requester, terms, request_id, &mut waiter);
+            match outcome {
+                Ok(outcome) => return outcome,
+                Err((earlier, refusal)) if !earlier.has_gone() => return Some(refusal),
+                Err((earlier, _)) => self.abandon(&earlier),
+            }
+        }
+    }
+
+    /// As [`acquire`](Self::acquire), but for the wait of the same requester: returns it with the refusal, and asks
+    /// nothing of its client.
+    fn try_acquire<F: FnOnce(Pending) -> Arc<dyn Waiter>>(
+        &self,
+        key: &str,
+        requester: &str,
+        terms: Terms,
+        request_id: Option<&str>,
+        waiter: &mut Option<F>,
+    ) -> Result<Option<Outcome>, (Arc<dyn Waiter>, Outcome)> {
         self.decide(key, Answerer::AnotherThread, |state, now| {
             if state.stopping {
-                return Some(Outcome::Refused(Refusal::Stopping, None));
+                return Ok(Some(Outcome::Refused(Refusal::Stopping, None)));
             }
             if !state.table.has_room_for(key) {
                 // A lapsed key that nobody has asked for since is no longer held.
@@ -127,15 +149,25 @@ impl LockManager {
             }
             let handle = |key: &Key, ticket| {
                 let deadline = now + terms.lock_attempt_timeout;
+                let waiter = waiter
+                    .take()
+                    .expect("who is queued is not asked to try again");
                 waiter(Pending::new(key.clone(), ticket, deadline))
             };
             let acquired = state
                 .table
                 .acquire(now, key, requester, terms, request_id, handle);
-            match acquired {
-                Acquired::Granted(grant) => Some(Outcome::Granted(grant)),
-                Acquired::Refused(refusal) => Some(state.refuse(key, refusal)),
-                Acquired::Queued(_) => None,
+            let refusal = match acquired {
+                Acquired::Granted(grant) => return Ok(Some(Outcome::Granted(grant))),
+                Acquired::Queued(_) => return Ok(None),
+                Acquired::Refused(refusal) => refusal,
+            };
+            let outcome = state.refuse(key, refusal);
+            match state.table.waiting(key, requester) {
+                Some(earlier) if refusal == Refusal::AlreadyWaiting => {
+                    Err((earlier.clone(), outcome))
+                }
+                _ => Ok(Some(outcome)),
             }
         })
     }

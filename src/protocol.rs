@@ -24,6 +24,9 @@
 //! "Again": whether a client that lost the answer may send the question a second time, because that does no more than
 //! the first did.
 //!
+//! A LOCK by a name that waits for the key already is `already-waiting`, and the earlier wait goes on, unless its client
+//! has gone: then that wait is over, and the new one waits.
+//!
 //! # Parameters
 //!
 //! They stand in the query: `/LOCK/KEYA/CLIENT_A?lock_timeout=30&lock_attempt_timeout=0`. A verb takes those

@@ -18,7 +18,7 @@ use self::leader::Leader;
 use self::parked::Parked;
 use super::handler::Handler;
 use super::poller::Poller;
-use super::tiny::{Exchange, TinyHttp};
+use super::tiny::{Exchange, Sockets, TinyHttp};
 use super::workers::Workers;
 use super::workers::leadership::Lead;
 use crate::manager::Waiter;
@@ -47,6 +47,7 @@ struct Http {
     handler: Arc<Handler>,
     poller: Arc<Poller>,
     workers: Workers<Task>,
+    sockets: Arc<Sockets>,
     /// Waiters that came since the last tick.
     new_waiters: Mutex<Vec<Arc<Parked>>>,
 }
@@ -68,13 +69,14 @@ impl HttpTransport {
         handler: Arc<Handler>,
         poller: Arc<Poller>,
     ) -> io::Result<Self> {
+        let tiny = TinyHttp::open(listener)?;
         let http = Arc::new(Http {
             handler,
             poller,
             workers: Workers::new(),
+            sockets: tiny.sockets(),
             new_waiters: Mutex::default(),
         });
-        let tiny = TinyHttp::open(listener)?;
         let leader = Leader::start(tiny.instance().clone(), http.clone());
         Ok(HttpTransport {
             http,

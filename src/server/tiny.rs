@@ -28,7 +28,8 @@ use nix::sys::socket;
 
 pub(super) use self::exchange::Exchange;
 pub(super) use self::instance::Instance;
-use self::sockets::{Connections, Sockets};
+use self::sockets::Connections;
+pub(super) use self::sockets::Sockets;
 use self::stalls::StallBreaker;
 
 /// How long tiny_http has to accept again before the log is told, and how long it is left alone when it
@@ -151,6 +152,11 @@ impl TinyHttp {
             }
             needed
         });
+    }
+
+    /// What finds its connections.
+    pub fn sockets(&self) -> Arc<Sockets> {
+        self.sockets.clone()
     }
 
     /// Has every exchange find its connection from now on. It fails when there are no descriptors left.

@@ -16,6 +16,8 @@
 //! | a lease that is over is nobody's | `wire::a_lapsed_lease_is_nobodys` |
 //! | a holder that asks again is refused at once | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a name that waits is refused at once, and its wait goes on | `wire::a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on` |
+//! | a LOCK takes the place of a wait of its name whose client has gone, also a fresh one | `wire::a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone` |
+//! | the same on the classic wire, and across | `classic::a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone_on_either_wire` |
 //! | a wait ends with its patience, and the place is gone | `wire::a_timed_out_waiter_leaves_the_queue_and_may_come_again` |
 //! | a patience of zero tries once | `wire::a_patience_of_zero_tries_once` |
 //! | a LOCK that waits blocks nobody else | `wire::a_waiting_lock_blocks_nobody_else` |

@@ -542,6 +542,36 @@ fn a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on(
     assert_ne!(waiter.reply().body, "0\n");
 }
 
+/// `timeout 1 curl …/LOCK/K/B`, then the same at once: `already-waiting` for up to 200 ms.
+#[test]
+fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
+    let server = patient();
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    let lock = |question: String| {
+        let mut wire = Wire::to(&server);
+        wire.get(&format!("/LOCK/KEYA/{question}"));
+        until("it waits", || {
+            assert!(!wire.has_answer(), "{question}: {:?}", wire.reply());
+            ask(&server, "/CHECK/KEYA").header("Lock-Waiters") == Some("1")
+        });
+        wire
+    };
+    let ids = [["", ""], ["?request=a", "?request=b"], ["", "?request=c"]];
+    for (round, [first, again]) in ids.into_iter().cycle().take(30).enumerate() {
+        let earlier = lock(format!("CLIENT_{round}{first}"));
+        match round % 2 {
+            0 => drop(earlier),
+            _ => earlier.reset(),
+        }
+        let mut wire = lock(format!("CLIENT_{round}{again}"));
+        assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
+        assert_ne!(wire.reply().body, "0\n", "round {round}");
+        let unlocked = ask(&server, &format!("/UNLOCK/KEYA/CLIENT_{round}"));
+        assert_eq!(unlocked.body, "1\n");
+        assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
+    }
+}
+
 #[test]
 fn a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_from_then() {
     let server = start(Options {
