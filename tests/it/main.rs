@@ -57,6 +57,7 @@
 //! | parameters in a body are refused | `wire::parameters_in_a_body_are_refused_and_nothing_is_done` |
 //! | an empty body is none, however it is announced | `wire::a_body_that_is_empty_is_none_however_it_is_announced` |
 //! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
+//! | what is not ASCII ends its connection and does nothing | `wire::what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
 //! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
 //! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |

@@ -572,6 +572,24 @@ fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
     }
 }
 
+/// tiny_http 0.12 reads a line to its end, finds it not to be ASCII, and drops the connection; nothing of it comes
+/// here. This holds the behaviour that README's Limits tell of.
+#[test]
+fn what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing() {
+    let server = impatient();
+    for request in [
+        "GET /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nX-City: S\u{e3}o Paulo\r\n\r\n"
+            .as_bytes(),
+        b"GET /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nX-City: S\xe3o Paulo\r\n\r\n",
+        "GET /LOCK/KEYA/CLIENT_\u{c4} HTTP/1.1\r\nHost: localhost\r\n\r\n".as_bytes(),
+    ] {
+        let mut wire = Wire::to(&server);
+        assert_eq!(wire.ask("/PING").body, "1\n");
+        assert_eq!(wire.send(request).rest(), "");
+    }
+    assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
+}
+
 #[test]
 fn a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_from_then() {
     let server = start(Options {
