@@ -132,6 +132,7 @@ fn handler(
         access: Access {
             allow_shutdown: options.allow_shutdown,
             host: options.bare_host().into(),
+            allowed_hosts: options.allowed_hosts.clone(),
             loopback: address.ip().is_loopback(),
         },
         caps: MaxTimes {

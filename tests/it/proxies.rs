@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::common::{PATIENCE, ask, options, start, until};
+use crate::common::program::program;
+use crate::common::{PATIENCE, ask, options, ports, run, start, until};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
@@ -59,6 +60,31 @@ impl Proxy {
         command
             .args(["-db", "-f"])
             .arg(folder.join("configuration"));
+        Proxy::run(folder, &mut command)
+    }
+
+    /// nginx that passes everything on to this port, with these further lines.
+    fn nginx(port: u16, lines: &str) -> Self {
+        let folder = folder("nginx");
+        let at = folder.display();
+        let configuration = format!(
+            "daemon off; pid {at}/pid; error_log stderr;\n\
+             events {{ worker_connections 64; }}\n\
+             http {{\n access_log off;\n client_body_temp_path {at};\n proxy_temp_path {at};\n\
+             fastcgi_temp_path {at};\n uwsgi_temp_path {at};\n scgi_temp_path {at};\n\
+             server {{ listen unix:{at}/front; location / {{\n\
+             proxy_pass http://127.0.0.1:{port};\n{lines}\n}} }} }}\n"
+        );
+        let file = folder.join("configuration");
+        fs::write(&file, configuration).unwrap();
+        let mut command = Command::new("nginx");
+        command
+            .arg("-e")
+            .arg("stderr")
+            .arg("-p")
+            .arg(&folder)
+            .arg("-c")
+            .arg(file);
         Proxy::run(folder, &mut command)
     }
 
@@ -136,4 +162,39 @@ fn haproxy_finds_the_server_up_by_head_and_by_readyz() {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     }
+}
+
+/// `proxy_set_header Host $host` under a public name got 421, and no option allowed it.
+#[test]
+fn nginx_passes_on_a_public_name_that_is_allowed() {
+    if !is_installed("nginx") {
+        return;
+    }
+    const HOST: &str = "Host: locks.example.com\r\n";
+    let through = |port: u16, headers: &str| {
+        let proxy = Proxy::nginx(port, " proxy_set_header Host $host;");
+        proxy.ask("front", "/LOCK/a%2Fb/CLIENT_A?lock_timeout=30", headers)
+    };
+    let guarded = start(options());
+    let refused = through(guarded.port(), HOST);
+    assert!(refused.starts_with("HTTP/1.1 421 "), "{refused}");
+    assert!(refused.contains("allowed_hosts"), "{refused}");
+
+    let arguments = ["run", "--port", "0", "--allow-host", "locks.example.com"];
+    let mut command = program(
+        arguments
+            .iter()
+            .copied()
+            .chain(["--allow-host", "other.example"]),
+    );
+    let (mut process, introduction, _log) = run(&mut command);
+    let (port, _) = ports(&introduction);
+    let granted = through(port, HOST);
+    assert!(granted.starts_with("HTTP/1.1 200 "), "{granted}");
+    assert!(granted.contains("\r\nLock-Fence: "), "{granted}");
+    // The guard against web pages stands.
+    let page = through(port, &format!("{HOST}Origin: http://locks.example.com\r\n"));
+    assert!(page.starts_with("HTTP/1.1 403 "), "{page}");
+    signal::kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(process.wait().unwrap().success());
 }

@@ -699,6 +699,42 @@ fn a_web_page_is_turned_away() {
 }
 
 #[test]
+fn a_server_on_loopback_is_asked_under_the_names_that_it_allows() {
+    let status = |server: &Server, headers: &str| {
+        let mut wire = Wire::to(server);
+        wire.send(format!("GET /CHECK/KEYA HTTP/1.1\r\n{headers}\r\n\r\n"));
+        wire.reply()
+    };
+    let allowing = |names: &[&str]| {
+        start(Options {
+            allowed_hosts: names.iter().map(ToString::to_string).collect(),
+            ..options()
+        })
+    };
+    let none = status(&allowing(&[]), "Host: locks.example.com");
+    assert_eq!((none.status, none.result()), (421, "wrong-host"));
+    assert!(none.body.contains("option allowed_hosts"), "{}", none.body);
+    let two = allowing(&["Locks.example.com", "2001:db8::7"]);
+    let any = allowing(&["*"]);
+    for (host, by_two) in [
+        ("locks.example.com", 200),
+        ("LOCKS.example.com.:8004", 200),
+        ("[2001:db8::7]:80", 200),
+        ("localhost", 200),
+        ("x.locks.example.com", 421),
+        ("locks.example.com.evil.example", 421),
+        ("", 421),
+    ] {
+        let host = format!("Host: {host}");
+        assert_eq!(status(&two, &host).status, by_two, "{host}");
+        assert_eq!(status(&any, &host).status, 200, "{host}");
+    }
+    // A page is turned away all the more.
+    let page = "Host: locks.example.com\r\nOrigin: http://locks.example.com";
+    assert_eq!(status(&any, page).status, 403);
+}
+
+#[test]
 fn shutdown_ends_a_server_that_allows_it() {
     let mut server = Server::new(Options {
         allow_shutdown: true,
