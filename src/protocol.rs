@@ -103,6 +103,7 @@
 //! | `Lock-Timeout` | PING | how long a lease lasts here that names no time, in seconds |
 //! | `Lock-Attempt-Timeout` | PING | how long a LOCK may wait here that names no time, in seconds |
 //! | `Lock-Max-Attempt-Timeout` | PING | the longest that a LOCK may wait here, in seconds |
+//! | `Lock-Server` | every answer | what this run of the server is called, 1 to 64 of `A-Z a-z 0-9 _ . : -`: always the same for as long as it runs, and never that of another run or another server. Who meets another one than that which granted has been led to a server that knows nothing of the grant |
 //! | `Lock-Echo` | the answer to a question with a `Lock-Echo` header of 1 to 64 of `A-Z a-z 0-9 _ . : -` | the same, so that a client can tell this answer from another question's |
 //!
 //! What is left of a lease is read after the grant, so a client that adds it to an instant before it asked may
@@ -136,6 +137,7 @@ pub(crate) const LOCK_TIMEOUT: &str = "Lock-Timeout";
 pub(crate) const LOCK_ATTEMPT_TIMEOUT: &str = "Lock-Attempt-Timeout";
 pub(crate) const LOCK_MAX_ATTEMPT_TIMEOUT: &str = "Lock-Max-Attempt-Timeout";
 pub(crate) const LOCK_ECHO: &str = "Lock-Echo";
+pub(crate) const LOCK_SERVER: &str = "Lock-Server";
 
 /// A question that was understood. A name that its verb does not take is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use super::text::{
 use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
-    LOCK_HOLDER_EXPIRES_IN, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_WAITERS, Malformed, Reply,
-    ReplyBody, Request, Status, Value,
+    LOCK_HOLDER_EXPIRES_IN, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_SERVER, LOCK_WAITERS,
+    Malformed, Reply, ReplyBody, Request, Status, Value,
 };
 use crate::lease::{Fence, Holder, LeaseView};
 use crate::refusal::Refusal;
@@ -179,10 +179,16 @@ impl Status {
 }
 
 impl Reply {
-    /// The reply as it goes on the wire. `connection` is what to say of the connection's future,
+    /// The reply as it goes on the wire. `server` is what this run of the server is called; `connection` is what to say of the connection's future,
     /// if that is not what the version implies; `echo` is what the client calls its question; `head` leaves the
     /// body out.
-    pub fn to_bytes(&self, connection: Option<&str>, echo: Option<&str>, head: bool) -> Vec<u8> {
+    pub fn to_bytes(
+        &self,
+        server: &str,
+        connection: Option<&str>,
+        echo: Option<&str>,
+        head: bool,
+    ) -> Vec<u8> {
         let mut body = self.answer.to_string();
         if let ReplyBody::No { message, .. } = &self.answer
             && !message.is_empty()
@@ -190,11 +196,11 @@ impl Reply {
             body.push_str(message);
             body.push('\n');
         }
-        let mut reply = String::with_capacity(256);
+        let mut reply = String::with_capacity(320);
         // Writing to a string does not fail.
         let _ = write!(
             reply,
-            "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: no-store\r\n",
+            "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{LOCK_SERVER}: {server}\r\n",
             self.status as u16,
             self.status.reason(),
             body.len(),

@@ -588,8 +588,18 @@ proptest! {
 
 // Replies.
 
+/// What the server is called that writes them.
+const SERVER: &str = "5f-1";
+
 fn text(reply: &Reply) -> String {
-    String::from_utf8(reply.to_bytes(None, None, false)).unwrap()
+    without_server(reply.to_bytes(SERVER, None, None, false))
+}
+
+/// The bytes without the header that each reply has.
+fn without_server(reply: Vec<u8>) -> String {
+    let reply = String::from_utf8(reply).unwrap();
+    let (before, after) = reply.split_once("Lock-Server: 5f-1\r\n").unwrap();
+    format!("{before}{after}")
 }
 
 fn body(reply: &Reply) -> String {
@@ -739,7 +749,7 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
             "HEAD is not for this path",
         ),
     ] {
-        let head = String::from_utf8(reply.to_bytes(None, None, true)).unwrap();
+        let head = without_server(reply.to_bytes(SERVER, None, None, true));
         assert!(head.ends_with("\r\n\r\n"));
         assert_eq!(head + &body(&reply), text(&reply));
     }
@@ -748,7 +758,7 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
 #[test]
 fn the_future_of_the_connection_is_one_header() {
     for future in ["close", "keep-alive"] {
-        let reply = String::from_utf8(Reply::yes().to_bytes(Some(future), None, false)).unwrap();
+        let reply = without_server(Reply::yes().to_bytes(SERVER, Some(future), None, false));
         let header = format!("Connection: {future}\r\n");
         assert!(reply.contains(&header));
         assert_eq!(reply.replace(&header, ""), text(&Reply::yes()));
@@ -775,7 +785,7 @@ fn a_clock_before_1970_says_0_seconds() {
 
 /// Parses the bytes of a reply, as ureq takes them apart.
 fn parsed(reply: &Reply, sent: Option<&str>, expected: &str) -> Result<ParsedReply, NotAnswered> {
-    let text = String::from_utf8(reply.to_bytes(None, sent, false)).unwrap();
+    let text = String::from_utf8(reply.to_bytes(SERVER, None, sent, false)).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
     let header = |name: &str| {
         let mut lines = head.lines().filter_map(|line| line.split_once(": "));

@@ -18,6 +18,8 @@ pub(crate) struct Handler {
     /// The longest times that a question may ask for.
     pub caps: MaxTimes,
     pub stop: Arc<StopSources>,
+    /// What this run of the server is called, and no other.
+    pub server: Arc<str>,
 }
 
 impl Handler {

@@ -69,7 +69,7 @@ impl HttpTransport {
         handler: Arc<Handler>,
         poller: Arc<Poller>,
     ) -> io::Result<Self> {
-        let tiny = TinyHttp::open(listener)?;
+        let tiny = TinyHttp::open(listener, handler.server.clone())?;
         let http = Arc::new(Http {
             handler,
             poller,

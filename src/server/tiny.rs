@@ -52,11 +52,11 @@ pub(super) struct TinyHttp {
 }
 
 impl TinyHttp {
-    /// Accepts connections. [`instance`](Self::instance) has what they ask.
-    pub fn open(listener: TcpListener) -> io::Result<Self> {
+    /// Accepts connections, for a run of the server that is called so. [`instance`](Self::instance) has what they ask.
+    pub fn open(listener: TcpListener, server: Arc<str>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let sockets = Arc::new(Sockets::new(address));
-        let instance = Instance::open(&listener, sockets.clone())?;
+        let instance = Instance::open(&listener, sockets.clone(), server)?;
         Ok(TinyHttp {
             listener,
             sockets,
@@ -127,7 +127,11 @@ impl TinyHttp {
     /// Opens a new instance on the same listener. The one before goes on serving the connections that it has.
     fn reopen(&mut self) -> io::Result<()> {
         let connections = self.sockets.look_up()?;
-        let instance = Instance::open(&self.listener, self.sockets.clone())?;
+        let instance = Instance::open(
+            &self.listener,
+            self.sockets.clone(),
+            self.instance.server.clone(),
+        )?;
         let own = self
             .older
             .iter()

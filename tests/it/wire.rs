@@ -130,6 +130,47 @@ fn ping_says_1_and_the_times_of_this_server() {
     assert_eq!(reply.header("Lock-Attempt-Timeout"), Some("4.001"));
 }
 
+/// Behind one address two servers granted the same key, and nobody knew why.
+#[test]
+fn each_answer_says_which_run_of_a_server_gave_it() {
+    let name_of = |server: &Server| {
+        let names: Vec<String> = [
+            "GET /PING",
+            "GET /LOCK/KEYA/CLIENT_A?lock_attempt_timeout=0",
+            "GET /LOCK/KEYA/CLIENT_B?lock_attempt_timeout=0.001",
+            "HEAD /CHECK/KEYA",
+            "GET /CHECK",
+            "GET /no-such-path",
+            "GET /SHUTDOWN",
+            "DELETE /LOCK/KEYA/CLIENT_A",
+        ]
+        .into_iter()
+        .map(|asked| {
+            let mut wire = Wire::to(server);
+            wire.send(format!(
+                "{asked} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            ));
+            let answer = wire.rest();
+            let line = answer
+                .lines()
+                .find_map(|line| line.strip_prefix("Lock-Server: "));
+            line.unwrap_or_else(|| panic!("{asked}: {answer}"))
+                .to_string()
+        })
+        .collect();
+        assert!(names.iter().all(|name| *name == names[0]), "{names:?}");
+        names[0].clone()
+    };
+    let mut server = impatient();
+    let [one, other] = [name_of(&server), name_of(&impatient())];
+    server.stop().unwrap();
+    server.start().unwrap();
+    let later = name_of(&server);
+    assert!(one != other && one != later && other != later);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    assert!(one.len() <= 64 && one.chars().all(is_plain), "{one}");
+}
+
 #[test]
 fn post_means_what_get_means() {
     let server = impatient();

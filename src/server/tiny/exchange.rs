@@ -164,7 +164,7 @@ impl Exchange {
 
     fn write(&mut self, reply: &Reply) {
         if let ExchangeState::Parked(way_back) = self.take_state()
-            && let Err(error) = way_back.write(reply)
+            && let Err(error) = way_back.write(reply, &self.instance.server)
         {
             log::debug!("{} did not take its answer: {error}", self.client);
             // A part of it may have been written: nothing that comes after could be understood.
@@ -203,10 +203,10 @@ impl WayBack {
         }
     }
 
-    /// Writes the reply. An error if the client did not take it.
-    fn write(mut self, reply: &Reply) -> io::Result<()> {
+    /// Writes the reply, as of this run of a server. An error if the client did not take it.
+    fn write(mut self, reply: &Reply, server: &str) -> io::Result<()> {
         log::trace!("{} {}", self.name, reply.status as u16);
-        let bytes = reply.to_bytes(self.connection, self.echo.as_deref(), self.head);
+        let bytes = reply.to_bytes(server, self.connection, self.echo.as_deref(), self.head);
         self.writer.write_all(&bytes)?;
         self.writer.flush()
     }
