@@ -25,7 +25,7 @@ fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode,
         Command::Print(text) => return Ok(print(&text)),
         Command::Verb(verb) => verb,
     };
-    match verb {
+    match *verb {
         Subcommand::Run(args) => serve::run(args.into()),
         Subcommand::Start(args) => daemon::start(args.into()),
         Subcommand::Stop(args) => daemon::stop(args),

@@ -107,16 +107,34 @@ impl LockManager {
     /// notified of it.
     ///
     /// By its request ID an acquire is recognised when it is asked again: it gets the same grant, or waits at the same
-    /// place instead of the one that waits there. `waiter` is called under the mutex, and only if there is something
-    /// to wait for: it may not block.
+    /// place instead of the one that waits there. Where the requester waits already, in another acquire, it is refused,
+    /// unless the client of that one has gone: then that wait is over. `waiter` is called under the mutex, and only if
+    /// there is something to wait for: it may not block.
     pub fn acquire(
         &self,
         ask: Ask,
         waiter: impl FnOnce(Pending) -> Arc<dyn Waiter>,
     ) -> Option<Outcome> {
+        let mut waiter = Some(waiter);
+        loop {
+            match self.try_acquire(ask, &mut waiter) {
+                Ok(outcome) => return outcome,
+                Err((earlier, refusal)) if !earlier.has_gone() => return Some(refusal),
+                Err((earlier, _)) => self.abandon(&earlier),
+            }
+        }
+    }
+
+    /// As [`acquire`](Self::acquire), but for the wait of the same requester: returns it with the refusal, and asks
+    /// nothing of its client.
+    fn try_acquire<F: FnOnce(Pending) -> Arc<dyn Waiter>>(
+        &self,
+        ask: Ask,
+        waiter: &mut Option<F>,
+    ) -> Result<Option<Outcome>, (Arc<dyn Waiter>, Outcome)> {
         self.decide(ask.key, Answerer::AnotherThread, |state, now| {
             if state.stopping {
-                return Some(Outcome::Refused(Refusal::Stopping, None));
+                return Ok(Some(Outcome::Refused(Refusal::Stopping, None)));
             }
             if !state.table.has_room_for(ask.key) {
                 // A lapsed key that nobody has asked for since is no longer held.
@@ -124,12 +142,22 @@ impl LockManager {
             }
             let handle = |key: &Key, ticket| {
                 let deadline = now + ask.terms.lock_attempt_timeout;
+                let waiter = waiter
+                    .take()
+                    .expect("who is queued is not asked to try again");
                 waiter(Pending::new(key.clone(), ticket, deadline))
             };
-            match state.table.acquire(now, ask, handle) {
-                Acquired::Granted(grant) => Some(Outcome::Granted(grant)),
-                Acquired::Refused(refusal) => Some(state.refuse(ask.key, refusal)),
-                Acquired::Queued(_) => None,
+            let refusal = match state.table.acquire(now, ask, handle) {
+                Acquired::Granted(grant) => return Ok(Some(Outcome::Granted(grant))),
+                Acquired::Queued(_) => return Ok(None),
+                Acquired::Refused(refusal) => refusal,
+            };
+            let outcome = state.refuse(ask.key, refusal);
+            match state.table.waiting(ask.key, ask.requester) {
+                Some(earlier) if refusal == Refusal::AlreadyWaiting => {
+                    Err((earlier.clone(), outcome))
+                }
+                _ => Ok(Some(outcome)),
             }
         })
     }
@@ -238,6 +266,11 @@ impl LockManager {
         for waiter in waiters {
             notify(&waiter, Answerer::AnotherThread);
         }
+    }
+
+    /// Whether every further acquire is refused.
+    pub fn is_stopping(&self) -> bool {
+        self.state.lock().stopping
     }
 
     /// The grant as it stands now, on the wall clock and without any.

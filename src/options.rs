@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::host::{bad_host, bare_host};
 
+/// How many [`Options::allowed_hosts`] there may be: they travel to a started server in one message.
+const MOST_ALLOWED_HOSTS: usize = 32;
+
 /// How a server behaves. Every field has a default, so name only what differs:
 ///
 /// ```
@@ -37,6 +40,14 @@ pub struct Options {
     /// `127.0.0.1`. `0.0.0.0` or `::` listens on every
     /// interface; names are not credentials, so do that only where everybody is trusted.
     pub host: String,
+
+    /// Further names that a server on loopback may be asked for under: those that a proxy on the same machine passes on
+    /// in `Host`. `*` is any name. Default: none, so that a request for any other name than that of this machine's
+    /// loopback and [`host`](Self::host) gets `421`. Up to 32, each without a port.
+    ///
+    /// A web page whose own name was pointed at 127.0.0.1 (DNS rebinding) can ask for locks under a name that is
+    /// allowed here: name those that are yours.
+    pub allowed_hosts: Vec<String>,
 
     /// Whether `SHUTDOWN` stops the server. Default `false`: it gets `403`.
     pub allow_shutdown: bool,
@@ -85,6 +96,7 @@ impl Default for Options {
             port: 8004,
             classic_port: None,
             host: "127.0.0.1".into(),
+            allowed_hosts: Vec::new(),
             allow_shutdown: false,
             reconnect_attempts: 3,
             time_between_attempts: Duration::from_secs(1),
@@ -158,11 +170,30 @@ impl Options {
         if self.max_keys == 0 {
             return invalid("max_keys", "it is 0, so nothing could be locked".into());
         }
-        match bad_host(&self.host) {
-            Some(reason) => invalid("host", reason),
+        if let Some(reason) = bad_host(&self.host) {
+            return invalid("host", reason);
+        }
+        if self.allowed_hosts.len() > MOST_ALLOWED_HOSTS {
+            return invalid("allowed_hosts", "there are more than 32".into());
+        }
+        let mut names = self.allowed_hosts.iter().filter(|name| *name != "*");
+        match names.find_map(|name| bad_allowed_host(name)) {
+            Some(reason) => invalid("allowed_hosts", reason),
             None => Ok(()),
         }
     }
+}
+
+fn bad_allowed_host(name: &str) -> Option<String> {
+    // The longest that DNS has.
+    const LONGEST: usize = 253;
+    if name.len() > LONGEST {
+        return Some("a name of more than 253 bytes is none".into());
+    }
+    if name.contains('%') {
+        return Some(format!("{name:?} has a zone, which no Host has"));
+    }
+    bad_host(name)
 }
 
 /// Refuses a cap that the server's own time would exceed: a LOCK that names the usual time would be told
@@ -215,6 +246,33 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(caps(&capped), (Duration::from_secs(3), YEAR));
+    }
+
+    #[test]
+    fn an_allowed_host_is_a_name_or_an_address_or_any() {
+        let allowed = |names: &[&str]| Options {
+            allowed_hosts: names.iter().map(ToString::to_string).collect(),
+            ..Options::default()
+        };
+        for names in [&[][..], &["*"], &["locks.example.com", "10.0.0.7", "::1"]] {
+            assert!(allowed(names).validate().is_ok(), "{names:?}");
+        }
+        for names in [
+            &[""][..],
+            &["*.example.com"],
+            &["a", "b:80"],
+            &["a b"],
+            &["fe80::1%a b"],
+        ] {
+            let refused = refusal(allowed(names));
+            assert!(
+                refused.starts_with("bad option allowed_hosts: "),
+                "{refused}"
+            );
+        }
+        let many = ["a"; MOST_ALLOWED_HOSTS + 1];
+        assert!(refusal(allowed(&many)).ends_with("more than 32"));
+        assert!(allowed(&many[1..]).validate().is_ok());
     }
 
     #[test]

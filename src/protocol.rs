@@ -5,21 +5,27 @@
 //!
 //! # Questions
 //!
-//! `GET`, or `POST` with the same meaning. Verbs are upper case. A key and a requester are one path
+//! `GET`, or `POST` with the same meaning; `HEAD` where nothing changes, answered as GET without the body. Verbs are
+//! upper case; lower case is what people and monitors look at. A key and a requester are one path
 //! segment each: percent-encoded UTF-8, 1 to 1024 bytes decoded. `%2F` is a slash inside a name.
 //!
-//! | path | parameters | `1` or a number | again | `0`, with `Lock-Result` |
-//! |---|---|---|---|---|
-//! | `/CHECK/key` | | `1`: somebody holds the key | yes | `free` |
-//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note` | when the lease runs out: Unix seconds, six decimals | with `request` | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
-//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | `free`, `not-holder`, `stale-fence` |
-//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | `free`, `not-holder`, `stale-fence` |
-//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | `free`, `not-holder`, `stale-fence` |
-//! | `/PING` | | `1`: a server is here | yes | |
-//! | `/SHUTDOWN` | | `1`: the server ends | no | |
+//! | path | parameters | `1` or a number | again | `HEAD` | `0`, with `Lock-Result` |
+//! |---|---|---|---|---|---|
+//! | `/CHECK/key` | | `1`: somebody holds the key | yes | yes | `free` |
+//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note` | when the lease runs out: Unix seconds, six decimals | with `request` | no | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
+//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | no | `free`, `not-holder`, `stale-fence` |
+//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | no | `free`, `not-holder`, `stale-fence` |
+//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | yes | `free`, `not-holder`, `stale-fence` |
+//! | `/PING` | | `1`: a server is here | yes | yes | |
+//! | `/SHUTDOWN` | | `1`: the server ends | no | no | |
+//! | `/livez` | | `1`: the server lives | yes | yes | |
+//! | `/readyz` | | `1`: the server takes locks. While it ends: 503, `stopping` | yes | yes | |
 //!
 //! "Again": whether a client that lost the answer may send the question a second time, because that does no more than
 //! the first did.
+//!
+//! A LOCK by a name that waits for the key already is `already-waiting`, and the earlier wait goes on, unless its client
+//! has gone: then that wait is over, and the new one waits.
 //!
 //! # Parameters
 //!
@@ -80,10 +86,10 @@
 //! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter that is unknown, given twice or out of its range; a body |
 //! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page sent |
 //! | 404 | `no-such-verb` | the path starts with no verb of the table |
-//! | 405 | `bad-method` | neither GET nor POST; `Allow` names both |
+//! | 405 | `bad-method` | a method that the path does not take; `Allow` names those that it takes |
 //! | 421 | `wrong-host` | a server on loopback was asked for under a foreign name |
 //! | 503 | `full` | as many waiters or held keys as the server allows; `Retry-After` says when to come back |
-//! | 503 | `stopping` | the server is ending; a waiting LOCK gets it too |
+//! | 503 | `stopping` | the server is ending; a waiting LOCK gets it too, and `/readyz`, in one line |
 //!
 //! Every reply has `Cache-Control: no-store`.
 //!
@@ -99,6 +105,7 @@
 //! | `Lock-Timeout` | PING | how long a lease lasts here that names no time, in seconds |
 //! | `Lock-Attempt-Timeout` | PING | how long a LOCK may wait here that names no time, in seconds |
 //! | `Lock-Max-Attempt-Timeout` | PING | the longest that a LOCK may wait here, in seconds |
+//! | `Lock-Server` | every answer | what this run of the server is called, 1 to 64 of `A-Z a-z 0-9 _ . : -`: always the same for as long as it runs, and never that of another run or another server. Who meets another one than that which granted has been led to a server that knows nothing of the grant |
 //! | `Lock-Echo` | the answer to a question with a `Lock-Echo` header of 1 to 64 of `A-Z a-z 0-9 _ . : -` | the same, so that a client can tell this answer from another question's |
 //!
 //! What is left of a lease is read after the grant, so a client that adds it to an instant before it asked may
@@ -112,7 +119,7 @@ use std::time::Duration;
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
 pub(crate) use self::verbs::{MaxTimes, Parameter, Verb};
-use self::verbs::{PARAMETERS, Repeatable, VERBS};
+use self::verbs::{PARAMETERS, Repeatable, SAFE_METHODS, VERBS, VerbRow};
 use crate::lease::LeaseView;
 use crate::refusal::Refusal;
 
@@ -134,6 +141,7 @@ pub(crate) const LOCK_TIMEOUT: &str = "Lock-Timeout";
 pub(crate) const LOCK_ATTEMPT_TIMEOUT: &str = "Lock-Attempt-Timeout";
 pub(crate) const LOCK_MAX_ATTEMPT_TIMEOUT: &str = "Lock-Max-Attempt-Timeout";
 pub(crate) const LOCK_ECHO: &str = "Lock-Echo";
+pub(crate) const LOCK_SERVER: &str = "Lock-Server";
 
 /// A question that was understood. A name that its verb does not take is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,6 +227,15 @@ impl<'a> Request<'a> {
         let names = [&mut self.key, &mut self.requester];
         names.into_iter().zip(self.verb.row().names.iter().copied())
     }
+}
+
+/// The reply to a method that this target's path does not take.
+pub(crate) fn method_not_allowed(method: &str, target: &str) -> Reply {
+    let methods = Request::verb_row(target).map_or(SAFE_METHODS, VerbRow::methods);
+    let method = shorten(method);
+    let message = format!("{method} is not for this path; use one of {methods}");
+    Reply::refusal(Status::MethodNotAllowed, Refusal::BadMethod, message)
+        .with_header("Allow", methods)
 }
 
 impl From<Duration> for Value<'_> {

@@ -25,6 +25,9 @@ fn advice(error: &Error) -> Option<String> {
         Error::Refused { reason, .. } if *reason == Refusal::Forbidden => {
             "the server allows it if it was started with --allow-shutdown".into()
         }
+        Error::Refused { reason, .. } if *reason == Refusal::WrongHost => {
+            "the server takes another name if it was started with --allow-host NAME".into()
+        }
         Error::AlreadyStarted { .. } => "stop it first".into(),
         Error::Unreachable {
             address,

@@ -23,7 +23,7 @@ pub enum Command {
     /// To say this, as `--help` does.
     Print(String),
     /// To do this.
-    Verb(Subcommand),
+    Verb(Box<Subcommand>),
 }
 
 /// What was typed.
@@ -66,7 +66,7 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
         }
         Ok(Arguments {
             verb: Some(verb), ..
-        }) => Ok(Command::Verb(verb)),
+        }) => Ok(Command::Verb(verb.into())),
         Ok(Arguments { verb: None, .. }) => Err(Failure::new(USAGE, "no verb")),
         Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().into())),
         Err(early) => {
@@ -214,7 +214,10 @@ mod tests {
     #[test]
     fn a_key_may_be_called_help() {
         let parsed = parse(&words("lock help")).ok();
-        let Some(Command::Verb(Subcommand::Lock(lock))) = parsed else {
+        let Some(Command::Verb(verb)) = parsed else {
+            panic!("not understood");
+        };
+        let Subcommand::Lock(lock) = *verb else {
             panic!("not understood as lock");
         };
         assert_eq!(Question::from(&lock).key, "help");

@@ -44,6 +44,7 @@ fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
 struct Noted {
     pending: Pending,
     notified: Mutex<Vec<(Answerer, thread::ThreadId)>>,
+    has_gone: AtomicBool,
 }
 
 impl Waiter for Noted {
@@ -53,6 +54,10 @@ impl Waiter for Noted {
 
     fn is_there(&self) -> bool {
         true
+    }
+
+    fn has_gone(&self) -> bool {
+        self.has_gone.load(SeqCst)
     }
 
     fn notify(self: Arc<Self>, answerer: Answerer) {
@@ -84,8 +89,11 @@ impl Running {
             terms,
         };
         let outcome = self.acquire(ask, |pending| {
-            let notified = Mutex::default();
-            let new = Arc::new(Noted { pending, notified });
+            let new = Arc::new(Noted {
+                pending,
+                notified: Mutex::default(),
+                has_gone: AtomicBool::new(false),
+            });
             waiter = Some(new.clone());
             new
         });
@@ -331,6 +339,24 @@ fn refusals_come_at_once() {
     let refusal = refusal_of(manager.decided("K", "bob"));
     assert_eq!(refusal, Refusal::AlreadyWaiting);
     assert!(!is_decided(&bob));
+}
+
+#[test]
+fn a_wait_whose_client_has_gone_is_over_when_its_name_asks_again() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let [first, again] = ["a", "b"].map(|request| {
+        let Attempt::Queued(waiter) = manager.ask_as(request, "K", "bob") else {
+            panic!("{request} does not wait");
+        };
+        waiter.has_gone.store(request == "a", SeqCst);
+        waiter
+    });
+    assert_eq!(manager.wait_for(&first), Outcome::Abandoned);
+    let refusal = refusal_of(manager.decided("K", "bob"));
+    assert_eq!(refusal, Refusal::AlreadyWaiting);
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    grant_of(manager.wait_for(&again));
 }
 
 #[test]

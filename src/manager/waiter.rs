@@ -17,6 +17,11 @@ pub(crate) trait Waiter: Send + Sync {
     /// Whether the client is still there, as far as is known. Asked under the manager's mutex: may not block.
     fn is_there(&self) -> bool;
 
+    /// Whether the client has gone, found out now: that may take milliseconds. Never asked under the manager's mutex.
+    fn has_gone(&self) -> bool {
+        !self.is_there()
+    }
+
     /// Called when the wait has its outcome, after the mutex is dropped. May not wait for the client.
     fn notify(self: Arc<Self>, answer: Answerer);
 }

@@ -14,8 +14,8 @@ use super::text::{
 use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
-    LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_WAITERS,
-    Malformed, Reply, ReplyBody, Request, Status, Value,
+    LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_SERVER,
+    LOCK_WAITERS, Malformed, Reply, ReplyBody, Request, Status, Value,
 };
 use crate::lease::{Fence, Holder, LeaseView};
 use crate::refusal::Refusal;
@@ -27,6 +27,18 @@ impl<'a> Request<'a> {
         let mut request = parse_path(path)?;
         request.parse_query(query, max)?;
         Ok(request)
+    }
+
+    /// The row of the verb that a target asks, whether or not the rest of it is understood.
+    pub fn verb_row(target: &str) -> Option<&'static VerbRow> {
+        let path = target.split('?').next().unwrap_or_default();
+        let mut segments = origin_form(path).split('/');
+        VerbRow::of(segments.nth(1)?)
+    }
+
+    /// Whether HEAD may ask it: whether nothing changes by it. A path of no verb changes nothing, either.
+    pub fn may_be_headed(target: &str) -> bool {
+        Request::verb_row(target).is_none_or(|row| row.is_safe)
     }
 
     /// Parses what follows the question mark.
@@ -168,10 +180,16 @@ impl Status {
 }
 
 impl Reply {
-    /// The reply as it goes on the wire. `connection` is what to say of the connection's future,
+    /// The reply as it goes on the wire. `server` is what this run of the server is called; `connection` is what to say of the connection's future,
     /// if that is not what the version implies; `echo` is what the client calls its question; `head` leaves the
     /// body out.
-    pub fn to_bytes(&self, connection: Option<&str>, echo: Option<&str>, head: bool) -> Vec<u8> {
+    pub fn to_bytes(
+        &self,
+        server: &str,
+        connection: Option<&str>,
+        echo: Option<&str>,
+        head: bool,
+    ) -> Vec<u8> {
         let mut body = self.answer.to_string();
         if let ReplyBody::No { message, .. } = &self.answer
             && !message.is_empty()
@@ -179,11 +197,11 @@ impl Reply {
             body.push_str(message);
             body.push('\n');
         }
-        let mut reply = String::with_capacity(256);
+        let mut reply = String::with_capacity(320);
         // Writing to a string does not fail.
         let _ = write!(
             reply,
-            "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: no-store\r\n",
+            "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{LOCK_SERVER}: {server}\r\n",
             self.status as u16,
             self.status.reason(),
             body.len(),

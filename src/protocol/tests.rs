@@ -68,6 +68,8 @@ fn every_verb_is_understood() {
     assert_eq!(parse("/RENEW/KEYA/ann"), Ok(renew("KEYA", "ann")));
     assert_eq!(parse("/PING"), Ok(Request::bare(Verb::Ping)));
     assert_eq!(parse("/SHUTDOWN"), Ok(Request::bare(Verb::Shutdown)));
+    assert_eq!(parse("/livez"), Ok(Request::bare(Verb::Livez)));
+    assert_eq!(parse("/readyz"), Ok(Request::bare(Verb::Readyz)));
 }
 
 #[test]
@@ -116,6 +118,7 @@ fn a_verb_is_upper_case_and_one_of_the_table() {
         "//",
         "/check/K",
         "/Ping",
+        "/LIVEZ",
         "/LOCKS/K/ann",
         "/%4COCK/K/ann",
         "/ PING",
@@ -585,8 +588,18 @@ proptest! {
 
 // Replies.
 
+/// What the server is called that writes them.
+const SERVER: &str = "5f-1";
+
 fn text(reply: &Reply) -> String {
-    String::from_utf8(reply.to_bytes(None, None, false)).unwrap()
+    without_server(reply.to_bytes(SERVER, None, None, false))
+}
+
+/// The bytes without the header that each reply has.
+fn without_server(reply: Vec<u8>) -> String {
+    let reply = String::from_utf8(reply).unwrap();
+    let (before, after) = reply.split_once("Lock-Server: 5f-1\r\n").unwrap();
+    format!("{before}{after}")
 }
 
 fn body(reply: &Reply) -> String {
@@ -733,10 +746,10 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
         Reply::refusal(
             Status::MethodNotAllowed,
             Refusal::BadMethod,
-            "HEAD is not for locks",
+            "HEAD is not for this path",
         ),
     ] {
-        let head = String::from_utf8(reply.to_bytes(None, None, true)).unwrap();
+        let head = without_server(reply.to_bytes(SERVER, None, None, true));
         assert!(head.ends_with("\r\n\r\n"));
         assert_eq!(head + &body(&reply), text(&reply));
     }
@@ -745,7 +758,7 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
 #[test]
 fn the_future_of_the_connection_is_one_header() {
     for future in ["close", "keep-alive"] {
-        let reply = String::from_utf8(Reply::yes().to_bytes(Some(future), None, false)).unwrap();
+        let reply = without_server(Reply::yes().to_bytes(SERVER, Some(future), None, false));
         let header = format!("Connection: {future}\r\n");
         assert!(reply.contains(&header));
         assert_eq!(reply.replace(&header, ""), text(&Reply::yes()));
@@ -772,7 +785,7 @@ fn a_clock_before_1970_says_0_seconds() {
 
 /// Parses the bytes of a reply, as ureq takes them apart.
 fn parsed(reply: &Reply, sent: Option<&str>, expected: &str) -> Result<ParsedReply, NotAnswered> {
-    let text = String::from_utf8(reply.to_bytes(None, sent, false)).unwrap();
+    let text = String::from_utf8(reply.to_bytes(SERVER, None, sent, false)).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
     let header = |name: &str| {
         let mut lines = head.lines().filter_map(|line| line.split_once(": "));
@@ -880,7 +893,7 @@ fn what_was_not_understood_has_a_reply_of_its_own() {
         (
             Status::NotFound,
             "0\nno such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
-         /RENEW/key/requester, /VERIFY/key/requester, /PING or /SHUTDOWN\n"
+         /RENEW/key/requester, /VERIFY/key/requester, /PING, /SHUTDOWN, /livez or /readyz\n"
                 .into(),
         )
     );
@@ -904,6 +917,7 @@ fn a_question_may_be_asked_again_as_its_row_says() {
         (verify("K", "ann"), true),
         (Request::bare(Verb::Ping), true),
         (Request::bare(Verb::Shutdown), false),
+        (Request::bare(Verb::Livez), true),
     ] {
         assert_eq!(question.is_repeatable(), again, "{question}");
     }

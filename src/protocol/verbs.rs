@@ -24,6 +24,8 @@ pub(crate) enum Verb {
     Verify,
     Ping,
     Shutdown,
+    Livez,
+    Readyz,
 }
 
 /// A row of the verb table.
@@ -35,6 +37,8 @@ pub(crate) struct VerbRow {
     pub names: &'static [&'static str],
     pub parameters: &'static [Parameter],
     pub repeatable: Repeatable,
+    /// Whether it changes nothing, so that HEAD, too, may ask it (RFC 9110, section 9.2.1).
+    pub is_safe: bool,
     /// Whether the original's wire has it.
     pub is_classic: bool,
     /// The words of a `0` with status 200.
@@ -55,28 +59,36 @@ const KEY_AND_REQUESTER: &[&str] = &["key", "requester"];
 /// Why a requester does not hold a key.
 const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::StaleFence];
 
-/// The verb table, in the order of [`Verb`]. UNLOCK without a fence can't be repeated: the second one could release what
+/// The verb table, in the order of [`Verb`]. Upper case is what clients ask; lower case, what people and monitors
+/// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 7] = [
+pub(crate) static VERBS: [VerbRow; 9] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
-        is_classic: true, refusals: &[Refusal::Free] },
+        is_safe: true, is_classic: true, refusals: &[Refusal::Free] },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note],
-        repeatable: Repeatable::With(Parameter::RequestId), is_classic: true,
+        repeatable: Repeatable::With(Parameter::RequestId), is_safe: false, is_classic: true,
         refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver] },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::With(Parameter::Fence), is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::With(Parameter::Fence), is_safe: false, is_classic: true, refusals: NOT_HELD },
     VerbRow { verb: Verb::Renew, name: "RENEW", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::Fence],
-        repeatable: Repeatable::Always, is_classic: false, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, is_safe: false, is_classic: false, refusals: NOT_HELD },
     VerbRow { verb: Verb::Verify, name: "VERIFY", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::Always, is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, is_safe: true, is_classic: true, refusals: NOT_HELD },
     VerbRow { verb: Verb::Ping, name: "PING", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_classic: true, refusals: &[] },
+        is_safe: true, is_classic: true, refusals: &[] },
     VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", names: &[], parameters: &[], repeatable: Repeatable::Never,
-        is_classic: true, refusals: &[] },
+        is_safe: false, is_classic: true, refusals: &[] },
+    VerbRow { verb: Verb::Livez, name: "livez", names: &[], parameters: &[], repeatable: Repeatable::Always,
+        is_safe: true, is_classic: false, refusals: &[] },
+    VerbRow { verb: Verb::Readyz, name: "readyz", names: &[], parameters: &[], repeatable: Repeatable::Always,
+        is_safe: true, is_classic: false, refusals: &[] },
 ];
+
+/// The methods of what changes nothing.
+pub(super) const SAFE_METHODS: &str = "GET, HEAD, POST";
 
 impl Verb {
     pub fn row(self) -> &'static VerbRow {
@@ -88,6 +100,14 @@ impl VerbRow {
     /// The row of the verb that a path names. Verbs are told apart by upper and lower case, too.
     pub fn of(name: &str) -> Option<&'static VerbRow> {
         VERBS.iter().find(|row| row.name == name)
+    }
+
+    /// The methods that may ask it, as `Allow` lists them.
+    pub fn methods(&self) -> &'static str {
+        match self.is_safe {
+            true => SAFE_METHODS,
+            false => "GET, POST",
+        }
     }
 }
 
@@ -213,7 +233,15 @@ mod tests {
     }
 
     #[test]
-    fn each_verb_is_documented_with_its_parameters_repeats_and_words() {
+    fn a_lower_case_path_changes_nothing() {
+        for row in &VERBS {
+            let is_lower = row.name.chars().all(|letter| letter.is_ascii_lowercase());
+            assert!(row.is_safe || !is_lower, "{row}");
+        }
+    }
+
+    #[test]
+    fn each_verb_is_documented_with_its_parameters_repeats_methods_and_words() {
         let expected: Vec<_> = VERBS
             .iter()
             .map(|row| {
@@ -224,12 +252,19 @@ mod tests {
                     Repeatable::Never => "no".into(),
                 };
                 let (path, parameters) = (quoted([row]), quoted(parameters));
-                [path, parameters, repeatable, quoted(row.refusals)]
+                let head = if row.is_safe { "yes" } else { "no" };
+                [
+                    path,
+                    parameters,
+                    repeatable,
+                    head.into(),
+                    quoted(row.refusals),
+                ]
             })
             .collect();
         let documented: Vec<_> = documented("path")
             .iter()
-            .map(|cells| [cells[0], cells[1], cells[3], cells[4]].map(String::from))
+            .map(|cells| [cells[0], cells[1], cells[3], cells[4], cells[5]].map(String::from))
             .collect();
         assert_eq!(documented, expected);
     }
@@ -256,7 +291,7 @@ mod tests {
 
     #[test]
     fn each_word_is_documented() {
-        let of_verbs = documented("path").into_iter().map(|cells| cells[4]);
+        let of_verbs = documented("path").into_iter().map(|cells| cells[5]);
         let of_statuses = documented("status").into_iter().map(|cells| cells[1]);
         let words: BTreeSet<&str> = of_verbs
             .chain(of_statuses)

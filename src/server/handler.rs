@@ -18,6 +18,8 @@ pub(crate) struct Handler {
     /// The longest times that a question may ask for.
     pub caps: MaxTimes,
     pub stop: Arc<StopSources>,
+    /// What this run of the server is called, and no other.
+    pub server: Arc<str>,
 }
 
 impl Handler {
@@ -59,6 +61,11 @@ impl Handler {
             },
             Verb::Ping => self.ping(),
             Verb::Shutdown => self.shut_down(),
+            Verb::Livez => Reply::yes(),
+            Verb::Readyz if manager.is_stopping() => {
+                Reply::refusal(Status::Unavailable, Refusal::Stopping, "")
+            }
+            Verb::Readyz => Reply::yes(),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         Some(reply)

@@ -18,7 +18,7 @@ use self::leader::Leader;
 use self::parked::Parked;
 use super::handler::Handler;
 use super::poller::Poller;
-use super::tiny::{Exchange, TinyHttp};
+use super::tiny::{Exchange, Sockets, TinyHttp};
 use super::workers::Workers;
 use super::workers::leadership::Lead;
 use crate::manager::Waiter;
@@ -47,6 +47,7 @@ struct Http {
     handler: Arc<Handler>,
     poller: Arc<Poller>,
     workers: Workers<Task>,
+    sockets: Arc<Sockets>,
     /// Waiters that came since the last tick.
     new_waiters: Mutex<Vec<Arc<Parked>>>,
 }
@@ -57,8 +58,8 @@ enum Task {
     Lead(Arc<Leader>, Lead),
     /// Waits for a LOCK to be decided, and answers it.
     Attend(Arc<Parked>),
-    /// Reads a body that nobody asked for.
-    RefuseBody(Box<Exchange>),
+    /// Reads a body, and answers its request if it is empty: nobody asked for one.
+    ReadBody(Box<Exchange>),
 }
 
 impl HttpTransport {
@@ -68,13 +69,14 @@ impl HttpTransport {
         handler: Arc<Handler>,
         poller: Arc<Poller>,
     ) -> io::Result<Self> {
+        let tiny = TinyHttp::open(listener, handler.server.clone())?;
         let http = Arc::new(Http {
             handler,
             poller,
             workers: Workers::new(),
+            sockets: tiny.sockets(),
             new_waiters: Mutex::default(),
         });
-        let tiny = TinyHttp::open(listener)?;
         let leader = Leader::start(tiny.instance().clone(), http.clone());
         Ok(HttpTransport {
             http,
@@ -162,7 +164,7 @@ impl Http {
                 match task {
                     Task::Lead(leader, lead) => leader.lead(&lead),
                     Task::Attend(parked) => parked.wait_and_answer(),
-                    Task::RefuseBody(exchange) => exchange.refuse_body(&leader::body_refused()),
+                    Task::ReadBody(exchange) => http.read_body(*exchange),
                 }
             }
         };
@@ -176,7 +178,7 @@ impl Http {
             }
             Task::Attend(parked) => parked.do_without(&error),
             // Dropped, it ends its connection.
-            Task::RefuseBody(exchange) => drop(exchange),
+            Task::ReadBody(exchange) => drop(exchange),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Serving on bound listeners: builds the parts, runs the one loop, and ends them in order.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::access::Access;
 use super::classic::ClassicTransport;
@@ -132,6 +133,7 @@ fn handler(
         access: Access {
             allow_shutdown: options.allow_shutdown,
             host: options.bare_host().into(),
+            allowed_hosts: options.allowed_hosts.clone(),
             loopback: address.ip().is_loopback(),
         },
         caps: MaxTimes {
@@ -139,7 +141,17 @@ fn handler(
             lock_attempt_timeout: options.longest_lock_attempt_timeout(),
         },
         stop: stop.clone(),
+        server: name_of_this_run(),
     }))
+}
+
+/// Made of the start's time, so that it tells a run of a server from the one before it, and of chance, so that it tells
+/// two that are started at once.
+fn name_of_this_run() -> Arc<str> {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    let start = since_1970.unwrap_or_default().as_micros();
+    let chance = RandomState::new().build_hasher().finish() as u32;
+    format!("{start:x}-{chance:08x}").into()
 }
 
 pub(crate) fn start_failed(reason: &'static str) -> impl Fn(io::Error) -> Error {

@@ -9,6 +9,7 @@
 //! | answers a request by itself that is dropped, and waits for those before it | `exchange.rs` | `what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends` |
 //! | blocks who writes to a client that does not read | `exchange.rs` | `a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
 //! | reads away a body when a request is dropped, and asks for as much memory as was announced | `body.rs` | `a_huge_body_announced_costs_only_its_own_connection` |
+//! | ends a connection without a word for a byte that is not ASCII, before there is a request | nowhere: README's Limits | `what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
 //! | starts threads in `from_listener` | `tiny.rs`: only the process that serves opens it | `start_returns_the_childs_pid_once_it_answers` |
 
 mod body;
@@ -28,7 +29,8 @@ use nix::sys::socket;
 
 pub(super) use self::exchange::Exchange;
 pub(super) use self::instance::Instance;
-use self::sockets::{Connections, Sockets};
+use self::sockets::Connections;
+pub(super) use self::sockets::Sockets;
 use self::stalls::StallBreaker;
 
 /// How long tiny_http has to accept again before the log is told, and how long it is left alone when it
@@ -50,11 +52,11 @@ pub(super) struct TinyHttp {
 }
 
 impl TinyHttp {
-    /// Accepts connections. [`instance`](Self::instance) has what they ask.
-    pub fn open(listener: TcpListener) -> io::Result<Self> {
+    /// Accepts connections, for a run of the server that is called so. [`instance`](Self::instance) has what they ask.
+    pub fn open(listener: TcpListener, server: Arc<str>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let sockets = Arc::new(Sockets::new(address));
-        let instance = Instance::open(&listener, sockets.clone())?;
+        let instance = Instance::open(&listener, sockets.clone(), server)?;
         Ok(TinyHttp {
             listener,
             sockets,
@@ -125,7 +127,11 @@ impl TinyHttp {
     /// Opens a new instance on the same listener. The one before goes on serving the connections that it has.
     fn reopen(&mut self) -> io::Result<()> {
         let connections = self.sockets.look_up()?;
-        let instance = Instance::open(&self.listener, self.sockets.clone())?;
+        let instance = Instance::open(
+            &self.listener,
+            self.sockets.clone(),
+            self.instance.server.clone(),
+        )?;
         let own = self
             .older
             .iter()
@@ -151,6 +157,11 @@ impl TinyHttp {
             }
             needed
         });
+    }
+
+    /// What finds its connections.
+    pub fn sockets(&self) -> Arc<Sockets> {
+        self.sockets.clone()
     }
 
     /// Has every exchange find its connection from now on. It fails when there are no descriptors left.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
+use super::LockTable;
 use crate::lease::{Claim, Key, Requester, Ticket};
 
 /// Each index finds a waiter without a walk: a queue may hold thousands.
@@ -62,5 +63,13 @@ impl<W> Queue<W> {
     pub fn find(&self, requester: &str) -> Option<(Ticket, &Queued<W>)> {
         let ticket = self.by_requester.get(requester)?;
         Some((*ticket, self.by_arrival.get(ticket)?))
+    }
+}
+
+impl<W> LockTable<W> {
+    /// The handle of the one that waits for the key under this name.
+    pub fn waiting(&self, key: &str, requester: &str) -> Option<&W> {
+        let (_, waiter) = self.entries.get(key)?.place_of(requester)?;
+        Some(&waiter.handle)
     }
 }

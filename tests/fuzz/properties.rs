@@ -118,7 +118,7 @@ pub fn reply(data: &[u8]) {
             .with_header(LOCK_MAX_ATTEMPT_TIMEOUT, Seconds(times[1])),
         _ => reply,
     };
-    let text = reply.to_bytes(None, Some("a-1"), false);
+    let text = reply.to_bytes("5f-1", None, Some("a-1"), false);
     let text = String::from_utf8(text).expect("a reply is text");
     let (head, body) = text
         .split_once("\r\n\r\n")

@@ -537,6 +537,38 @@ fn a_waiting_lock_of_the_same_name_is_refused_at_once_on_either_wire() {
 }
 
 #[test]
+fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone_on_either_wire() {
+    let server = start(patient());
+    assert!(is_lease(&bare(&server, "/LOCK/KEYA/CLIENT_A")));
+    for round in 0..20 {
+        let name = format!("CLIENT_{round}");
+        let mut again = if round % 2 == 0 {
+            waiting(&server, "KEYA", &name).reset();
+            Wire::to(&server)
+        } else {
+            drop(waiting_wire(&server, "KEYA", &name));
+            line(&server)
+        };
+        match round % 2 {
+            0 => again.get(&format!("/LOCK/KEYA/{name}")),
+            _ => again.send(original(&format!("/LOCK/KEYA/{name}"))),
+        };
+        until("it waits", || {
+            assert!(!again.has_answer(), "round {round}: {}", again.rest());
+            ask(&server, "/CHECK/KEYA").header("Lock-Waiters") == Some("1")
+        });
+        assert_eq!(bare(&server, "/UNLOCK/KEYA/CLIENT_A"), "1\n");
+        until("it is answered", || again.has_answer());
+        assert_eq!(
+            bare(&server, &format!("/UNLOCK/KEYA/{name}")),
+            "1\n",
+            "round {round}"
+        );
+        assert!(is_lease(&bare(&server, "/LOCK/KEYA/CLIENT_A")));
+    }
+}
+
+#[test]
 fn one_waiter_too_many_is_answered_0_at_once() {
     let server = start(Options {
         max_waiters: 2,

@@ -16,6 +16,8 @@
 //! | a lease that is over is nobody's | `wire::a_lapsed_lease_is_nobodys` |
 //! | a holder that asks again is refused at once | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a name that waits is refused at once, and its wait goes on | `wire::a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on` |
+//! | a LOCK takes the place of a wait of its name whose client has gone, also a fresh one | `wire::a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone` |
+//! | the same on the classic wire, and across | `classic::a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone_on_either_wire` |
 //! | a wait ends with its patience, and the place is gone | `wire::a_timed_out_waiter_leaves_the_queue_and_may_come_again` |
 //! | a patience of zero tries once | `wire::a_patience_of_zero_tries_once` |
 //! | a LOCK that waits blocks nobody else | `wire::a_waiting_lock_blocks_nobody_else` |
@@ -49,14 +51,21 @@
 //! | names are up to 1,024 bytes | `wire::names_are_up_to_1024_bytes_long` |
 //! | what is not understood gets a status and a sentence | `wire::what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing` |
 //! | a bad parameter gets 400 and changes nothing | `leases::a_parameter_that_is_not_understood_gets_400_and_changes_nothing` |
-//! | other methods get 405 | `wire::other_methods_get_405_and_are_told_which_ones_there_are` |
+//! | HEAD is GET without a body, where nothing changes | `wire::head_is_answered_as_get_without_a_body_where_nothing_changes` |
+//! | other methods get 405, and `Allow` per path | `wire::other_methods_get_405_and_are_told_which_ones_the_path_takes` |
+//! | `/livez` and `/readyz` | `wire::livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends` |
+//! | HAProxy finds the server up | `proxies::haproxy_finds_the_server_up_by_head_and_by_readyz` |
 //! | parameters in a body are refused | `wire::parameters_in_a_body_are_refused_and_nothing_is_done` |
+//! | an empty body is none, however it is announced | `wire::a_body_that_is_empty_is_none_however_it_is_announced` |
 //! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
+//! | what is not ASCII ends its connection and does nothing | `wire::what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
 //! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
+//! | `Lock-Server` | `wire::each_answer_says_which_run_of_a_server_gave_it` |
 //! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
 //! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
+//! | names that it is told to be called are let in, from a proxy, too | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
 //! | **The classic wire** | |
 //! | each verb answers with the original's bytes | `classic::each_verb_is_answered_with_the_bytes_of_the_original_however_the_request_is_written` |
 //! | both wires share the locks | `classic::each_wire_has_its_own_bytes_and_sees_the_others_locks` |
@@ -172,6 +181,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod proxies;
 mod wire;
 mod working_safely;
 

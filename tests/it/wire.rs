@@ -130,6 +130,47 @@ fn ping_says_1_and_the_times_of_this_server() {
     assert_eq!(reply.header("Lock-Attempt-Timeout"), Some("4.001"));
 }
 
+/// Behind one address two servers granted the same key, and nobody knew why.
+#[test]
+fn each_answer_says_which_run_of_a_server_gave_it() {
+    let name_of = |server: &Server| {
+        let names: Vec<String> = [
+            "GET /PING",
+            "GET /LOCK/KEYA/CLIENT_A?lock_attempt_timeout=0",
+            "GET /LOCK/KEYA/CLIENT_B?lock_attempt_timeout=0.001",
+            "HEAD /CHECK/KEYA",
+            "GET /CHECK",
+            "GET /no-such-path",
+            "GET /SHUTDOWN",
+            "DELETE /LOCK/KEYA/CLIENT_A",
+        ]
+        .into_iter()
+        .map(|asked| {
+            let mut wire = Wire::to(server);
+            wire.send(format!(
+                "{asked} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            ));
+            let answer = wire.rest();
+            let line = answer
+                .lines()
+                .find_map(|line| line.strip_prefix("Lock-Server: "));
+            line.unwrap_or_else(|| panic!("{asked}: {answer}"))
+                .to_string()
+        })
+        .collect();
+        assert!(names.iter().all(|name| *name == names[0]), "{names:?}");
+        names[0].clone()
+    };
+    let mut server = impatient();
+    let [one, other] = [name_of(&server), name_of(&impatient())];
+    server.stop().unwrap();
+    server.start().unwrap();
+    let later = name_of(&server);
+    assert!(one != other && one != later && other != later);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    assert!(one.len() <= 64 && one.chars().all(is_plain), "{one}");
+}
+
 #[test]
 fn post_means_what_get_means() {
     let server = impatient();
@@ -264,27 +305,92 @@ fn what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing() {
     assert_eq!(ask(&server, "/VERIFY/KEYA/CLIENT_A").body, "1\n");
 }
 
+/// Sends a request with this method on a connection that ends after it.
+fn with_method(server: &Server, method: &str, path: &str) -> String {
+    transcript(server, &get(path).replacen("GET", method, 1))
+}
+
+/// HAProxy with `option httpchk HEAD /PING` held the server for down: HEAD got 405 everywhere.
 #[test]
-fn other_methods_get_405_and_are_told_which_ones_there_are() {
+fn head_is_answered_as_get_without_a_body_where_nothing_changes() {
     let server = impatient();
-    for method in ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
-        let mut wire = Wire::to(&server);
-        wire.send(format!(
-            "{method} /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        ));
-        let answer = wire.rest();
-        assert!(answer.starts_with("HTTP/1.1 405 "), "{method}: {answer}");
+    assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
+    for path in [
+        "/PING",
+        "/CHECK/KEYA",
+        "/CHECK/KEYB",
+        "/VERIFY/KEYA/CLIENT_A",
+        "/VERIFY/KEYA/CLIENT_B",
+        "/livez",
+        "/readyz",
+        "/CHECK",
+        "/no-such-path",
+    ] {
+        let got = transcript(&server, &get(path));
+        let (head, body) = got.split_once("\r\n\r\n").unwrap();
+        assert!(!body.is_empty(), "{path}: {got}");
+        let headed = with_method(&server, "HEAD", path);
+        assert_eq!(headed, format!("{head}\r\n\r\n"), "{path}");
+    }
+}
+
+#[test]
+fn other_methods_get_405_and_are_told_which_ones_the_path_takes() {
+    let server = impatient();
+    let is_refused = |method: &str, path: &str, allow: &str| {
+        let answer = with_method(&server, method, path);
         assert!(
-            answer.contains("\r\nAllow: GET, POST\r\n"),
-            "{method}: {answer}"
+            answer.starts_with("HTTP/1.1 405 "),
+            "{method} {path}: {answer}"
+        );
+        assert!(
+            answer.contains(&format!("\r\nAllow: {allow}\r\n")),
+            "{method} {path}: {answer}"
         );
         assert_eq!(
             answer.ends_with("\r\n\r\n"),
             method == "HEAD",
-            "{method} has a body or lacks it: {answer}"
+            "{method} {path} has a body or lacks it: {answer}"
         );
+    };
+    for path in [
+        "/LOCK/KEYA/CLIENT_A",
+        "/UNLOCK/KEYA/CLIENT_A",
+        "/RENEW/KEYA/CLIENT_A",
+        "/SHUTDOWN",
+    ] {
+        for method in ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
+            is_refused(method, path, "GET, POST");
+        }
+    }
+    // HAProxy's own check is OPTIONS /.
+    for path in ["/PING", "/CHECK/KEYA", "/CHECK", "/livez", "/", "*"] {
+        for method in ["PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
+            is_refused(method, path, "GET, HEAD, POST");
+        }
     }
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
+}
+
+#[test]
+fn livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends() {
+    let mut server = patient();
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(transcript(&server, &get(path)), YES, "{path}");
+        assert_eq!(with_method(&server, "POST", path), YES, "{path}");
+    }
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    let mut wire = waiting_wire(&server, "KEYA", "CLIENT_B");
+    // They stand behind the LOCK that waits, and are answered after it.
+    wire.get("/readyz").get("/livez");
+    assert!(server.stop().unwrap());
+    assert_eq!(wire.reply().result(), "stopping");
+    let ready = wire.reply();
+    assert_eq!(
+        (ready.status, ready.body.as_str(), ready.result()),
+        (503, "0\n", "stopping")
+    );
+    assert_eq!(wire.reply().body, "1\n", "it lives until it has ended");
 }
 
 #[test]
@@ -319,6 +425,68 @@ fn a_body_that_nobody_asked_for_harms_nobody() {
         "the connection ends, and nothing in the body is a request"
     );
     assert_eq!(ask(&server, "/CHECK/KEYB").body, "0\n");
+}
+
+/// As gateways send a GET on: 400 before.
+#[test]
+fn a_body_that_is_empty_is_none_however_it_is_announced() {
+    let server = impatient();
+    let mut wire = Wire::to(&server);
+    for (header, body) in [
+        ("Content-Length: 0", ""),
+        ("Content-Length: 0\r\nContent-Type: application/json", ""),
+        ("Content-Length: 0\r\nExpect: 100-continue", ""),
+        ("Transfer-Encoding: chunked", "0\r\n\r\n"),
+        ("transfer-encoding: Chunked", "000;x=y\r\n\r\n"),
+        (
+            "Transfer-Encoding: chunked\r\nContent-Type: application/json",
+            "0\r\n\r\n",
+        ),
+    ] {
+        for method in ["GET", "POST"] {
+            wire.send(format!(
+                "{method} /CHECK/KEYA HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n{body}"
+            ));
+            let mut reply = wire.reply();
+            if reply.status == 100 {
+                reply = wire.reply();
+            }
+            assert_eq!(
+                (reply.status, reply.result()),
+                (200, "free"),
+                "{method}, {header}"
+            );
+        }
+    }
+    // The end of the body may come later, and the next request behind it.
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    wire.send("GET /LOCK/KEYA/CLIENT_B HTTP/1.1\r\nHost: x.localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r");
+    assert_eq!(ask(&server, "/PING").body, "1\n");
+    wire.send("\n\r\n").get("/CHECK/KEYA");
+    assert_eq!(wire.reply().result(), "timeout");
+    assert_eq!(wire.reply().body, "1\n");
+}
+
+/// Where two of them say how long the body is, one of the two in between and here may be misled.
+#[test]
+fn a_body_of_two_lengths_or_another_coding_is_refused_and_ends_the_connection() {
+    let server = impatient();
+    for header in [
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Content-Length: five",
+    ] {
+        let mut wire = Wire::to(&server);
+        wire.send(format!(
+            "GET /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n0\r\n\r\n"
+        ));
+        assert_eq!(wire.reply().status, 400, "{header}");
+        let rest = wire.rest();
+        assert!(!rest.contains("200 OK"), "{header}, and then {rest}");
+    }
+    assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
 }
 
 #[test]
@@ -413,6 +581,54 @@ fn a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on(
     assert!(!waiter.has_answer());
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     assert_ne!(waiter.reply().body, "0\n");
+}
+
+/// `timeout 1 curl …/LOCK/K/B`, then the same at once: `already-waiting` for up to 200 ms.
+#[test]
+fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
+    let server = patient();
+    ask(&server, "/LOCK/KEYA/CLIENT_A");
+    let lock = |question: String| {
+        let mut wire = Wire::to(&server);
+        wire.get(&format!("/LOCK/KEYA/{question}"));
+        until("it waits", || {
+            assert!(!wire.has_answer(), "{question}: {:?}", wire.reply());
+            ask(&server, "/CHECK/KEYA").header("Lock-Waiters") == Some("1")
+        });
+        wire
+    };
+    let ids = [["", ""], ["?request=a", "?request=b"], ["", "?request=c"]];
+    for (round, [first, again]) in ids.into_iter().cycle().take(30).enumerate() {
+        let earlier = lock(format!("CLIENT_{round}{first}"));
+        match round % 2 {
+            0 => drop(earlier),
+            _ => earlier.reset(),
+        }
+        let mut wire = lock(format!("CLIENT_{round}{again}"));
+        assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
+        assert_ne!(wire.reply().body, "0\n", "round {round}");
+        let unlocked = ask(&server, &format!("/UNLOCK/KEYA/CLIENT_{round}"));
+        assert_eq!(unlocked.body, "1\n");
+        assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
+    }
+}
+
+/// tiny_http 0.12 reads a line to its end, finds it not to be ASCII, and drops the connection; nothing of it comes
+/// here. This holds the behaviour that README's Limits tell of.
+#[test]
+fn what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing() {
+    let server = impatient();
+    for request in [
+        "GET /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nX-City: S\u{e3}o Paulo\r\n\r\n"
+            .as_bytes(),
+        b"GET /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nX-City: S\xe3o Paulo\r\n\r\n",
+        "GET /LOCK/KEYA/CLIENT_\u{c4} HTTP/1.1\r\nHost: localhost\r\n\r\n".as_bytes(),
+    ] {
+        let mut wire = Wire::to(&server);
+        assert_eq!(wire.ask("/PING").body, "1\n");
+        assert_eq!(wire.send(request).rest(), "");
+    }
+    assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
 }
 
 #[test]
@@ -521,6 +737,42 @@ fn a_web_page_is_turned_away() {
         assert_eq!(with(header).status, 200, "{header}");
         ask(&server, "/UNLOCK/KEYA/PAGE");
     }
+}
+
+#[test]
+fn a_server_on_loopback_is_asked_under_the_names_that_it_allows() {
+    let status = |server: &Server, headers: &str| {
+        let mut wire = Wire::to(server);
+        wire.send(format!("GET /CHECK/KEYA HTTP/1.1\r\n{headers}\r\n\r\n"));
+        wire.reply()
+    };
+    let allowing = |names: &[&str]| {
+        start(Options {
+            allowed_hosts: names.iter().map(ToString::to_string).collect(),
+            ..options()
+        })
+    };
+    let none = status(&allowing(&[]), "Host: locks.example.com");
+    assert_eq!((none.status, none.result()), (421, "wrong-host"));
+    assert!(none.body.contains("option allowed_hosts"), "{}", none.body);
+    let two = allowing(&["Locks.example.com", "2001:db8::7"]);
+    let any = allowing(&["*"]);
+    for (host, by_two) in [
+        ("locks.example.com", 200),
+        ("LOCKS.example.com.:8004", 200),
+        ("[2001:db8::7]:80", 200),
+        ("localhost", 200),
+        ("x.locks.example.com", 421),
+        ("locks.example.com.evil.example", 421),
+        ("", 421),
+    ] {
+        let host = format!("Host: {host}");
+        assert_eq!(status(&two, &host).status, by_two, "{host}");
+        assert_eq!(status(&any, &host).status, 200, "{host}");
+    }
+    // A page is turned away all the more.
+    let page = "Host: locks.example.com\r\nOrigin: http://locks.example.com";
+    assert_eq!(status(&any, page).status, 403);
 }
 
 #[test]

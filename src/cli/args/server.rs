@@ -35,6 +35,11 @@ macro_rules! server_verbs {
             #[argh(option, from_str_fn(server_port))]
             classic_port: Option<u16>,
 
+            /// another name that it may be asked for under, as behind a proxy on this machine; * is any;
+            /// repeatable
+            #[argh(option)]
+            allow_host: Vec<String>,
+
             /// how long a lock lasts, in seconds, 0.001 to 31536000; default 3
             #[argh(option, from_str_fn(seconds))]
             lock_timeout: Option<Duration>,
@@ -87,6 +92,7 @@ macro_rules! server_verbs {
                 let defaults = Options::default();
                 let options = Options {
                     host: args.host.unwrap_or(defaults.host),
+                    allowed_hosts: args.allow_host,
                     port: args.port.unwrap_or(defaults.port),
                     classic_port: args.classic_port.or(defaults.classic_port),
                     lock_timeout: args.lock_timeout.unwrap_or(defaults.lock_timeout),

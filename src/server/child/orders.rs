@@ -14,7 +14,7 @@ use nix::unistd::{self, Pid};
 
 use crate::options::Options;
 
-/// More than any message takes: a path has at most 4096 bytes, a host 253, and the rest are numbers.
+/// More than any message takes: there are at most 33 hosts of 253 bytes, and the rest are numbers.
 const LONGEST: usize = 16 * 1024;
 
 /// The descriptors that may be sent along: two listeners and the parent.
@@ -150,6 +150,7 @@ fn encode(options: &Options) -> String {
         port,
         classic_port,
         host,
+        allowed_hosts,
         allow_shutdown,
         reconnect_attempts: _,
         time_between_attempts: _,
@@ -174,13 +175,15 @@ fn encode(options: &Options) -> String {
         max_waiters.to_string(),
         max_keys.to_string(),
         log_to.is_some().to_string(),
+        // None has a blank in it.
+        allowed_hosts.join(" "),
         host.clone(),
     ]
     .join("\n")
 }
 
 fn decode(text: &str) -> Option<Options> {
-    let mut lines = text.splitn(12, '\n');
+    let mut lines = text.splitn(13, '\n');
     let mut next = || lines.next();
     let nanos = |line: &str| {
         let nanos: u128 = line.parse().ok()?;
@@ -202,6 +205,7 @@ fn decode(text: &str) -> Option<Options> {
         max_keys: next()?.parse().ok()?,
         // It stands on standard error by now.
         log_to: (next()? == "true").then(Default::default),
+        allowed_hosts: next()?.split_whitespace().map(String::from).collect(),
         host: next()?.into(),
         ..Options::default()
     })
@@ -220,6 +224,7 @@ mod tests {
             port: 1,
             classic_port: Some(2),
             host: "::1".into(),
+            allowed_hosts: vec!["locks.example.com".into(), "*".into()],
             allow_shutdown: true,
             outlive_parent: true,
             max_lock_timeout: Some(Duration::from_millis(1)),

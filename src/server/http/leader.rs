@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::parked::Parked;
 use super::{Http, Task};
-use crate::protocol::{Malformed, Reply, Request, Status};
+use crate::protocol::{self, Malformed, Reply, Request, Status};
 use crate::refusal::Refusal;
 use crate::server::access::TurnedAway;
 use crate::server::handler::Handler;
@@ -81,21 +81,36 @@ impl Leader {
         while let Some(exchange) = Exchange::take(&self.instance) {
             self.taken.fetch_add(1, SeqCst);
             self.leadership.serve(lead);
-            self.serve(exchange);
+            self.http.serve(exchange);
             if !self.leadership.receive(lead) {
                 return;
             }
         }
     }
+}
+
+impl Http {
+    /// Answers a request, or has a worker read its body first.
+    fn serve(self: &Arc<Self>, exchange: Exchange) {
+        match exchange.has_unread_body() {
+            // Reading it may take any time.
+            true => self.run(Task::ReadBody(exchange.into())),
+            false => self.answer(exchange),
+        }
+    }
+
+    /// What the worker does.
+    pub(super) fn read_body(self: &Arc<Self>, mut exchange: Exchange) {
+        match exchange.turns_out_empty() {
+            true => self.answer(exchange),
+            false => exchange.refuse_body(&body_refused()),
+        }
+    }
 
     /// Answers a request, or parks it until its answer is decided.
-    fn serve(&self, exchange: Exchange) {
-        if exchange.has_unread_body() {
-            // Reading it may take any time.
-            return self.http.run(Task::RefuseBody(exchange.into()));
-        }
+    fn answer(self: &Arc<Self>, exchange: Exchange) {
         let target = exchange.target().to_owned();
-        let handler = &self.http.handler;
+        let handler = &self.handler;
         let request = match understand(&exchange, &target, handler) {
             Ok(request) => request,
             Err(reply) => return exchange.answer(&reply),
@@ -104,13 +119,13 @@ impl Leader {
         let mut parked = None;
         let reply = handler.answer(&request, |pending| {
             let exchange = exchange.take().expect("it waits once");
-            let new = Parked::new(pending, exchange, self.http.clone());
+            let new = Parked::new(pending, exchange, self.clone());
             parked = Some(new.clone());
             new
         });
         match (reply, exchange, parked) {
             (Some(reply), Some(exchange), _) => exchange.answer(&reply),
-            (_, _, Some(parked)) => self.http.park(parked),
+            (_, _, Some(parked)) => self.park(parked),
             _ => unreachable!("a request without a reply waits"),
         }
     }
@@ -132,16 +147,12 @@ fn understand<'a>(
             return Err(Malformed::BadRequest(reason.into()).into());
         }
     }
-    let question = Request::parse(target, &handler.caps).map_err(Reply::from)?;
     match exchange.method() {
-        "GET" | "POST" => Ok(question),
-        method => Err(Reply::refusal(
-            Status::MethodNotAllowed,
-            Refusal::BadMethod,
-            format!("{method} is not for locks; use GET or POST"),
-        )
-        .with_header("Allow", "GET, POST")),
+        "GET" | "POST" => {}
+        "HEAD" if Request::may_be_headed(target) => {}
+        method => return Err(protocol::method_not_allowed(method, target)),
     }
+    Ok(Request::parse(target, &handler.caps)?)
 }
 
 /// What an HTML form sends, or `curl` with `-d`, `-F` and `--json`: parameters that would be taken for heard.
@@ -158,10 +169,9 @@ fn holds_parameters(content_type: &str) -> bool {
         .any(|known| kind.eq_ignore_ascii_case(known))
 }
 
-/// The reply to a request that announces a body which was not read with it.
-pub(super) fn body_refused() -> Reply {
-    let reason =
-        "the question stands in the path; send no body, or at most 1024 bytes of it, not chunked";
+/// The reply to a request with a body which was not read with it.
+fn body_refused() -> Reply {
+    let reason = "the question stands in the path; send no body, or at most 1024 bytes of it, and chunked none";
     Malformed::BadRequest(reason.into()).into()
 }
 

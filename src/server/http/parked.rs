@@ -162,6 +162,15 @@ impl Waiter for Parked {
         exchange.is_none_or(|exchange| exchange.is_connected())
     }
 
+    /// Until the next tick its connection is not known, and has to be found.
+    fn has_gone(&self) -> bool {
+        if self.is_located() {
+            return !self.is_there();
+        }
+        // One that is not found any more was reset.
+        self.http.sockets.search() && !(self.is_located() && self.is_there())
+    }
+
     fn notify(self: Arc<Self>, answerer: Answerer) {
         let takes_at_once = answerer == Answerer::ThisThread && {
             let mut attendance = self.attendance.lock();

@@ -82,10 +82,18 @@ impl Exchange {
             .is_some_and(|length| length > 0)
     }
 
-    /// Whether there is a body that may take any time to come: to be answered with
-    /// [`refuse_body`](Self::refuse_body), by a thread that nobody waits for.
+    /// Whether a body is announced that may take any time to come. A thread that nobody waits for asks whether it
+    /// [turns out empty](Self::turns_out_empty), or else [refuses](Self::refuse_body) it.
     pub fn has_unread_body(&self) -> bool {
         self.question().is_some_and(body::is_unread)
+    }
+
+    /// Whether the unread body is empty: then the request is served like any other. Blocks for its first bytes.
+    pub fn turns_out_empty(&mut self) -> bool {
+        match &mut self.state {
+            ExchangeState::Asked(request) => body::turns_out_empty(request),
+            _ => false,
+        }
     }
 
     fn question(&self) -> Option<&Request> {
@@ -156,7 +164,7 @@ impl Exchange {
 
     fn write(&mut self, reply: &Reply) {
         if let ExchangeState::Parked(way_back) = self.take_state()
-            && let Err(error) = way_back.write(reply)
+            && let Err(error) = way_back.write(reply, &self.instance.server)
         {
             log::debug!("{} did not take its answer: {error}", self.client);
             // A part of it may have been written: nothing that comes after could be understood.
@@ -195,10 +203,10 @@ impl WayBack {
         }
     }
 
-    /// Writes the reply. An error if the client did not take it.
-    fn write(mut self, reply: &Reply) -> io::Result<()> {
+    /// Writes the reply, as of this run of a server. An error if the client did not take it.
+    fn write(mut self, reply: &Reply, server: &str) -> io::Result<()> {
         log::trace!("{} {}", self.name, reply.status as u16);
-        let bytes = reply.to_bytes(self.connection, self.echo.as_deref(), self.head);
+        let bytes = reply.to_bytes(server, self.connection, self.echo.as_deref(), self.head);
         self.writer.write_all(&bytes)?;
         self.writer.flush()
     }

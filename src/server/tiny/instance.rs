@@ -29,6 +29,8 @@ const POLL: Duration = Duration::from_micros(50);
 pub(in crate::server) struct Instance {
     tiny: tiny_http::Server,
     pub(super) sockets: Arc<Sockets>,
+    /// What this run of the server is called.
+    pub(super) server: Arc<str>,
     pipelines: Pipelines,
     /// The descriptor that tiny_http accepts with. It closes it when it accepts no more.
     listener: RawFd,
@@ -48,7 +50,11 @@ const DRAINED: u8 = 2;
 const DISMISSED: u8 = 3;
 
 impl Instance {
-    pub(super) fn open(listener: &TcpListener, sockets: Arc<Sockets>) -> io::Result<Arc<Self>> {
+    pub(super) fn open(
+        listener: &TcpListener,
+        sockets: Arc<Sockets>,
+        server: Arc<str>,
+    ) -> io::Result<Arc<Self>> {
         let listener = listener.try_clone()?;
         let own = listener.as_raw_fd();
         let tiny = tiny_http::Server::from_listener(listener, None)
@@ -56,6 +62,7 @@ impl Instance {
         Ok(Arc::new(Instance {
             tiny,
             sockets,
+            server,
             pipelines: Pipelines::default(),
             listener: own,
             phase: AtomicU8::new(OPEN),

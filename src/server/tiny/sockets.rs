@@ -10,6 +10,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
@@ -18,24 +19,44 @@ use nix::sys::stat;
 use parking_lot::Mutex;
 
 /// The connections of one port.
-pub(super) struct Sockets {
+pub(in crate::server) struct Sockets {
     own: OwnAddress,
     /// As they were when last looked up: to look through thousands takes milliseconds.
     known: Mutex<Connections>,
+    /// When clients may look for themselves again.
+    next_search: Mutex<Option<Instant>>,
 }
+
+/// What a search for a client may take without consequences. What is over it is a tenth of the time until the next
+/// one, so that nobody who asks again and again keeps the others waiting.
+const CHEAP: Duration = Duration::from_millis(1);
 
 impl Sockets {
     pub fn new(listener: SocketAddr) -> Self {
         Sockets {
             own: OwnAddress(listener),
             known: Mutex::default(),
+            next_search: Mutex::default(),
         }
     }
 
     /// The client's descriptors, if they are known.
-    pub fn find(&self, client: SocketAddr) -> Option<SocketPair> {
+    pub(super) fn find(&self, client: SocketAddr) -> Option<SocketPair> {
         let pair = self.known.lock().0.get(&client).copied();
         pair.filter(|pair| pair.is_of(client, self.own))
+    }
+
+    /// [Refreshes](Self::refresh), to find a client that came since. `false` if it was not done: it was done too
+    /// often for so many connections, or there are no descriptors left.
+    pub fn search(&self) -> bool {
+        let mut next = self.next_search.lock();
+        let began = Instant::now();
+        if next.is_some_and(|next| began < next) || self.refresh().is_err() {
+            return false;
+        }
+        let ended = Instant::now();
+        *next = Some(ended + 9 * (ended - began).saturating_sub(CHEAP));
+        true
     }
 
     /// Looks all connections up again, to be found from then on.
@@ -46,7 +67,7 @@ impl Sockets {
     }
 
     /// Looks through all descriptors: some 0.5 µs each.
-    pub fn look_up(&self) -> io::Result<Connections> {
+    pub(super) fn look_up(&self) -> io::Result<Connections> {
         let mut connections = HashMap::new();
         for (client, fd) in connected(self.own)? {
             if let Some(inode) = inode_of(fd) {
@@ -67,7 +88,7 @@ impl Sockets {
     }
 
     /// Ends the connection to a client at this port, both ways. Returns the descriptors that it had.
-    pub fn shut_down(&self, client: SocketAddr) -> ShutDown {
+    pub(super) fn shut_down(&self, client: SocketAddr) -> ShutDown {
         let fds: Vec<RawFd> = connected(self.own).map_or(Vec::new(), |connected| {
             connected
                 .filter(|(other, _)| *other == client)
