@@ -33,6 +33,8 @@ mod event;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod manager;
 #[cfg(all(feature = "server", target_os = "linux"))]
+mod memory;
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod options;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod server;

@@ -6,6 +6,7 @@
 //! The ends of leases are kept by one thread. The end of a wait is kept by the thread that waits, on a condition
 //! variable: so there is one timer for each, and a wait that ends costs the table nothing.
 
+use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -40,6 +41,7 @@ pub(crate) struct LockManager {
 
 struct State {
     table: LockTable<Arc<dyn Waiter>>,
+    notifications: Notifications,
     /// When the time keeper wakes up by itself. `None` while it has nothing to wait for.
     alarm: Option<Instant>,
     stopping: bool,
@@ -83,6 +85,7 @@ impl LockManager {
         let manager = Arc::new(LockManager {
             state: Mutex::new(State {
                 table: LockTable::new(limits, lease::first_fence(SystemTime::now())),
+                notifications: Notifications::default(),
                 alarm: None,
                 stopping: false,
                 journal: Journal::begin(),
@@ -139,6 +142,7 @@ impl LockManager {
             if !state.table.has_room_for(ask.key) {
                 // A lapsed key that nobody has asked for since is no longer held.
                 state.table.expire(now, 1);
+                state.settle(now);
             }
             let handle = |key: &Key, ticket| {
                 let deadline = now + ask.terms.lock_attempt_timeout;
@@ -178,7 +182,7 @@ impl LockManager {
         }
     }
 
-    /// Gives up a place because its client has gone. Nothing happens if the wait ended first.
+    /// Gives up a place because its client has gone. Nothing changes if the wait ended first.
     ///
     /// If its acquire had a request ID, the place is kept for a while: see [`LockTable::reserve`].
     pub fn abandon(&self, waiter: &Arc<dyn Waiter>) {
@@ -296,13 +300,13 @@ impl LockManager {
         answerer: Answerer,
         decision: impl FnOnce(&mut State, Instant) -> R,
     ) -> R {
-        let mut notifications = Notifications::default();
         let mut state = self.state.lock();
         let now = Instant::now();
         state.table.expire_key(now, key);
-        state.settle(now, &mut notifications);
+        state.settle(now);
         let result = decision(&mut state, now);
-        state.settle(now, &mut notifications);
+        state.settle(now);
+        let notifications = mem::take(&mut state.notifications);
         let earlier = state.next_alarm_is_earlier();
         drop(state);
         if earlier {
@@ -317,9 +321,9 @@ impl LockManager {
         let mut state = self.state.lock();
         while !state.stopping {
             let now = Instant::now();
-            let mut notifications = Notifications::default();
             let swept = state.table.expire(now, SWEEP_BATCH);
-            state.settle(now, &mut notifications);
+            state.settle(now);
+            let notifications = mem::take(&mut state.notifications);
             if !notifications.is_empty() || !swept {
                 MutexGuard::unlocked_fair(&mut state, || {
                     notifications.deliver(Answerer::AnotherThread);
@@ -341,7 +345,7 @@ impl LockManager {
 impl State {
     /// Answers every proposal of the table, by whether that client is there, and takes note of everything that has
     /// happened since the last call.
-    fn settle(&mut self, now: Instant, notifications: &mut Notifications) {
+    fn settle(&mut self, now: Instant) {
         while let Some(proposal) = self.table.propose() {
             if proposal.handle().is_there() {
                 self.table.grant(now, proposal);
@@ -351,7 +355,8 @@ impl State {
         }
         while let Some(event) = self.table.next_event() {
             if let Some(journal) = &mut self.journal {
-                notifications.journal.push(journal.line(now, &event));
+                let line = journal.line(now, &event);
+                self.notifications.journal.push(line);
             }
             let (waiter, outcome) = match event.change {
                 Change::Granted {
@@ -371,7 +376,7 @@ impl State {
             };
             // Who stands in a queue has no outcome, and each of these events takes it out.
             let _ = waiter.pending().outcome.set(outcome);
-            notifications.waiters.push(waiter);
+            self.notifications.waiters.push(waiter);
         }
     }
 

@@ -17,7 +17,6 @@
 //! requester whose connection broke; meanwhile it does not wait, and nobody waits for it.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use self::expiry::{End, ExpiryIndex};
@@ -26,6 +25,7 @@ use self::queue::{Queue, Queued};
 use self::reserved::Reserved;
 use crate::event::{Change, TableEvent};
 use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, Ticket};
+use crate::memory::shrink_queue;
 use crate::refusal::Refusal;
 
 mod expiry;
@@ -39,7 +39,7 @@ mod reserved;
 pub(crate) struct Limits {
     /// Held keys.
     pub keys: usize,
-    /// Waiters of all keys together. As many places of broken connections are kept besides.
+    /// Waiters of all keys together. As many places of broken connections are kept, too.
     pub waiters: usize,
 }
 
@@ -104,9 +104,6 @@ struct Entry<W> {
     /// `None` when nobody waits, so that an uncontended key costs one word for it.
     queue: Option<Box<Queue<W>>>,
 }
-
-/// Below this capacity a map is not worth shrinking.
-const SMALL: usize = 1024;
 
 /// Why a key has a hold.
 const SETTLED: &str = "every proposal is answered before anything else is asked of its key";
@@ -263,9 +260,7 @@ impl<W> LockTable<W> {
     /// The next event that the caller has not yet taken.
     pub fn next_event(&mut self) -> Option<TableEvent<W>> {
         let event = self.events.pop_front();
-        if event.is_none() && self.events.capacity() > SMALL {
-            self.events = VecDeque::new();
-        }
+        shrink_queue(&mut self.events);
         event
     }
 
@@ -317,11 +312,9 @@ impl<W> LockTable<W> {
             .get_mut(ask.key)
             .expect("acquire queues only behind a holder");
         let end = end(entry.hold());
-        let queue = entry.queue.get_or_insert_with(|| {
-            let key = self.ends.remove(false, end);
-            self.ends.insert(true, end, key.clone());
-            Box::new(Queue::new(key))
-        });
+        let ends = &mut self.ends;
+        let new = || Box::new(Queue::new(ends.move_to(true, end)));
+        let queue = entry.queue.get_or_insert_with(new);
         let claim = ask.claim();
         let requester = claim.requester.clone();
         let waiter = Queued {
@@ -382,15 +375,6 @@ impl<W> Entry<W> {
 
 fn end(hold: &Hold) -> End {
     (hold.grant.expires, hold.grant.fence)
-}
-
-/// Gives back the memory of a crowd that has gone. The factor between the two bounds keeps the cost
-/// per removed key constant.
-fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
-    let capacity = map.capacity();
-    if capacity > SMALL && map.len() < capacity / 8 {
-        map.shrink_to(capacity / 4);
-    }
 }
 
 impl Ask<'_> {

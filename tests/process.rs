@@ -1010,6 +1010,15 @@ fn many_spawned_servers_come_and_go_without_leaving_descriptors() {
         server.spawn().expect("it serves on a free port");
         drop(server.client("CLIENT_A").guard("KEYA").unwrap());
     }
+    // Seen to fail: a LOCK that had begun to wait just before the end kept the server's descriptors.
+    for _ in 0..20 {
+        let mut server = Server::new(patient());
+        server.spawn().expect("it serves on a free port");
+        ask(&server, "/LOCK/KEYA/CLIENT_A");
+        let waiting = waiting_wire(&server, "KEYA", "CLIENT_B");
+        server.stop().unwrap();
+        drop(waiting);
+    }
     until("they are closed", || count() <= before);
 }
 

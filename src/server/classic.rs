@@ -21,7 +21,7 @@
 //! # Threads
 //!
 //! Each connection has a thread for as long as it is open, and that thread has accepted it. Before it
-//! serves, it sees to it that another one stands ready to accept; so a LOCK blocks its own thread and
+//! serves, it ensures that another one stands ready to accept; so a LOCK blocks its own thread and
 //! nobody else's, and most questions start no thread. The server's loop watches the clients of those that wait.
 
 use std::collections::{BTreeSet, HashMap};
@@ -224,7 +224,7 @@ impl Classic {
         }
     }
 
-    /// Notes a connection, and sees to it that a thread stands ready for the next one.
+    /// Notes a connection, and ensures that a thread stands ready for the next one.
     fn enter(self: &Arc<Self>, stream: TcpStream) -> Connection {
         let stream = Arc::new(stream);
         let mut state = self.state.lock();

@@ -30,7 +30,7 @@ const TICK: Duration = Duration::from_millis(100);
 const SELDOM: u32 = 10;
 
 /// How long a leader may serve one request before another one leads.
-const STUCK: Duration = Duration::from_millis(20);
+const LEADER_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// The server's end of a port.
 pub(crate) struct HttpTransport {
@@ -90,7 +90,7 @@ impl HttpTransport {
     /// When [`poll`](Self::poll) has something to do, at the latest.
     pub fn next_poll(&self) -> Instant {
         let is_serving = self.leaders.iter().any(|leader| leader.is_serving());
-        let stuck = is_serving.then(|| Instant::now() + STUCK);
+        let stuck = is_serving.then(|| Instant::now() + LEADER_TIMEOUT);
         let sooner = stuck.into_iter().chain(self.tiny.next_look());
         sooner.fold(self.next_tick, Instant::min)
     }
@@ -103,7 +103,7 @@ impl HttpTransport {
         let poller = &self.http.poller;
         self.tiny.look_for_stalls(|| poller.expect_arrival());
         for leader in &self.leaders {
-            leader.depose_if_stuck(STUCK);
+            leader.depose_if_stuck(LEADER_TIMEOUT);
         }
         if self.next_tick <= Instant::now() {
             self.tick();
@@ -128,15 +128,17 @@ impl HttpTransport {
     fn attend_waiters(&self) {
         let waiters = mem::take(&mut *self.http.new_waiters.lock());
         // To look through thousands takes milliseconds, and most clients have waited before.
-        if !waiters.iter().all(|waiter| waiter.is_located())
-            && let Err(error) = self.tiny.find_connections()
-        {
-            log::debug!("out of descriptors, clients that wait are looked for later: {error}");
-            self.http.new_waiters.lock().extend(waiters.iter().cloned());
-            return waiters.into_iter().for_each(Parked::attend);
-        }
+        let found = match waiters.iter().all(|waiter| waiter.is_located()) {
+            true => Ok(()),
+            false => self.tiny.find_connections(),
+        };
         for waiter in waiters {
-            waiter.watch();
+            if found.is_ok() || waiter.is_located() {
+                waiter.watch();
+            } else {
+                // Out of descriptors: the next tick looks again.
+                self.http.new_waiters.lock().push(waiter.clone());
+            }
             waiter.attend();
         }
     }
@@ -152,6 +154,8 @@ impl HttpTransport {
     pub fn close(self, until: Instant) {
         self.tiny.close(until);
         self.http.workers.close();
+        // They keep what they are kept by.
+        self.http.new_waiters.lock().clear();
     }
 }
 

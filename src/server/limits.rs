@@ -1,7 +1,7 @@
 //! What the machine lets this process have, and what it gets back.
 //!
 //! A client takes two descriptors and, while it waits, two threads. Running out of descriptors is
-//! survived: see `http.rs`. Running out of threads is not, because neither std nor tiny_http survives a
+//! survived: see `tiny.rs`. Running out of threads is not, because neither std nor tiny_http survives a
 //! thread that does not start; so there are never more descriptors than the threads suffice for.
 
 use std::fs;

@@ -13,6 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use parking_lot::Mutex;
 
 use crate::manager::Waiter;
+use crate::memory::shrink_map;
 
 pub(super) struct Poller {
     epoll: Epoll,
@@ -127,6 +128,8 @@ pub(super) struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.poller.watched.lock().waiters.remove(&self.id);
+        let mut clients = self.poller.watched.lock();
+        clients.waiters.remove(&self.id);
+        shrink_map(&mut clients.waiters);
     }
 }

@@ -38,7 +38,7 @@ pub(crate) enum ProcessUse {
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
 /// How long the answers being written get before the server ends.
-const FINISH: Duration = Duration::from_millis(500);
+const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Serves on bound listeners until it is asked to stop. Calls `serving` once it serves.
 pub(crate) fn serve(
@@ -48,8 +48,8 @@ pub(crate) fn serve(
     process: ProcessUse,
     serving: &dyn Fn(),
 ) -> Result<(), Error> {
-    let Listeners { http, classic } = listeners;
-    let address = http
+    let address = listeners
+        .http
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
     let clients = match process {
@@ -63,18 +63,13 @@ pub(crate) fn serve(
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
     let handler = handler(options, address, limits, stop)?;
-    let poller =
-        Poller::new(&http, stop.descriptors()).map_err(start_failed("no descriptor left"))?;
-    let classic = classic
-        .map(|listener| {
-            listen::prepare(&listener)?;
-            ClassicTransport::open(listener, handler.clone(), poller.clone(), clients)
-        })
-        .transpose()
-        .map_err(start_failed("cannot serve classic clients"))?;
-    let mut http = listen::prepare(&http)
-        .and_then(|()| HttpTransport::open(http, handler.clone(), poller.clone()))
-        .map_err(start_failed("cannot serve"))?;
+    let mut parts = match Parts::open(listeners, handler.clone(), clients) {
+        Ok(parts) => parts,
+        Err(error) => {
+            handler.manager.stop();
+            return Err(error);
+        }
+    };
     log::info!(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
         limits.waiters
@@ -85,38 +80,88 @@ pub(crate) fn serve(
         );
     }
     serving();
-    let mut next_trim = Instant::now() + TRIM_EVERY;
-    loop {
-        let left = http.next_poll().saturating_duration_since(Instant::now());
-        let happened = poller.wait(left);
-        if happened.stop {
-            break;
-        }
-        for waiter in &happened.hang_ups {
-            handler.hang_up(waiter);
-        }
-        http.poll(happened.arrival);
-        if process == ProcessUse::Own && Instant::now() >= next_trim {
-            limits::give_back_memory();
-            next_trim = Instant::now() + TRIM_EVERY;
-        }
-    }
+    parts.run(process);
     stop.log_reason();
-    let until = Instant::now() + FINISH;
-    if let Some(classic) = &classic {
-        classic.refuse();
-    }
-    http.refuse();
-    handler.manager.stop();
-    http.close(until);
-    if let Some(classic) = classic {
-        classic.close(until);
-    }
+    parts.close();
     log::info!("ended");
     Ok(())
 }
 
-/// What answers the questions of both doors.
+/// What serves: both transports, and the epoll that the loop waits with.
+struct Parts {
+    handler: Arc<Handler>,
+    poller: Arc<Poller>,
+    http: HttpTransport,
+    classic: Option<ClassicTransport>,
+}
+
+impl Parts {
+    fn open(listeners: Listeners, handler: Arc<Handler>, clients: usize) -> Result<Self, Error> {
+        let Listeners { http, classic } = listeners;
+        let poller = Poller::new(&http, handler.stop.descriptors())
+            .map_err(start_failed("no descriptor left"))?;
+        let http = listen::prepare(&http)
+            .and_then(|()| HttpTransport::open(http, handler.clone(), poller.clone()))
+            .map_err(start_failed("cannot serve"))?;
+        let mut parts = Parts {
+            handler,
+            poller,
+            http,
+            classic: None,
+        };
+        let opened = classic.map(|listener| {
+            listen::prepare(&listener)?;
+            let (handler, poller) = (parts.handler.clone(), parts.poller.clone());
+            ClassicTransport::open(listener, handler, poller, clients)
+        });
+        match opened.transpose() {
+            Ok(classic) => parts.classic = classic,
+            Err(error) => {
+                parts.close();
+                return Err(start_failed("cannot serve classic clients")(error));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The loop, until the server is asked to end.
+    fn run(&mut self, process: ProcessUse) {
+        let mut next_trim = Instant::now() + TRIM_EVERY;
+        loop {
+            let left = self.http.next_poll();
+            let happened = self
+                .poller
+                .wait(left.saturating_duration_since(Instant::now()));
+            if happened.stop {
+                return;
+            }
+            for waiter in &happened.hang_ups {
+                self.handler.hang_up(waiter);
+            }
+            self.http.poll(happened.arrival);
+            if process == ProcessUse::Own && Instant::now() >= next_trim {
+                limits::give_back_memory();
+                next_trim = Instant::now() + TRIM_EVERY;
+            }
+        }
+    }
+
+    /// Refuses what comes, breaks off what waits, finishes what is being answered, and closes the connections.
+    fn close(self) {
+        let until = Instant::now() + FINISH_TIMEOUT;
+        if let Some(classic) = &self.classic {
+            classic.refuse();
+        }
+        self.http.refuse();
+        self.handler.manager.stop();
+        self.http.close(until);
+        if let Some(classic) = self.classic {
+            classic.close(until);
+        }
+    }
+}
+
+/// What answers the questions of both transports.
 fn handler(
     options: &Options,
     address: SocketAddr,

@@ -10,6 +10,8 @@
 //! | blocks who writes to a client that does not read | `exchange.rs` | `a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
 //! | reads away a body when a request is dropped, and asks for as much memory as was announced | `body.rs` | `a_huge_body_announced_costs_only_its_own_connection` |
 //! | ends a connection without a word for a byte that is not ASCII, before there is a request | nowhere: README's Limits | `what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
+//! | answers a request with `Expect: foo` by 417 at once, before the one ahead of it | none: only its sender is harmed | |
+//! | leaves a thread and two descriptors waiting for a connection that sent an HTTP/2 or HTTP/3 request line, until the process ends | none: there is no way to the thread | |
 //! | starts threads in `from_listener` | `tiny.rs`: only the process that serves opens it | `start_returns_the_childs_pid_once_it_answers` |
 
 mod body;

@@ -30,10 +30,11 @@ impl ExpiryIndex {
         self.index(is_contended).remove(&end).expect(INDEXED)
     }
 
-    /// Moves a lease to the other index, because its first waiter has come or its last one has left.
-    pub fn set_contended(&mut self, is_contended: bool, end: End) {
+    /// Moves a lease to this index from the other one, because its first waiter has come or its last one has left.
+    pub fn move_to(&mut self, is_contended: bool, end: End) -> Key {
         let key = self.remove(!is_contended, end);
-        self.insert(is_contended, end, key);
+        self.insert(is_contended, end, key.clone());
+        key
     }
 
     /// The contended lease that ends first.

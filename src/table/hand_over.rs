@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::queue::Queued;
-use super::{LockTable, SETTLED, end, shrink};
+use super::{LockTable, SETTLED, end};
 use crate::event::Change;
 use crate::lease::{Fence, Key, Ticket};
+use crate::memory::{shrink_map, shrink_queue};
 
 /// A key whose hold has ended, and the waiter whose turn it is if its client is still there.
 #[derive(Debug)]
@@ -46,7 +47,9 @@ impl<W> LockTable<W> {
 
     /// The next proposal to answer. The caller asks its client whether it is there.
     pub fn propose(&mut self) -> Option<Proposal<W>> {
-        self.proposals.pop_front()
+        let proposal = self.proposals.pop_front();
+        shrink_queue(&mut self.proposals);
+        proposal
     }
 
     /// Grants the key to the proposed waiter. Its lease counts from now, so a late call takes nothing away.
@@ -75,7 +78,12 @@ impl<W> LockTable<W> {
             ticket,
             waiter,
         } = proposal;
-        self.keep_place(now, key.clone(), ticket, waiter, Some);
+        let Queued {
+            claim,
+            deadline,
+            handle,
+        } = waiter;
+        self.keep_place(now, key.clone(), ticket, (claim, deadline), Some(handle));
         self.propose_next(key, ended);
     }
 
@@ -88,14 +96,14 @@ impl<W> LockTable<W> {
     fn free_lapsed(&mut self, now: Instant, batch: usize) -> bool {
         for _ in 0..batch {
             let Some(key) = self.ends.pop_lapsed(now) else {
-                shrink(&mut self.entries);
+                shrink_map(&mut self.entries);
                 return true;
             };
             let entry = self.entries.remove(&key);
             let hold = entry.and_then(|entry| entry.hold).expect(SETTLED);
             self.note(key, hold.claim.requester, Change::Expired(hold.grant.fence));
         }
-        shrink(&mut self.entries);
+        shrink_map(&mut self.entries);
         false
     }
 
@@ -142,6 +150,6 @@ impl<W> LockTable<W> {
 
     fn free(&mut self, key: &str) {
         self.entries.remove(key);
-        shrink(&mut self.entries);
+        shrink_map(&mut self.entries);
     }
 }

@@ -32,7 +32,10 @@ impl<W> LockTable<W> {
         let Some((key, waiter)) = self.remove(key, ticket) else {
             return false;
         };
-        self.keep_place(now, key, ticket, waiter, |_| None);
+        let Queued {
+            claim, deadline, ..
+        } = waiter;
+        self.keep_place(now, key, ticket, (claim, deadline), None);
         true
     }
 
@@ -59,35 +62,30 @@ impl<W> LockTable<W> {
         self.waiters -= 1;
         if queue.is_empty() {
             entry.queue = None;
-            self.ends.set_contended(false, end(entry.hold()));
+            self.ends.move_to(false, end(entry.hold()));
         }
         Some((key, waiter))
     }
 
-    /// Keeps the place of one that has left its queue, if its acquire had an ID and its patience is not over.
+    /// Keeps the place of one that has left its queue, if its acquire had an ID and its patience is not over. `gone` is
+    /// its handle, where the caller does not know that it has left.
     pub(super) fn keep_place(
         &mut self,
         now: Instant,
         key: Key,
         ticket: Ticket,
-        waiter: Queued<W>,
-        gone: fn(W) -> Option<W>,
+        (claim, deadline): (Claim, Instant),
+        gone: Option<W>,
     ) {
-        let gone = gone(waiter.handle);
-        let Claim {
-            requester,
-            request_id,
-            ..
-        } = waiter.claim;
-        let change = match request_id {
-            Some(request_id) if now <= waiter.deadline => {
-                let reservation = (key.clone(), requester.clone(), request_id);
+        let change = match claim.request_id {
+            Some(request_id) if now <= deadline => {
+                let reservation = (key.clone(), claim.requester.clone(), request_id);
                 let (end, most) = (now + RESERVED_FOR, self.limits.waiters);
                 self.reserved.remember(reservation, ticket, end, most);
                 Change::Reserved { ticket, gone }
             }
             _ => Change::Left { ticket, gone },
         };
-        self.note(key, requester, change);
+        self.note(key, claim.requester, change);
     }
 }

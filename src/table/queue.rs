@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::LockTable;
 use crate::lease::{Claim, Key, Requester, Ticket};
+use crate::memory::shrink_map;
 
 /// Each index finds a waiter without a walk: a queue may hold thousands.
 pub(super) struct Queue<W> {
@@ -49,6 +50,7 @@ impl<W> Queue<W> {
     pub fn remove(&mut self, ticket: Ticket) -> Option<Queued<W>> {
         let waiter = self.by_arrival.remove(&ticket)?;
         self.by_requester.remove(&waiter.claim.requester);
+        shrink_map(&mut self.by_requester);
         Some(waiter)
     }
 
@@ -56,6 +58,7 @@ impl<W> Queue<W> {
     pub fn pop_first(&mut self) -> Option<(Ticket, Queued<W>)> {
         let (ticket, waiter) = self.by_arrival.pop_first()?;
         self.by_requester.remove(&waiter.claim.requester);
+        shrink_map(&mut self.by_requester);
         Some((ticket, waiter))
     }
 

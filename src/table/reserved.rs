@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use super::{Ask, shrink};
+use super::Ask;
 use crate::lease::{Key, RequestId, Requester, Ticket};
+use crate::memory::shrink_map;
 
 /// Every remembered place, by who may come back to it and by when it is forgotten.
 #[derive(Default)]
@@ -46,7 +47,7 @@ impl Reserved {
             self.by_claim
                 .remove(&(ask.key.into(), ask.requester.into(), request_id.into()))?;
         self.by_end.remove(&end).expect(PAIRED);
-        shrink(&mut self.by_claim);
+        shrink_map(&mut self.by_claim);
         let (forgotten, ticket) = end;
         (now < forgotten).then_some(ticket)
     }
@@ -69,7 +70,7 @@ impl Reserved {
     fn forget_first(&mut self) {
         if let Some((_, claim)) = self.by_end.pop_first() {
             self.by_claim.remove(&claim).expect(PAIRED);
-            shrink(&mut self.by_claim);
+            shrink_map(&mut self.by_claim);
         }
     }
 }

@@ -14,6 +14,7 @@ use proptest::test_runner::TestCaseError;
 
 use super::leave::RESERVED_FOR;
 use super::*;
+use crate::memory::SMALL_CAPACITY;
 use crate::refusal::Refusal::*;
 use Said::*;
 
@@ -1919,8 +1920,8 @@ fn grant_crowd(table: &mut Managed<()>, now: Instant, keys: std::ops::Range<usiz
     }
 }
 
-/// What may be left of the map's capacity: the table stops below [`SMALL`], a factor of four at a time.
-const CAPACITY_LEFT: usize = 8 * SMALL;
+/// What may be left of the map's capacity: the table stops below [`SMALL_CAPACITY`], a factor of four at a time.
+const CAPACITY_LEFT: usize = 8 * SMALL_CAPACITY;
 
 #[test]
 fn the_memory_of_a_lapsed_crowd_is_given_back() {

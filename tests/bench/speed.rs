@@ -15,10 +15,11 @@ mod table_alone;
 mod house {
     pub mod event;
     pub mod lease;
+    pub mod memory;
     pub mod refusal;
     pub mod table;
 }
-use house::{event, lease, refusal};
+use house::{event, lease, memory, refusal};
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

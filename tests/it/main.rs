@@ -65,7 +65,8 @@
 //! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
 //! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
-//! | names that it is told to be called are let in, from a proxy, too | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
+//! | a name that is allowed is let in | `wire::a_server_on_loopback_is_asked_under_the_names_that_it_allows` |
+//! | also from nginx on the same machine | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
 //! | **The classic wire** | |
 //! | each verb answers with the original's bytes | `classic::each_verb_is_answered_with_the_bytes_of_the_original_however_the_request_is_written` |
 //! | both wires share the locks | `classic::each_wire_has_its_own_bytes_and_sees_the_others_locks` |

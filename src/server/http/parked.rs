@@ -134,7 +134,8 @@ impl Parked {
         let waiter: Arc<dyn Waiter> = self.clone();
         let reply = self.http.handler.give_up(&waiter);
         let exchange = self.attendance.lock().take();
-        if let Some(exchange) = exchange {
+        // Here nobody waits for a client that does not read.
+        if let Some(exchange) = exchange.filter(|exchange| !exchange.is_blocked()) {
             exchange.answer(&reply);
         }
     }

@@ -162,6 +162,11 @@ impl Exchange {
         self.sockets.is_some_and(|sockets| sockets.have_room())
     }
 
+    /// Whether it is known that the client would have to read before an answer can be written.
+    pub fn is_blocked(&self) -> bool {
+        self.sockets.is_some_and(|sockets| !sockets.have_room())
+    }
+
     fn write(&mut self, reply: &Reply) {
         if let ExchangeState::Parked(way_back) = self.take_state()
             && let Err(error) = way_back.write(reply, &self.instance.server)
@@ -222,7 +227,7 @@ fn echo_of(request: &Request) -> Option<Box<str>> {
 
 /// What becomes of a connection after a reply, by tiny_http's own rule, for the reply to say so.
 fn future_of_connection(request: &Request) -> Option<&'static str> {
-    let old = *request.http_version() < (1, 1);
+    let old = *request.http_version() == (1, 0);
     let connection = request
         .headers()
         .iter()

@@ -10,7 +10,6 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use std::thread;
@@ -20,7 +19,8 @@ use parking_lot::{Condvar, Mutex};
 use tiny_http::Request;
 
 use super::body;
-use super::sockets::{self, Sockets};
+use super::sockets::{ListenerId, Sockets};
+use crate::memory::{shrink_map, shrink_queue};
 
 /// How long [`Instance::take`] looks for the next request before it sleeps. To wake it takes some 20 µs where
 /// the processor sleeps too; and where others want to run, they do meanwhile.
@@ -32,8 +32,8 @@ pub(in crate::server) struct Instance {
     /// What this run of the server is called.
     pub(super) server: Arc<str>,
     pipelines: Pipelines,
-    /// The descriptor that tiny_http accepts with. It closes it when it accepts no more.
-    listener: RawFd,
+    /// What tiny_http accepts with. It closes it when it accepts no more.
+    listener: ListenerId,
     /// One of the phases below. It only grows.
     phase: AtomicU8,
     /// Whether a thread sleeps in [`Instance::take`], or is about to.
@@ -56,7 +56,7 @@ impl Instance {
         server: Arc<str>,
     ) -> io::Result<Arc<Self>> {
         let listener = listener.try_clone()?;
-        let own = listener.as_raw_fd();
+        let own = ListenerId::of(&listener);
         let tiny = tiny_http::Server::from_listener(listener, None)
             .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Arc::new(Instance {
@@ -73,7 +73,7 @@ impl Instance {
     /// Whether tiny_http still accepts connections. Its loop ends with the first error of `accept`,
     /// and by a panic where the descriptor that it wants to copy then is one too many.
     pub(super) fn is_accepting(&self) -> bool {
-        sockets::is_listening(self.listener)
+        self.listener.is_listening()
     }
 
     /// Takes nothing more than what has come. What waits, or stands behind it, is still answered.
@@ -95,9 +95,10 @@ impl Instance {
         self.phase.load(SeqCst)
     }
 
-    /// Blocks until every request is answered, at most until `deadline`.
+    /// Blocks until everything that has come before it was closed is answered, at most until `deadline`.
     pub(super) fn wait_until_served(&self, deadline: Instant) {
-        self.pipelines.wait_until_served(deadline);
+        let is_drained = || self.phase() >= DRAINED;
+        self.pipelines.wait_until_served(is_drained, deadline);
     }
 
     /// Forgets what was never served.
@@ -124,6 +125,7 @@ impl Instance {
                 Ok(None) => match self.pipelines.next() {
                     None if self.phase() == CLOSING => {
                         self.phase.fetch_max(DRAINED, SeqCst);
+                        self.pipelines.notify();
                     }
                     None => {}
                     next => return next,
@@ -251,7 +253,10 @@ impl Pipelines {
 
     /// The next request to serve. The others of its connection wait until it is [`done`](Self::done).
     fn next(&self) -> Option<(SocketAddr, Request)> {
-        self.requests.lock().ready.pop_front()
+        let mut requests = self.requests.lock();
+        let next = requests.ready.pop_front();
+        shrink_queue(&mut requests.ready);
+        next
     }
 
     /// Ends the service of a connection's request. `true` if the next one of its pipeline is ready now.
@@ -263,6 +268,7 @@ impl Pipelines {
             return true;
         }
         requests.pipelines.remove(&client);
+        shrink_map(&mut requests.pipelines);
         if requests.pipelines.is_empty() {
             self.all_served.notify_all();
         }
@@ -286,10 +292,16 @@ impl Pipelines {
         ready.into_iter().chain(behind).collect()
     }
 
-    /// Blocks until every request is answered, at most until `deadline`.
-    fn wait_until_served(&self, deadline: Instant) {
+    /// Has [`wait_until_served`](Self::wait_until_served) look again.
+    fn notify(&self) {
+        let _requests = self.requests.lock();
+        self.all_served.notify_all();
+    }
+
+    /// Blocks until all requests have come and are answered, at most until `deadline`.
+    fn wait_until_served(&self, have_come: impl Fn() -> bool, deadline: Instant) {
         let mut requests = self.requests.lock();
-        while !requests.pipelines.is_empty() {
+        while !(have_come() && requests.pipelines.is_empty()) {
             if self
                 .all_served
                 .wait_until(&mut requests, deadline)

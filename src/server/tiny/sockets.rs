@@ -5,10 +5,10 @@
 //! number and may by then belong to someone else; each function says why that does no harm.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ pub(in crate::server) struct Sockets {
     known: Mutex<Connections>,
     /// When clients may look for themselves again.
     next_search: Mutex<Option<Instant>>,
+    /// A descriptor to give up where there is no other one for a look-up.
+    spare: Mutex<Option<File>>,
 }
 
 /// What a search for a client may take without consequences. What is over it is a tenth of the time until the next
@@ -37,7 +39,23 @@ impl Sockets {
             own: OwnAddress(listener),
             known: Mutex::default(),
             next_search: Mutex::default(),
+            spare: Mutex::new(open_spare()),
         }
+    }
+
+    /// Does what takes one descriptor, with the spare one if there is no other.
+    fn with_spare<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        let error = match work() {
+            Err(error) => error,
+            done => return done,
+        };
+        let mut spare = self.spare.lock();
+        if spare.take().is_none() {
+            return Err(error);
+        }
+        let result = work();
+        *spare = open_spare();
+        result
     }
 
     /// The client's descriptors, if they are known.
@@ -69,7 +87,7 @@ impl Sockets {
     /// Looks through all descriptors: some 0.5 µs each.
     pub(super) fn look_up(&self) -> io::Result<Connections> {
         let mut connections = HashMap::new();
-        for (client, fd) in connected(self.own)? {
+        for (client, fd) in self.with_spare(|| connected(self.own))? {
             if let Some(inode) = inode_of(fd) {
                 let first = SocketPair {
                     fds: [fd, fd],
@@ -89,19 +107,16 @@ impl Sockets {
 
     /// Ends the connection to a client at this port, both ways. Returns the descriptors that it had.
     pub(super) fn shut_down(&self, client: SocketAddr) -> ShutDown {
-        let fds: Vec<RawFd> = connected(self.own).map_or(Vec::new(), |connected| {
-            connected
-                .filter(|(other, _)| *other == client)
-                .map(|(_, fd)| fd)
-                .collect()
-        });
+        let connected = self.with_spare(|| connected(self.own)).unwrap_or_default();
+        let its_own = connected.into_iter().filter(|(other, _)| *other == client);
+        let fds: Vec<RawFd> = its_own.map(|(_, fd)| fd).collect();
         for &fd in &fds {
             // tiny_http may close the descriptor now, and its number be given to another client. A copy stays
             // what it is.
             //
             // SAFETY: only copied; where it is not open any more, that fails.
-            let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
-            if let Ok(copy) = copy
+            let copy = || unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+            if let Ok(copy) = self.with_spare(copy)
                 && client_of(copy.as_raw_fd(), self.own) == Some(client)
             {
                 // It fails only on a connection that is gone, which is as good.
@@ -194,12 +209,23 @@ impl OwnAddress {
     }
 }
 
-/// Whether a descriptor is one that connections are accepted with. Closed by tiny_http, the number
-/// is nobody's or another file's; nobody else here keeps one of this kind.
-pub(super) fn is_listening(fd: RawFd) -> bool {
-    // SAFETY: the descriptor is only asked for an option; where it is not open, that fails.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
+/// The listener that tiny_http accepts with: its number, and the inode, because the number is another file's once
+/// tiny_http has closed it.
+pub(super) struct ListenerId(RawFd, Option<u64>);
+
+impl ListenerId {
+    pub fn of(listener: &TcpListener) -> Self {
+        let fd = listener.as_raw_fd();
+        ListenerId(fd, inode_of(fd))
+    }
+
+    /// Whether connections are still accepted with it.
+    pub fn is_listening(&self) -> bool {
+        let ListenerId(number, inode) = *self;
+        // SAFETY: the descriptor is only asked for an option; where it is not open, that fails.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        inode_of(number) == inode && socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
+    }
 }
 
 /// A connection that was shut down, both ways.
@@ -219,11 +245,17 @@ impl ShutDown {
 }
 
 /// The sockets of the connections that came in at a port, each with the address of its other end.
-fn connected(own: OwnAddress) -> io::Result<impl Iterator<Item = (SocketAddr, RawFd)>> {
+fn connected(own: OwnAddress) -> io::Result<Vec<(SocketAddr, RawFd)>> {
     let descriptors = fs::read_dir("/proc/self/fd")?;
     let descriptors =
         descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
-    Ok(descriptors.filter_map(move |fd| Some((client_of(fd, own)?, fd))))
+    Ok(descriptors
+        .filter_map(|fd| Some((client_of(fd, own)?, fd)))
+        .collect())
+}
+
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 /// The other end of a connection that came in at a port. `None` if it is none.

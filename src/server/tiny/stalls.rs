@@ -4,12 +4,12 @@
 //! stale until that thread runs. Of several connections that arrive at once some are queued for
 //! a thread that is taken already, and stay queued for as long as no other connection ends. But a
 //! connection that comes while no thread is idle gets a new thread, and that thread serves the queue
-//! next. So each *nudge*, a connection opened and closed again from in here, either frees one that was
+//! next. So each *probe*, a connection opened and closed again from in here, either frees one that was
 //! overlooked, and then the process has a thread more than before; or it is served by an idle thread,
 //! and then none was overlooked.
 //!
-//! Nothing is nudged as long as the kernel has counted no new connection: reading its count takes
-//! 40 µs, a nudge five times that and three threads.
+//! Nothing is probed as long as the kernel has counted no new connection: reading its count takes
+//! 40 µs, a probe five times that and three threads.
 
 use std::fs;
 use std::io::{self, Read};
@@ -19,21 +19,21 @@ use std::time::{Duration, Instant};
 
 use crate::host::reachable;
 
-/// How long a nudge waits to be served. It is itself overlooked now and then.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long a probe waits to be served. It is itself overlooked now and then.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How many nudges in a row have to find nothing: a thread that ends meanwhile can hide one that began.
-const QUIET: u64 = 2;
+/// How many probes in a row have to find nothing: a thread that ends meanwhile can hide one that began.
+const QUIET_PROBES: u64 = 2;
 
 /// How many connections are doubted where the kernel does not count them.
 const MANY: u64 = 256;
 
-/// How long nudging may go on; the rest of a larger crowd waits for the next time.
+/// How long probing may go on; the rest of a larger crowd waits for the next time.
 const AT_A_TIME: Duration = Duration::from_millis(50);
 
 /// How soon after a connection has come it is made sure that it was not overlooked, and how long after
 /// that no further one is looked after: where many come, that takes one part in twenty of a core.
-const SOON: Duration = Duration::from_millis(3);
+const FIRST_LOOK: Duration = Duration::from_millis(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long that pause becomes at the most, while nothing is found: a connection is never overlooked for
@@ -43,7 +43,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(160);
 pub(super) struct StallBreaker {
     /// The server's own address, as itself can reach it.
     address: SocketAddr,
-    /// How many connections the kernel had counted when last asked, and with the nudges since.
+    /// How many connections the kernel had counted when last asked, and with the probes since.
     counted: Option<u64>,
     /// How many of them may be overlooked.
     doubtful: u64,
@@ -55,7 +55,7 @@ pub(super) struct StallBreaker {
 
 /// What there was to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Nudged {
+enum Probed {
     /// No connection has come since the last time.
     NotAtAll,
     /// No connection was overlooked.
@@ -80,9 +80,9 @@ impl StallBreaker {
         self.next_look
     }
 
-    /// Notes that a connection has come. In a pause that may have been a nudge.
+    /// Notes that a connection has come. In a pause that may have been a probe.
     pub fn expect_one(&mut self, now: Instant) {
-        self.next_look.get_or_insert(now + SOON);
+        self.next_look.get_or_insert(now + FIRST_LOOK);
     }
 
     /// Looks at the next opportunity, in case a connection came that was not reported.
@@ -97,32 +97,32 @@ impl StallBreaker {
         }
         // Before the count is read, so that a later connection is reported.
         let expected = expect_arrival();
-        let nudged = self.nudge_if_busy();
+        let probed = self.probe_if_busy();
         // Where other servers of the machine have many clients, they are counted, too.
-        self.pause = match nudged {
-            Nudged::Needlessly => (self.pause * 2).min(LONGEST_PAUSE),
-            Nudged::NotAtAll | Nudged::Freed => PAUSE,
+        self.pause = match probed {
+            Probed::Needlessly => (self.pause * 2).min(LONGEST_PAUSE),
+            Probed::NotAtAll | Probed::Freed => PAUSE,
         };
-        let again = nudged != Nudged::NotAtAll || expected.is_err();
+        let again = probed != Probed::NotAtAll || expected.is_err();
         self.next_look = again.then(|| Instant::now() + self.pause);
     }
 
-    /// Nudges until no connection is overlooked, if any has come since the last time.
-    fn nudge_if_busy(&mut self) -> Nudged {
+    /// Probes until no connection is overlooked, if any has come since the last time.
+    fn probe_if_busy(&mut self) -> Probed {
         let counted = connections_made();
         self.doubtful += counted
             .zip(self.counted)
             .map_or(MANY, |(now, then)| now.saturating_sub(then));
         let (mut made, mut quiet) = (0, 0);
         let until = Instant::now() + AT_A_TIME;
-        while self.doubtful > 0 && quiet < QUIET && Instant::now() < until {
+        while self.doubtful > 0 && quiet < QUIET_PROBES && Instant::now() < until {
             let threads_before = threads();
-            let Ok(nudge) = TcpStream::connect_timeout(&self.address, PATIENCE) else {
+            let Ok(probe) = TcpStream::connect_timeout(&self.address, PROBE_TIMEOUT) else {
                 // Out of descriptors: whoever has them will give some back.
                 break;
             };
             made += 1;
-            if is_served(nudge) {
+            if is_served(probe) {
                 quiet = if threads() <= threads_before {
                     quiet + 1
                 } else {
@@ -131,25 +131,25 @@ impl StallBreaker {
             }
         }
         let busy = self.doubtful > 0;
-        if quiet == QUIET {
+        if quiet == QUIET_PROBES {
             self.doubtful = 0;
         }
-        // A nudge is a connection, too. Whoever came while this went on is looked after next time.
+        // A probe is a connection, too. Whoever came while this went on is looked after next time.
         self.counted = counted.map(|counted| counted + made);
         match busy {
-            false => Nudged::NotAtAll,
-            true if made == QUIET && quiet == QUIET => Nudged::Needlessly,
-            true => Nudged::Freed,
+            false => Probed::NotAtAll,
+            true if made == QUIET_PROBES && quiet == QUIET_PROBES => Probed::Needlessly,
+            true => Probed::Freed,
         }
     }
 }
 
 /// Closes a connection, and waits for tiny_http to close it, too.
-fn is_served(mut nudge: TcpStream) -> bool {
-    let read = nudge
+fn is_served(mut probe: TcpStream) -> bool {
+    let read = probe
         .shutdown(Shutdown::Write)
-        .and_then(|()| nudge.set_read_timeout(Some(PATIENCE)))
-        .and_then(|()| nudge.read(&mut [0]));
+        .and_then(|()| probe.set_read_timeout(Some(PROBE_TIMEOUT)))
+        .and_then(|()| probe.read(&mut [0]));
     matches!(read, Ok(0))
 }
 

@@ -1,7 +1,7 @@
-//! Who takes the requests of a door: one thread, the *leader*.
+//! Who takes the requests of an instance: one thread, the *leader*.
 //!
 //! It alone takes requests, so those of one connection are seen in their order, and it answers whatever
-//! does not block by itself, without a switch of threads. Should it block all the same, writing to a
+//! does not block by itself, without a switch of threads. If it blocks nevertheless, writing to a
 //! client that does not read, it can be deposed: another thread leads then, and the old leader finds
 //! out when it comes back.
 
