@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use env_logger::Target;
 use log::LevelFilter;
 
-use self::exit::Failure;
+use self::exit::{Failure, SYSTEM};
 
 /// Prints a line, and succeeds where somebody takes it or nobody wants to.
 pub fn print(line: &str) -> ExitCode {
@@ -28,7 +28,7 @@ pub fn print(line: &str) -> ExitCode {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let _ = writeln!(io::stderr(), "lock-server: cannot write {line:?}: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(SYSTEM)
         }
         _ => ExitCode::SUCCESS,
     }

@@ -142,8 +142,15 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 Without a command: run. More of a command: {command_name} COMMAND --help
 LOCK_SERVER (host:port) and LOCK_SERVER_NAME say where lock, unlock, renew,
 check, verify, exec, ping and shutdown ask, and under which name; options win.
-Exit codes: 0 done or yes, 1 failed or no, 2 wrong usage, 69 no server there;
-those of exec are its own."
+
+Exit codes, but for exec, which has its own:
+  0     done, or the answer is yes
+  1     run, start, stop, restart, status: it does not run, or can't
+        the others: the answer is no, as where somebody else has the key
+  2     wrong usage, or a time that the server does not allow
+  69    neither yes nor no: no server there, or it is full, is ending, or
+        does not allow that
+  71    the answer could not be written"
 )]
 /// The whole command line.
 struct Arguments {

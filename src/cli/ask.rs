@@ -9,7 +9,7 @@ use nix::unistd::{Pid, Uid, User, gethostname, getppid};
 
 use crate::cli::advice::explain;
 use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
-use crate::cli::exit::{FAILED, Failure, UNREACHABLE};
+use crate::cli::exit::{Failure, NO, UNREACHABLE};
 use crate::cli::{print, start_log};
 
 /// Where the server is, if no option says it.
@@ -49,7 +49,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
             Ok(printed)
         }
         // A shell would take the answer for a command.
-        Err(Error::NotGranted { .. }) if args.shell => Ok(ExitCode::from(FAILED)),
+        Err(Error::NotGranted { .. }) if args.shell => Ok(ExitCode::from(NO)),
         Err(Error::NotGranted { .. }) => Ok(answer(false)),
         Err(error) => Err(error.into()),
     }
@@ -114,7 +114,7 @@ fn answer(yes: bool) -> ExitCode {
         return print("1");
     }
     print("0");
-    ExitCode::from(FAILED)
+    ExitCode::from(NO)
 }
 
 /// As a shell reads it: nothing means anything between single quotes but a single quote.

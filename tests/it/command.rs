@@ -1076,6 +1076,20 @@ fn a_key_may_be_any_text() {
     server.typed("check help").expect(0, "1\n");
 }
 
+/// Seen to fail with exit 1, which a script took for "somebody has it".
+#[test]
+fn a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has() {
+    let server = Foreground::run("--lock-timeout 30 --max-keys 1 --max-waiters 1");
+    assert_eq!(server.typed("lock --name A KEYA").code, Some(0));
+    for line in ["lock --name B --try KEYB", "lock --name B --shell KEYB"] {
+        let outcome = server.typed(line);
+        outcome.expect(69, "");
+        outcome.expect_stderr(&["lock-server: ", "(full)"]);
+    }
+    // The key that somebody has is a no, as before.
+    server.typed("lock --name B --try KEYA").expect(1, "0\n");
+}
+
 #[test]
 fn shutdown_ends_a_server_that_allows_it_and_no_other() {
     let mut server = Foreground::run("--allow-shutdown");
@@ -1084,7 +1098,7 @@ fn shutdown_ends_a_server_that_allows_it_and_no_other() {
 
     let server = Foreground::run("");
     let outcome = server.typed("shutdown");
-    outcome.expect(1, "");
+    outcome.expect(69, "");
     outcome.expect_stderr(&["lock-server: ", "forbidden", "--allow-shutdown"]);
     server.typed("ping").expect(0, "1\n");
 }
@@ -1128,7 +1142,8 @@ fn a_lock_whose_answer_cannot_be_printed_is_unlocked() {
         let full = fs::File::options().write(true).open("/dev/full");
         lock.stdout(full.expect("Linux has it"))
             .stderr(Stdio::null());
-        assert_eq!(lock.status().expect("it starts").code(), Some(1));
+        // Not 1: nobody else has the key.
+        assert_eq!(lock.status().expect("it starts").code(), Some(71));
         assert_eq!(http(&server.address, "/CHECK/K"), "0");
     }
 }
