@@ -9,6 +9,7 @@ pub mod exec;
 pub mod exit;
 pub mod parsers;
 pub mod pid_file;
+pub mod reasons;
 pub mod serve;
 pub mod usage;
 
@@ -32,6 +33,12 @@ pub fn print(line: &str) -> ExitCode {
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Writes a line to standard error, in the name of this program.
+fn say(line: &str) {
+    // `eprintln!` would panic where nobody listens.
+    let _ = writeln!(io::stderr(), "lock-server: {line}");
 }
 
 /// Sends the log to a file or to standard error, as `RUST_LOG` says, or else from this level on. tiny_http logs only

@@ -948,6 +948,47 @@ fn the_questions_answer_as_the_wire_does_and_with_an_exit_code() {
     server.typed("unlock --name A KEYA").expect(1, "0\n");
 }
 
+/// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` said a bare 0 or 1.
+#[test]
+fn a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait() {
+    let server = Foreground::run("--lock-timeout 30");
+    let path = "/LOCK/KEYA/C?lock_attempt_timeout=30";
+    assert_eq!(server.typed("lock --name A KEYA").code, Some(0));
+    let mut waiter = TcpStream::connect(&server.address).expect("it listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    waiter.write_all(request.as_bytes()).expect("sent");
+    until("it waits", || {
+        server.typed("check KEYA").stderr.contains("1 waits for it")
+    });
+
+    let held = ["lock-server: KEYA is held by A for ", "1 waits for it"];
+    let other = "you are B, which --name and LOCK_SERVER_NAME change";
+    let own = "that is your own name";
+    let stale = "that is your own name, but not under fence 7";
+    for (line, code, stdout, why) in [
+        ("check KEYA", 0, "1\n", ""),
+        ("lock --try --name A KEYA", 1, "0\n", own),
+        ("lock --try --name B KEYA", 1, "0\n", ""),
+        ("lock --try --shell --name B KEYA", 1, "", ""),
+        ("unlock --name B KEYA", 1, "0\n", other),
+        ("renew --name B KEYA", 1, "0\n", other),
+        ("verify --name B KEYA", 1, "0\n", other),
+        ("unlock --name A --fence 7 KEYA", 1, "0\n", stale),
+    ] {
+        let outcome = server.typed(line);
+        outcome.expect(code, stdout);
+        outcome.expect_stderr(&held);
+        outcome.expect_stderr(&[why]);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
+        let quiet = server.typed(&format!("{line} -q"));
+        quiet.expect(code, stdout);
+        assert_eq!(quiet.stderr, "", "{line}");
+    }
+    let free = server.typed("unlock --name A KEYB");
+    free.expect(1, "0\n");
+    assert_eq!(free.stderr, "lock-server: nobody has locked KEYB\n");
+}
+
 #[test]
 fn lock_waits_for_its_turn() {
     let server = Foreground::run("--lock-timeout 0.3");

@@ -22,6 +22,8 @@ pub struct Question {
     pub key: String,
     /// Whom to ask.
     pub target: Target,
+    /// Whether to keep to oneself why an answer is no.
+    pub quiet: bool,
 }
 
 /// The verbs that ask about a key, each with options of its own; the parser has no way to share the others,
@@ -41,6 +43,10 @@ macro_rules! key_verbs {
                 $(#[$meaning])*
                 pub $option: $type $(<$inner>)?,
             )*
+
+            /// do not say on standard error who has the key
+            #[argh(switch, short = 'q')]
+            quiet: bool,
 
             /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
             #[argh(option)]
@@ -63,7 +69,7 @@ macro_rules! key_verbs {
                     port: args.port,
                     name: args.name.clone(),
                 };
-                Question { key: args.key.clone(), target }
+                Question { key: args.key.clone(), target, quiet: args.quiet }
             }
         }
     )* };
@@ -80,7 +86,8 @@ key_verbs! {
 held=$({command_name} --shell KEYA) && eval \"$held\"",
         note = "\
 Prints when the lock runs out, in Unix seconds with six decimals; or 0 if the
-key did not become free in time, or this name has it already. With --shell it
+key did not become free in time, or this name has it already, and on standard
+error who has it, for how long, and how many wait. With --shell it
 prints the key and its fence for eval, as in
 LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456
 or nothing if it was not locked.
@@ -162,7 +169,8 @@ the server does not allow, 69 no server there."
         description = "say whether anybody has locked a key",
         example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 KEYA",
         note = "\
-Prints 1 if it is locked, 0 if it is free. The name makes no difference.
+Prints 1 if it is locked, and on standard error by whom, for how long, and how
+many wait; 0 if it is free. The name makes no difference.
 Exit codes: 0 locked, 1 free, 2 wrong usage, 69 no server there."
     )]
     /// The arguments of `check`.
