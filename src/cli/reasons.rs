@@ -36,6 +36,7 @@ pub fn held_by(key: &str, holder: &Holder) -> String {
         name,
         expires_in,
         waiters,
+        ..
     } = holder;
     let left = expires_in.as_secs_f64();
     let waiting = match waiters {

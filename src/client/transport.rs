@@ -24,7 +24,7 @@ use crate::protocol::{self, Request};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Longer than any server lets a LOCK wait. What is longer than that need not be added to an instant.
-const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 
 /// More than any answer takes, its head or its body: two names of 1,024 bytes each, percent-encoded.
 const MAX_REPLY: usize = 16 * 1024;
@@ -174,6 +174,11 @@ impl Transport {
         mut response: Response<Body>,
     ) -> Result<HttpAnswer, NoAnswer> {
         let status = response.status().as_u16();
+        let is_of_lock_server = response.headers().contains_key(protocol::LOCK_RESULT);
+        if is_status_of_proxy(status) && !is_of_lock_server {
+            // Its page may be of any length, and is not read.
+            return Err(NoAnswer::by_proxy(status));
+        }
         let body = response
             .body_mut()
             .with_config()
@@ -287,6 +292,12 @@ impl PooledAgent {
         // Numbers are whole, whatever panicked beside them.
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a proxy has this status where it does not reach what stands behind it, or gets no answer: those of RFC 9110
+/// and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
+fn is_status_of_proxy(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504 | 520..=530)
 }
 
 /// What no other question of any process is called, so that an answer can be told from another question's.

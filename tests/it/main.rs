@@ -111,6 +111,10 @@
 //! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |
 //! | a waiter whose connection breaks keeps its place | `client::a_waiter_whose_connection_breaks_keeps_its_place` |
 //! | `remaining` is never too long | `client::what_is_left_of_a_lease_is_never_more_than_the_server_says` |
+//! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away` |
+//! | in the end that is 69 | `proxied::where_a_proxy_answers_to_the_end_it_is_69_and_says_so` |
+//! | a LOCK may wait longer than a proxy does | `proxied::a_lock_keeps_its_place_where_a_proxy_does_not_wait_as_long_as_it` |
+//! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_asked_twice` |
 //! | `lock_all`: all or none | `client::lock_all_locks_none_where_one_is_not_to_be_had` |
 //! | `guard_all`: all or none | `harness::guard_all_keeps_all_keys_or_none` |
@@ -170,6 +174,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod proxied;
 mod wire;
 mod working_safely;
 
