@@ -12,6 +12,7 @@ pub mod pid_file;
 pub mod reasons;
 pub mod serve;
 pub mod usage;
+pub mod usual_name;
 
 use std::fs::File;
 use std::io::{self, Write};

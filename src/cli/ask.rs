@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, RenewOptions, ServerAddress};
-use nix::unistd::{Pid, Uid, User, gethostname, getppid};
+use nix::unistd::getppid;
 
 use crate::cli::advice::explain;
 use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
 use crate::cli::exit::{Failure, NO, UNREACHABLE};
+use crate::cli::usual_name::usual_name;
 use crate::cli::{print, reasons, say, start_log};
 
 /// Where the server is, if no option says it.
@@ -227,17 +228,4 @@ pub fn variable(name: &str) -> Result<Option<String>, Failure> {
             Err(Failure::usage(message))
         }
     }
-}
-
-/// The name of a process that has none: the user's, the machine's and its number.
-///
-/// A question takes that of the shell that calls it, so that two commands typed in one shell are one requester.
-pub fn usual_name(process: Pid) -> String {
-    let uid = Uid::current();
-    let user = match User::from_uid(uid) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
-    };
-    let host = gethostname().unwrap_or_default();
-    format!("{user}@{}:{process}", host.to_string_lossy())
 }

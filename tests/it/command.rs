@@ -1309,6 +1309,56 @@ fn commands_of_one_shell_have_one_name_and_two_shells_have_two() {
     shell("\"$0\" unlock KEYA; exit $?").expect(1, "0\n");
 }
 
+/// Seen to fail: both were `root@host:1`, so the second exec was refused at once, and unlock took the first one's key.
+#[test]
+fn two_containers_of_one_host_name_have_two_names() {
+    let server = Foreground::run("--lock-timeout 30");
+    let contained = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        clean(&mut command)
+            .args([
+                "--map-root-user",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                PROGRAM,
+            ])
+            .args(args)
+            .env("LOCK_SERVER", &server.address);
+        command
+    };
+    let trial = Outcome::of(&mut contained(&["--version"]));
+    if trial.code != Some(0) {
+        eprintln!("skipped: no unshare here: {}", trial.stderr);
+        return;
+    }
+    let holder = || server.typed("check KEYA").stderr;
+    let mut first = contained(&["exec", "KEYA", "--", "cat"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    until("the first has the key", || {
+        holder().contains("KEYA is held by ")
+    });
+    let name = holder();
+    assert!(name.contains(":1-"), "a container's first process: {name}");
+
+    let mut second = contained(&["exec", "-w", "30", "KEYA", "--", "true"])
+        .spawn()
+        .expect("it starts");
+    until("the second waits", || holder().contains("1 waits for it"));
+    let shell = "\"$0\" unlock KEYA; exit $?";
+    let mut unlock = Command::new("unshare");
+    clean(&mut unlock)
+        .args(["--map-root-user", "--pid", "--fork", "--mount-proc"])
+        .args(["sh", "-c", shell, PROGRAM])
+        .env("LOCK_SERVER", &server.address);
+    Outcome::of(&mut unlock).expect(1, "0\n");
+    drop(first.stdin.take());
+    assert_eq!(first.wait().expect("a child").code(), Some(0));
+    assert_eq!(second.wait().expect("a child").code(), Some(0));
+}
+
 #[test]
 fn a_name_of_no_or_too_many_bytes_is_wrong_usage() {
     let server = Foreground::run("");

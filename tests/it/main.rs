@@ -140,6 +140,8 @@
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
 //! | the environment says where and who | `command::the_environment_says_where_and_who_and_options_win` |
+//! | commands of one shell have one name, two shells have two | `command::commands_of_one_shell_have_one_name_and_two_shells_have_two` |
+//! | two containers of one host name have two | `command::two_containers_of_one_host_name_have_two_names` |
 //! | **exec** | |
 //! | two never run at the same time | `exec::two_that_race_two_hundred_times_never_overlap` |
 //! | the command's own code | `exec::the_exit_code_is_the_command_s_own` |

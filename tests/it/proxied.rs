@@ -47,7 +47,7 @@ fn request_ids(gateway: &Gateway) -> Vec<String> {
     ids
 }
 
-/// Seen to fail: `lock` ended with 1, as for a key that somebody else has, and `exec` with 69 at once.
+/// Seen to fail: both ended with 69 at once.
 #[test]
 fn a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away() {
     let cases = [502, 503, 504].map(|status| {

@@ -56,8 +56,8 @@ macro_rules! key_verbs {
             #[argh(option, from_str_fn(client_port))]
             port: Option<u16>,
 
-            /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID,
-            /// PID being the calling shell's
+            /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else
+            /// user@host:PID-ID of the calling shell
             #[argh(option)]
             name: Option<String>,
         }
@@ -92,7 +92,8 @@ prints the key and its fence for eval, as in
 LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456
 or nothing if it was not locked.
 What is typed in one shell has one default name, so that it may unlock what it
-locked. A script of several processes gives --name or sets LOCK_SERVER_NAME.
+locked; the ID in it tells containers and reboots apart. A script of several
+processes gives --name or sets LOCK_SERVER_NAME.
 LOCK_SERVER is host:port, host, or [::1]:8004.
 Exit codes: 0 locked, 1 not locked since another or this name has it, 2 wrong
 usage or a time that the server does not allow, 69 no server there, or it is
@@ -280,8 +281,8 @@ pub struct Exec {
     #[argh(option, from_str_fn(client_port))]
     pub port: Option<u16>,
 
-    /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID, PID
-    /// being this process's; under another exec, that one's name with >PID
+    /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID-ID
+    /// of this process; under another exec, that one's name with >PID
     #[argh(option)]
     pub name: Option<String>,
 }
