@@ -140,8 +140,9 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 {command_name} stop",
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
-LOCK_SERVER (host:port) and LOCK_SERVER_NAME say where lock, unlock, renew,
-check, verify, exec, ping and shutdown ask, and under which name; options win.
+LOCK_SERVER (host:port or a URL) and LOCK_SERVER_NAME say where lock, unlock,
+renew, check, verify, exec, ping and shutdown ask, and under which name;
+options win.
 
 Exit codes, but for exec, which has its own:
   0     done, or the answer is yes

@@ -187,14 +187,14 @@ impl Question {
 impl Target {
     fn client(&self) -> Result<Client, Failure> {
         start_log("warn", None)?;
-        let ServerAddress { host, port } = self.address()?;
+        let address = self.address()?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
         // Given options, it tries again also where nobody is there yet: the server may be about to start.
         let options = ClientOptions::default();
-        Ok(Client::with_options(&name, &host, port, options))
+        Ok(Client::at(&name, &address, options))
     }
 
     /// What the options say wins over what the environment says.
@@ -211,9 +211,12 @@ impl Target {
             }
             _ => ServerAddress::default(),
         };
+        // The prefix of a URL belongs to its host and port.
+        let is_said = self.host.is_none() && self.port.is_none();
         Ok(ServerAddress {
             host: self.host.clone().unwrap_or(said.host),
             port: self.port.unwrap_or(said.port),
+            prefix: if is_said { said.prefix } else { String::new() },
         })
     }
 }

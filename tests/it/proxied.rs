@@ -189,6 +189,45 @@ fn a_client_of_no_further_tries_returns_what_the_proxy_said() {
     assert_eq!(gateway.own_answers(), 1);
 }
 
+/// Seen to fail: 2, "localhost:9/locks" was no host:port.
+#[test]
+fn a_url_with_a_prefix_leads_through_a_proxy() {
+    let server = patient();
+    let gateway = Gateway::to(server.port(), "/a/locks", PATIENCE);
+    let asked = |line: &str, path: &str| {
+        let mut command = program(line.split_ascii_whitespace());
+        let url = format!("http://127.0.0.1:{}{path}", gateway.port);
+        Outcome::of(command.env("LOCK_SERVER", url))
+    };
+    for path in ["/a/locks", "/a/locks/"] {
+        asked("ping", path).expect(0, "1\n");
+    }
+    assert_eq!(asked("lock --name A KEYA", "/a/locks").code, Some(0));
+    asked("verify --name A KEYA", "/a/locks").expect(0, "1\n");
+    let script = "exec KEYB -- sh -c";
+    let mut command = program(script.split_ascii_whitespace());
+    let url = format!("http://127.0.0.1:{}/a/locks", gateway.port);
+    let echo = "echo $LOCK_SERVER";
+    Outcome::of(command.arg(echo).env("LOCK_SERVER", &url)).expect(0, &format!("{url}\n"));
+    let targets = gateway.targets();
+    assert!(
+        targets.iter().all(|target| target.starts_with("/a/locks/")),
+        "{targets:?}"
+    );
+
+    // Options say another address, and that has no prefix.
+    let port = format!("ping --port {}", server.port());
+    asked(&port, "/a/locks").expect(0, "1\n");
+
+    let elsewhere = asked("ping", "/b");
+    elsewhere.expect(69, "");
+    elsewhere.expect_stderr(&[
+        "/b answered PING with \"status 404 ",
+        "is it a lock server?",
+    ]);
+    asked("ping", "/a?b").expect(2, "");
+}
+
 /// A program that is killed at the end of a test.
 struct Running(Child);
 

@@ -94,7 +94,7 @@ or nothing if it was not locked.
 What is typed in one shell has one default name, so that it may unlock what it
 locked; the ID in it tells containers and reboots apart. A script of several
 processes gives --name or sets LOCK_SERVER_NAME.
-LOCK_SERVER is host:port, host, or [::1]:8004.
+LOCK_SERVER is host:port, host, [::1]:8004, or http://host:port/prefix.
 Exit codes: 0 locked, 1 not locked since another or this name has it, 2 wrong
 usage or a time that the server does not allow, 69 no server there, or it is
 full or ending."

@@ -66,8 +66,7 @@ impl Requester {
     }
 
     fn client_with(&self, options: ClientOptions) -> Client {
-        let ServerAddress { host, port } = &self.address;
-        Client::with_options(&self.name, host, *port, options)
+        Client::at(&self.name, &self.address, options)
     }
 
     /// Whether this waits in vain for that holder, who goes on only when this has ended.
