@@ -21,9 +21,21 @@ use tempfile::TempDir;
 use crate::common::bound;
 use crate::common::program::{Outcome, PROGRAM, clean, program, typed};
 
-const VERBS: [&str; 13] = [
-    "run", "start", "stop", "restart", "status", "lock", "unlock", "renew", "check", "verify",
-    "exec", "ping", "shutdown",
+const VERBS: [&str; 14] = [
+    "run",
+    "start",
+    "stop",
+    "restart",
+    "status",
+    "lock",
+    "unlock",
+    "renew",
+    "check",
+    "verify",
+    "exec",
+    "ping",
+    "shutdown",
+    "completion",
 ];
 
 /// Polls until something is so.
@@ -1418,6 +1430,74 @@ fn help_names_every_verb_and_fits_a_terminal() {
     }
 }
 
+/// What bash offers for the last word of a line.
+fn offered(line: &str) -> Vec<String> {
+    let script = r#"source <("$0" completion bash) || exit 3
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _lock_server
+        [ "${#COMPREPLY[@]}" = 0 ] || printf '%s\n' "${COMPREPLY[@]}""#;
+    let mut bash = Command::new("bash");
+    clean(&mut bash).args(["-c", script, PROGRAM]);
+    let outcome = Outcome::of(bash.args(line.split(' ')));
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    outcome.stdout.lines().map(String::from).collect()
+}
+
+#[test]
+fn bash_completes_verbs_options_and_the_command_of_exec() {
+    assert_eq!(offered("lock-server unl"), ["unlock"]);
+    let all = offered("lock-server ");
+    assert!(VERBS.iter().all(|verb| all.iter().any(|word| word == verb)));
+    assert_eq!(
+        offered("lock-server lock --lock-"),
+        ["--lock-timeout", "--lock-attempt-timeout"]
+    );
+    assert_eq!(offered("lock-server exec --qui"), ["--quiet"]);
+    assert_eq!(offered("lock-server run --pid"), ["--pid-file"]);
+    // A value is the user's own, a file where it is one.
+    assert!(offered("lock-server lock --host 10").is_empty());
+    assert_eq!(
+        offered("lock-server run --pid-file Cargo.to"),
+        ["Cargo.toml"]
+    );
+    // A key that is called like a verb is none, and the command is whatever there is.
+    assert_eq!(offered("lock-server exec stop --verb"), ["--verbose"]);
+    let commands = offered("lock-server exec KEYA -- unshar");
+    assert!(
+        commands.iter().any(|word| word == "unshare"),
+        "{commands:?}"
+    );
+    assert_eq!(
+        offered("lock-server exec KEYA -- cat Cargo.to"),
+        ["Cargo.toml"]
+    );
+    assert!(offered("lock-server lock -- --").is_empty());
+    assert_eq!(offered("lock-server completion f"), ["fish"]);
+}
+
+#[test]
+fn zsh_and_fish_understand_their_completion() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for shell in ["zsh", "fish"] {
+        let script = typed(&format!("completion {shell}"));
+        assert_eq!(script.code, Some(0), "{script:?}");
+        let file = directory.path().join(shell);
+        fs::write(&file, &script.stdout).expect("written");
+        let Ok(parsed) = Command::new(shell).arg("-n").arg(&file).output() else {
+            eprintln!("skipped: there is no {shell}");
+            continue;
+        };
+        assert!(parsed.status.success(), "{shell}: {parsed:?}");
+        if shell == "fish" {
+            let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar""#;
+            let offered = Outcome::of(Command::new("fish").args(["-c", ask]).arg(&file));
+            for word in ["unlock\t", "--lock-attempt-timeout\t", "unshare"] {
+                assert!(offered.stdout.contains(word), "{word}: {offered:?}");
+            }
+        }
+    }
+    typed("completion tcsh").expect(2, "");
+}
+
 #[test]
 fn version_is_the_package_s() {
     let line = concat!("lock-server ", env!("CARGO_PKG_VERSION"), "\n");
@@ -1508,7 +1588,7 @@ fn wrong_usage_says_what_there_is_instead() {
         (
             "lok K",
             "no such command: lok; one of run, start, stop, restart, status, lock, unlock, renew, \
-             check, verify, exec, ping, shutdown\n",
+             check, verify, exec, ping, shutdown, completion\n",
         ),
         (
             "start --clasic-port 5",

@@ -139,6 +139,7 @@
 //! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
 //! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
+//! | a shell completes verbs, options and the command of `exec` | `command::bash_completes_verbs_options_and_the_command_of_exec` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
 //! | the environment says where and who | `command::the_environment_says_where_and_who_and_options_win` |
 //! | commands of one shell have one name, two shells have two | `command::commands_of_one_shell_have_one_name_and_two_shells_have_two` |

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::cli::parsers::{client_port, count, exit_code, seconds};
 
@@ -31,7 +31,7 @@ pub struct Question {
 /// since the derive can't read one in a whole.
 macro_rules! key_verbs {
     ($($(#[$about:meta])* $verb:ident { $($(#[$meaning:meta])* $option:ident: $type:ident $(<$inner:ident>)?,)* })*) => { $(
-        #[derive(FromArgs)]
+        #[derive(FromArgs, ArgsInfo)]
         #[argh(subcommand, usage = "[options] [--] KEY", help_triggers("-h", "--help"))]
         $(#[$about])*
         pub struct $verb {
@@ -196,7 +196,7 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
     }
 }
 
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
     name = "exec",
@@ -301,7 +301,7 @@ impl Exec {
 /// As `key_verbs`, for the verbs that ask about the server itself.
 macro_rules! plain_verbs {
     ($($(#[$about:meta])* $verb:ident)*) => { $(
-        #[derive(FromArgs)]
+        #[derive(FromArgs, ArgsInfo)]
         #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
         $(#[$about])*
         pub struct $verb {
