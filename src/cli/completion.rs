@@ -173,7 +173,6 @@ fn zsh(verbs: &[CompletedVerb]) -> String {
             let _ = writeln!(cases, "            {spelled}[{about}]{value}' \\");
         }
         let rest = match name.as_str() {
-            EXEC => "'1:key: ' '2:command:_command_names -e' '*::argument:_normal'",
             "completion" => "'1:shell:(bash zsh fish)'",
             _ => "'1:key: '",
         };
@@ -188,7 +187,13 @@ _lock_server() {{
         _describe -t commands command verbs
         return
     fi
-    local verb=$words[2]
+    local verb=$words[2] dashes=${{words[(i)--]}}
+    if [[ $verb == {EXEC} ]] && ((dashes < CURRENT)); then
+        shift $dashes words
+        ((CURRENT -= dashes))
+        _normal
+        return
+    fi
     shift words
     ((CURRENT--))
     case $verb in
