@@ -3,14 +3,17 @@
 pub mod advice;
 pub mod args;
 pub mod ask;
+pub mod completion;
 pub mod daemon;
 pub mod endpoint;
 pub mod exec;
 pub mod exit;
 pub mod parsers;
 pub mod pid_file;
+pub mod reasons;
 pub mod serve;
 pub mod usage;
+pub mod usual_name;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,7 +23,7 @@ use std::process::ExitCode;
 use env_logger::Target;
 use log::LevelFilter;
 
-use self::exit::Failure;
+use self::exit::{Failure, SYSTEM};
 
 /// Prints a line, and succeeds where somebody takes it or nobody wants to.
 pub fn print(line: &str) -> ExitCode {
@@ -28,10 +31,16 @@ pub fn print(line: &str) -> ExitCode {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let _ = writeln!(io::stderr(), "lock-server: cannot write {line:?}: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(SYSTEM)
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Writes a line to standard error, in the name of this program.
+fn say(line: &str) {
+    // `eprintln!` would panic where nobody listens.
+    let _ = writeln!(io::stderr(), "lock-server: {line}");
 }
 
 /// Sends the log to a file or to standard error, as `RUST_LOG` says, or else from this level on. tiny_http logs only

@@ -35,7 +35,7 @@ mod tries;
 /// How long [`Client::ping`] waits.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The variable of the environment that says where the server is, as `host:port`.
+/// The variable of the environment that says where the server is.
 pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
 
 /// Locks and unlocks keys under one name.
@@ -89,7 +89,12 @@ impl Client {
         Client::of(name, Transport::new(host, port).with_options(options))
     }
 
-    /// A client of the server that the environment names in `LOCK_SERVER`, as `host:port` or `host`; without it,
+    /// As [`with_options`](Self::with_options), of the server at that address, which may have a prefix for each path.
+    pub fn at(name: &str, address: &ServerAddress, options: ClientOptions) -> Self {
+        Client::of(name, Transport::to(address).with_options(options))
+    }
+
+    /// A client of the server that the environment names in `LOCK_SERVER`, as [`ServerAddress`] reads it; without it,
     /// or where it is empty, of `127.0.0.1:8004`. [`Server::env`](crate::Server::env) makes such an environment.
     ///
     /// # Errors
@@ -105,10 +110,10 @@ impl Client {
             }
             _ => ServerAddress::default(),
         };
-        Ok(Client::new(name, &address.host, address.port))
+        Ok(Client::of(name, Transport::to(&address)))
     }
 
-    /// A client of the server at `host:port`, or `host` with port 8004, after it has answered there. Its name is
+    /// A client of the server at an address as [`ServerAddress`] reads it, after it has answered there. Its name is
     /// unique, such as `client-4711-18b2c`; [`named`](Self::named) gives it another.
     ///
     /// # Errors
@@ -116,7 +121,7 @@ impl Client {
     pub fn connect(address: &str) -> Result<Self, Error> {
         let address: ServerAddress = address.parse()?;
         let name = format!("client-{}", request_id::unique());
-        let client = Client::new(&name, &address.host, address.port);
+        let client = Client::of(&name, Transport::to(&address));
         client.try_ping()?;
         Ok(client)
     }
@@ -138,7 +143,7 @@ impl Client {
         &self.name
     }
 
-    /// The server's `host:port`, an IPv6 host in brackets.
+    /// The server's `host:port`, an IPv6 host in brackets; with a prefix, its URL.
     pub fn address(&self) -> String {
         self.transport.address()
     }

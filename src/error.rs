@@ -87,8 +87,8 @@ pub enum Error {
         /// What the last attempt said.
         source: io::Error,
     },
-    /// The connection broke before the answer came, or the answer did not come in time, so that it is not known
-    /// whether the server acted. [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
+    /// The connection broke before the answer came, the answer did not come in time, or a proxy answered in the
+    /// server's place (502, 503 or 504, for instance), so that it is not known whether the server acted. [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
     Interrupted {
         /// The question, such as `LOCK/KEYA/CLIENT_A`.
         question: String,
@@ -165,7 +165,8 @@ pub enum Unreached {
 
 impl Error {
     /// Whether the same call may succeed a little later, with nothing changed but the time: nobody was there, the port
-    /// was taken, the connection broke, the server is full or ending, or the turn did not come in time. Otherwise the caller or the
+    /// was taken, the connection broke, a proxy
+    /// answered in the server's place, the server is full or ending, or the turn did not come in time. Otherwise the caller or the
     /// server has to be changed first, or the lease is gone and what was done under it has to be begun anew.
     ///
     /// After [`Error::Interrupted`] the first call may have been carried out. A LOCK that is called again finds that

@@ -66,15 +66,7 @@ pub(crate) fn host_and_port(host: &str, port: u16) -> String {
 }
 
 /// `host:port`, or `host`, as people and `LOCK_SERVER` write it: an IPv6 address with a port stands in brackets.
-/// A URL of a server, as [`Server::url`](crate::Server::url) returns it, is one, too.
 pub(crate) fn parse_address(address: &str) -> Result<(String, Option<u16>), String> {
-    let address = match address.strip_prefix("http://") {
-        Some(rest) => rest.strip_suffix('/').unwrap_or(rest),
-        None => address,
-    };
-    if address.contains("://") {
-        return Err("give host:port, or an http:// URL of a server".into());
-    }
     let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if !is_v6(address) && !address.ends_with(']') => (host, Some(port)),
         _ => (address, None),
@@ -107,8 +99,6 @@ mod tests {
             ("[::1]", "::1", None),
             ("::1", "::1", None),
             ("fe80::1%eth0", "fe80::1%eth0", None),
-            ("http://localhost:9", "localhost", Some(9)),
-            ("http://[::1]:9/", "::1", Some(9)),
         ] {
             assert_eq!(parse_address(address), Ok((host.into(), port)), "{address}");
         }

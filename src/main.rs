@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use cli::args::{self, Command, Given, Subcommand};
 use cli::exit::Failure;
-use cli::{ask, daemon, exec, print, serve};
+use cli::{ask, completion, daemon, exec, print, serve};
 
 fn main() -> ExitCode {
     let Given { arguments, words } = match args::from_env() {
@@ -39,5 +39,6 @@ fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode,
         Subcommand::Exec(args) => exec::exec(args, words),
         Subcommand::Ping(args) => ask::ping(&args.into()),
         Subcommand::Shutdown(args) => ask::shutdown(&args.into()),
+        Subcommand::Completion(args) => Ok(print(&completion::script(args.shell))),
     }
 }

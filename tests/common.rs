@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "common/gateway.rs"]
+pub mod gateway;
 #[path = "common/program.rs"]
 pub mod program;
 #[path = "common/proxy.rs"]

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::iter::successors;
 use std::net::IpAddr;
 
-use lock_server::{Error, Refusal, Unreached};
+use lock_server::{Error, Refusal, ServerAddress, Unreached};
 
 /// An error with what is behind it and, where there is something to do, what. One line.
 pub fn explain(error: &Error) -> String {
@@ -61,14 +61,16 @@ fn advice_on_listening(option: &str, kind: ErrorKind) -> Option<&'static str> {
 }
 
 fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> String {
-    // An address always has a port.
-    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
-    let host = host.trim_matches(['[', ']']);
+    // An error's address can be read back, unless what was given was none.
+    let ServerAddress { host, port, prefix } = address.parse().unwrap_or_default();
+    let host = host.as_str();
     let is_loopback = |ip: IpAddr| ip.is_loopback();
     if kind == ErrorKind::WouldBlock {
         "end other processes, or raise the limits (ulimit -u, -v)".into()
     } else if cause == Unreached::Resolve {
         format!("is {host:?} the server's name or address?")
+    } else if !prefix.is_empty() {
+        "is the proxy there, and is that its address?".into()
     } else if matches!(host, "localhost" | "127.0.0.1") {
         format!("start one with: lock-server start --port {port}")
     } else if host.parse().is_ok_and(is_loopback) {

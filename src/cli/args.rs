@@ -6,7 +6,7 @@ mod server;
 use std::env;
 use std::ffi::OsString;
 
-use argh::{FromArgs, SubCommands};
+use argh::{ArgsInfo, FromArgs, SubCommands};
 
 pub use self::client::{
     Check, Exec, Lock, Ping, Question, Renew, Shutdown, Target, Unlock, Verify,
@@ -16,7 +16,7 @@ use crate::cli::exit::{Failure, USAGE};
 use crate::cli::usage;
 
 /// The verb whose arguments end at `--`.
-const EXEC: &str = "exec";
+pub const EXEC: &str = "exec";
 
 /// What the command line asks for.
 pub enum Command {
@@ -127,7 +127,7 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
     arguments
 }
 
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(
     description = "A light-weight lock server: processes take turns on named keys over plain HTTP.",
     usage = "[COMMAND] [options]",
@@ -140,13 +140,21 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 {command_name} stop",
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
-LOCK_SERVER (host:port) and LOCK_SERVER_NAME say where lock, unlock, renew,
-check, verify, exec, ping and shutdown ask, and under which name; options win.
-Exit codes: 0 done or yes, 1 failed or no, 2 wrong usage, 69 no server there;
-those of exec are its own."
+LOCK_SERVER (host:port or a URL) and LOCK_SERVER_NAME say where lock, unlock,
+renew, check, verify, exec, ping and shutdown ask, and under which name;
+options win.
+
+Exit codes, but for exec, which has its own:
+  0     done, or the answer is yes
+  1     run, start, stop, restart, status: it does not run, or can't
+        the others: the answer is no, as where somebody else has the key
+  2     wrong usage, or a time that the server does not allow
+  69    neither yes nor no: no server there, or it is full, is ending, or
+        does not allow that
+  71    the answer could not be written"
 )]
 /// The whole command line.
-struct Arguments {
+pub struct Arguments {
     /// print the version
     #[argh(switch, short = 'V')]
     version: bool,
@@ -156,7 +164,7 @@ struct Arguments {
 }
 
 /// What to do.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand)]
 pub enum Subcommand {
     Run(Run),
@@ -172,6 +180,44 @@ pub enum Subcommand {
     Exec(Exec),
     Ping(Ping),
     Shutdown(Shutdown),
+    Completion(Completion),
+}
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "completion",
+    description = "print what makes a shell complete verbs and options",
+    usage = "SHELL",
+    help_triggers("-h", "--help", "help"),
+    example = "\
+{command_name} bash >~/.lock-server.bash    # source it in ~/.bashrc
+{command_name} zsh >~/.zfunc/_lock-server    # a folder of $fpath
+{command_name} fish >~/.config/fish/completions/lock-server.fish",
+    note = "Exit codes: 0 printed, 2 wrong usage, 71 it could not be written."
+)]
+/// The arguments of `completion`.
+pub struct Completion {
+    /// bash, zsh or fish
+    #[argh(positional, arg_name = "SHELL", from_str_fn(parse_shell))]
+    pub shell: Shell,
+}
+
+/// A shell that can be told what to complete.
+#[derive(Clone, Copy)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+fn parse_shell(name: &str) -> Result<Shell, String> {
+    Ok(match name {
+        "bash" => Shell::Bash,
+        "zsh" => Shell::Zsh,
+        "fish" => Shell::Fish,
+        _ => return Err("give bash, zsh or fish".into()),
+    })
 }
 
 #[cfg(test)]

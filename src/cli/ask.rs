@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, RenewOptions, ServerAddress};
-use nix::unistd::{Pid, Uid, User, gethostname, getppid};
+use nix::unistd::getppid;
 
 use crate::cli::advice::explain;
 use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
-use crate::cli::exit::{FAILED, Failure, UNREACHABLE};
-use crate::cli::{print, start_log};
+use crate::cli::exit::{Failure, NO, UNREACHABLE};
+use crate::cli::usual_name::usual_name;
+use crate::cli::{print, reasons, say, start_log};
 
 /// Where the server is, if no option says it.
 pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
@@ -33,8 +34,9 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
         lock_attempt_timeout,
         ..LockOptions::default()
     };
-    let (client, key) = Question::from(args).client()?;
-    match client.lock_with(&key, &options) {
+    let asked = Question::from(args).asked()?;
+    let (client, key) = (&asked.client, &asked.key);
+    match client.lock_with(key, &options) {
         Ok(lease) => {
             let line = if args.shell {
                 variables(&lease)
@@ -48,50 +50,63 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
             }
             Ok(printed)
         }
-        // A shell would take the answer for a command.
-        Err(Error::NotGranted { .. }) if args.shell => Ok(ExitCode::from(FAILED)),
-        Err(Error::NotGranted { .. }) => Ok(answer(false)),
+        Err(Error::NotGranted { reason, holder, .. }) => {
+            asked.say(|| reasons::of_lock(key, client.name(), reason, holder.as_ref()));
+            match args.shell {
+                // A shell would take the answer for a command.
+                true => Ok(ExitCode::from(NO)),
+                false => Ok(answer(false)),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }
 
 /// Unlocks the key.
 pub fn unlock(args: &Unlock) -> Result<ExitCode, Failure> {
-    let (client, key) = Question::from(args).client()?;
+    let asked = Question::from(args).asked()?;
     let unlocked = match args.fence {
-        Some(fence) => client.unlock_fenced(&key, fence),
-        None => client.unlock(&key),
+        Some(fence) => asked.client.unlock_fenced(&asked.key, fence),
+        None => asked.client.unlock(&asked.key),
     };
-    Ok(answer(unlocked?))
+    Ok(asked.answer(unlocked?, args.fence))
 }
 
 /// Gives the lease another end.
 pub fn renew(args: &Renew) -> Result<ExitCode, Failure> {
-    let (client, key) = Question::from(args).client()?;
+    let asked = Question::from(args).asked()?;
     let options = RenewOptions {
         lock_timeout: args.lock_timeout,
         fence: args.fence,
     };
-    match client.renew_with(&key, &options)? {
+    match asked.client.renew_with(&asked.key, &options)? {
         Some(lease) => Ok(print(&lease.expires_unix())),
-        None => Ok(answer(false)),
+        None => Ok(asked.answer(false, args.fence)),
     }
 }
 
 /// Whether anybody holds the key.
 pub fn check(args: &Check) -> Result<ExitCode, Failure> {
-    let (client, key) = Question::from(args).client()?;
-    Ok(answer(client.is_locked(&key)?))
+    let asked = Question::from(args).asked()?;
+    let key = &asked.key;
+    if asked.is_quiet {
+        return Ok(answer(asked.client.is_locked(key)?));
+    }
+    let holder = asked.client.holder(key)?;
+    if let Some(holder) = &holder {
+        asked.say(|| reasons::held_by(key, holder));
+    }
+    Ok(answer(holder.is_some()))
 }
 
 /// Whether this name holds the key.
 pub fn verify(args: &Verify) -> Result<ExitCode, Failure> {
-    let (client, key) = Question::from(args).client()?;
+    let asked = Question::from(args).asked()?;
     let held = match args.fence {
-        Some(fence) => client.verify_fenced(&key, fence),
-        None => client.locked_by_me(&key),
+        Some(fence) => asked.client.verify_fenced(&asked.key, fence),
+        None => asked.client.locked_by_me(&asked.key),
     };
-    Ok(answer(held?))
+    Ok(asked.answer(held?, args.fence))
 }
 
 /// Whether a server answers.
@@ -114,7 +129,7 @@ fn answer(yes: bool) -> ExitCode {
         return print("1");
     }
     print("0");
-    ExitCode::from(FAILED)
+    ExitCode::from(NO)
 }
 
 /// As a shell reads it: nothing means anything between single quotes but a single quote.
@@ -124,24 +139,62 @@ fn variables(lease: &Lease) -> String {
     format!("LOCK_SERVER_KEY='{key}' LOCK_SERVER_FENCE={fence}")
 }
 
+/// Who asks, and about which key.
+struct Asked {
+    client: Client,
+    key: String,
+    is_quiet: bool,
+}
+
+impl Asked {
+    /// Says something beside the answer, unless nobody wants to know.
+    fn say(&self, line: impl FnOnce() -> String) {
+        if !self.is_quiet {
+            say(&line());
+        }
+    }
+
+    /// Prints an answer that is about this name, and says who has the key where it is no.
+    fn answer(&self, yes: bool, fence: Option<u64>) -> ExitCode {
+        if !yes && !self.is_quiet {
+            // One more question, which changes nothing: whoever may not ask it, or gets no answer, has the answer to the
+            // first one.
+            if let Ok(holder) = self.client.holder(&self.key) {
+                let why = reasons::of_holder(&self.key, self.client.name(), holder.as_ref());
+                let under = match (fence, &holder) {
+                    (Some(fence), Some(holder)) if holder.name == self.client.name() => {
+                        format!(", but not under fence {fence}")
+                    }
+                    _ => String::new(),
+                };
+                say(&format!("{why}{under}"));
+            }
+        }
+        answer(yes)
+    }
+}
+
 impl Question {
-    /// Who asks, and about which key.
-    fn client(self) -> Result<(Client, String), Failure> {
-        Ok((self.target.client()?, self.key))
+    fn asked(self) -> Result<Asked, Failure> {
+        Ok(Asked {
+            client: self.target.client()?,
+            key: self.key,
+            is_quiet: self.quiet,
+        })
     }
 }
 
 impl Target {
     fn client(&self) -> Result<Client, Failure> {
         start_log("warn", None)?;
-        let ServerAddress { host, port } = self.address()?;
+        let address = self.address()?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
         // Given options, it tries again also where nobody is there yet: the server may be about to start.
         let options = ClientOptions::default();
-        Ok(Client::with_options(&name, &host, port, options))
+        Ok(Client::at(&name, &address, options))
     }
 
     /// What the options say wins over what the environment says.
@@ -158,9 +211,12 @@ impl Target {
             }
             _ => ServerAddress::default(),
         };
+        // The prefix of a URL belongs to its host and port.
+        let is_said = self.host.is_none() && self.port.is_none();
         Ok(ServerAddress {
             host: self.host.clone().unwrap_or(said.host),
             port: self.port.unwrap_or(said.port),
+            prefix: if is_said { said.prefix } else { String::new() },
         })
     }
 }
@@ -175,17 +231,4 @@ pub fn variable(name: &str) -> Result<Option<String>, Failure> {
             Err(Failure::usage(message))
         }
     }
-}
-
-/// The name of a process that has none: the user's, the machine's and its number.
-///
-/// A question takes that of the shell that calls it, so that two commands typed in one shell are one requester.
-pub fn usual_name(process: Pid) -> String {
-    let uid = Uid::current();
-    let user = match User::from_uid(uid) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
-    };
-    let host = gethostname().unwrap_or_default();
-    format!("{user}@{}:{process}", host.to_string_lossy())
 }

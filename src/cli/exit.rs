@@ -8,15 +8,18 @@ use lock_server::{Error, Refusal};
 
 use crate::cli::advice::explain;
 
-/// Something failed, or the answer is no and needs a word.
+/// The verbs that ask a server: its answer is no. A script may take it for "somebody else has the key", so nothing else
+/// ends them with it.
+pub const NO: u8 = 1;
+/// The verbs that serve, start and stop a server: it does not run, or can't.
 pub const FAILED: u8 = 1;
 /// The command was called wrongly.
 pub const USAGE: u8 = 2;
 /// The same for `exec`, whose command may exit with 2: `EX_USAGE` of sysexits.h.
 const USAGE_OF_EXEC: u8 = 64;
-/// No server was reached: `EX_UNAVAILABLE` of sysexits.h.
+/// No server answered yes or no, or none was reached: `EX_UNAVAILABLE` of sysexits.h.
 pub const UNREACHABLE: u8 = 69;
-/// `exec`: the system refused this program something, `EX_OSERR` of sysexits.h.
+/// The system refused this program something, such as to write its answer: `EX_OSERR` of sysexits.h.
 pub const SYSTEM: u8 = 71;
 /// `exec`: the key was not obtained, `EX_TEMPFAIL` of sysexits.h.
 pub const NOT_OBTAINED: u8 = 75;
@@ -52,7 +55,7 @@ impl Failure {
     pub fn of_exec(error: &Error) -> Self {
         let code = match error {
             Error::InvalidName { .. } | Error::InvalidOption { .. } => USAGE,
-            Error::Refused { reason, .. } if *reason == Refusal::BadRequest => USAGE,
+            Error::Refused { reason, .. } => code_of_refusal(*reason),
             _ => UNREACHABLE,
         };
         Failure::new(code, explain(error))
@@ -98,15 +101,50 @@ impl From<Error> for Failure {
                 Failure::new(USAGE, format!("bad option --{option}: {reason}"))
             }
             Error::InvalidName { .. } => Failure::new(USAGE, explain(&error)),
-            // What else the server does not understand is a time out of its range.
-            Error::Refused { reason, .. } if *reason == Refusal::BadRequest => {
-                Failure::new(USAGE, explain(&error))
+            Error::Refused { reason, .. } => {
+                Failure::new(code_of_refusal(*reason), explain(&error))
             }
             Error::Unreachable { .. }
             | Error::Interrupted { .. }
             | Error::NotHttp { .. }
             | Error::BadReply { .. } => Failure::new(UNREACHABLE, explain(&error)),
             _ => Failure::new(FAILED, explain(&error)),
+        }
+    }
+}
+
+/// The exit code of a question that the server did not answer with yes or no.
+fn code_of_refusal(reason: Refusal) -> u8 {
+    match reason {
+        // What is left to be wrong with a question is a time out of the server's range.
+        Refusal::BadRequest => USAGE,
+        _ => UNREACHABLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_that_is_refused_is_never_answered_no() {
+        for (reason, code) in [
+            (Refusal::BadRequest, USAGE),
+            (Refusal::Full, UNREACHABLE),
+            (Refusal::Stopping, UNREACHABLE),
+            (Refusal::WrongHost, UNREACHABLE),
+            (Refusal::Forbidden, UNREACHABLE),
+            (Refusal::NoSuchVerb, UNREACHABLE),
+            (Refusal::BadMethod, UNREACHABLE),
+            (Refusal::Other, UNREACHABLE),
+        ] {
+            let refused = || Error::Refused {
+                question: "LOCK/KEYA/A".into(),
+                reason,
+                message: String::new(),
+            };
+            assert_eq!(Failure::from(refused()).code, code, "{reason}");
+            assert_eq!(Failure::of_exec(&refused()).code, code, "{reason}");
         }
     }
 }

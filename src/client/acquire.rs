@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::transport::{HttpAnswer, name_of};
+use super::transport::{HttpAnswer, LONGEST, name_of};
 use super::tries::Tries;
-use super::{Client, LockOptions, request_id, valid};
+use super::{Client, LockOptions, no_answer, request_id, valid};
 use crate::error::Error;
 use crate::lease::{Holder, Lease};
 use crate::protocol::http::{ParsedAnswer, ServerTimes};
@@ -218,6 +218,10 @@ impl<'a> Acquire<'a> {
         self.expect_not_cancelled()?;
         let patience = self.patience()?;
         let mut tries = Tries::new(transport);
+        let proxy_until = self.proxy_until(patience);
+        if let Some(until) = proxy_until {
+            tries = tries.by_proxy_until(until);
+        }
         // When the server may have had the question for the first time.
         let mut since = None;
         loop {
@@ -244,8 +248,12 @@ impl<'a> Acquire<'a> {
             if turn.goes_on && failure.is_timeout() {
                 // A server that is there says so when it is asked for its times.
                 transport.note_times(None);
-                self.client.times(&self.question)?;
-                tries.begin_anew();
+                match self.client.times(&self.question) {
+                    Err(error) if !(is_by_proxy(&error) && proxy_until > Some(Instant::now())) => {
+                        return Err(error);
+                    }
+                    _ => tries.begin_anew(),
+                }
                 continue;
             }
             self.pause(tries.failed(&turn.question, asked, failure)?);
@@ -261,6 +269,15 @@ impl<'a> Acquire<'a> {
             }
             Some(patience) => Patience::Until(patience),
         })
+    }
+
+    /// Until when it is asked again where a proxy answers in the server's place.
+    fn proxy_until(&self, patience: Patience) -> Option<Instant> {
+        let timeout = self.options.proxy_timeout.unwrap_or(match patience {
+            Patience::Until(patience) => patience,
+            Patience::Endless(_) => LONGEST,
+        });
+        Instant::now().checked_add(timeout.min(LONGEST))
     }
 
     /// The next question, for a LOCK that the server may have had since then.
@@ -309,6 +326,11 @@ impl<'a> Acquire<'a> {
             None => thread::sleep(time),
         }
     }
+}
+
+/// Whether a proxy answered in the server's place.
+fn is_by_proxy(error: &Error) -> bool {
+    matches!(error, Error::Interrupted { source, .. } if no_answer::is_by_proxy(source))
 }
 
 /// What is left of the patience of a LOCK that may wait since then.

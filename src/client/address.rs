@@ -16,6 +16,10 @@ use crate::host::{host_and_port, parse_address, reachable};
 /// assert_eq!((address.host.as_str(), address.port), ("::1", 9));
 /// assert_eq!(address.to_string(), "[::1]:9");
 /// assert_eq!("localhost".parse::<ServerAddress>()?.port, 8004);
+/// // Behind a proxy, which hands on what begins with /locks.
+/// let address: ServerAddress = "http://proxy.example/locks".parse()?;
+/// assert_eq!((address.port, address.prefix.as_str()), (80, "/locks"));
+/// assert_eq!(address.to_string(), "http://proxy.example:80/locks");
 /// # Ok::<(), lock_server::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,22 +28,41 @@ pub struct ServerAddress {
     pub host: String,
     /// The port.
     pub port: u16,
+    /// What stands before each path, as a proxy may want it: empty, or a slash and more, without one at the end.
+    pub prefix: String,
 }
 
 impl ServerAddress {
     const DEFAULT_PORT: u16 = 8004;
 
+    /// That of a URL without a port.
+    const DEFAULT_HTTP_PORT: u16 = 80;
+
     /// `option` is what holds the text.
     pub(super) fn read(option: &'static str, text: &str) -> Result<Self, Error> {
-        match parse_address(text) {
-            Ok((host, port)) => Ok(ServerAddress {
+        let bad = |reason| Error::InvalidOption {
+            option,
+            reason: format!("{text:?} is no host:port and no http:// URL: {reason}"),
+        };
+        let (authority, path, default_port) = match text.split_once("://") {
+            None => (text, "", Self::DEFAULT_PORT),
+            Some(("http", rest)) => {
+                let path = rest.find('/').unwrap_or(rest.len());
+                let (authority, path) = rest.split_at(path);
+                (authority, path, Self::DEFAULT_HTTP_PORT)
+            }
+            Some(("https", _)) => return Err(bad("this program has no TLS".into())),
+            Some(_) => return Err(bad("only http:// is known".into())),
+        };
+        let (host, port) = parse_address(authority).map_err(bad)?;
+        let prefix = path.trim_end_matches('/').to_string();
+        match bad_prefix(&prefix) {
+            None => Ok(ServerAddress {
                 host,
-                port: port.unwrap_or(Self::DEFAULT_PORT),
+                port: port.unwrap_or(default_port),
+                prefix,
             }),
-            Err(reason) => Err(Error::InvalidOption {
-                option,
-                reason: format!("{text:?} is no host:port: {reason}"),
-            }),
+            Some(reason) => Err(bad(reason)),
         }
     }
 }
@@ -51,8 +74,9 @@ impl Default for ServerAddress {
     }
 }
 
-/// `host:port`, or `host` with port 8004; an IPv6 address with a port stands in brackets. The URL that
-/// [`Server::url`](crate::Server::url) returns is an address, too. [`Error::InvalidOption`] for anything else.
+/// `host:port`, or `host` with port 8004; an IPv6 address with a port stands in brackets. Or a URL, as
+/// [`Server::url`](crate::Server::url) returns it: `http://host:port`, with a prefix for each path after it, if a
+/// proxy wants one; its port is 80 where it names none. [`Error::InvalidOption`] for anything else.
 impl FromStr for ServerAddress {
     type Err = Error;
 
@@ -68,13 +92,65 @@ impl From<SocketAddr> for ServerAddress {
         ServerAddress {
             host: ip.to_string(),
             port: address.port(),
+            prefix: String::new(),
         }
     }
 }
 
-/// `host:port`, an IPv6 host in brackets.
+/// `host:port`, an IPv6 host in brackets; with a prefix, a URL.
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&host_and_port(&self.host, self.port))
+        let address = host_and_port(&self.host, self.port);
+        match self.prefix.as_str() {
+            "" => f.write_str(&address),
+            prefix => write!(f, "http://{address}{prefix}"),
+        }
+    }
+}
+
+/// What is wrong with a prefix, if something is: it has to stand in a URL as it is (RFC 3986, 3.3).
+pub(super) fn bad_prefix(prefix: &str) -> Option<String> {
+    let is_allowed =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&byte);
+    let is_path = prefix.is_empty() || (prefix.starts_with('/') && !prefix.ends_with('/'));
+    (!is_path || !prefix.bytes().all(is_allowed))
+        .then(|| format!("{prefix:?} is no path of a URL; give one as in http://host:8004/locks"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_has_a_port_of_its_own_and_perhaps_a_prefix() {
+        for (text, host, port, prefix) in [
+            ("http://localhost:9", "localhost", 9, ""),
+            ("http://[::1]:9/", "::1", 9, ""),
+            ("http://localhost/locks", "localhost", 80, "/locks"),
+            ("http://h:8004/a/b%20c/", "h", 8004, "/a/b%20c"),
+        ] {
+            let address: ServerAddress = text.parse().expect(text);
+            assert_eq!(address.host, host, "{text}");
+            assert_eq!((address.port, address.prefix.as_str()), (port, prefix));
+            let written = address.to_string();
+            assert_eq!(written.parse::<ServerAddress>().ok(), Some(address));
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_of_a_server_is_refused() {
+        for text in [
+            "http://",
+            "http:///locks",
+            "http://me@h/locks",
+            "http://h:9/a?b",
+            "http://h:9/a b",
+            "http://h:9/a#b",
+            "https://h:9",
+            "ftp://h:9",
+            "h:9/locks",
+        ] {
+            assert!(text.parse::<ServerAddress>().is_err(), "{text}");
+        }
     }
 }

@@ -1,10 +1,24 @@
 //! Why a question has no answer: whether it can have reached the server, by what ureq says.
 
+use std::error;
+use std::fmt;
 use std::io;
 
 use super::resolver::Unresolved;
 use crate::error::{Error, Unreached};
 use crate::refusal::Refusal;
+
+/// The status of an answer that no lock server gives: one in between answers in its place.
+#[derive(Debug)]
+struct AnsweredByProxy(u16);
+
+impl fmt::Display for AnsweredByProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a proxy answered in its place, with status {}", self.0)
+    }
+}
+
+impl error::Error for AnsweredByProxy {}
 
 /// Why there is no answer.
 pub(super) enum NoAnswer {
@@ -38,10 +52,28 @@ impl NoAnswer {
         })
     }
 
+    /// What a proxy says that does not reach the server, or gets no answer from it. It does not say which of
+    /// the two, so the question may have reached the server.
+    pub fn by_proxy(status: u16) -> Self {
+        NoAnswer::Interrupted(io::Error::other(AnsweredByProxy(status)))
+    }
+
+    /// Whether a proxy answered in the server's place.
+    pub fn is_by_proxy(&self) -> bool {
+        matches!(self, NoAnswer::Interrupted(source) if is_by_proxy(source))
+    }
+
     /// Whether no answer came in time, on a connection that was made.
     pub fn is_timeout(&self) -> bool {
         matches!(self, NoAnswer::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
     }
+}
+
+/// Whether this is what [`NoAnswer::by_proxy`] makes.
+pub(super) fn is_by_proxy(source: &io::Error) -> bool {
+    source
+        .get_ref()
+        .is_some_and(|inner| inner.is::<AnsweredByProxy>())
 }
 
 impl From<ureq::Error> for NoAnswer {

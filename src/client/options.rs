@@ -69,6 +69,12 @@ pub struct LockOptions {
 
     /// What may call the wait off from another thread. Default `None`: nothing.
     pub cancel: Option<CancelToken>,
+
+    /// For how long it is asked again, under the same request ID, where a proxy answers in the server's place: with a
+    /// 502, 503 or 504, for instance, that no lock server sent. Default `None`: for as long as it may wait for its
+    /// turn. [`Duration::ZERO`]: as often as [`reconnect_attempts`](ClientOptions::reconnect_attempts) says, which is
+    /// the least in any case; where that is 0, once.
+    pub proxy_timeout: Option<Duration>,
 }
 
 impl LockOptions {

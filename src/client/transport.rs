@@ -12,6 +12,7 @@ use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::ClientOptions;
+use super::address::{ServerAddress, bad_prefix};
 use super::no_answer::NoAnswer;
 use super::per_process::PerProcess;
 use super::resolver::{CachingResolver, KnownAddresses};
@@ -24,7 +25,7 @@ use crate::protocol::{self, Request};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Longer than any server lets a LOCK wait. What is longer than that need not be added to an instant.
-const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 
 /// More than any answer takes, its head or its body: two names of 1,024 bytes each, percent-encoded.
 const MAX_REPLY: usize = 16 * 1024;
@@ -52,9 +53,9 @@ pub(crate) struct Transport {
 
 /// What all clients of one server share.
 struct Route {
-    host: String,
-    port: u16,
-    /// Which of the two is none, if one is, and why.
+    /// The host of an IPv6 address has no brackets.
+    address: ServerAddress,
+    /// Which part of it is none, if one is, and why.
     bad: Option<(&'static str, String)>,
     /// Each process has connections of its own.
     own: PerProcess<PooledAgent>,
@@ -87,14 +88,29 @@ impl fmt::Debug for Transport {
 impl Transport {
     /// With the default options. The host of an IPv6 address may have brackets.
     pub fn new(host: &str, port: u16) -> Self {
+        Transport::to(&ServerAddress {
+            host: host.into(),
+            port,
+            prefix: String::new(),
+        })
+    }
+
+    /// As [`new`](Self::new), perhaps with a prefix before each path.
+    pub fn to(address: &ServerAddress) -> Self {
+        let ServerAddress { host, port, prefix } = address;
+        let bad = match port {
+            0 => Some(("port", NO_PORT.into())),
+            _ => bad_host(host)
+                .map(|reason| ("host", reason))
+                .or_else(|| Some(("prefix", bad_prefix(prefix)?))),
+        };
         Transport {
             route: Arc::new(Route {
-                host: bare_host(host).into(),
-                port,
-                bad: match port {
-                    0 => Some(("port", NO_PORT.into())),
-                    _ => bad_host(host).map(|reason| ("host", reason)),
+                address: ServerAddress {
+                    host: bare_host(host).into(),
+                    ..address.clone()
                 },
+                bad,
                 own: PerProcess::new(),
             }),
             options: ClientOptions::default(),
@@ -111,9 +127,14 @@ impl Transport {
         }
     }
 
-    /// `host:port`, an IPv6 host in brackets.
+    /// `host:port`, an IPv6 host in brackets; with a prefix, a URL.
     pub(super) fn address(&self) -> String {
-        host_and_port(&self.route.host, self.route.port)
+        self.route.address.to_string()
+    }
+
+    fn url(&self, question: &Request) -> String {
+        let ServerAddress { host, port, prefix } = &self.route.address;
+        format!("http://{}{prefix}{question}", host_and_port(host, *port))
     }
 
     fn shared(&self) -> &PooledAgent {
@@ -154,7 +175,7 @@ impl Transport {
         let response = self
             .shared()
             .agent
-            .get(format!("http://{}{question}", self.address()))
+            .get(self.url(question))
             .header(protocol::LOCK_ECHO, &id)
             .config()
             .timeout_global(Some(timeout.min(LONGEST)))
@@ -174,12 +195,25 @@ impl Transport {
         mut response: Response<Body>,
     ) -> Result<HttpAnswer, NoAnswer> {
         let status = response.status().as_u16();
+        let is_of_lock_server = response.headers().contains_key(protocol::LOCK_RESULT);
+        if is_status_of_proxy(status) && !is_of_lock_server {
+            // Its page may be of any length, and is not read.
+            return Err(NoAnswer::by_proxy(status));
+        }
         let body = response
             .body_mut()
             .with_config()
             .limit(MAX_REPLY as u64)
-            .read_to_string()
-            .map_err(NoAnswer::in_the_body)?;
+            .read_to_vec();
+        let body = match body {
+            Ok(body) => String::from_utf8_lossy(&body).into_owned(),
+            // The page of some other server. The connection is not used again.
+            Err(ureq::Error::BodyExceedsLimit(_)) => {
+                let reply = format!("status {status} and more than {MAX_REPLY} bytes");
+                return Err(NoAnswer::Told(self.bad_reply(question, &reply)));
+            }
+            Err(error) => return Err(NoAnswer::in_the_body(error)),
+        };
         let header = |name: &str| Some(response.headers().get(name)?.as_bytes());
         match ParsedReply::parse(status, header, &body, id) {
             Ok(reply) => Ok(HttpAnswer {
@@ -255,7 +289,7 @@ impl Transport {
 
     /// Whether only this machine has the server's address.
     pub(super) fn is_loopback(&self) -> bool {
-        let host = &self.route.host;
+        let host = &self.route.address.host;
         let is_loopback = |ip: IpAddr| ip.is_loopback();
         host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
     }
@@ -275,7 +309,7 @@ impl PooledAgent {
             .accept("text/plain")
             .build();
         let known = Arc::<KnownAddresses>::default();
-        let resolver = CachingResolver::new(&route.host, route.port, known.clone());
+        let resolver = CachingResolver::new(&route.address.host, route.address.port, known.clone());
         PooledAgent {
             known,
             agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
@@ -287,6 +321,12 @@ impl PooledAgent {
         // Numbers are whole, whatever panicked beside them.
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a proxy has this status where it does not reach what stands behind it, or gets no answer: those of RFC 9110
+/// and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
+fn is_status_of_proxy(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504 | 520..=530)
 }
 
 /// What no other question of any process is called, so that an answer can be told from another question's.

@@ -49,6 +49,9 @@ pub(super) struct Tries<'a> {
     was_gone: bool,
     /// Whether somebody was there, if only to say that it is ending.
     was_there: bool,
+    /// Until when it is tried again, however often, where a proxy answers in the server's place. `None` counts
+    /// such an answer as any other try.
+    by_proxy_until: Option<Instant>,
 }
 
 impl<'a> Tries<'a> {
@@ -59,6 +62,15 @@ impl<'a> Tries<'a> {
             broken: None,
             was_gone: false,
             was_there: false,
+            by_proxy_until: None,
+        }
+    }
+
+    /// The same, where it is tried until then at the least while a proxy answers in the server's place.
+    pub fn by_proxy_until(self, until: Instant) -> Self {
+        Tries {
+            by_proxy_until: Some(until),
+            ..self
         }
     }
 
@@ -84,13 +96,16 @@ impl<'a> Tries<'a> {
         self.attempts += 1;
         let pause = self.pause_after(&failure, question);
         let reached = matches!(failure, NoAnswer::Interrupted(_));
-        self.was_gone |= matches!(failure, NoAnswer::NotConnected(..));
+        // Behind a proxy that answers itself there may have been nobody, and another server may be there next time.
+        self.was_gone |= matches!(failure, NoAnswer::NotConnected(..)) || failure.is_by_proxy();
         self.was_there |= !matches!(failure, NoAnswer::NotConnected(..));
         let may_have_acted = self.may_have_acted();
+        let goes_on = failure.is_by_proxy() && self.by_proxy_until > Some(Instant::now());
         let error = self
             .transport
             .error(question, failure, self.attempts, may_have_acted);
-        let is_allowed = self.attempts <= self.transport.options.reconnect_attempts;
+        let most = self.transport.options.reconnect_attempts;
+        let is_allowed = self.attempts <= most || (goes_on && most > 0);
         let Some(pause) = pause.filter(|_| is_allowed) else {
             return Err(error);
         };
@@ -118,6 +133,7 @@ impl<'a> Tries<'a> {
             }
             NoAnswer::Told(_) => None,
             NoAnswer::Interrupted(_) if !question.is_repeatable() => None,
+            NoAnswer::Interrupted(_) if failure.is_by_proxy() => Some(pause),
             // The place in the queue is not kept for long.
             NoAnswer::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
             // Twice in a row it is not the connection that has gone astray.

@@ -43,6 +43,7 @@ const WAITING: LockOptions = LockOptions {
     request_id: None,
     note: None,
     cancel: None,
+    proxy_timeout: None,
 };
 
 #[track_caller]

@@ -21,9 +21,21 @@ use tempfile::TempDir;
 use crate::common::bound;
 use crate::common::program::{Outcome, PROGRAM, clean, program, typed};
 
-const VERBS: [&str; 13] = [
-    "run", "start", "stop", "restart", "status", "lock", "unlock", "renew", "check", "verify",
-    "exec", "ping", "shutdown",
+const VERBS: [&str; 14] = [
+    "run",
+    "start",
+    "stop",
+    "restart",
+    "status",
+    "lock",
+    "unlock",
+    "renew",
+    "check",
+    "verify",
+    "exec",
+    "ping",
+    "shutdown",
+    "completion",
 ];
 
 /// Polls until something is so.
@@ -948,6 +960,47 @@ fn the_questions_answer_as_the_wire_does_and_with_an_exit_code() {
     server.typed("unlock --name A KEYA").expect(1, "0\n");
 }
 
+/// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` said a bare 0 or 1.
+#[test]
+fn a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait() {
+    let server = Foreground::run("--lock-timeout 30");
+    let path = "/LOCK/KEYA/C?lock_attempt_timeout=30";
+    assert_eq!(server.typed("lock --name A KEYA").code, Some(0));
+    let mut waiter = TcpStream::connect(&server.address).expect("it listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    waiter.write_all(request.as_bytes()).expect("sent");
+    until("it waits", || {
+        server.typed("check KEYA").stderr.contains("1 waits for it")
+    });
+
+    let held = ["lock-server: KEYA is held by A for ", "1 waits for it"];
+    let other = "you are B, which --name and LOCK_SERVER_NAME change";
+    let own = "that is your own name";
+    let stale = "that is your own name, but not under fence 7";
+    for (line, code, stdout, why) in [
+        ("check KEYA", 0, "1\n", ""),
+        ("lock --try --name A KEYA", 1, "0\n", own),
+        ("lock --try --name B KEYA", 1, "0\n", ""),
+        ("lock --try --shell --name B KEYA", 1, "", ""),
+        ("unlock --name B KEYA", 1, "0\n", other),
+        ("renew --name B KEYA", 1, "0\n", other),
+        ("verify --name B KEYA", 1, "0\n", other),
+        ("unlock --name A --fence 7 KEYA", 1, "0\n", stale),
+    ] {
+        let outcome = server.typed(line);
+        outcome.expect(code, stdout);
+        outcome.expect_stderr(&held);
+        outcome.expect_stderr(&[why]);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
+        let quiet = server.typed(&format!("{line} -q"));
+        quiet.expect(code, stdout);
+        assert_eq!(quiet.stderr, "", "{line}");
+    }
+    let free = server.typed("unlock --name A KEYB");
+    free.expect(1, "0\n");
+    assert_eq!(free.stderr, "lock-server: nobody has locked KEYB\n");
+}
+
 #[test]
 fn lock_waits_for_its_turn() {
     let server = Foreground::run("--lock-timeout 0.3");
@@ -1076,6 +1129,20 @@ fn a_key_may_be_any_text() {
     server.typed("check help").expect(0, "1\n");
 }
 
+/// Seen to fail with exit 1, which a script took for "somebody has it".
+#[test]
+fn a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has() {
+    let server = Foreground::run("--lock-timeout 30 --max-keys 1 --max-waiters 1");
+    assert_eq!(server.typed("lock --name A KEYA").code, Some(0));
+    for line in ["lock --name B --try KEYB", "lock --name B --shell KEYB"] {
+        let outcome = server.typed(line);
+        outcome.expect(69, "");
+        outcome.expect_stderr(&["lock-server: ", "(full)"]);
+    }
+    // The key that somebody has is a no, as before.
+    server.typed("lock --name B --try KEYA").expect(1, "0\n");
+}
+
 #[test]
 fn shutdown_ends_a_server_that_allows_it_and_no_other() {
     let mut server = Foreground::run("--allow-shutdown");
@@ -1084,7 +1151,7 @@ fn shutdown_ends_a_server_that_allows_it_and_no_other() {
 
     let server = Foreground::run("");
     let outcome = server.typed("shutdown");
-    outcome.expect(1, "");
+    outcome.expect(69, "");
     outcome.expect_stderr(&["lock-server: ", "forbidden", "--allow-shutdown"]);
     server.typed("ping").expect(0, "1\n");
 }
@@ -1128,7 +1195,8 @@ fn a_lock_whose_answer_cannot_be_printed_is_unlocked() {
         let full = fs::File::options().write(true).open("/dev/full");
         lock.stdout(full.expect("Linux has it"))
             .stderr(Stdio::null());
-        assert_eq!(lock.status().expect("it starts").code(), Some(1));
+        // Not 1: nobody else has the key.
+        assert_eq!(lock.status().expect("it starts").code(), Some(71));
         assert_eq!(http(&server.address, "/CHECK/K"), "0");
     }
 }
@@ -1253,6 +1321,56 @@ fn commands_of_one_shell_have_one_name_and_two_shells_have_two() {
     shell("\"$0\" unlock KEYA; exit $?").expect(1, "0\n");
 }
 
+/// Seen to fail: both were `root@host:1`, so the second exec was refused at once, and unlock took the first one's key.
+#[test]
+fn two_containers_of_one_host_name_have_two_names() {
+    let server = Foreground::run("--lock-timeout 30");
+    let contained = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        clean(&mut command)
+            .args([
+                "--map-root-user",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                PROGRAM,
+            ])
+            .args(args)
+            .env("LOCK_SERVER", &server.address);
+        command
+    };
+    let trial = Outcome::of(&mut contained(&["--version"]));
+    if trial.code != Some(0) {
+        eprintln!("skipped: no unshare here: {}", trial.stderr);
+        return;
+    }
+    let holder = || server.typed("check KEYA").stderr;
+    let mut first = contained(&["exec", "KEYA", "--", "cat"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    until("the first has the key", || {
+        holder().contains("KEYA is held by ")
+    });
+    let name = holder();
+    assert!(name.contains(":1-"), "a container's first process: {name}");
+
+    let mut second = contained(&["exec", "-w", "30", "KEYA", "--", "true"])
+        .spawn()
+        .expect("it starts");
+    until("the second waits", || holder().contains("1 waits for it"));
+    let shell = "\"$0\" unlock KEYA; exit $?";
+    let mut unlock = Command::new("unshare");
+    clean(&mut unlock)
+        .args(["--map-root-user", "--pid", "--fork", "--mount-proc"])
+        .args(["sh", "-c", shell, PROGRAM])
+        .env("LOCK_SERVER", &server.address);
+    Outcome::of(&mut unlock).expect(1, "0\n");
+    drop(first.stdin.take());
+    assert_eq!(first.wait().expect("a child").code(), Some(0));
+    assert_eq!(second.wait().expect("a child").code(), Some(0));
+}
+
 #[test]
 fn a_name_of_no_or_too_many_bytes_is_wrong_usage() {
     let server = Foreground::run("");
@@ -1310,6 +1428,74 @@ fn help_names_every_verb_and_fits_a_terminal() {
         let long: Vec<&str> = help.lines().filter(|line| line.len() > 80).collect();
         assert!(long.is_empty(), "{line}: {long:?}");
     }
+}
+
+/// What bash offers for the last word of a line.
+fn offered(line: &str) -> Vec<String> {
+    let script = r#"source <("$0" completion bash) || exit 3
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _lock_server
+        [ "${#COMPREPLY[@]}" = 0 ] || printf '%s\n' "${COMPREPLY[@]}""#;
+    let mut bash = Command::new("bash");
+    clean(&mut bash).args(["-c", script, PROGRAM]);
+    let outcome = Outcome::of(bash.args(line.split(' ')));
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    outcome.stdout.lines().map(String::from).collect()
+}
+
+#[test]
+fn bash_completes_verbs_options_and_the_command_of_exec() {
+    assert_eq!(offered("lock-server unl"), ["unlock"]);
+    let all = offered("lock-server ");
+    assert!(VERBS.iter().all(|verb| all.iter().any(|word| word == verb)));
+    assert_eq!(
+        offered("lock-server lock --lock-"),
+        ["--lock-timeout", "--lock-attempt-timeout"]
+    );
+    assert_eq!(offered("lock-server exec --qui"), ["--quiet"]);
+    assert_eq!(offered("lock-server run --pid"), ["--pid-file"]);
+    // A value is the user's own, a file where it is one.
+    assert!(offered("lock-server lock --host 10").is_empty());
+    assert_eq!(
+        offered("lock-server run --pid-file Cargo.to"),
+        ["Cargo.toml"]
+    );
+    // A key that is called like a verb is none, and the command is whatever there is.
+    assert_eq!(offered("lock-server exec stop --verb"), ["--verbose"]);
+    let commands = offered("lock-server exec KEYA -- unshar");
+    assert!(
+        commands.iter().any(|word| word == "unshare"),
+        "{commands:?}"
+    );
+    assert_eq!(
+        offered("lock-server exec KEYA -- cat Cargo.to"),
+        ["Cargo.toml"]
+    );
+    assert!(offered("lock-server lock -- --").is_empty());
+    assert_eq!(offered("lock-server completion f"), ["fish"]);
+}
+
+#[test]
+fn zsh_and_fish_understand_their_completion() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for shell in ["zsh", "fish"] {
+        let script = typed(&format!("completion {shell}"));
+        assert_eq!(script.code, Some(0), "{script:?}");
+        let file = directory.path().join(shell);
+        fs::write(&file, &script.stdout).expect("written");
+        let Ok(parsed) = Command::new(shell).arg("-n").arg(&file).output() else {
+            eprintln!("skipped: there is no {shell}");
+            continue;
+        };
+        assert!(parsed.status.success(), "{shell}: {parsed:?}");
+        if shell == "fish" {
+            let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar""#;
+            let offered = Outcome::of(Command::new("fish").args(["-c", ask]).arg(&file));
+            for word in ["unlock\t", "--lock-attempt-timeout\t", "unshare"] {
+                assert!(offered.stdout.contains(word), "{word}: {offered:?}");
+            }
+        }
+    }
+    typed("completion tcsh").expect(2, "");
 }
 
 #[test]
@@ -1402,7 +1588,7 @@ fn wrong_usage_says_what_there_is_instead() {
         (
             "lok K",
             "no such command: lok; one of run, start, stop, restart, status, lock, unlock, renew, \
-             check, verify, exec, ping, shutdown\n",
+             check, verify, exec, ping, shutdown, completion\n",
         ),
         (
             "start --clasic-port 5",

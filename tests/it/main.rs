@@ -122,6 +122,11 @@
 //! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |
 //! | a waiter whose connection breaks keeps its place | `client::a_waiter_whose_connection_breaks_keeps_its_place` |
 //! | `remaining` is never too long | `client::what_is_left_of_a_lease_is_never_more_than_the_server_says` |
+//! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away` |
+//! | in the end that is 69 | `proxied::where_a_proxy_answers_to_the_end_it_is_69_and_says_so` |
+//! | a LOCK may wait longer than a proxy does | `proxied::a_lock_keeps_its_place_where_a_proxy_does_not_wait_as_long_as_it` |
+//! | `LOCK_SERVER` may be a URL with a prefix | `proxied::a_url_with_a_prefix_leads_through_a_proxy` |
+//! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_asked_twice` |
 //! | `lock_all`: all or none | `client::lock_all_locks_none_where_one_is_not_to_be_had` |
 //! | `guard_all`: all or none | `harness::guard_all_keeps_all_keys_or_none` |
@@ -140,11 +145,16 @@
 //! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
 //! | `run` ends by SIGINT and SIGTERM with 0 | `command::sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait` |
+//! | a no says who has the key, for how long, and how many wait | `command::a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait` |
+//! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has` |
 //! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
 //! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
+//! | a shell completes verbs, options and the command of `exec` | `command::bash_completes_verbs_options_and_the_command_of_exec` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
 //! | the environment says where and who | `command::the_environment_says_where_and_who_and_options_win` |
+//! | commands of one shell have one name, two shells have two | `command::commands_of_one_shell_have_one_name_and_two_shells_have_two` |
+//! | two containers of one host name have two | `command::two_containers_of_one_host_name_have_two_names` |
 //! | **exec** | |
 //! | two never run at the same time | `exec::two_that_race_two_hundred_times_never_overlap` |
 //! | the command's own code | `exec::the_exit_code_is_the_command_s_own` |
@@ -182,6 +192,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod proxied;
 mod proxies;
 mod wire;
 mod working_safely;

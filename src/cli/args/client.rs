@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::cli::parsers::{client_port, count, exit_code, seconds};
 
@@ -22,6 +22,8 @@ pub struct Question {
     pub key: String,
     /// Whom to ask.
     pub target: Target,
+    /// Whether to keep to oneself why an answer is no.
+    pub quiet: bool,
 }
 
 /// The verbs that ask about a key, each with options of its own; the parser has no way to share the others,
@@ -29,7 +31,7 @@ pub struct Question {
 /// since the derive can't read one in a whole.
 macro_rules! key_verbs {
     ($($(#[$about:meta])* $verb:ident { $($(#[$meaning:meta])* $option:ident: $type:ident $(<$inner:ident>)?,)* })*) => { $(
-        #[derive(FromArgs)]
+        #[derive(FromArgs, ArgsInfo)]
         #[argh(subcommand, usage = "[options] [--] KEY", help_triggers("-h", "--help"))]
         $(#[$about])*
         pub struct $verb {
@@ -42,6 +44,10 @@ macro_rules! key_verbs {
                 pub $option: $type $(<$inner>)?,
             )*
 
+            /// do not say on standard error who has the key
+            #[argh(switch, short = 'q')]
+            quiet: bool,
+
             /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
             #[argh(option)]
             host: Option<String>,
@@ -50,8 +56,8 @@ macro_rules! key_verbs {
             #[argh(option, from_str_fn(client_port))]
             port: Option<u16>,
 
-            /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID,
-            /// PID being the calling shell's
+            /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else
+            /// user@host:PID-ID of the calling shell
             #[argh(option)]
             name: Option<String>,
         }
@@ -63,7 +69,7 @@ macro_rules! key_verbs {
                     port: args.port,
                     name: args.name.clone(),
                 };
-                Question { key: args.key.clone(), target }
+                Question { key: args.key.clone(), target, quiet: args.quiet }
             }
         }
     )* };
@@ -80,15 +86,18 @@ key_verbs! {
 held=$({command_name} --shell KEYA) && eval \"$held\"",
         note = "\
 Prints when the lock runs out, in Unix seconds with six decimals; or 0 if the
-key did not become free in time, or this name has it already. With --shell it
+key did not become free in time, or this name has it already, and on standard
+error who has it, for how long, and how many wait. With --shell it
 prints the key and its fence for eval, as in
 LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456
 or nothing if it was not locked.
 What is typed in one shell has one default name, so that it may unlock what it
-locked. A script of several processes gives --name or sets LOCK_SERVER_NAME.
-LOCK_SERVER is host:port, host, or [::1]:8004.
-Exit codes: 0 locked, 1 not locked, 2 wrong usage or a time that the server
-does not allow, 69 no server there."
+locked; the ID in it tells containers and reboots apart. A script of several
+processes gives --name or sets LOCK_SERVER_NAME.
+LOCK_SERVER is host:port, host, [::1]:8004, or http://host:port/prefix.
+Exit codes: 0 locked, 1 not locked since another or this name has it, 2 wrong
+usage or a time that the server does not allow, 69 no server there, or it is
+full or ending."
     )]
     /// The arguments of `lock`.
     Lock {
@@ -161,7 +170,8 @@ the server does not allow, 69 no server there."
         description = "say whether anybody has locked a key",
         example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 KEYA",
         note = "\
-Prints 1 if it is locked, 0 if it is free. The name makes no difference.
+Prints 1 if it is locked, and on standard error by whom, for how long, and how
+many wait; 0 if it is free. The name makes no difference.
 Exit codes: 0 locked, 1 free, 2 wrong usage, 69 no server there."
     )]
     /// The arguments of `check`.
@@ -186,7 +196,7 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
     }
 }
 
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
     name = "exec",
@@ -271,8 +281,8 @@ pub struct Exec {
     #[argh(option, from_str_fn(client_port))]
     pub port: Option<u16>,
 
-    /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID, PID
-    /// being this process's; under another exec, that one's name with >PID
+    /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID-ID
+    /// of this process; under another exec, that one's name with >PID
     #[argh(option)]
     pub name: Option<String>,
 }
@@ -291,7 +301,7 @@ impl Exec {
 /// As `key_verbs`, for the verbs that ask about the server itself.
 macro_rules! plain_verbs {
     ($($(#[$about:meta])* $verb:ident)*) => { $(
-        #[derive(FromArgs)]
+        #[derive(FromArgs, ArgsInfo)]
         #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
         $(#[$about])*
         pub struct $verb {

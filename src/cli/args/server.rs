@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use lock_server::Options;
 
 use crate::cli::parsers::{count, seconds, server_port};
@@ -19,7 +19,7 @@ pub struct ServerArgs {
 /// The parser has no way to share options between verbs, but a macro has.
 macro_rules! server_verbs {
     ($($(#[$about:meta])* $verb:ident)*) => { $(
-        #[derive(FromArgs)]
+        #[derive(FromArgs, ArgsInfo)]
         #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
         $(#[$about])*
         pub struct $verb {
@@ -171,7 +171,7 @@ Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
     Restart
 }
 
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
     name = "stop",
@@ -196,7 +196,7 @@ pub struct Stop {
     pub pid_file: Option<PathBuf>,
 }
 
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
     name = "status",

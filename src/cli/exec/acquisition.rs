@@ -99,6 +99,8 @@ impl<'a> Acquisition<'a> {
             options: LockOptions {
                 lock_timeout: wanted.lock_timeout.or(Some(LOCK_TIMEOUT)),
                 cancel: Some(cancel.clone()),
+                // This program asks again itself, for as long as --connect-timeout and -w allow.
+                proxy_timeout: Some(Duration::ZERO),
                 ..LockOptions::identified()
             },
             cancel,

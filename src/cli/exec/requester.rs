@@ -6,8 +6,9 @@ use lock_server::{Client, ClientOptions, ServerAddress};
 use nix::unistd::getpid;
 
 use crate::cli::args::Target;
-use crate::cli::ask::{NAME_VARIABLE, usual_name, variable};
+use crate::cli::ask::{NAME_VARIABLE, variable};
 use crate::cli::exit::Failure;
+use crate::cli::usual_name::usual_name;
 
 /// What a command finds in its environment, besides the name: the key, the fence, and where the server is.
 pub const KEY_VARIABLE: &str = "LOCK_SERVER_KEY";
@@ -65,8 +66,7 @@ impl Requester {
     }
 
     fn client_with(&self, options: ClientOptions) -> Client {
-        let ServerAddress { host, port } = &self.address;
-        Client::with_options(&self.name, host, *port, options)
+        Client::at(&self.name, &self.address, options)
     }
 
     /// Whether this waits in vain for that holder, who goes on only when this has ended.

@@ -1,0 +1,115 @@
+//! A small reverse proxy as it stands before a web server: it answers itself where the server is away or slow.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+pub struct Gateway {
+    pub port: u16,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The status that each question is answered with; 0 hands them on.
+    status: AtomicU16,
+    /// How many it answered itself.
+    own_answers: AtomicUsize,
+    /// The targets of the questions, as they came.
+    targets: Mutex<Vec<String>>,
+}
+
+impl Gateway {
+    /// Hands questions on to a server, and answers 502 where nobody listens there and 504 where no answer comes in that
+    /// time. What the path begins with is taken off; what begins otherwise is 404.
+    pub fn to(server: u16, prefix: &'static str, timeout: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let state = Arc::new(State::default());
+        let shared = state.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, state) = (client.expect("a client"), shared.clone());
+                thread::spawn(move || serve(&client, server, prefix, timeout, &state));
+            }
+        });
+        Gateway { port, state }
+    }
+
+    /// Answers each question with this status from now on; 0 hands them on again.
+    pub fn answer_with(&self, status: u16) {
+        self.state.status.store(status, SeqCst);
+    }
+
+    /// How many questions it answered itself.
+    pub fn own_answers(&self) -> usize {
+        self.state.own_answers.load(SeqCst)
+    }
+
+    /// The targets of the questions, as they came.
+    pub fn targets(&self) -> Vec<String> {
+        self.state.targets.lock().expect("nobody panicked").clone()
+    }
+}
+
+fn serve(client: &TcpStream, server: u16, prefix: &str, timeout: Duration, state: &State) {
+    let mut reader = BufReader::new(client);
+    while let Some(head) = head(&mut reader) {
+        let target = head.split(' ').nth(1).unwrap_or_default().to_string();
+        state
+            .targets
+            .lock()
+            .expect("nobody panicked")
+            .push(target.clone());
+        let answer = match (state.status.load(SeqCst), target.strip_prefix(prefix)) {
+            (0, Some(path)) => handed_on(&head.replacen(&target, path, 1), server, timeout),
+            (0, None) => Err(404),
+            (status, _) => Err(status),
+        };
+        let answer = answer.unwrap_or_else(|status| {
+            state.own_answers.fetch_add(1, SeqCst);
+            // As long as the page of a proxy with a picture in it, and not UTF-8.
+            let page = vec![0xe9; 20_000];
+            let head = format!(
+                "HTTP/1.1 {status} Away\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n",
+                page.len()
+            );
+            [head.into_bytes(), page].concat()
+        });
+        // Who has gone is not answered.
+        if (&mut &*client).write_all(&answer).is_err() {
+            return;
+        }
+    }
+}
+
+/// The lines until the empty one. `None` at the end of the connection.
+fn head(reader: &mut impl BufRead) -> Option<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    Some(head)
+}
+
+/// The server's answer, or the status for none.
+fn handed_on(request: &str, server: u16, timeout: Duration) -> Result<Vec<u8>, u16> {
+    let mut stream = TcpStream::connect(("127.0.0.1", server)).map_err(|_| 502_u16)?;
+    stream.set_read_timeout(Some(timeout)).expect("not zero");
+    stream.write_all(request.as_bytes()).map_err(|_| 502_u16)?;
+    let mut reader = BufReader::new(stream);
+    let head = head(&mut reader).ok_or(504_u16)?;
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "))
+        .and_then(|length| length.parse().ok())
+        .unwrap_or(0);
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).map_err(|_| 502_u16)?;
+    Ok([head.into_bytes(), body].concat())
+}
