@@ -6,6 +6,7 @@
 //! in time.
 
 mod acquisition;
+mod chance;
 mod command;
 mod event;
 mod messages;

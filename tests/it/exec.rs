@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::program::{Outcome, PROGRAM, clean, program, shell_code};
-use crate::common::{ask, ms, options, start, until};
+use crate::common::proxy::{Break, Cut, Proxy};
+use crate::common::{ask, bound, ms, options, start, until};
 use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -29,6 +30,14 @@ fn lasting(lock_timeout: Duration) -> Server {
         lock_timeout,
         ..options()
     })
+}
+
+/// The options of a [`patient`] one.
+fn options_of_a_patient_server() -> Options {
+    Options {
+        lock_timeout: ms(60_000),
+        ..options()
+    }
 }
 
 /// As [`lasting`], with the process that serves.
@@ -864,22 +873,24 @@ fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
 
 /// The next one had the key at once, and the command ran on until a third of its lease had passed: 20 s.
 #[test]
-fn a_long_lease_that_is_over_ends_the_command_within_a_second_or_two() {
+fn two_commands_overlap_for_a_second_at_most_where_the_lease_is_over() {
     for restarts in [false, true] {
         let mut server = patient();
-        let options = "--name ME --lock-timeout 60 K";
-        let mut running = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
-        let pids = running.pids();
-        let since = Instant::now();
         let port = server.port();
-        let _server = if restarts {
+        let options = "--name ME --lock-timeout 60 K";
+        let mut first = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
+        let pids = first.pids();
+        let mut second = exec(&server, "-w 60 K", &sh("echo it runs; read line"));
+        let mut second = Running::spawn(second.stdin(Stdio::piped()));
+        until("the second one waits", || is_waited_for(&server, "K", 1));
+        if restarts {
             server.stop().expect("it stops");
-            Some(start(Options {
+            server = start(Options {
                 port,
                 reconnect_attempts: 100,
                 time_between_attempts: ms(10),
-                ..crate::common::options()
-            }))
+                ..options_of_a_patient_server()
+            });
         } else {
             assert!(server.client("ME").unlock("K").expect("it answers"));
             None
@@ -888,6 +899,15 @@ fn a_long_lease_that_is_over_ends_the_command_within_a_second_or_two() {
         assert!(!pids.iter().any(|&pid| lives(pid)));
         assert!(since.elapsed() < ms(10_000), "{:?}", since.elapsed());
     }
+    let most = 1 + begun.elapsed().as_millis() / 100;
+    assert!(
+        (1..=most).contains(&heard),
+        "{heard} in {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(running.exit_code(), Some(5));
+}
+
 }
 
 #[test]

@@ -151,6 +151,9 @@
 //! | SIGKILL leaves nothing running | `exec::killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out` |
 //! | the command finds key, name, fence and server | `exec::the_command_is_told_key_name_fence_and_server` |
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
+//! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
+//! | renewals go by one connection | `exec::renewals_go_by_one_connection` |
+//! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
 //! | **The house** | |
 //! | no import circles | `architecture::there_are_no_import_circles` |

@@ -24,6 +24,8 @@ const MAX_NAME: usize = 1024;
 pub struct Requester {
     pub name: String,
     pub address: ServerAddress,
+    /// Its connections, and the address that its host was looked up to, serve all questions of this process.
+    client: Client,
     /// Under whose lease this runs, if it does.
     above: Option<String>,
 }
@@ -43,21 +45,24 @@ impl Requester {
             (None, Some(above)) => name_under(above),
             (None, None) => said.unwrap_or_else(|| usual_name(getpid())),
         };
+        let options = ClientOptions::default();
+        let client = Client::with_options(&name, &address.host, address.port, options);
         Ok(Requester {
             name,
             address,
+            client,
             above,
         })
     }
 
     pub fn client(&self) -> Client {
-        self.client_with(ClientOptions::default())
+        self.client.clone()
     }
 
-    /// A client that tries so often, at once, on a connection of its own: one that was kept open may lead nowhere
-    /// by now.
+    /// A client that tries so often, without a pause between. A connection that was kept open and leads nowhere by now
+    /// takes one try.
     pub fn hasty_client(&self, tries: u32, answer_timeout: Duration) -> Client {
-        self.client_with(ClientOptions {
+        self.client.tuned(ClientOptions {
             reconnect_attempts: tries - 1,
             time_between_attempts: Duration::ZERO,
             answer_timeout,
@@ -96,6 +101,7 @@ mod tests {
         Requester {
             name: "me".into(),
             address: ServerAddress::default(),
+            client: Client::new("me", "127.0.0.1", 8004),
             above: above.map(String::from),
         }
     }
