@@ -638,6 +638,25 @@ fn a_nested_exec_for_the_same_key_fails_at_once() {
     nested.expect_stderr(&["K is held by ME", "which this command runs under"]);
 }
 
+/// It had waited for itself without a word: the environment that names the outer one was cleared.
+#[test]
+fn a_nested_exec_knows_its_ancestors_without_the_environment() {
+    let server = patient();
+    let inner = "env -i PATH=\"$PATH\" LOCK_SERVER=\"$LOCK_SERVER\" \"$0\" exec -w 20 K -- true";
+    let by_su =
+        "su root -c \"env -i PATH='$PATH' LOCK_SERVER='$LOCK_SERVER' '$0' exec -w 20 K -- true\"";
+    let between = format!("\"$0\" exec L -- sh -c '{inner}' \"$0\"");
+    for script in [inner, &between, by_su] {
+        if script == by_su && !nix::unistd::Uid::effective().is_root() {
+            eprintln!("SKIPPED: su wants a password here");
+            continue;
+        }
+        let nested = outcome(&server, "K", &["sh", "-c", script, PROGRAM]);
+        nested.expect(75, "");
+        nested.expect_stderr(&["K is held by ", "which this command runs under"]);
+    }
+}
+
 #[test]
 fn nested_execs_for_other_keys_take_turns() {
     let server = patient();

@@ -151,6 +151,7 @@
 //! | SIGKILL leaves nothing running | `exec::killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out` |
 //! | the command finds key, name, fence and server | `exec::the_command_is_told_key_name_fence_and_server` |
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
+//! | also where the environment was cleared between them | `exec::a_nested_exec_knows_its_ancestors_without_the_environment` |
 //! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
 //! | renewals go by one connection | `exec::renewals_go_by_one_connection` |
 //! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
