@@ -21,11 +21,13 @@ mod terminal;
 mod watchdog;
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
+use env_logger::Target;
 use lock_server::{Error, Lease};
 
 use crate::cli::advice::explain;
@@ -34,14 +36,15 @@ use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
 use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
 use crate::cli::exec::command::{CommandLine, Group};
 use crate::cli::exec::event::ExecEvent;
-use crate::cli::exec::messages::Messages;
+use crate::cli::exec::messages::{LAST_WAIT, Messages};
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
 use crate::cli::exec::signals::Signals;
 use crate::cli::exec::supervisor::{Ended, Supervisor};
+use crate::cli::exec::terminal::is_writable;
 use crate::cli::exec::watchdog::Watchdog;
-use crate::cli::exit::{Failure, LOST, NOT_OBTAINED};
-use crate::cli::start_log;
+use crate::cli::exit::{Failure, LOST, NOT_OBTAINED, TIMED_OUT, USAGE, USAGE_OF_EXEC};
+use crate::cli::{LOG_VARIABLE, log_to};
 
 /// How long unlocking may take, each of two tries.
 const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -65,9 +68,21 @@ enum Exit {
 /// Waits for the key, runs the command while it is held, and unlocks it. Ended by a signal, it does not return, but is
 /// ended by that, too: a shell goes on in its script where a command only exits with 130.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
-    match hold_and_run(args, words)? {
-        Exit::Code(code) => Ok(code.into()),
-        Exit::Signal(signal) => Ok(signals::die_of(signal)),
+    Ok(match hold_and_run(args, words) {
+        Ok(Exit::Code(code)) => code.into(),
+        Ok(Exit::Signal(signal)) => signals::die_of(signal),
+        Err(failure) => report(failure),
+    })
+}
+
+/// Says what failed, without waiting for a reader that has stopped to read: no signal could end that wait.
+fn report(failure: Failure) -> ExitCode {
+    if is_writable(io::stderr(), LAST_WAIT) {
+        return failure.report(Some("exec"));
+    }
+    match failure.into_parts() {
+        (USAGE, _) => USAGE_OF_EXEC.into(),
+        (code, _) => code.into(),
     }
 }
 
@@ -94,7 +109,8 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
 
 impl Job {
     fn new(args: Exec, words: Option<Vec<OsString>>) -> Result<Self, Failure> {
-        start_log("warn", None)?;
+        let messages = Messages::new(args.quiet, args.verbose)?;
+        log_to(Target::Pipe(messages.log()), LOG_VARIABLE, "warn");
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
         if args.quiet && args.verbose {
@@ -117,7 +133,7 @@ impl Job {
             command,
             kill_after: args.kill_after,
             conflict: args.conflict_exit_code.unwrap_or(NOT_OBTAINED),
-            messages: Messages::new(args.quiet, args.verbose)?,
+            messages,
         })
     }
 

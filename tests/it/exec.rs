@@ -927,6 +927,44 @@ fn two_commands_overlap_for_a_second_at_most_where_the_lease_is_over() {
     assert_eq!(running.exit_code(), Some(5));
 }
 
+/// `RUST_LOG=debug` brought 22 lines of exec's own and of ureq's, in what the command wrote.
+#[test]
+fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {
+    let server = patient();
+    let mut command = exec(&server, "-q K", &sh("echo $RUST_LOG"));
+    let logged = Outcome::of(command.env("RUST_LOG", "debug"));
+    logged.expect(0, "debug\n");
+    assert_eq!(logged.stderr, "");
+    let mut command = exec(&server, "-q K", &["true"]);
+    let logged = Outcome::of(command.env("LOCK_SERVER_LOG", "debug"));
+    logged.expect_stderr(&["DEBUG"]);
+}
+
+/// The log's lines waited for their reader, and the renewals for them.
+#[test]
+fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
+    let server = patient();
+    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
+    full.write_all(&[b'x'; 64 * 1024])
+        .expect("it has room for that");
+    let script = "exec 2>/dev/null; sleep 2; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
+    let command = ["sh", "-c", script, PROGRAM];
+    let mut command = exec(&server, "--lock-timeout 0.6 K", &command);
+    let mut running = Running::spawn(command.env("LOCK_SERVER_LOG", "trace").stderr(full));
+    assert_eq!(running.line(), "1");
+    assert_eq!(running.exit_code(), Some(0));
+}
+
+/// It had hung: what failed was written to a pipe that nobody reads, and the signals were blocked.
+#[test]
+fn a_failure_that_nobody_reads_ends_it() {
+    let server = patient();
+    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
+    full.write_all(&[b'x'; 64 * 1024])
+        .expect("it has room for that");
+    let mut command = exec(&server, "K", &["no-such-command"]);
+    let mut running = Running::spawn(command.stderr(full));
+    assert_eq!(running.exit_code(), Some(127));
 }
 
 #[test]

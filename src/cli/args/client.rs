@@ -208,7 +208,7 @@ Signals are handed on to the command, and it ends when exec is killed. Ctrl-Z
 does not suspend it.
 It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
 LOCK_SERVER_FENCE in its environment. An exec in it for the same key fails at
-once.
+once. RUST_LOG is the command's; LOCK_SERVER_LOG=debug shows what exec does.
 A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
 
 Exit codes:
