@@ -155,6 +155,7 @@
 //! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
 //! | renewals go by one connection | `exec::renewals_go_by_one_connection` |
 //! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
+//! | as process 1 it reaps what it inherits | `exec::as_process_1_it_reaps_what_it_inherits` |
 //! | `RUST_LOG` is the command's | `exec::rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own` |
 //! | no output of its own delays it | `exec::a_log_that_nobody_reads_delays_no_renewal_and_no_end` |
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |

@@ -11,7 +11,7 @@ use std::process::{self, Child, ExitStatus};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
 
 use crate::cli::exec::signals::Signals;
@@ -130,6 +130,18 @@ impl Group {
     /// How the command ended, once it has. It is reaped then, whatever of its group goes on.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.leader.try_wait()
+    }
+
+    /// Reaps children that this program has not started itself. As process 1 of a container it is given all that have
+    /// lost their parents.
+    pub fn reap_others(&self) {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        // The leader, once it has ended, is `ended`'s; with it this program ends.
+        while let Ok(status) = waitid(Id::All, flags)
+            && let Some(child) = status.pid().filter(|child| *child != self.id())
+        {
+            let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+        }
     }
 
     /// The signal that the command was stopped with, once for each time.

@@ -148,7 +148,10 @@ impl<'a> Supervisor<'a> {
 
     fn signalled(&mut self, signal: SignalClass) {
         match signal {
-            SignalClass::Child => self.look_after_stop(),
+            SignalClass::Child => {
+                self.group.reap_others();
+                self.look_after_stop();
+            }
             // A job that sleeps would let its lease run out.
             SignalClass::Stop => self.messages.tell("not suspended: it holds a key"),
             SignalClass::Continue => {
