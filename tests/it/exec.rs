@@ -912,11 +912,114 @@ fn two_commands_overlap_for_a_second_at_most_where_the_lease_is_over() {
             });
         } else {
             assert!(server.client("ME").unlock("K").expect("it answers"));
-            None
-        };
-        assert_eq!(running.exit_code(), Some(124));
-        assert!(!pids.iter().any(|&pid| lives(pid)));
-        assert!(since.elapsed() < ms(10_000), "{:?}", since.elapsed());
+        }
+        assert_eq!(second.line(), "it runs");
+        let since = Instant::now();
+        until("the first one is gone", || {
+            !pids.iter().any(|&pid| lives(pid))
+        });
+        let overlap = since.elapsed();
+        assert!(overlap < bound(ms(1000)), "{restarts} {overlap:?}");
+        assert_eq!(first.exit_code(), Some(124));
+        drop(second.child.stdin.take());
+        second.ended();
+        drop(server);
+    }
+}
+
+/// Each renewal had made a connection of its own: 60 sockets in `TIME_WAIT` for each exec.
+#[test]
+fn renewals_go_by_one_connection() {
+    let server = patient();
+    let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
+    let options = format!("-v --port {} --lock-timeout 0.6 K", proxy.port);
+    let mut command = exec(&server, &options, &sh("read line"));
+    let mut running = Running::spawn(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
+    let stderr = BufReader::new(running.child.stderr.take().expect("piped"));
+    let renewed = stderr
+        .lines()
+        .filter(|line| line.as_ref().is_ok_and(|line| line.contains("renewed K")));
+    assert_eq!(renewed.take(5).count(), 5);
+    assert_eq!(proxy.connections(), 1);
+    drop(running.child.stdin.take());
+    running.ended();
+}
+
+/// `unshare` with these options, if this machine lets it make namespaces.
+fn unshared(options: &[&str]) -> Option<Command> {
+    let unshare = || {
+        let mut unshare = Command::new("unshare");
+        listening(clean(&mut unshare)).args(options);
+        unshare
+    };
+    let tried = unshare().arg("true").stderr(Stdio::null()).status();
+    if tried.is_ok_and(|status| status.success()) {
+        return Some(unshare());
+    }
+    eprintln!("SKIPPED: unshare {options:?} is not allowed here");
+    None
+}
+
+/// Each renewal had looked the name up anew: 124, though the server was there.
+#[test]
+fn an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up() {
+    let Some(mut shell) = unshared(&["-m"]) else {
+        return;
+    };
+    let server = patient();
+    let folder = tempfile::tempdir().expect("a folder");
+    let write =
+        |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
+    write("hosts", "127.0.0.1 localhost\n");
+    write("nsswitch.conf", "hosts: files\n");
+    // The renewals, and after them the unlocking, have no name to look up.
+    let script = "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && \
+                  exec \"$0\" exec -v --lock-timeout 1 K -- sh -c ': > hosts; sleep 2'";
+    shell
+        .args(["sh", "-c", script, PROGRAM])
+        .env("LOCK_SERVER", format!("localhost:{}", server.port()))
+        .current_dir(folder.path());
+    let kept = Outcome::of(&mut shell);
+    assert_eq!(kept.code, Some(0), "{kept:?}");
+    kept.expect_stderr(&["renewed K", "unlocked K"]);
+}
+
+/// 50 zombies stayed under process 1.
+#[test]
+fn as_process_1_it_reaps_what_it_inherits() {
+    let Some(mut container) = unshared(&["-pf", "--mount-proc"]) else {
+        return;
+    };
+    let server = patient();
+    // Each orphan's parent ends at once.
+    let script = "for i in $(seq 50); do (sleep 0.05 &); done
+                  for i in $(seq 300); do
+                      left=$(grep -l '^Name:.sleep' /proc/[0-9]*/status | wc -l)
+                      [ $left = 0 ] && break; sleep 0.1
+                  done; echo $left of $PPID";
+    container
+        .args([PROGRAM, "exec", "K", "--", "bash", "-c", script])
+        .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+    Outcome::of(&mut container).expect(0, "0 of 1\n");
+}
+
+/// systemd's `KillMode=control-group` sends SIGTERM to each process of a unit, and some send it once more.
+#[test]
+fn a_signal_that_asks_to_end_is_handed_on_once_in_a_moment() {
+    let server = patient();
+    let script = "trap 'echo TERM' TERM; trap 'echo HUP; exit 5' HUP; echo ready; while :; do sleep 0.01; done";
+    let mut running = Running::spawn(&mut exec(&server, "K", &sh(script)));
+    assert_eq!(running.line(), "ready");
+    let begun = Instant::now();
+    for _ in 0..50 {
+        running.signal(Signal::SIGTERM);
+        // So many at once would be one for the system itself.
+        thread::sleep(ms(2));
+    }
+    running.signal(Signal::SIGHUP);
+    let mut heard = 0;
+    while running.line() == "TERM" {
+        heard += 1;
     }
     let most = 1 + begun.elapsed().as_millis() / 100;
     assert!(

@@ -30,6 +30,9 @@ const LOOK_SELDOM: Duration = Duration::from_millis(100);
 /// takes a job for running.
 const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(100);
 
+/// A signal that asks to end is handed on at most once in this time.
+const HAND_ON_ONCE_IN: Duration = Duration::from_millis(100);
+
 /// How a command ended.
 pub enum Ended {
     ByItself(ExitStatus),
@@ -52,6 +55,8 @@ pub struct Supervisor<'a> {
     killed: bool,
     /// The last signal that asked this program itself to end.
     heard: Option<Signal>,
+    /// Those that were handed on a moment ago, and when.
+    handed_on: Vec<(Signal, Instant)>,
     /// The renewals. Ended when the command has to end: from then on its times stand.
     renewer: Option<LeaseRenewer>,
     messages: &'a Messages,
@@ -86,6 +91,7 @@ impl<'a> Supervisor<'a> {
             ending: None,
             killed: false,
             heard: None,
+            handed_on: Vec::new(),
             renewer,
             messages,
         }
@@ -159,15 +165,29 @@ impl<'a> Supervisor<'a> {
                 self.terminal.lend(self.group.id());
                 self.go_on();
             }
-            SignalClass::ShutDown(signal) => {
+            SignalClass::ShutDown(signal) if !self.is_repeated(signal) => {
                 self.heard = Some(signal);
                 self.group.signal(signal);
                 // One that is stopped would not hear of it.
                 self.go_on();
             }
+            SignalClass::ShutDown(_) => {}
             SignalClass::User(signal) => self.group.signal(signal),
             SignalClass::Resize => self.group.signal(Signal::SIGWINCH),
         }
+    }
+
+    /// Whether a signal that asks to end was handed on a moment ago. Some send it to every process of a job, and then
+    /// to this one again.
+    fn is_repeated(&mut self, signal: Signal) -> bool {
+        let now = Instant::now();
+        self.handed_on
+            .retain(|(_, when)| now.duration_since(*when) < HAND_ON_ONCE_IN);
+        let is_repeated = self.handed_on.iter().any(|(other, _)| *other == signal);
+        if !is_repeated {
+            self.handed_on.push((signal, now));
+        }
+        is_repeated
     }
 
     /// Goes on with a command that was stopped because it touched the terminal, or from there.
