@@ -1030,6 +1030,40 @@ fn a_signal_that_asks_to_end_is_handed_on_once_in_a_moment() {
     assert_eq!(running.exit_code(), Some(5));
 }
 
+/// All clients came back in one instant after a restart. With the defaults each is away for less than its tries take.
+#[test]
+fn those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails() {
+    let mut server = patient();
+    let port = server.port();
+    let holder = server.client("HOLDER");
+    holder.lock("K").expect("it answers").expect("it is free");
+    let mut execs: Vec<_> = (0..20)
+        .map(|_| Running::spawn(&mut exec(&server, "-w 100 K", &["true"])))
+        .collect();
+    thread::scope(|scope| {
+        let waiters: Vec<_> = (0..200)
+            .map(|number| {
+                let client = server.client(&format!("CLIENT_{number}"));
+                scope.spawn(move || client.guard_with("K", &LockOptions::endless()).map(drop))
+            })
+            .collect();
+        until("all wait", || is_waited_for(&server, "K", 220));
+        server.stop().expect("it stops");
+        server = start(Options {
+            port,
+            reconnect_attempts: 100,
+            time_between_attempts: ms(10),
+            ..options_of_a_patient_server()
+        });
+        for waiter in waiters {
+            waiter.join().expect("no panic").expect("it has its turn");
+        }
+    });
+    for waiting in &mut execs {
+        assert_eq!(waiting.exit_code(), Some(0));
+    }
+}
+
 /// `RUST_LOG=debug` brought 22 lines of exec's own and of ureq's, in what the command wrote.
 #[test]
 fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {
