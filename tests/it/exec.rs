@@ -1064,6 +1064,28 @@ fn those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails() {
     }
 }
 
+/// The same, and no word of the shell that it took.
+#[test]
+fn a_line_for_a_shell_is_told_of_the_shell() {
+    let server = patient();
+    for (command, words) in [
+        (
+            &["ls -l"][..],
+            "a blank in it, which wants a shell: sh -c 'ls -l'",
+        ),
+        (
+            &["cd", "/tmp"],
+            "a word of the shell's own, which wants a shell: sh -c 'cd /tmp'",
+        ),
+    ] {
+        let refused = outcome(&server, "K", command);
+        refused.expect(127, "");
+        refused.expect_stderr(&["not found; it is ", words]);
+    }
+    let plain = outcome(&server, "K", &["no-such-command"]);
+    assert!(!plain.stderr.contains("sh -c"), "{plain:?}");
+}
+
 /// `RUST_LOG=debug` brought 22 lines of exec's own and of ureq's, in what the command wrote.
 #[test]
 fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {

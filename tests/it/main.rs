@@ -158,6 +158,7 @@
 //! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
 //! | as process 1 it reaps what it inherits | `exec::as_process_1_it_reaps_what_it_inherits` |
 //! | a signal is handed on once in a moment | `exec::a_signal_that_asks_to_end_is_handed_on_once_in_a_moment` |
+//! | a shell's line is told of the shell | `exec::a_line_for_a_shell_is_told_of_the_shell` |
 //! | `RUST_LOG` is the command's | `exec::rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own` |
 //! | no output of its own delays it | `exec::a_log_that_nobody_reads_delays_no_renewal_and_no_end` |
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
