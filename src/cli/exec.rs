@@ -54,6 +54,7 @@ struct Job {
     wanted: Wanted,
     command: CommandLine,
     kill_after: Option<Duration>,
+    timeout: Option<Duration>,
     conflict: u8,
     messages: Messages,
 }
@@ -132,6 +133,8 @@ impl Job {
             },
             command,
             kill_after: args.kill_after,
+            // As in timeout(1).
+            timeout: args.timeout.filter(|timeout| !timeout.is_zero()),
             conflict: args.conflict_exit_code.unwrap_or(NOT_OBTAINED),
             messages,
         })
@@ -153,7 +156,14 @@ impl Job {
             .start(lease, signals)
             .inspect_err(|_| self.unlock(lease))?;
         let renewer = self.keep(lease, events);
-        let running = Supervisor::begin(group, lease, self.kill_after, renewer, &self.messages);
+        let running = Supervisor::begin(
+            group,
+            lease,
+            self.kill_after,
+            self.timeout,
+            renewer,
+            &self.messages,
+        );
         let ended = running.see_through(inbox);
         watchdog.dismiss();
         self.conclude(ended, lease)
@@ -205,6 +215,12 @@ impl Job {
                 // Once more, if only to spare others the rest of the lease.
                 let _ = self.release(lease);
                 format!("{key} could not be renewed in time; the command was ended")
+            }
+            Ended::TimedOut => {
+                self.unlock(lease);
+                let seconds = self.timeout.unwrap_or_default().as_secs_f64();
+                let why = format!("the command took longer than --timeout {seconds} and was ended");
+                return Err(Failure::new(TIMED_OUT, why));
             }
             Ended::Lost => {
                 format!("{key} was lost: the server says the lease is over; the command was killed")

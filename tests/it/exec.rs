@@ -1030,6 +1030,28 @@ fn a_signal_that_asks_to_end_is_handed_on_once_in_a_moment() {
     assert_eq!(running.exit_code(), Some(5));
 }
 
+#[test]
+fn a_command_that_takes_longer_than_timeout_is_ended_with_123() {
+    let server = patient();
+    let long = outcome(&server, "--timeout 0.3 K", &["sleep", "60"]);
+    long.expect(123, "");
+    long.expect_stderr(&["longer than --timeout 0.3"]);
+    assert!(!is_locked(&server, "K"));
+    // Its own code is not taken for that of one that was in time.
+    let script = "trap 'echo told; exit 0' TERM; while :; do sleep 0.01; done";
+    let told = outcome(&server, "--timeout 0.3 K", &sh(script));
+    told.expect(123, "told\n");
+    // One that does not heed SIGTERM.
+    let options = "--timeout 0.3 --kill-after 0.3 K";
+    let mut running = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
+    let pids = running.pids();
+    assert_eq!(running.exit_code(), Some(123));
+    assert!(!pids.iter().any(|&pid| lives(pid)));
+    for options in ["--timeout 60 K", "--timeout 0 K"] {
+        outcome(&server, options, &sh("exit 7")).expect(7, "");
+    }
+}
+
 /// All clients came back in one instant after a restart. With the defaults each is away for less than its tries take.
 #[test]
 fn those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails() {

@@ -142,6 +142,7 @@
 //! | 69, no server | `exec::no_server_is_69_where_it_may_not_wait_for_one` |
 //! | 71, no thread | `exec::no_thread_is_71_or_69_and_runs_nothing` |
 //! | 75, or `-E` | `exec::not_obtained_is_75_or_what_is_wished_for_and_runs_nothing` |
+//! | 123, longer than `--timeout` | `exec::a_command_that_takes_longer_than_timeout_is_ended_with_123` |
 //! | those who wait come back to a server that is started anew | `exec::those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails` |
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |

@@ -217,6 +217,7 @@ Exit codes:
   69     no server there within --connect-timeout or -w, or it can't serve now
   71     the system had no process or thread for exec itself
   75     the key was not obtained; -E N says N instead
+  123    the command took longer than --timeout, and was ended
   124    the lease was lost, and the command was ended
   126    the command can't be executed
   127    there is no such command, or not the interpreter that it names
@@ -249,6 +250,11 @@ pub struct Exec {
     /// machine fails; default 30, or less if the server's --max-lock-timeout is less
     #[argh(option, from_str_fn(seconds))]
     pub lock_timeout: Option<Duration>,
+
+    /// how long the command may take in all, in seconds, as in timeout(1): then SIGTERM, and SIGKILL
+    /// after --kill-after; 0 or default: as long as it takes
+    #[argh(option, from_str_fn(seconds))]
+    pub timeout: Option<Duration>,
 
     /// how long the command may take to end after SIGTERM, in seconds, at most a third of the lease;
     /// default 5

@@ -40,6 +40,8 @@ pub enum Ended {
     NotKept,
     /// The server said that the lease is over.
     Lost,
+    /// It took longer than it may.
+    TimedOut,
 }
 
 /// A command, and the lease under which it runs.
@@ -47,6 +49,8 @@ pub struct Supervisor<'a> {
     group: Group,
     schedule: Schedule,
     kill_after: Duration,
+    /// When the command has to end, however long its lease is kept.
+    time_limit: Option<Instant>,
     terminal: Terminal,
     /// Whether the command is stopped until it may use the terminal.
     wants_terminal: bool,
@@ -67,6 +71,7 @@ impl<'a> Supervisor<'a> {
         group: Group,
         lease: &Lease,
         kill_after: Option<Duration>,
+        timeout: Option<Duration>,
         renewer: Option<LeaseRenewer>,
         messages: &'a Messages,
     ) -> Self {
@@ -86,6 +91,8 @@ impl<'a> Supervisor<'a> {
             group,
             schedule: Schedule::of(now, remaining, kill_after),
             kill_after,
+            // What no clock can tell is never.
+            time_limit: timeout.and_then(|timeout| now.checked_add(timeout)),
             terminal: Terminal::open(),
             wants_terminal: false,
             ending: None,
@@ -120,7 +127,9 @@ impl<'a> Supervisor<'a> {
             return if self.killed { LOOK_SELDOM } else { LOOK_EVERY };
         }
         let now = Instant::now();
-        let left = self.schedule.terminate.saturating_duration_since(now);
+        let end = self.schedule.terminate;
+        let end = self.time_limit.map_or(end, |limit| end.min(limit));
+        let left = end.saturating_duration_since(now);
         if self.wants_terminal {
             left.min(LOOK_FOR_TERMINAL)
         } else {
@@ -245,6 +254,13 @@ impl<'a> Supervisor<'a> {
     }
 
     fn keep_to_schedule(&mut self, now: Instant) {
+        if self.ending.is_none() && self.time_limit.is_some_and(|limit| now >= limit) {
+            self.begin_to_end(Ended::TimedOut);
+            // The lease is there for longer, but not renewed any more.
+            self.schedule.kill = self.schedule.kill.min(now + self.kill_after);
+            self.group.signal(Signal::SIGTERM);
+            self.go_on();
+        }
         if self.ending.is_none() && now >= self.schedule.terminate {
             self.begin_to_end(Ended::NotKept);
             self.group.signal(Signal::SIGTERM);
