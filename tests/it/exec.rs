@@ -1131,7 +1131,11 @@ fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
     let script = "exec 2>/dev/null; sleep 2; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
     let command = ["sh", "-c", script, PROGRAM];
     let mut command = exec(&server, "--lock-timeout 0.6 K", &command);
-    let mut running = Running::spawn(command.env("LOCK_SERVER_LOG", "trace").stderr(full));
+    // It was the second one that hung it.
+    let command = command
+        .env("LOCK_SERVER_LOG", "trace")
+        .env("RUST_LOG", "trace");
+    let mut running = Running::spawn(command.stderr(full));
     assert_eq!(running.line(), "1");
     assert_eq!(running.exit_code(), Some(0));
 }
