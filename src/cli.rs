@@ -15,6 +15,7 @@ pub mod serve;
 pub mod usage;
 pub mod usual_name;
 
+use std::env;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -43,15 +44,30 @@ fn say(line: &str) {
     let _ = writeln!(io::stderr(), "lock-server: {line}");
 }
 
-/// Sends the log to a file or to standard error, as `RUST_LOG` says, or else from this level on. tiny_http logs only
-/// where `RUST_LOG` names it: each end of its accepting is an error to it, wanted or not, and one that was
-/// not wanted the server tells in its own words.
+/// Says how much is logged, to this program alone. What a program under test or a command of `exec` logs is told by
+/// `RUST_LOG`, which is theirs.
+const LOG_VARIABLE: &str = "LOCK_SERVER_LOG";
+
+/// Sends the log to a file or to standard error, as [`LOG_VARIABLE`] or else `RUST_LOG` says, or else from this level on.
 fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
-    let env = env_logger::Env::default().default_filter_or(default_level);
     let target = match file {
         None => Target::Stderr,
         Some(path) => Target::Pipe(Box::new(open_log(path)?)),
     };
+    let variable = match env::var_os(LOG_VARIABLE) {
+        Some(_) => LOG_VARIABLE,
+        None => "RUST_LOG",
+    };
+    log_to(target, variable, default_level);
+    Ok(())
+}
+
+/// Sends the log there, as this variable says, or else from this level on. tiny_http logs only
+/// where the variable names it: each end of its accepting is an error to it, wanted or not, and one that was
+/// not wanted the server tells in its own words.
+fn log_to(target: Target, variable: &str, default_level: &str) {
+    let env = env_logger::Env::new().filter_or(variable, default_level);
+    let env = env.write_style("RUST_LOG_STYLE");
     env_logger::Builder::new()
         .target(target)
         .filter_module("tiny_http", LevelFilter::Off)
@@ -62,7 +78,6 @@ fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
             writeln!(out, "{time} {style}{level:5}{style:#} {}", record.args())
         })
         .init();
-    Ok(())
 }
 
 fn open_log(path: &Path) -> Result<File, Failure> {

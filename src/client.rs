@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::env;
 use std::fmt;
+use std::net::TcpStream;
 use std::time::Duration;
 
 pub use self::address::ServerAddress;
@@ -19,6 +20,7 @@ use crate::protocol::{MAX_NAME, Parameter, Request, Verb};
 mod acquire;
 mod address;
 mod cancel;
+mod connection;
 mod guard;
 mod held;
 mod lock_all;
@@ -136,6 +138,18 @@ impl Client {
     /// A client of another name on the same connections.
     pub fn named(&self, name: &str) -> Self {
         Client::of(name, self.transport.clone())
+    }
+
+    /// A client with other options on the same connections.
+    pub fn tuned(&self, options: ClientOptions) -> Self {
+        Client::of(&self.name, self.transport.clone().with_options(options))
+    }
+
+    /// The connection by which the latest question of this client, or of one that shares its connections, went, if it is
+    /// kept open: to wait for its end, with `poll(2)` or the like. A server that ends or is started anew ends it, and
+    /// then it is time to [`verify`](Self::verify) a lease. Nothing may be read from it or written to it.
+    pub fn latest_connection(&self) -> Option<TcpStream> {
+        self.transport.latest_connection()
     }
 
     /// The name that this client asks under.

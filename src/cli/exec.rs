@@ -6,6 +6,7 @@
 //! in time.
 
 mod acquisition;
+mod chance;
 mod command;
 mod event;
 mod messages;
@@ -20,11 +21,13 @@ mod terminal;
 mod watchdog;
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
+use env_logger::Target;
 use lock_server::{Error, Lease};
 
 use crate::cli::advice::explain;
@@ -33,14 +36,15 @@ use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
 use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
 use crate::cli::exec::command::{CommandLine, Group};
 use crate::cli::exec::event::ExecEvent;
-use crate::cli::exec::messages::Messages;
+use crate::cli::exec::messages::{LAST_WAIT, Messages};
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
 use crate::cli::exec::signals::Signals;
 use crate::cli::exec::supervisor::{Ended, Supervisor};
+use crate::cli::exec::terminal::is_writable;
 use crate::cli::exec::watchdog::Watchdog;
-use crate::cli::exit::{Failure, LOST, NOT_OBTAINED};
-use crate::cli::start_log;
+use crate::cli::exit::{Failure, LOST, NOT_OBTAINED, TIMED_OUT, USAGE, USAGE_OF_EXEC};
+use crate::cli::{LOG_VARIABLE, log_to};
 
 /// How long unlocking may take, each of two tries.
 const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -50,6 +54,7 @@ struct Job {
     wanted: Wanted,
     command: CommandLine,
     kill_after: Option<Duration>,
+    timeout: Option<Duration>,
     conflict: u8,
     messages: Messages,
 }
@@ -64,9 +69,21 @@ enum Exit {
 /// Waits for the key, runs the command while it is held, and unlocks it. Ended by a signal, it does not return, but is
 /// ended by that, too: a shell goes on in its script where a command only exits with 130.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
-    match hold_and_run(args, words)? {
-        Exit::Code(code) => Ok(code.into()),
-        Exit::Signal(signal) => Ok(signals::die_of(signal)),
+    Ok(match hold_and_run(args, words) {
+        Ok(Exit::Code(code)) => code.into(),
+        Ok(Exit::Signal(signal)) => signals::die_of(signal),
+        Err(failure) => report(failure),
+    })
+}
+
+/// Says what failed, without waiting for a reader that has stopped to read: no signal could end that wait.
+fn report(failure: Failure) -> ExitCode {
+    if is_writable(io::stderr(), LAST_WAIT) {
+        return failure.report(Some("exec"));
+    }
+    match failure.into_parts() {
+        (USAGE, _) => USAGE_OF_EXEC.into(),
+        (code, _) => code.into(),
     }
 }
 
@@ -93,7 +110,8 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
 
 impl Job {
     fn new(args: Exec, words: Option<Vec<OsString>>) -> Result<Self, Failure> {
-        start_log("warn", None)?;
+        let messages = Messages::new(args.quiet, args.verbose)?;
+        log_to(Target::Pipe(messages.log()), LOG_VARIABLE, "warn");
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
         if args.quiet && args.verbose {
@@ -115,8 +133,10 @@ impl Job {
             },
             command,
             kill_after: args.kill_after,
+            // As in timeout(1).
+            timeout: args.timeout.filter(|timeout| !timeout.is_zero()),
             conflict: args.conflict_exit_code.unwrap_or(NOT_OBTAINED),
-            messages: Messages::new(args.quiet, args.verbose)?,
+            messages,
         })
     }
 
@@ -136,7 +156,14 @@ impl Job {
             .start(lease, signals)
             .inspect_err(|_| self.unlock(lease))?;
         let renewer = self.keep(lease, events);
-        let running = Supervisor::begin(group, lease, self.kill_after, renewer, &self.messages);
+        let running = Supervisor::begin(
+            group,
+            lease,
+            self.kill_after,
+            self.timeout,
+            renewer,
+            &self.messages,
+        );
         let ended = running.see_through(inbox);
         watchdog.dismiss();
         self.conclude(ended, lease)
@@ -188,6 +215,12 @@ impl Job {
                 // Once more, if only to spare others the rest of the lease.
                 let _ = self.release(lease);
                 format!("{key} could not be renewed in time; the command was ended")
+            }
+            Ended::TimedOut => {
+                self.unlock(lease);
+                let seconds = self.timeout.unwrap_or_default().as_secs_f64();
+                let why = format!("the command took longer than --timeout {seconds} and was ended");
+                return Err(Failure::new(TIMED_OUT, why));
             }
             Ended::Lost => {
                 format!("{key} was lost: the server says the lease is over; the command was killed")

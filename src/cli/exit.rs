@@ -16,7 +16,7 @@ pub const FAILED: u8 = 1;
 /// The command was called wrongly.
 pub const USAGE: u8 = 2;
 /// The same for `exec`, whose command may exit with 2: `EX_USAGE` of sysexits.h.
-const USAGE_OF_EXEC: u8 = 64;
+pub const USAGE_OF_EXEC: u8 = 64;
 /// No server answered yes or no, or none was reached: `EX_UNAVAILABLE` of sysexits.h.
 pub const UNREACHABLE: u8 = 69;
 /// The system refused this program something, such as to write its answer: `EX_OSERR` of sysexits.h.
@@ -25,6 +25,9 @@ pub const SYSTEM: u8 = 71;
 pub const NOT_OBTAINED: u8 = 75;
 /// `exec`: the command was ended because the lease was lost, as timeout(1).
 pub const LOST: u8 = 124;
+/// `exec`: the command was ended because it took longer than it may. timeout(1) says 124, which is taken here, and
+/// 125 is its own failure.
+pub const TIMED_OUT: u8 = 123;
 /// `exec`: as a shell says it.
 pub const NOT_EXECUTABLE: u8 = 126;
 /// `exec`: as a shell says it.

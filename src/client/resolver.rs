@@ -2,6 +2,8 @@
 //!
 //! ureq's own resolver starts a thread for each question that has a time-out, also where the host is an address
 //! and where the connection is open already, and panics where there is no thread.
+//!
+//! An address that worked is kept: where the name can't be looked up for a while, the server is still there.
 
 use std::error::Error;
 use std::fmt;
@@ -20,6 +22,9 @@ use ureq::unversioned::transport::NextTimeout;
 /// How long what a name was looked up to is believed.
 const KNOWN_FOR: Duration = Duration::from_secs(30);
 
+/// How long a question waits at the most for a look-up where it has an address from an earlier one.
+const MOST_TO_LOOK_UP_AGAIN: Duration = Duration::from_millis(500);
+
 /// How many addresses of a name are tried: as many as ureq takes.
 const MOST_ADDRESSES: usize = 16;
 
@@ -31,17 +36,25 @@ pub(super) struct CachingResolver {
     known: Arc<KnownAddresses>,
 }
 
-/// What the name was looked up to last, and when.
+/// What the name was looked up to last.
 #[derive(Debug, Default)]
-pub(super) struct KnownAddresses(Mutex<Option<(Vec<SocketAddr>, Instant)>>);
+pub(super) struct KnownAddresses(Mutex<LookedUp>);
+
+#[derive(Debug, Default)]
+struct LookedUp {
+    /// Empty before the first look-up that found any.
+    addresses: Vec<SocketAddr>,
+    /// When that was. `None` if they are to be looked up again before they are used.
+    since: Option<Instant>,
+}
 
 impl KnownAddresses {
-    /// Has the name looked up again: nobody is at these addresses.
-    pub fn forget(&self) {
-        *self.lock() = None;
+    /// Has the name looked up again, if it can be: nobody is at these addresses.
+    pub fn doubt(&self) {
+        self.lock().since = None;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Vec<SocketAddr>, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, LookedUp> {
         // It is set in one step, whatever panicked beside it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,18 +86,42 @@ impl CachingResolver {
         if let Ok(ip) = self.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, self.port)]);
         }
-        if let Some((addresses, since)) = &*self.known.lock()
-            && since.elapsed() < KNOWN_FOR
-        {
-            return Ok(addresses.clone());
+        let known = {
+            let known = self.known.lock();
+            if known.since.is_some_and(|since| since.elapsed() < KNOWN_FOR) {
+                return Ok(known.addresses.clone());
+            }
+            known.addresses.clone()
+        };
+        // Half of the time is left for the addresses that are known, if there are any.
+        let time = if known.is_empty() {
+            *timeout.after
+        } else {
+            (*timeout.after / 2).min(MOST_TO_LOOK_UP_AGAIN)
+        };
+        match self.look_up(time) {
+            Ok(addresses) => {
+                *self.known.lock() = LookedUp {
+                    addresses: addresses.clone(),
+                    since: Some(Instant::now()),
+                };
+                Ok(addresses)
+            }
+            Err(error) if known.is_empty() => Err(error),
+            Err(error) => {
+                log::debug!(
+                    "{} is not looked up, its known address is used: {error}",
+                    self.host
+                );
+                // For a while, so that each question does not wait anew.
+                self.known.lock().since = Some(Instant::now());
+                Ok(known)
+            }
         }
-        let addresses = self.look_up(timeout)?;
-        *self.known.lock() = Some((addresses.clone(), Instant::now()));
-        Ok(addresses)
     }
 
     /// Asks the system, which has no time-out, in a thread that may take longer than it is waited for.
-    fn look_up(&self, timeout: NextTimeout) -> Result<Vec<SocketAddr>, ureq::Error> {
+    fn look_up(&self, time: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
         let (answer, answered) = mpsc::sync_channel(1);
         let (host, port) = (self.host.clone(), self.port);
         let look_up = move || {
@@ -96,7 +133,7 @@ impl CachingResolver {
             .name("lock-resolver".into())
             .spawn(look_up)
             .map_err(unresolved)?;
-        match answered.recv_timeout(*timeout.after) {
+        match answered.recv_timeout(time) {
             Ok(found) => found.map_err(unresolved),
             Err(RecvTimeoutError::Timeout) => Err(ureq::Error::Timeout(ureq::Timeout::Resolve)),
             Err(RecvTimeoutError::Disconnected) => Err(unresolved(io::Error::other(

@@ -1,18 +1,18 @@
 //! One question and its answer over HTTP; asked again where the connection broke and that is safe.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::http::Response;
-use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::ClientOptions;
 use super::address::{ServerAddress, bad_prefix};
+use super::connection::{LatestConnection, TrackedConnector};
 use super::no_answer::NoAnswer;
 use super::per_process::PerProcess;
 use super::resolver::{CachingResolver, KnownAddresses};
@@ -64,6 +64,7 @@ struct Route {
 struct PooledAgent {
     agent: Agent,
     known: Arc<KnownAddresses>,
+    latest: Arc<LatestConnection>,
     /// The times of the server, and when it told them.
     times: Mutex<Option<(ServerTimes, Instant)>>,
 }
@@ -150,6 +151,11 @@ impl Transport {
     /// Notes the times of the server, or that they are not known any more.
     pub(super) fn note_times(&self, times: Option<ServerTimes>) {
         *self.shared().times() = times.map(|times| (times, Instant::now()));
+    }
+
+    /// The connection by which the latest question went, if it is open still.
+    pub(super) fn latest_connection(&self) -> Option<TcpStream> {
+        self.shared().latest.get()
     }
 
     /// Asks a question a single time.
@@ -244,7 +250,7 @@ impl Transport {
         }
         let failure = NoAnswer::from(error);
         if let NoAnswer::NotConnected(..) = failure {
-            self.shared().known.forget();
+            self.shared().known.doubt();
         }
         failure
     }
@@ -309,10 +315,12 @@ impl PooledAgent {
             .accept("text/plain")
             .build();
         let known = Arc::<KnownAddresses>::default();
+        let latest = Arc::<LatestConnection>::default();
         let resolver = CachingResolver::new(&route.address.host, route.address.port, known.clone());
         PooledAgent {
             known,
-            agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
+            agent: Agent::with_parts(config, TrackedConnector(latest.clone()), resolver),
+            latest,
             times: Mutex::default(),
         }
     }

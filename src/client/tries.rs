@@ -1,5 +1,6 @@
 //! Asking a question again: whether, after what pause, and how often.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -125,7 +126,7 @@ impl<'a> Tries<'a> {
 
     /// How long to wait before the next try. `None` if there may not be one.
     fn pause_after(&self, failure: &NoAnswer, question: &Request) -> Option<Duration> {
-        let pause = self.transport.options.time_between_attempts;
+        let pause = spread(self.transport.options.time_between_attempts);
         match failure {
             // The server ends in good order; perhaps another one begins.
             NoAnswer::Told(Error::Refused { reason, .. }) if *reason == Refusal::Stopping => {
@@ -147,5 +148,40 @@ impl<'a> Tries<'a> {
             }
             NoAnswer::Interrupted(_) | NoAnswer::NotConnected(..) => Some(pause),
         }
+    }
+}
+
+/// A time that is by chance up to a quarter shorter or longer: clients whose connections a server has ended in one
+/// instant do not come back in one.
+fn spread(time: Duration) -> Duration {
+    // The standard library seeds each by chance.
+    let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+    time.mul_f64(0.75 + chance / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They had all come back in one instant.
+    #[test]
+    fn the_pauses_of_many_clients_are_spread_over_half_their_length() {
+        let second = Duration::from_secs(1);
+        let mut pauses: Vec<_> = (0..1000).map(|_| spread(second)).collect();
+        pauses.sort_unstable();
+        assert!(pauses[0] >= second * 3 / 4 && pauses[999] <= second * 5 / 4);
+        // Of 1,000 in half a second, 2 in each millisecond.
+        let most = pauses
+            .iter()
+            .map(|pause| {
+                let end = *pause + Duration::from_millis(10);
+                pauses
+                    .iter()
+                    .filter(|other| (*pause..end).contains(*other))
+                    .count()
+            })
+            .max();
+        assert!(most < Some(60), "{most:?} within 10 ms");
+        assert_eq!(spread(Duration::ZERO), Duration::ZERO);
     }
 }

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::program::{Outcome, PROGRAM, clean, program, shell_code};
-use crate::common::{ask, ms, options, start, until};
+use crate::common::proxy::{Break, Cut, Proxy};
+use crate::common::{ask, bound, ms, options, start, until};
 use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -29,6 +30,14 @@ fn lasting(lock_timeout: Duration) -> Server {
         lock_timeout,
         ..options()
     })
+}
+
+/// The options of a [`patient`] one.
+fn options_of_a_patient_server() -> Options {
+    Options {
+        lock_timeout: ms(60_000),
+        ..options()
+    }
 }
 
 /// As [`lasting`], with the process that serves.
@@ -629,6 +638,25 @@ fn a_nested_exec_for_the_same_key_fails_at_once() {
     nested.expect_stderr(&["K is held by ME", "which this command runs under"]);
 }
 
+/// It had waited for itself without a word: the environment that names the outer one was cleared.
+#[test]
+fn a_nested_exec_knows_its_ancestors_without_the_environment() {
+    let server = patient();
+    let inner = "env -i PATH=\"$PATH\" LOCK_SERVER=\"$LOCK_SERVER\" \"$0\" exec -w 20 K -- true";
+    let by_su =
+        "su root -c \"env -i PATH='$PATH' LOCK_SERVER='$LOCK_SERVER' '$0' exec -w 20 K -- true\"";
+    let between = format!("\"$0\" exec L -- sh -c '{inner}' \"$0\"");
+    for script in [inner, &between, by_su] {
+        if script == by_su && !nix::unistd::Uid::effective().is_root() {
+            eprintln!("SKIPPED: su wants a password here");
+            continue;
+        }
+        let nested = outcome(&server, "K", &["sh", "-c", script, PROGRAM]);
+        nested.expect(75, "");
+        nested.expect_stderr(&["K is held by ", "which this command runs under"]);
+    }
+}
+
 #[test]
 fn nested_execs_for_other_keys_take_turns() {
     let server = patient();
@@ -864,30 +892,264 @@ fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
 
 /// The next one had the key at once, and the command ran on until a third of its lease had passed: 20 s.
 #[test]
-fn a_long_lease_that_is_over_ends_the_command_within_a_second_or_two() {
+fn two_commands_overlap_for_a_second_at_most_where_the_lease_is_over() {
     for restarts in [false, true] {
         let mut server = patient();
-        let options = "--name ME --lock-timeout 60 K";
-        let mut running = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
-        let pids = running.pids();
-        let since = Instant::now();
         let port = server.port();
-        let _server = if restarts {
+        let options = "--name ME --lock-timeout 60 K";
+        let mut first = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
+        let pids = first.pids();
+        let mut second = exec(&server, "-w 60 K", &sh("echo it runs; read line"));
+        let mut second = Running::spawn(second.stdin(Stdio::piped()));
+        until("the second one waits", || is_waited_for(&server, "K", 1));
+        if restarts {
             server.stop().expect("it stops");
-            Some(start(Options {
+            server = start(Options {
                 port,
                 reconnect_attempts: 100,
                 time_between_attempts: ms(10),
-                ..crate::common::options()
-            }))
+                ..options_of_a_patient_server()
+            });
         } else {
             assert!(server.client("ME").unlock("K").expect("it answers"));
-            None
-        };
-        assert_eq!(running.exit_code(), Some(124));
-        assert!(!pids.iter().any(|&pid| lives(pid)));
-        assert!(since.elapsed() < ms(10_000), "{:?}", since.elapsed());
+        }
+        assert_eq!(second.line(), "it runs");
+        let since = Instant::now();
+        until("the first one is gone", || {
+            !pids.iter().any(|&pid| lives(pid))
+        });
+        let overlap = since.elapsed();
+        assert!(overlap < bound(ms(1000)), "{restarts} {overlap:?}");
+        assert_eq!(first.exit_code(), Some(124));
+        drop(second.child.stdin.take());
+        second.ended();
+        drop(server);
     }
+}
+
+/// Each renewal had made a connection of its own: 60 sockets in `TIME_WAIT` for each exec.
+#[test]
+fn renewals_go_by_one_connection() {
+    let server = patient();
+    let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
+    let options = format!("-v --port {} --lock-timeout 0.6 K", proxy.port);
+    let mut command = exec(&server, &options, &sh("read line"));
+    let mut running = Running::spawn(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
+    let stderr = BufReader::new(running.child.stderr.take().expect("piped"));
+    let renewed = stderr
+        .lines()
+        .filter(|line| line.as_ref().is_ok_and(|line| line.contains("renewed K")));
+    assert_eq!(renewed.take(5).count(), 5);
+    assert_eq!(proxy.connections(), 1);
+    drop(running.child.stdin.take());
+    running.ended();
+}
+
+/// `unshare` with these options, if this machine lets it make namespaces.
+fn unshared(options: &[&str]) -> Option<Command> {
+    let unshare = || {
+        let mut unshare = Command::new("unshare");
+        listening(clean(&mut unshare)).args(options);
+        unshare
+    };
+    let tried = unshare().arg("true").stderr(Stdio::null()).status();
+    if tried.is_ok_and(|status| status.success()) {
+        return Some(unshare());
+    }
+    eprintln!("SKIPPED: unshare {options:?} is not allowed here");
+    None
+}
+
+/// Each renewal had looked the name up anew: 124, though the server was there.
+#[test]
+fn an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up() {
+    let Some(mut shell) = unshared(&["-m"]) else {
+        return;
+    };
+    let server = patient();
+    let folder = tempfile::tempdir().expect("a folder");
+    let write =
+        |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
+    write("hosts", "127.0.0.1 localhost\n");
+    write("nsswitch.conf", "hosts: files\n");
+    // The renewals, and after them the unlocking, have no name to look up.
+    let script = "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && \
+                  exec \"$0\" exec -v --lock-timeout 1 K -- sh -c ': > hosts; sleep 2'";
+    shell
+        .args(["sh", "-c", script, PROGRAM])
+        .env("LOCK_SERVER", format!("localhost:{}", server.port()))
+        .current_dir(folder.path());
+    let kept = Outcome::of(&mut shell);
+    assert_eq!(kept.code, Some(0), "{kept:?}");
+    kept.expect_stderr(&["renewed K", "unlocked K"]);
+}
+
+/// 50 zombies stayed under process 1.
+#[test]
+fn as_process_1_it_reaps_what_it_inherits() {
+    let Some(mut container) = unshared(&["-pf", "--mount-proc"]) else {
+        return;
+    };
+    let server = patient();
+    // Each orphan's parent ends at once.
+    let script = "for i in $(seq 50); do (sleep 0.05 &); done
+                  for i in $(seq 300); do
+                      left=$(grep -l '^Name:.sleep' /proc/[0-9]*/status | wc -l)
+                      [ $left = 0 ] && break; sleep 0.1
+                  done; echo $left of $PPID";
+    container
+        .args([PROGRAM, "exec", "K", "--", "bash", "-c", script])
+        .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+    Outcome::of(&mut container).expect(0, "0 of 1\n");
+}
+
+/// systemd's `KillMode=control-group` sends SIGTERM to each process of a unit, and some send it once more.
+#[test]
+fn a_signal_that_asks_to_end_is_handed_on_once_in_a_moment() {
+    let server = patient();
+    let script = "trap 'echo TERM' TERM; trap 'echo HUP; exit 5' HUP; echo ready; while :; do sleep 0.01; done";
+    let mut running = Running::spawn(&mut exec(&server, "K", &sh(script)));
+    assert_eq!(running.line(), "ready");
+    let begun = Instant::now();
+    for _ in 0..50 {
+        running.signal(Signal::SIGTERM);
+        // So many at once would be one for the system itself.
+        thread::sleep(ms(2));
+    }
+    running.signal(Signal::SIGHUP);
+    let mut heard = 0;
+    while running.line() == "TERM" {
+        heard += 1;
+    }
+    let most = 1 + begun.elapsed().as_millis() / 100;
+    assert!(
+        (1..=most).contains(&heard),
+        "{heard} in {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(running.exit_code(), Some(5));
+}
+
+#[test]
+fn a_command_that_takes_longer_than_timeout_is_ended_with_123() {
+    let server = patient();
+    let long = outcome(&server, "--timeout 0.3 K", &["sleep", "60"]);
+    long.expect(123, "");
+    long.expect_stderr(&["longer than --timeout 0.3"]);
+    assert!(!is_locked(&server, "K"));
+    // Its own code is not taken for that of one that was in time.
+    let script = "trap 'echo told; exit 0' TERM; while :; do sleep 0.01; done";
+    let told = outcome(&server, "--timeout 0.3 K", &sh(script));
+    told.expect(123, "told\n");
+    // One that does not heed SIGTERM.
+    let options = "--timeout 0.3 --kill-after 0.3 K";
+    let mut running = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
+    let pids = running.pids();
+    assert_eq!(running.exit_code(), Some(123));
+    assert!(!pids.iter().any(|&pid| lives(pid)));
+    for options in ["--timeout 60 K", "--timeout 0 K"] {
+        outcome(&server, options, &sh("exit 7")).expect(7, "");
+    }
+}
+
+/// All clients came back in one instant after a restart. With the defaults each is away for less than its tries take.
+#[test]
+fn those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails() {
+    let mut server = patient();
+    let port = server.port();
+    let holder = server.client("HOLDER");
+    holder.lock("K").expect("it answers").expect("it is free");
+    let mut execs: Vec<_> = (0..20)
+        .map(|_| Running::spawn(&mut exec(&server, "-w 100 K", &["true"])))
+        .collect();
+    thread::scope(|scope| {
+        let waiters: Vec<_> = (0..200)
+            .map(|number| {
+                let client = server.client(&format!("CLIENT_{number}"));
+                scope.spawn(move || client.guard_with("K", &LockOptions::endless()).map(drop))
+            })
+            .collect();
+        until("all wait", || is_waited_for(&server, "K", 220));
+        server.stop().expect("it stops");
+        server = start(Options {
+            port,
+            reconnect_attempts: 100,
+            time_between_attempts: ms(10),
+            ..options_of_a_patient_server()
+        });
+        for waiter in waiters {
+            waiter.join().expect("no panic").expect("it has its turn");
+        }
+    });
+    for waiting in &mut execs {
+        assert_eq!(waiting.exit_code(), Some(0));
+    }
+}
+
+/// The same, and no word of the shell that it took.
+#[test]
+fn a_line_for_a_shell_is_told_of_the_shell() {
+    let server = patient();
+    for (command, words) in [
+        (
+            &["ls -l"][..],
+            "a blank in it, which wants a shell: sh -c 'ls -l'",
+        ),
+        (
+            &["cd", "/tmp"],
+            "a word of the shell's own, which wants a shell: sh -c 'cd /tmp'",
+        ),
+    ] {
+        let refused = outcome(&server, "K", command);
+        refused.expect(127, "");
+        refused.expect_stderr(&["not found; it is ", words]);
+    }
+    let plain = outcome(&server, "K", &["no-such-command"]);
+    assert!(!plain.stderr.contains("sh -c"), "{plain:?}");
+}
+
+/// `RUST_LOG=debug` brought 22 lines of exec's own and of ureq's, in what the command wrote.
+#[test]
+fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {
+    let server = patient();
+    let mut command = exec(&server, "-q K", &sh("echo $RUST_LOG"));
+    let logged = Outcome::of(command.env("RUST_LOG", "debug"));
+    logged.expect(0, "debug\n");
+    assert_eq!(logged.stderr, "");
+    let mut command = exec(&server, "-q K", &["true"]);
+    let logged = Outcome::of(command.env("LOCK_SERVER_LOG", "debug"));
+    logged.expect_stderr(&["DEBUG"]);
+}
+
+/// The log's lines waited for their reader, and the renewals for them.
+#[test]
+fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
+    let server = patient();
+    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
+    full.write_all(&[b'x'; 64 * 1024])
+        .expect("it has room for that");
+    let script = "exec 2>/dev/null; sleep 2; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
+    let command = ["sh", "-c", script, PROGRAM];
+    let mut command = exec(&server, "--lock-timeout 0.6 K", &command);
+    // It was the second one that hung it.
+    let command = command
+        .env("LOCK_SERVER_LOG", "trace")
+        .env("RUST_LOG", "trace");
+    let mut running = Running::spawn(command.stderr(full));
+    assert_eq!(running.line(), "1");
+    assert_eq!(running.exit_code(), Some(0));
+}
+
+/// It had hung: what failed was written to a pipe that nobody reads, and the signals were blocked.
+#[test]
+fn a_failure_that_nobody_reads_ends_it() {
+    let server = patient();
+    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
+    full.write_all(&[b'x'; 64 * 1024])
+        .expect("it has room for that");
+    let mut command = exec(&server, "K", &["no-such-command"]);
+    let mut running = Running::spawn(command.stderr(full));
+    assert_eq!(running.exit_code(), Some(127));
 }
 
 #[test]

@@ -163,6 +163,8 @@
 //! | 69, no server | `exec::no_server_is_69_where_it_may_not_wait_for_one` |
 //! | 71, no thread | `exec::no_thread_is_71_or_69_and_runs_nothing` |
 //! | 75, or `-E` | `exec::not_obtained_is_75_or_what_is_wished_for_and_runs_nothing` |
+//! | 123, longer than `--timeout` | `exec::a_command_that_takes_longer_than_timeout_is_ended_with_123` |
+//! | those who wait come back to a server that is started anew | `exec::those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails` |
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
 //! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
@@ -172,6 +174,15 @@
 //! | SIGKILL leaves nothing running | `exec::killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out` |
 //! | the command finds key, name, fence and server | `exec::the_command_is_told_key_name_fence_and_server` |
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
+//! | also where the environment was cleared between them | `exec::a_nested_exec_knows_its_ancestors_without_the_environment` |
+//! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
+//! | renewals go by one connection | `exec::renewals_go_by_one_connection` |
+//! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
+//! | as process 1 it reaps what it inherits | `exec::as_process_1_it_reaps_what_it_inherits` |
+//! | a signal is handed on once in a moment | `exec::a_signal_that_asks_to_end_is_handed_on_once_in_a_moment` |
+//! | a shell's line is told of the shell | `exec::a_line_for_a_shell_is_told_of_the_shell` |
+//! | `RUST_LOG` is the command's | `exec::rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own` |
+//! | no output of its own delays it | `exec::a_log_that_nobody_reads_delays_no_renewal_and_no_end` |
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
 //! | **The house** | |
 //! | no import circles | `architecture::there_are_no_import_circles` |

@@ -218,7 +218,7 @@ Signals are handed on to the command, and it ends when exec is killed. Ctrl-Z
 does not suspend it.
 It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
 LOCK_SERVER_FENCE in its environment. An exec in it for the same key fails at
-once.
+once. RUST_LOG is the command's; LOCK_SERVER_LOG=debug shows what exec does.
 A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
 
 Exit codes:
@@ -227,6 +227,7 @@ Exit codes:
   69     no server there within --connect-timeout or -w, or it can't serve now
   71     the system had no process or thread for exec itself
   75     the key was not obtained; -E N says N instead
+  123    the command took longer than --timeout, and was ended
   124    the lease was lost, and the command was ended
   126    the command can't be executed
   127    there is no such command, or not the interpreter that it names
@@ -259,6 +260,11 @@ pub struct Exec {
     /// machine fails; default 30, or less if the server's --max-lock-timeout is less
     #[argh(option, from_str_fn(seconds))]
     pub lock_timeout: Option<Duration>,
+
+    /// how long the command may take in all, in seconds, as in timeout(1): then SIGTERM, and SIGKILL
+    /// after --kill-after; 0 or default: as long as it takes
+    #[argh(option, from_str_fn(seconds))]
+    pub timeout: Option<Duration>,
 
     /// how long the command may take to end after SIGTERM, in seconds, at most a third of the lease;
     /// default 5

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use lock_server::{CancelToken, Client, Error, Holder, Lease, LockOptions, Refusal};
 use nix::sys::signal::Signal;
 
+use crate::cli::exec::chance::chance;
 use crate::cli::exec::event::{ExecEvent, LockOutcome};
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::notices::{Notices, held_by, is_away, spawn};
@@ -319,7 +320,8 @@ impl<'a> Acquisition<'a> {
             return Err(Failure::of_exec(error));
         }
         self.notices.say_away(error);
-        self.next = Some(now + PAUSE);
+        // Spread, so that not all who wait come back in one instant.
+        self.next = Some(now + PAUSE / 2 + PAUSE.mul_f64(chance() / 2.0));
         Ok(())
     }
 

@@ -11,11 +11,18 @@ use std::process::{self, Child, ExitStatus};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
 
 use crate::cli::exec::signals::Signals;
 use crate::cli::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
+
+/// What a shell does itself, without a program of that name.
+const SHELL_WORDS: [&str; 31] = [
+    ".", ":", "alias", "bg", "break", "case", "cd", "command", "continue", "declare", "eval",
+    "exec", "exit", "export", "fg", "for", "function", "if", "jobs", "local", "read", "return",
+    "set", "shift", "source", "trap", "type", "ulimit", "umask", "unset", "while",
+];
 
 /// A program and its arguments.
 pub struct CommandLine {
@@ -51,8 +58,30 @@ impl CommandLine {
         candidates.retain(|file| file.exists() && !self.program.is_empty());
         Err(match candidates.first() {
             Some(file) => Failure::new(NOT_EXECUTABLE, format!("{file:?} is not executable")),
-            None => Failure::new(NOT_FOUND, format!("command {:?} not found", self.program)),
+            None => {
+                let hint = self.hint();
+                Failure::new(
+                    NOT_FOUND,
+                    format!("command {:?} not found{hint}", self.program),
+                )
+            }
         })
+    }
+
+    /// What whoever takes this for a shell has to know.
+    fn hint(&self) -> String {
+        let program = self.program.to_string_lossy();
+        let what = if program.contains(char::is_whitespace) {
+            "it is one word with a blank in it"
+        } else if SHELL_WORDS.contains(&&*program) {
+            "it is a word of the shell's own"
+        } else {
+            return String::new();
+        };
+        let arguments = self.arguments.iter().map(|word| word.to_string_lossy());
+        let line: Vec<_> = [program.clone()].into_iter().chain(arguments).collect();
+        let line = line.join(" ").replace('\'', r"'\''");
+        format!("; {what}, which wants a shell: sh -c '{line}'")
     }
 
     /// Starts it. Called in the first thread of the process: the command is killed when the thread that
@@ -130,6 +159,18 @@ impl Group {
     /// How the command ended, once it has. It is reaped then, whatever of its group goes on.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.leader.try_wait()
+    }
+
+    /// Reaps children that this program has not started itself. As process 1 of a container it is given all that have
+    /// lost their parents.
+    pub fn reap_others(&self) {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        // The leader, once it has ended, is `ended`'s; with it this program ends.
+        while let Ok(status) = waitid(Id::All, flags)
+            && let Some(child) = status.pid().filter(|child| *child != self.id())
+        {
+            let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+        }
     }
 
     /// The signal that the command was stopped with, once for each time.

@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use crate::cli::exit::Failure;
 const BACKLOG: usize = 64;
 
 /// How long the end waits for the last message to be read.
-const LAST_WAIT: Duration = Duration::from_secs(1);
+pub const LAST_WAIT: Duration = Duration::from_secs(1);
 
 pub struct Messages {
     quiet: bool,
     verbose: bool,
     /// `None` once it has ended.
-    messages: Option<SyncSender<String>>,
+    messages: Option<Arc<SyncSender<String>>>,
     /// Disconnected when all is said.
     said: Receiver<()>,
 }
@@ -31,7 +32,7 @@ impl Messages {
         let speak = move || {
             for message in inbox {
                 // Nobody has to listen.
-                let _ = writeln!(io::stderr(), "lock-server: {message}");
+                let _ = writeln!(io::stderr(), "{message}");
             }
             drop(done);
         };
@@ -42,7 +43,7 @@ impl Messages {
         Ok(Messages {
             quiet,
             verbose,
-            messages: Some(messages),
+            messages: Some(Arc::new(messages)),
             said,
         })
     }
@@ -63,8 +64,32 @@ impl Messages {
 
     fn send(&self, message: impl Display) {
         if let Some(messages) = &self.messages {
-            let _ = messages.try_send(printable(&message.to_string()));
+            let message = printable(&message.to_string());
+            let _ = messages.try_send(format!("lock-server: {message}"));
         }
+    }
+
+    /// Where the log goes: the same way, since whoever logs does not wait either.
+    pub fn log(&self) -> Box<dyn Write + Send> {
+        Box::new(LogLines(self.messages.as_ref().map(Arc::downgrade)))
+    }
+}
+
+/// Takes each line of the log whole, as env_logger writes it.
+struct LogLines(Option<Weak<SyncSender<String>>>);
+
+impl Write for LogLines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Some(messages) = self.0.as_ref().and_then(Weak::upgrade) {
+            let text = String::from_utf8_lossy(line);
+            // What comes beyond the backlog is lost.
+            let _ = messages.try_send(text.trim_end().into());
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -2,23 +2,53 @@
 //!
 //! The thread only asks and tells. Whoever watches the deadline never waits for it.
 //!
+//! Between two renewals it asks whether the lease still stands: the server may have been started anew, or somebody may
+//! have unlocked the key, and then the next one has it at once. All its questions go by one connection that is kept
+//! open. The end of that connection is the first sign of a server that ends, so it is waited for, too.
+//!
 //! It is no `lock_server::Guard`, for which a lease is lost when it has run out: here time has to be left to end a command, and
 //! a lease may have been granted to two turns of waiting, of which only one may unlock it.
 
-use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::io::{self, PipeReader, PipeWriter};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::Lease;
+use lock_server::{Error, Lease};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::cli::exec::chance::chance;
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 
+/// How often to ask whether the lease still stands. Two commands run side by side for a second at the most where
+/// somebody unlocked the key. A thousand of these ask the server 1,250 questions per second, which
+/// took a quarter of a core in a dev build.
+const VERIFY_EVERY: Duration = Duration::from_millis(800);
+
+/// How long that may take. It is never waited for when a renewal is due.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The least time that such a question is asked with.
+const LEAST_VERIFY_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How long to wait before a server that is away is asked again: so much, and up to as much again by chance, because
+/// all those whose connections broke together would come back together.
+const AWAY_PAUSE: Duration = Duration::from_millis(150);
+
+/// How often in a row, before the pauses get longer.
+const AWAY_SOON: u32 = 20;
+
+/// As [`AWAY_PAUSE`], from then on.
+const AWAY_LONG_PAUSE: Duration = Duration::from_millis(400);
+
 /// Ends the renewals when it is dropped.
 pub struct LeaseRenewer {
-    _goes_on: Sender<()>,
+    _goes_on: PipeWriter,
 }
 
 impl LeaseRenewer {
@@ -28,59 +58,157 @@ impl LeaseRenewer {
         lease: Lease,
         events: Sender<ExecEvent>,
     ) -> io::Result<Self> {
-        let (goes_on, end) = mpsc::channel();
+        let (end, goes_on) = io::pipe()?;
+        let renewals = Renewals::new(requester, lease);
         thread::Builder::new()
             .name("renewals".into())
-            .spawn(move || renew(&requester, lease, &events, &end))?;
+            .spawn(move || renewals.run(&events, &end))?;
         Ok(LeaseRenewer { _goes_on: goes_on })
     }
 }
 
-/// How often to ask whether the lease still stands: the server may have been started anew, or somebody may have unlocked
-/// the key, and then the next one has it at once. Two commands run side by side for a second at the most.
-const VERIFY_EVERY: Duration = Duration::from_millis(600);
+/// What a wait came to.
+enum Woken {
+    Due,
+    /// The connection has ended.
+    Broken,
+    /// There is nobody to renew for.
+    End,
+}
 
-/// How long that may take, so that it delays no renewal.
-const VERIFY_TIMEOUT: Duration = Duration::from_millis(400);
+/// The renewals of one lease.
+struct Renewals {
+    requester: Requester,
+    lease: Lease,
+    schedule: Schedule,
+    /// When to renew the next time.
+    due: Instant,
+    /// When to ask the next time whether the lease stands.
+    verify: Instant,
+    /// How many questions in a row were not answered.
+    unanswered: u32,
+}
 
-/// Renews until there is nothing to renew, or nobody to do it for.
-fn renew(requester: &Requester, mut lease: Lease, events: &Sender<ExecEvent>, end: &Receiver<()>) {
-    // Its connection stays open.
-    let verifier = requester.hasty_client(2, VERIFY_TIMEOUT);
-    let of = |lease: &Lease| Schedule::of(Instant::now(), lease.remaining(), Duration::ZERO);
-    let mut schedule = of(&lease);
-    let mut due = schedule.renew;
+impl Renewals {
+    fn new(requester: Requester, lease: Lease) -> Self {
+        let now = Instant::now();
+        let schedule = Schedule::of(now, lease.remaining(), Duration::ZERO);
+        Renewals {
+            requester,
+            lease,
+            schedule,
+            due: schedule.renew,
+            verify: now + VERIFY_EVERY,
+            unanswered: 0,
+        }
+    }
+
+    /// Until there is nothing to renew, or nobody to do it for.
+    fn run(mut self, events: &Sender<ExecEvent>, end: &PipeReader) {
+        loop {
+            match self.wait(end) {
+                Woken::Due => {}
+                Woken::Broken => self.verify = Instant::now(),
+                Woken::End => return,
+            }
+            let now = Instant::now();
+            let left = self.due.saturating_duration_since(now);
+            let event = if left.is_zero() {
+                Some(self.renew())
+            } else if now >= self.verify {
+                self.ask_whether_it_stands(left)
+            } else {
+                None
+            };
+            let is_over = matches!(event, Some(ExecEvent::Lost));
+            let is_told = event.is_none_or(|event| events.send(event).is_ok());
+            if is_over || !is_told {
+                return;
+            }
+        }
+    }
+
+    /// Waits until a question is due, or the connection has ended.
+    fn wait(&self, end: &PipeReader) -> Woken {
+        // After a question without an answer there is none that could still end.
+        let connection = Some(self.requester.client())
+            .filter(|_| self.unanswered == 0)
+            .and_then(|client| client.latest_connection());
+        let until = self.due.min(self.verify);
+        wait_for(until, end, connection.as_ref())
+    }
+
+    fn renew(&mut self) -> ExecEvent {
+        let client = self.requester.hasty_client(1, self.schedule.answer);
+        let renewed = client.renew(&self.lease);
+        self.note(&renewed);
+        match renewed {
+            Ok(Some(lease)) => {
+                self.lease = lease.clone();
+                self.schedule =
+                    Schedule::of(Instant::now(), self.lease.remaining(), Duration::ZERO);
+                self.due = self.schedule.renew;
+                ExecEvent::Renewed(lease)
+            }
+            Ok(None) => ExecEvent::Lost,
+            Err(error) => {
+                self.due = Instant::now() + self.schedule.pause;
+                ExecEvent::NotRenewed(error)
+            }
+        }
+    }
+
+    /// `None` unless it is over. `left` is the time until the next renewal, which finds out what is wrong.
+    fn ask_whether_it_stands(&mut self, left: Duration) -> Option<ExecEvent> {
+        if left < LEAST_VERIFY_TIMEOUT {
+            self.verify = self.due;
+            return None;
+        }
+        let client = self.requester.hasty_client(1, VERIFY_TIMEOUT.min(left));
+        let stands = client.verify(&self.lease);
+        self.note(&stands);
+        matches!(stands, Ok(false)).then_some(ExecEvent::Lost)
+    }
+
+    /// Finds the time of the next question by whether this one was answered.
+    fn note<T>(&mut self, answer: &Result<T, Error>) {
+        let pause = match answer {
+            Ok(_) => {
+                self.unanswered = 0;
+                VERIFY_EVERY
+            }
+            Err(_) => {
+                self.unanswered += 1;
+                let pause = match self.unanswered {
+                    ..=AWAY_SOON => AWAY_PAUSE,
+                    _ => AWAY_LONG_PAUSE,
+                };
+                pause + pause.mul_f64(chance())
+            }
+        };
+        self.verify = Instant::now() + pause;
+    }
+}
+
+fn wait_for(until: Instant, end: &PipeReader, connection: Option<&TcpStream>) -> Woken {
+    let watch = |connection| PollFd::new(connection, PollFlags::POLLIN);
+    let mut watched = vec![watch(end.as_fd())];
+    watched.extend(connection.map(|connection| watch(connection.as_fd())));
     loop {
-        let pause = due.saturating_duration_since(Instant::now());
-        let verifies = pause > VERIFY_EVERY + VERIFY_TIMEOUT;
-        let pause = if verifies { VERIFY_EVERY } else { pause };
-        let Err(RecvTimeoutError::Timeout) = end.recv_timeout(pause) else {
-            return;
-        };
-        let event = if verifies {
-            match verifier.verify(&lease) {
-                Ok(false) => ExecEvent::Lost,
-                // The renewal finds out what is wrong.
-                Ok(true) | Err(_) => continue,
-            }
-        } else {
-            match requester.hasty_client(1, schedule.answer).renew(&lease) {
-                Ok(Some(renewed)) => {
-                    lease = renewed.clone();
-                    schedule = of(&lease);
-                    due = schedule.renew;
-                    ExecEvent::Renewed(renewed)
-                }
-                Ok(None) => ExecEvent::Lost,
-                Err(error) => {
-                    due = Instant::now() + schedule.pause;
-                    ExecEvent::NotRenewed(error)
-                }
-            }
-        };
-        let is_over = matches!(event, ExecEvent::Lost);
-        if events.send(event).is_err() || is_over {
-            return;
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Woken::Due;
+        }
+        // Rounded up, so that it does not come back too early again and again.
+        let left = left + Duration::from_millis(1);
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut watched, timeout) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            // Nobody ever writes into the pipe, and the server sends nothing unasked.
+            Ok(_) if watched[0].any() != Some(false) => return Woken::End,
+            Ok(_) => return Woken::Broken,
+            // The system has no memory for it.
+            Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     }
 }

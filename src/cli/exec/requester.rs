@@ -1,9 +1,10 @@
 //! Whom `exec` asks for: a name of its own, unless it is given one, and the names of those it runs under.
 
+use std::fs;
 use std::time::Duration;
 
 use lock_server::{Client, ClientOptions, ServerAddress};
-use nix::unistd::getpid;
+use nix::unistd::{Pid, getpid, getppid};
 
 use crate::cli::args::Target;
 use crate::cli::ask::{NAME_VARIABLE, variable};
@@ -25,6 +26,8 @@ const MAX_NAME: usize = 1024;
 pub struct Requester {
     pub name: String,
     pub address: ServerAddress,
+    /// Its connections, and the address that its host was looked up to, serve all questions of this process.
+    client: Client,
     /// Under whose lease this runs, if it does.
     above: Option<String>,
 }
@@ -44,39 +47,81 @@ impl Requester {
             (None, Some(above)) => name_under(above),
             (None, None) => said.unwrap_or_else(|| usual_name(getpid())),
         };
+        let options = ClientOptions::default();
+        let client = Client::at(&name, &address, options);
         Ok(Requester {
             name,
             address,
+            client,
             above,
         })
     }
 
     pub fn client(&self) -> Client {
-        self.client_with(ClientOptions::default())
+        self.client.clone()
     }
 
-    /// A client that tries so often, at once, on a connection of its own: one that was kept open may lead nowhere
-    /// by now.
+    /// A client that tries so often, without a pause between. A connection that was kept open and leads nowhere by now
+    /// takes one try.
     pub fn hasty_client(&self, tries: u32, answer_timeout: Duration) -> Client {
-        self.client_with(ClientOptions {
+        self.client.tuned(ClientOptions {
             reconnect_attempts: tries - 1,
             time_between_attempts: Duration::ZERO,
             answer_timeout,
         })
     }
 
-    fn client_with(&self, options: ClientOptions) -> Client {
-        Client::at(&self.name, &self.address, options)
-    }
-
-    /// Whether this waits in vain for that holder, who goes on only when this has ended.
+    /// Whether that holder goes on only when this has ended. The environment names those above, if nobody between has
+    /// cleared it, as `env -i` and `su` do; the usual names of all ancestors are known without it.
     pub fn runs_under(&self, holder: &str) -> bool {
         let is_above = |above: &str| {
             let below = above.strip_prefix(holder);
             below.is_some_and(|below| below.is_empty() || below.starts_with(UNDER))
         };
-        self.above.as_deref().is_some_and(is_above)
+        self.above.as_deref().is_some_and(is_above) || is_ancestor(holder, &ancestors())
     }
+}
+
+/// Whether a holder with a usual name is one of these processes: it, and those that it runs under itself.
+fn is_ancestor(holder: &str, ancestors: &[Pid]) -> bool {
+    let mut processes = holder.split(UNDER);
+    let first = processes.next().unwrap_or_default();
+    // Another user's process has the same name but for the user.
+    let without_user = |name: &str| Some(name.split_once('@')?.1.to_string());
+    let Some(first) = without_user(first) else {
+        return false;
+    };
+    let is_first = |process: &Pid| without_user(&usual_name(*process)).as_ref() == Some(&first);
+    let is_one = |number: &str| {
+        let number = number.parse().map(Pid::from_raw);
+        number.is_ok_and(|process| ancestors.contains(&process))
+    };
+    processes.all(is_one) && ancestors.iter().any(is_first)
+}
+
+/// The processes that this one descends from, its parent first.
+fn ancestors() -> Vec<Pid> {
+    let mut ancestors = vec![getppid()];
+    while let Some(&child) = ancestors.last()
+        && let Some(parent) = parent(child)
+    {
+        // Processes may come and go meanwhile; a circle would never end.
+        if ancestors.contains(&parent) {
+            break;
+        }
+        ancestors.push(parent);
+    }
+    ancestors
+}
+
+/// The parent of a process of this machine: field 4 of `/proc/PID/stat` (proc(5)). `None` if it has none here.
+fn parent(process: Pid) -> Option<Pid> {
+    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // Field 2 is a name in parentheses, which may contain both spaces and parentheses.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let parent = fields.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    (parent > 0).then(|| Pid::from_raw(parent))
 }
 
 fn name_under(above: &str) -> String {
@@ -96,6 +141,7 @@ mod tests {
         Requester {
             name: "me".into(),
             address: ServerAddress::default(),
+            client: Client::new("me", "127.0.0.1", 8004),
             above: above.map(String::from),
         }
     }
@@ -110,5 +156,21 @@ mod tests {
             assert!(!me.runs_under(other), "{other}");
         }
         assert!(!under(None).runs_under("a"));
+    }
+
+    #[test]
+    fn an_ancestor_is_known_by_its_usual_name_whatever_its_user() {
+        let ancestors = ancestors();
+        let name = usual_name(getppid());
+        let (_, process) = name.split_once('@').expect("a user");
+        assert!(is_ancestor(&name, &ancestors));
+        assert!(is_ancestor(&format!("somebody@{process}"), &ancestors));
+        let own = usual_name(getpid());
+        let elsewhere = format!("somebody@else-{process}");
+        // A sibling that runs under the same ancestor goes on without this one.
+        let sibling = format!("{name}>{}", getpid());
+        for other in [&own, &elsewhere, &sibling, "ME", ""] {
+            assert!(!is_ancestor(other, &ancestors), "{other}");
+        }
     }
 }

@@ -65,7 +65,7 @@ impl StatusLine {
     fn write(&self, text: &str) {
         let text = printable(text);
         // Nobody has to see it, and a terminal that was stopped is not waited for.
-        if is_writable(io::stderr()) && !is_anothers(io::stderr()) {
+        if is_writable(io::stderr(), Duration::ZERO) && !is_anothers(io::stderr()) {
             let _ = write!(io::stderr(), "{CLEAR}{NO_WRAP}{text}{WRAP}");
         }
     }
@@ -73,7 +73,7 @@ impl StatusLine {
 
 impl Drop for StatusLine {
     fn drop(&mut self) {
-        if is_writable(io::stderr()) && !is_anothers(io::stderr()) {
+        if is_writable(io::stderr(), Duration::ZERO) && !is_anothers(io::stderr()) {
             let _ = io::stderr().write_all(CLEAR.as_bytes());
         }
     }

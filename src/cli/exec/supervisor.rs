@@ -30,6 +30,9 @@ const LOOK_SELDOM: Duration = Duration::from_millis(100);
 /// takes a job for running.
 const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(100);
 
+/// A signal that asks to end is handed on at most once in this time.
+const HAND_ON_ONCE_IN: Duration = Duration::from_millis(100);
+
 /// How a command ended.
 pub enum Ended {
     ByItself(ExitStatus),
@@ -37,6 +40,8 @@ pub enum Ended {
     NotKept,
     /// The server said that the lease is over.
     Lost,
+    /// It took longer than it may.
+    TimedOut,
 }
 
 /// A command, and the lease under which it runs.
@@ -44,6 +49,8 @@ pub struct Supervisor<'a> {
     group: Group,
     schedule: Schedule,
     kill_after: Duration,
+    /// When the command has to end, however long its lease is kept.
+    time_limit: Option<Instant>,
     terminal: Terminal,
     /// Whether the command is stopped until it may use the terminal.
     wants_terminal: bool,
@@ -52,6 +59,8 @@ pub struct Supervisor<'a> {
     killed: bool,
     /// The last signal that asked this program itself to end.
     heard: Option<Signal>,
+    /// Those that were handed on a moment ago, and when.
+    handed_on: Vec<(Signal, Instant)>,
     /// The renewals. Ended when the command has to end: from then on its times stand.
     renewer: Option<LeaseRenewer>,
     messages: &'a Messages,
@@ -62,6 +71,7 @@ impl<'a> Supervisor<'a> {
         group: Group,
         lease: &Lease,
         kill_after: Option<Duration>,
+        timeout: Option<Duration>,
         renewer: Option<LeaseRenewer>,
         messages: &'a Messages,
     ) -> Self {
@@ -81,11 +91,14 @@ impl<'a> Supervisor<'a> {
             group,
             schedule: Schedule::of(now, remaining, kill_after),
             kill_after,
+            // What no clock can tell is never.
+            time_limit: timeout.and_then(|timeout| now.checked_add(timeout)),
             terminal: Terminal::open(),
             wants_terminal: false,
             ending: None,
             killed: false,
             heard: None,
+            handed_on: Vec::new(),
             renewer,
             messages,
         }
@@ -114,7 +127,9 @@ impl<'a> Supervisor<'a> {
             return if self.killed { LOOK_SELDOM } else { LOOK_EVERY };
         }
         let now = Instant::now();
-        let left = self.schedule.terminate.saturating_duration_since(now);
+        let end = self.schedule.terminate;
+        let end = self.time_limit.map_or(end, |limit| end.min(limit));
+        let left = end.saturating_duration_since(now);
         if self.wants_terminal {
             left.min(LOOK_FOR_TERMINAL)
         } else {
@@ -148,7 +163,10 @@ impl<'a> Supervisor<'a> {
 
     fn signalled(&mut self, signal: SignalClass) {
         match signal {
-            SignalClass::Child => self.look_after_stop(),
+            SignalClass::Child => {
+                self.group.reap_others();
+                self.look_after_stop();
+            }
             // A job that sleeps would let its lease run out.
             SignalClass::Stop => self.messages.tell("not suspended: it holds a key"),
             SignalClass::Continue => {
@@ -156,15 +174,29 @@ impl<'a> Supervisor<'a> {
                 self.terminal.lend(self.group.id());
                 self.go_on();
             }
-            SignalClass::ShutDown(signal) => {
+            SignalClass::ShutDown(signal) if !self.is_repeated(signal) => {
                 self.heard = Some(signal);
                 self.group.signal(signal);
                 // One that is stopped would not hear of it.
                 self.go_on();
             }
+            SignalClass::ShutDown(_) => {}
             SignalClass::User(signal) => self.group.signal(signal),
             SignalClass::Resize => self.group.signal(Signal::SIGWINCH),
         }
+    }
+
+    /// Whether a signal that asks to end was handed on a moment ago. Some send it to every process of a job, and then
+    /// to this one again.
+    fn is_repeated(&mut self, signal: Signal) -> bool {
+        let now = Instant::now();
+        self.handed_on
+            .retain(|(_, when)| now.duration_since(*when) < HAND_ON_ONCE_IN);
+        let is_repeated = self.handed_on.iter().any(|(other, _)| *other == signal);
+        if !is_repeated {
+            self.handed_on.push((signal, now));
+        }
+        is_repeated
     }
 
     /// Goes on with a command that was stopped because it touched the terminal, or from there.
@@ -222,6 +254,13 @@ impl<'a> Supervisor<'a> {
     }
 
     fn keep_to_schedule(&mut self, now: Instant) {
+        if self.ending.is_none() && self.time_limit.is_some_and(|limit| now >= limit) {
+            self.begin_to_end(Ended::TimedOut);
+            // The lease is there for longer, but not renewed any more.
+            self.schedule.kill = self.schedule.kill.min(now + self.kill_after);
+            self.group.signal(Signal::SIGTERM);
+            self.go_on();
+        }
         if self.ending.is_none() && now >= self.schedule.terminate {
             self.begin_to_end(Ended::NotKept);
             self.group.signal(Signal::SIGTERM);

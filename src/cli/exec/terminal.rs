@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
@@ -17,10 +18,11 @@ pub fn is_anothers(terminal: impl AsFd) -> bool {
     tcgetpgrp(terminal).is_ok_and(|now| now != getpgrp())
 }
 
-/// Whether a short text can be written there without waiting for its reader.
-pub fn is_writable(stream: impl AsFd) -> bool {
+/// Whether a short text can be written there, at once or after so long, without waiting for its reader.
+pub fn is_writable(stream: impl AsFd, after: Duration) -> bool {
     let mut asked = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
-    poll(&mut asked, PollTimeout::ZERO) == Ok(1)
+    let after = PollTimeout::try_from(after).unwrap_or(PollTimeout::MAX);
+    poll(&mut asked, after) == Ok(1)
 }
 
 /// What came of lending the terminal.
