@@ -9,8 +9,9 @@ pub mod program;
 #[path = "common/proxy.rs"]
 pub mod proxy;
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -212,13 +213,20 @@ impl Wire {
         self.stream().local_addr().unwrap().port()
     }
 
-    /// Ends the connection with a reset.
+    /// Ends the connection. Dropped, it goes on until the last copy is closed, and another test may be starting a
+    /// process that has one for a moment.
+    pub fn hang_up(self) {
+        let _ = self.stream().shutdown(Shutdown::Both);
+    }
+
+    /// Ends the connection with a reset, also where such a process has a copy.
     pub fn reset(self) {
-        let at_once = libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        setsockopt(self.stream(), sockopt::Linger, &at_once).unwrap();
+        // SAFETY: all zeros is an address: that of no family.
+        let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+        let length = size_of_val(&nobody) as libc::socklen_t;
+        // SAFETY: the address outlives the call. connect(2): with no family it ends a connection.
+        let result = unsafe { libc::connect(self.stream().as_raw_fd(), &nobody, length) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
@@ -352,4 +360,16 @@ pub fn waiting_wire(server: &Server, key: &str, requester: &str) -> Wire {
     }
     assert_eq!(one.reply().result(), "already-waiting");
     two
+}
+
+/// Whether every thread of a process was found asleep. Twice in a row, nothing that had come is left to do.
+pub fn sleeps(pid: u32) -> bool {
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.all(|thread| {
+        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(") ")
+            .map(|(_, fields)| fields.as_bytes()[0]);
+        state.is_none_or(|state| state == b'S')
+    })
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::program::program;
 use crate::common::{
-    Wire, alone, ask, bound, limit_descriptors, ms, options, ports, raise_own_limit, run, start,
-    until, waiting_wire,
+    Wire, alone, ask, bound, limit_descriptors, ms, options, ports, raise_own_limit, run, sleeps,
+    start, until, waiting_wire,
 };
 use lock_server::{Options, Server};
 use nix::sys::signal::{self, Signal};
@@ -658,18 +658,6 @@ fn cpu_time(pid: u32) -> Duration {
         .map(|ticks| ticks.parse::<u64>().unwrap())
         .sum();
     Duration::from_millis(ticks * 10)
-}
-
-/// Whether every thread of a process was found asleep. Twice in a row, nothing that had come is left to do.
-fn sleeps(pid: u32) -> bool {
-    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    threads.all(|thread| {
-        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
-        let state = stat
-            .rsplit_once(") ")
-            .map(|(_, fields)| fields.as_bytes()[0]);
-        state.is_none_or(|state| state == b'S')
-    })
 }
 
 /// A number of `/proc/PID/status`.

@@ -5,16 +5,23 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::common::{PATIENCE, Wire, ask, masked, ms, options, start, until, waiting_wire};
+use crate::common::{PATIENCE, Wire, ask, masked, ms, options, sleeps, start, until, waiting_wire};
 use lock_server::{Options, Server};
 
 /// A server whose leases and patience do not end during a test.
 fn patient() -> Server {
-    start(Options {
+    patient_process().0
+}
+
+/// The same, with its process.
+fn patient_process() -> (Server, u32) {
+    let mut server = Server::new(Options {
         lock_timeout: PATIENCE,
         lock_attempt_timeout: PATIENCE,
         ..options()
-    })
+    });
+    let pid = server.start().expect("a server on a free port");
+    (server, pid)
 }
 
 /// A server where waiting is over soon.
@@ -374,7 +381,7 @@ fn other_methods_get_405_and_are_told_which_ones_the_path_takes() {
 
 #[test]
 fn livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends() {
-    let mut server = patient();
+    let (mut server, pid) = patient_process();
     for path in ["/livez", "/readyz"] {
         assert_eq!(transcript(&server, &get(path)), YES, "{path}");
         assert_eq!(with_method(&server, "POST", path), YES, "{path}");
@@ -383,6 +390,7 @@ fn livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends() {
     let mut wire = waiting_wire(&server, "KEYA", "CLIENT_B");
     // They stand behind the LOCK that waits, and are answered after it.
     wire.get("/readyz").get("/livez");
+    until("they are read", || sleeps(pid) && sleeps(pid));
     assert!(server.stop().unwrap());
     assert_eq!(wire.reply().result(), "stopping");
     let ready = wire.reply();
@@ -586,22 +594,23 @@ fn a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on(
 /// `timeout 1 curl …/LOCK/K/B`, then the same at once: `already-waiting` for up to 200 ms.
 #[test]
 fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
-    let server = patient();
+    let (server, pid) = patient_process();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let lock = |question: String| {
         let mut wire = Wire::to(&server);
         wire.get(&format!("/LOCK/KEYA/{question}"));
-        until("it waits", || {
-            assert!(!wire.has_answer(), "{question}: {:?}", wire.reply());
-            ask(&server, "/CHECK/KEYA").header("Lock-Waiters") == Some("1")
-        });
+        // The number of those who wait tells nothing: one of them may be the client that has gone.
+        until("it is asked", || sleeps(pid) && sleeps(pid));
+        assert!(!wire.has_answer(), "{question}: {:?}", wire.reply());
+        let waiters = ask(&server, "/CHECK/KEYA");
+        assert_eq!(waiters.header("Lock-Waiters"), Some("1"));
         wire
     };
     let ids = [["", ""], ["?request=a", "?request=b"], ["", "?request=c"]];
     for (round, [first, again]) in ids.into_iter().cycle().take(30).enumerate() {
         let earlier = lock(format!("CLIENT_{round}{first}"));
         match round % 2 {
-            0 => drop(earlier),
+            0 => earlier.hang_up(),
             _ => earlier.reset(),
         }
         let mut wire = lock(format!("CLIENT_{round}{again}"));

@@ -29,9 +29,10 @@ pub(in crate::server) struct Sockets {
     spare: Mutex<Option<File>>,
 }
 
-/// What a search for a client may take without consequences. What is over it is a tenth of the time until the next
-/// one, so that nobody who asks again and again keeps the others waiting.
-const CHEAP: Duration = Duration::from_millis(1);
+/// How long after a search for a client the next one may begin, for each connection beyond a thousand: nine times what
+/// it takes, so that a client that asks again and again does not keep the others waiting.
+const SEARCH_PAUSE: Duration = Duration::from_micros(9);
+const CHEAP_SEARCH: usize = 1000;
 
 impl Sockets {
     pub fn new(listener: SocketAddr) -> Self {
@@ -68,12 +69,12 @@ impl Sockets {
     /// often for so many connections, or there are no descriptors left.
     pub fn search(&self) -> bool {
         let mut next = self.next_search.lock();
-        let began = Instant::now();
-        if next.is_some_and(|next| began < next) || self.refresh().is_err() {
+        if next.is_some_and(|next| Instant::now() < next) || self.refresh().is_err() {
             return false;
         }
-        let ended = Instant::now();
-        *next = Some(ended + 9 * (ended - began).saturating_sub(CHEAP));
+        let connections = self.known.lock().0.len();
+        let dear = connections.saturating_sub(CHEAP_SEARCH) as u32;
+        *next = Some(Instant::now() + SEARCH_PAUSE * dear);
         true
     }
 
