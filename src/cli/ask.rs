@@ -32,6 +32,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
     let options = LockOptions {
         lock_timeout: args.lock_timeout,
         lock_attempt_timeout,
+        note: args.note.clone(),
         ..LockOptions::default()
     };
     let asked = Question::from(args).asked()?;

@@ -127,6 +127,7 @@ impl Job {
                 requester,
                 key,
                 lock_timeout: args.lock_timeout,
+                note: args.note,
                 patience,
                 connect_timeout: args.connect_timeout,
                 quiet: args.quiet,

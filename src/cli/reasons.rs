@@ -32,17 +32,25 @@ pub fn of_holder(key: &str, requester: &str, holder: Option<&Holder>) -> String 
 
 /// Who holds the key, for how long, and how many wait for it.
 pub fn held_by(key: &str, holder: &Holder) -> String {
-    let Holder {
-        name,
-        expires_in,
-        waiters,
-        ..
-    } = holder;
-    let left = expires_in.as_secs_f64();
-    let waiting = match waiters {
+    let waiting = match holder.waiters {
         0 => "nobody waits for it".into(),
         1 => "1 waits for it".into(),
         waiters => format!("{waiters} wait for it"),
     };
-    format!("{key} is held by {name} for {left:.1} s more, unless it is renewed; {waiting}")
+    format!("{}; {waiting}", holder_of(key, holder))
+}
+
+/// Who holds the key, and for how long.
+pub fn holder_of(key: &str, holder: &Holder) -> String {
+    let Holder {
+        name,
+        expires_in,
+        note,
+        ..
+    } = holder;
+    let left = expires_in.as_secs_f64();
+    // Quoted: it may hold what a terminal would obey.
+    let note = note.as_ref().map(|note| format!(" ({note:?})"));
+    let note = note.unwrap_or_default();
+    format!("{key} is held by {name}{note} for {left:.1} s more, unless it is renewed")
 }

@@ -960,6 +960,32 @@ fn the_questions_answer_as_the_wire_does_and_with_an_exit_code() {
     server.typed("unlock --name A KEYA").expect(1, "0\n");
 }
 
+#[test]
+fn a_note_is_shown_to_those_who_ask_for_the_key() {
+    let server = Foreground::run("--lock-timeout 30");
+    let address = server.address.clone();
+    let (host, port) = address.rsplit_once(':').expect("host and port");
+    let at = format!("--host {host} --port {port} --name ME");
+    let locked = typed(&format!("lock {at} --note nightly KEYA"));
+    assert_eq!(locked.code, Some(0));
+    let told = server.typed("check KEYA").stderr;
+    let held = "lock-server: KEYA is held by ME (\"nightly\") for ";
+    assert!(told.starts_with(held), "{told}");
+    // What a terminal would obey comes as what it is.
+    let noted = typed(&format!(
+        "exec {at} -n --note \u{1b}[2J KEYB -- {PROGRAM} check {at} KEYB"
+    ));
+    let held = "lock-server: KEYB is held by ME (\"\\u{1b}[2J\") for ";
+    assert!(noted.stderr.starts_with(held), "{}", noted.stderr);
+    let long = typed(&format!("lock {at} --note {} KEYC", "n".repeat(257)));
+    assert_eq!((long.code, long.stdout.as_str()), (Some(2), ""));
+    assert!(
+        long.stderr.contains("give 1 to 256 bytes of text"),
+        "{}",
+        long.stderr
+    );
+}
+
 /// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` said a bare 0 or 1.
 #[test]
 fn a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait() {

@@ -36,6 +36,7 @@
 //! | fences grow over a restart | `leases::fences_grow_over_a_restart` |
 //! | a stale fence does nothing | `leases::a_stale_fence_releases_renews_and_verifies_nothing` |
 //! | a note of the holder can be read by those who wait | `leases::a_lock_may_carry_a_note_that_those_who_ask_for_the_key_can_read` |
+//! | `--note` of the command is shown, escaped | `command::a_note_is_shown_to_those_who_ask_for_the_key` |
 //! | a repeat under one ID is granted once | `leases::a_repeat_after_the_grant_gets_the_same_grant` |
 //! | a repeat takes over the place | `leases::a_repeat_takes_over_the_place_of_the_one_that_waits` |
 //! | a place is kept for 2 s | `leases::who_comes_back_within_two_seconds_stands_before_those_who_came_later` |

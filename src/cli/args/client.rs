@@ -115,6 +115,10 @@ full or ending."
         #[argh(switch, long = "try")]
         once: bool,
 
+        /// what those who wait for the key are told of this lock, 1 to 256 bytes
+        #[argh(option)]
+        note: Option<String>,
+
         /// print variables for eval, not the time
         #[argh(switch)]
         shell: bool,
@@ -270,6 +274,10 @@ pub struct Exec {
     /// default 5
     #[argh(option, short = 'k', from_str_fn(seconds))]
     pub kill_after: Option<Duration>,
+
+    /// what those who wait for the key are told of this job, 1 to 256 bytes
+    #[argh(option)]
+    pub note: Option<String>,
 
     /// say nothing but what went wrong: not who has the key, and no line while waiting
     #[argh(switch, short = 'q')]

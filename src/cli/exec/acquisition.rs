@@ -43,6 +43,8 @@ pub struct Wanted {
     pub key: String,
     /// `None` is [`LOCK_TIMEOUT`], or less if the server's longest is less.
     pub lock_timeout: Option<Duration>,
+    /// What those who wait are told of the command.
+    pub note: Option<String>,
     /// `None` waits for as long as it takes.
     pub patience: Option<Duration>,
     /// How long the server may be away. `None` is as long as there is patience.
@@ -99,6 +101,7 @@ impl<'a> Acquisition<'a> {
             client: wanted.requester.client(),
             options: LockOptions {
                 lock_timeout: wanted.lock_timeout.or(Some(LOCK_TIMEOUT)),
+                note: wanted.note.clone(),
                 cancel: Some(cancel.clone()),
                 // This program asks again itself, for as long as --connect-timeout and -w allow.
                 proxy_timeout: Some(Duration::ZERO),

@@ -12,6 +12,7 @@ use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::status_line::StatusLine;
 use crate::cli::exit::Failure;
+use crate::cli::reasons::holder_of;
 
 /// How often to look who holds the key, for the line on a terminal.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -110,12 +111,7 @@ pub fn is_away(error: &Error) -> bool {
 /// Who has the key, and for how long.
 pub fn held_by(key: &str, holder: Option<&Holder>) -> String {
     match holder {
-        Some(Holder {
-            name, expires_in, ..
-        }) => {
-            let left = expires_in.as_secs_f64();
-            format!("{key} is held by {name} for {left:.1} s more, unless it is renewed")
-        }
+        Some(holder) => holder_of(key, holder),
         None => format!("{key} is held by another one just now"),
     }
 }
