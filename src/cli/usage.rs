@@ -53,10 +53,11 @@ pub fn explain(
     Some(format!("{option} needs a value{wanted}"))
 }
 
-/// The one long option that is listed in a verb's help and at most two letters away.
+/// The long option that is listed in a verb's help and nearest, at most two letters away. Of two that are as near, the
+/// one that has the same letters in another order. `None` where that does not decide.
 fn meant<'a>(unknown: &str, help: &'a str) -> Option<&'a str> {
     let (_, options) = help.split_once("\nOptions:\n")?;
-    let mut near = options
+    let near = options
         .lines()
         .take_while(|line| !line.is_empty())
         .flat_map(|line| {
@@ -67,7 +68,19 @@ fn meant<'a>(unknown: &str, help: &'a str) -> Option<&'a str> {
         })
         .map(|word| word.trim_end_matches(','))
         .filter(|word| word.starts_with("--") && distance(unknown, word) <= 2);
-    near.next().filter(|_| near.next().is_none())
+    let rank = |word: &str| (distance(unknown, word), sorted(unknown) != sorted(word));
+    let mut ranked: Vec<_> = near.map(|word| (rank(word), word)).collect();
+    ranked.sort();
+    match ranked.as_slice() {
+        [(first, _), (second, _), ..] if first == second => None,
+        ranked => ranked.first().map(|(_, word)| *word),
+    }
+}
+
+fn sorted(word: &str) -> Vec<char> {
+    let mut letters: Vec<char> = word.chars().collect();
+    letters.sort();
+    letters
 }
 
 /// Whether it begins with a short option that is listed in a verb's help, and goes on.
@@ -108,6 +121,9 @@ mod tests {
         assert_eq!(meant("--lock-timout", help), Some("--lock-timeout"));
         assert_eq!(meant("--hlp", help), Some("--help"));
         assert_eq!(meant("--post", help), None);
+        let two = "\nOptions:\n  --name\n  --note\n";
+        assert_eq!(meant("--nmae", two), Some("--name"));
+        assert_eq!(meant("--notes", two), Some("--note"));
         assert_eq!(meant("--frobnicat", help), None);
     }
 
