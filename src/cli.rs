@@ -44,8 +44,8 @@ fn say(line: &str) {
     let _ = writeln!(io::stderr(), "lock-server: {line}");
 }
 
-/// Says how much is logged, to this program alone. What a program under test or a command of `exec` logs is told by
-/// `RUST_LOG`, which is theirs.
+/// Says how much is logged, to this program alone. `RUST_LOG` is that of a program under test, or of the command
+/// of `exec`.
 const LOG_VARIABLE: &str = "LOCK_SERVER_LOG";
 
 /// Sends the log to a file or to standard error, as [`LOG_VARIABLE`] or else `RUST_LOG` says, or else from this level on.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// The name of a lock. Shared, because a held key stands in more than one index.
 pub(crate) type Key = Arc<str>;
 
-/// A name on the wire. Whoever uses it is the client of that name.
+/// A name on the wire. Names are no credentials: a client that uses one is the client of that name.
 pub(crate) type Requester = Arc<str>;
 
 /// What a requester calls one acquire, to be recognised when it asks again. Means something only

@@ -1,7 +1,7 @@
 //! The lock table: who holds each key, until when, and who is next.
 //!
 //! Nothing here blocks, logs, calls the system or reads a clock; `now` is always an argument and never goes back.
-//! What happens is told as [events](crate::event), in order.
+//! What happens is kept as [events](crate::event), in order.
 //!
 //! When a hold ends, the head of the queue is *proposed* as the next holder. Whether its client is still there is
 //! asked by the caller, who answers each proposal with [`grant`](LockTable::grant) or
@@ -142,7 +142,7 @@ impl<W> LockTable<W> {
 
     /// Grants the key, or queues the requester behind those already there.
     ///
-    /// An acquire under the ID of one that was granted or waits is that one again: it is told that
+    /// An acquire under the ID of one that was granted or waits is that one again: it gets that
     /// grant, or takes over that place. With no patience of its own it leaves the wait as it is.
     /// Under the ID of a waiter whose connection broke, it queues where that one stood. `handle` is
     /// called only for a waiter that is queued or takes over a place.
@@ -202,7 +202,7 @@ impl<W> LockTable<W> {
     /// Has the holder's lease end `lock_timeout` from now, be that later or sooner than before. Without
     /// one it lasts as long again as it was granted, or last renewed, for.
     ///
-    /// It stays the same grant, and whoever waits stays where they are.
+    /// It stays the same grant, and the waiters keep their places.
     pub fn renew(
         &mut self,
         now: Instant,

@@ -83,7 +83,7 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
     }
 }
 
-/// The verb among the arguments, for whoever wants to point to its help.
+/// The verb among the arguments, to point to its help.
 pub fn verb_of(arguments: &[String]) -> Option<&str> {
     let first = arguments.first()?;
     Subcommand::COMMANDS

@@ -158,8 +158,7 @@ impl Asked {
     /// Prints an answer that is about this name, and says who has the key where it is no.
     fn answer(&self, yes: bool, fence: Option<u64>) -> ExitCode {
         if !yes && !self.is_quiet {
-            // One more question, which changes nothing: whoever may not ask it, or gets no answer, has the answer to the
-            // first one.
+            // One more question, which changes nothing. Without an answer to it, the first answer stands alone.
             if let Ok(holder) = self.client.holder(&self.key) {
                 let why = reasons::of_holder(&self.key, self.client.name(), holder.as_ref());
                 let under = match (fence, &holder) {

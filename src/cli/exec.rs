@@ -1,8 +1,8 @@
 //! `exec`: a command that runs while a key is held.
 //!
-//! The first thread decides everything, one event after another, and waits neither for the network nor for whoever
-//! reads standard error: the turns of waiting, the renewals and the signals each have a thread that tells it, and
-//! one speaks for it. So neither a server that is silent nor a pipe that is full keeps it from killing the command
+//! The first thread decides everything, one event after another, and waits neither for the network nor for a reader
+//! of standard error: the turns of waiting, the renewals and the signals each have a thread that sends it events, and
+//! one thread writes its messages. So neither a server that is silent nor a pipe that is full keeps it from killing the command
 //! in time.
 
 mod acquisition;

@@ -15,9 +15,9 @@ pub struct ClientOptions {
     /// starts together with its server.
     pub reconnect_attempts: u32,
 
-    /// How long to wait between two tries, each time by chance up to a quarter less or more, so that those do not
-    /// come back in one instant whom the server has left in one. Default 1 s. After a connection broke, the first further try is made
-    /// at once. A LOCK that waits keeps its place in the queue for 2 s, so let it be less than that.
+    /// How long to wait between two tries. Each pause is by chance up to a quarter shorter or longer: the clients of a
+    /// server that ended do not come back in one instant. Default 1 s. After a connection broke, the first further
+    /// try is made at once. A LOCK that waits keeps its place in the queue for 2 s, so let this be less.
     pub time_between_attempts: Duration,
 
     /// How long an answer may take, connecting included; a LOCK's may take longer by as long as it waits. Default

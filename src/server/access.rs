@@ -1,4 +1,4 @@
-//! Whom the server lets in.
+//! Which requests the server lets in.
 
 use std::net::IpAddr;
 
@@ -30,7 +30,7 @@ impl Access {
     /// A page from anywhere may ask its visitor's browser to GET an address on that visitor's own
     /// machine. The browser then says so in `Origin` or `Sec-Fetch-Site` (Fetch Metadata); and a page
     /// whose name was pointed at 127.0.0.1 (DNS rebinding) shows itself in `Host`. That is all that the guard is for:
-    /// what a proxy passes on comes from loopback, too, whoever asked.
+    /// what a proxy passes on comes from loopback, too, wherever its client is.
     pub fn admit(&self, field: &str, value: &str) -> Result<(), TurnedAway> {
         let is = |name: &str| field.eq_ignore_ascii_case(name);
         if is("Origin") || (is("Sec-Fetch-Site") && !matches!(value, "none" | "same-origin")) {

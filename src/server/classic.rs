@@ -56,7 +56,7 @@ const STACK: usize = 128 * 1024;
 /// How long nothing is accepted when the system has no descriptor or memory for it.
 const STARVED_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long it has to go well before the log is told that it does.
+/// How long connections have to be accepted before that is logged.
 const STABLE: Duration = Duration::from_secs(2);
 
 /// The server's end of the port for the original's clients.
@@ -116,7 +116,7 @@ impl ClassicTransport {
     /// Accepts nothing more.
     pub fn refuse(&self) {
         self.0.state.lock().closing = true;
-        // Whoever accepts is woken by that.
+        // That wakes the threads that accept.
         let _ = socket::shutdown(self.0.listener.as_raw_fd(), socket::Shutdown::Both);
     }
 

@@ -35,7 +35,7 @@ use self::sockets::Connections;
 pub(super) use self::sockets::Sockets;
 use self::stalls::StallBreaker;
 
-/// How long tiny_http has to accept again before the log is told, and how long it is left alone when it
+/// How long tiny_http has to accept again before that is logged, and how long it is left alone when it
 /// gave up again.
 const STABLE: Duration = Duration::from_secs(2);
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);

@@ -39,7 +39,7 @@ impl<W> LockTable<W> {
         true
     }
 
-    /// Empties all queues and returns whoever stood in them, in no order. The holds stay.
+    /// Empties all queues and returns the handles of all waiters, in no order. The holds stay.
     pub fn drain_waiters(&mut self) -> Vec<W> {
         let mut drained = Vec::with_capacity(self.waiters);
         for (end, key) in std::mem::take(&mut self.ends.contended) {

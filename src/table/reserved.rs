@@ -17,7 +17,7 @@ pub(super) struct Reserved {
 }
 
 /// Who may come back, to which key. No two places have the same claim: a requester stands once in a
-/// queue, and whoever comes back takes their place out of here.
+/// queue, and one who comes back takes the place out of here.
 pub(super) type Reservation = (Key, Requester, RequestId);
 
 /// When a place is forgotten: at that instant it is already gone. The ticket makes it unique.

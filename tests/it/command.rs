@@ -747,7 +747,7 @@ fn a_process_that_does_not_answer_is_told_from_one_that_does() {
     daemon.write(&format!("{pid}\n127.0.0.1:{port}\n"));
     let line = format!("process {pid} runs but does not answer on 127.0.0.1:{port}\n");
     daemon.typed("status").expect(1, &line);
-    // It ends as a zombie, since nobody waits for it: ended all the same.
+    // It ends as a zombie, since nobody waits for it: that is an end, too.
     let line = format!("stopped process {pid}\n");
     daemon.typed("stop").expect(0, &line);
 }

@@ -16,11 +16,11 @@ pub struct Target {
     pub name: Option<String>,
 }
 
-/// A key, and whom to ask about it.
+/// A key, and the server to ask about it.
 pub struct Question {
     /// The key.
     pub key: String,
-    /// Whom to ask.
+    /// The server, and the name to ask under.
     pub target: Target,
     /// Whether to keep to oneself why an answer is no.
     pub quiet: bool,
@@ -56,7 +56,7 @@ macro_rules! key_verbs {
             #[argh(option, from_str_fn(client_port))]
             port: Option<u16>,
 
-            /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else
+            /// the name to lock under, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else
             /// user@host:PID-ID of the calling shell
             #[argh(option)]
             name: Option<String>,
@@ -174,7 +174,7 @@ the server does not allow, 69 no server there."
         description = "say whether anybody has locked a key",
         example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 KEYA",
         note = "\
-Prints 1 if it is locked, and on standard error by whom, for how long, and how
+Prints 1 if it is locked, and on standard error who has it, for how long, and how
 many wait; 0 if it is free. The name makes no difference.
 Exit codes: 0 locked, 1 free, 2 wrong usage, 69 no server there."
     )]
@@ -295,14 +295,14 @@ pub struct Exec {
     #[argh(option, from_str_fn(client_port))]
     pub port: Option<u16>,
 
-    /// whom to lock for, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID-ID
+    /// the name to lock under, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID-ID
     /// of this process; under another exec, that one's name with >PID
     #[argh(option)]
     pub name: Option<String>,
 }
 
 impl Exec {
-    /// Whom to ask.
+    /// The server, and the name to ask under.
     pub fn target(&self) -> Target {
         Target {
             host: self.host.clone(),

@@ -176,7 +176,7 @@ impl<'a> Acquisition<'a> {
         self.inbox.recv_timeout(left).ok()
     }
 
-    /// How long it may still wait. `None` is for ever.
+    /// How long it may still wait. `None` is without an end.
     fn left(&self) -> Option<Duration> {
         let until = self.until?;
         Some(until.saturating_duration_since(Instant::now()))

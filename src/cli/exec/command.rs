@@ -68,7 +68,7 @@ impl CommandLine {
         })
     }
 
-    /// What whoever takes this for a shell has to know.
+    /// What a user has to know who takes this for a shell.
     fn hint(&self) -> String {
         let program = self.program.to_string_lossy();
         let what = if program.contains(char::is_whitespace) {

@@ -1,4 +1,4 @@
-//! What the first thread of `exec` is told, by all the others.
+//! What the other threads of `exec` send to the first one.
 
 use lock_server::{Error, Holder, Lease, Refusal};
 

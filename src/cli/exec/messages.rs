@@ -1,4 +1,4 @@
-//! What is said on standard error, by a thread of its own: whoever reads it may have stopped to, and the command's
+//! What is written to standard error, by a thread of its own: its reader may have stopped reading, and the command's
 //! deadline does not wait.
 
 use std::fmt::Display;
@@ -69,7 +69,7 @@ impl Messages {
         }
     }
 
-    /// Where the log goes: the same way, since whoever logs does not wait either.
+    /// Where the log goes: the same way, since a thread that logs does not wait either.
     pub fn log(&self) -> Box<dyn Write + Send> {
         Box::new(LogLines(self.messages.as_ref().map(Arc::downgrade)))
     }

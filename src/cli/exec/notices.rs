@@ -1,4 +1,4 @@
-//! What a person is told while the key is waited for: in a line on the terminal, or else once on standard error.
+//! What a person can read while the key is waited for: in a line on the terminal, or else once on standard error.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};

@@ -1,6 +1,6 @@
 //! A lease, renewed in a thread of its own for as long as this lives.
 //!
-//! The thread only asks and tells. Whoever watches the deadline never waits for it.
+//! The thread only asks and tells. The thread that watches the deadline never waits for it.
 //!
 //! Between two renewals it asks whether the lease still stands: the server may have been started anew, or somebody may
 //! have unlocked the key, and then the next one has it at once. All its questions go by one connection that is kept
@@ -52,7 +52,7 @@ pub struct LeaseRenewer {
 }
 
 impl LeaseRenewer {
-    /// Begins to renew a lease. Each renewal is told as an event, and so is each that failed.
+    /// Begins to renew a lease. It sends an event for each renewal, and for each that failed.
     pub fn begin(
         requester: Requester,
         lease: Lease,

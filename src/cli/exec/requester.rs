@@ -1,4 +1,4 @@
-//! Whom `exec` asks for: a name of its own, unless it is given one, and the names of those it runs under.
+//! The name that `exec` asks under: a name of its own, unless it is given one, and the names of those it runs under.
 
 use std::fs;
 use std::time::Duration;
@@ -34,8 +34,8 @@ pub struct Requester {
 
 impl Requester {
     /// What the options say wins over what the environment says. A name from the environment is used as it
-    /// is, unless it belongs to one who holds a key and under whom this runs: of several that do, each has
-    /// to be somebody else.
+    /// is, unless it is that of an `exec` that this runs under: each of several in one such command needs a name of
+    /// its own.
     pub fn new(target: &Target) -> Result<Self, Failure> {
         let address = target.address()?;
         let said = variable(NAME_VARIABLE)?;

@@ -20,7 +20,7 @@ const WRAP: &str = "\x1b[?7h";
 pub struct StatusLine {
     key: String,
     since: Instant,
-    /// At most this many stood before and with us: whoever comes later stands behind.
+    /// At most this many stood before and with us: those who come later stand behind.
     place: Option<usize>,
 }
 

@@ -107,7 +107,7 @@ impl<'a> Supervisor<'a> {
     /// Until the command has ended. If it is made to, until nothing of its group is left.
     pub fn see_through(mut self, inbox: &Receiver<ExecEvent>) -> Ended {
         loop {
-            // It is never disconnected: whoever calls this keeps a sender.
+            // It is never disconnected: the caller keeps a sender.
             if let Ok(event) = inbox.recv_timeout(self.patience()) {
                 self.heed(event);
             }

@@ -2,7 +2,7 @@
 //!
 //! The command has a group of its own, so that all of it can be ended, and begins in the background. When it
 //! touches the terminal the system stops it; then it gets the terminal, if that is this program's to give. One
-//! that never does leaves it to whoever else is in the pipeline.
+//! that never does leaves it to the others in the pipeline.
 
 use std::fs::File;
 use std::os::fd::AsFd;

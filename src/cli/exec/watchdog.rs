@@ -58,7 +58,7 @@ fn stand(told: &PipeReader, theirs: PipeWriter) -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// Closes every other descriptor: left open, they would keep whoever reads from them waiting.
+/// Closes every other descriptor: left open, they would keep their readers waiting.
 fn close_all_but(pipe: RawFd) {
     for (first, last) in [(0, pipe - 1), (pipe + 1, RawFd::MAX)] {
         if first <= last {

@@ -159,7 +159,7 @@ impl Instance {
             }
             thread::yield_now();
         }
-        // Whoever makes news after this wakes it.
+        // A thread that makes news after this wakes it.
         self.is_receiving.store(true, SeqCst);
         let received = if self.has_news() {
             Ok(None)

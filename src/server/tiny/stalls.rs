@@ -118,7 +118,7 @@ impl StallBreaker {
         while self.doubtful > 0 && quiet < QUIET_PROBES && Instant::now() < until {
             let threads_before = threads();
             let Ok(probe) = TcpStream::connect_timeout(&self.address, PROBE_TIMEOUT) else {
-                // Out of descriptors: whoever has them will give some back.
+                // Out of descriptors: some are given back soon.
                 break;
             };
             made += 1;
@@ -134,7 +134,7 @@ impl StallBreaker {
         if quiet == QUIET_PROBES {
             self.doubtful = 0;
         }
-        // A probe is a connection, too. Whoever came while this went on is looked after next time.
+        // A probe is a connection, too. A connection that came meanwhile is looked after next time.
         self.counted = counted.map(|counted| counted + made);
         match busy {
             false => Probed::NotAtAll,
