@@ -174,8 +174,8 @@ the server does not allow, 69 no server there."
         description = "say whether anybody has locked a key",
         example = "{command_name} KEYA\n{command_name} --host 10.0.0.7 KEYA",
         note = "\
-Prints 1 if it is locked, and on standard error who has it, for how long, and how
-many wait; 0 if it is free. The name makes no difference.
+Prints 1 if it is locked, and on standard error who has it, for how long, and
+how many wait; 0 if it is free. The name makes no difference.
 Exit codes: 0 locked, 1 free, 2 wrong usage, 69 no server there."
     )]
     /// The arguments of `check`.
