@@ -28,12 +28,19 @@ pub(crate) fn first_fence(started: SystemTime) -> Fence {
     micros.clamp(1, (1 << 53) - 1)
 }
 
+/// How many may hold a key together: the number that an acquire comes with, 1 to [`MAX_SLOTS`]. 1 is alone.
+pub(crate) type Slots = u32;
+
+/// The most slots: shared by any number of holders.
+pub(crate) const MAX_SLOTS: Slots = 1_000_000;
+
 /// What the server decided for one requester.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     /// When the lease runs out. At `now == expires` it is already gone.
     pub expires: Instant,
     pub fence: Fence,
+    pub slots: Slots,
 }
 
 /// A waiter's place in the order of arrival, unique in the table.
@@ -49,14 +56,42 @@ pub(crate) struct Claim {
     pub request_id: Option<RequestId>,
     pub note: Option<Note>,
     /// How long the lease lasts, counted from its grant or from its last renewal.
-    pub lock_timeout: Duration,
+    pub lock_timeout: Nanos,
+    pub slots: Slots,
+}
+
+/// A length of time in half of a `Duration`'s memory: up to 584 years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Nanos(u64);
+
+impl From<Duration> for Nanos {
+    fn from(time: Duration) -> Self {
+        Nanos(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<Nanos> for Duration {
+    fn from(Nanos(nanos): Nanos) -> Self {
+        Duration::from_nanos(nanos)
+    }
 }
 
 /// A grant that stands, and whose it is.
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub claim: Claim,
-    pub grant: Grant,
+    pub expires: Instant,
+    pub fence: Fence,
+}
+
+impl Hold {
+    pub fn grant(&self) -> Grant {
+        Grant {
+            expires: self.expires,
+            fence: self.fence,
+            slots: self.claim.slots,
+        }
+    }
 }
 
 /// A grant as it stands at one moment, for those who do not share the server's monotonic clock.
@@ -67,6 +102,7 @@ pub(crate) struct LeaseView {
     /// How long it still lasts.
     pub left: Duration,
     pub fence: Fence,
+    pub slots: Slots,
 }
 
 /// A key held by this client until an instant. Dropped, it stays locked until then.
@@ -116,6 +152,9 @@ pub struct Lease {
     /// older holder can write between the read and the write of a newer one, and both writes succeed.
     pub fence: u64,
 
+    /// How many may hold the key together with this one: see [`LockOptions::slots`](crate::LockOptions::slots).
+    pub slots: u32,
+
     /// When the question was sent whose answer told what is left.
     pub(crate) asked: Instant,
 
@@ -134,12 +173,16 @@ impl Lease {
     }
 }
 
-/// Who holds a key at a moment, and how many want it.
+/// Who holds a key at a moment, and how many want it. Of several holders, the one whose hold began first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
     /// The holder's name.
     pub name: String,
+
+    /// How many hold the key together, 1 or more: more than 1 only with
+    /// [`LockOptions::slots`](crate::LockOptions::slots).
+    pub holders: usize,
 
     /// How long its lease still lasted when that was asked; the holder may renew it. Rounded down to a
     /// millisecond.

@@ -139,10 +139,13 @@ impl LockManager {
             if state.stopping {
                 return Ok(Some(Outcome::Refused(Refusal::Stopping, None)));
             }
-            if !state.table.has_room_for(ask.key) {
-                // A lapsed key that nobody has asked for since is no longer held.
-                state.table.expire(now, 1);
+            // A lapsed hold of a key that nobody has asked for since is none.
+            while let missing @ 1.. = state.table.missing_room() {
+                let was_all = state.table.expire(now, missing);
                 state.settle(now);
+                if was_all {
+                    break;
+                }
             }
             let handle = |key: &Key, ticket| {
                 let deadline = now + ask.terms.lock_attempt_timeout;
@@ -195,8 +198,8 @@ impl LockManager {
     }
 
     fn time_out(&self, pending: &Pending) -> Outcome {
-        self.end_wait(pending, |state, _| {
-            state.table.abandon(&pending.key, pending.ticket);
+        self.end_wait(pending, |state, now| {
+            state.table.abandon(now, &pending.key, pending.ticket);
             state.refuse(&pending.key, Refusal::Timeout)
         })
     }
@@ -284,6 +287,7 @@ impl LockManager {
             expires: SystemTime::now() + left,
             left,
             fence: grant.fence,
+            slots: grant.slots,
         }
     }
 

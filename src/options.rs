@@ -77,8 +77,8 @@ pub struct Options {
     /// at once.
     pub max_waiters: usize,
 
-    /// How many keys may be held at the same time. Default 1,000,000; 1 or more. A LOCK of one more gets `503`
-    /// at once.
+    /// How many keys may be held at the same time; one that several hold counts for each. Default 1,000,000; 1 or
+    /// more. A LOCK of one more gets `503` at once; one that waits for its turn is not refused.
     pub max_keys: usize,
 
     /// Where a server of [`Server::start`](crate::Server::start) logs to: a file that is made if need be, appended

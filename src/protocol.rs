@@ -12,7 +12,7 @@
 //! | path | parameters | `1` or a number | again | `HEAD` | `0`, with `Lock-Result` |
 //! |---|---|---|---|---|---|
 //! | `/CHECK/key` | | `1`: somebody holds the key | yes | yes | `free` |
-//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note` | when the lease runs out: Unix seconds, six decimals | with `request` | no | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
+//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note`, `slots`, `shared` | when the lease runs out: Unix seconds, six decimals | with `request` | no | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
 //! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | no | `free`, `not-holder`, `stale-fence` |
 //! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | no | `free`, `not-holder`, `stale-fence` |
 //! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | yes | `free`, `not-holder`, `stale-fence` |
@@ -40,9 +40,24 @@
 //! | `fence` | the number that `Lock-Fence` told; the requester has to hold the key under that very grant, or else it is `stale-fence` | whichever grant it is |
 //! | `request` | an ID of 1 to 64 of `A-Z a-z 0-9 _ . : -` that the requester made up for this LOCK | a LOCK of its own, each time |
 //! | `note` | what the requester says of itself, for those who wait to read: 1 to 256 bytes of text, percent-encoded UTF-8 | nothing is said |
+//! | `slots` | how many may hold the key together, with this one: a whole number, 1 to 1000000. See Slots | 1: nobody else |
+//! | `shared` | a number that can only be `1`: `slots=1000000`, the most. Not together with `slots` | as `slots` says |
 //!
 //! A lease may be renewed any number of times; waiters keep their places and their times. A renewal may also end a
 //! lease sooner than it would have ended.
+//!
+//! # Slots
+//!
+//! Each LOCK says how many may hold the key together, with `slots`; each hold keeps the number that it came with. One
+//! more may hold the key as long as the holders, with it, are no more than the least of all their numbers. So
+//! `slots=1` is a lock of one's own and a writer, `shared=1` a reader, `slots=3` one of three. Where different numbers
+//! meet, the least counts: beside two holders with `slots=3` a LOCK with `slots=2` waits, and while one with `slots=2`
+//! holds, there are two holders at most.
+//!
+//! Only the head of the queue is let in, at the instant when there is room: a writer that waits is not overtaken by
+//! readers that came after it. A LOCK that does not wait gets `timeout` for want of a slot, as for any other reason.
+//! A requester holds a key at most once. Each holder has a fence and a lease of its own, and RENEW, UNLOCK and VERIFY
+//! are about that one's alone.
 //!
 //! # Asking again
 //!
@@ -98,7 +113,9 @@
 //! | `Lock-Result` | each `0` | the stable word of the tables |
 //! | `Lock-Expires-In` | a granted LOCK or RENEW; VERIFY that says `1` | how long the lease still lasts: seconds, three decimals, rounded down |
 //! | `Lock-Fence` | the same | the fence of the grant |
-//! | `Lock-Holder` | CHECK that says `1`; LOCK that says `0`, unless the key has become free by then | who holds the key, or held it when that was decided; percent-encoded like a path segment |
+//! | `Lock-Slots` | the same | how many may hold the key together with it, as its LOCK said |
+//! | `Lock-Holder` | CHECK that says `1`; LOCK that says `0`, unless the key has become free by then | who holds the key, or held it when that was decided; of several, the one whose hold began first; percent-encoded like a path segment |
+//! | `Lock-Holders` | the same | how many hold the key together |
 //! | `Lock-Holder-Expires-In` | the same | how long that lease still lasts, as above |
 //! | `Lock-Waiters` | the same | how many wait for the key |
 //! | `Lock-Holder-Note` | the same, if the holder said something | the `note` of its LOCK, percent-encoded like a path segment |
@@ -120,7 +137,7 @@ pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
 pub(crate) use self::verbs::{MaxTimes, Parameter, Verb};
 use self::verbs::{PARAMETERS, Repeatable, SAFE_METHODS, VERBS, VerbRow};
-use crate::lease::LeaseView;
+use crate::lease::{LeaseView, MAX_SLOTS, Slots};
 use crate::refusal::Refusal;
 
 pub(crate) mod classic;
@@ -132,7 +149,9 @@ mod verbs;
 pub(crate) const LOCK_RESULT: &str = "Lock-Result";
 pub(crate) const LOCK_EXPIRES_IN: &str = "Lock-Expires-In";
 pub(crate) const LOCK_FENCE: &str = "Lock-Fence";
+pub(crate) const LOCK_SLOTS: &str = "Lock-Slots";
 pub(crate) const LOCK_HOLDER: &str = "Lock-Holder";
+pub(crate) const LOCK_HOLDERS: &str = "Lock-Holders";
 pub(crate) const LOCK_HOLDER_NOTE: &str = "Lock-Holder-Note";
 /// How long the holder's lease still lasts, in seconds.
 pub(crate) const LOCK_HOLDER_EXPIRES_IN: &str = "Lock-Holder-Expires-In";
@@ -206,6 +225,19 @@ impl<'a> Request<'a> {
         match self.value(parameter)? {
             Value::Text(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// How many a LOCK lets hold the key together.
+    pub fn slots(&self) -> Slots {
+        match (
+            self.number(Parameter::Shared),
+            self.number(Parameter::Slots),
+        ) {
+            (Some(_), _) => MAX_SLOTS,
+            // Its range is that of slots.
+            (None, Some(slots)) => slots as Slots,
+            (None, None) => 1,
         }
     }
 
@@ -350,11 +382,18 @@ impl Reply {
         }
     }
 
-    /// Says who holds the key, how long that lease still lasts, and how many wait for it.
-    pub fn with_holder(mut self, holder: &str, left: Duration, waiters: usize) -> Self {
-        self.headers.reserve(96 + holder.len());
+    /// Says who holds the key, how long that lease still lasts, how many hold it and how many wait for it.
+    pub fn with_holder(
+        mut self,
+        holder: &str,
+        left: Duration,
+        holders: usize,
+        waiters: usize,
+    ) -> Self {
+        self.headers.reserve(128 + holder.len());
         self.with_header(LOCK_HOLDER, encode(holder))
             .with_header(LOCK_HOLDER_EXPIRES_IN, Seconds(left))
+            .with_header(LOCK_HOLDERS, holders)
             .with_header(LOCK_WAITERS, waiters)
     }
 

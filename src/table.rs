@@ -3,13 +3,18 @@
 //! Nothing here blocks, logs, calls the system or reads a clock; `now` is always an argument and never goes back.
 //! What happens is kept as [events](crate::event), in order.
 //!
-//! When a hold ends, the head of the queue is *proposed* as the next holder. Whether its client is still there is
+//! Each acquire comes with a number of slots: how many may hold the key together with it. One more may hold a key as
+//! long as the holders, with it, are no more than the least number that any of them came with. Only the head of the
+//! queue is let in, so that nobody is overtaken: a writer (1 slot) not by readers ([`MAX_SLOTS`](crate::lease::MAX_SLOTS)).
+//!
+//! When there is room, the head of the queue is *proposed* as the next holder. Whether its client is still there is
 //! asked by the caller, who answers each proposal with [`grant`](LockTable::grant) or
 //! [`pass_over`](LockTable::pass_over) before it asks anything else of that key; and before anything is asked of a key,
-//! the caller lets its lease run out with [`expire_key`](LockTable::expire_key). When all that is done, for every key:
-//! (1) at most one hold; (2) if anyone waits, there is a hold; (3) grants follow arrival among those who wait;
-//! (4) fencing tokens only grow; (5) an acquire with a request ID is known once: by its grant, by its place in the
-//! queue, or by the place reserved for it.
+//! the caller lets its leases run out with [`expire_key`](LockTable::expire_key). When all that is done, for every key:
+//! (1) no more holds than the least number of slots among them; (2) the head of the queue could not be let in, so if
+//! anyone waits, there is a hold; (3) grants follow arrival among those who wait; (4) fencing tokens only grow; (5) an
+//! acquire with a request ID is known once: by its grant, by its place in the queue, or by the place reserved for it;
+//! (6) a requester holds a key once at most.
 //!
 //! A requester may ask again, because it can't know whether its question or only the answer was
 //! lost. By the request ID the table sees that it is the same acquire: it is granted once and
@@ -19,26 +24,29 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use self::expiry::{End, ExpiryIndex};
+use self::entry::Entry;
+use self::expiry::{ExpiryIndex, Indexed};
 use self::hand_over::Proposal;
-use self::queue::{Queue, Queued};
+use self::queue::Queued;
 use self::reserved::Reserved;
 use crate::event::{Change, TableEvent};
-use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, Ticket};
+use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, Slots, Ticket};
 use crate::memory::shrink_queue;
 use crate::refusal::Refusal;
 
+mod entry;
 mod expiry;
 mod hand_over;
 mod leave;
+mod others;
 mod queue;
 mod reserved;
 
 /// How much the table takes in. Beyond it an acquire is refused as [`Refusal::Full`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Held keys.
-    pub keys: usize,
+    /// Holds of all keys together. Those who wait for a key are granted it beyond that, too.
+    pub holds: usize,
     /// Waiters of all keys together. As many places of broken connections are kept, too.
     pub waiters: usize,
 }
@@ -52,6 +60,8 @@ pub(crate) struct Ask<'a> {
     pub request_id: Option<&'a str>,
     /// What it says of itself, for others to read.
     pub note: Option<&'a str>,
+    /// How many may hold the key together with it.
+    pub slots: Slots,
     pub terms: Terms,
 }
 
@@ -74,12 +84,13 @@ pub(crate) enum Acquired {
     Refused(Refusal),
 }
 
-/// Who holds a key.
+/// Who holds a key: the one whose hold began first, and how many there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holding {
     pub holder: Requester,
     pub note: Option<Note>,
     pub grant: Grant,
+    pub holders: usize,
     /// How many wait for the key. One whose patience is over counts until it has left.
     pub waiters: usize,
 }
@@ -87,22 +98,21 @@ pub(crate) struct Holding {
 /// `W` is whatever the caller needs to notify a waiter.
 pub(crate) struct LockTable<W> {
     entries: HashMap<Key, Entry<W>>,
+    ledger: Ledger<W>,
+}
+
+/// What the keys have in common. Apart from them, so that an operation looks its key up once.
+struct Ledger<W> {
     ends: ExpiryIndex,
     reserved: Reserved,
-    /// For keys without a hold: the caller has not yet said who gets them.
+    /// For keys that have room: the caller has not yet said who gets them.
     proposals: VecDeque<Proposal<W>>,
     events: VecDeque<TableEvent<W>>,
+    holds: usize,
     waiters: usize,
     next_fence: Fence,
     next_ticket: Ticket,
     limits: Limits,
-}
-
-struct Entry<W> {
-    /// `None` only as long as there is a proposal for the key.
-    hold: Option<Hold>,
-    /// `None` when nobody waits, so that an uncontended key costs one word for it.
-    queue: Option<Box<Queue<W>>>,
 }
 
 /// Why a key has a hold.
@@ -113,31 +123,24 @@ impl<W> LockTable<W> {
     pub fn new(limits: Limits, first_fence: Fence) -> Self {
         LockTable {
             entries: HashMap::new(),
-            ends: ExpiryIndex::default(),
-            reserved: Reserved::default(),
-            proposals: VecDeque::new(),
-            events: VecDeque::new(),
-            waiters: 0,
-            next_fence: first_fence,
-            next_ticket: 1,
-            limits,
+            ledger: Ledger {
+                ends: ExpiryIndex::default(),
+                reserved: Reserved::default(),
+                proposals: VecDeque::new(),
+                events: VecDeque::new(),
+                holds: 0,
+                waiters: 0,
+                next_fence: first_fence,
+                next_ticket: 1,
+                limits,
+            },
         }
     }
 
-    /// Lets the key's lease run out if its time has come.
-    pub fn expire_key(&mut self, now: Instant, key: &str) {
-        if let Some(entry) = self.entries.get(key)
-            && entry.hold().grant.expires <= now
-        {
-            let ended = entry.hold().grant.expires;
-            self.end_hold(key, ended, Change::Expired);
-        }
-    }
-
-    /// Whether an acquire of this key would not be refused for want of room. A lapsed key that nobody has asked for
-    /// since takes up room until it is [`expire`](Self::expire)d.
-    pub fn has_room_for(&self, key: &str) -> bool {
-        self.entries.len() < self.limits.keys || self.entries.contains_key(key)
+    /// How many holds have to end before there is room for one more. Lapsed ones of keys that nobody has asked for since
+    /// take up room until they are [`expire`](Self::expire)d.
+    pub fn missing_room(&self) -> usize {
+        self.ledger.missing_room()
     }
 
     /// Grants the key, or queues the requester behind those already there.
@@ -152,16 +155,13 @@ impl<W> LockTable<W> {
         ask: Ask,
         handle: impl FnOnce(&Key, Ticket) -> W,
     ) -> Acquired {
-        let Some(entry) = self.entries.get(ask.key) else {
-            if self.entries.len() >= self.limits.keys {
-                return Acquired::Refused(Refusal::Full);
-            }
-            return Acquired::Granted(self.grant_free_key(now, ask));
+        let LockTable { entries, ledger } = self;
+        let Some(entry) = entries.get_mut(ask.key) else {
+            return self.acquire_free_key(now, ask);
         };
-        let hold = entry.hold();
-        if *hold.claim.requester == *ask.requester {
+        if let Some(hold) = entry.find(ask.requester) {
             return if ask.is(&hold.claim.request_id) {
-                Acquired::Granted(hold.grant)
+                Acquired::Granted(hold.grant())
             } else {
                 Acquired::Refused(Refusal::AlreadyHolder)
             };
@@ -169,21 +169,26 @@ impl<W> LockTable<W> {
         if let Some((ticket, waiter)) = entry.place_of(ask.requester) {
             if now <= waiter.deadline {
                 return if ask.is(&waiter.claim.request_id) {
-                    self.take_over(now, ask, ticket, handle)
+                    ledger.take_over(now, entry, ask, ticket, handle)
                 } else {
                     Acquired::Refused(Refusal::AlreadyWaiting)
                 };
             }
             // Its patience is over; only its thread has not yet come to say so.
-            self.abandon(ask.key, ticket);
+            self.abandon(now, ask.key, ticket);
+            return self.acquire(now, ask, handle);
+        }
+        let kept = ledger.reserved.find(now, ask);
+        if entry.is_first(kept.unwrap_or(Ticket::MAX)) && entry.admits(ask.slots) {
+            return ledger.grant_beside(now, entry, ask);
         }
         if ask.terms.lock_attempt_timeout.is_zero() {
             return Acquired::Refused(Refusal::Timeout);
         }
-        if self.waiters >= self.limits.waiters {
+        if ledger.waiters >= ledger.limits.waiters {
             return Acquired::Refused(Refusal::Full);
         }
-        Acquired::Queued(self.enqueue(now, ask, handle))
+        Acquired::Queued(ledger.enqueue(now, entry, ask, kept, handle))
     }
 
     /// Takes the key from its holder. With a fence it is released only if it is still held under that very grant.
@@ -194,8 +199,14 @@ impl<W> LockTable<W> {
         requester: &str,
         fence: Option<Fence>,
     ) -> Result<(), Refusal> {
-        self.verify(key, requester, fence)?;
-        self.end_hold(key, now, Change::Released);
+        let LockTable { entries, ledger } = self;
+        let entry = entries.get_mut(key).ok_or(Refusal::Free)?;
+        let end = entry::end(entry.verify(requester, fence)?);
+        let key = ledger.ends.remove(entry.indexed().expect(SETTLED));
+        let hold = entry.take(end);
+        ledger.end_hold(key.clone(), hold, Change::Released);
+        let free = ledger.hand_over(now, entry, key, now);
+        self.free(free);
         Ok(())
     }
 
@@ -211,32 +222,28 @@ impl<W> LockTable<W> {
         fence: Option<Fence>,
         lock_timeout: Option<Duration>,
     ) -> Result<Grant, Refusal> {
-        self.verify(key, requester, fence)?;
-        let entry = self
-            .entries
-            .get_mut(key)
-            .expect("what was verified is held");
-        let hold = entry.hold.as_mut().expect(SETTLED);
-        let is_contended = entry.queue.is_some();
-        let key = self.ends.remove(is_contended, end(hold));
-        let claim = &mut hold.claim;
-        claim.lock_timeout = lock_timeout.unwrap_or(claim.lock_timeout);
-        hold.grant.expires = now + claim.lock_timeout;
-        self.ends.insert(is_contended, end(hold), key.clone());
-        let (holder, grant) = (hold.claim.requester.clone(), hold.grant);
-        self.note(key, holder, Change::Renewed(grant));
+        let LockTable { entries, ledger } = self;
+        let entry = entries.get_mut(key).ok_or(Refusal::Free)?;
+        let hold = entry.verify(requester, fence)?;
+        let (holder, end) = (hold.claim.requester.clone(), entry::end(hold));
+        let before = entry.indexed().expect(SETTLED);
+        let grant = entry.renew(end, now, lock_timeout);
+        let key = ledger.ends.key(before).clone();
+        ledger.reindex(before, entry);
+        ledger.note(key, holder, Change::Renewed(grant));
         Ok(grant)
     }
 
     /// Who holds the key, if anyone does.
     pub fn holding(&self, key: &str) -> Option<Holding> {
         let entry = self.entries.get(key)?;
-        let hold = entry.hold();
+        let hold = entry.first().expect(SETTLED);
         Some(Holding {
             holder: hold.claim.requester.clone(),
             note: hold.claim.note.clone(),
-            grant: hold.grant,
-            waiters: entry.queue.as_ref().map_or(0, |queue| queue.len()),
+            grant: hold.grant(),
+            holders: entry.holders(),
+            waiters: entry.queue().map_or(0, |queue| queue.len()),
         })
     }
 
@@ -247,91 +254,115 @@ impl<W> LockTable<W> {
         requester: &str,
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
-        let hold = self.entries.get(key).ok_or(Refusal::Free)?.hold();
-        if *hold.claim.requester != *requester {
-            return Err(Refusal::NotHolder);
-        }
-        match fence {
-            Some(fence) if fence != hold.grant.fence => Err(Refusal::StaleFence),
-            _ => Ok(hold.grant),
-        }
+        let entry = self.entries.get(key).ok_or(Refusal::Free)?;
+        entry.verify(requester, fence).map(Hold::grant)
     }
 
     /// The next event that the caller has not yet taken.
     pub fn next_event(&mut self) -> Option<TableEvent<W>> {
-        let event = self.events.pop_front();
-        shrink_queue(&mut self.events);
+        let events = &mut self.ledger.events;
+        let event = events.pop_front();
+        shrink_queue(events);
         event
     }
 
     /// Whether there is nothing left that time would take away.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.reserved.is_empty()
+        self.entries.is_empty() && self.ledger.reserved.is_empty()
     }
 
-    fn grant_free_key(&mut self, now: Instant, ask: Ask) -> Grant {
+    fn acquire_free_key(&mut self, now: Instant, ask: Ask) -> Acquired {
+        let ledger = &mut self.ledger;
+        if ledger.missing_room() > 0 {
+            return Acquired::Refused(Refusal::Full);
+        }
         // Its place is good for nothing once it holds the key.
-        self.reserved.reclaim(now, ask);
+        ledger.reserved.forget(ask);
         let key = Key::from(ask.key);
-        let claim = ask.claim();
-        let requester = claim.requester.clone();
-        let hold = self.begin_hold(now, claim);
-        let grant = hold.grant;
-        self.ends.insert(false, end(&hold), key.clone());
-        let entry = Entry {
-            hold: Some(hold),
-            queue: None,
-        };
+        let hold = ledger.begin_hold(now, ask.claim());
+        let (requester, grant) = (hold.claim.requester.clone(), hold.grant());
+        let entry = Entry::new(hold);
+        ledger
+            .ends
+            .insert(entry.indexed().expect(SETTLED), key.clone());
         self.entries.insert(key.clone(), entry);
         let waiter = None;
-        self.note(key, requester, Change::Granted { grant, waiter });
-        grant
+        ledger.note(key, requester, Change::Granted { grant, waiter });
+        Acquired::Granted(grant)
+    }
+}
+
+impl<W> Ledger<W> {
+    fn missing_room(&self) -> usize {
+        (self.holds + 1).saturating_sub(self.limits.holds)
     }
 
     /// A hold that begins now, under the next fence.
     fn begin_hold(&mut self, now: Instant, claim: Claim) -> Hold {
         let fence = self.next_fence;
         self.next_fence += 1;
-        let expires = now + claim.lock_timeout;
-        let grant = Grant { expires, fence };
-        Hold { claim, grant }
+        self.holds += 1;
+        let expires = now + Duration::from(claim.lock_timeout);
+        Hold {
+            claim,
+            expires,
+            fence,
+        }
     }
 
+    /// Grants the key beside those who hold it.
+    fn grant_beside(&mut self, now: Instant, entry: &mut Entry<W>, ask: Ask) -> Acquired {
+        if self.missing_room() > 0 {
+            return Acquired::Refused(Refusal::Full);
+        }
+        self.reserved.forget(ask);
+        let hold = self.begin_hold(now, ask.claim());
+        let (requester, grant) = (hold.claim.requester.clone(), hold.grant());
+        let before = entry.indexed().expect(SETTLED);
+        entry.push(hold);
+        let key = self.ends.key(before).clone();
+        self.reindex(before, entry);
+        let waiter = None;
+        self.note(key, requester, Change::Granted { grant, waiter });
+        Acquired::Granted(grant)
+    }
+
+    /// Queues a waiter, at its reserved place if it has one.
     fn enqueue(
         &mut self,
         now: Instant,
+        entry: &mut Entry<W>,
         ask: Ask,
+        kept: Option<Ticket>,
         handle: impl FnOnce(&Key, Ticket) -> W,
     ) -> Ticket {
-        let kept = self.reserved.reclaim(now, ask);
+        self.reserved.forget(ask);
         let ticket = kept.unwrap_or(self.next_ticket);
         self.next_ticket += u64::from(kept.is_none());
         self.waiters += 1;
-        let entry = self
-            .entries
-            .get_mut(ask.key)
-            .expect("acquire queues only behind a holder");
-        let end = end(entry.hold());
-        let ends = &mut self.ends;
-        let new = || Box::new(Queue::new(ends.move_to(true, end)));
-        let queue = entry.queue.get_or_insert_with(new);
+        let before = entry.indexed().expect(SETTLED);
+        let key = match entry.queue() {
+            Some(queue) => queue.key.clone(),
+            None => self.ends.key(before).clone(),
+        };
         let claim = ask.claim();
         let requester = claim.requester.clone();
         let waiter = Queued {
             claim,
             deadline: now + ask.terms.lock_attempt_timeout,
-            handle: handle(&queue.key, ticket),
+            handle: handle(&key, ticket),
         };
-        queue.insert(ticket, waiter);
-        let key = queue.key.clone();
+        entry.join(&key, ticket, waiter);
+        self.reindex(before, entry);
         self.note(key, requester, Change::Queued(ticket));
         ticket
     }
 
-    /// Lets a waiter's repeated request stand in its place.
+    /// Lets a waiter's repeated request stand in its place, and be next if it asks for more slots than before.
     fn take_over(
         &mut self,
         now: Instant,
+        entry: &mut Entry<W>,
         ask: Ask,
         ticket: Ticket,
         handle: impl FnOnce(&Key, Ticket) -> W,
@@ -339,18 +370,35 @@ impl<W> LockTable<W> {
         if ask.terms.lock_attempt_timeout.is_zero() {
             return Acquired::Refused(Refusal::Timeout);
         }
-        let entry = self.entries.get_mut(ask.key);
-        let queue = entry.and_then(|entry| entry.queue.as_mut());
-        let queue = queue.expect("acquire found the place just now");
+        let before = entry.indexed().expect(SETTLED);
+        let queue = entry.queue_mut().expect(WAITS);
         let handle = handle(&queue.key, ticket);
-        let waiter = queue.by_arrival.get_mut(&ticket);
-        let waiter = waiter.expect("acquire found the place just now");
+        let waiter = queue.by_arrival.get_mut(&ticket).expect(WAITS);
         waiter.claim = ask.claim();
         waiter.deadline = now + ask.terms.lock_attempt_timeout;
-        let before = std::mem::replace(&mut waiter.handle, handle);
+        let earlier = std::mem::replace(&mut waiter.handle, handle);
         let (key, requester) = (queue.key.clone(), waiter.claim.requester.clone());
-        self.note(key, requester, Change::TakenOver { ticket, before });
+        let change = Change::TakenOver {
+            ticket,
+            before: earlier,
+        };
+        self.note(key, requester, change);
+        if entry.is_first(ticket) && entry.admits(ask.slots) {
+            let key = self.ends.remove(before);
+            self.hand_over(now, entry, key, now);
+        } else {
+            self.reindex(before, entry);
+        }
         Acquired::Queued(ticket)
+    }
+
+    /// Moves a key in the expiry index, if it has to be moved.
+    fn reindex(&mut self, before: Indexed, entry: &Entry<W>) {
+        let after = entry.indexed().expect(SETTLED);
+        if after != before {
+            let key = self.ends.remove(before);
+            self.ends.insert(after, key);
+        }
     }
 
     fn note(&mut self, key: Key, requester: Requester, change: Change<W>) {
@@ -362,20 +410,8 @@ impl<W> LockTable<W> {
     }
 }
 
-impl<W> Entry<W> {
-    fn hold(&self) -> &Hold {
-        self.hold.as_ref().expect(SETTLED)
-    }
-
-    /// Where in the queue the requester stands, and as what.
-    fn place_of(&self, requester: &str) -> Option<(Ticket, &Queued<W>)> {
-        self.queue.as_ref()?.find(requester)
-    }
-}
-
-fn end(hold: &Hold) -> End {
-    (hold.grant.expires, hold.grant.fence)
-}
+/// Why a place that is taken over is there.
+const WAITS: &str = "acquire found the place just now";
 
 impl Ask<'_> {
     /// What is kept of it.
@@ -384,7 +420,8 @@ impl Ask<'_> {
             requester: self.requester.into(),
             request_id: self.request_id.map(RequestId::from),
             note: self.note.map(Note::from),
-            lock_timeout: self.terms.lock_timeout,
+            lock_timeout: self.terms.lock_timeout.into(),
+            slots: self.slots,
         }
     }
 

@@ -7,8 +7,8 @@ use super::transport::{HttpAnswer, LONGEST, name_of};
 use super::tries::Tries;
 use super::{Client, LockOptions, no_answer, request_id, valid};
 use crate::error::Error;
-use crate::lease::{Holder, Lease};
-use crate::protocol::http::{ParsedAnswer, ServerTimes};
+use crate::lease::{Holder, Lease, MAX_SLOTS, Slots};
+use crate::protocol::http::{ParsedAnswer, ParsedLease, ServerTimes};
 use crate::protocol::{Parameter, Request, Verb};
 use crate::refusal::Refusal;
 
@@ -49,6 +49,7 @@ impl Client {
             .with(Parameter::LockAttemptTimeout, options.lock_attempt_timeout)
             .with(Parameter::RequestId, Some(&*request_id))
             .with(Parameter::Note, options.note.as_deref());
+        let question = with_slots(question, options.slots);
         let lock = Acquire {
             client: self,
             key,
@@ -95,7 +96,7 @@ impl Client {
             ParsedAnswer::No => return Ok(None),
             ParsedAnswer::Yes => return Err(self.transport.bad_reply(question, "1")),
         };
-        let Some((fence, left)) = answer.reply.lease else {
+        let Some(ParsedLease { fence, left, slots }) = answer.reply.lease else {
             let missing = "a lease without Lock-Fence and Lock-Expires-In";
             return Err(self.transport.bad_reply(question, missing));
         };
@@ -103,6 +104,7 @@ impl Client {
             key: key.into(),
             expires,
             fence,
+            slots,
             asked: answer.asked,
             left,
         }))
@@ -144,7 +146,7 @@ impl Client {
             Ok(answer) if answer.reply.said == ParsedAnswer::No => {
                 Some((answer.asked, Duration::ZERO))
             }
-            Ok(answer) => answer.reply.lease.map(|(_, left)| (answer.asked, left)),
+            Ok(answer) => answer.reply.lease.map(|lease| (answer.asked, lease.left)),
             // What is known is too short, and true.
             Err(_) => None,
         };
@@ -325,6 +327,15 @@ impl<'a> Acquire<'a> {
             Some(cancel) => cancel.sleep(time),
             None => thread::sleep(time),
         }
+    }
+}
+
+/// The LOCK with its slots. A server that knows none is asked for a lock of one's own as before.
+fn with_slots(question: Request, slots: Slots) -> Request {
+    match slots {
+        1 => question,
+        MAX_SLOTS => question.with(Parameter::Shared, Some(1)),
+        slots => question.with(Parameter::Slots, Some(u64::from(slots))),
     }
 }
 

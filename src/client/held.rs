@@ -83,6 +83,7 @@ impl Held {
                 key: self.key.clone(),
                 expires: UNIX_EPOCH,
                 fence: self.fence,
+                slots: 1,
                 asked: Instant::now(),
                 left: Duration::ZERO,
             },
@@ -256,6 +257,7 @@ mod tests {
 
     fn half_a_minute() -> Lease {
         Lease {
+            slots: 1,
             key: "K".into(),
             expires: std::time::SystemTime::now(),
             fence: 1,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{CancelToken, request_id};
+use crate::lease::MAX_SLOTS;
 
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ impl Default for ClientOptions {
 /// let long = LockOptions { lock_timeout: Some(Duration::from_secs(60)), ..LockOptions::default() };
 /// assert_eq!(long.lock_attempt_timeout, None);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockOptions {
     /// How long the lease shall last, counted from its grant: 1 ms to the server's `max_lock_timeout`. Default
     /// `None`: the server's `lock_timeout`.
@@ -68,6 +69,14 @@ pub struct LockOptions {
     /// as [`Holder::note`](crate::Holder::note), and means nothing to the server. Default `None`: nothing.
     pub note: Option<String>,
 
+    /// How many may hold the key together with this one: 1 (nobody else) to 1,000,000, which is
+    /// [`shared`](Self::shared). Default 1. 0 and more than that are refused as a bad request.
+    ///
+    /// Each holder's number counts: one more may hold the key as long as there are, with it, no more holders than the
+    /// least number among them. A name holds a key at most once, so give each thread that shares one a name of its own
+    /// ([`Client::named`](crate::Client::named)).
+    pub slots: u32,
+
     /// What may call the wait off from another thread. Default `None`: nothing.
     pub cancel: Option<CancelToken>,
 
@@ -78,7 +87,45 @@ pub struct LockOptions {
     pub proxy_timeout: Option<Duration>,
 }
 
+impl Default for LockOptions {
+    fn default() -> Self {
+        LockOptions {
+            lock_timeout: None,
+            lock_attempt_timeout: None,
+            request_id: None,
+            note: None,
+            slots: 1,
+            cancel: None,
+            proxy_timeout: None,
+        }
+    }
+}
+
 impl LockOptions {
+    /// Shares the key with all others that do the same, as readers do; one without `shared`, the writer, has it alone.
+    ///
+    /// ```
+    /// use lock_server::{LockOptions, Options, Server};
+    ///
+    /// # fn main() -> Result<(), lock_server::Error> {
+    /// # let mut server = Server::new(Options { port: 0, ..Options::default() });
+    /// # server.start()?;
+    /// # let client = server.client("READER_1");
+    /// let first = client.lock_with("KEYA", &LockOptions::shared())?;
+    /// let second = client.named("READER_2").lock_with("KEYA", &LockOptions::shared())?;
+    /// assert!(client.named("WRITER").try_lock("KEYA")?.is_none());
+    /// # client.release(&first)?;
+    /// # client.named("READER_2").release(&second)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn shared() -> Self {
+        LockOptions {
+            slots: MAX_SLOTS,
+            ..LockOptions::default()
+        }
+    }
+
     /// Waits for as long as it takes, with no end but [`cancel`](Self::cancel). The client asks again before the
     /// server's longest wait is over, every half a minute at the latest, and keeps its place in the queue, if that
     /// longest wait is half a second or more; so it also notices a server that has gone.

@@ -34,7 +34,7 @@ fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
         lock_attempt_timeout,
     };
     let limits = Limits {
-        keys: usize::MAX,
+        holds: usize::MAX,
         waiters: usize::MAX,
     };
     Running(LockManager::start(terms, limits).expect("the machine has a thread left"))
@@ -86,6 +86,7 @@ impl Running {
             requester,
             request_id,
             note: None,
+            slots: 1,
             terms,
         };
         let outcome = self.acquire(ask, |pending| {
@@ -308,7 +309,14 @@ fn a_wait_ends_with_timeout_and_the_place_is_gone() {
     let bob = manager.queued("K", "bob");
     assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::Timeout);
     assert!(before.elapsed() >= SHORT);
-    assert!(!manager.state.lock().table.abandon("K", bob.pending.ticket));
+    let now = Instant::now();
+    assert!(
+        !manager
+            .state
+            .lock()
+            .table
+            .abandon(now, "K", bob.pending.ticket)
+    );
     assert_eq!(manager.release("K", "ann", None), Ok(()));
     assert!(manager.holding("K").is_none());
 }
@@ -544,6 +552,7 @@ fn a_refusal_says_who_holds_the_key_until_when_and_how_many_wait() {
             holder: "ann".into(),
             note: None,
             grant,
+            holders: 1,
             waiters,
         })
     };

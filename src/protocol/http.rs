@@ -14,10 +14,11 @@ use super::text::{
 use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
-    LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_SERVER,
-    LOCK_WAITERS, Malformed, Reply, ReplyBody, Request, Status, Value,
+    LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_HOLDERS, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT,
+    LOCK_SERVER, LOCK_SLOTS, LOCK_WAITERS, Malformed, Parameter, Reply, ReplyBody, Request, Status,
+    Value,
 };
-use crate::lease::{Fence, Holder, LeaseView};
+use crate::lease::{Fence, Holder, Slots};
 use crate::refusal::Refusal;
 
 impl<'a> Request<'a> {
@@ -59,6 +60,10 @@ impl<'a> Request<'a> {
             {
                 return bad(format!("{} is given twice", row.name));
             }
+        }
+        let is_given = |parameter| self.value(parameter).is_some();
+        if is_given(Parameter::Slots) && is_given(Parameter::Shared) {
+            return bad("slots and shared are both given; give one of them".into());
         }
         Ok(())
     }
@@ -208,11 +213,12 @@ impl Reply {
         );
         let _ = match &self.answer {
             ReplyBody::No { result, .. } => write!(reply, "{LOCK_RESULT}: {result}\r\n"),
-            ReplyBody::Lease(LeaseView { left, fence, .. })
-            | ReplyBody::Holder(LeaseView { left, fence, .. }) => write!(
+            ReplyBody::Lease(lease) | ReplyBody::Holder(lease) => write!(
                 reply,
-                "{LOCK_EXPIRES_IN}: {}\r\n{LOCK_FENCE}: {fence}\r\n",
-                Seconds(*left)
+                "{LOCK_EXPIRES_IN}: {}\r\n{LOCK_FENCE}: {}\r\n{LOCK_SLOTS}: {}\r\n",
+                Seconds(lease.left),
+                lease.fence,
+                lease.slots
             ),
             ReplyBody::Yes => Ok(()),
         };
@@ -237,11 +243,21 @@ pub(crate) struct ParsedReply {
     pub said: ParsedAnswer,
     /// Why it is no.
     pub refusal: Option<Refusal>,
-    /// The fence of the requester's grant, and how long its lease still lasted.
-    pub lease: Option<(Fence, Duration)>,
+    /// The requester's grant.
+    pub lease: Option<ParsedLease>,
     /// Who holds the key.
     pub holder: Option<Holder>,
     pub times: Option<ServerTimes>,
+}
+
+/// What a server says of a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ParsedLease {
+    pub fence: Fence,
+    /// How long it still lasted.
+    pub left: Duration,
+    /// 1 where the server does not say so: one that knows no others.
+    pub slots: Slots,
 }
 
 /// What a server says of its times.
@@ -303,11 +319,22 @@ impl ParsedReply {
             return Err(NotAnswered::Refused(refusal, message.into()));
         };
         let seconds = |name| parse_seconds(text(name)?);
-        let lease = || Some((text(LOCK_FENCE)?.parse().ok()?, seconds(LOCK_EXPIRES_IN)?));
+        let lease = || {
+            Some(ParsedLease {
+                fence: text(LOCK_FENCE)?.parse().ok()?,
+                left: seconds(LOCK_EXPIRES_IN)?,
+                slots: text(LOCK_SLOTS)
+                    .and_then(|slots| slots.parse().ok())
+                    .unwrap_or(1),
+            })
+        };
         let holder = || {
             Some(Holder {
                 name: decode(text(LOCK_HOLDER)?, "name").ok()?.into_owned(),
                 expires_in: seconds(LOCK_HOLDER_EXPIRES_IN)?,
+                holders: text(LOCK_HOLDERS)
+                    .and_then(|holders| holders.parse().ok())
+                    .unwrap_or(1),
                 waiters: text(LOCK_WAITERS)?.parse().ok()?,
                 note: text(LOCK_HOLDER_NOTE)
                     .and_then(|note| Some(decode(note, "note").ok()?.into_owned())),

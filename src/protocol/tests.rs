@@ -7,7 +7,7 @@ use proptest::sample::select;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::http::{NotAnswered, ParsedAnswer, ParsedReply, ServerTimes};
+use super::http::{NotAnswered, ParsedAnswer, ParsedLease, ParsedReply, ServerTimes};
 use super::text::parse_seconds;
 use super::*;
 use crate::lease::{Fence, Holder};
@@ -281,7 +281,8 @@ fn a_verb_takes_the_parameters_of_its_row() {
 fn a_parameter_of_no_row_is_refused_and_named() {
     assert_eq!(reason("/PING?x"), r#"PING takes no parameter "x""#);
     assert_eq!(reason("/CHECK/K?a=b"), r#"CHECK takes no parameter "a""#);
-    let lock = "it takes lock_timeout, lock_attempt_timeout, request, note";
+    let lock = "it takes lock_timeout, lock_attempt_timeout, request, note, \
+             slots, shared";
     for (name, target) in [
         ("wait", "/LOCK/K/ann?&wait=5&x=6"),
         ("fence", "/LOCK/K/ann?fence=1"),
@@ -620,6 +621,7 @@ fn standing(seconds: u64, nanos: u32) -> LeaseView {
         expires: unix_time(seconds, nanos),
         left: Duration::from_micros(29_998_999),
         fence: 1_463_000_000_123_456,
+        slots: 3,
     }
 }
 
@@ -659,7 +661,7 @@ fn a_lease_byte_for_byte() {
          Content-Length: 18\r\n\
          Cache-Control: no-store\r\n\
          Lock-Expires-In: 29.998\r\n\
-         Lock-Fence: 1463000000123456\r\n\
+         Lock-Fence: 1463000000123456\r\nLock-Slots: 3\r\n\
          \r\n\
          1463000000.123456\n"
     );
@@ -674,7 +676,7 @@ fn the_holders_verify_byte_for_byte() {
          Content-Length: 2\r\n\
          Cache-Control: no-store\r\n\
          Lock-Expires-In: 29.998\r\n\
-         Lock-Fence: 1463000000123456\r\n\
+         Lock-Fence: 1463000000123456\r\nLock-Slots: 3\r\n\
          \r\n\
          1\n"
     );
@@ -683,7 +685,7 @@ fn the_holders_verify_byte_for_byte() {
 #[test]
 fn who_holds_the_key_byte_for_byte() {
     let left = Duration::from_micros(2_000_999);
-    let reply = Reply::no(Refusal::Timeout).with_holder("me@host/é\r\n", left, 3);
+    let reply = Reply::no(Refusal::Timeout).with_holder("me@host/é\r\n", left, 2, 3);
     assert_eq!(
         text(&reply),
         "HTTP/1.1 200 OK\r\n\
@@ -693,6 +695,7 @@ fn who_holds_the_key_byte_for_byte() {
          Lock-Result: timeout\r\n\
          Lock-Holder: me%40host%2F%C3%A9%0D%0A\r\n\
          Lock-Holder-Expires-In: 2.000\r\n\
+         Lock-Holders: 2\r\n\
          Lock-Waiters: 3\r\n\
          \r\n\
          0\n"
@@ -806,10 +809,15 @@ fn a_client_reads_what_the_server_wrote() {
         holder: None,
         times: None,
     };
-    let lease = Some((view.fence, Duration::from_millis(29_998)));
+    let lease = Some(ParsedLease {
+        fence: view.fence,
+        left: Duration::from_millis(29_998),
+        slots: view.slots,
+    });
     let holder = Holder {
         name: "me@host/é\r\n".into(),
         expires_in: Duration::from_secs(2),
+        holders: 2,
         waiters: 3,
         note: Some("nightly: é\n".into()),
     };
@@ -841,7 +849,7 @@ fn a_client_reads_what_the_server_wrote() {
         ),
         (
             Reply::yes()
-                .with_holder(&holder.name, left, holder.waiters)
+                .with_holder(&holder.name, left, holder.holders, holder.waiters)
                 .with_note(holder.note.as_deref()),
             ParsedReply {
                 holder: Some(holder),

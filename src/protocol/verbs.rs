@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::text::{MAX_ID, MAX_NOTE};
-use crate::lease::Fence;
+use crate::lease::{Fence, MAX_SLOTS};
 use crate::refusal::Refusal;
 
 /// What a request asks for.
@@ -67,7 +67,8 @@ pub(crate) static VERBS: [VerbRow; 9] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
         is_safe: true, is_classic: true, refusals: &[Refusal::Free] },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
-        parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note],
+        parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note,
+            Parameter::Slots, Parameter::Shared],
         repeatable: Repeatable::With(Parameter::RequestId), is_safe: false, is_classic: true,
         refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver] },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
@@ -127,6 +128,8 @@ pub(crate) enum Parameter {
     Fence,
     RequestId,
     Note,
+    Slots,
+    Shared,
 }
 
 /// A row of the parameter table.
@@ -158,7 +161,7 @@ pub(crate) struct MaxTimes {
 /// The parameter table, in the order of [`Parameter`], which is that of a written query. The shortest lease is what a
 /// header can tell of.
 #[rustfmt::skip]
-pub(crate) static PARAMETERS: [ParameterRow; 5] = [
+pub(crate) static PARAMETERS: [ParameterRow; 7] = [
     ParameterRow { parameter: Parameter::LockTimeout, name: "lock_timeout",
         range: Range::Seconds(Duration::from_millis(1), |max| max.lock_timeout) },
     ParameterRow { parameter: Parameter::LockAttemptTimeout, name: "lock_attempt_timeout",
@@ -167,6 +170,9 @@ pub(crate) static PARAMETERS: [ParameterRow; 5] = [
         range: Range::Number(0..=Fence::MAX, "the whole number that Lock-Fence told") },
     ParameterRow { parameter: Parameter::RequestId, name: "request", range: Range::Id },
     ParameterRow { parameter: Parameter::Note, name: "note", range: Range::Text(MAX_NOTE) },
+    ParameterRow { parameter: Parameter::Slots, name: "slots",
+        range: Range::Number(1..=MAX_SLOTS as u64, "a whole number, from 1 to 1000000") },
+    ParameterRow { parameter: Parameter::Shared, name: "shared", range: Range::Number(1..=1, "1, or leave it out") },
 ];
 
 impl Parameter {

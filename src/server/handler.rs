@@ -40,6 +40,7 @@ impl Handler {
                     requester,
                     request_id: question.text(Parameter::RequestId),
                     note: question.text(Parameter::Note),
+                    slots: question.slots(),
                     terms: self.terms(question),
                 };
                 let outcome =
@@ -151,7 +152,8 @@ impl Handler {
             return reply;
         };
         let left = self.manager.left(holding.grant);
-        let reply = reply.with_holder(&holding.holder, left, holding.waiters);
+        let (holders, waiters) = (holding.holders, holding.waiters);
+        let reply = reply.with_holder(&holding.holder, left, holders, waiters);
         reply.with_note(holding.note.as_deref())
     }
 }

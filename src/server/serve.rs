@@ -58,7 +58,7 @@ pub(crate) fn serve(
     };
     let clients = clients.map_err(start_failed("too few descriptors"))?;
     let limits = Limits {
-        keys: options.max_keys,
+        holds: options.max_keys,
         // Some are left for those who unlock.
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };

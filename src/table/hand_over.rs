@@ -2,19 +2,20 @@
 
 use std::time::Instant;
 
+use super::entry::Entry;
 use super::queue::Queued;
-use super::{LockTable, SETTLED, end};
+use super::{Ledger, LockTable};
 use crate::event::Change;
-use crate::lease::{Fence, Key, Ticket};
+use crate::lease::{Fence, Hold, Key, Ticket};
 use crate::memory::{shrink_map, shrink_queue};
 
-/// A key whose hold has ended, and the waiter whose turn it is if its client is still there.
+/// A key that has room for one more holder, and the waiter whose turn it is if its client is still there.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Proposal<W> {
     key: Key,
-    /// When the hold before it ended: who was patient until then is entitled to the key, however late that is noticed.
-    ended: Instant,
+    /// When the room came about: who was patient until then is entitled to the key, however late that is noticed.
+    since: Instant,
     ticket: Ticket,
     waiter: Queued<W>,
 }
@@ -29,44 +30,58 @@ impl<W> Proposal<W> {
 /// Why a key with a proposal has an entry.
 const PROPOSED: &str = "an entry stays until its proposal is answered";
 
+/// Why a key of the expiry index has an entry.
+const HELD: &str = "the expiry index names only held keys";
+
 impl<W> LockTable<W> {
-    /// Lets all leases run out whose time has come: every one that somebody waits behind, and up to
-    /// `batch` of the others. As many places of broken connections are forgotten. `false` if more of
+    /// Lets happen what time has brought to this key: its leases run out whose time has come.
+    pub fn expire_key(&mut self, now: Instant, key: &str) {
+        let LockTable { entries, ledger } = self;
+        if let Some(entry) = entries.get_mut(key)
+            && let Some(change) = entry.next_change().filter(|&change| change <= now)
+        {
+            let key = ledger.ends.remove(entry.indexed().expect(HELD));
+            let free = ledger.hand_over(now, entry, key, change);
+            self.free(free);
+        }
+    }
+
+    /// Lets happen what time has brought to all keys: every one that somebody waits for, and up to `batch` lapsed holds
+    /// of the others. As many places of broken connections are forgotten. `false` if more of
     /// those two may be left over.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
-        while let Some((ended, key)) = self.ends.first_contended()
-            && ended <= now
-        {
-            let key = key.clone();
-            self.end_hold(&key, ended, Change::Expired);
+        while let Some((change, key)) = self.ledger.ends.pop_contended(now) {
+            let entry = self.entries.get_mut(&key).expect(HELD);
+            let free = self.ledger.hand_over(now, entry, key, change);
+            self.free(free);
         }
         let no_lapsed_left = self.free_lapsed(now, batch);
-        let no_reserved_left = self.reserved.expire(now, batch);
+        let no_reserved_left = self.ledger.reserved.expire(now, batch);
         no_lapsed_left && no_reserved_left
     }
 
     /// The next proposal to answer. The caller asks its client whether it is there.
     pub fn propose(&mut self) -> Option<Proposal<W>> {
-        let proposal = self.proposals.pop_front();
-        shrink_queue(&mut self.proposals);
+        let proposal = self.ledger.proposals.pop_front();
+        shrink_queue(&mut self.ledger.proposals);
         proposal
     }
 
-    /// Grants the key to the proposed waiter. Its lease counts from now, so a late call takes nothing away.
+    /// Grants the key to the proposed waiter, and proposes the next one if there is still room. Its lease counts from
+    /// now, so a late call takes nothing away.
     pub fn grant(&mut self, now: Instant, proposal: Proposal<W>) {
-        let Proposal { key, waiter, .. } = proposal;
+        let Proposal {
+            key, since, waiter, ..
+        } = proposal;
+        let LockTable { entries, ledger } = self;
         let requester = waiter.claim.requester.clone();
-        let hold = self.begin_hold(now, waiter.claim);
-        let entry = self.entries.get_mut(&key).expect(PROPOSED);
-        if entry.queue.as_ref().is_some_and(|queue| queue.is_empty()) {
-            entry.queue = None;
-        }
-        let hold = entry.hold.insert(hold);
-        let grant = hold.grant;
-        self.ends
-            .insert(entry.queue.is_some(), end(hold), key.clone());
+        let hold = ledger.begin_hold(now, waiter.claim);
+        let grant = hold.grant();
+        let entry = entries.get_mut(&key).expect(PROPOSED);
+        entry.push(hold);
         let waiter = Some(waiter.handle);
-        self.note(key, requester, Change::Granted { grant, waiter });
+        ledger.note(key.clone(), requester, Change::Granted { grant, waiter });
+        ledger.hand_on(now, entry, key, since);
     }
 
     /// Passes over the proposed waiter, whose client has gone: the next one is proposed. Its place is kept as by
@@ -74,82 +89,117 @@ impl<W> LockTable<W> {
     pub fn pass_over(&mut self, now: Instant, proposal: Proposal<W>) {
         let Proposal {
             key,
-            ended,
+            since,
             ticket,
             waiter,
         } = proposal;
-        let Queued {
-            claim,
-            deadline,
-            handle,
-        } = waiter;
-        self.keep_place(now, key.clone(), ticket, (claim, deadline), Some(handle));
-        self.propose_next(key, ended);
+        let LockTable { entries, ledger } = self;
+        let place = (waiter.claim, waiter.deadline);
+        ledger.keep_place(now, key.clone(), ticket, place, Some(waiter.handle));
+        let entry = entries.get_mut(&key).expect(PROPOSED);
+        let free = ledger.hand_on(now, entry, key, since);
+        self.free(free);
     }
 
-    /// When the next lease ends that somebody waits behind.
+    /// When time next changes something that somebody waits for: a lease ends, or the head of a queue leaves that has
+    /// kept others from a key with room.
     pub fn next_hand_over(&self) -> Option<Instant> {
-        self.ends.first_contended().map(|(end, _)| end)
+        self.ledger.ends.first_contended()
     }
 
-    /// Frees up to `batch` lapsed keys that nobody waits for. `false` if more may be left over.
+    /// Ends up to `batch` lapsed holds of keys that nobody waits for. `false` if more may be left over.
     fn free_lapsed(&mut self, now: Instant, batch: usize) -> bool {
         for _ in 0..batch {
-            let Some(key) = self.ends.pop_lapsed(now) else {
-                shrink_map(&mut self.entries);
+            let Some((ended, key)) = self.ledger.ends.pop_uncontended(now) else {
                 return true;
             };
-            let entry = self.entries.remove(&key);
-            let hold = entry.and_then(|entry| entry.hold).expect(SETTLED);
-            self.note(key, hold.claim.requester, Change::Expired(hold.grant.fence));
+            let entry = self.entries.get_mut(&key).expect(HELD);
+            let hold = entry.pop_lapsed(ended).expect(HELD);
+            self.ledger.end_hold(key.clone(), hold, Change::Expired);
+            let free = self.ledger.index(entry, key);
+            self.free(free);
         }
-        shrink_map(&mut self.entries);
         false
     }
 
-    /// Ends the key's hold, which stood until `ended`. Who is next depends on that instant alone, and not on how late
-    /// the end is noticed.
-    pub(super) fn end_hold(&mut self, key: &str, ended: Instant, change: fn(Fence) -> Change<W>) {
-        let Some(entry) = self.entries.get_mut(key) else {
-            return;
-        };
-        let hold = entry.hold.take().expect(SETTLED);
-        let is_contended = entry.queue.is_some();
-        let key = self.ends.remove(is_contended, end(&hold));
-        let fence = hold.grant.fence;
-        self.note(key.clone(), hold.claim.requester, change(fence));
-        if is_contended {
-            self.propose_next(key, ended);
-        } else {
-            self.free(&key);
+    /// Forgets a key that has neither holders nor waiters.
+    pub(super) fn free(&mut self, key: Option<Key>) {
+        if let Some(key) = key {
+            self.entries.remove(&key);
+            shrink_map(&mut self.entries);
         }
     }
+}
 
-    /// Proposes the first waiter whose patience lasted until `ended`; those before it leave. The key is free if there
-    /// is none.
-    fn propose_next(&mut self, key: Key, ended: Instant) {
+impl<W> Ledger<W> {
+    /// Takes note of the end of a hold that was taken out of its entry.
+    pub(super) fn end_hold(&mut self, key: Key, hold: Hold, change: fn(Fence) -> Change<W>) {
+        self.holds -= 1;
+        self.note(key, hold.claim.requester, change(hold.fence));
+    }
+
+    /// Proposes who is next, if there is room for anybody at the instant `at`; else lets happen what time has brought
+    /// to this key since, one instant after the other, until somebody is next. So who is next depends on those instants
+    /// alone, and not on how late they are noticed.
+    ///
+    /// The key is not in the expiry index. It goes back there, or into the proposal; or it is free: then it is returned.
+    pub(super) fn hand_over(
+        &mut self,
+        now: Instant,
+        entry: &mut Entry<W>,
+        key: Key,
+        mut at: Instant,
+    ) -> Option<Key> {
         loop {
-            let entry = self.entries.get_mut(&key).expect(PROPOSED);
-            let first = entry.queue.as_mut().and_then(|queue| queue.pop_first());
-            let Some((ticket, waiter)) = first else {
-                return self.free(&key);
-            };
-            self.waiters -= 1;
-            if waiter.deadline >= ended {
-                return self.proposals.push_back(Proposal {
+            while let Some(hold) = entry.pop_lapsed(at) {
+                self.end_hold(key.clone(), hold, Change::Expired);
+            }
+            while let Some((ticket, waiter)) = entry.pop_impatient(at) {
+                self.waiters -= 1;
+                let left = Change::Left { ticket, gone: None };
+                self.note(key.clone(), waiter.claim.requester, left);
+            }
+            if let Some((ticket, waiter)) = entry.pop_admitted() {
+                self.waiters -= 1;
+                self.proposals.push_back(Proposal {
                     key,
-                    ended,
+                    since: at,
                     ticket,
                     waiter,
                 });
+                return None;
             }
-            let change = Change::Left { ticket, gone: None };
-            self.note(key.clone(), waiter.claim.requester, change);
+            match entry.next_change() {
+                Some(next) if next <= now => at = next,
+                _ => return self.index(entry, key),
+            }
         }
     }
 
-    fn free(&mut self, key: &str) {
-        self.entries.remove(key);
-        shrink_map(&mut self.entries);
+    /// The same after a proposal was answered: the next one for this key comes before those for others.
+    fn hand_on(
+        &mut self,
+        now: Instant,
+        entry: &mut Entry<W>,
+        key: Key,
+        since: Instant,
+    ) -> Option<Key> {
+        let others = self.proposals.len();
+        let free = self.hand_over(now, entry, key, since);
+        if self.proposals.len() > others {
+            self.proposals.rotate_right(1);
+        }
+        free
+    }
+
+    /// Puts the key into the expiry index. Returns it if it is free.
+    fn index(&mut self, entry: &Entry<W>, key: Key) -> Option<Key> {
+        match entry.indexed() {
+            Some(at) => {
+                self.ends.insert(at, key);
+                None
+            }
+            None => Some(key),
+        }
     }
 }

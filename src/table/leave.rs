@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::queue::Queued;
-use super::{LockTable, end};
+use super::{Ledger, LockTable, SETTLED};
 use crate::event::Change;
 use crate::lease::{Claim, Key, Ticket};
 
@@ -15,13 +15,11 @@ pub(crate) const RESERVED_FOR: Duration = Duration::from_secs(2);
 
 impl<W> LockTable<W> {
     /// Takes a waiter out of its queue. `false` if it is no longer there.
-    pub fn abandon(&mut self, key: &str, ticket: Ticket) -> bool {
-        let Some((key, waiter)) = self.remove(key, ticket) else {
-            return false;
-        };
-        let requester = waiter.claim.requester;
-        self.note(key, requester, Change::Left { ticket, gone: None });
-        true
+    pub fn abandon(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
+        self.leave(now, key, ticket, |ledger, key, waiter| {
+            let left = Change::Left { ticket, gone: None };
+            ledger.note(key, waiter.claim.requester, left);
+        })
     }
 
     /// Takes a waiter out of its queue whose connection broke. `false` if it is no longer there.
@@ -29,44 +27,63 @@ impl<W> LockTable<W> {
     /// If its acquire carried an ID and its patience is not over, the place is kept for
     /// [`RESERVED_FOR`]: the same acquire may come back to it.
     pub fn reserve(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
-        let Some((key, waiter)) = self.remove(key, ticket) else {
-            return false;
-        };
-        let Queued {
-            claim, deadline, ..
-        } = waiter;
-        self.keep_place(now, key, ticket, (claim, deadline), None);
-        true
+        self.leave(now, key, ticket, |ledger, key, waiter| {
+            let place = (waiter.claim, waiter.deadline);
+            ledger.keep_place(now, key, ticket, place, None);
+        })
     }
 
     /// Empties all queues and returns the handles of all waiters, in no order. The holds stay.
     pub fn drain_waiters(&mut self) -> Vec<W> {
-        let mut drained = Vec::with_capacity(self.waiters);
-        for (end, key) in std::mem::take(&mut self.ends.contended) {
-            let entry = self.entries.get_mut(&key);
-            let queue = entry.and_then(|entry| entry.queue.take());
-            let queue = queue.expect("this index names only keys with a queue");
+        let LockTable { entries, ledger } = self;
+        let mut drained = Vec::with_capacity(ledger.waiters);
+        for (_, key) in std::mem::take(&mut ledger.ends.contended) {
+            let entry = entries.get_mut(&key).expect(CONTENDED);
+            let queue = entry.take_queue().expect(CONTENDED);
             let waiters = queue.by_arrival.into_values();
             drained.extend(waiters.map(|waiter| waiter.handle));
-            self.ends.insert(false, end, key);
+            ledger.ends.insert(entry.indexed().expect(CONTENDED), key);
         }
-        self.waiters = 0;
+        ledger.waiters = 0;
         drained
     }
 
-    fn remove(&mut self, key: &str, ticket: Ticket) -> Option<(Key, Queued<W>)> {
-        let entry = self.entries.get_mut(key)?;
-        let queue = entry.queue.as_mut()?;
-        let waiter = queue.remove(ticket)?;
-        let key = queue.key.clone();
-        self.waiters -= 1;
-        if queue.is_empty() {
-            entry.queue = None;
-            self.ends.move_to(false, end(entry.hold()));
+    /// Takes a waiter out of its queue, whose departure `note` takes note of. Those behind it may be next then.
+    fn leave(
+        &mut self,
+        now: Instant,
+        key: &str,
+        ticket: Ticket,
+        note: impl FnOnce(&mut Ledger<W>, Key, Queued<W>),
+    ) -> bool {
+        let LockTable { entries, ledger } = self;
+        let Some(entry) = entries.get_mut(key) else {
+            return false;
+        };
+        let before = entry.indexed().expect(SETTLED);
+        let Some(key) = entry.queue().map(|queue| queue.key.clone()) else {
+            return false;
+        };
+        let was_first = entry.is_first(ticket);
+        let Some((_, waiter)) = entry.remove(ticket) else {
+            return false;
+        };
+        ledger.waiters -= 1;
+        note(ledger, key, waiter);
+        if was_first && entry.has_room() {
+            let key = ledger.ends.remove(before);
+            ledger.hand_over(now, entry, key, now);
+        } else {
+            ledger.reindex(before, entry);
         }
-        Some((key, waiter))
+        true
     }
+}
 
+/// Why a key of this index has holders and waiters.
+const CONTENDED: &str = "this index names only keys that are held, with a queue";
+
+impl<W> Ledger<W> {
     /// Keeps the place of one that has left its queue, if its acquire had an ID and its patience is not over. `gone` is
     /// its handle, where the caller does not know that it has left.
     pub(super) fn keep_place(

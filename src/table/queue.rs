@@ -54,11 +54,9 @@ impl<W> Queue<W> {
         Some(waiter)
     }
 
-    /// Takes out the head of the queue.
-    pub fn pop_first(&mut self) -> Option<(Ticket, Queued<W>)> {
-        let (ticket, waiter) = self.by_arrival.pop_first()?;
-        self.by_requester.remove(&waiter.claim.requester);
-        shrink_map(&mut self.by_requester);
+    /// The head of the queue.
+    pub fn first(&self) -> Option<(Ticket, &Queued<W>)> {
+        let (&ticket, waiter) = self.by_arrival.first_key_value()?;
         Some((ticket, waiter))
     }
 

@@ -36,20 +36,28 @@ impl Reserved {
         }
     }
 
-    /// Takes out the place that this acquire left, if it is still good.
-    pub fn reclaim(&mut self, now: Instant, ask: Ask) -> Option<Ticket> {
+    /// The place that this acquire left, if it is still good.
+    pub fn find(&self, now: Instant, ask: Ask) -> Option<Ticket> {
+        let &(forgotten, ticket) = self.by_claim.get(&self.reservation(ask)?)?;
+        (now < forgotten).then_some(ticket)
+    }
+
+    /// Forgets the place that this acquire left.
+    pub fn forget(&mut self, ask: Ask) {
+        let reservation = self.reservation(ask);
+        if let Some(end) = reservation.and_then(|reservation| self.by_claim.remove(&reservation)) {
+            self.by_end.remove(&end).expect(PAIRED);
+            shrink_map(&mut self.by_claim);
+        }
+    }
+
+    fn reservation(&self, ask: Ask) -> Option<Reservation> {
         let request_id = ask.request_id?;
+        // Nearly always: the names are not copied for nothing.
         if self.is_empty() {
-            // Nearly always; the names of a claim are not made for nothing.
             return None;
         }
-        let end =
-            self.by_claim
-                .remove(&(ask.key.into(), ask.requester.into(), request_id.into()))?;
-        self.by_end.remove(&end).expect(PAIRED);
-        shrink_map(&mut self.by_claim);
-        let (forgotten, ticket) = end;
-        (now < forgotten).then_some(ticket)
+        Some((ask.key.into(), ask.requester.into(), request_id.into()))
     }
 
     /// Forgets up to `batch` places whose time has come. `false` if more of them may be left over.

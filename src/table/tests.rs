@@ -3,7 +3,7 @@
 //! The files below hold the table against two naive models of it.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,13 +12,17 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 
+use super::entry::Entry;
 use super::leave::RESERVED_FOR;
+use super::queue::Queue;
 use super::*;
+use crate::lease::MAX_SLOTS;
 use crate::memory::SMALL_CAPACITY;
 use crate::refusal::Refusal::*;
 use Said::*;
 
 mod model;
+mod slots;
 mod world;
 
 type Name = &'static str;
@@ -82,11 +86,14 @@ impl<W> Managed<W> {
         requester: &str,
         terms: Terms,
         request: Option<&str>,
+        slots: Slots,
         handle: impl FnOnce() -> W,
     ) -> Answer<W> {
         self.expire_key(now, key);
-        if !self.table.has_room_for(key) {
-            self.expire(now, 1);
+        while let missing @ 1.. = self.table.missing_room() {
+            if self.expire(now, missing) {
+                break;
+            }
         }
         let handle = |_: &Key, _| handle();
         let ask = Ask {
@@ -94,6 +101,7 @@ impl<W> Managed<W> {
             requester,
             request_id: request,
             note: None,
+            slots,
             terms,
         };
         let acquired = self.table.acquire(now, ask, handle);
@@ -106,6 +114,8 @@ impl<W> Managed<W> {
                 _ => {}
             }
         }
+        // Who takes a place over may be next by that.
+        self.settle(now);
         match (acquired, taken_over) {
             (Acquired::Granted(grant), _) if is_new => Answer::Granted(grant),
             (Acquired::Granted(grant), _) => Answer::Repeated(grant),
@@ -156,13 +166,18 @@ impl<W> Managed<W> {
         self.table.verify(key, requester, fence)
     }
 
-    fn abandon(&mut self, key: &str, ticket: Ticket) -> bool {
-        self.table.abandon(key, ticket)
+    fn abandon(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
+        self.expire_key(now, key);
+        let left = self.table.abandon(now, key, ticket);
+        self.settle(now);
+        left
     }
 
     fn reserve(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
         self.expire_key(now, key);
-        self.table.reserve(now, key, ticket)
+        let left = self.table.reserve(now, key, ticket);
+        self.settle(now);
+        left
     }
 
     fn expire_key(&mut self, now: Instant, key: &str) {
@@ -239,6 +254,7 @@ struct Wish {
     request: Option<Name>,
     /// Whom to tell. It is the requester if nobody is named.
     via: Option<Name>,
+    slots: Slots,
 }
 
 /// An acquire that names nothing.
@@ -247,7 +263,13 @@ const ASK: Wish = Wish {
     patience: PATIENCE,
     request: None,
     via: None,
+    slots: 1,
 };
+
+/// An acquire that holds the key together with some.
+const fn slots(slots: Slots) -> Wish {
+    Wish { slots, ..ASK }
+}
 
 /// An acquire with a request ID.
 const fn request(id: Name) -> Wish {
@@ -272,7 +294,7 @@ const LEASE: u64 = 10;
 const PATIENCE: u64 = 100;
 
 const NO_LIMITS: Limits = Limits {
-    keys: usize::MAX,
+    holds: usize::MAX,
     waiters: usize::MAX,
 };
 
@@ -343,9 +365,15 @@ impl Desk {
     fn ask(&mut self, key: Name, requester: Name, ask: Wish) -> Said {
         let terms = terms(ask.lease, ask.patience);
         let handle = || ask.via.unwrap_or(requester);
-        let acquired = self
-            .table
-            .acquire(self.now, key, requester, terms, ask.request, handle);
+        let acquired = self.table.acquire(
+            self.now,
+            key,
+            requester,
+            terms,
+            ask.request,
+            ask.slots,
+            handle,
+        );
         self.check();
         match acquired {
             Answer::Granted(grant) => {
@@ -442,7 +470,7 @@ impl Desk {
 
     fn abandon(&mut self, key: Name, requester: Name) -> bool {
         let ticket = self.tickets[&(key, requester)];
-        let abandoned = self.table.abandon(key, ticket);
+        let abandoned = self.table.abandon(self.now, key, ticket);
         self.check();
         abandoned
     }
@@ -483,29 +511,37 @@ impl Desk {
     /// Everything that the table remembers of a key.
     fn entry(&self, key: Name) -> Option<Remains> {
         let entry = self.table.entries.get(key)?;
-        let waiters = entry.queue.iter().flat_map(|queue| {
+        let hold = entry.first().expect(SETTLED);
+        let waiters = entry.queue().into_iter().flat_map(|queue| {
             queue
                 .by_arrival
                 .values()
                 .map(|waiter| (waiter.handle, self.time(waiter.deadline)))
         });
         Some(Remains {
-            holder: entry.hold().claim.requester.to_string(),
-            end: self.time(entry.hold().grant.expires),
+            holder: hold.claim.requester.to_string(),
+            end: self.time(hold.expires),
             queue: waiters.collect(),
         })
     }
 
+    /// Who holds the key, in the order in which that began.
+    fn holders(&self, key: Name) -> Vec<&str> {
+        let entry = self.table.entries.get(key).into_iter();
+        let holds = entry.flat_map(Entry::holds);
+        holds.map(|hold| &*hold.claim.requester).collect()
+    }
+
     /// Who stands in the key's queue, first come first.
     fn queue(&self, key: Name) -> Vec<Name> {
-        let queue = self.table.entries[key].queue.iter();
+        let queue = self.table.entries[key].queue().into_iter();
         let waiters = queue.flat_map(|queue| queue.by_arrival.values());
         waiters.map(|waiter| waiter.handle).collect()
     }
 
     /// Whose place is kept, in the order of arrival.
     fn kept(&self) -> Vec<&str> {
-        let reserved = self.table.reserved.by_end.iter();
+        let reserved = self.table.ledger.reserved.by_end.iter();
         let kept = reserved.map(|((_, ticket), (_, requester, _))| (ticket, &**requester));
         let kept: BTreeMap<_, _> = kept.collect();
         kept.into_values().collect()
@@ -535,68 +571,94 @@ fn terms(lease: u64, patience: u64) -> Terms {
 
 /// What holds between calls whatever was called.
 fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
-    let mut waiters = 0;
-    for (key, entry) in &table.entries {
-        let (home, other) = match &entry.queue {
-            Some(_) => (&table.ends.contended, &table.ends.uncontended),
-            None => (&table.ends.uncontended, &table.ends.contended),
-        };
-        prop_assert!(
-            home.get(&end(entry.hold()))
-                .is_some_and(|name| Arc::ptr_eq(name, key)),
-            "{key} does not stand in its index"
-        );
-        prop_assert!(
-            !other.contains_key(&end(entry.hold())),
-            "{key} stands in both indices"
-        );
-        prop_assert!(
-            entry.hold().grant.fence < table.next_fence,
-            "a fence is given twice"
-        );
-        let Some(queue) = &entry.queue else { continue };
-        prop_assert!(
-            !queue.by_arrival.is_empty(),
-            "{key} has a queue with nobody in it"
-        );
-        prop_assert_eq!(queue.by_requester.len(), queue.by_arrival.len());
-        for (ticket, waiter) in &queue.by_arrival {
-            prop_assert_eq!(
-                queue.by_requester.get(&waiter.claim.requester),
-                Some(ticket)
-            );
-            prop_assert_ne!(&waiter.claim.requester, &entry.hold().claim.requester);
-            prop_assert!(*ticket < table.next_ticket, "a ticket is given twice");
-        }
-        waiters += queue.by_arrival.len();
+    let LockTable { entries, ledger } = table;
+    let (mut holds, mut waiters) = (0, 0);
+    for (key, entry) in entries {
+        check_entry(table, key, entry)?;
+        holds += entry.holders();
+        waiters += entry.queue().map_or(0, Queue::len);
     }
     // With this, an index names no key that has no lease.
     prop_assert_eq!(
-        table.ends.contended.len() + table.ends.uncontended.len(),
-        table.entries.len()
+        ledger.ends.contended.len() + ledger.ends.uncontended.len(),
+        entries.len()
     );
-    prop_assert!(table.proposals.is_empty());
-    prop_assert_eq!(table.waiters, waiters);
+    prop_assert!(ledger.proposals.is_empty());
+    prop_assert_eq!((ledger.holds, ledger.waiters), (holds, waiters));
     check_orphans(table)
+}
+
+fn check_entry<W>(table: &LockTable<W>, key: &Key, entry: &Entry<W>) -> Result<(), TestCaseError> {
+    let ends = &table.ledger.ends;
+    let (home, other) = match entry.queue() {
+        Some(_) => (&ends.contended, &ends.uncontended),
+        None => (&ends.uncontended, &ends.contended),
+    };
+    let first = entry.holds().next();
+    let first = first.expect("a key without a hold is forgotten");
+    let change = entry.next_change().expect("its lease ends");
+    let due = (change, first.fence);
+    prop_assert!(
+        home.get(&due).is_some_and(|name| Arc::ptr_eq(name, key)),
+        "{key} does not stand in its index"
+    );
+    prop_assert!(!other.contains_key(&due), "{key} stands in both indices");
+    let fences: Vec<Fence> = entry.holds().map(|hold| hold.fence).collect();
+    prop_assert!(fences.is_sorted_by(|one, next| one < next));
+    prop_assert!(
+        fences.iter().all(|fence| *fence < table.ledger.next_fence),
+        "a fence is given twice"
+    );
+    let holders: BTreeSet<_> = entry.holds().map(|hold| &hold.claim.requester).collect();
+    prop_assert_eq!(holders.len(), fences.len(), "somebody holds {} twice", key);
+    prop_assert_eq!(entry.holders(), fences.len());
+    let least = entry.holds().map(|hold| hold.claim.slots).min();
+    prop_assert!(
+        least.is_some_and(|least| fences.len() <= least as usize),
+        "{key} has more holders than one of them allows"
+    );
+    let Some(queue) = entry.queue() else {
+        return Ok(());
+    };
+    prop_assert!(
+        !queue.by_arrival.is_empty(),
+        "{key} has a queue with nobody in it"
+    );
+    let (_, head) = queue.by_arrival.first_key_value().expect("not empty");
+    let most = least.map(|least| least.min(head.claim.slots) as usize);
+    prop_assert!(
+        most.is_some_and(|most| fences.len() >= most),
+        "the head of the queue of {key} waits for nothing"
+    );
+    prop_assert_eq!(queue.by_requester.len(), queue.by_arrival.len());
+    for (ticket, waiter) in &queue.by_arrival {
+        let requester = &waiter.claim.requester;
+        prop_assert_eq!(queue.by_requester.get(requester), Some(ticket));
+        prop_assert!(!holders.contains(requester), "a holder waits");
+        prop_assert!(
+            *ticket < table.ledger.next_ticket,
+            "a ticket is given twice"
+        );
+    }
+    Ok(())
 }
 
 /// A kept place is good for one who neither waits nor holds the key by the acquire that left it.
 fn check_orphans<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
-    let (by_claim, by_end) = (&table.reserved.by_claim, &table.reserved.by_end);
+    let LockTable { entries, ledger } = table;
+    let (by_claim, by_end) = (&ledger.reserved.by_claim, &ledger.reserved.by_end);
     prop_assert_eq!(by_claim.len(), by_end.len());
-    prop_assert!(by_end.len() <= table.limits.waiters, "too many are kept");
+    prop_assert!(by_end.len() <= ledger.limits.waiters, "too many are kept");
     for (end, claim) in by_end {
         prop_assert_eq!(by_claim.get(claim), Some(end));
-        prop_assert!(end.1 < table.next_ticket, "a ticket is given twice");
+        prop_assert!(end.1 < ledger.next_ticket, "a ticket is given twice");
         let (key, requester, request) = claim;
-        let Some(entry) = table.entries.get(key) else {
+        let Some(entry) = entries.get(key) else {
             continue;
         };
-        prop_assert!(
-            entry.hold().claim.requester != *requester
-                || entry.hold().claim.request_id.as_ref() != Some(request)
-        );
-        let Some(queue) = &entry.queue else { continue };
+        let hold = entry.find(requester);
+        prop_assert!(hold.is_none_or(|hold| hold.claim.request_id.as_ref() != Some(request)));
+        let Some(queue) = entry.queue() else { continue };
         prop_assert!(!queue.by_arrival.contains_key(&end.1), "it waits still");
         let waiter = queue.by_requester.get(requester);
         let waiter = waiter.and_then(|ticket| queue.by_arrival.get(ticket));
@@ -849,19 +911,19 @@ fn only_who_is_queued_needs_a_handle() {
     let handle = || asked.set(asked.get() + 1);
     let now = Instant::now();
     let limits = Limits {
-        keys: 1,
+        holds: 1,
         waiters: 1,
     };
     let mut table = Managed::new(limits, FIRST_FENCE);
-    table.acquire(now, "K", "ann", terms(10, 10), None, handle);
-    table.acquire(now, "K", "ann", terms(10, 10), None, handle);
-    table.acquire(now, "K", "bob", terms(10, 0), None, handle);
-    table.acquire(now, "L", "bob", terms(10, 10), None, handle);
+    table.acquire(now, "K", "ann", terms(10, 10), None, 1, handle);
+    table.acquire(now, "K", "ann", terms(10, 10), None, 1, handle);
+    table.acquire(now, "K", "bob", terms(10, 0), None, 1, handle);
+    table.acquire(now, "L", "bob", terms(10, 10), None, 1, handle);
     assert_eq!(asked.get(), 0);
-    table.acquire(now, "K", "bob", terms(10, 10), None, handle);
+    table.acquire(now, "K", "bob", terms(10, 10), None, 1, handle);
     assert_eq!(asked.get(), 1);
-    table.acquire(now, "K", "bob", terms(10, 10), None, handle);
-    table.acquire(now, "K", "cat", terms(10, 10), None, handle);
+    table.acquire(now, "K", "bob", terms(10, 10), None, 1, handle);
+    table.acquire(now, "K", "cat", terms(10, 10), None, 1, handle);
     assert_eq!(asked.get(), 1);
 }
 
@@ -965,6 +1027,7 @@ fn a_request_that_is_repeated_just_when_its_turn_came_is_told_the_grant() {
         "bob",
         terms(10, 10),
         Some("#1"),
+        1,
         || unreachable!("it holds the key by now"),
     );
     let told = desk.table.take_handed_over();
@@ -1140,7 +1203,7 @@ fn who_was_passed_over_because_it_had_gone_may_come_back_to_its_place() {
     let mut table = Managed::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
     let now = Instant::now();
     let ask = |table: &mut Managed<_>, name, request, handle| {
-        table.acquire(now, "K", name, terms(10, 100), request, || handle)
+        table.acquire(now, "K", name, terms(10, 100), request, 1, || handle)
     };
     ask(&mut table, "ann", None, "ann");
     ask(&mut table, "bob", Some("#1"), "gone");
@@ -1598,9 +1661,9 @@ fn a_ticket_is_good_for_its_own_key_only() {
     desk.at(1).acquire("K", "bob");
     desk.at(1).acquire("L", "cat");
     let ticket = desk.tickets[&("K", "bob")];
-    assert!(!desk.table.abandon("L", ticket));
-    assert!(!desk.table.abandon("M", ticket));
-    assert!(desk.table.abandon("K", ticket));
+    assert!(!desk.table.abandon(desk.now, "L", ticket));
+    assert!(!desk.table.abandon(desk.now, "M", ticket));
+    assert!(desk.table.abandon(desk.now, "K", ticket));
 }
 
 // What is left behind.
@@ -1666,7 +1729,7 @@ fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
         let mut table = Managed::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
         let now = Instant::now();
         for name in ["ann", "gone", "bob"] {
-            table.acquire(now, "K", name, terms(10, 100), None, || name);
+            table.acquire(now, "K", name, terms(10, 100), None, 1, || name);
         }
         if release {
             table.release(now, "K", "ann", None).unwrap();
@@ -1680,7 +1743,7 @@ fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
             .collect();
         assert_eq!(told, ["bob"]);
         assert_eq!(table.gone, ["gone"]);
-        assert_eq!(table.waiters, 0);
+        assert_eq!(table.ledger.waiters, 0);
     }
 }
 
@@ -1706,7 +1769,7 @@ fn overdue_waiters_alone_leave_no_entry() {
 #[test]
 fn beyond_the_limit_of_keys_an_acquire_is_refused_and_changes_nothing() {
     let mut desk = Desk::with_limits(Limits {
-        keys: 2,
+        holds: 2,
         ..NO_LIMITS
     });
     desk.at(0).acquire("K", "ann");
@@ -1722,7 +1785,7 @@ fn beyond_the_limit_of_keys_an_acquire_is_refused_and_changes_nothing() {
 #[test]
 fn a_lapsed_key_does_not_count_as_held() {
     let mut desk = Desk::with_limits(Limits {
-        keys: 2,
+        holds: 2,
         ..NO_LIMITS
     });
     desk.at(0).acquire("K", "ann");
@@ -1871,9 +1934,9 @@ fn eight_thousand_waiters_are_served_in_their_order() {
     let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
     for (n, name) in names.iter().enumerate() {
-        table.acquire(now, "K", name, terms(10, 10), None, || n);
+        table.acquire(now, "K", name, terms(10, 10), None, 1, || n);
     }
-    assert_eq!(table.waiters, CROWD);
+    assert_eq!(table.ledger.waiters, CROWD);
     let mut served = Vec::new();
     for name in &names {
         assert_eq!(table.release(now, "K", name, None), Ok(()));
@@ -1881,7 +1944,7 @@ fn eight_thousand_waiters_are_served_in_their_order() {
     }
     assert!(served.into_iter().eq(1..=CROWD));
     assert!(table.is_empty());
-    assert_eq!(table.waiters, 0);
+    assert_eq!(table.ledger.waiters, 0);
 }
 
 #[test]
@@ -1891,7 +1954,7 @@ fn eight_thousand_come_back_to_their_places_in_any_order() {
     let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let names: Vec<String> = (0..=CROWD).map(|n| format!("requester {n}")).collect();
     let ask = |table: &mut Managed<usize>, n: usize| {
-        table.acquire(now, "K", &names[n], terms(10, 10), Some("#1"), || n)
+        table.acquire(now, "K", &names[n], terms(10, 10), Some("#1"), 1, || n)
     };
     for n in 0..=CROWD {
         ask(&mut table, n);
@@ -1899,12 +1962,12 @@ fn eight_thousand_come_back_to_their_places_in_any_order() {
     for ticket in 1..=CROWD as Ticket {
         assert!(table.reserve(now, "K", ticket));
     }
-    assert_eq!(table.waiters, 0);
+    assert_eq!(table.ledger.waiters, 0);
     for n in (1..=CROWD).rev() {
         assert_eq!(ask(&mut table, n), Answer::Queued(n as Ticket));
     }
-    assert!(table.reserved.is_empty());
-    assert!(table.reserved.by_claim.capacity() <= CAPACITY_LEFT);
+    assert!(table.ledger.reserved.is_empty());
+    assert!(table.ledger.reserved.by_claim.capacity() <= CAPACITY_LEFT);
     for name in &names {
         assert_eq!(table.release(now, "K", name, None), Ok(()));
     }
@@ -1915,7 +1978,7 @@ fn eight_thousand_come_back_to_their_places_in_any_order() {
 /// Grants this many keys of its own to a requester, each for a millisecond.
 fn grant_crowd(table: &mut Managed<()>, now: Instant, keys: std::ops::Range<usize>) {
     for n in keys {
-        let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), None, || ());
+        let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), None, 1, || ());
         assert!(matches!(granted, Answer::Granted(_)));
     }
 }
@@ -2009,6 +2072,8 @@ const REQUESTERS: [Name; 4] = ["ann", "bob", "cat", "dan"];
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
+        // As many as it takes to find the shortest counter-example.
+        max_shrink_iters: 1_000_000,
         ..ProptestConfig::with_cases(cases)
     }
 }

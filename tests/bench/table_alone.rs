@@ -12,7 +12,7 @@ const TERMS: Terms = Terms {
 
 /// No limit is to be met.
 const LIMITS: Limits = Limits {
-    keys: usize::MAX,
+    holds: usize::MAX,
     waiters: usize::MAX,
 };
 

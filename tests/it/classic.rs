@@ -157,12 +157,12 @@ fn no(result: &str) -> [String; 2] {
 /// What each wire says that tells who holds the key: CLIENT_A, and nobody waits for it.
 fn held([classic, http]: [String; 2]) -> [String; 2] {
     let holder =
-        "\r\nLock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Waiters: 0\r\n\r\n";
+        "\r\nLock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Holders: 1\r\nLock-Waiters: 0\r\n\r\n";
     [classic, http.replace("\r\n\r\n", holder)]
 }
 
 /// The header lines of the holder's lease.
-const LEASE: &str = "Lock-Expires-In: S\r\nLock-Fence: N\r\n";
+const LEASE: &str = "Lock-Expires-In: S\r\nLock-Fence: N\r\nLock-Slots: 1\r\n";
 
 #[test]
 fn each_wire_has_its_own_bytes_and_sees_the_others_locks() {

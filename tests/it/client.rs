@@ -42,6 +42,7 @@ const WAITING: LockOptions = LockOptions {
     lock_attempt_timeout: Some(PATIENCE),
     request_id: None,
     note: None,
+    slots: 1,
     cancel: None,
     proxy_timeout: None,
 };

@@ -48,13 +48,13 @@ const YES: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length
 
 /// What VERIFY says to the holder.
 const YOURS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
-                     Cache-Control: no-store\r\nLock-Expires-In: S\r\nLock-Fence: N\r\n\
+                     Cache-Control: no-store\r\nLock-Expires-In: S\r\nLock-Fence: N\r\nLock-Slots: 1\r\n\
                      Connection: close\r\n\r\n1\n";
 
 /// What CHECK says of a key that CLIENT_A holds and nobody waits for.
 const HELD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
                     Cache-Control: no-store\r\nConnection: close\r\nLock-Holder: CLIENT_A\r\n\
-                    Lock-Holder-Expires-In: S\r\nLock-Waiters: 0\r\n\r\n1\n";
+                    Lock-Holder-Expires-In: S\r\nLock-Holders: 1\r\nLock-Waiters: 0\r\n\r\n1\n";
 
 fn no(result: &str) -> String {
     format!(
@@ -68,7 +68,7 @@ fn not_now(result: &str) -> String {
     format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
          Cache-Control: no-store\r\nLock-Result: {result}\r\nConnection: close\r\n\
-         Lock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Waiters: 0\r\n\r\n0\n"
+         Lock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Holders: 1\r\nLock-Waiters: 0\r\n\r\n0\n"
     )
 }
 
@@ -90,7 +90,7 @@ fn each_verb_is_answered_with_the_bytes_of_the_contract() {
     assert_eq!(
         head,
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\
-         Cache-Control: no-store\r\nLock-Expires-In: S\r\nLock-Fence: N\r\nConnection: close"
+         Cache-Control: no-store\r\nLock-Expires-In: S\r\nLock-Fence: N\r\nLock-Slots: 1\r\nConnection: close"
     );
     let (seconds, micros) = number.strip_suffix('\n').unwrap().split_once('.').unwrap();
     assert!(

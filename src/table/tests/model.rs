@@ -1,12 +1,13 @@
 //! The table, call by call, against a model of it that is too simple to be wrong.
 
 use super::*;
+use crate::table::others::End;
 
 /// One call, or a step of the clock. Times are in milliseconds.
 #[derive(Clone, Copy)]
 enum Op {
-    /// Requester, key, request ID, lease, patience.
-    Acquire(Name, Name, Option<Name>, u64, u64),
+    /// Requester, key, request ID, lease, patience, slots.
+    Acquire(Name, Name, Option<Name>, u64, u64, Slots),
     Release(Name, Name, Under),
     /// Requester, key, which fence, lease. With no lease it lasts as long as before.
     Renew(Name, Name, Under, Option<u64>),
@@ -20,11 +21,11 @@ enum Op {
     Expire(usize),
     DrainWaiters,
     Pass(u64),
-    /// To the very end of the key's lease.
+    /// To the very end of the key's lease that ends first.
     PassToEnd(Name),
     /// To a nanosecond before it.
     PassJustBeforeEnd(Name),
-    /// To the instant at which the first reserve is forgotten, or a nanosecond before it.
+    /// To the instant at which the first kept place is forgotten, or a nanosecond before it.
     PassGrace {
         just_before: bool,
     },
@@ -42,11 +43,12 @@ enum Under {
 impl fmt::Debug for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Op::Acquire(who, key, request, lease, patience) => {
+            Op::Acquire(who, key, request, lease, patience, slots) => {
                 let request = request.unwrap_or("nameless");
                 write!(
                     f,
-                    "{who} acquires {key} for {lease} ms, waiting {patience} ms, as {request}"
+                    "{who} acquires {key} for {lease} ms, waiting {patience} ms, as {request}, \
+                     with {slots} slots"
                 )
             }
             Op::Release(who, key, under) => write!(f, "{who} releases {key} under {under:?} fence"),
@@ -66,10 +68,12 @@ impl fmt::Debug for Op {
             Op::Expire(batch) => write!(f, "all expire, {batch} in a batch"),
             Op::DrainWaiters => write!(f, "the waiters are drained"),
             Op::Pass(time) => write!(f, "{time} ms pass"),
-            Op::PassToEnd(key) => write!(f, "the lease of {key} ends"),
-            Op::PassJustBeforeEnd(key) => write!(f, "the lease of {key} is about to end"),
-            Op::PassGrace { just_before: false } => write!(f, "an reserve is forgotten"),
-            Op::PassGrace { just_before: true } => write!(f, "an reserve is about to be forgotten"),
+            Op::PassToEnd(key) => write!(f, "the first lease of {key} ends"),
+            Op::PassJustBeforeEnd(key) => write!(f, "the first lease of {key} is about to end"),
+            Op::PassGrace { just_before: false } => write!(f, "a kept place is forgotten"),
+            Op::PassGrace { just_before: true } => {
+                write!(f, "a kept place is about to be forgotten")
+            }
         }
     }
 }
@@ -79,9 +83,11 @@ fn op() -> impl Strategy<Value = Op> {
     let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
     let request = select(&[None, None, Some("#1"), Some("#2")][..]);
     let under = select(&[Under::Any, Under::Its, Under::Another][..]);
-    (0..56, who, key, request, under, 1..12u64, 0..16u64, 0..40u8).prop_map(
-        |(kind, who, key, request, under, lease, patience, number)| match kind {
-            0..16 => Op::Acquire(who, key, request, lease, patience),
+    let slots = select(&[1, 1, 2, 2, 3, MAX_SLOTS, MAX_SLOTS][..]);
+    let numbers = (1..12u64, 0..16u64, 0..40u8, slots);
+    (0..56, who, key, request, under, numbers).prop_map(
+        |(kind, who, key, request, under, (lease, patience, number, slots))| match kind {
+            0..16 => Op::Acquire(who, key, request, lease, patience, slots),
             16..22 => Op::Release(who, key, under),
             22..28 => Op::Pass(u64::from(number % 4)),
             28 => Op::Pass(u64::from(number)),
@@ -106,7 +112,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    let tight = (1..=3usize, 0..=4usize).prop_map(|(keys, waiters)| Limits { keys, waiters });
+    let tight = (1..=3usize, 0..=4usize).prop_map(|(holds, waiters)| Limits { holds, waiters });
     prop_oneof![Just(NO_LIMITS), tight]
 }
 
@@ -126,11 +132,49 @@ type Handle = u64;
 
 struct Held {
     key: Name,
+    /// The one that began first stands first.
+    holds: Vec<Owner>,
+    waiters: Vec<Waiting>,
+}
+
+struct Owner {
     holder: Name,
     grant: Grant,
     lease: Duration,
     request: Option<Name>,
-    waiters: Vec<Waiting>,
+}
+
+impl Held {
+    fn of(&self, requester: Name) -> Option<&Owner> {
+        self.holds.iter().find(|hold| hold.holder == requester)
+    }
+
+    fn first_end(&self) -> Option<End> {
+        let ends = self
+            .holds
+            .iter()
+            .map(|hold| (hold.grant.expires, hold.grant.fence));
+        ends.min()
+    }
+
+    /// When time next changes something. Who stands first leaves a nanosecond after its patience is over; that matters
+    /// only where there is room.
+    fn next_change(&self) -> Option<Instant> {
+        let ends = self.first_end().map(|(end, _)| end);
+        let first = self.waiters.first().filter(|_| self.room() > 0);
+        let leaves = first.map(|first| first.deadline + Duration::from_nanos(1));
+        ends.into_iter().chain(leaves).min()
+    }
+
+    /// How many more may hold the key, as far as its holders go.
+    fn room(&self) -> usize {
+        let least = self.holds.iter().map(|hold| hold.grant.slots).min();
+        least.unwrap_or(MAX_SLOTS) as usize - self.holds.len()
+    }
+
+    fn admits(&self, slots: Slots) -> bool {
+        self.room() > 0 && self.holds.len() < slots as usize
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -148,15 +192,17 @@ struct Waiting {
     ticket: Ticket,
     lease: Duration,
     deadline: Instant,
+    slots: Slots,
     handle: Handle,
 }
 
 impl Model {
-    fn grant(&mut self, now: Instant, lease: Duration) -> Grant {
+    fn grant(&mut self, now: Instant, lease: Duration, slots: Slots) -> Grant {
         self.next_fence += 1;
         Grant {
             expires: now + lease,
             fence: self.next_fence - 1,
+            slots,
         }
     }
 
@@ -164,6 +210,7 @@ impl Model {
         self.held.iter_mut().find(|held| held.key == key)
     }
 
+    #[allow(clippy::too_many_arguments, reason = "so many things make an acquire")]
     fn acquire(
         &mut self,
         now: Instant,
@@ -171,39 +218,45 @@ impl Model {
         requester: Name,
         terms: Terms,
         request: Option<Name>,
+        slots: Slots,
         handle: Handle,
     ) -> Answer<Handle> {
         self.expire_key(now, key);
-        let waiters: usize = self.held.iter().map(|held| held.waiters.len()).sum();
         let Limits {
-            keys,
+            holds: most_holds,
             waiters: most,
         } = self.limits;
-        let Some(held) = self.find(key) else {
-            if self.held.len() >= keys {
-                self.expire(now, 1);
+        while self.holds() >= most_holds {
+            if self.expire(now, self.holds() + 1 - most_holds) {
+                break;
             }
-            if self.held.len() >= keys {
+        }
+        let is_full = self.holds() >= most_holds;
+        let Some(held) = self.find(key) else {
+            if is_full {
                 return Answer::Refused(Full);
             }
             self.reclaim(now, key, requester, request);
-            let grant = self.grant(now, terms.lock_timeout);
             self.held.push(Held {
                 key,
-                holder: requester,
-                grant,
-                lease: terms.lock_timeout,
-                request,
+                holds: Vec::new(),
                 waiters: Vec::new(),
             });
-            return Answer::Granted(grant);
+            return Answer::Granted(self.begin(
+                now,
+                key,
+                requester,
+                terms.lock_timeout,
+                request,
+                slots,
+            ));
         };
         let same = |earlier: Option<Name>| request.is_some() && request == earlier;
-        if held.holder == requester && same(held.request) {
-            return Answer::Repeated(held.grant);
-        }
-        if held.holder == requester {
-            return Answer::Refused(AlreadyHolder);
+        if let Some(hold) = held.of(requester) {
+            return match same(hold.request) {
+                true => Answer::Repeated(hold.grant),
+                false => Answer::Refused(AlreadyHolder),
+            };
         }
         let mine = |waiting: &Waiting| waiting.requester == requester;
         let in_time = |waiting: &&mut Waiting| mine(waiting) && waiting.deadline >= now;
@@ -218,11 +271,30 @@ impl Model {
             earlier.lease = terms.lock_timeout;
             earlier.deadline = now + terms.lock_attempt_timeout;
             earlier.handle = handle;
+            earlier.slots = slots;
+            self.let_in(now, key, now);
             return Answer::TakenOver { ticket, before };
         }
-        let before = held.waiters.len();
         held.waiters.retain(|waiting| !mine(waiting));
-        let waiters = waiters - before + held.waiters.len();
+        let kept = self.kept(now, key, requester, request);
+        let waiters: usize = self.held.iter().map(|held| held.waiters.len()).sum();
+        let held = self.find(key).expect("it was there just now");
+        let first = held.waiters.first().map(|first| first.ticket);
+        let is_next = first.is_none_or(|first| kept.is_some_and(|kept| kept < first));
+        if is_next && held.admits(slots) {
+            if is_full {
+                return Answer::Refused(Full);
+            }
+            self.reclaim(now, key, requester, request);
+            return Answer::Granted(self.begin(
+                now,
+                key,
+                requester,
+                terms.lock_timeout,
+                request,
+                slots,
+            ));
+        }
         if terms.lock_attempt_timeout.is_zero() {
             return Answer::Refused(Timeout);
         }
@@ -242,10 +314,48 @@ impl Model {
             ticket,
             lease: terms.lock_timeout,
             deadline: now + terms.lock_attempt_timeout,
+            slots,
             handle,
         });
         waiters.sort_by_key(|waiting| waiting.ticket);
         Answer::Queued(ticket)
+    }
+
+    fn holds(&self) -> usize {
+        self.held.iter().map(|held| held.holds.len()).sum()
+    }
+
+    fn begin(
+        &mut self,
+        now: Instant,
+        key: Name,
+        holder: Name,
+        lease: Duration,
+        request: Option<Name>,
+        slots: Slots,
+    ) -> Grant {
+        let grant = self.grant(now, lease, slots);
+        let held = self.find(key).expect("it is there, if only for this");
+        held.holds.push(Owner {
+            holder,
+            grant,
+            lease,
+            request,
+        });
+        grant
+    }
+
+    fn kept(
+        &self,
+        now: Instant,
+        key: Name,
+        requester: Name,
+        request: Option<Name>,
+    ) -> Option<Ticket> {
+        let claim = (key.into(), requester.into(), request?.into());
+        let mut kept = self.reserved.iter();
+        let found = kept.find(|kept| kept.claim == claim)?;
+        (now < found.end).then_some(found.ticket)
     }
 
     fn reclaim(
@@ -286,6 +396,7 @@ impl Model {
         if self.reserved.len() > self.limits.waiters {
             self.reserved.remove(0);
         }
+        self.let_in(now, key, now);
         true
     }
 
@@ -297,7 +408,9 @@ impl Model {
         fence: Option<Fence>,
     ) -> Result<(), Refusal> {
         self.verify(now, key, requester, fence)?;
-        self.end_lease(now, key, now);
+        let held = self.find(key).expect("it was verified just now");
+        held.holds.retain(|hold| hold.holder != requester);
+        self.let_in(now, key, now);
         Ok(())
     }
 
@@ -311,9 +424,12 @@ impl Model {
     ) -> Result<Grant, Refusal> {
         self.verify(now, key, requester, fence)?;
         let held = self.find(key).expect("it was verified just now");
-        held.lease = lease.unwrap_or(held.lease);
-        held.grant.expires = now + held.lease;
-        Ok(held.grant)
+        let mut holds = held.holds.iter_mut();
+        let hold = holds.find(|hold| hold.holder == requester);
+        let hold = hold.expect("it was verified just now");
+        hold.lease = lease.unwrap_or(hold.lease);
+        hold.grant.expires = now + hold.lease;
+        Ok(hold.grant)
     }
 
     fn verify(
@@ -325,28 +441,28 @@ impl Model {
     ) -> Result<Grant, Refusal> {
         self.expire_key(now, key);
         let held = self.find(key).ok_or(Free)?;
-        if held.holder != requester {
-            return Err(NotHolder);
-        }
+        let hold = held.of(requester).ok_or(NotHolder)?;
         match fence {
-            Some(fence) if fence != held.grant.fence => Err(StaleFence),
-            _ => Ok(held.grant),
+            Some(fence) if fence != hold.grant.fence => Err(StaleFence),
+            _ => Ok(hold.grant),
         }
     }
 
     fn holding(&mut self, key: Name) -> Option<Holding> {
         self.find(key).map(|held| Holding {
-            holder: held.holder.into(),
+            holder: held.holds[0].holder.into(),
             note: None,
-            grant: held.grant,
+            grant: held.holds[0].grant,
+            holders: held.holds.len(),
             waiters: held.waiters.len(),
         })
     }
 
-    /// The fence that somebody names who believes that the key is held now.
-    fn fence(&mut self, now: Instant, key: Name, under: Under) -> Option<Fence> {
+    /// The fence that the requester names who believes that it holds the key now.
+    fn fence(&mut self, now: Instant, key: Name, requester: Name, under: Under) -> Option<Fence> {
         self.expire_key(now, key);
-        let current = self.find(key).map_or(FIRST_FENCE, |held| held.grant.fence);
+        let hold = self.find(key).and_then(|held| held.of(requester));
+        let current = hold.map_or(FIRST_FENCE, |hold| hold.grant.fence);
         match under {
             Under::Any => None,
             Under::Its => Some(current),
@@ -354,32 +470,77 @@ impl Model {
         }
     }
 
-    fn abandon(&mut self, ticket: Ticket) -> bool {
+    fn abandon(&mut self, now: Instant, key: Name, ticket: Ticket) -> bool {
+        self.expire_key(now, key);
         let before = self.handles().len();
         for held in &mut self.held {
             held.waiters.retain(|waiting| waiting.ticket != ticket);
         }
-        self.handles().len() < before
+        let has_left = self.handles().len() < before;
+        if has_left {
+            self.let_in(now, key, now);
+        }
+        has_left
     }
 
+    /// Lets happen what time has brought, instant by instant.
     fn expire_key(&mut self, now: Instant, key: Name) {
-        if let Some(held) = self.find(key)
-            && held.grant.expires <= now
-        {
-            let ended = held.grant.expires;
-            self.end_lease(now, key, ended);
+        while let Some(held) = self.find(key) {
+            match held.next_change() {
+                Some(at) if at <= now => self.let_in(now, key, at),
+                _ => return,
+            }
+        }
+    }
+
+    /// What happens at one instant: leases end, the impatient leave, who is next is let in.
+    fn let_in(&mut self, now: Instant, key: Name, at: Instant) {
+        loop {
+            let Some(held) = self.find(key) else { return };
+            held.holds.retain(|hold| hold.grant.expires > at);
+            if held.holds.is_empty() && held.waiters.is_empty() {
+                self.held.retain(|held| held.key != key);
+                return;
+            }
+            let Some(first) = held.waiters.first() else {
+                return;
+            };
+            if held.room() > 0 && first.deadline < at {
+                held.waiters.remove(0);
+                continue;
+            }
+            if !held.admits(first.slots) {
+                return;
+            }
+            let Waiting {
+                requester,
+                request,
+                lease,
+                slots,
+                handle,
+                ..
+            } = held.waiters.remove(0);
+            let grant = self.begin(now, key, requester, lease, request, slots);
+            self.told.push((handle, grant));
         }
     }
 
     fn expire(&mut self, now: Instant, batch: usize) -> bool {
-        while let Some((_, key)) = self.first_lapsed(now, true) {
+        let contended = self.held.iter().filter(|held| !held.waiters.is_empty());
+        let mut due: Vec<_> = contended
+            .map(|held| (held.next_change(), held.holds[0].grant.fence, held.key))
+            .collect();
+        due.sort();
+        for (_, _, key) in due {
             self.expire_key(now, key);
         }
         let mut freed = 0;
         while freed < batch
-            && let Some((_, key)) = self.first_lapsed(now, false)
+            && let Some(((_, fence), key)) = self.first_lapsed(now)
         {
-            self.expire_key(now, key);
+            let held = self.find(key).expect("it was found just now");
+            held.holds.retain(|hold| hold.grant.fence != fence);
+            self.held.retain(|held| !held.holds.is_empty());
             freed += 1;
         }
         let mut forgotten = 0;
@@ -390,36 +551,14 @@ impl Model {
         freed < batch && forgotten < batch
     }
 
-    fn first_lapsed(&self, now: Instant, contended: bool) -> Option<(End, Name)> {
-        let lapsed = self
-            .held
-            .iter()
-            .filter(|held| held.grant.expires <= now && held.waiters.is_empty() != contended);
-        lapsed
-            .map(|held| ((held.grant.expires, held.grant.fence), held.key))
-            .min()
-    }
-
-    fn end_lease(&mut self, now: Instant, key: Name, ended: Instant) {
-        let held = self.find(key).expect("only a held key is let go");
-        let Some(next) = held.waiters.iter().position(|w| w.deadline >= ended) else {
-            self.held.retain(|held| held.key != key);
-            return;
-        };
-        let Waiting {
-            requester,
-            request,
-            lease,
-            handle,
-            ..
-        } = held.waiters.drain(..=next).next_back().expect("position");
-        let grant = self.grant(now, lease);
-        let held = self.find(key).expect("it was there just now");
-        held.holder = requester;
-        held.grant = grant;
-        held.lease = lease;
-        held.request = request;
-        self.told.push((handle, grant));
+    /// The hold that ended first of a key that nobody waits for. Of two keys at one instant, the one held for longer.
+    fn first_lapsed(&self, now: Instant) -> Option<(End, Name)> {
+        let held = self.held.iter();
+        let held = held.filter(|held| held.waiters.is_empty());
+        let ends = held.filter_map(|held| Some((held.first_end()?, held)));
+        let first = ends.min_by_key(|((end, _), held)| (*end, held.holds[0].grant.fence))?;
+        let ((end, fence), held) = first;
+        (end <= now).then_some(((end, fence), held.key))
     }
 
     fn drain_waiters(&mut self) -> Vec<Handle> {
@@ -436,18 +575,24 @@ impl Model {
     fn contents(&self) -> Vec<Remembered<'_>> {
         let contents = self.held.iter().map(|held| Remembered {
             key: held.key,
-            holder: (held.holder, held.request),
-            grant: (held.grant, held.lease),
+            holds: held.holds.iter().map(Owner::remembered).collect(),
             queue: held.waiters.iter().map(Waiting::remembered).collect(),
         });
         sorted(contents)
     }
 }
 
+impl Owner {
+    fn remembered(&self) -> RememberedHold<'_> {
+        ((self.holder, self.request), self.grant, self.lease)
+    }
+}
+
 impl Waiting {
     fn remembered(&self) -> Place<'_> {
         let from = (self.requester, self.request);
-        (self.ticket, from, self.lease, self.deadline, self.handle)
+        let ask = (self.lease, self.slots);
+        (self.ticket, from, ask, self.deadline, self.handle)
     }
 }
 
@@ -455,43 +600,46 @@ impl Waiting {
 #[derive(Debug, PartialEq)]
 struct Remembered<'a> {
     key: &'a str,
-    holder: Asker<'a>,
-    grant: (Grant, Duration),
+    holds: Vec<RememberedHold<'a>>,
     queue: Vec<Place<'a>>,
 }
 
 /// A requester and its request ID.
 type Asker<'a> = (&'a str, Option<&'a str>);
 
-type Place<'a> = (Ticket, Asker<'a>, Duration, Instant, Handle);
+type RememberedHold<'a> = (Asker<'a>, Grant, Duration);
+
+type Place<'a> = (Ticket, Asker<'a>, (Duration, Slots), Instant, Handle);
 
 fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     sorted(table.entries.iter().map(|(key, entry)| {
-        let waiters = entry.queue.iter().flat_map(|queue| &queue.by_arrival);
+        let waiters = entry
+            .queue()
+            .into_iter()
+            .flat_map(|queue| &queue.by_arrival);
         let places = waiters.map(|(&ticket, waiter)| {
-            let from = (&*waiter.claim.requester, waiter.claim.request_id.as_deref());
-            (
-                ticket,
-                from,
-                waiter.claim.lock_timeout,
-                waiter.deadline,
-                waiter.handle,
-            )
+            let claim = &waiter.claim;
+            let ask = (claim.lock_timeout.into(), claim.slots);
+            (ticket, asker(claim), ask, waiter.deadline, waiter.handle)
+        });
+        let holds = entry.holds().map(|hold| {
+            let claim = &hold.claim;
+            (asker(claim), hold.grant(), claim.lock_timeout.into())
         });
         Remembered {
             key,
-            holder: (
-                &*entry.hold().claim.requester,
-                entry.hold().claim.request_id.as_deref(),
-            ),
-            grant: (entry.hold().grant, entry.hold().claim.lock_timeout),
+            holds: holds.collect(),
             queue: places.collect(),
         }
     }))
 }
 
+fn asker(claim: &Claim) -> Asker<'_> {
+    (&claim.requester, claim.request_id.as_deref())
+}
+
 fn reserved(table: &LockTable<Handle>) -> Vec<Orphan> {
-    let reserved = table.reserved.by_end.iter();
+    let reserved = table.ledger.reserved.by_end.iter();
     reserved
         .map(|(&(end, ticket), (key, requester, request))| Orphan {
             end,
@@ -559,14 +707,14 @@ impl Race {
         let next = self.model.held.iter().filter(|h| !h.waiters.is_empty());
         prop_assert_eq!(
             self.table.next_hand_over(),
-            next.map(|held| held.grant.expires).min()
+            next.filter_map(Held::next_change).min()
         );
         Ok(())
     }
 
     fn call(&mut self, op: Op) -> Result<(), TestCaseError> {
-        if let Op::Acquire(requester, key, request, lease, patience) = op {
-            return self.acquire(key, requester, request, terms(lease, patience));
+        if let Op::Acquire(requester, key, request, lease, patience, slots) = op {
+            return self.acquire(key, requester, request, terms(lease, patience), slots);
         }
         let Race {
             table, model, now, ..
@@ -574,14 +722,14 @@ impl Race {
         match op {
             Op::Acquire(..) => unreachable!("it has a function of its own"),
             Op::Release(requester, key, under) => {
-                let fence = model.fence(*now, key, under);
+                let fence = model.fence(*now, key, requester, under);
                 prop_assert_eq!(
                     table.release(*now, key, requester, fence),
                     model.release(*now, key, requester, fence)
                 );
             }
             Op::Renew(requester, key, under, lease) => {
-                let fence = model.fence(*now, key, under);
+                let fence = model.fence(*now, key, requester, under);
                 prop_assert_eq!(
                     table.renew(*now, key, requester, fence, lease.map(ms)),
                     model.renew(*now, key, requester, fence, lease.map(ms))
@@ -592,7 +740,7 @@ impl Race {
                 prop_assert_eq!(table.holding(*now, key), model.holding(key));
             }
             Op::Verify(requester, key, under) => {
-                let fence = model.fence(*now, key, under);
+                let fence = model.fence(*now, key, requester, under);
                 prop_assert_eq!(
                     table.verify(*now, key, requester, fence),
                     model.verify(*now, key, requester, fence)
@@ -600,7 +748,10 @@ impl Race {
             }
             Op::Abandon(nth) => {
                 if let Some(&(key, ticket)) = self.tickets.get(nth % self.tickets.len().max(1)) {
-                    prop_assert_eq!(table.abandon(key, ticket), model.abandon(ticket));
+                    prop_assert_eq!(
+                        table.abandon(*now, key, ticket),
+                        model.abandon(*now, key, ticket)
+                    );
                 }
             }
             Op::Orphan(nth) => {
@@ -626,8 +777,8 @@ impl Race {
             }
             Op::Pass(time) => *now += ms(time),
             Op::PassToEnd(key) => {
-                let end = model.find(key).map(|held| held.grant.expires);
-                *now = (*now).max(end.unwrap_or(*now));
+                let end = model.find(key).and_then(|held| held.first_end());
+                *now = (*now).max(end.map_or(*now, |(end, _)| end));
             }
             Op::PassGrace { just_before } => {
                 let end = model.reserved.first().map(|reserve| reserve.end);
@@ -635,10 +786,9 @@ impl Race {
                 *now = (*now).max(end.map_or(*now, |end| end - before));
             }
             Op::PassJustBeforeEnd(key) => {
-                let end = model
-                    .find(key)
-                    .map(|held| held.grant.expires - Duration::from_nanos(1));
-                *now = (*now).max(end.unwrap_or(*now));
+                let end = model.find(key).and_then(|held| held.first_end());
+                let before = Duration::from_nanos(1);
+                *now = (*now).max(end.map_or(*now, |(end, _)| end - before));
             }
         }
         Ok(())
@@ -650,13 +800,14 @@ impl Race {
         requester: Name,
         request: Option<Name>,
         terms: Terms,
+        slots: Slots,
     ) -> Result<(), TestCaseError> {
         let (now, handle) = (self.now, self.next_handle);
         self.next_handle += 1;
         let model = &mut self.model;
-        let expected = model.acquire(now, key, requester, terms, request, handle);
+        let expected = model.acquire(now, key, requester, terms, request, slots, handle);
         let table = &mut self.table;
-        let acquired = table.acquire(now, key, requester, terms, request, || handle);
+        let acquired = table.acquire(now, key, requester, terms, request, slots, || handle);
         prop_assert!(
             acquired == expected,
             "the table says {}, the model {}",
@@ -678,13 +829,13 @@ impl Race {
                 prop_assert_eq!(place, Some((key, ticket)), "somebody else's place");
                 self.waiting.insert(handle, (key, ticket));
             }
-            Answer::Refused(Full) if !table.entries.contains_key(key) => prop_assert!(
-                table
-                    .entries
-                    .values()
-                    .all(|entry| entry.hold().grant.expires > now),
-                "a lapsed key takes the place of a new one"
-            ),
+            Answer::Refused(Full) if !table.entries.contains_key(key) => {
+                let mut holds = table.entries.values().flat_map(Entry::holds);
+                prop_assert!(
+                    holds.all(|hold| hold.expires > now),
+                    "a lapsed hold takes the place of a new one"
+                );
+            }
             Answer::Refused(_) => {}
         }
         Ok(())
@@ -730,10 +881,10 @@ impl Race {
 
 fn in_words(acquired: &Answer<Handle>, now: Instant) -> String {
     match acquired {
-        Answer::Granted(Grant { expires, fence }) => {
+        Answer::Granted(Grant { expires, fence, .. }) => {
             format!("granted for {:?} as {fence}", *expires - now)
         }
-        Answer::Repeated(Grant { expires, fence }) => {
+        Answer::Repeated(Grant { expires, fence, .. }) => {
             format!("repeated for {:?} as {fence}", *expires - now)
         }
         other => format!("{other:?}"),
@@ -744,7 +895,7 @@ proptest! {
     #![proptest_config(cases(8192))]
 
     #[test]
-    fn the_table_does_what_a_naive_model_does(limits in limits(), ops in vec(op(), 1..48)) {
+    fn the_table_does_what_a_naive_model_does(limits in limits(), ops in vec(op(), 1..256)) {
         let mut race = Race::new(limits);
         for (n, op) in ops.into_iter().enumerate() {
             race.step(op).map_err(|error| {

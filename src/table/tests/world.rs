@@ -18,6 +18,7 @@ enum What {
         lease: u64,
         patience: u64,
         request: Option<Name>,
+        slots: Slots,
         /// How long the waiter's thread takes to say that its patience is over.
         slow: u64,
     },
@@ -43,13 +44,14 @@ impl fmt::Debug for Act {
                 lease,
                 patience,
                 request,
+                slots,
                 slow,
             } => {
                 let request = request.unwrap_or("nameless");
                 write!(
                     f,
                     "after {after} ms {requester} acquires {key} for {lease} ms, \
-                     waiting {patience} ms and {slow} late, as {request}"
+                     waiting {patience} ms and {slow} late, as {request}, with {slots} slots"
                 )
             }
             What::Release => write!(f, "after {after} ms {requester} releases {key}"),
@@ -66,15 +68,16 @@ impl fmt::Debug for Act {
 
 fn act() -> impl Strategy<Value = Act> {
     let request = select(&[None, Some("#1"), Some("#2")][..]);
-    let acquire =
-        (1..8u64, 0..10u64, request, 0..6u64).prop_map(|(lease, patience, request, slow)| {
-            What::Acquire {
-                lease,
-                patience,
-                request,
-                slow,
-            }
-        });
+    let slots = select(&[1, 1, 2, 2, 3, MAX_SLOTS, MAX_SLOTS][..]);
+    let acquire = (1..8u64, 0..10u64, request, slots, 0..6u64).prop_map(
+        |(lease, patience, request, slots, slow)| What::Acquire {
+            lease,
+            patience,
+            request,
+            slots,
+            slow,
+        },
+    );
     let renew = (1..8u64).prop_map(|lease| What::Renew { lease });
     let what = prop_oneof![
         12 => acquire,
@@ -94,10 +97,10 @@ fn act() -> impl Strategy<Value = Act> {
     })
 }
 
-/// One key of the world: its holder, who waits, and who lost the connection over which it waited.
+/// One key of the world: who holds it, who waits, and who lost the connection over which it waited.
 #[derive(Default)]
 struct Spot {
-    holder: Option<Holder>,
+    holders: Vec<Holder>,
     /// First come first.
     queue: Vec<Stand>,
     /// With the time at which each is forgotten.
@@ -109,6 +112,7 @@ struct Holder {
     name: Name,
     request: Option<Name>,
     end: u64,
+    slots: Slots,
 }
 
 /// Somebody in a queue: until when, and for how long a lease.
@@ -117,109 +121,137 @@ struct Stand {
     request: Option<Name>,
     deadline: u64,
     lease: u64,
+    slots: Slots,
     arrival: usize,
 }
 
 impl Spot {
-    /// Lets the time come. Whoever is granted the key by that, and until when, is returned.
-    fn tick(&mut self, time: u64) -> Option<(Name, u64)> {
+    /// Lets the time come. Returns who is granted the key by that, and until when.
+    fn tick(&mut self, time: u64) -> Vec<(Name, u64)> {
         self.queue.retain(|stand| stand.deadline >= time);
         self.away.retain(|&(forgotten, _)| forgotten > time);
-        self.holder.take_if(|holder| holder.end == time)?;
-        self.grant_head(time)
+        self.holders.retain(|holder| holder.end != time);
+        self.let_in(time)
     }
 
-    fn grant_head(&mut self, time: u64) -> Option<(Name, u64)> {
-        if self.queue.is_empty() {
-            return None;
+    fn let_in(&mut self, time: u64) -> Vec<(Name, u64)> {
+        let mut told = Vec::new();
+        while let Some(first) = self.queue.first()
+            && self.admits(first.slots)
+        {
+            let next = self.queue.remove(0);
+            let end = time + next.lease;
+            self.holders.push(Holder {
+                name: next.name,
+                request: next.request,
+                end,
+                slots: next.slots,
+            });
+            told.push((next.name, end));
         }
-        let next = self.queue.remove(0);
-        let end = time + next.lease;
-        self.holder = Some(Holder {
-            name: next.name,
-            request: next.request,
-            end,
-        });
-        Some((next.name, end))
+        told
     }
 
-    fn acquire(&mut self, time: u64, name: Name, ask: Wish) -> Said {
+    fn admits(&self, slots: Slots) -> bool {
+        let of_holders = self.holders.iter().map(|holder| holder.slots);
+        let least = of_holders.chain([slots]).min().expect("one at least");
+        self.holders.len() < least as usize
+    }
+
+    /// The answer, and who is granted the key by it besides.
+    fn acquire(&mut self, time: u64, name: Name, ask: Wish) -> (Said, Vec<(Name, u64)>) {
         let Wish {
             lease,
             patience,
             request,
+            slots,
             ..
         } = ask;
+        let said = |said| (said, Vec::new());
         let same = |earlier: Option<Name>| request.is_some() && request == earlier;
-        let comes_back = |(_, stand): &(_, Stand)| stand.name == name && same(stand.request);
-        let back = self.away.iter().position(comes_back);
-        let Some(holder) = &self.holder else {
-            back.map(|back| self.away.remove(back));
-            let end = time + lease;
-            self.holder = Some(Holder { name, request, end });
-            return Until(end);
-        };
-        if holder.name == name {
-            if same(holder.request) {
-                return Again(holder.end);
-            }
-            return No(AlreadyHolder);
+        if let Some(holder) = self.holders.iter().find(|holder| holder.name == name) {
+            return match same(holder.request) {
+                true => said(Again(holder.end)),
+                false => said(No(AlreadyHolder)),
+            };
         }
         let deadline = time + patience;
         match self.queue.iter_mut().find(|stand| stand.name == name) {
-            Some(stand) if !same(stand.request) => return No(AlreadyWaiting),
-            _ if patience == 0 => return No(Timeout),
+            Some(stand) if !same(stand.request) => return said(No(AlreadyWaiting)),
+            Some(_) if patience == 0 => return said(No(Timeout)),
             Some(stand) => {
-                (stand.deadline, stand.lease) = (deadline, lease);
-                return InPlaceOf(name);
+                (stand.deadline, stand.lease, stand.slots) = (deadline, lease, slots);
+                return (InPlaceOf(name), self.let_in(time));
             }
             None => {}
         }
-        self.arrivals += 1;
-        let arrival = back.map_or(self.arrivals, |back| self.away.remove(back).1.arrival);
+        let comes_back = |(_, stand): &(_, Stand)| stand.name == name && same(stand.request);
+        let back = self.away.iter().position(comes_back);
+        let arrival = match back {
+            Some(back) => self.away[back].1.arrival,
+            None => self.arrivals + 1,
+        };
+        let is_next = self.queue.iter().all(|stand| arrival < stand.arrival);
+        if !(is_next && self.admits(slots)) && patience == 0 {
+            return said(No(Timeout));
+        }
+        back.map(|back| self.away.remove(back));
+        if is_next && self.admits(slots) {
+            let end = time + lease;
+            self.holders.push(Holder {
+                name,
+                request,
+                end,
+                slots,
+            });
+            return said(Until(end));
+        }
+        self.arrivals = self.arrivals.max(arrival);
         self.queue.push(Stand {
             name,
             request,
             deadline,
             lease,
+            slots,
             arrival,
         });
         self.queue.sort_by_key(|stand| stand.arrival);
-        Queued
+        said(Queued)
     }
 
-    /// Whether the requester waited.
-    fn lose_connection(&mut self, time: u64, name: Name) -> bool {
+    /// Whether the requester waited, and who is granted the key by its departure.
+    fn lose_connection(&mut self, time: u64, name: Name) -> (bool, Vec<(Name, u64)>) {
         let Some(place) = self.queue.iter().position(|stand| stand.name == name) else {
-            return false;
+            return (false, Vec::new());
         };
         let stand = self.queue.remove(place);
         if stand.request.is_some() {
             self.away.push((time + GRACE, stand));
         }
-        true
+        (true, self.let_in(time))
+    }
+
+    fn find(&mut self, requester: Name) -> Result<usize, Refusal> {
+        if self.holders.is_empty() {
+            return Err(Free);
+        }
+        let mut holders = self.holders.iter();
+        let place = holders.position(|holder| holder.name == requester);
+        place.ok_or(NotHolder)
     }
 
     fn renew(&mut self, time: u64, requester: Name, lease: u64) -> Result<u64, Refusal> {
-        let holder = self.holder.as_mut().ok_or(Free)?;
-        if holder.name != requester {
-            return Err(NotHolder);
-        }
-        holder.end = time + lease;
-        Ok(holder.end)
+        let place = self.find(requester)?;
+        self.holders[place].end = time + lease;
+        Ok(time + lease)
     }
 
-    fn release(
-        &mut self,
-        time: u64,
-        requester: Name,
-    ) -> (Result<(), Refusal>, Option<(Name, u64)>) {
-        match &self.holder {
-            None => (Err(Free), None),
-            Some(holder) if holder.name != requester => (Err(NotHolder), None),
-            Some(_) => {
-                self.holder = None;
-                (Ok(()), self.grant_head(time))
+    fn release(&mut self, time: u64, requester: Name) -> (Result<(), Refusal>, Vec<(Name, u64)>) {
+        match self.find(requester) {
+            Err(refusal) => (Err(refusal), Vec::new()),
+            Ok(place) => {
+                self.holders.remove(place);
+                (Ok(()), self.let_in(time))
             }
         }
     }
@@ -244,14 +276,15 @@ impl Course {
     fn tick(&mut self, desk: &mut Desk, time: u64) -> Result<(), TestCaseError> {
         desk.at(time).expire(99);
         for thread in self.threads.extract_if(.., |thread| thread.comes == time) {
-            desk.table.abandon(thread.key, thread.ticket);
+            let now = desk.now;
+            desk.table.abandon(now, thread.key, thread.ticket);
         }
         let mut told = desk.told();
         told.sort();
         let mut expected: Vec<_> = self
             .world
             .iter_mut()
-            .filter_map(|spot| spot.tick(time))
+            .flat_map(|spot| spot.tick(time))
             .collect();
         expected.sort();
         prop_assert_eq!(told, expected);
@@ -266,12 +299,14 @@ impl Course {
                 lease,
                 patience,
                 request,
+                slots,
                 slow,
             } => {
                 let ask = Wish {
                     lease,
                     patience,
                     request,
+                    slots,
                     ..ASK
                 };
                 let said = desk.ask(key, requester, ask);
@@ -285,7 +320,9 @@ impl Course {
                         ticket,
                     });
                 }
-                prop_assert_eq!(said, spot.acquire(time, requester, ask));
+                let (expected, next) = spot.acquire(time, requester, ask);
+                prop_assert_eq!(said, expected);
+                prop_assert_eq!(desk.told(), next);
             }
             What::Renew { lease } => {
                 let renewed = desk.renew(key, requester, lease);
@@ -295,19 +332,20 @@ impl Course {
                 let released = desk.release(key, requester);
                 let (expected, next) = spot.release(time, requester);
                 prop_assert_eq!(released, expected);
-                prop_assert_eq!(desk.told(), Vec::from_iter(next));
+                prop_assert_eq!(desk.told(), next);
             }
             What::Break => {
                 let Some(&ticket) = desk.tickets.get(&(key, requester)) else {
                     return Ok(());
                 };
-                let waited = spot.lose_connection(time, requester);
+                let (waited, next) = spot.lose_connection(time, requester);
                 if waited {
                     self.threads.retain(|thread| thread.ticket != ticket);
                 }
                 let left = desk.reserve(key, requester);
                 // After its patience it stands in the table's queue until its thread comes.
                 prop_assert!(left || !waited);
+                prop_assert_eq!(desk.told(), next);
             }
         }
         Ok(())

@@ -1,0 +1,255 @@
+//! One key: its holds, and who waits for it.
+//!
+//! Decides who may hold the key beside the others. Knows no index of the table.
+
+use std::time::{Duration, Instant};
+
+use super::expiry::Indexed;
+use super::others::{End, Others};
+use super::queue::{Queue, Queued};
+use crate::lease::{Fence, Grant, Hold, Key, MAX_SLOTS, Slots, Ticket};
+use crate::refusal::Refusal;
+
+pub(super) struct Entry<W> {
+    /// The hold that began first. `None` only as long as there is a proposal for the key.
+    first: Option<Hold>,
+    /// In a box, so that a key with one hold and no waiter has one word for it. `None` where there is nobody else.
+    crowd: Option<Box<Crowd<W>>>,
+}
+
+/// Everybody but the first holder.
+struct Crowd<W> {
+    others: Others,
+    /// `None` when nobody waits.
+    queue: Option<Queue<W>>,
+}
+
+/// Why a hold is found by what was just read of it.
+const HELD: &str = "nothing changed since it was found";
+
+impl<W> Entry<W> {
+    pub fn new(hold: Hold) -> Self {
+        Entry {
+            first: Some(hold),
+            crowd: None,
+        }
+    }
+
+    /// The hold that began first. `None` only as long as there is a proposal for the key.
+    pub fn first(&self) -> Option<&Hold> {
+        self.first.as_ref()
+    }
+
+    pub fn holders(&self) -> usize {
+        usize::from(self.first.is_some()) + self.others().map_or(0, Others::len)
+    }
+
+    /// The requester's hold.
+    pub fn find(&self, requester: &str) -> Option<&Hold> {
+        let first = self.first.as_ref()?;
+        if *first.claim.requester == *requester {
+            return Some(first);
+        }
+        self.others()?.find(requester)
+    }
+
+    /// The requester's hold. With a fence it has to be under that very one.
+    pub fn verify(&self, requester: &str, fence: Option<Fence>) -> Result<&Hold, Refusal> {
+        let hold = self.find(requester).ok_or(Refusal::NotHolder)?;
+        match fence {
+            Some(fence) if fence != hold.fence => Err(Refusal::StaleFence),
+            _ => Ok(hold),
+        }
+    }
+
+    /// Whether one more may hold the key, as far as its holders go.
+    pub fn has_room(&self) -> bool {
+        self.holders() < self.fewest_slots() as usize
+    }
+
+    /// Whether one more may hold the key that comes with so many slots.
+    pub fn admits(&self, slots: Slots) -> bool {
+        self.holders() < self.fewest_slots().min(slots) as usize
+    }
+
+    fn fewest_slots(&self) -> Slots {
+        let first = self.first.as_ref().map(|hold| hold.claim.slots);
+        let others = self.others().and_then(Others::fewest_slots);
+        first.into_iter().chain(others).min().unwrap_or(MAX_SLOTS)
+    }
+
+    /// Adds a hold, the latest of all.
+    pub fn push(&mut self, hold: Hold) {
+        if self.first.is_none() {
+            self.first = Some(hold);
+        } else {
+            self.crowd_mut().others.insert(hold);
+        }
+    }
+
+    /// Takes out the hold with this end.
+    pub fn take(&mut self, end: End) -> Hold {
+        let taken = if self
+            .first
+            .as_ref()
+            .is_some_and(|first| self::end(first) == end)
+        {
+            let next = self
+                .crowd
+                .as_mut()
+                .and_then(|crowd| crowd.others.pop_first());
+            std::mem::replace(&mut self.first, next)
+        } else {
+            self.crowd.as_mut().and_then(|crowd| crowd.others.take(end))
+        };
+        self.tidy();
+        taken.expect(HELD)
+    }
+
+    /// Gives the hold with this end another one, and another length to renew it for.
+    pub fn renew(&mut self, end: End, now: Instant, lock_timeout: Option<Duration>) -> Grant {
+        let renew = |hold: &mut Hold| {
+            let claim = &mut hold.claim;
+            claim.lock_timeout = lock_timeout.map_or(claim.lock_timeout, Into::into);
+            hold.expires = now + Duration::from(claim.lock_timeout);
+            hold.grant()
+        };
+        match &mut self.first {
+            Some(first) if self::end(first) == end => renew(first),
+            _ => {
+                let others = &mut self.crowd_mut().others;
+                let mut hold = others.take(end).expect(HELD);
+                let grant = renew(&mut hold);
+                others.insert(hold);
+                grant
+            }
+        }
+    }
+
+    /// Takes out a hold that has ended by then.
+    pub fn pop_lapsed(&mut self, by: Instant) -> Option<Hold> {
+        let end = self.next_end()?;
+        (end.0 <= by).then(|| self.take(end))
+    }
+
+    /// The end of a hold that comes first.
+    fn next_end(&self) -> Option<End> {
+        let first = self.first.as_ref().map(end);
+        let others = self.others().and_then(Others::next_end);
+        first.into_iter().chain(others).min()
+    }
+
+    /// When time next changes something here: a lease ends, or the head of the queue leaves that has kept others out.
+    pub fn next_change(&self) -> Option<Instant> {
+        let ends = self.next_end().map(|(end, _)| end);
+        // A waiter still takes the key at its deadline.
+        let leaves = self
+            .blocking_head()
+            .map(|(_, head)| head.deadline + NANOSECOND);
+        ends.into_iter().chain(leaves).min()
+    }
+
+    /// Takes out the head of the queue if its patience was over before then, and others may be let in in its place.
+    pub fn pop_impatient(&mut self, before: Instant) -> Option<(Ticket, Queued<W>)> {
+        let (ticket, head) = self.blocking_head()?;
+        (head.deadline < before).then(|| self.remove(ticket))?
+    }
+
+    /// Takes out the head of the queue if it may hold the key now.
+    pub fn pop_admitted(&mut self) -> Option<(Ticket, Queued<W>)> {
+        let (ticket, head) = self.queue()?.first()?;
+        self.admits(head.claim.slots).then(|| self.remove(ticket))?
+    }
+
+    /// Whether this is the place at the head of the queue, or one before it.
+    pub fn is_first(&self, ticket: Ticket) -> bool {
+        let first = self.queue().and_then(Queue::first);
+        first.is_none_or(|(first, _)| ticket <= first)
+    }
+
+    /// The head of the queue, if anybody could be let in.
+    fn blocking_head(&self) -> Option<(Ticket, &Queued<W>)> {
+        let head = self.queue()?.first()?;
+        self.has_room().then_some(head)
+    }
+
+    /// Who waits. `None` when nobody does.
+    pub fn queue(&self) -> Option<&Queue<W>> {
+        self.crowd.as_ref()?.queue.as_ref()
+    }
+
+    /// Where in the queue the requester stands, and as what.
+    pub fn place_of(&self, requester: &str) -> Option<(Ticket, &Queued<W>)> {
+        self.queue()?.find(requester)
+    }
+
+    pub fn queue_mut(&mut self) -> Option<&mut Queue<W>> {
+        self.crowd.as_mut()?.queue.as_mut()
+    }
+
+    /// Puts a waiter for this key into the queue.
+    pub fn join(&mut self, key: &Key, ticket: Ticket, waiter: Queued<W>) {
+        let queue = &mut self.crowd_mut().queue;
+        let queue = queue.get_or_insert_with(|| Queue::new(key.clone()));
+        queue.insert(ticket, waiter);
+    }
+
+    /// Takes a waiter out of the queue.
+    pub fn remove(&mut self, ticket: Ticket) -> Option<(Ticket, Queued<W>)> {
+        let queue = self.crowd.as_mut()?.queue.as_mut()?;
+        let waiter = queue.remove(ticket)?;
+        self.tidy();
+        Some((ticket, waiter))
+    }
+
+    /// Takes all waiters out.
+    pub fn take_queue(&mut self) -> Option<Queue<W>> {
+        let queue = self.crowd.as_mut()?.queue.take();
+        self.tidy();
+        queue
+    }
+
+    /// Where the key stands in the expiry index. `None` without a hold.
+    pub fn indexed(&self) -> Option<Indexed> {
+        let first = self.first.as_ref()?;
+        Some(Indexed {
+            is_contended: self.queue().is_some(),
+            due: (self.next_change()?, first.fence),
+        })
+    }
+
+    fn others(&self) -> Option<&Others> {
+        self.crowd.as_ref().map(|crowd| &crowd.others)
+    }
+
+    fn crowd_mut(&mut self) -> &mut Crowd<W> {
+        let new = || {
+            Box::new(Crowd {
+                others: Others::default(),
+                queue: None,
+            })
+        };
+        self.crowd.get_or_insert_with(new)
+    }
+
+    /// Gives back what nobody stands in any more.
+    fn tidy(&mut self) {
+        let Some(crowd) = &mut self.crowd else { return };
+        crowd.queue.take_if(|queue| queue.is_empty());
+        if crowd.queue.is_none() && crowd.others.len() == 0 {
+            self.crowd = None;
+        }
+    }
+
+    #[cfg(test)]
+    pub fn holds(&self) -> impl Iterator<Item = &Hold> {
+        let others = self.others().into_iter().flat_map(Others::iter);
+        self.first.iter().chain(others)
+    }
+}
+
+const NANOSECOND: Duration = Duration::from_nanos(1);
+
+pub(super) fn end(hold: &Hold) -> End {
+    (hold.expires, hold.fence)
+}

@@ -1,0 +1,81 @@
+//! The holds of a key beside the one that began first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::entry::end;
+use crate::lease::{Fence, Hold, Requester, Slots};
+
+/// The end of a lease. The fence makes it unique.
+pub(super) type End = (Instant, Fence);
+
+/// Each index finds what it is for without a walk: a key may have as many holds as the table takes in.
+#[derive(Default)]
+pub(super) struct Others {
+    by_fence: BTreeMap<Fence, Hold>,
+    by_requester: BTreeMap<Requester, Fence>,
+    by_end: BTreeSet<End>,
+    /// How many have come with so many slots.
+    by_slots: BTreeMap<Slots, usize>,
+}
+
+/// Why the indices can't disagree.
+const PAIRED: &str = "every hold stands in each index";
+
+impl Others {
+    pub fn len(&self) -> usize {
+        self.by_fence.len()
+    }
+
+    pub fn insert(&mut self, hold: Hold) {
+        let claim = &hold.claim;
+        self.by_requester
+            .insert(claim.requester.clone(), hold.fence);
+        self.by_end.insert(end(&hold));
+        *self.by_slots.entry(claim.slots).or_default() += 1;
+        self.by_fence.insert(hold.fence, hold);
+    }
+
+    /// Takes out the hold with this end.
+    pub fn take(&mut self, end: End) -> Option<Hold> {
+        let (_, fence) = end;
+        let hold = self.by_fence.remove(&fence)?;
+        self.forget(&hold);
+        Some(hold)
+    }
+
+    /// Takes out the hold that began first.
+    pub fn pop_first(&mut self) -> Option<Hold> {
+        let (_, hold) = self.by_fence.pop_first()?;
+        self.forget(&hold);
+        Some(hold)
+    }
+
+    pub fn find(&self, requester: &str) -> Option<&Hold> {
+        self.by_fence.get(self.by_requester.get(requester)?)
+    }
+
+    pub fn next_end(&self) -> Option<End> {
+        self.by_end.first().copied()
+    }
+
+    pub fn fewest_slots(&self) -> Option<Slots> {
+        self.by_slots.first_key_value().map(|(&slots, _)| slots)
+    }
+
+    fn forget(&mut self, hold: &Hold) {
+        self.by_requester.remove(&hold.claim.requester);
+        self.by_end.remove(&end(hold));
+        let slots = hold.claim.slots;
+        let count = self.by_slots.get_mut(&slots).expect(PAIRED);
+        *count -= 1;
+        if *count == 0 {
+            self.by_slots.remove(&slots);
+        }
+    }
+
+    #[cfg(test)]
+    pub fn iter(&self) -> impl Iterator<Item = &Hold> {
+        self.by_fence.values()
+    }
+}
