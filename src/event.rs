@@ -2,7 +2,7 @@
 //!
 //! The journal's lines and the notifications of those who wait are made of it.
 
-use crate::lease::{Fence, Grant, Key, Requester, Ticket};
+use crate::lease::{Fence, Grant, Key, Requester, Slots, Ticket};
 
 /// One change of a key. `W` is the handle of a waiter.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,10 +25,14 @@ pub(crate) enum Change<W> {
     Released(Fence),
     /// The lease ran out. Told when it is noticed: at that instant if anyone waits for the key.
     Expired(Fence),
-    Queued(Ticket),
+    Queued {
+        ticket: Ticket,
+        slots: Slots,
+    },
     /// The same acquire was asked again, and waits in the place of `before`.
     TakenOver {
         ticket: Ticket,
+        slots: Slots,
         before: W,
     },
     /// A waiter left its queue. `gone` is its handle if its client was found to be gone when its turn came.

@@ -354,7 +354,8 @@ impl<W> Ledger<W> {
         };
         entry.join(&key, ticket, waiter);
         self.reindex(before, entry);
-        self.note(key, requester, Change::Queued(ticket));
+        let slots = ask.slots;
+        self.note(key, requester, Change::Queued { ticket, slots });
         ticket
     }
 
@@ -380,6 +381,7 @@ impl<W> Ledger<W> {
         let (key, requester) = (queue.key.clone(), waiter.claim.requester.clone());
         let change = Change::TakenOver {
             ticket,
+            slots: ask.slots,
             before: earlier,
         };
         self.note(key, requester, change);

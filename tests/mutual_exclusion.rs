@@ -1,6 +1,6 @@
 //! The mutual-exclusion trial: client processes that lock, hang up, die and sleep, and a journal that
 //! shows afterwards whether the server ever broke a promise. Every second client speaks the original's
-//! wire, the others HTTP.
+//! wire, the others HTTP; these are writers, readers and holders of one slot of three on the same keys.
 //!
 //! A binary of its own, without a harness, because it plays the clients as a child of itself, and because they stop
 //! and kill each other for as long as it takes, on a machine that does nothing else. It takes 5 seconds, or as many
@@ -36,7 +36,9 @@ const SECONDS: &str = "LOCK_SERVER_TRIAL_SECONDS";
 const NAME: &str = "processes_that_die_sleep_and_hang_up_take_turns_on_every_key";
 
 const KEYS: [&str; 4] = ["KEYA", "KEYB", "KEYC", "KEYD"];
-const CLIENTS: usize = 12;
+const CLIENTS: usize = 16;
+/// How many hold a key with `slots=3` at the most.
+const SEMAPHORE: usize = 3;
 /// Of the clients, so many sleep at the same time, or else nobody would be left to contend.
 const MAX_STOPPED: usize = 3;
 
@@ -121,10 +123,13 @@ fn processes_that_die_sleep_and_hang_up_take_turns_on_every_key(seconds: u64) {
     let (kills, hang_ups) = (deaths.killed.len(), deaths.hung_up.len());
     println!(
         "trial of {seconds} s: {} locks, {kills} kills, {stops} stops, {hang_ups} hang-ups, \
-         {} leases that ran out, {} grants after waiting; no violation",
-        found.locks, found.ran_out, found.waited
+         {} leases that ran out, {} grants after waiting, {} beside other readers, {} beside other holders of a \
+         slot; no violation",
+        found.locks, found.ran_out, found.waited, found.shared, found.slots
     );
     for (what, count) in [
+        ("reader beside a reader", found.shared),
+        ("holder of a slot beside another one", found.slots),
         ("kill", kills),
         ("stop", stops),
         ("hang-up", hang_ups),
@@ -254,8 +259,20 @@ fn client() {
         } else {
             0
         };
-        let key = KEYS[(number + stray) as usize % KEYS.len()];
-        server.get(&format!("/LOCK/{key}/{name}"));
+        // Those of HTTP crowd on two keys, most of them on one.
+        let own = if is_classic || number % 8 == 0 {
+            number
+        } else {
+            0
+        };
+        let key = KEYS[(own + stray) as usize % KEYS.len()];
+        let slots = match dice.below(5) {
+            _ if is_classic => "",
+            0 | 1 => "",
+            2 | 3 => "?shared=1",
+            _ => "?slots=3",
+        };
+        server.get(&format!("/LOCK/{key}/{name}{slots}"));
         if dice.below(15) == 0 {
             thread::sleep(ms(dice.below(10)));
             if !server.wire.has_answer() {
@@ -645,6 +662,7 @@ enum What {
     Granted {
         fence: u64,
         lease: u64,
+        slots: usize,
     },
     Renewed {
         fence: u64,
@@ -652,9 +670,11 @@ enum What {
     },
     Queued {
         ticket: u64,
+        slots: usize,
     },
     TakenOver {
         ticket: u64,
+        slots: usize,
     },
     /// For whatever reason: a place that is kept for a broken connection is in no queue.
     Left {
@@ -672,13 +692,20 @@ impl Event {
         let [number, "at", at, verb, key, name, rest @ ..] = &words[..] else {
             return None;
         };
+        // Said where there is more than one.
+        let (rest, slots) = match rest {
+            [rest @ .., "slots", slots] => (rest, slots.parse().ok()?),
+            rest => (rest, 1),
+        };
         let what = match (*verb, rest) {
             ("granted", ["fence", fence, "for", lease]) => What::Granted {
                 fence: fence.parse().ok()?,
                 lease: lease.parse().ok()?,
+                slots,
             },
             ("queued", ["ticket", ticket]) => What::Queued {
                 ticket: ticket.parse().ok()?,
+                slots,
             },
             ("renewed", ["fence", fence, "for", lease]) => What::Renewed {
                 fence: fence.parse().ok()?,
@@ -686,6 +713,7 @@ impl Event {
             },
             ("taken-over", ["ticket", ticket]) => What::TakenOver {
                 ticket: ticket.parse().ok()?,
+                slots,
             },
             ("left" | "reserved", ["ticket", ticket]) => What::Left {
                 ticket: ticket.parse().ok()?,
@@ -756,6 +784,9 @@ struct Found {
     locks: usize,
     ran_out: usize,
     waited: usize,
+    /// Grants to readers beside readers, and of one slot of three beside others.
+    shared: usize,
+    slots: usize,
     violations: Vec<String>,
 }
 
@@ -778,19 +809,28 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
             break;
         }
         before = event.at;
+        examiner.nobody_waits_for_nothing(event);
         match event.what {
-            What::Granted { fence, lease } => examiner.granted(event, fence, lease),
-            What::Queued { ticket } => {
-                examiner.keys[event.key]
-                    .queue
-                    .insert(ticket, (event.name, event.at));
+            What::Granted {
+                fence,
+                lease,
+                slots,
+            } => examiner.granted(event, fence, lease, slots),
+            What::Queued { ticket, slots } => {
+                let waiter = Waiter {
+                    name: event.name,
+                    since: event.at,
+                    slots,
+                };
+                examiner.keys[event.key].queue.insert(ticket, waiter);
             }
             What::Renewed { fence, lease } => examiner.renewed(event, fence, lease),
-            What::TakenOver { ticket } => examiner.taken_over(event, ticket),
+            What::TakenOver { ticket, slots } => examiner.taken_over(event, ticket, slots),
             What::Left { ticket } => examiner.left(event, ticket),
             What::Released => examiner.released(event),
             What::Expired { fence } => examiner.expired(event, fence),
         }
+        examiner.keys[event.key].note_room(event.at);
     }
     examiner.nobody_is_left();
     examiner.compare(testimony);
@@ -808,19 +848,62 @@ struct Examiner<'a> {
 
 #[derive(Default)]
 struct Key {
-    /// The last one granted.
-    lease: Option<Lease>,
-    /// The waiters by their tickets, and since when they wait.
-    queue: BTreeMap<u64, (Name, u64)>,
+    /// Those that were granted, and not found to be over.
+    holds: Vec<Lease>,
+    /// When the last one ended that is over.
+    ended: u64,
+    /// The waiters by their tickets.
+    queue: BTreeMap<u64, Waiter>,
+    /// Since when the head of the queue could be let in.
+    room_since: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
 struct Lease {
     name: Name,
     fence: u64,
-    /// When it was released, or else when it runs out.
+    /// When it runs out.
     end: u64,
-    released: bool,
+    slots: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Waiter {
+    name: Name,
+    since: u64,
+    slots: usize,
+}
+
+impl Key {
+    /// Forgets the leases that have run out by then.
+    fn expire(&mut self, at: u64) {
+        for lease in self.holds.extract_if(.., |lease| lease.end <= at) {
+            self.ended = self.ended.max(lease.end);
+        }
+    }
+
+    /// Until when who waits had to be patient in order to be entitled to the key at this instant: until the last lease
+    /// ended where there is none now. Where others hold it, what let the next one in may also have been that one before
+    /// it left; then it had to wait until now.
+    fn entitled(&self, at: u64) -> u64 {
+        match self.holds.is_empty() {
+            true => self.ended,
+            false => at,
+        }
+    }
+
+    fn note_room(&mut self, at: u64) {
+        let admits = |waiter: &Waiter| {
+            let least = self.holds.iter().map(|lease| lease.slots).min();
+            self.holds.len() < least.unwrap_or(usize::MAX).min(waiter.slots)
+        };
+        let patient = |waiter: &&Waiter| was_patient_until(at, waiter.since) == Some(true);
+        let head = self.queue.values().find(patient);
+        self.room_since = match head.is_some_and(admits) {
+            true => self.room_since.or(Some(at)),
+            false => None,
+        };
+    }
 }
 
 /// Whether a waiter since `since` still waited when the lease ended. `None` if the microsecond decides,
@@ -835,12 +918,32 @@ impl Examiner<'_> {
         self.found.violations.push(format!("{event}: {complaint}"));
     }
 
-    fn granted(&mut self, event: &Event, fence: u64, lease: u64) {
+    /// Whoever could be let in is let in.
+    fn nobody_waits_for_nothing(&mut self, event: &Event) {
+        let since = self.keys[event.key].room_since;
+        if since.is_some_and(|since| event.at > since + micros(STUCK)) {
+            self.complain(event, "somebody waited though there was room: it was stuck");
+        }
+    }
+
+    fn granted(&mut self, event: &Event, fence: u64, lease: u64, slots: usize) {
         self.found.locks += 1;
         let &Event { at, key, name, .. } = event;
-        let end = self.keys[key].lease.map_or(0, |lease| lease.end);
-        if end > at {
-            self.complain(event, "two live leases on one key");
+        self.keys[key].expire(at);
+        let holds = &self.keys[key].holds;
+        let least = holds.iter().map(|hold| hold.slots).chain([slots]).min();
+        let is_crowded = holds.len() + 1 > least.expect("one at least");
+        let beside = |slots| holds.iter().all(|hold| hold.slots == slots) && !holds.is_empty();
+        self.found.shared += usize::from(slots > SEMAPHORE && beside(slots));
+        self.found.slots += usize::from(slots == SEMAPHORE && beside(slots));
+        if holds.iter().any(|hold| hold.name == name) {
+            self.complain(event, "two live leases of one name");
+        }
+        if is_crowded {
+            self.complain(
+                event,
+                "two live leases on one key, or more than one of them allows",
+            );
         }
         if fence <= mem::replace(&mut self.fence, fence) {
             self.complain(event, "the fencing token does not grow");
@@ -852,72 +955,80 @@ impl Examiner<'_> {
         {
             self.complain(event, "granted to the dead");
         }
-        self.take_turn(event, end);
-        self.keys[key].lease = Some(Lease {
+        self.take_turn(event);
+        self.keys[key].holds.push(Lease {
             name,
             fence,
             end: at + lease,
-            released: false,
+            slots,
         });
         self.grants.entry(name).or_default().push((key, false));
     }
 
-    /// The key goes to the first that still waited when the lease before ended at `end`; whoever never
-    /// waited gets it only if there is none.
-    fn take_turn(&mut self, event: &Event, end: u64) {
-        let queue = &mut self.keys[event.key].queue;
-        while let Some((ticket, (first, since))) = queue.pop_first() {
-            match was_patient_until(end, since) {
-                Some(false) => {}
-                _ if first == event.name => {
+    /// The key goes to the first that still waited when it was entitled to it; who never waited gets it only if there
+    /// is none.
+    fn take_turn(&mut self, event: &Event) {
+        let key = &mut self.keys[event.key];
+        let (end, is_free) = (key.entitled(event.at), key.holds.is_empty());
+        while let Some((ticket, first)) = key.queue.pop_first() {
+            match was_patient_until(end, first.since) {
+                _ if first.name == event.name => {
                     self.found.waited += 1;
-                    if event.at > end + micros(STUCK) {
+                    if is_free && event.at > end + micros(STUCK) {
                         self.complain(event, "the key was stuck after the lease before");
                     }
                     return;
                 }
-                None => {}
                 Some(true) => {
-                    queue.retain(|_, (name, _)| *name != event.name);
-                    queue.insert(ticket, (first, since));
+                    key.queue.retain(|_, waiter| waiter.name != event.name);
+                    key.queue.insert(ticket, first);
+                    let first = first.name;
                     return self
                         .complain(event, &format!("granted out of turn: {first} was first"));
                 }
+                Some(false) | None => {}
             }
         }
+    }
+
+    /// The hold of this name and fence that stands at this instant.
+    fn live(&mut self, event: &Event, fence: Option<u64>) -> Option<&mut Lease> {
+        let mut holds = self.keys[event.key].holds.iter_mut();
+        holds.find(|lease| {
+            lease.name == event.name
+                && fence.is_none_or(|fence| fence == lease.fence)
+                && event.at <= lease.end
+        })
     }
 
     /// The same grant goes on, from a time at which it was still live.
     fn renewed(&mut self, event: &Event, fence: u64, length: u64) {
-        match &mut self.keys[event.key].lease {
-            Some(lease)
-                if lease.name == event.name
-                    && lease.fence == fence
-                    && !lease.released
-                    && event.at <= lease.end =>
-            {
-                lease.end = event.at + length;
-            }
-            _ => self.complain(event, "renewed by somebody who does not hold it"),
+        match self.live(event, Some(fence)) {
+            Some(lease) => lease.end = event.at + length,
+            None => self.complain(event, "renewed by somebody who does not hold it"),
         }
     }
 
     /// Somebody who waits asks again, and has its patience anew.
-    fn taken_over(&mut self, event: &Event, ticket: u64) {
+    fn taken_over(&mut self, event: &Event, ticket: u64, slots: usize) {
         match self.keys[event.key].queue.get_mut(&ticket) {
-            Some((name, since)) if *name == event.name => *since = event.at,
+            Some(waiter) if waiter.name == event.name => {
+                (waiter.since, waiter.slots) = (event.at, slots);
+            }
             _ => self.complain(event, "took over a place that was not its own"),
         }
     }
 
     fn left(&mut self, event: &Event, ticket: u64) {
-        let Key { lease, queue } = &mut self.keys[event.key];
-        let end = lease.map_or(0, |lease| lease.end);
-        match queue.remove(&ticket) {
+        let key = &mut self.keys[event.key];
+        key.expire(event.at);
+        let (end, is_free) = (key.entitled(event.at), key.holds.is_empty());
+        match key.queue.remove(&ticket) {
             None => self.complain(event, "left a queue where it was not"),
-            Some((_, since)) => {
-                let passed_over =
-                    event.at > end + micros(STUCK) && was_patient_until(end, since) == Some(true);
+            Some(Waiter { since, .. }) => {
+                let passed_over = is_free
+                    && event.at > end + micros(STUCK)
+                    && was_patient_until(end, since) == Some(true);
                 if passed_over {
                     self.complain(event, "left, though the key was free: it was stuck");
                 }
@@ -926,28 +1037,34 @@ impl Examiner<'_> {
     }
 
     fn released(&mut self, event: &Event) {
-        match &mut self.keys[event.key].lease {
-            Some(lease) if lease.name == event.name && !lease.released && event.at <= lease.end => {
-                (lease.end, lease.released) = (event.at, true);
-                let granted = self
-                    .grants
-                    .get_mut(&event.name)
-                    .and_then(|all| all.last_mut());
-                granted.expect("the holder was granted it").1 = true;
-            }
-            _ => self.complain(event, "released by somebody who does not hold it"),
+        if self.live(event, None).is_none() {
+            return self.complain(event, "released by somebody who does not hold it");
         }
+        let key = &mut self.keys[event.key];
+        key.holds.retain(|lease| lease.name != event.name);
+        key.ended = event.at;
+        let granted = self
+            .grants
+            .get_mut(&event.name)
+            .and_then(|all| all.last_mut());
+        granted.expect("the holder was granted it").1 = true;
     }
 
     /// A lease that was not released ends no sooner than it was granted for.
     fn expired(&mut self, event: &Event, fence: u64) {
-        match &self.keys[event.key].lease {
-            Some(lease)
-                if lease.name == event.name
-                    && lease.fence == fence
-                    && !lease.released
-                    && event.at >= lease.end => {}
-            _ => self.complain(event, "expired, and was not held until now"),
+        let key = &mut self.keys[event.key];
+        let mut over = key.holds.extract_if(.., |lease| {
+            lease.name == event.name && lease.fence == fence && event.at >= lease.end
+        });
+        match over.next() {
+            Some(lease) => {
+                drop(over);
+                key.ended = key.ended.max(lease.end);
+            }
+            None => {
+                drop(over);
+                self.complain(event, "expired, and was not held until now");
+            }
         }
     }
 
@@ -959,9 +1076,11 @@ impl Examiner<'_> {
             .filter(|(_, released)| *released)
             .count();
         self.found.ran_out = self.found.locks - released;
-        for (key, Key { lease, queue }) in KEYS.iter().zip(&self.keys) {
-            let end = lease.map_or(0, |lease| lease.end);
-            for (name, since) in queue.values() {
+        for (name, key) in KEYS.iter().zip(&self.keys) {
+            let last = key.holds.iter().map(|lease| lease.end).max();
+            let end = last.unwrap_or(key.ended);
+            let (key, queue) = (name, &key.queue);
+            for Waiter { name, since, .. } in queue.values() {
                 if was_patient_until(end, *since) == Some(true) {
                     self.found
                         .violations
@@ -1153,6 +1272,8 @@ fn the_examiner_notices_what_it_should() {
         );
     }
 
+    the_examiner_notices_what_it_should_of_several_holders();
+
     // Who is overdue is passed over, with nothing said of it.
     let overdue = [
         "at 0 granted KEYA client-1.0 fence 1 for 2500000",
@@ -1199,6 +1320,79 @@ fn the_examiner_notices_what_it_should() {
             complains_of(&examine(&mut journal, &nobody, &lie), "heard otherwise"),
             "{lie:?}"
         );
+    }
+}
+
+fn the_examiner_notices_what_it_should_of_several_holders() {
+    let nobody = Deaths::default();
+    let nothing = Testimony::new();
+    let sound = [
+        "at 1000 granted KEYA client-1.0 fence 1 for 500000 slots 1000000",
+        "at 2000 granted KEYA client-2.0 fence 2 for 500000 slots 1000000",
+        "at 3000 queued KEYA client-3.0 ticket 1",
+        "at 4000 queued KEYA client-4.0 ticket 2 slots 1000000",
+        "at 5000 released KEYA client-1.0",
+        "at 6000 released KEYA client-2.0",
+        "at 6000 granted KEYA client-3.0 fence 3 for 500000",
+        "at 7000 released KEYA client-3.0",
+        "at 7000 granted KEYA client-4.0 fence 4 for 500000 slots 1000000",
+        "at 8000 granted KEYB client-1.0 fence 5 for 500000 slots 3",
+        "at 8000 granted KEYB client-2.0 fence 6 for 500000 slots 3",
+        "at 9000 queued KEYA client-3.0 ticket 3",
+        "at 9000 queued KEYA client-5.0 ticket 4 slots 1000000",
+        "at 9500 left KEYA client-3.0 ticket 3",
+        "at 9500 granted KEYA client-5.0 fence 7 for 500000 slots 1000000",
+    ];
+    let found = examine(&mut doctored(&sound), &nobody, &nothing);
+    assert_eq!((found.shared, found.slots, found.waited), (2, 1, 3));
+    let said = |violation: &&String| !violation.contains("heard otherwise");
+    assert_eq!(found.violations.iter().find(said), None);
+    let reader = "at 0 granted KEYA client-1.0 fence 1 for 5000000 slots 1000000";
+    let writer = "at 1 queued KEYA client-2.0 ticket 1";
+    let rules: &[(&str, &[&str])] = &[
+        (
+            "more than one of them allows",
+            &[reader, "at 9 granted KEYA client-2.0 fence 2 for 500000"],
+        ),
+        (
+            "more than one of them allows",
+            &[
+                "at 0 granted KEYA client-1.0 fence 1 for 500000 slots 2",
+                "at 1 granted KEYA client-2.0 fence 2 for 500000 slots 3",
+                "at 2 granted KEYA client-3.0 fence 3 for 500000 slots 3",
+            ],
+        ),
+        (
+            "of one name",
+            &[
+                reader,
+                "at 9 granted KEYA client-1.0 fence 2 for 500000 slots 1000000",
+            ],
+        ),
+        (
+            "out of turn",
+            &[
+                reader,
+                writer,
+                "at 9 granted KEYA client-3.0 fence 2 for 500000 slots 1000000",
+            ],
+        ),
+        (
+            "there was room",
+            &[
+                reader,
+                "at 1 queued KEYA client-2.0 ticket 1 slots 1000000",
+                "at 900000 released KEYA client-1.0",
+            ],
+        ),
+        (
+            "does not hold it",
+            &[reader, "at 9 released KEYA client-2.0"],
+        ),
+    ];
+    for (rule, lines) in rules {
+        let found = examine(&mut doctored(lines), &nobody, &nothing);
+        assert!(complains_of(&found, rule), "{rule}: {:?}", found.violations);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::event::{Change, TableEvent};
+use crate::lease::{Grant, Slots, Ticket};
 
 /// Where the journal goes.
 const TARGET: &str = "lock_server::journal";
@@ -31,12 +32,14 @@ impl Journal {
             change,
         } = event;
         let (verb, details) = match change {
-            Change::Granted { grant, .. } => ("granted", lease(now, grant)),
+            Change::Granted { grant, .. } => {
+                ("granted", lease(now, grant) + &together(grant.slots))
+            }
             Change::Renewed(grant) => ("renewed", lease(now, grant)),
             Change::Released(_) => ("released", String::new()),
             Change::Expired(fence) => ("expired", format!(" fence {fence}")),
-            Change::Queued(ticket) => ("queued", format!(" ticket {ticket}")),
-            Change::TakenOver { ticket, .. } => ("taken-over", format!(" ticket {ticket}")),
+            Change::Queued { ticket, slots } => ("queued", place(*ticket, *slots)),
+            Change::TakenOver { ticket, slots, .. } => ("taken-over", place(*ticket, *slots)),
             Change::Left { ticket, .. } => ("left", format!(" ticket {ticket}")),
             Change::Reserved { ticket, .. } => ("reserved", format!(" ticket {ticket}")),
         };
@@ -51,7 +54,19 @@ pub(super) fn write(line: &str) {
     log::trace!(target: TARGET, "{line}");
 }
 
-fn lease(now: Instant, grant: &crate::lease::Grant) -> String {
+fn place(ticket: Ticket, slots: Slots) -> String {
+    format!(" ticket {ticket}{}", together(slots))
+}
+
+/// Said where others may hold the key, too.
+fn together(slots: Slots) -> String {
+    match slots {
+        1 => String::new(),
+        slots => format!(" slots {slots}"),
+    }
+}
+
+fn lease(now: Instant, grant: &Grant) -> String {
     let left = grant.expires.saturating_duration_since(now).as_micros();
     format!(" fence {} for {left}", grant.fence)
 }

@@ -156,8 +156,7 @@ fn no(result: &str) -> [String; 2] {
 
 /// What each wire says that tells who holds the key: CLIENT_A, and nobody waits for it.
 fn held([classic, http]: [String; 2]) -> [String; 2] {
-    let holder =
-        "\r\nLock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Holders: 1\r\nLock-Waiters: 0\r\n\r\n";
+    let holder = "\r\nLock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Holders: 1\r\nLock-Waiters: 0\r\n\r\n";
     [classic, http.replace("\r\n\r\n", holder)]
 }
 

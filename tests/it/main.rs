@@ -206,6 +206,7 @@ mod harness;
 mod leases;
 mod proxied;
 mod proxies;
+mod slots;
 mod wire;
 mod working_safely;
 
