@@ -1,5 +1,6 @@
 //! The guide: what to know where a lock server's user does something out of the ordinary.
 //!
+//! - [`slots`]: readers and writers, and at most so many at a time
 //! - [`in_tests`]: a server for tests, in a process or in threads, and how the program under test finds it
 //! - [`in_async_code`]: blocking calls beside an async runtime, and waits that are called off
 //! - [`architecture`]: for maintainers: the rooms, the way of a question, the threads
@@ -7,6 +8,13 @@
 
 // A page defines its links for readers of the repository, as paths of files. Of two definitions the first counts,
 // and those here come first.
+
+pub mod slots {
+    #![doc = "[`LockOptions`]: crate::LockOptions"]
+    #![doc = "[`Holder`]: crate::Holder"]
+    #![doc = ""]
+    #![doc = include_str!("guide/slots.md")]
+}
 
 pub mod in_tests {
     #![doc = "[after a fork]: super::after_a_fork"]

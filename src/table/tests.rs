@@ -14,6 +14,7 @@ use proptest::test_runner::TestCaseError;
 
 use super::entry::Entry;
 use super::leave::RESERVED_FOR;
+use super::others::End;
 use super::queue::Queue;
 use super::*;
 use crate::lease::MAX_SLOTS;

@@ -331,6 +331,12 @@ pub fn hand_overs(system: &System, clients: usize, window: Window) -> Result<f64
     count_clients(window, clients.collect::<Result<_>>()?)
 }
 
+/// Rounds per second of clients that hold one key together, so many at a time.
+pub fn shared(system: &System, clients: usize, slots: u32, window: Window) -> Result<f64> {
+    let client = |n| system.sharing_client("shared", &format!("client-{n}"), slots);
+    count_clients(window, (0..clients).map(client).collect::<Result<_>>()?)
+}
+
 /// Rounds per second with a connection for each request.
 pub fn strangers(
     system: &System,

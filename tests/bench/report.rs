@@ -68,6 +68,11 @@ pub const GOALS: &[Goal] = &[
     goal("hand-overs, 4 clients", AtLeast(1.2, OURS, "throttle")),
     goal("hand-overs, 16 clients", AtLeast(1.2, OURS, "throttle")),
     goal("hand-overs, 64 clients", AtLeast(1.2, OURS, "throttle")),
+    goal(
+        "rounds of readers, 16 clients",
+        AtLeast(0.8, "one key", "a key each"),
+    ),
+    goal("semaphore of 4, 16 clients", AtLeast(1.2, OURS, "throttle")),
     goal("hand-over latency, p50", AtMost(1.0, OURS, "throttle")),
     goal("expiry lateness, p99", Within(2000.0, "us")),
     goal("memory per waiter, 1000", Within(28.0, "kB")),

@@ -228,6 +228,7 @@ impl Bench {
         }
         self.rounds(&systems);
         self.hand_overs(&systems);
+        self.slots(&systems);
         self.connections(&systems);
         Ok(())
     }
@@ -257,6 +258,25 @@ impl Bench {
         let waiting = systems.iter().filter(|system| !system.accent.polls());
         let turn = |system: &System| Ok(p50_p99(load::latencies(system, window)?));
         self.column("hand-over latency", "us", each(waiting, turn));
+    }
+
+    /// Several holders of one key.
+    fn slots(&mut self, systems: &[System]) {
+        const READERS: u32 = 1_000_000;
+        let window = self.window;
+        let ours = &systems[0];
+        let contestants = vec![
+            Contestant::new("a key each", move || {
+                Ok(vec![("", load::rounds(ours, CROWD, window)?)])
+            }),
+            Contestant::new("one key", move || {
+                Ok(vec![("", load::shared(ours, CROWD, READERS, window)?)])
+            }),
+        ];
+        self.column("rounds of readers, 16 clients", "1/s", contestants);
+        let semaphores = systems.iter().filter(|system| !system.accent.polls());
+        let turn = |system: &System| Ok(vec![("", load::shared(system, CROWD, 4, window)?)]);
+        self.column("semaphore of 4, 16 clients", "1/s", each(semaphores, turn));
     }
 
     fn connections(&mut self, systems: &[System]) {

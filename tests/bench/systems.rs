@@ -128,7 +128,10 @@ pub fn throttle() -> Result<Option<System>> {
     let keys = (0..100).map(|n| format!("key-{n} = 1\n"));
     fs::write(
         &configuration,
-        format!("[semaphores]\nwanted = 1\n{}", keys.collect::<String>()),
+        format!(
+            "[semaphores]\nwanted = 1\nslots-4 = 4\n{}",
+            keys.collect::<String>()
+        ),
     )?;
     let port = free_port()?;
     let mut command = Command::new(program);
@@ -198,6 +201,20 @@ impl System {
         };
         client.connection.ask(&greeting)?;
         Ok(client)
+    }
+
+    /// A client that holds a key together with others: any number of them, or so many as `slots` says.
+    pub fn sharing_client(&self, key: &str, name: &str, slots: u32) -> Result<Client> {
+        match self.accent {
+            Accent::Ours => {
+                let mut client = self.client(key, name)?;
+                client.lock = http("GET", &format!("/LOCK/{key}/{name}?slots={slots}"));
+                Ok(client)
+            }
+            // The count stands in its configuration.
+            Accent::Throttle => self.client(&format!("slots-{slots}"), name),
+            Accent::Redis => Err("it has no such lock".into()),
+        }
     }
 
     /// A client that has just come.

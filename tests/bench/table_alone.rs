@@ -124,6 +124,7 @@ fn ask<'a>(key: &'a str, requester: &'a str) -> Ask<'a> {
         requester,
         request_id: None,
         note: None,
+        slots: 1,
         terms: TERMS,
     }
 }

@@ -8,8 +8,8 @@ use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::http::{NotAnswered, ParsedAnswer, ParsedReply, ServerTimes};
 use crate::protocol::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
-    LOCK_HOLDER_EXPIRES_IN, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_WAITERS, MAX_NAME,
-    Malformed, MaxTimes, Reply, Request, Seconds, Status,
+    LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDERS, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_SLOTS,
+    LOCK_WAITERS, MAX_NAME, Malformed, MaxTimes, Reply, Request, Seconds, Status,
 };
 use crate::refusal::Refusal;
 
@@ -94,10 +94,12 @@ pub fn reply(data: &[u8]) {
         return foreign_reply(data);
     }
     let (left, waiters) = (data.duration(), data.number() as usize);
+    let holders = data.number() as usize;
     let lease = LeaseView {
         expires: UNIX_EPOCH + Duration::from_micros(data.number() >> 10),
         left: data.duration(),
         fence: data.number(),
+        slots: data.number() as u32,
     };
     let times = [data.duration(), data.duration()];
     let refusal = data.refusal();
@@ -112,7 +114,7 @@ pub fn reply(data: &[u8]) {
         _ => Reply::holder(lease),
     };
     let reply = match kind / 4 % 4 {
-        0 => reply.with_holder(&holder, left, waiters),
+        0 => reply.with_holder(&holder, left, holders, waiters),
         1 => reply
             .with_header(LOCK_ATTEMPT_TIMEOUT, Seconds(times[0]))
             .with_header(LOCK_MAX_ATTEMPT_TIMEOUT, Seconds(times[1])),
@@ -148,19 +150,21 @@ pub fn reply(data: &[u8]) {
     assert_eq!(parsed.said, said);
     assert_eq!(parsed.refusal, (kind % 4 == 1).then_some(refusal));
     assert_eq!(parsed.lease.is_some(), kind % 4 >= 2);
-    if let Some((fence, left)) = parsed.lease {
-        assert_eq!(fence, lease.fence);
-        assert_is_told(left, lease.left);
+    if let Some(told) = parsed.lease {
+        assert_eq!((told.fence, told.slots), (lease.fence, lease.slots));
+        assert_is_told(told.left, lease.left);
     }
     assert_eq!(parsed.holder.is_some(), kind / 4 % 4 == 0);
     if let Some(Holder {
         name,
         expires_in,
+        holders: told_holders,
         waiters: told,
         note,
     }) = parsed.holder
     {
         assert_eq!((name, told, note), (holder, waiters, None));
+        assert_eq!(told_holders, holders);
         assert_is_told(expires_in, left);
     }
     assert_eq!(parsed.times.is_some(), kind / 4 % 4 == 1);
@@ -191,7 +195,9 @@ fn foreign_reply(mut data: Data) {
         LOCK_ECHO,
         LOCK_FENCE,
         LOCK_EXPIRES_IN,
+        LOCK_SLOTS,
         LOCK_HOLDER,
+        LOCK_HOLDERS,
         LOCK_HOLDER_EXPIRES_IN,
         LOCK_WAITERS,
         LOCK_ATTEMPT_TIMEOUT,

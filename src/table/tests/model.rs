@@ -1,7 +1,6 @@
 //! The table, call by call, against a model of it that is too simple to be wrong.
 
 use super::*;
-use crate::table::others::End;
 
 /// One call, or a step of the clock. Times are in milliseconds.
 #[derive(Clone, Copy)]
