@@ -19,7 +19,7 @@ use crate::cli::args::{ServerArgs, StatusArgs, Stop};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
-use crate::cli::{open_log, print, serve, start_log};
+use crate::cli::{open_log, print, print_and, say, serve, start_log};
 
 /// How long a server may take to answer. It needs some milliseconds; the rest is for a machine that is busy.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,11 +83,9 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     drop(file);
     let started = start_with(args.options, pid_file)?;
     if let Some(port) = lost {
-        // Nobody has to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "lock-server: the old server had classic clients on port {port}; the new one has none"
-        );
+        say(&format!(
+            "the old server had classic clients on port {port}; the new one has none"
+        ));
     }
     Ok(started)
 }
@@ -106,20 +104,18 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
                 return Ok(print(&format!("running, process {pid}, on {endpoint}")));
             }
             let address = endpoint.address;
-            print(&format!(
-                "process {pid} runs but does not answer on {address}"
-            ));
-            return Ok(ExitCode::from(FAILED));
+            let line = format!("process {pid} runs but does not answer on {address}");
+            return Ok(print_and(&line, FAILED.into()));
         }
         Found::Nothing => "not running".into(),
         Found::Stale(why, _) => format!("not running; {path} is stale: {why}"),
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
-    match without_pid_file(&host, port, &pid_file)? {
-        Some(answers) => print(&format!("{not_running}, but {answers}")),
-        None => print(&not_running),
+    let line = match without_pid_file(&host, port, &pid_file)? {
+        Some(answers) => format!("{not_running}, but {answers}"),
+        None => not_running,
     };
-    Ok(ExitCode::from(FAILED))
+    Ok(print_and(&line, FAILED.into()))
 }
 
 /// What answers where no pid file says that anything does.
@@ -160,12 +156,11 @@ fn start_with(options: Options, pid_file: PidFile) -> Result<ExitCode, Failure> 
     let mut server = Server::new(options);
     let endpoint = Endpoint::bind(&mut server)?;
     if !endpoint.address.ip().is_loopback() {
-        // The daemon may have no log. Nobody has to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "lock-server: {endpoint} can be reached from other machines, and names are not credentials: \
+        // The daemon may have no log.
+        say(&format!(
+            "{endpoint} can be reached from other machines, and names are not credentials: \
              all that reach it can lock and unlock"
-        );
+        ));
     }
     // The child would keep the directory from being unmounted or removed.
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;

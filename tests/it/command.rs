@@ -986,6 +986,29 @@ fn a_note_is_shown_to_those_who_ask_for_the_key() {
     );
 }
 
+/// Seen to fail: `check` wrote the name as it is.
+#[test]
+fn no_name_tells_a_terminal_what_to_do() {
+    let server = Foreground::run("--lock-timeout 30");
+    let ask = |args: &[&str]| {
+        let mut command = program(args);
+        Outcome::of(command.env("LOCK_SERVER", &server.address))
+    };
+    assert_eq!(
+        ask(&["lock", "--name", "A\x1b[2JB", "K\x1b[2J"]).code,
+        Some(0)
+    );
+    let locked = ask(&["check", "K\x1b[2J"]);
+    locked.expect(0, "1\n");
+    locked.expect_stderr(&["lock-server: K?[2J is held by A?[2JB for "]);
+    let failed = ask(&["lock\x1b[2J", "K"]);
+    failed.expect(2, "");
+    failed.expect_stderr(&["no such command: lock?[2J"]);
+    for outcome in [locked, failed] {
+        assert!(!outcome.stderr.contains('\x1b'), "{outcome:?}");
+    }
+}
+
 /// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` said a bare 0 or 1.
 #[test]
 fn a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait() {
@@ -1224,6 +1247,39 @@ fn a_lock_whose_answer_cannot_be_printed_is_unlocked() {
         // Not 1: nobody else has the key.
         assert_eq!(lock.status().expect("it starts").code(), Some(71));
         assert_eq!(http(&server.address, "/CHECK/K"), "0");
+    }
+}
+
+/// A shell takes what stands in `$(…)` for the answer, and an exit code of 0 or 1 for yes or no.
+///
+/// Seen to fail: a no was 1, Rust gave a closed standard output to /dev/null, and the help was printed into the error.
+#[test]
+fn an_answer_that_cannot_be_written_is_exit_71_and_one_short_line() {
+    let server = Foreground::run("--lock-timeout 30");
+    for line in [
+        "check K",
+        "verify -q K",
+        "lock K",
+        "ping",
+        "--help",
+        "completion bash",
+    ] {
+        for redirection in [">/dev/full", ">&-"] {
+            let mut shell = Command::new("sh");
+            let script = format!("\"$0\" {line} {redirection}; exit $?");
+            clean(&mut shell)
+                .args(["-c", &script, PROGRAM])
+                .env("LOCK_SERVER", &server.address);
+            let outcome = Outcome::of(&mut shell);
+            outcome.expect(71, "");
+            let said: Vec<&str> = outcome.stderr.lines().collect();
+            let [said] = said[..] else {
+                panic!("{line} {redirection}: {outcome:?}");
+            };
+            let begin = "lock-server: cannot write to standard output: ";
+            assert!(said.starts_with(begin) && said.len() < 120, "{outcome:?}");
+            assert_eq!(http(&server.address, "/CHECK/K"), "0", "{line}");
+        }
     }
 }
 

@@ -150,6 +150,8 @@
 //! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has` |
 //! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
 //! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
+//! | an answer that can't be written is 71 | `command::an_answer_that_cannot_be_written_is_exit_71_and_one_short_line` |
+//! | no name tells a terminal what to do | `command::no_name_tells_a_terminal_what_to_do` |
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
 //! | a shell completes verbs, options and the command of `exec` | `command::bash_completes_verbs_options_and_the_command_of_exec` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
