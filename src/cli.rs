@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod endpoint;
 pub mod exec;
 pub mod exit;
+pub mod help;
 pub mod parsers;
 pub mod pid_file;
 pub mod reasons;

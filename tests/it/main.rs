@@ -152,6 +152,8 @@
 //! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
 //! | an answer that can't be written is 71 | `command::an_answer_that_cannot_be_written_is_exit_71_and_one_short_line` |
 //! | no name tells a terminal what to do | `command::no_name_tells_a_terminal_what_to_do` |
+//! | wrong usage names what was meant | `command::wrong_usage_says_what_there_is_instead` |
+//! | the help of a verb fits a screen | `command::the_help_of_each_verb_fits_a_screen_and_names_the_values_of_options` |
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
 //! | a shell completes verbs, options and the command of `exec` | `command::bash_completes_verbs_options_and_the_command_of_exec` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
