@@ -18,8 +18,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 use nix::unistd::{Pid, Uid, chown};
 use tempfile::TempDir;
 
-use crate::common::bound;
-use crate::common::program::{Outcome, PROGRAM, clean, program, typed};
+use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
+use crate::common::{bound, free_port, skip, until};
 
 const VERBS: [&str; 14] = [
     "run",
@@ -37,16 +37,6 @@ const VERBS: [&str; 14] = [
     "shutdown",
     "completion",
 ];
-
-/// Polls until something is so.
-#[track_caller]
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !so() {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// A body of the plain wire, without its line feed; empty if the server broke the connection off.
 fn http(address: &str, path: &str) -> String {
@@ -725,7 +715,7 @@ fn a_file_that_is_no_pid_file_is_neither_believed_nor_touched() {
 #[test]
 fn another_user_s_pid_file_is_not_believed() {
     if !Uid::effective().is_root() {
-        return; // Only root can give a file away.
+        return skip("only root can give a file away");
     }
     let mut stranger = Stranger::new();
     let daemon = Daemon::none();
@@ -1408,45 +1398,27 @@ fn commands_of_one_shell_have_one_name_and_two_shells_have_two() {
 fn two_containers_of_one_host_name_have_two_names() {
     let server = Foreground::run("--lock-timeout 30");
     let contained = |args: &[&str]| {
-        let mut command = Command::new("unshare");
-        clean(&mut command)
-            .args([
-                "--map-root-user",
-                "--pid",
-                "--fork",
-                "--mount-proc",
-                PROGRAM,
-            ])
-            .args(args)
-            .env("LOCK_SERVER", &server.address);
-        command
+        let mut command = unshared(&["--map-root-user", "--pid", "--fork", "--mount-proc"])?;
+        command.args(args).env("LOCK_SERVER", &server.address);
+        Some(command)
     };
-    let trial = Outcome::of(&mut contained(&["--version"]));
-    if trial.code != Some(0) {
-        eprintln!("skipped: no unshare here: {}", trial.stderr);
-        return;
-    }
     let holder = || server.typed("check KEYA").stderr;
-    let mut first = contained(&["exec", "KEYA", "--", "cat"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("it starts");
+    let Some(mut first) = contained(&[PROGRAM, "exec", "KEYA", "--", "cat"]) else {
+        return;
+    };
+    let mut first = first.stdin(Stdio::piped()).spawn().expect("it starts");
     until("the first has the key", || {
         holder().contains("KEYA is held by ")
     });
     let name = holder();
     assert!(name.contains(":1-"), "a container's first process: {name}");
 
-    let mut second = contained(&["exec", "-w", "30", "KEYA", "--", "true"])
-        .spawn()
-        .expect("it starts");
+    let second = contained(&[PROGRAM, "exec", "-w", "30", "KEYA", "--", "true"]);
+    let mut second = second.expect("as the first").spawn().expect("it starts");
     until("the second waits", || holder().contains("1 waits for it"));
     let shell = "\"$0\" unlock KEYA; exit $?";
-    let mut unlock = Command::new("unshare");
-    clean(&mut unlock)
-        .args(["--map-root-user", "--pid", "--fork", "--mount-proc"])
-        .args(["sh", "-c", shell, PROGRAM])
-        .env("LOCK_SERVER", &server.address);
+    let unlock = contained(&["sh", "-c", shell, PROGRAM]);
+    let mut unlock = unlock.expect("as the first");
     Outcome::of(&mut unlock).expect(1, "0\n");
     drop(first.stdin.take());
     assert_eq!(first.wait().expect("a child").code(), Some(0));
@@ -1582,10 +1554,11 @@ fn zsh_and_fish_understand_their_completion() {
         assert_eq!(script.code, Some(0), "{script:?}");
         let file = directory.path().join(shell);
         fs::write(&file, &script.stdout).expect("written");
-        let Ok(parsed) = Command::new(shell).arg("-n").arg(&file).output() else {
-            eprintln!("skipped: there is no {shell}");
+        let Some(shell_path) = installed(shell) else {
             continue;
         };
+        let parsed = Command::new(shell_path).arg("-n").arg(&file).output();
+        let parsed = parsed.expect("it starts");
         assert!(parsed.status.success(), "{shell}: {parsed:?}");
         if shell == "fish" {
             let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar""#;
@@ -1764,13 +1737,4 @@ fn an_argument_that_is_not_utf8_is_wrong_usage() {
     ]));
     outcome.expect(2, "");
     outcome.expect_stderr(&["caf", "not UTF-8"]);
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }

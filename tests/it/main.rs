@@ -126,6 +126,7 @@
 //! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away` |
 //! | in the end that is 69 | `proxied::where_a_proxy_answers_to_the_end_it_is_69_and_says_so` |
 //! | a LOCK may wait longer than a proxy does | `proxied::a_lock_keeps_its_place_where_a_proxy_does_not_wait_as_long_as_it` |
+//! | no longer than `proxy_timeout` says | `proxied::a_lock_is_asked_behind_a_proxy_no_longer_than_proxy_timeout_says` |
 //! | `LOCK_SERVER` may be a URL with a prefix | `proxied::a_url_with_a_prefix_leads_through_a_proxy` |
 //! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_asked_twice` |
@@ -173,6 +174,11 @@
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
 //! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
+//! | Ctrl-C ends the script that `exec` stands in | `exec::ctrl_c_ends_the_script_that_exec_stands_in` |
+//! | a server that is away is waited for, and that is said once | `exec::a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once` |
+//! | a server that is silent is told of | `exec::a_server_that_is_silent_is_told_of_while_it_is_waited_for` |
+//! | and for a while it costs nothing | `exec::without_an_option_a_server_that_is_silent_for_a_while_costs_nothing` |
+//! | without a terminal who has the key is said once | `exec::without_a_terminal_it_says_once_who_has_the_key` |
 //! | a command keeps the key for as long as it takes | `exec::a_command_that_takes_longer_than_its_lease_keeps_the_key` |
 //! | and does not outlive its lease | `exec::where_the_server_is_killed_the_command_is_gone_before_its_lease_ends` |
 //! | signals are handed on | `exec::signals_are_handed_on_to_the_command` |
@@ -239,6 +245,31 @@ fn each_test_that_the_table_names_exists() {
         let (modules, name) = proof.rsplit_once("::").expect("module::name");
         let is_there = file(modules).contains(&format!("fn {name}("));
         assert!(is_there, "{proof}");
+    }
+}
+
+/// The table of tiny_http's defects names tests without the files that they are in.
+#[test]
+fn each_test_that_the_table_of_tiny_http_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut tests = String::new();
+    for folder in ["", "it", "alone"] {
+        for entry in fs::read_dir(root.join(folder)).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                tests += &fs::read_to_string(path).expect("text");
+            }
+        }
+    }
+    let table = include_str!("../../src/server/tiny.rs");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("//! | "));
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "));
+    let named: Vec<&str> = cells
+        .flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(named.len() > 8, "the table is found: {named:?}");
+    for name in named {
+        assert!(tests.contains(&format!("fn {name}(")), "{name}");
     }
 }
 
