@@ -74,10 +74,9 @@ fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
         None => Target::Stderr,
         Some(path) => Target::Pipe(Box::new(open_log(path)?)),
     };
-    let variable = match env::var_os(LOG_VARIABLE) {
-        Some(_) => LOG_VARIABLE,
-        None => "RUST_LOG",
-    };
+    // An empty variable is as good as none.
+    let is_set = env::var_os(LOG_VARIABLE).is_some_and(|said| !said.is_empty());
+    let variable = if is_set { LOG_VARIABLE } else { "RUST_LOG" };
     log_to(target, variable, default_level);
     Ok(())
 }
@@ -86,12 +85,13 @@ fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
 /// where the variable names it: each end of its accepting is an error to it, wanted or not, and one that was
 /// not wanted the server tells in its own words.
 fn log_to(target: Target, variable: &str, default_level: &str) {
-    let env = env_logger::Env::new().filter_or(variable, default_level);
-    let env = env.write_style("RUST_LOG_STYLE");
+    let said = env::var(variable).ok().filter(|said| !said.is_empty());
+    let style = env::var("RUST_LOG_STYLE").unwrap_or_default();
     env_logger::Builder::new()
         .target(target)
         .filter_module("tiny_http", LevelFilter::Off)
-        .parse_env(env)
+        .parse_filters(said.as_deref().unwrap_or(default_level))
+        .parse_write_style(&style)
         .format(|out, record| {
             let (time, level) = (out.timestamp_millis(), record.level());
             let style = out.default_level_style(level);

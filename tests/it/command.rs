@@ -337,6 +337,30 @@ fn run_logs_with_time_and_level_as_rust_log_says() {
     assert_eq!(rest, "");
 }
 
+/// `RUST_LOG` is that of the program that runs a server for its tests.
+#[test]
+fn lock_server_log_wins_over_rust_log_and_an_empty_one_is_none() {
+    for (own, others, level) in [
+        ("debug", "off", "INFO"),
+        ("off", "debug", ""),
+        ("", "off", ""),
+        ("", "", "INFO"),
+    ] {
+        let mut run = program(["run", "--port", "0"]);
+        let run = run.env("LOCK_SERVER_LOG", own).env("RUST_LOG", others);
+        let mut server = Foreground::spawn(run);
+        server.signal(Signal::SIGTERM);
+        let mut log = String::new();
+        server.stderr.read_to_string(&mut log).expect("UTF-8");
+        assert_eq!(
+            log.is_empty(),
+            level.is_empty(),
+            "{own:?} {others:?}: {log}"
+        );
+        assert!(log.contains(level), "{own:?} {others:?}: {log}");
+    }
+}
+
 #[test]
 fn a_clean_end_logs_no_error_at_any_level() {
     for level in ["debug", "trace"] {

@@ -156,6 +156,7 @@
 //! | wrong usage names what was meant | `command::wrong_usage_says_what_there_is_instead` |
 //! | the help of a verb fits a screen | `command::the_help_of_each_verb_fits_a_screen_and_names_the_values_of_options` |
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
+//! | `LOCK_SERVER_LOG` wins over `RUST_LOG` | `command::lock_server_log_wins_over_rust_log_and_an_empty_one_is_none` |
 //! | a shell completes verbs, options and the command of `exec` | `command::bash_completes_verbs_options_and_the_command_of_exec` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
 //! | the environment says where and who | `command::the_environment_says_where_and_who_and_options_win` |
