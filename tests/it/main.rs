@@ -24,6 +24,7 @@
 //! | a waiter that goes loses its place within a second | `alone::http::a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second` |
 //! | a waiter that is watched and goes is never granted the key | `alone::http::a_watched_waiter_that_goes_is_never_granted_the_key` |
 //! | who goes after the grant keeps the lease | `alone::http::who_hangs_up_after_the_grant_keeps_the_lease` |
+//! | who goes before its LOCK is read is granted a free key | `wire::a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key` |
 //! | a wait that begins while a crowd of waits is looked after ends with its patience | `alone::http::a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
@@ -60,6 +61,7 @@
 //! | an empty body is none, however it is announced | `wire::a_body_that_is_empty_is_none_however_it_is_announced` |
 //! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
 //! | what is not ASCII ends its connection and does nothing | `wire::what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
+//! | a request line that is not HTTP/1 does nothing | `wire::a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing` |
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
 //! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
 //! | `Lock-Server` | `wire::each_answer_says_which_run_of_a_server_gave_it` |
