@@ -11,6 +11,7 @@ pub mod exit;
 pub mod help;
 pub mod parsers;
 pub mod pid_file;
+pub mod process;
 pub mod reasons;
 pub mod serve;
 mod stdout;
