@@ -203,6 +203,7 @@
 //! | a room imports what its row names | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
 //! | the command uses the public API | `architecture::the_command_uses_the_public_api_alone` |
 //! | tiny_http in one room | `architecture::tiny_http_is_named_in_the_room_that_is_named_after_it_alone` |
+//! | files and functions are short | `architecture::no_file_has_more_than_450_lines_without_its_tests_and_no_function_more_than_60` |
 //! | one type for each name | `architecture::no_type_name_is_defined_twice` |
 
 #[path = "../common.rs"]
