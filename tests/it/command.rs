@@ -397,6 +397,20 @@ fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
     }
 }
 
+/// Seen to fail: it said where it serves, and then that it can't.
+#[test]
+fn run_says_where_it_serves_once_it_does() {
+    let daemon = Daemon::none();
+    let mut shell = Command::new("sh");
+    let script = "ulimit -n 43; exec \"$0\" run --port 0 --pid-file \"$1\"";
+    clean(&mut shell).args(["-c", script, PROGRAM]);
+    let outcome = Outcome::of(shell.arg(&daemon.pid_file));
+    outcome.expect(1, "");
+    outcome.expect_stderr(&["lock-server: ", "too few descriptors"]);
+    assert!(!outcome.stderr.contains("serves on"), "{outcome:?}");
+    assert!(!daemon.pid_file.exists());
+}
+
 #[test]
 fn run_keeps_a_pid_file_while_it_serves_and_stop_stops_it() {
     let daemon = Daemon::none();
@@ -592,6 +606,32 @@ fn restart_warns_whoever_leaves_the_classic_clients_behind() {
     );
     assert_eq!(stderr_of("restart --port 0"), warning);
     assert_eq!(stderr_of("restart --port 0"), "");
+}
+
+/// Seen to fail: who was told to restart a server was told to stop it.
+#[test]
+fn of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again() {
+    let daemon = Daemon::started("");
+    until("one loses", || {
+        let restarts = [(); 4].map(|()| {
+            let mut restart = program(["restart", "--port", "0", "--pid-file"]);
+            restart.arg(&daemon.pid_file);
+            thread::spawn(move || Outcome::of(&mut restart))
+        });
+        let outcomes = restarts.map(|restart| restart.join().expect("no panic"));
+        assert!(
+            outcomes.iter().any(|one| one.code == Some(0)),
+            "{outcomes:?}"
+        );
+        let lost = outcomes.iter().filter(|one| one.code != Some(0));
+        let lost = lost.inspect(|outcome| {
+            assert_eq!(outcome.code, Some(1), "{outcome:?}");
+            outcome.expect_stderr(&["already running, process ", "restart again"]);
+            assert!(!outcome.stderr.contains("stop it"), "{outcome:?}");
+        });
+        lost.count() > 0
+    });
+    assert_eq!(daemon.typed("stop").code, Some(0));
 }
 
 #[test]
@@ -1320,8 +1360,15 @@ fn a_question_to_the_classic_port_hears_that_it_is_the_wrong_one() {
     let server = Foreground::run("--classic-port 0");
     let status = typed(&format!("status --port {}", server.classic_port()));
     assert_eq!(status.code, Some(1), "{status:?}");
-    let says_so = status.stdout.contains("answers, but not in HTTP");
-    assert!(says_so, "{status:?}");
+    let said = format!(
+        "not running; 127.0.0.1:{port} answers, but not in HTTP; if that is a --classic-port, give the \
+         server's --port\n",
+        port = server.classic_port()
+    );
+    assert_eq!(status.stdout, said);
+    let stop = typed(&format!("stop --port {}", server.classic_port()));
+    stop.expect(1, "");
+    assert_eq!(stop.stderr, format!("lock-server: {said}"));
 }
 
 #[test]
