@@ -48,15 +48,15 @@ macro_rules! key_verbs {
             #[argh(switch, short = 'q')]
             quiet: bool,
 
-            /// default: that of LOCK_SERVER, or 127.0.0.1
+            /// the server; default: LOCK_SERVER, or 127.0.0.1
             #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
-            /// default: that of LOCK_SERVER, or 8004
+            /// its port; default: LOCK_SERVER, or 8004
             #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
             port: Option<u16>,
 
-            /// default: LOCK_SERVER_NAME, or the shell's own
+            /// name to lock under; default: LOCK_SERVER_NAME
             #[argh(option, arg_name = "NAME")]
             name: Option<String>,
         }
@@ -88,8 +88,8 @@ Prints when the lock runs out, in Unix seconds with six decimals; or 0 if the
 key did not become free in time, or this name has it already, and on standard
 error who has it, for how long, and how many wait. With --shell it prints
 LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456 for eval, or nothing.
-All that is typed in one shell has one name. A script of several processes
-gives --name or sets LOCK_SERVER_NAME.
+All that is typed in one shell has one name by default. A script of several
+processes gives --name or sets LOCK_SERVER_NAME.
 Exit codes: 0 locked, 1 not locked since another or this name has it, 2 wrong
 usage or a time that the server does not allow, 69 no server there, or it is
 full or ending, 71 the answer could not be written."
@@ -228,7 +228,7 @@ pub struct Exec {
     #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
     pub connect_timeout: Option<Duration>,
 
-    /// instead of 75, where the key was not obtained
+    /// exit code if not obtained; default 75
     #[argh(option, short = 'E', arg_name = "N", from_str_fn(exit_code))]
     pub conflict_exit_code: Option<u8>,
 
@@ -240,7 +240,7 @@ pub struct Exec {
     #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
     pub timeout: Option<Duration>,
 
-    /// time for it to end after SIGTERM; default 5
+    /// time to end after SIGTERM; default 5
     #[argh(option, short = 'k', arg_name = "SECONDS", from_str_fn(seconds))]
     pub kill_after: Option<Duration>,
 
@@ -256,15 +256,15 @@ pub struct Exec {
     #[argh(switch, short = 'v')]
     pub verbose: bool,
 
-    /// default: that of LOCK_SERVER, or 127.0.0.1
+    /// the server; default: LOCK_SERVER, or 127.0.0.1
     #[argh(option, arg_name = "HOST")]
     pub host: Option<String>,
 
-    /// default: that of LOCK_SERVER, or 8004
+    /// its port; default: LOCK_SERVER, or 8004
     #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
     pub port: Option<u16>,
 
-    /// default: LOCK_SERVER_NAME, or one of its own
+    /// name to lock under; default: LOCK_SERVER_NAME
     #[argh(option, arg_name = "NAME")]
     pub name: Option<String>,
 }
@@ -287,11 +287,11 @@ macro_rules! plain_verbs {
         #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
         $(#[$about])*
         pub struct $verb {
-            /// default: that of LOCK_SERVER, or 127.0.0.1
+            /// the server; default: LOCK_SERVER, or 127.0.0.1
             #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
-            /// default: that of LOCK_SERVER, or 8004
+            /// its port; default: LOCK_SERVER, or 8004
             #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
             port: Option<u16>,
 

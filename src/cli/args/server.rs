@@ -27,7 +27,7 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
-            /// any free one if 0; default 8004
+            /// port to serve on; 0: any; default 8004
             #[argh(option, arg_name = "PORT", from_str_fn(server_port))]
             port: Option<u16>,
 
@@ -55,7 +55,7 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "N", from_str_fn(count))]
             reconnect_attempts: Option<u32>,
 
-            /// the pause between them; default 1
+            /// pause between these tries; default 1
             #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
             time_between_attempts: Option<Duration>,
 
@@ -75,11 +75,11 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "N", from_str_fn(count))]
             max_keys: Option<usize>,
 
-            /// the log, appended to; default: below
+            /// file to log to; default: below
             #[argh(option, arg_name = "PATH")]
             log_file: Option<PathBuf>,
 
-            /// process and address; default: below
+            /// the pid file; default: below
             #[argh(option, arg_name = "PATH")]
             pid_file: Option<PathBuf>,
         }
