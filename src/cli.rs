@@ -8,10 +8,13 @@ pub mod daemon;
 pub mod endpoint;
 pub mod exec;
 pub mod exit;
+pub mod help;
 pub mod parsers;
 pub mod pid_file;
+pub mod process;
 pub mod reasons;
 pub mod serve;
+mod stdout;
 pub mod usage;
 pub mod usual_name;
 
@@ -23,25 +26,43 @@ use std::process::ExitCode;
 
 use env_logger::Target;
 use log::LevelFilter;
+use nix::errno::Errno;
 
 use self::exit::{Failure, SYSTEM};
+use self::stdout::was_stdout_closed;
 
 /// Prints a line, and succeeds where somebody takes it or nobody wants to.
 pub fn print(line: &str) -> ExitCode {
-    // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
-    match writeln!(io::stdout(), "{line}") {
+    print_and(line, ExitCode::SUCCESS)
+}
+
+/// Prints a line, and returns this exit code, or [`SYSTEM`] if the line could not be written.
+fn print_and(line: &str, code: ExitCode) -> ExitCode {
+    let printed = match was_stdout_closed() {
+        true => Err(Errno::EBADF.into()),
+        // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
+        false => writeln!(io::stdout(), "{line}"),
+    };
+    match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let _ = writeln!(io::stderr(), "lock-server: cannot write {line:?}: {error}");
+            say(&format!("cannot write to standard output: {error}"));
             ExitCode::from(SYSTEM)
         }
-        _ => ExitCode::SUCCESS,
+        _ => code,
     }
 }
 
 /// Writes a line to standard error, in the name of this program.
 fn say(line: &str) {
     // `eprintln!` would panic where nobody listens.
-    let _ = writeln!(io::stderr(), "lock-server: {line}");
+    let _ = writeln!(io::stderr(), "lock-server: {}", printable(line));
+}
+
+/// A name may be any text, also one that would tell the terminal what to do.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 /// Says how much is logged, to this program alone. `RUST_LOG` is that of a program under test, or of the command
@@ -54,10 +75,9 @@ fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
         None => Target::Stderr,
         Some(path) => Target::Pipe(Box::new(open_log(path)?)),
     };
-    let variable = match env::var_os(LOG_VARIABLE) {
-        Some(_) => LOG_VARIABLE,
-        None => "RUST_LOG",
-    };
+    // An empty variable is as good as none.
+    let is_set = env::var_os(LOG_VARIABLE).is_some_and(|said| !said.is_empty());
+    let variable = if is_set { LOG_VARIABLE } else { "RUST_LOG" };
     log_to(target, variable, default_level);
     Ok(())
 }
@@ -66,12 +86,13 @@ fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
 /// where the variable names it: each end of its accepting is an error to it, wanted or not, and one that was
 /// not wanted the server tells in its own words.
 fn log_to(target: Target, variable: &str, default_level: &str) {
-    let env = env_logger::Env::new().filter_or(variable, default_level);
-    let env = env.write_style("RUST_LOG_STYLE");
+    let said = env::var(variable).ok().filter(|said| !said.is_empty());
+    let style = env::var("RUST_LOG_STYLE").unwrap_or_default();
     env_logger::Builder::new()
         .target(target)
         .filter_module("tiny_http", LevelFilter::Off)
-        .parse_env(env)
+        .parse_filters(said.as_deref().unwrap_or(default_level))
+        .parse_write_style(&style)
         .format(|out, record| {
             let (time, level) = (out.timestamp_millis(), record.level());
             let style = out.default_level_style(level);
@@ -83,4 +104,14 @@ fn log_to(target: Target, variable: &str, default_level: &str) {
 fn open_log(path: &Path) -> Result<File, Failure> {
     let log = File::options().append(true).create(true).open(path);
     log.map_err(|error| Failure::system(format_args!("cannot open the log {path:?}"), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_tell_the_terminal_what_to_do() {
+        assert_eq!(printable("a\x1b[2Jb\nc\u{9b}"), "a?[2Jb?c?");
+    }
 }

@@ -77,10 +77,11 @@ pub struct Client {
 
 impl Client {
     /// A client of the server at `host:port`, with the default options. The host is a name or an address; an IPv6
-    /// address may have brackets.
+    /// address may have brackets. The port is 1 to 65535; at 0 nobody can listen, so a question there is
+    /// [`Error::Unreachable`].
     ///
-    /// Nothing is sent until the first question, which also says what is wrong with a host that is none
-    /// ([`Error::InvalidOption`]).
+    /// It sends nothing, and can't fail. Where the host is neither a name nor an address, each question returns
+    /// [`Error::InvalidOption`].
     pub fn new(name: &str, host: &str, port: u16) -> Self {
         Client::of(name, Transport::new(host, port))
     }
@@ -92,6 +93,9 @@ impl Client {
     }
 
     /// As [`with_options`](Self::with_options), of the server at that address, which may have a prefix for each path.
+    ///
+    /// It sends nothing, and can't fail. Where the host or the prefix can't stand in a URL, each question returns
+    /// [`Error::InvalidOption`]; an address that was parsed has no such parts.
     pub fn at(name: &str, address: &ServerAddress, options: ClientOptions) -> Self {
         Client::of(name, Transport::to(address).with_options(options))
     }
@@ -145,9 +149,12 @@ impl Client {
         Client::of(&self.name, self.transport.clone().with_options(options))
     }
 
-    /// The connection by which the latest question of this client, or of one that shares its connections, went, if it is
-    /// kept open: to wait for its end, with `poll(2)` or the like. A server that ends or is started anew ends it, and
-    /// then it is time to [`verify`](Self::verify) a lease. Nothing may be read from it or written to it.
+    /// A handle of the connection that the latest question went by, of this client or of one that shares its
+    /// connections. `None` where it is not open, and before the first question.
+    ///
+    /// Wait for its end with `poll(2)`: a server that ends or is started anew ends it, and then it is time to
+    /// [`verify`](Self::verify) a lease. Do not read, write, or change its options: the next question may go by this
+    /// connection.
     pub fn latest_connection(&self) -> Option<TcpStream> {
         self.transport.latest_connection()
     }
@@ -285,8 +292,9 @@ impl Client {
     /// Whether anybody holds the key.
     ///
     /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::InvalidName`]; [`Error::Refused`];
-    /// [`Error::BadReply`].
+    /// [`Error::Unreachable`]; [`Error::Interrupted`] if no answer came however often it was asked;
+    /// [`Error::InvalidName`]; [`Error::InvalidOption`] if the client was given no host; [`Error::Refused`];
+    /// [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn is_locked(&self, key: &str) -> Result<bool, Error> {
         self.ask_yes_or_no(&Request::new(Verb::Check, valid("key", key)?, ""))
     }

@@ -78,7 +78,7 @@ pub enum Error {
     },
     /// No connection to the server was made, so it has not acted.
     Unreachable {
-        /// `host:port`.
+        /// `host:port`, or a URL where the client's address has a prefix.
         address: String,
         /// How many times it was tried.
         attempts: u32,
@@ -88,11 +88,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The connection broke before the answer came, the answer did not come in time, or a proxy answered in the
-    /// server's place (502, 503 or 504, for instance), so that it is not known whether the server acted. [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
+    /// server's place (502, 503 or 504, for instance), so that it is not known whether the server acted.
+    /// [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
     Interrupted {
         /// The question, such as `LOCK/KEYA/CLIENT_A`.
         question: String,
-        /// `host:port`.
+        /// `host:port`, or a URL where the client's address has a prefix.
         address: String,
         /// How many times it was tried.
         attempts: u32,
@@ -122,7 +123,7 @@ pub enum Error {
     NotHttp {
         /// The question.
         question: String,
-        /// `host:port`.
+        /// `host:port`, or a URL where the client's address has a prefix.
         address: String,
     },
     /// A lease that was to be kept is over, or may be: it was not renewed in time, or somebody of the same name
@@ -144,7 +145,7 @@ pub enum Error {
     BadReply {
         /// The question.
         question: String,
-        /// `host:port`.
+        /// `host:port`, or a URL where the client's address has a prefix.
         address: String,
         /// The first line that came back, shortened; or what is wrong with it, such as `status 404`.
         reply: String,

@@ -191,7 +191,8 @@ pub struct Holder {
     /// How many waited for the key.
     pub waiters: usize,
 
-    /// What it said of itself with its LOCK: see [`LockOptions::note`](crate::LockOptions::note).
+    /// What it said of itself with its LOCK: see [`LockOptions::note`](crate::LockOptions::note). `None` if it said
+    /// nothing.
     pub note: Option<String>,
 }
 

@@ -73,8 +73,9 @@ pub struct Options {
     /// `Some` must not be less than that; up to 365 days.
     pub max_lock_attempt_timeout: Option<Duration>,
 
-    /// How many LOCKs may wait at the same time, over all keys. Default 10,000. One more gets `503`
-    /// at once.
+    /// How many LOCKs may wait at the same time, over all keys. Default 10,000; at the most 100 fewer than the server
+    /// has room for clients. One more gets `503` at once. 0: a LOCK that would have to wait gets `503`, and one that
+    /// tries once (`lock_attempt_timeout` 0) is answered as ever.
     pub max_waiters: usize,
 
     /// How many keys may be held at the same time; one that several hold counts for each. Default 1,000,000; 1 or

@@ -239,6 +239,15 @@ impl Server {
     /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`] where the system refuses threads or
     /// descriptors.
     pub fn run(&mut self) -> Result<(), Error> {
+        self.run_with(|| ())
+    }
+
+    /// As [`run`](Self::run), and calls `serving` once it serves: what it may lack is there, and requests are answered
+    /// when that returns.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run). Where it fails before it serves, `serving` is not called.
+    pub fn run_with(&mut self, serving: impl Fn()) -> Result<(), Error> {
         self.expect_not_running()?;
         // First of all, so that a signal that comes early ends it as one that comes late.
         let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
@@ -248,7 +257,7 @@ impl Server {
         self.bind()?;
         let listeners = self.take_listeners()?;
         limits::grow_futex_hash();
-        serve(listeners, &self.options, &stop, ProcessUse::Own, &|| ())
+        serve(listeners, &self.options, &stop, ProcessUse::Own, &serving)
     }
 
     /// Stops the started or spawned server: LOCKs that wait are broken off, and the port is free on return. A process

@@ -8,6 +8,8 @@ pub mod gateway;
 pub mod program;
 #[path = "common/proxy.rs"]
 pub mod proxy;
+#[path = "common/real_proxy.rs"]
+pub mod real_proxy;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -118,6 +120,11 @@ pub fn raise_own_limit(needed: u64) {
         "this test needs {needed} descriptors, and the hard limit is {hard}"
     );
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// Says why a test proves nothing here. libtest keeps what `eprintln!` writes to itself, where a test passes.
+pub fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
 /// A port that nobody listens on.

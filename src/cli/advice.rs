@@ -9,6 +9,18 @@ use lock_server::{Error, Refusal, ServerAddress, Unreached};
 
 /// An error with what is behind it and, where there is something to do, what. One line.
 pub fn explain(error: &Error) -> String {
+    // The server's own sentence names the option of the library.
+    if let Error::Refused {
+        question,
+        reason: reason @ Refusal::Forbidden,
+        ..
+    } = error
+        && question == "SHUTDOWN"
+    {
+        return format!(
+            "the server refused {question} ({reason}): it allows that if it was started with --allow-shutdown"
+        );
+    }
     let causes = successors(error.source(), |&cause| cause.source());
     let said = causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"));
     match advice(error) {
@@ -21,9 +33,6 @@ fn advice(error: &Error) -> Option<String> {
     Some(match error {
         Error::CannotListen { option, source, .. } => {
             return advice_on_listening(option, source.kind()).map(String::from);
-        }
-        Error::Refused { reason, .. } if *reason == Refusal::Forbidden => {
-            "the server allows it if it was started with --allow-shutdown".into()
         }
         Error::Refused { reason, .. } if *reason == Refusal::WrongHost => {
             "the server takes another name if it was started with --allow-host NAME".into()

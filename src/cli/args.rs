@@ -6,14 +6,14 @@ mod server;
 use std::env;
 use std::ffi::OsString;
 
-use argh::{ArgsInfo, FromArgs, SubCommands};
+use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 
 pub use self::client::{
     Check, Exec, Lock, Ping, Question, Renew, Shutdown, Target, Unlock, Verify,
 };
 pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};
-use crate::cli::usage;
+use crate::cli::{help, usage};
 
 /// The verb whose arguments end at `--`.
 pub const EXEC: &str = "exec";
@@ -48,11 +48,19 @@ pub fn from_env() -> Result<Given, (Failure, Option<&'static str>)> {
     for argument in typed {
         let argument = argument.into_string().map_err(|argument| {
             let failure = Failure::new(USAGE, format!("argument {argument:?} is not UTF-8"));
-            (failure, is_exec.then_some(EXEC))
+            (failure, verb_of(&arguments))
         })?;
         arguments.push(argument);
     }
-    let arguments = with_verb(split_at_equals(arguments));
+    let arguments = with_verb(arguments);
+    let verb = verb_of(&arguments);
+    if let Some(switch) =
+        verb.and_then(|verb| usage::switch_with_value(&info_of(verb)?, &arguments))
+    {
+        let failure = Failure::usage(format!("{switch} takes no value"));
+        return Err((failure, verb));
+    }
+    let arguments = split_at_equals(arguments);
     Ok(Given { arguments, words })
 }
 
@@ -68,28 +76,44 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
             verb: Some(verb), ..
         }) => Ok(Command::Verb(verb.into())),
         Ok(Arguments { verb: None, .. }) => Err(Failure::new(USAGE, "no verb")),
-        Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().into())),
+        Err(early) if early.status.is_ok() => {
+            let said = early.output.trim_end();
+            let usage = said.lines().next().unwrap_or_default();
+            let verb = arguments.first().and_then(|first| info_of(first));
+            let help = verb.map(|verb| help::of_verb(usage, &verb));
+            Ok(Command::Print(help.unwrap_or(said.into())))
+        }
         Err(early) => {
-            let verbs: Vec<&str> = Subcommand::COMMANDS
-                .iter()
-                .map(|command| command.name)
-                .collect();
-            let explained = usage::explain(&early.output, &arguments, &verbs, |arguments| {
+            let explained = usage::explain(&early.output, &arguments, &verbs(), |arguments| {
                 let answer = Arguments::from_args(&["lock-server"], arguments);
                 answer.err().map(|early| early.output)
             });
-            Err(Failure::new(USAGE, explained.unwrap_or(early.output)))
+            let one_line = || {
+                early
+                    .output
+                    .split_whitespace()
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+            Err(Failure::new(USAGE, explained.unwrap_or_else(one_line)))
         }
     }
 }
 
+/// All verbs, with what may be typed behind them.
+fn verbs() -> Vec<CommandInfoWithArgs> {
+    let verbs = Arguments::get_args_info().commands;
+    verbs.into_iter().map(|verb| verb.command).collect()
+}
+
+/// What may be typed behind a verb.
+fn info_of(verb: &str) -> Option<CommandInfoWithArgs> {
+    verbs().into_iter().find(|info| info.name == verb)
+}
+
 /// The verb among the arguments, to point to its help.
-pub fn verb_of(arguments: &[String]) -> Option<&str> {
-    let first = arguments.first()?;
-    Subcommand::COMMANDS
-        .iter()
-        .map(|command| command.name)
-        .find(|verb| verb == first)
+pub fn verb_of(arguments: &[String]) -> Option<&'static str> {
+    info_of(arguments.first()?).map(|info| info.name)
 }
 
 /// `--port=8080` as `--port 8080`, the only form that the parser knows.
@@ -231,7 +255,7 @@ mod tests {
     }
 
     fn normal(line: &str) -> Vec<String> {
-        with_verb(split_at_equals(words(line)))
+        split_at_equals(with_verb(words(line)))
     }
 
     #[test]
@@ -297,8 +321,8 @@ mod tests {
             ),
             ("--max-waiters", defaults.max_waiters.to_string()),
             ("--max-keys", defaults.max_keys.to_string()),
-            ("--max-lock-timeout", "3600,".into()),
-            ("--max-lock-attempt-timeout", "3600,".into()),
+            ("--max-lock-timeout", "3600".into()),
+            ("--max-lock-attempt-timeout", "3600".into()),
         ] {
             let (_, about) = help.split_once(&format!(" {option} ")).expect("an option");
             let (_, rest) = about.split_once("default ").expect("a default");

@@ -11,7 +11,7 @@ use crate::cli::advice::explain;
 use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
 use crate::cli::exit::{Failure, NO, UNREACHABLE};
 use crate::cli::usual_name::usual_name;
-use crate::cli::{print, reasons, say, start_log};
+use crate::cli::{print, print_and, reasons, say, start_log};
 
 /// Where the server is, if no option says it.
 pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
@@ -126,11 +126,10 @@ pub fn shutdown(target: &Target) -> Result<ExitCode, Failure> {
 }
 
 fn answer(yes: bool) -> ExitCode {
-    if yes {
-        return print("1");
+    match yes {
+        true => print("1"),
+        false => print_and("0", NO.into()),
     }
-    print("0");
-    ExitCode::from(NO)
 }
 
 /// As a shell reads it: nothing means anything between single quotes but a single quote.

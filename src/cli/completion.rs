@@ -145,11 +145,6 @@ complete -F _lock_server lock-server"#
 }
 
 fn zsh(verbs: &[CompletedVerb]) -> String {
-    // Between single quotes, and in the text of an option: a bracket would end it, a colon would begin the value.
-    let quoted = |text: &str| {
-        let text = text.replace('\'', r"'\''").replace(':', r"\:");
-        text.replace('[', r"\[").replace(']', r"\]")
-    };
     let (mut described, mut cases) = (String::new(), String::new());
     for CompletedVerb {
         name,
@@ -157,20 +152,10 @@ fn zsh(verbs: &[CompletedVerb]) -> String {
         options,
     } in verbs
     {
-        let _ = writeln!(described, "        '{name}:{}'", quoted(about));
+        let _ = writeln!(described, "        '{name}:{}'", zsh_quoted(about));
         let _ = writeln!(cases, "        {name}) _arguments -S \\");
         for option in options {
-            let (long, about) = (&option.long, quoted(&option.about));
-            let value = match option.value {
-                TakenValue::Nothing => "",
-                TakenValue::Text => ":value: ",
-                TakenValue::File => ":file:_files",
-            };
-            let spelled = match option.short {
-                Some(short) => format!("'(-{short} {long})'{{-{short},{long}}}'"),
-                None => format!("'{long}"),
-            };
-            let _ = writeln!(cases, "            {spelled}[{about}]{value}' \\");
+            let _ = writeln!(cases, "            {} \\", zsh_argument(option));
         }
         let rest = match name.as_str() {
             "completion" => "'1:shell:(bash zsh fish)'",
@@ -206,6 +191,27 @@ else
     compdef _lock_server lock-server
 fi"#
     )
+}
+
+/// An option, as `_arguments` takes it.
+fn zsh_argument(option: &CompletedOption) -> String {
+    let (long, about) = (&option.long, zsh_quoted(&option.about));
+    let value = match option.value {
+        TakenValue::Nothing => "",
+        TakenValue::Text => ":value: ",
+        TakenValue::File => ":file:_files",
+    };
+    let spelled = match option.short {
+        Some(short) => format!("'(-{short} {long})'{{-{short},{long}}}'"),
+        None => format!("'{long}"),
+    };
+    format!("{spelled}[{about}]{value}'")
+}
+
+/// Between single quotes, and in the text of an option: a bracket would end it, a colon would begin the value.
+fn zsh_quoted(text: &str) -> String {
+    let text = text.replace('\'', r"'\''").replace(':', r"\:");
+    text.replace('[', r"\[").replace(']', r"\]")
 }
 
 fn fish(verbs: &[CompletedVerb]) -> String {

@@ -19,7 +19,7 @@ use crate::cli::args::{ServerArgs, StatusArgs, Stop};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::pid_file::{Found, PidFile, Record};
-use crate::cli::{open_log, print, serve, start_log};
+use crate::cli::{open_log, print, print_and, say, serve, start_log};
 
 /// How long a server may take to answer. It needs some milliseconds; the rest is for a machine that is busy.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,11 +27,15 @@ const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often to ask whether it does.
 const POLL: Duration = Duration::from_millis(10);
 
+/// What to do where a server has the pid file that a restart has just found free.
+const RESTART_AGAIN: &str =
+    "another start or restart came first; restart again if it shall have these options";
+
 /// Starts a server, and returns once it answers.
 pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
     close_inherited();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
-    start_with(args.options, pid_file)
+    start_with(args.options, pid_file, serve::STOP_IT)
 }
 
 /// Stops the server that the pid file names.
@@ -52,9 +56,9 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
         }
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
-    let answers = without_pid_file(&defaults.host, port, &pid_file)?;
-    let not_running = match answers {
-        Some(answers) => format!("{not_running}, but {answers}; end it where it was started"),
+    let advice = "; end it where it was started";
+    let not_running = match without_pid_file(&defaults.host, port, &pid_file, advice)? {
+        Some(answers) => format!("{not_running}{answers}"),
         None => format!("{not_running}; there is no server of {path}"),
     };
     Err(Failure::new(FAILED, not_running))
@@ -65,7 +69,7 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     close_inherited();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
     let Found::Running(old, file) = pid_file.find()? else {
-        return start_with(args.options, pid_file);
+        return start_with(args.options, pid_file, RESTART_AGAIN);
     };
     // Options that cannot serve are found out while the running server still does. Its own ports will be free.
     let free = |port| if old.endpoint.has(port) { 0 } else { port };
@@ -81,13 +85,11 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         .filter(|_| args.options.classic_port.is_none());
     end(&old, &file, &pid_file)?;
     drop(file);
-    let started = start_with(args.options, pid_file)?;
+    let started = start_with(args.options, pid_file, RESTART_AGAIN)?;
     if let Some(port) = lost {
-        // Nobody has to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "lock-server: the old server had classic clients on port {port}; the new one has none"
-        );
+        say(&format!(
+            "the old server had classic clients on port {port}; the new one has none"
+        ));
     }
     Ok(started)
 }
@@ -106,33 +108,36 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
                 return Ok(print(&format!("running, process {pid}, on {endpoint}")));
             }
             let address = endpoint.address;
-            print(&format!(
-                "process {pid} runs but does not answer on {address}"
-            ));
-            return Ok(ExitCode::from(FAILED));
+            let line = format!("process {pid} runs but does not answer on {address}");
+            return Ok(print_and(&line, FAILED.into()));
         }
         Found::Nothing => "not running".into(),
         Found::Stale(why, _) => format!("not running; {path} is stale: {why}"),
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
-    match without_pid_file(&host, port, &pid_file)? {
-        Some(answers) => print(&format!("{not_running}, but {answers}")),
-        None => print(&not_running),
+    let line = match without_pid_file(&host, port, &pid_file, "")? {
+        Some(answers) => format!("{not_running}{answers}"),
+        None => not_running,
     };
-    Ok(ExitCode::from(FAILED))
+    Ok(print_and(&line, FAILED.into()))
 }
 
-/// What answers where no pid file says that anything does.
-fn without_pid_file(host: &str, port: u16, pid_file: &PidFile) -> Result<Option<String>, Failure> {
+/// What answers where no pid file says that anything does, as the rest of a sentence; a server with this advice.
+fn without_pid_file(
+    host: &str,
+    port: u16,
+    pid_file: &PidFile,
+    advice: &str,
+) -> Result<Option<String>, Failure> {
     if port == 0 {
         return Ok(None);
     }
     match Client::new("status", host, port).try_ping() {
         Ok(()) => Ok(Some(format!(
-            "a server that has no {} answers on {host}:{port}",
+            ", but a server that has no {} answers on {host}:{port}{advice}",
             pid_file.path()
         ))),
-        Err(error @ Error::NotHttp { .. }) => Ok(Some(explain(&error))),
+        Err(error @ Error::NotHttp { .. }) => Ok(Some(format!("; {}", explain(&error)))),
         Err(error @ Error::InvalidOption { .. }) => Err(error.into()),
         Err(_) => Ok(None),
     }
@@ -153,19 +158,18 @@ fn close_inherited() {
     }
 }
 
-fn start_with(options: Options, pid_file: PidFile) -> Result<ExitCode, Failure> {
+fn start_with(options: Options, pid_file: PidFile, advice: &str) -> Result<ExitCode, Failure> {
     let log_to = options.log_to.clone().map(path::absolute).transpose();
     let log_to = log_to.map_err(|error| Failure::system("no current directory", error))?;
-    let pid_file = pid_file.claim()?;
+    let pid_file = pid_file.claim(advice)?;
     let mut server = Server::new(options);
     let endpoint = Endpoint::bind(&mut server)?;
     if !endpoint.address.ip().is_loopback() {
-        // The daemon may have no log. Nobody has to read it.
-        let _ = writeln!(
-            io::stderr(),
-            "lock-server: {endpoint} can be reached from other machines, and names are not credentials: \
+        // The daemon may have no log.
+        say(&format!(
+            "{endpoint} can be reached from other machines, and names are not credentials: \
              all that reach it can lock and unlock"
-        );
+        ));
     }
     // The child would keep the directory from being unmounted or removed.
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use lock_server::{Error, Refusal};
 
 use crate::cli::advice::explain;
+use crate::cli::say;
 
 /// The verbs that ask a server: its answer is no. A script may take it for "somebody else has the key", so nothing else
 /// ends them with it.
@@ -81,14 +82,13 @@ impl Failure {
 
     /// Says what failed; after wrong usage of a verb also where its help is.
     pub fn report(self, verb: Option<&str>) -> ExitCode {
-        let mut stderr = io::stderr();
-        // `eprintln!` would panic where nobody listens.
-        let _ = writeln!(stderr, "lock-server: {}", self.message.trim_end());
+        say(self.message.trim_end());
         if self.code != USAGE {
             return ExitCode::from(self.code);
         }
         let of_verb = verb.map(|verb| format!(" {verb}")).unwrap_or_default();
-        let _ = writeln!(stderr, "Run lock-server{of_verb} --help for usage.");
+        // Nobody has to listen.
+        let _ = writeln!(io::stderr(), "Run lock-server{of_verb} --help for usage.");
         ExitCode::from(match verb {
             Some("exec") => USAGE_OF_EXEC,
             _ => USAGE,

@@ -101,8 +101,9 @@ impl PidFile {
         }
     }
 
-    /// Locks the file for a server of this process, and makes it if need be.
-    pub fn claim(self) -> Result<LockedPidFile, Failure> {
+    /// Locks the file for a server of this process, and makes it if need be. `advice` is what to do where another one
+    /// has it.
+    pub fn claim(self, advice: &str) -> Result<LockedPidFile, Failure> {
         let taken = match self.look(true) {
             Ok(Found::Stale(_, file)) => {
                 // What the last server was must not be taken for what this one is.
@@ -116,7 +117,7 @@ impl PidFile {
                 });
             }
             Ok(Found::Running(Record { pid, endpoint }, _)) => format!(
-                "already running, process {pid}, on {endpoint}, says {}; stop it, or give another --pid-file",
+                "already running, process {pid}, on {endpoint}, says {}; {advice}",
                 self.path()
             ),
             Ok(Found::Foreign(why)) => format!(

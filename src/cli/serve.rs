@@ -14,12 +14,15 @@ use crate::cli::exit::Failure;
 use crate::cli::pid_file::{LockedPidFile, PidFile};
 use crate::cli::start_log;
 
+/// What to do where a server has the pid file.
+pub const STOP_IT: &str = "stop it, or give another --pid-file";
+
 /// Serves until it is told to stop, and says where.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     start_log("info", args.options.log_to.as_deref())?;
     log_panics_of_tiny_http();
     let pid_file = match args.pid_file {
-        Some(path) => Some(PidFile::new(Some(path), args.options.port)?.claim()?),
+        Some(path) => Some(PidFile::new(Some(path), args.options.port)?.claim(STOP_IT)?),
         None => None,
     };
     let mut server = Server::new(args.options);
@@ -28,18 +31,17 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves until it is told to stop, and has a pid file for as long. `begin` is called once that is written.
+/// Serves until it is told to stop, and has a pid file for as long. `begin` is called once it serves.
 pub fn serve(
     mut server: Server,
     endpoint: Endpoint,
     mut pid_file: Option<LockedPidFile>,
-    begin: impl FnOnce(),
+    begin: impl Fn(),
 ) -> Result<(), Failure> {
     if let Some(pid_file) = &mut pid_file {
         pid_file.write(endpoint)?;
     }
-    begin();
-    let served = server.run();
+    let served = server.run_with(begin);
     let removed = pid_file.map_or(Ok(()), LockedPidFile::remove);
     served?;
     removed

@@ -1,44 +1,42 @@
 //! Wrong usage in words that name what was meant, made of what the parser says.
 
+use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind};
+
+/// The options that mean the same under other verbs, or in flock(1): the verb, what was typed, and what it is called
+/// there.
+const SAME_MEANING: [(&str, &str, &str); 8] = [
+    ("lock", "-n", "--try"),
+    ("lock", "--nonblock", "--try"),
+    ("lock", "-w", "--lock-attempt-timeout"),
+    ("lock", "--wait", "--lock-attempt-timeout"),
+    ("lock", "--timeout", "--lock-attempt-timeout"),
+    ("exec", "--try", "--nonblock"),
+    ("exec", "--lock-attempt-timeout", "--wait"),
+    ("run", "--version", "lock-server --version"),
+];
+
+/// A switch that is followed by `=`, as in `--try=yes`.
+pub fn switch_with_value<'a>(
+    verb: &CommandInfoWithArgs,
+    arguments: &'a [String],
+) -> Option<&'a str> {
+    let arguments = arguments.iter().take_while(|argument| *argument != "--");
+    let mut given = arguments.filter_map(|argument| Some(argument.split_once('=')?.0));
+    given.find(|given| {
+        let mut flags = verb.flags.iter();
+        flags.any(|flag| flag.long == *given && flag.kind == FlagInfoKind::Switch)
+    })
+}
+
 /// What to say instead of the parser's words. `ask` is the parser: what it says to other arguments.
 pub fn explain(
     said: &str,
     arguments: &[&str],
-    verbs: &[&str],
+    verbs: &[CommandInfoWithArgs],
     ask: impl Fn(&[&str]) -> Option<String>,
 ) -> Option<String> {
-    let verb = arguments.first().filter(|first| verbs.contains(first));
     if let Some(unknown) = said.trim_end().strip_prefix("Unrecognized argument: ") {
-        return match verb {
-            None if unknown.starts_with('-') => None,
-            Some(&"run")
-                if let Some(late) = arguments.iter().skip(1).find(|word| verbs.contains(word)) =>
-            {
-                Some(format!("the command stands first: lock-server {late} ..."))
-            }
-            None => Some(format!(
-                "no such command: {unknown}; one of {}",
-                verbs.join(", ")
-            )),
-            Some(&"exec") if !unknown.starts_with('-') => Some(format!(
-                "a second name, {unknown}; the command stands after --, as in: \
-                 lock-server exec KEYA -- ls -l"
-            )),
-            Some(_) if !unknown.starts_with('-') => {
-                Some(format!("one argument too many: {unknown}"))
-            }
-            Some(verb) => {
-                let help = ask(&[verb, "--help"])?;
-                let hint = match meant(unknown, &help) {
-                    Some(meant) => format!("did you mean {meant}?"),
-                    None if is_run_together(unknown, &help) => {
-                        "short options and their values stand apart, as in: -q -w 5".into()
-                    }
-                    None => return None,
-                };
-                Some(format!("no such option: {unknown}; {hint}"))
-            }
-        };
+        return unrecognized(unknown, arguments, verbs);
     }
     // An option at the end lacks its value.
     let option = arguments.last()?;
@@ -53,23 +51,69 @@ pub fn explain(
     Some(format!("{option} needs a value{wanted}"))
 }
 
-/// The long option that is listed in a verb's help and nearest, at most two letters away. Of two that are as near, the
-/// one that has the same letters in another order. `None` where that does not decide.
-fn meant<'a>(unknown: &str, help: &'a str) -> Option<&'a str> {
-    let (_, options) = help.split_once("\nOptions:\n")?;
-    let near = options
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .flat_map(|line| {
-            line.strip_prefix("  ")
-                .unwrap_or_default()
-                .split(' ')
-                .take(2)
-        })
-        .map(|word| word.trim_end_matches(','))
-        .filter(|word| word.starts_with("--") && distance(unknown, word) <= 2);
-    let rank = |word: &str| (distance(unknown, word), sorted(unknown) != sorted(word));
-    let mut ranked: Vec<_> = near.map(|word| (rank(word), word)).collect();
+fn unrecognized(
+    unknown: &str,
+    arguments: &[&str],
+    verbs: &[CommandInfoWithArgs],
+) -> Option<String> {
+    let named = |word: &str| verbs.iter().find(|verb| verb.name == word);
+    let is_option = unknown.starts_with('-');
+    let Some(verb) = named(arguments.first()?) else {
+        return (!is_option).then(|| no_such_command(unknown, verbs));
+    };
+    let mut late = arguments.iter().skip(1).filter_map(|word| named(word));
+    Some(match (verb.name, late.next()) {
+        ("run", Some(late)) => {
+            format!("the command stands first: lock-server {} ...", late.name)
+        }
+        ("exec", _) if !is_option => format!(
+            "a second name, {unknown}; the command stands after --, as in: \
+             lock-server exec KEYA -- ls -l"
+        ),
+        _ if !is_option => format!("one argument too many: {unknown}"),
+        (name, _) => no_such_option(unknown, name, verb.flags),
+    })
+}
+
+fn no_such_command(unknown: &str, verbs: &[CommandInfoWithArgs]) -> String {
+    let names: Vec<&str> = verbs.iter().map(|verb| verb.name).collect();
+    let hint = match meant(&unknown.to_lowercase(), &names) {
+        Some(meant) => format!("did you mean {meant}?"),
+        None => format!("one of {}", names.join(", ")),
+    };
+    format!("no such command: {unknown}; {hint}")
+}
+
+fn no_such_option(unknown: &str, verb: &str, flags: &[FlagInfo]) -> String {
+    let mut options: Vec<&str> = flags.iter().map(|flag| flag.long).collect();
+    if verb == "run" {
+        // It is also the verb of a command line without one.
+        options.push("--version");
+    }
+    let mut same = SAME_MEANING.iter();
+    let same = same.find(|(of, typed, _)| (*of, *typed) == (verb, unknown));
+    let near = || meant(unknown, &options);
+    let hint = match same.map(|(_, _, meant)| *meant).or_else(near) {
+        Some(meant) => format!("; did you mean {meant}?"),
+        None if is_run_together(unknown, flags) => {
+            "; short options and their values stand apart, as in: -q -w 5".into()
+        }
+        None => String::new(),
+    };
+    format!("no such option: {unknown}{hint}")
+}
+
+/// The word that is nearest: a third of its letters differ at most, or their order alone. `None` where two words are as
+/// near.
+fn meant<'a>(unknown: &str, words: &[&'a str]) -> Option<&'a str> {
+    let letters = unknown.trim_start_matches('-').chars().count();
+    let rank = |word: &str| {
+        let (distance, has_others) = (distance(unknown, word), sorted(unknown) != sorted(word));
+        let is_near = !has_others || distance <= letters / 3;
+        is_near.then_some((distance, has_others))
+    };
+    let ranked = words.iter().filter_map(|word| Some((rank(word)?, *word)));
+    let mut ranked: Vec<_> = ranked.collect();
     ranked.sort();
     match ranked.as_slice() {
         [(first, _), (second, _), ..] if first == second => None,
@@ -83,15 +127,11 @@ fn sorted(word: &str) -> Vec<char> {
     letters
 }
 
-/// Whether it begins with a short option that is listed in a verb's help, and goes on.
-fn is_run_together(unknown: &str, help: &str) -> bool {
-    let Some(letter) = unknown
-        .strip_prefix('-')
-        .and_then(|rest| rest.chars().next())
-    else {
-        return false;
-    };
-    letter != '-' && help.contains(&format!("\n  -{letter}, --"))
+/// Whether it begins with a short option and goes on.
+fn is_run_together(unknown: &str, flags: &[FlagInfo]) -> bool {
+    let mut letters = unknown.chars().skip(1);
+    let letter = letters.next();
+    letter.is_some() && flags.iter().any(|flag| flag.short == letter)
 }
 
 /// Levenshtein's: how many letters to put in, leave out or replace.
@@ -115,27 +155,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_one_near_option_is_meant() {
-        let help = "\nOptions:\n  --host   as\n           --port\n  --port\n  --lock-timeout\n  -h, --help, help\n\n  --frobnicate\n";
-        assert_eq!(meant("--prot", help), Some("--port"));
-        assert_eq!(meant("--lock-timout", help), Some("--lock-timeout"));
-        assert_eq!(meant("--hlp", help), Some("--help"));
-        assert_eq!(meant("--post", help), None);
-        let two = "\nOptions:\n  --name\n  --note\n";
-        assert_eq!(meant("--nmae", two), Some("--name"));
-        assert_eq!(meant("--notes", two), Some("--note"));
-        assert_eq!(meant("--frobnicat", help), None);
-    }
-
-    #[test]
-    fn short_options_are_run_together_where_the_first_is_one() {
-        let help = "\nOptions:\n  -n, --nonblock    as\n  -w, --wait        as\n  --help";
-        for unknown in ["-w5", "-nq", "-n5"] {
-            assert!(is_run_together(unknown, help), "{unknown}");
+    fn only_one_near_word_is_meant() {
+        let options = ["--host", "--port", "--lock-timeout", "--help"];
+        for (unknown, word) in [
+            ("--prot", Some("--port")),
+            ("--lock-timout", Some("--lock-timeout")),
+            ("--hlp", Some("--help")),
+            // Two are as near.
+            ("--post", None),
+            // More than a third of the letters.
+            ("--shell", None),
+            ("--frobnicat", None),
+        ] {
+            assert_eq!(meant(unknown, &options), word, "{unknown}");
         }
-        for unknown in ["-x5", "--n", "-", "n"] {
-            assert!(!is_run_together(unknown, help), "{unknown}");
-        }
+        assert_eq!(meant("--host", &["--port"]), None);
+        let two = ["--name", "--note"];
+        assert_eq!(meant("--nmae", &two), Some("--name"));
+        assert_eq!(meant("--notes", &two), Some("--note"));
+        assert_eq!(meant("--note", &["--name"]), None);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use nix::unistd::{Pid, Uid, User, gethostname, getpid};
 
+use crate::cli::process::ProcessStat;
+
 /// The name of a process: the user's, the machine's, the process's number, and eight digits that no other process
 /// has that has the rest.
 ///
@@ -28,20 +30,13 @@ fn identity(process: Pid) -> String {
     // In a container that sees the processes of another one, this number is somebody else's there.
     let is_ours =
         fs::read_link("/proc/self").is_ok_and(|link| link == Path::new(&getpid().to_string()));
-    let start = is_ours.then(|| start_time(process)).flatten();
+    let stat = is_ours.then(|| ProcessStat::of(process)).flatten();
+    let start = stat.as_ref().and_then(ProcessStat::start_time);
     format!(
         "{boot} {} {}",
         container.display(),
         start.unwrap_or_default()
     )
-}
-
-/// When a process began, in ticks since the boot.
-fn start_time(process: Pid) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // proc(5): the 22nd field, counted from the number. The second, a name in parentheses, may hold anything.
-    let (_, fields) = stat.rsplit_once(')')?;
-    Some(fields.split_ascii_whitespace().nth(22 - 3)?.into())
 }
 
 /// FNV-1a of 32 bits: every build of this program has to come to the same.
@@ -59,12 +54,5 @@ mod tests {
     fn a_digest_is_fnv_1a() {
         assert_eq!(digest(""), 0x811c_9dc5);
         assert_eq!(digest("foobar"), 0xbf9c_f968);
-    }
-
-    #[test]
-    fn a_process_has_a_start_and_one_that_is_not_there_has_none() {
-        let own = start_time(getpid()).expect("it runs");
-        assert!(own.parse::<u64>().expect("a number") > 0);
-        assert_eq!(start_time(Pid::from_raw(0)), None);
     }
 }

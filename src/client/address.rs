@@ -26,7 +26,8 @@ use crate::host::{host_and_port, parse_address, reachable};
 pub struct ServerAddress {
     /// A name or an address, an IPv6 address without brackets.
     pub host: String,
-    /// The port.
+    /// The port, 1 to 65535. Parsing refuses 0; a client that is given it finds nobody
+    /// ([`Error::Unreachable`]).
     pub port: u16,
     /// What stands before each path, as a proxy may want it: empty, or a slash and more, without one at the end.
     pub prefix: String,

@@ -80,10 +80,13 @@ pub struct LockOptions {
     /// What may call the wait off from another thread. Default `None`: nothing.
     pub cancel: Option<CancelToken>,
 
-    /// For how long it is asked again, under the same request ID, where a proxy answers in the server's place: with a
-    /// 502, 503 or 504, for instance, that no lock server sent. Default `None`: for as long as it may wait for its
-    /// turn. [`Duration::ZERO`]: as often as [`reconnect_attempts`](ClientOptions::reconnect_attempts) says, which is
-    /// the least in any case; where that is 0, once.
+    /// For how long the LOCK is asked again, under the same request ID, where a proxy answers in the server's place:
+    /// with 408, 429, 500, 502 to 504 or 520 to 530, and without a `Lock-Result`. Counted from the first question.
+    /// Default `None`: for as long as the LOCK may wait for its turn.
+    ///
+    /// In any case it is asked as often as [`reconnect_attempts`](ClientOptions::reconnect_attempts) says, so
+    /// [`Duration::ZERO`] means just that, and a single question where that is 0, too. Then the answer is
+    /// [`Error::Interrupted`](crate::Error::Interrupted).
     pub proxy_timeout: Option<Duration>,
 }
 

@@ -16,7 +16,8 @@ impl Client {
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke: the question is not asked
     /// twice, because another process of this name may have been granted the key since the first was carried
-    /// out; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`].
+    /// out; [`Error::InvalidName`]; [`Error::InvalidOption`] if the client was given no host; [`Error::Refused`];
+    /// [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn unlock(&self, key: &str) -> Result<bool, Error> {
         self.ask_yes_or_no(&self.question(Verb::Unlock, key)?)
     }
@@ -24,8 +25,8 @@ impl Client {
     /// Unlocks the key under a fence that this name was told. `false` if that grant is over.
     ///
     /// # Errors
-    /// [`Error::Unreachable`]; [`Error::InvalidName`]; [`Error::Refused`]; [`Error::BadReply`];
-    /// [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
+    /// [`Error::Unreachable`]; [`Error::InvalidName`]; [`Error::InvalidOption`] if the client was given no host;
+    /// [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`]; [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
     /// this may have ended it, or it had run out before.
     pub fn unlock_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
         self.unlock_once(key, fence, || false)

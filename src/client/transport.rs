@@ -349,3 +349,19 @@ pub(super) fn name_of(question: &Request) -> String {
     let path = question.split('?').next().unwrap_or_default();
     protocol::shorten(path.trim_start_matches('/'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_a_proxy_is_no_answer_and_any_other_is_one() {
+        for status in [408, 429, 500, 502, 503, 504, 520, 530] {
+            assert!(is_status_of_proxy(status), "{status}");
+        }
+        // Those of a lock server, its 503 aside, and of what answers there instead of one.
+        for status in [200, 301, 400, 403, 404, 405, 417, 421, 501, 505, 519, 531] {
+            assert!(!is_status_of_proxy(status), "{status}");
+        }
+    }
+}

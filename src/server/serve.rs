@@ -70,6 +70,7 @@ pub(crate) fn serve(
             return Err(error);
         }
     };
+    serving();
     log::info!(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
         limits.waiters
@@ -79,7 +80,6 @@ pub(crate) fn serve(
             "{address} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock"
         );
     }
-    serving();
     parts.run(process);
     stop.log_reason();
     parts.close();

@@ -25,8 +25,7 @@ fn patient() -> Options {
     }
 }
 
-/// Without the nudges, 4 to 60 of each first burst were never answered; seen with `nudge_if_busy`
-/// returning at once.
+/// Without the probes of `server/tiny/stalls.rs`, 4 to 60 of each first burst were never answered.
 #[test]
 fn of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected() {
     let _alone = alone();
@@ -67,7 +66,7 @@ fn of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_con
     }
 }
 
-/// Two nudges at each beat, needed or not, took the whole half percent.
+/// Two probes at each tick, needed or not, took the whole half percent.
 #[test]
 fn an_idle_server_takes_less_than_half_a_percent_of_a_core() {
     let _alone = alone();

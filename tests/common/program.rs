@@ -1,8 +1,12 @@
 //! The real program, as a person or a script calls it.
 
+use std::env;
 use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+
+use super::skip;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_lock-server");
 
@@ -26,6 +30,40 @@ pub fn clean(command: &mut Command) -> &mut Command {
         command.env_remove(variable);
     }
     command.stdin(Stdio::null())
+}
+
+/// What `.ci/run` installs: in CI a test that needs one of them fails where it is not there.
+const INSTALLED_BY_CI: [&str; 4] = ["nginx", "haproxy", "zsh", "fish"];
+
+/// The path of a program. `None` where it is not installed, and that is said.
+pub fn installed(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Debian's nginx is in no user's PATH.
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into()]);
+    let found = folders
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        let is_needed = env::var_os("CI").is_some() && INSTALLED_BY_CI.contains(&program);
+        assert!(!is_needed, "{program} is not installed, and CI needs it");
+        skip(&format!("{program} is not installed"));
+    }
+    found
+}
+
+/// `unshare` with these options, if this machine lets it make namespaces.
+pub fn unshared(options: &[&str]) -> Option<Command> {
+    let unshare = || {
+        let mut unshare = Command::new("unshare");
+        clean(&mut unshare).args(options);
+        unshare
+    };
+    let tried = unshare().arg("true").stderr(Stdio::null()).status();
+    if tried.is_ok_and(|status| status.success()) {
+        return Some(unshare());
+    }
+    skip(&format!("unshare {options:?} is not allowed"));
+    None
 }
 
 /// How a program ended, as a shell says it: 128 and the number of the signal that ended it.

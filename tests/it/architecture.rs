@@ -225,6 +225,39 @@ fn tiny_http_is_named_in_the_room_that_is_named_after_it_alone() {
 }
 
 #[test]
+fn no_file_has_more_than_450_lines_without_its_tests_and_no_function_more_than_60() {
+    for (name, code) in modules() {
+        let lines: Vec<&str> = code.lines().collect();
+        assert!(lines.len() <= 450, "{name} has {} lines", lines.len());
+        for (begin, line) in lines.iter().enumerate() {
+            let indent = line.len() - line.trim_start().len();
+            let before_name = line.split_once("fn ").map(|(before, _)| before.trim());
+            let is_function = before_name.is_some_and(|before| {
+                let words = [
+                    "pub",
+                    "pub(crate)",
+                    "pub(super)",
+                    "const",
+                    "unsafe",
+                    "extern",
+                    "\"C\"",
+                ];
+                before
+                    .split(' ')
+                    .all(|word| word.is_empty() || words.contains(&word))
+            });
+            if is_function && !line.ends_with([';', '}']) {
+                let end = format!("{}}}", &line[..indent]);
+                let length = lines[begin..].iter().position(|line| *line == end);
+                // A method that a trait only declares has no end of its own, and is short.
+                let length = length.map_or(0, |last| last + 1);
+                assert!(length <= 60, "{name}: {length} lines: {line}");
+            }
+        }
+    }
+}
+
+#[test]
 fn no_type_name_is_defined_twice() {
     let mut count: BTreeMap<String, usize> = BTreeMap::new();
     for code in modules().values() {

@@ -18,8 +18,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 use nix::unistd::{Pid, Uid, chown};
 use tempfile::TempDir;
 
-use crate::common::bound;
-use crate::common::program::{Outcome, PROGRAM, clean, program, typed};
+use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
+use crate::common::{bound, free_port, skip, until};
 
 const VERBS: [&str; 14] = [
     "run",
@@ -37,16 +37,6 @@ const VERBS: [&str; 14] = [
     "shutdown",
     "completion",
 ];
-
-/// Polls until something is so.
-#[track_caller]
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !so() {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// A body of the plain wire, without its line feed; empty if the server broke the connection off.
 fn http(address: &str, path: &str) -> String {
@@ -347,6 +337,30 @@ fn run_logs_with_time_and_level_as_rust_log_says() {
     assert_eq!(rest, "");
 }
 
+/// `RUST_LOG` is that of the program that runs a server for its tests.
+#[test]
+fn lock_server_log_wins_over_rust_log_and_an_empty_one_is_none() {
+    for (own, others, level) in [
+        ("debug", "off", "INFO"),
+        ("off", "debug", ""),
+        ("", "off", ""),
+        ("", "", "INFO"),
+    ] {
+        let mut run = program(["run", "--port", "0"]);
+        let run = run.env("LOCK_SERVER_LOG", own).env("RUST_LOG", others);
+        let mut server = Foreground::spawn(run);
+        server.signal(Signal::SIGTERM);
+        let mut log = String::new();
+        server.stderr.read_to_string(&mut log).expect("UTF-8");
+        assert_eq!(
+            log.is_empty(),
+            level.is_empty(),
+            "{own:?} {others:?}: {log}"
+        );
+        assert!(log.contains(level), "{own:?} {others:?}: {log}");
+    }
+}
+
 #[test]
 fn a_clean_end_logs_no_error_at_any_level() {
     for level in ["debug", "trace"] {
@@ -381,6 +395,20 @@ fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
         let broken_off = told.recv().expect("sent");
         assert!(!broken_off.contains('.'), "granted: {broken_off}");
     }
+}
+
+/// Seen to fail: it said where it serves, and then that it can't.
+#[test]
+fn run_says_where_it_serves_once_it_does() {
+    let daemon = Daemon::none();
+    let mut shell = Command::new("sh");
+    let script = "ulimit -n 43; exec \"$0\" run --port 0 --pid-file \"$1\"";
+    clean(&mut shell).args(["-c", script, PROGRAM]);
+    let outcome = Outcome::of(shell.arg(&daemon.pid_file));
+    outcome.expect(1, "");
+    outcome.expect_stderr(&["lock-server: ", "too few descriptors"]);
+    assert!(!outcome.stderr.contains("serves on"), "{outcome:?}");
+    assert!(!daemon.pid_file.exists());
 }
 
 #[test]
@@ -580,6 +608,32 @@ fn restart_warns_whoever_leaves_the_classic_clients_behind() {
     assert_eq!(stderr_of("restart --port 0"), "");
 }
 
+/// Seen to fail: who was told to restart a server was told to stop it.
+#[test]
+fn of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again() {
+    let daemon = Daemon::started("");
+    until("one loses", || {
+        let restarts = [(); 4].map(|()| {
+            let mut restart = program(["restart", "--port", "0", "--pid-file"]);
+            restart.arg(&daemon.pid_file);
+            thread::spawn(move || Outcome::of(&mut restart))
+        });
+        let outcomes = restarts.map(|restart| restart.join().expect("no panic"));
+        assert!(
+            outcomes.iter().any(|one| one.code == Some(0)),
+            "{outcomes:?}"
+        );
+        let lost = outcomes.iter().filter(|one| one.code != Some(0));
+        let lost = lost.inspect(|outcome| {
+            assert_eq!(outcome.code, Some(1), "{outcome:?}");
+            outcome.expect_stderr(&["already running, process ", "restart again"]);
+            assert!(!outcome.stderr.contains("stop it"), "{outcome:?}");
+        });
+        lost.count() > 0
+    });
+    assert_eq!(daemon.typed("stop").code, Some(0));
+}
+
 #[test]
 fn restart_starts_where_nothing_runs() {
     let daemon = Daemon::none();
@@ -725,7 +779,7 @@ fn a_file_that_is_no_pid_file_is_neither_believed_nor_touched() {
 #[test]
 fn another_user_s_pid_file_is_not_believed() {
     if !Uid::effective().is_root() {
-        return; // Only root can give a file away.
+        return skip("only root can give a file away");
     }
     let mut stranger = Stranger::new();
     let daemon = Daemon::none();
@@ -986,6 +1040,29 @@ fn a_note_is_shown_to_those_who_ask_for_the_key() {
     );
 }
 
+/// Seen to fail: `check` wrote the name as it is.
+#[test]
+fn no_name_tells_a_terminal_what_to_do() {
+    let server = Foreground::run("--lock-timeout 30");
+    let ask = |args: &[&str]| {
+        let mut command = program(args);
+        Outcome::of(command.env("LOCK_SERVER", &server.address))
+    };
+    assert_eq!(
+        ask(&["lock", "--name", "A\x1b[2JB", "K\x1b[2J"]).code,
+        Some(0)
+    );
+    let locked = ask(&["check", "K\x1b[2J"]);
+    locked.expect(0, "1\n");
+    locked.expect_stderr(&["lock-server: K?[2J is held by A?[2JB for "]);
+    let failed = ask(&["lock\x1b[2J", "K"]);
+    failed.expect(2, "");
+    failed.expect_stderr(&["no such command: lock?[2J"]);
+    for outcome in [locked, failed] {
+        assert!(!outcome.stderr.contains('\x1b'), "{outcome:?}");
+    }
+}
+
 /// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` said a bare 0 or 1.
 #[test]
 fn a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait() {
@@ -1178,7 +1255,10 @@ fn shutdown_ends_a_server_that_allows_it_and_no_other() {
     let server = Foreground::run("");
     let outcome = server.typed("shutdown");
     outcome.expect(69, "");
-    outcome.expect_stderr(&["lock-server: ", "forbidden", "--allow-shutdown"]);
+    // It was told twice: by the server, with the option of the library, and by the command.
+    let refused = "lock-server: the server refused SHUTDOWN (forbidden): \
+                   it allows that if it was started with --allow-shutdown\n";
+    assert_eq!(outcome.stderr, refused);
     server.typed("ping").expect(0, "1\n");
 }
 
@@ -1227,6 +1307,39 @@ fn a_lock_whose_answer_cannot_be_printed_is_unlocked() {
     }
 }
 
+/// A shell takes what stands in `$(…)` for the answer, and an exit code of 0 or 1 for yes or no.
+///
+/// Seen to fail: a no was 1, Rust gave a closed standard output to /dev/null, and the help was printed into the error.
+#[test]
+fn an_answer_that_cannot_be_written_is_exit_71_and_one_short_line() {
+    let server = Foreground::run("--lock-timeout 30");
+    for line in [
+        "check K",
+        "verify -q K",
+        "lock K",
+        "ping",
+        "--help",
+        "completion bash",
+    ] {
+        for redirection in [">/dev/full", ">&-"] {
+            let mut shell = Command::new("sh");
+            let script = format!("\"$0\" {line} {redirection}; exit $?");
+            clean(&mut shell)
+                .args(["-c", &script, PROGRAM])
+                .env("LOCK_SERVER", &server.address);
+            let outcome = Outcome::of(&mut shell);
+            outcome.expect(71, "");
+            let said: Vec<&str> = outcome.stderr.lines().collect();
+            let [said] = said[..] else {
+                panic!("{line} {redirection}: {outcome:?}");
+            };
+            let begin = "lock-server: cannot write to standard output: ";
+            assert!(said.starts_with(begin) && said.len() < 120, "{outcome:?}");
+            assert_eq!(http(&server.address, "/CHECK/K"), "0", "{line}");
+        }
+    }
+}
+
 #[test]
 fn a_question_to_the_classic_port_hears_that_it_is_the_wrong_one() {
     for options in ["", "--allow-shutdown"] {
@@ -1247,8 +1360,15 @@ fn a_question_to_the_classic_port_hears_that_it_is_the_wrong_one() {
     let server = Foreground::run("--classic-port 0");
     let status = typed(&format!("status --port {}", server.classic_port()));
     assert_eq!(status.code, Some(1), "{status:?}");
-    let says_so = status.stdout.contains("answers, but not in HTTP");
-    assert!(says_so, "{status:?}");
+    let said = format!(
+        "not running; 127.0.0.1:{port} answers, but not in HTTP; if that is a --classic-port, give the \
+         server's --port\n",
+        port = server.classic_port()
+    );
+    assert_eq!(status.stdout, said);
+    let stop = typed(&format!("stop --port {}", server.classic_port()));
+    stop.expect(1, "");
+    assert_eq!(stop.stderr, format!("lock-server: {said}"));
 }
 
 #[test]
@@ -1352,45 +1472,27 @@ fn commands_of_one_shell_have_one_name_and_two_shells_have_two() {
 fn two_containers_of_one_host_name_have_two_names() {
     let server = Foreground::run("--lock-timeout 30");
     let contained = |args: &[&str]| {
-        let mut command = Command::new("unshare");
-        clean(&mut command)
-            .args([
-                "--map-root-user",
-                "--pid",
-                "--fork",
-                "--mount-proc",
-                PROGRAM,
-            ])
-            .args(args)
-            .env("LOCK_SERVER", &server.address);
-        command
+        let mut command = unshared(&["--map-root-user", "--pid", "--fork", "--mount-proc"])?;
+        command.args(args).env("LOCK_SERVER", &server.address);
+        Some(command)
     };
-    let trial = Outcome::of(&mut contained(&["--version"]));
-    if trial.code != Some(0) {
-        eprintln!("skipped: no unshare here: {}", trial.stderr);
-        return;
-    }
     let holder = || server.typed("check KEYA").stderr;
-    let mut first = contained(&["exec", "KEYA", "--", "cat"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("it starts");
+    let Some(mut first) = contained(&[PROGRAM, "exec", "KEYA", "--", "cat"]) else {
+        return;
+    };
+    let mut first = first.stdin(Stdio::piped()).spawn().expect("it starts");
     until("the first has the key", || {
         holder().contains("KEYA is held by ")
     });
     let name = holder();
     assert!(name.contains(":1-"), "a container's first process: {name}");
 
-    let mut second = contained(&["exec", "-w", "30", "KEYA", "--", "true"])
-        .spawn()
-        .expect("it starts");
+    let second = contained(&[PROGRAM, "exec", "-w", "30", "KEYA", "--", "true"]);
+    let mut second = second.expect("as the first").spawn().expect("it starts");
     until("the second waits", || holder().contains("1 waits for it"));
     let shell = "\"$0\" unlock KEYA; exit $?";
-    let mut unlock = Command::new("unshare");
-    clean(&mut unlock)
-        .args(["--map-root-user", "--pid", "--fork", "--mount-proc"])
-        .args(["sh", "-c", shell, PROGRAM])
-        .env("LOCK_SERVER", &server.address);
+    let unlock = contained(&["sh", "-c", shell, PROGRAM]);
+    let mut unlock = unlock.expect("as the first");
     Outcome::of(&mut unlock).expect(1, "0\n");
     drop(first.stdin.take());
     assert_eq!(first.wait().expect("a child").code(), Some(0));
@@ -1456,6 +1558,24 @@ fn help_names_every_verb_and_fits_a_terminal() {
     }
 }
 
+/// Seen to fail: `exec` took 63 lines, `run` 43, and each value was named after its option.
+#[test]
+fn the_help_of_each_verb_fits_a_screen_and_names_the_values_of_options() {
+    for verb in VERBS {
+        let help = typed(&format!("{verb} --help")).stdout;
+        let (screen, _) = help.split_once("\n\nExamples:\n").expect("examples");
+        let lines: Vec<&str> = screen.lines().collect();
+        assert!(lines.len() <= 24, "{verb} takes {} lines", lines.len());
+        for option in lines.iter().filter_map(|line| line.strip_prefix("  -")) {
+            let (typed, meaning) = option.split_once("  ").expect("what it means");
+            assert!(meaning.contains(char::is_alphabetic), "{verb}: {option}");
+            let value = typed.rsplit_once(' ').map_or("", |(_, value)| value);
+            let is_name = !value.contains(|c: char| c.is_lowercase());
+            assert!(is_name || value.starts_with("--"), "{verb}: {option}");
+        }
+    }
+}
+
 /// What bash offers for the last word of a line.
 fn offered(line: &str) -> Vec<String> {
     let script = r#"source <("$0" completion bash) || exit 3
@@ -1508,10 +1628,11 @@ fn zsh_and_fish_understand_their_completion() {
         assert_eq!(script.code, Some(0), "{script:?}");
         let file = directory.path().join(shell);
         fs::write(&file, &script.stdout).expect("written");
-        let Ok(parsed) = Command::new(shell).arg("-n").arg(&file).output() else {
-            eprintln!("skipped: there is no {shell}");
+        let Some(shell_path) = installed(shell) else {
             continue;
         };
+        let parsed = Command::new(shell_path).arg("-n").arg(&file).output();
+        let parsed = parsed.expect("it starts");
         assert!(parsed.status.success(), "{shell}: {parsed:?}");
         if shell == "fish" {
             let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar""#;
@@ -1611,9 +1732,42 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
 #[test]
 fn wrong_usage_says_what_there_is_instead() {
     for (line, words) in [
+        ("strat", "no such command: strat; did you mean start?\n"),
         (
-            "lok K",
-            "no such command: lok; one of run, start, stop, restart, status, lock, unlock, renew, \
+            "unlokc K",
+            "no such command: unlokc; did you mean unlock?\n",
+        ),
+        ("LOCK K", "no such command: LOCK; did you mean lock?\n"),
+        (
+            "--verison",
+            "no such option: --verison; did you mean --version?\n",
+        ),
+        // No option is near, and none that is half the same is named.
+        ("exec --shell K -- ls", "no such option: --shell\n"),
+        ("stop --host h", "no such option: --host\n"),
+        ("check --note K", "no such option: --note\n"),
+        // The same is called otherwise by flock(1), and by the next verb.
+        ("lock -n K", "no such option: -n; did you mean --try?\n"),
+        (
+            "lock -w 5 K",
+            "no such option: -w; did you mean --lock-attempt-timeout?\n",
+        ),
+        (
+            "lock --wait 5 K",
+            "no such option: --wait; did you mean --lock-attempt-timeout?\n",
+        ),
+        (
+            "lock --timeout 5 K",
+            "no such option: --timeout; did you mean --lock-attempt-timeout?\n",
+        ),
+        (
+            "exec -w5 K -- ls",
+            "no such option: -w5; short options and their values stand apart, as in: -q -w 5\n",
+        ),
+        ("lock --try=yes KEYA", "--try takes no value\n"),
+        (
+            "frob K",
+            "no such command: frob; one of run, start, stop, restart, status, lock, unlock, renew, \
              check, verify, exec, ping, shutdown, completion\n",
         ),
         (
@@ -1639,7 +1793,8 @@ fn wrong_usage_says_what_there_is_instead() {
         ("start --pid-file", "--pid-file needs a value\n"),
     ] {
         let outcome = typed(line);
-        outcome.expect(2, "");
+        let usage = if line.starts_with("exec") { 64 } else { 2 };
+        outcome.expect(usage, "");
         let said = outcome.stderr.strip_prefix("lock-server: ");
         assert!(
             said.is_some_and(|said| said.starts_with(words)),
@@ -1656,13 +1811,4 @@ fn an_argument_that_is_not_utf8_is_wrong_usage() {
     ]));
     outcome.expect(2, "");
     outcome.expect_stderr(&["caf", "not UTF-8"]);
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }

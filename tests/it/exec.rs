@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::program::{Outcome, PROGRAM, clean, program, shell_code};
 use crate::common::proxy::{Break, Cut, Proxy};
-use crate::common::{ask, bound, ms, options, start, until};
+use crate::common::{ask, bound, ms, options, skip, start, until};
 use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -648,7 +648,7 @@ fn a_nested_exec_knows_its_ancestors_without_the_environment() {
     let between = format!("\"$0\" exec L -- sh -c '{inner}' \"$0\"");
     for script in [inner, &between, by_su] {
         if script == by_su && !nix::unistd::Uid::effective().is_root() {
-            eprintln!("SKIPPED: su wants a password here");
+            skip("su wants a password");
             continue;
         }
         let nested = outcome(&server, "K", &["sh", "-c", script, PROGRAM]);
@@ -947,17 +947,9 @@ fn renewals_go_by_one_connection() {
 
 /// `unshare` with these options, if this machine lets it make namespaces.
 fn unshared(options: &[&str]) -> Option<Command> {
-    let unshare = || {
-        let mut unshare = Command::new("unshare");
-        listening(clean(&mut unshare)).args(options);
-        unshare
-    };
-    let tried = unshare().arg("true").stderr(Stdio::null()).status();
-    if tried.is_ok_and(|status| status.success()) {
-        return Some(unshare());
-    }
-    eprintln!("SKIPPED: unshare {options:?} is not allowed here");
-    None
+    let mut unshare = crate::common::program::unshared(options)?;
+    listening(&mut unshare);
+    Some(unshare)
 }
 
 /// Each renewal had looked the name up anew: 124, though the server was there.

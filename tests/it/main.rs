@@ -24,6 +24,7 @@
 //! | a waiter that goes loses its place within a second | `alone::http::a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second` |
 //! | a waiter that is watched and goes is never granted the key | `alone::http::a_watched_waiter_that_goes_is_never_granted_the_key` |
 //! | who goes after the grant keeps the lease | `alone::http::who_hangs_up_after_the_grant_keeps_the_lease` |
+//! | who goes before its LOCK is read is granted a free key | `wire::a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key` |
 //! | a wait that begins while a crowd of waits is looked after ends with its patience | `alone::http::a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
@@ -60,6 +61,7 @@
 //! | an empty body is none, however it is announced | `wire::a_body_that_is_empty_is_none_however_it_is_announced` |
 //! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
 //! | what is not ASCII ends its connection and does nothing | `wire::what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
+//! | a request line that is not HTTP/1 does nothing | `wire::a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing` |
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
 //! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
 //! | `Lock-Server` | `wire::each_answer_says_which_run_of_a_server_gave_it` |
@@ -126,6 +128,7 @@
 //! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away` |
 //! | in the end that is 69 | `proxied::where_a_proxy_answers_to_the_end_it_is_69_and_says_so` |
 //! | a LOCK may wait longer than a proxy does | `proxied::a_lock_keeps_its_place_where_a_proxy_does_not_wait_as_long_as_it` |
+//! | no longer than `proxy_timeout` says | `proxied::a_lock_is_asked_behind_a_proxy_no_longer_than_proxy_timeout_says` |
 //! | `LOCK_SERVER` may be a URL with a prefix | `proxied::a_url_with_a_prefix_leads_through_a_proxy` |
 //! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_asked_twice` |
@@ -146,11 +149,18 @@
 //! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
 //! | `run` ends by SIGINT and SIGTERM with 0 | `command::sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait` |
+//! | `run` says where it serves once it does | `command::run_says_where_it_serves_once_it_does` |
+//! | of two restarts at once one wins, and the other is told | `command::of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again` |
 //! | a no says who has the key, for how long, and how many wait | `command::a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait` |
 //! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has` |
 //! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
 //! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
+//! | an answer that can't be written is 71 | `command::an_answer_that_cannot_be_written_is_exit_71_and_one_short_line` |
+//! | no name tells a terminal what to do | `command::no_name_tells_a_terminal_what_to_do` |
+//! | wrong usage names what was meant | `command::wrong_usage_says_what_there_is_instead` |
+//! | the help of a verb fits a screen | `command::the_help_of_each_verb_fits_a_screen_and_names_the_values_of_options` |
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
+//! | `LOCK_SERVER_LOG` wins over `RUST_LOG` | `command::lock_server_log_wins_over_rust_log_and_an_empty_one_is_none` |
 //! | a shell completes verbs, options and the command of `exec` | `command::bash_completes_verbs_options_and_the_command_of_exec` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
 //! | the environment says where and who | `command::the_environment_says_where_and_who_and_options_win` |
@@ -169,6 +179,11 @@
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
 //! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
+//! | Ctrl-C ends the script that `exec` stands in | `exec::ctrl_c_ends_the_script_that_exec_stands_in` |
+//! | a server that is away is waited for, and that is said once | `exec::a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once` |
+//! | a server that is silent is told of | `exec::a_server_that_is_silent_is_told_of_while_it_is_waited_for` |
+//! | and for a while it costs nothing | `exec::without_an_option_a_server_that_is_silent_for_a_while_costs_nothing` |
+//! | without a terminal who has the key is said once | `exec::without_a_terminal_it_says_once_who_has_the_key` |
 //! | a command keeps the key for as long as it takes | `exec::a_command_that_takes_longer_than_its_lease_keeps_the_key` |
 //! | and does not outlive its lease | `exec::where_the_server_is_killed_the_command_is_gone_before_its_lease_ends` |
 //! | signals are handed on | `exec::signals_are_handed_on_to_the_command` |
@@ -190,6 +205,7 @@
 //! | a room imports what its row names | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
 //! | the command uses the public API | `architecture::the_command_uses_the_public_api_alone` |
 //! | tiny_http in one room | `architecture::tiny_http_is_named_in_the_room_that_is_named_after_it_alone` |
+//! | files and functions are short | `architecture::no_file_has_more_than_450_lines_without_its_tests_and_no_function_more_than_60` |
 //! | one type for each name | `architecture::no_type_name_is_defined_twice` |
 
 #[path = "../common.rs"]
@@ -236,6 +252,31 @@ fn each_test_that_the_table_names_exists() {
         let (modules, name) = proof.rsplit_once("::").expect("module::name");
         let is_there = file(modules).contains(&format!("fn {name}("));
         assert!(is_there, "{proof}");
+    }
+}
+
+/// The table of tiny_http's defects names tests without the files that they are in.
+#[test]
+fn each_test_that_the_table_of_tiny_http_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut tests = String::new();
+    for folder in ["", "it", "alone"] {
+        for entry in fs::read_dir(root.join(folder)).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                tests += &fs::read_to_string(path).expect("text");
+            }
+        }
+    }
+    let table = include_str!("../../src/server/tiny.rs");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("//! | "));
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "));
+    let named: Vec<&str> = cells
+        .flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(named.len() > 8, "the table is found: {named:?}");
+    for name in named {
+        assert!(tests.contains(&format!("fn {name}(")), "{name}");
     }
 }
 

@@ -1,16 +1,15 @@
 //! The client behind an HTTP proxy that answers itself where the server is away or slow: that is no answer of the server.
 
 use std::fs;
-use std::net::TcpStream;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lock_server::{Client, ClientOptions, Error, LockOptions, Options, Server};
 
 use crate::common::gateway::Gateway;
 use crate::common::program::{Outcome, PROGRAM, clean, program};
+use crate::common::real_proxy::RealProxy;
 use crate::common::{PATIENCE, free_port, ms, options, start, until};
 
 /// More than the four tries that a question has which may not wait.
@@ -189,6 +188,25 @@ fn a_client_of_no_further_tries_returns_what_the_proxy_said() {
     assert_eq!(gateway.own_answers(), 1);
 }
 
+/// It may wait for a minute, and a proxy is given a tenth of a second.
+#[test]
+fn a_lock_is_asked_behind_a_proxy_no_longer_than_proxy_timeout_says() {
+    let server = patient();
+    let gateway = gateway(&server);
+    gateway.answer_with(502);
+    let client = Client::new("A", "127.0.0.1", gateway.port);
+    let waits = LockOptions {
+        lock_attempt_timeout: Some(Duration::from_secs(60)),
+        proxy_timeout: Some(ms(100)),
+        ..LockOptions::default()
+    };
+    let begin = Instant::now();
+    let error = client.lock_with("KEYA", &waits).expect_err("no server");
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    assert!(gateway.own_answers() > 1);
+}
+
 /// Seen to fail: 2, "localhost:9/locks" was no host:port.
 #[test]
 fn a_url_with_a_prefix_leads_through_a_proxy() {
@@ -239,38 +257,10 @@ impl Drop for Running {
     }
 }
 
-/// nginx in the foreground, in one process, with all that it writes in this directory.
-fn nginx(directory: &Path, port: u16, server: u16) -> Option<Running> {
-    let at = directory.display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|what| format!("{what}_temp_path {at}/{what};\n"))
-        .concat();
-    let configuration = format!(
-        "daemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/log;\nevents {{}}\n\
-         http {{\naccess_log off;\n{temporary}server {{\nlisten 127.0.0.1:{port};\n\
-         location / {{\nproxy_pass http://127.0.0.1:{server};\nproxy_read_timeout 1s;\n}}\n}}\n}}\n"
-    );
-    let file = directory.join("nginx.conf");
-    fs::write(&file, configuration).expect("written");
-    // Debian's is in no user's PATH.
-    let is_there = |program: &&str| Command::new(program).arg("-v").output().is_ok();
-    let program = ["nginx", "/usr/sbin/nginx"].into_iter().find(is_there)?;
-    let mut command = Command::new(program);
-    command.arg("-p").arg(directory).arg("-c").arg(&file);
-    let child = command.stderr(Stdio::null()).spawn().ok()?;
-    let running = Running(child);
-    until("nginx listens", || {
-        TcpStream::connect(("127.0.0.1", port)).is_ok()
-    });
-    Some(running)
-}
-
 #[test]
 fn behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience() {
-    let directory = tempfile::tempdir().expect("a directory");
     let [port, server_port] = [free_port(), free_port()];
-    let Some(_nginx) = nginx(directory.path(), port, server_port) else {
-        eprintln!("skipped: there is no nginx");
+    let Some(nginx) = RealProxy::nginx(server_port, Some(port), " proxy_read_timeout 1s;") else {
         return;
     };
     let lock = |name: &str| {
@@ -280,9 +270,8 @@ fn behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience() {
             .env("LOCK_SERVER", format!("127.0.0.1:{port}"));
         lock.stdout(Stdio::null()).spawn().expect("it starts")
     };
-    let log = || fs::read_to_string(directory.path().join("log")).unwrap_or_default();
-    let refused = || log().matches("Connection refused").count();
-    let timed_out = || log().matches("upstream timed out").count();
+    let refused = || nginx.said().matches("Connection refused").count();
+    let timed_out = || nginx.said().matches("upstream timed out").count();
 
     // There is no server yet: 502.
     let mut first = lock("A");

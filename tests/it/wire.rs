@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::{PATIENCE, Wire, ask, masked, ms, options, sleeps, start, until, waiting_wire};
 use lock_server::{Options, Server};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// A server whose leases and patience do not end during a test.
 fn patient() -> Server {
@@ -638,6 +640,43 @@ fn what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing() {
         assert_eq!(wire.send(request).rest(), "");
     }
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
+}
+
+/// README's Limits: what they are answered with, or that they are not.
+#[test]
+fn a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing() {
+    let server = impatient();
+    let line = |rest: &str| format!("GET /LOCK/KEYA/CLIENT_A{rest}\r\nHost: localhost\r\n\r\n");
+    for rest in ["", " HTTP/1.2", " HTTP/4.0", " HTTP/x"] {
+        let mut wire = Wire::to(&server);
+        let reply = wire.send(line(rest)).reply();
+        assert_eq!(reply.status, 400, "{rest}");
+        assert!(wire.is_closed(), "{rest}");
+    }
+    let mut silent = [" HTTP/2.0", " HTTP/3.0"].map(|rest| {
+        let mut wire = Wire::to(&server);
+        wire.send(line(rest));
+        wire
+    });
+    for _ in 0..10 {
+        assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
+    }
+    assert!(silent.iter_mut().all(|wire| !wire.has_answer()));
+}
+
+/// README's Limits: nothing shows a server that it will not be there for the answer.
+#[test]
+fn a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key() {
+    let (server, pid) = patient_process();
+    let signal = |signal| kill(Pid::from_raw(pid as i32), signal).expect("it runs");
+    let mut wire = Wire::to(&server);
+    signal(Signal::SIGSTOP);
+    wire.get("/LOCK/KEYA/CLIENT_A");
+    wire.hang_up();
+    signal(Signal::SIGCONT);
+    until("the key is its", || {
+        ask(&server, "/VERIFY/KEYA/CLIENT_A").body == "1\n"
+    });
 }
 
 #[test]

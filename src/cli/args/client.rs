@@ -35,7 +35,7 @@ macro_rules! key_verbs {
         #[argh(subcommand, usage = "[options] [--] KEY", help_triggers("-h", "--help"))]
         $(#[$about])*
         pub struct $verb {
-            /// any name, 1 to 1024 bytes; after -- it may begin with a dash
+            /// up to 1024 bytes; after -- it may begin with -
             #[argh(positional, arg_name = "KEY")]
             key: String,
 
@@ -48,17 +48,16 @@ macro_rules! key_verbs {
             #[argh(switch, short = 'q')]
             quiet: bool,
 
-            /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-            #[argh(option)]
+            /// the server; default: LOCK_SERVER, or 127.0.0.1
+            #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
-            /// port of the server; default: the port in LOCK_SERVER, or else 8004
-            #[argh(option, from_str_fn(client_port))]
+            /// its port; default: LOCK_SERVER, or 8004
+            #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
             port: Option<u16>,
 
-            /// the name to lock under, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else
-            /// user@host:PID-ID of the calling shell
-            #[argh(option)]
+            /// name to lock under; default: LOCK_SERVER_NAME
+            #[argh(option, arg_name = "NAME")]
             name: Option<String>,
         }
 
@@ -87,36 +86,30 @@ held=$({command_name} --shell KEYA) && eval \"$held\"",
         note = "\
 Prints when the lock runs out, in Unix seconds with six decimals; or 0 if the
 key did not become free in time, or this name has it already, and on standard
-error who has it, for how long, and how many wait. With --shell it
-prints the key and its fence for eval, as in
-LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456
-or nothing if it was not locked.
-What is typed in one shell has one default name, so that it may unlock what it
-locked; the ID in it tells containers and reboots apart. A script of several
+error who has it, for how long, and how many wait. With --shell it prints
+LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456 for eval, or nothing.
+All that is typed in one shell has one name by default. A script of several
 processes gives --name or sets LOCK_SERVER_NAME.
-LOCK_SERVER is host:port, host, [::1]:8004, or http://host:port/prefix.
 Exit codes: 0 locked, 1 not locked since another or this name has it, 2 wrong
 usage or a time that the server does not allow, 69 no server there, or it is
-full or ending."
+full or ending, 71 the answer could not be written."
     )]
     /// The arguments of `lock`.
     Lock {
-        /// how long the lock shall last, in seconds, 0.001 to the server's --max-lock-timeout; default:
-        /// the server's --lock-timeout
-        #[argh(option, from_str_fn(seconds))]
+        /// how long the lock lasts; default: the server's
+        #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
         lock_timeout: Option<Duration>,
 
-        /// how long to wait, in seconds, up to the server's --max-lock-attempt-timeout; default: the
-        /// server's --lock-attempt-timeout
-        #[argh(option, from_str_fn(seconds))]
+        /// how long to wait; default: the server's
+        #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
         lock_attempt_timeout: Option<Duration>,
 
         /// do not wait; as --lock-attempt-timeout 0
         #[argh(switch, long = "try")]
         once: bool,
 
-        /// what those who wait for the key are told of this lock, 1 to 256 bytes
-        #[argh(option)]
+        /// what those who wait can read, up to 256 bytes
+        #[argh(option, arg_name = "TEXT")]
         note: Option<String>,
 
         /// print variables for eval, not the time
@@ -139,8 +132,8 @@ there."
     )]
     /// The arguments of `unlock`.
     Unlock {
-        /// unlock only what was locked under this fence; lock --shell tells it
-        #[argh(option, from_str_fn(count))]
+        /// only the lock of this fence; lock --shell tells it
+        #[argh(option, arg_name = "N", from_str_fn(count))]
         fence: Option<u64>,
     }
 
@@ -159,13 +152,12 @@ the server does not allow, 69 no server there."
     )]
     /// The arguments of `renew`.
     Renew {
-        /// how long it shall last from now on, in seconds, 0.001 to the server's --max-lock-timeout;
-        /// default: as long as it was locked, or last renewed, for
-        #[argh(option, from_str_fn(seconds))]
+        /// how long it lasts from now on; default: as before
+        #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
         lock_timeout: Option<Duration>,
 
-        /// renew only what was locked under this fence; lock --shell tells it
-        #[argh(option, from_str_fn(count))]
+        /// only the lock of this fence; lock --shell tells it
+        #[argh(option, arg_name = "N", from_str_fn(count))]
         fence: Option<u64>,
     }
 
@@ -194,8 +186,8 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
     )]
     /// The arguments of `verify`.
     Verify {
-        /// only if it was locked under this fence; lock --shell tells it
-        #[argh(option, from_str_fn(count))]
+        /// only the lock of this fence; lock --shell tells it
+        #[argh(option, arg_name = "N", from_str_fn(count))]
         fence: Option<u64>,
     }
 }
@@ -212,34 +204,15 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
 {command_name} -n -E 0 -q nightly -- /usr/local/bin/nightly-job
 {command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production",
     note = "\
-Waits for the key, and for a server that is away, and runs the command as it
-stands, without a shell; its standard streams are those given here. The lease
-is renewed after each third of it. Where that fails, the process group of the
-command gets SIGTERM --kill-after seconds before the lease runs out, and
-SIGKILL so early that it is gone by then. Where the server says that the lease
-is over, it gets SIGKILL at once.
-Signals are handed on to the command, and it ends when exec is killed. Ctrl-Z
-does not suspend it.
-It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
-LOCK_SERVER_FENCE in its environment. An exec in it for the same key fails at
-once. RUST_LOG is the command's; LOCK_SERVER_LOG=debug shows what exec does.
-A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
-
-Exit codes:
-  the command's own; ended by signal N, exec dies of it, too: 128+N in a shell
-  64     wrong usage
-  69     no server there within --connect-timeout or -w, or it can't serve now
-  71     the system had no process or thread for exec itself
-  75     the key was not obtained; -E N says N instead
-  123    the command took longer than --timeout, and was ended
-  124    the lease was lost, and the command was ended
-  126    the command can't be executed
-  127    there is no such command, or not the interpreter that it names
-  128+N  signal N ended the wait for the key"
+The command runs without a shell, finds LOCK_SERVER, LOCK_SERVER_KEY, _NAME and
+_FENCE in its environment, and is ended before its lease is over.
+Exit codes: the command's own; 64 wrong usage, 69 no server there, 71 no process
+or thread, 75 not obtained, 123 it took longer than --timeout, 124 the lease was
+lost, 126 and 127 as in a shell, 128+N signal N."
 )]
 /// The arguments of `exec`.
 pub struct Exec {
-    /// any name, 1 to 1024 bytes
+    /// up to 1024 bytes
     #[argh(positional, arg_name = "KEY")]
     pub key: Option<String>,
 
@@ -247,39 +220,35 @@ pub struct Exec {
     #[argh(switch, short = 'n')]
     pub nonblock: bool,
 
-    /// how long to wait for the key, in seconds; 0 tries once; default: as long as it takes
-    #[argh(option, short = 'w', from_str_fn(seconds))]
+    /// how long to wait; default: as long as it takes
+    #[argh(option, short = 'w', arg_name = "SECONDS", from_str_fn(seconds))]
     pub wait: Option<Duration>,
 
-    /// how long the server may be away before or while it waits, in seconds; default: as long as it
-    /// waits for the key
-    #[argh(option, from_str_fn(seconds))]
+    /// how long the server may be away; default: as -w
+    #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
     pub connect_timeout: Option<Duration>,
 
-    /// exit code when the key was not obtained, 0 to 255; default 75
-    #[argh(option, short = 'E', from_str_fn(exit_code))]
+    /// exit code if not obtained; default 75
+    #[argh(option, short = 'E', arg_name = "N", from_str_fn(exit_code))]
     pub conflict_exit_code: Option<u8>,
 
-    /// how long the lease lasts that is renewed, in seconds, and how soon the key is free if this
-    /// machine fails; default 30, or less if the server's --max-lock-timeout is less
-    #[argh(option, from_str_fn(seconds))]
+    /// length of the lease that is renewed; default 30
+    #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
     pub lock_timeout: Option<Duration>,
 
-    /// how long the command may take in all, in seconds, as in timeout(1): then SIGTERM, and SIGKILL
-    /// after --kill-after; 0 or default: as long as it takes
-    #[argh(option, from_str_fn(seconds))]
+    /// how long the command may take; default: no end
+    #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
     pub timeout: Option<Duration>,
 
-    /// how long the command may take to end after SIGTERM, in seconds, at most a third of the lease;
-    /// default 5
-    #[argh(option, short = 'k', from_str_fn(seconds))]
+    /// time to end after SIGTERM; default 5
+    #[argh(option, short = 'k', arg_name = "SECONDS", from_str_fn(seconds))]
     pub kill_after: Option<Duration>,
 
-    /// what those who wait for the key are told of this job, 1 to 256 bytes
-    #[argh(option)]
+    /// what those who wait can read, up to 256 bytes
+    #[argh(option, arg_name = "TEXT")]
     pub note: Option<String>,
 
-    /// say nothing but what went wrong: not who has the key, and no line while waiting
+    /// say nothing but what went wrong
     #[argh(switch, short = 'q')]
     pub quiet: bool,
 
@@ -287,17 +256,16 @@ pub struct Exec {
     #[argh(switch, short = 'v')]
     pub verbose: bool,
 
-    /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-    #[argh(option)]
+    /// the server; default: LOCK_SERVER, or 127.0.0.1
+    #[argh(option, arg_name = "HOST")]
     pub host: Option<String>,
 
-    /// port of the server; default: the port in LOCK_SERVER, or else 8004
-    #[argh(option, from_str_fn(client_port))]
+    /// its port; default: LOCK_SERVER, or 8004
+    #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
     pub port: Option<u16>,
 
-    /// the name to lock under, 1 to 1024 bytes; default: LOCK_SERVER_NAME, or else user@host:PID-ID
-    /// of this process; under another exec, that one's name with >PID
-    #[argh(option)]
+    /// name to lock under; default: LOCK_SERVER_NAME
+    #[argh(option, arg_name = "NAME")]
     pub name: Option<String>,
 }
 
@@ -319,16 +287,16 @@ macro_rules! plain_verbs {
         #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
         $(#[$about])*
         pub struct $verb {
-            /// name or address of the server; default: the host in LOCK_SERVER, or else 127.0.0.1
-            #[argh(option)]
+            /// the server; default: LOCK_SERVER, or 127.0.0.1
+            #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
-            /// port of the server; default: the port in LOCK_SERVER, or else 8004
-            #[argh(option, from_str_fn(client_port))]
+            /// its port; default: LOCK_SERVER, or 8004
+            #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
             port: Option<u16>,
 
             /// as for lock, but makes no difference here
-            #[argh(option)]
+            #[argh(option, arg_name = "NAME")]
             name: Option<String>,
         }
 
@@ -358,7 +326,7 @@ Exit codes: 0 it answers, 2 wrong usage, 69 it does not."
         example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8080",
         note = "\
 Prints 1 when the server ends.
-Exit codes: 0 it ends, 1 it is not allowed, 2 wrong usage, 69 no server there."
+Exit codes: 0 it ends, 2 wrong usage, 69 it is not allowed, or no server there."
     )]
     /// The arguments of `shutdown`.
     Shutdown

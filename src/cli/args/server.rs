@@ -23,67 +23,64 @@ macro_rules! server_verbs {
         #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
         $(#[$about])*
         pub struct $verb {
-            /// name or address to listen on; 0.0.0.0 or :: is every interface; default 127.0.0.1
-            #[argh(option)]
+            /// address to listen on; default 127.0.0.1
+            #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
-            /// port to serve on; 0 takes any free one; default 8004
-            #[argh(option, from_str_fn(server_port))]
+            /// port to serve on; 0: any; default 8004
+            #[argh(option, arg_name = "PORT", from_str_fn(server_port))]
             port: Option<u16>,
 
-            /// second port, for clients of the Perl original; 0 takes any free one; default none
-            #[argh(option, from_str_fn(server_port))]
+            /// for the original's clients; default none
+            #[argh(option, arg_name = "PORT", from_str_fn(server_port))]
             classic_port: Option<u16>,
 
-            /// another name that it may be asked for under, as behind a proxy on this machine; * is any;
-            /// repeatable
-            #[argh(option)]
+            /// another name to be asked for; repeatable
+            #[argh(option, arg_name = "NAME")]
             allow_host: Vec<String>,
 
-            /// how long a lock lasts, in seconds, 0.001 to 31536000; default 3
-            #[argh(option, from_str_fn(seconds))]
+            /// how long a lock lasts; default 3
+            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
             lock_timeout: Option<Duration>,
 
-            /// how long a LOCK waits for its turn, in seconds; 0 tries once; default 4
-            #[argh(option, from_str_fn(seconds))]
+            /// how long a LOCK waits; default 4
+            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
             lock_attempt_timeout: Option<Duration>,
 
             /// let clients stop the server; default no
             #[argh(switch)]
             allow_shutdown: bool,
 
-            /// how often to try again when the port is busy; default 3
-            #[argh(option, from_str_fn(count))]
+            /// more tries of a busy port; default 3
+            #[argh(option, arg_name = "N", from_str_fn(count))]
             reconnect_attempts: Option<u32>,
 
-            /// how long to wait between two tries, in seconds; default 1
-            #[argh(option, from_str_fn(seconds))]
+            /// pause between these tries; default 1
+            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
             time_between_attempts: Option<Duration>,
 
-            /// longest lock that a question may ask for, in seconds, up to 31536000; default 3600, or
-            /// the lock timeout if that is longer
-            #[argh(option, from_str_fn(seconds))]
+            /// longest lock to ask for; default 3600
+            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
             max_lock_timeout: Option<Duration>,
 
-            /// longest wait that a question may ask for, in seconds, up to 31536000; default 3600, or
-            /// the lock attempt timeout if that is longer
-            #[argh(option, from_str_fn(seconds))]
+            /// longest wait to ask for; default 3600
+            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
             max_lock_attempt_timeout: Option<Duration>,
 
-            /// how many LOCKs may wait at the same time; default 10000
-            #[argh(option, from_str_fn(count))]
+            /// LOCKs that may wait; default 10000
+            #[argh(option, arg_name = "N", from_str_fn(count))]
             max_waiters: Option<usize>,
 
-            /// how many keys may be locked at the same time; default 1000000
-            #[argh(option, from_str_fn(count))]
+            /// keys that may be locked; default 1000000
+            #[argh(option, arg_name = "N", from_str_fn(count))]
             max_keys: Option<usize>,
 
-            /// file to log to, appended to; default: run logs to standard error, the others nowhere
-            #[argh(option)]
+            /// file to log to; default: below
+            #[argh(option, arg_name = "PATH")]
             log_file: Option<PathBuf>,
 
-            /// where to write down process and address; default: see below
-            #[argh(option)]
+            /// the pid file; default: below
+            #[argh(option, arg_name = "PATH")]
             pid_file: Option<PathBuf>,
         }
 
@@ -130,9 +127,7 @@ server_verbs! {
 {command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
-Says on standard error where it serves, then logs there or to --log-file:
-RUST_LOG=debug for more, RUST_LOG=warn for less.
-Pid file: none, unless --pid-file names one.
+Logs to standard error; LOCK_SERVER_LOG=debug logs more. Pid file: none.
 Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
     )]
     /// The arguments of `run`.
@@ -147,9 +142,8 @@ Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
 {command_name} --log-file lock-server.log
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
-Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
-lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
-needs --pid-file.
+Logs nothing without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid
+or /tmp/lock-server-UID-PORT.pid, PORT as given here; port 0 needs --pid-file.
 Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
     )]
     /// The arguments of `start`.
@@ -160,11 +154,8 @@ Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
         description = "stop the server in the background, if there is one, and start it again",
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
-All locks are gone then. The new server has the options given here, not those
-of the old one: without --classic-port it has no classic clients.
-Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
-lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
-needs --pid-file.
+All locks are gone then. The options are those given here, not the old server's.
+Log and pid file: as for start.
 Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
     )]
     /// The arguments of `restart`.
@@ -188,11 +179,11 @@ Exit codes: 0 stopped, 1 not running or cannot be stopped, 2 wrong usage."
 /// The arguments of `stop`.
 pub struct Stop {
     /// the port given to start; default 8004
-    #[argh(option, from_str_fn(server_port))]
+    #[argh(option, arg_name = "PORT", from_str_fn(server_port))]
     pub port: Option<u16>,
 
-    /// the pid file given to start; default: see lock-server start --help
-    #[argh(option)]
+    /// the pid file given to start; default: as for start
+    #[argh(option, arg_name = "PATH")]
     pub pid_file: Option<PathBuf>,
 }
 
@@ -209,14 +200,14 @@ pub struct Stop {
 /// The arguments of `status`.
 pub struct StatusArgs {
     /// where to ask if there is no pid file; default 127.0.0.1
-    #[argh(option)]
+    #[argh(option, arg_name = "HOST")]
     pub host: Option<String>,
 
     /// the port given to start; default 8004
-    #[argh(option, from_str_fn(server_port))]
+    #[argh(option, arg_name = "PORT", from_str_fn(server_port))]
     pub port: Option<u16>,
 
-    /// the pid file given to start; default: see lock-server start --help
-    #[argh(option)]
+    /// the pid file given to start; default: as for start
+    #[argh(option, arg_name = "PATH")]
     pub pid_file: Option<PathBuf>,
 }

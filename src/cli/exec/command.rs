@@ -16,6 +16,7 @@ use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
 
 use crate::cli::exec::signals::Signals;
 use crate::cli::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
+use crate::cli::process::ProcessStat;
 
 /// What a shell does itself, without a program of that name.
 const SHELL_WORDS: [&str; 31] = [
@@ -182,42 +183,13 @@ impl Group {
         }
     }
 
-    /// Whether nothing of it lives. Who has ended and is not reaped does not, and does nothing any more.
+    /// Whether nothing of it lives.
     pub fn is_gone(&self) -> bool {
-        let group = self.id().as_raw();
         let Ok(processes) = fs::read_dir("/proc") else {
             return false;
         };
-        let mut stats =
-            processes.filter_map(|entry| fs::read(entry.ok()?.path().join("stat")).ok());
-        !stats.any(|stat| is_living_member(&stat, group))
-    }
-}
-
-/// Fields 3 and 5 of `/proc/PID/stat` (proc(5)): the state, and the process group.
-fn is_living_member(stat: &[u8], group: i32) -> bool {
-    // The kernel cuts a name to 15 bytes, whatever characters they are.
-    let stat = String::from_utf8_lossy(stat);
-    // Field 2 is the program's name in parentheses, and a name may contain both spaces and parentheses.
-    let Some((_, fields)) = stat.rsplit_once(')') else {
-        return false;
-    };
-    let mut fields = fields.split_ascii_whitespace();
-    let ended = fields
-        .next()
-        .is_some_and(|state| matches!(state, "Z" | "X"));
-    !ended && fields.nth(1).and_then(|field| field.parse().ok()) == Some(group)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_member_of_the_group_lives_unless_it_is_a_zombie() {
-        assert!(is_living_member(b"7 (a) Z (b c) S 1 42 7 0 -1", 42));
-        assert!(!is_living_member(b"7 (a) Z (b c) Z 1 42 7 0 -1", 42));
-        assert!(!is_living_member(b"7 (a) S 1 43 42 0 -1", 42));
-        assert!(is_living_member(b"7 (l\xc3) S 1 42 7 0 -1", 42));
+        let numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut stats = numbers.filter_map(|number| ProcessStat::of(Pid::from_raw(number)));
+        !stats.any(|stat| stat.is_alive() && stat.group() == Some(self.id()))
     }
 }

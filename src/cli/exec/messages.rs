@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::cli::exit::Failure;
+use crate::cli::printable;
 
 /// How many messages may wait to be read. What comes beyond is lost.
 const BACKLOG: usize = 64;
@@ -97,22 +98,5 @@ impl Drop for Messages {
     fn drop(&mut self) {
         self.messages = None;
         let _ = self.said.recv_timeout(LAST_WAIT);
-    }
-}
-
-/// A name may be any text, also one that would tell the terminal what to do.
-pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_cannot_tell_the_terminal_what_to_do() {
-        assert_eq!(printable("a\x1b[2Jb\nc\u{9b}"), "a?[2Jb?c?");
     }
 }

@@ -1,6 +1,5 @@
 //! The name that `exec` asks under: a name of its own, unless it is given one, and the names of those it runs under.
 
-use std::fs;
 use std::time::Duration;
 
 use lock_server::{Client, ClientOptions, ServerAddress};
@@ -9,6 +8,7 @@ use nix::unistd::{Pid, getpid, getppid};
 use crate::cli::args::Target;
 use crate::cli::ask::{NAME_VARIABLE, variable};
 use crate::cli::exit::Failure;
+use crate::cli::process::ProcessStat;
 use crate::cli::usual_name::usual_name;
 
 /// What a command finds in its environment, besides the name: the key, the fence, and where the server is.
@@ -103,7 +103,7 @@ fn is_ancestor(holder: &str, ancestors: &[Pid]) -> bool {
 fn ancestors() -> Vec<Pid> {
     let mut ancestors = vec![getppid()];
     while let Some(&child) = ancestors.last()
-        && let Some(parent) = parent(child)
+        && let Some(parent) = ProcessStat::of(child).and_then(|stat| stat.parent())
     {
         // Processes may come and go meanwhile; a circle would never end.
         if ancestors.contains(&parent) {
@@ -112,16 +112,6 @@ fn ancestors() -> Vec<Pid> {
         ancestors.push(parent);
     }
     ancestors
-}
-
-/// The parent of a process of this machine: field 4 of `/proc/PID/stat` (proc(5)). `None` if it has none here.
-fn parent(process: Pid) -> Option<Pid> {
-    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
-    // Field 2 is a name in parentheses, which may contain both spaces and parentheses.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let parent = fields.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    (parent > 0).then(|| Pid::from_raw(parent))
 }
 
 fn name_under(above: &str) -> String {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use lock_server::Holder;
 
-use crate::cli::exec::messages::printable;
 use crate::cli::exec::terminal::{is_anothers, is_writable};
+use crate::cli::printable;
 
 /// To the beginning of the line, and clear it.
 const CLEAR: &str = "\r\x1b[K";
