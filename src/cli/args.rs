@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 
 pub use self::client::{
-    Check, Exec, Lock, Ping, Question, Renew, Shutdown, Target, Unlock, Verify,
+    Check, Exec, Lock, Ping, Question, Renew, Sharing, Shutdown, Target, Unlock, Verify,
 };
 pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};

@@ -8,7 +8,7 @@ use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, RenewOptions
 use nix::unistd::getppid;
 
 use crate::cli::advice::explain;
-use crate::cli::args::{Check, Lock, Question, Renew, Target, Unlock, Verify};
+use crate::cli::args::{Check, Lock, Question, Renew, Sharing, Target, Unlock, Verify};
 use crate::cli::exit::{Failure, NO, UNREACHABLE};
 use crate::cli::usual_name::usual_name;
 use crate::cli::{print, print_and, reasons, say, start_log};
@@ -18,6 +18,19 @@ pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
 
 /// The name to ask under, if no option says it.
 pub const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
+
+/// How many may hold the key together, as the options say.
+pub fn slots(sharing: Sharing) -> Result<u32, Failure> {
+    let alone = LockOptions::default().slots;
+    match (sharing.shared, sharing.exclusive, sharing.slots) {
+        (true, false, None) => Ok(LockOptions::shared().slots),
+        (false, true, None) => Ok(alone),
+        (false, false, slots) => Ok(slots.unwrap_or(alone)),
+        _ => Err(Failure::usage(
+            "give one of --shared, --exclusive and --slots",
+        )),
+    }
+}
 
 /// Waits for the key and locks it.
 pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
@@ -33,6 +46,11 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
         lock_timeout: args.lock_timeout,
         lock_attempt_timeout,
         note: args.note.clone(),
+        slots: slots(Sharing {
+            shared: args.shared,
+            exclusive: args.exclusive,
+            slots: args.slots,
+        })?,
         ..LockOptions::default()
     };
     let asked = Question::from(args).asked()?;

@@ -3,6 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use lock_server::LockOptions;
+
 /// A port to serve on.
 pub fn server_port(value: &str) -> Result<u16, String> {
     value
@@ -32,6 +34,16 @@ pub fn count<N: FromStr>(value: &str) -> Result<N, String> {
     value
         .parse()
         .map_err(|_| "give a whole number, 0 or more".into())
+}
+
+/// How many may hold a key together.
+pub fn slots(value: &str) -> Result<u32, String> {
+    let most = LockOptions::shared().slots;
+    let parsed = value
+        .parse()
+        .ok()
+        .filter(|slots| (1..=most).contains(slots));
+    parsed.ok_or_else(|| format!("give a whole number, 1 to {most}"))
 }
 
 /// An exit code.

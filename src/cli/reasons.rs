@@ -10,6 +10,10 @@ pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Hold
         (Refusal::AlreadyWaiting, _) => {
             format!("another lock waits for {key} as {requester}; that is your own name")
         }
+        (Refusal::AlreadyHolder, Some(holder)) => format!(
+            "{}; {requester} is among them, and that is your own name",
+            held_by(key, holder)
+        ),
         (_, Some(holder)) => held_by(key, holder),
         (Refusal::Timeout, None) => format!("{key} did not become free in time"),
         (reason, None) => format!("{key} was not locked: {reason}"),
@@ -40,11 +44,12 @@ pub fn held_by(key: &str, holder: &Holder) -> String {
     format!("{}; {waiting}", holder_of(key, holder))
 }
 
-/// Who holds the key, and for how long.
+/// Who holds the key, and for how long; of several, the first, and how many others.
 pub fn holder_of(key: &str, holder: &Holder) -> String {
     let Holder {
         name,
         expires_in,
+        holders,
         note,
         ..
     } = holder;
@@ -52,5 +57,10 @@ pub fn holder_of(key: &str, holder: &Holder) -> String {
     // Quoted: it may hold what a terminal would obey.
     let note = note.as_ref().map(|note| format!(" ({note:?})"));
     let note = note.unwrap_or_default();
-    format!("{key} is held by {name}{note} for {left:.1} s more, unless it is renewed")
+    let others = match holders - 1 {
+        0 => String::new(),
+        1 => ", and by 1 other".into(),
+        others => format!(", and by {others} others"),
+    };
+    format!("{key} is held by {name}{note} for {left:.1} s more, unless it is renewed{others}")
 }

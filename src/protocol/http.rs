@@ -332,9 +332,11 @@ impl ParsedReply {
             Some(Holder {
                 name: decode(text(LOCK_HOLDER)?, "name").ok()?.into_owned(),
                 expires_in: seconds(LOCK_HOLDER_EXPIRES_IN)?,
+                // It is held, by somebody.
                 holders: text(LOCK_HOLDERS)
                     .and_then(|holders| holders.parse().ok())
-                    .unwrap_or(1),
+                    .unwrap_or(1)
+                    .max(1),
                 waiters: text(LOCK_WAITERS)?.parse().ok()?,
                 note: text(LOCK_HOLDER_NOTE)
                     .and_then(|note| Some(decode(note, "note").ok()?.into_owned())),

@@ -80,6 +80,7 @@ impl<W> Managed<W> {
         Managed { is_there, ..self }
     }
 
+    #[allow(clippy::too_many_arguments, reason = "so many things make an acquire")]
     fn acquire(
         &mut self,
         now: Instant,

@@ -1576,6 +1576,50 @@ fn the_help_of_each_verb_fits_a_screen_and_names_the_values_of_options() {
     }
 }
 
+#[test]
+fn lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it() {
+    let server = Foreground::run("--lock-timeout 60");
+    for name in ["A", "B", "C"] {
+        let locked = server.typed(&format!("lock -s --try --name {name} KEYA"));
+        assert_eq!((locked.code, &*locked.stderr), (Some(0), ""), "{name}");
+    }
+    for alone in ["-x", "--exclusive", "", "--slots 1"] {
+        let refused = server.typed(&format!("lock {alone} --try --name D KEYA"));
+        assert_eq!(
+            (refused.code, &*refused.stdout),
+            (Some(1), "0\n"),
+            "{alone}"
+        );
+        let why = "KEYA is held by A for ";
+        let others = " more, unless it is renewed, and by 2 others; nobody waits for it";
+        let said = refused.stderr;
+        assert!(said.contains(why) && said.contains(others), "{said}");
+    }
+    let again = server.typed("lock --shared --try --name B KEYA");
+    let own = "B is among them, and that is your own name";
+    assert!(again.stderr.contains(own), "{}", again.stderr);
+    for (name, code) in [("A", 0), ("B", 0), ("C", 1)] {
+        let locked = server.typed(&format!("lock --slots 2 --try --name {name} KEYB"));
+        assert_eq!(locked.code, Some(code), "{name}: {}", locked.stderr);
+    }
+}
+
+#[test]
+fn only_one_of_shared_exclusive_and_slots_is_given() {
+    for options in ["-s -x", "-s --slots 2", "-x --slots 1"] {
+        let wrong = typed(&format!("lock {options} KEYA"));
+        let why = "give one of --shared, --exclusive and --slots";
+        assert_eq!(wrong.code, Some(2), "{options}");
+        assert!(wrong.stderr.contains(why), "{options}: {}", wrong.stderr);
+    }
+    for slots in ["0", "1000001", "two"] {
+        let wrong = typed(&format!("lock --slots {slots} KEYA"));
+        assert_eq!(wrong.code, Some(2), "{slots}");
+        let why = "give a whole number, 1 to 1000000";
+        assert!(wrong.stderr.contains(why), "{slots}: {}", wrong.stderr);
+    }
+}
+
 /// What bash offers for the last word of a line.
 fn offered(line: &str) -> Vec<String> {
     let script = r#"source <("$0" completion bash) || exit 3

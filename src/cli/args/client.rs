@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
 
-use crate::cli::parsers::{client_port, count, exit_code, seconds};
+use crate::cli::parsers::{client_port, count, exit_code, seconds, slots};
 
 /// Which server to ask, and under which name, as far as the options say it.
 pub struct Target {
@@ -84,12 +84,10 @@ key_verbs! {
 {command_name} --host 10.0.0.7 --name CLIENT_A KEYA
 held=$({command_name} --shell KEYA) && eval \"$held\"",
         note = "\
-Prints when the lock runs out, in Unix seconds with six decimals; or 0 if the
-key did not become free in time, or this name has it already, and on standard
-error who has it, for how long, and how many wait. With --shell it prints
+Prints when the lock runs out, in Unix seconds with six decimals; or 0 if it
+was not granted, and on standard error who has the key. With --shell it prints
 LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456 for eval, or nothing.
-All that is typed in one shell has one name by default. A script of several
-processes gives --name or sets LOCK_SERVER_NAME.
+A script of several processes gives --name or sets LOCK_SERVER_NAME.
 Exit codes: 0 locked, 1 not locked since another or this name has it, 2 wrong
 usage or a time that the server does not allow, 69 no server there, or it is
 full or ending, 71 the answer could not be written."
@@ -107,6 +105,18 @@ full or ending, 71 the answer could not be written."
         /// do not wait; as --lock-attempt-timeout 0
         #[argh(switch, long = "try")]
         once: bool,
+
+        /// beside all who ask for it shared
+        #[argh(switch, short = 's')]
+        shared: bool,
+
+        /// beside nobody; the default
+        #[argh(switch, short = 'x')]
+        exclusive: bool,
+
+        /// beside others, N with this one
+        #[argh(option, arg_name = "N", from_str_fn(slots))]
+        slots: Option<u32>,
 
         /// what those who wait can read, up to 256 bytes
         #[argh(option, arg_name = "TEXT")]
@@ -278,6 +288,14 @@ impl Exec {
             name: self.name.clone(),
         }
     }
+}
+
+/// How many may hold the key together, after flock(1): `--shared`, `--exclusive`, or `--slots`.
+#[derive(Clone, Copy)]
+pub struct Sharing {
+    pub shared: bool,
+    pub exclusive: bool,
+    pub slots: Option<u32>,
 }
 
 /// As `key_verbs`, for the verbs that ask about the server itself.
