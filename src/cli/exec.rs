@@ -9,6 +9,7 @@ mod acquisition;
 mod chance;
 mod command;
 mod event;
+mod looks;
 mod messages;
 mod notices;
 mod renewer;
@@ -18,6 +19,9 @@ mod signals;
 mod status_line;
 mod supervisor;
 mod terminal;
+mod trouble;
+mod turns;
+mod wanted;
 mod watchdog;
 
 use std::ffi::OsString;
@@ -33,7 +37,7 @@ use lock_server::{Error, Lease};
 use crate::cli::advice::explain;
 use crate::cli::args::Exec;
 use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
-use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
+use crate::cli::exec::acquisition::{Acquisition, Obtained};
 use crate::cli::exec::command::{CommandLine, Group};
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::{LAST_WAIT, Messages};
@@ -42,12 +46,16 @@ use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
 use crate::cli::exec::signals::Signals;
 use crate::cli::exec::supervisor::{Ended, Supervisor};
 use crate::cli::exec::terminal::is_writable;
+use crate::cli::exec::wanted::Wanted;
 use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::{Failure, LOST, NOT_OBTAINED, TIMED_OUT, USAGE, USAGE_OF_EXEC};
 use crate::cli::{LOG_VARIABLE, log_to};
 
 /// How long unlocking may take, each of two tries.
 const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The longest note, in bytes.
+const MAX_NOTE: usize = 256;
 
 /// What is to be run, under what, and how.
 struct Job {
@@ -128,6 +136,7 @@ impl Job {
                 key,
                 lock_timeout: args.lock_timeout,
                 note: args.note,
+                usual_note: command.name(MAX_NOTE),
                 patience,
                 connect_timeout: args.connect_timeout,
                 quiet: args.quiet,

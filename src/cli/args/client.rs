@@ -222,7 +222,8 @@ Signals are handed on to the command, and it ends when exec is killed. Ctrl-Z
 does not suspend it.
 It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
 LOCK_SERVER_FENCE in its environment. An exec in it for the same key fails at
-once. RUST_LOG is the command's; LOCK_SERVER_LOG=debug shows what exec does.
+once. RUST_LOG is the command's; exec's own log is set by LOCK_SERVER_LOG, and
+-v says what exec does.
 A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
 
 Exit codes:
@@ -251,8 +252,8 @@ pub struct Exec {
     #[argh(option, short = 'w', from_str_fn(seconds))]
     pub wait: Option<Duration>,
 
-    /// how long the server may be away before or while it waits, in seconds; default: as long as it
-    /// waits for the key
+    /// how long the server may be away or unable to serve before or while it waits, in seconds, to a
+    /// second or two; default: as long as it waits for the key
     #[argh(option, from_str_fn(seconds))]
     pub connect_timeout: Option<Duration>,
 
@@ -275,7 +276,8 @@ pub struct Exec {
     #[argh(option, short = 'k', from_str_fn(seconds))]
     pub kill_after: Option<Duration>,
 
-    /// what those who wait for the key are told of this job, 1 to 256 bytes
+    /// what those who wait for the key are told of this job, 1 to 256 bytes; default: the name of the
+    /// command without its arguments
     #[argh(option)]
     pub note: Option<String>,
 

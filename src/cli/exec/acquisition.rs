@@ -1,56 +1,43 @@
-//! Waiting for the key, for as long as it takes.
-//!
-//! The library waits, in a thread of its own, and keeps the place in the queue; what it came to arrives as an event.
-//! Here it is decided whether there is a use in waiting, and when it is over. The first LOCK only tries: it finds out
-//! who has the key. All of them have one request ID, so a later one takes over from an earlier.
+//! Waiting for the key, for as long as it takes: whether there is a use in waiting, and when it is over. The questions
+//! themselves are asked by other threads, and what they came to arrives as an event.
 
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use lock_server::{CancelToken, Client, Error, Holder, Lease, LockOptions, Refusal};
+use lock_server::{Error, Holder, Lease, Refusal, ServerAddress};
 use nix::sys::signal::Signal;
 
-use crate::cli::exec::chance::chance;
+use crate::cli::exec::chance::between;
+use crate::cli::exec::command::reap_others;
 use crate::cli::exec::event::{ExecEvent, LockOutcome};
+use crate::cli::exec::looks::{self, Looks};
 use crate::cli::exec::messages::Messages;
-use crate::cli::exec::notices::{Notices, held_by, is_away, spawn};
-use crate::cli::exec::requester::Requester;
+use crate::cli::exec::notices::Notices;
 use crate::cli::exec::signals::{self, SignalClass};
+use crate::cli::exec::trouble::Trouble;
+use crate::cli::exec::turns::Turns;
+use crate::cli::exec::wanted::Wanted;
 use crate::cli::exit::{Failure, UNREACHABLE};
+use crate::cli::reasons::holder_of;
 
-/// How long the lease lasts, if no option says it: a server's hiccup or restart costs no command its life. A server's
-/// own default is made for those who ask once.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The least that is tried where the server does not allow that.
-const LEAST_LOCK_TIMEOUT: Duration = Duration::from_millis(1);
-
-/// How long to wait before a server that can't serve now is asked again.
+/// How long to wait before a server that is away or can't serve now is asked again: between half of that and all of
+/// it, so that not all who wait come back in one instant.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How much longer than the wait its last answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long leaving the queue may take.
-const PARTING_PATIENCE: Duration = Duration::from_secs(1);
+/// The least that an answer is waited for, whatever `--connect-timeout` says: a server that is there and busy.
+const LEAST_ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The least that a LOCK waits that is not the first.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
+
+/// How long a last look who has the key may take.
+const LAST_LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many leases that ran out before they were heard of are enough.
 const TOO_LATE: u32 = 10;
-
-/// What is wanted.
-pub struct Wanted {
-    pub requester: Requester,
-    pub key: String,
-    /// `None` is [`LOCK_TIMEOUT`], or less if the server's longest is less.
-    pub lock_timeout: Option<Duration>,
-    /// What those who wait are told of the command.
-    pub note: Option<String>,
-    /// `None` waits for as long as it takes.
-    pub patience: Option<Duration>,
-    /// How long the server may be away. `None` is as long as there is patience.
-    pub connect_timeout: Option<Duration>,
-    pub quiet: bool,
-}
 
 /// How the wait ended.
 pub enum Obtained {
@@ -64,27 +51,22 @@ pub enum Obtained {
 /// The wait for one key.
 pub struct Acquisition<'a> {
     wanted: &'a Wanted,
-    client: Client,
-    options: LockOptions,
-    /// Ends the LOCK that waits.
-    cancel: CancelToken,
-    events: &'a Sender<ExecEvent>,
+    turns: Turns,
     inbox: &'a Receiver<ExecEvent>,
-    /// The number of the latest LOCK. The first, 0, only tries.
-    turn: u32,
-    /// Whether it is not answered yet.
-    is_asking: bool,
     /// When the next one begins, if there is to be one.
     next: Option<Instant>,
     /// When the wait is over. `None` is never.
     until: Option<Instant>,
     /// Whether the server allows a wait as long as that.
     is_allowed: bool,
-    /// Since when the server has not been there.
-    away_since: Option<Instant>,
+    /// When the first question was sent that the server has not answered, though it would have if it was there.
+    silent_since: Option<Instant>,
     notices: Notices<'a>,
+    /// Who looks whether the server is there and who has the key, while that is waited for.
+    looks: Option<Looks>,
     /// How often a lease had run out before it was heard of.
     too_late: u32,
+    events: &'a Sender<ExecEvent>,
 }
 
 impl<'a> Acquisition<'a> {
@@ -94,33 +76,22 @@ impl<'a> Acquisition<'a> {
         events: &'a Sender<ExecEvent>,
         inbox: &'a Receiver<ExecEvent>,
     ) -> Self {
-        let cancel = CancelToken::new();
         let now = Instant::now();
         Acquisition {
             wanted,
-            client: wanted.requester.client(),
-            options: LockOptions {
-                lock_timeout: wanted.lock_timeout.or(Some(LOCK_TIMEOUT)),
-                note: wanted.note.clone(),
-                cancel: Some(cancel.clone()),
-                // This program asks again itself, for as long as --connect-timeout and -w allow.
-                proxy_timeout: Some(Duration::ZERO),
-                ..LockOptions::identified()
-            },
-            cancel,
-            events,
+            turns: Turns::new(wanted, events),
             inbox,
-            turn: 0,
-            is_asking: false,
             next: None,
             // What no clock can tell is never.
             until: wanted
                 .patience
                 .and_then(|patience| now.checked_add(patience)),
             is_allowed: true,
-            away_since: None,
+            silent_since: None,
             notices: Notices::new(&wanted.key, wanted.quiet, messages),
+            looks: None,
             too_late: 0,
+            events,
         }
     }
 
@@ -129,29 +100,13 @@ impl<'a> Acquisition<'a> {
         self.ask(Duration::ZERO)?;
         loop {
             let decided = match self.next_event() {
-                Some(ExecEvent::Answer(turn, _)) if turn != self.turn => None,
+                Some(ExecEvent::Answer(turn, _)) if turn != self.turns.number() => None,
                 Some(ExecEvent::Answer(_, Ok(answer))) => self.answered(answer)?,
                 Some(ExecEvent::Answer(_, Err(error))) => self.failed(error)?,
                 Some(ExecEvent::Signal(signal)) => self.signalled(signal),
-                Some(ExecEvent::Seen(seen)) => {
-                    self.notices.seen(seen);
-                    None
-                }
+                Some(ExecEvent::Seen(asked, seen)) => self.seen(asked, seen)?,
                 Some(ExecEvent::Renewed(_) | ExecEvent::NotRenewed(_) | ExecEvent::Lost) => None,
-                None if self.next.is_some() => {
-                    self.wait()?;
-                    None
-                }
-                None => {
-                    self.leave();
-                    if self.is_allowed {
-                        return Err(self.unanswered());
-                    }
-                    Some(Obtained::No(held_by(
-                        &self.wanted.key,
-                        self.holder().as_ref(),
-                    )))
-                }
+                None => self.woken()?,
             };
             if let Some(obtained) = decided {
                 return Ok(obtained);
@@ -166,14 +121,49 @@ impl<'a> Acquisition<'a> {
         } else {
             Duration::ZERO
         };
+        // A LOCK may be asked late, where the server was away.
         let over = self
             .until
+            .map(|until| self.turns.asked().map_or(until, |asked| until.max(asked)))
             .and_then(|until| until.checked_add(answers_within));
-        let Some(alarm) = self.next.or(over) else {
+        let alarm = [
+            self.next,
+            over.filter(|_| self.next.is_none()),
+            self.gives_up(),
+        ];
+        let Some(alarm) = alarm.into_iter().flatten().min() else {
             return self.inbox.recv().ok();
         };
         let left = alarm.saturating_duration_since(Instant::now());
         self.inbox.recv_timeout(left).ok()
+    }
+
+    /// Does what is due when no event came.
+    fn woken(&mut self) -> Result<Option<Obtained>, Failure> {
+        if self.next.is_some() {
+            self.ask_again()?;
+            return Ok(None);
+        }
+        self.turns.leave(self.inbox);
+        let is_silent = self.gives_up().is_some_and(|at| Instant::now() >= at);
+        if is_silent || self.is_allowed {
+            return Err(self.unanswered());
+        }
+        let (key, me) = (&self.wanted.key, &self.wanted.requester);
+        let client = me.hasty_client(1, LAST_LOOK_PATIENCE);
+        let holder = client.holder(key).ok().flatten();
+        Ok(Some(Obtained::No(held_by(key, holder.as_ref()))))
+    }
+
+    /// Until when a server that does not answer is waited for, by `--connect-timeout`.
+    fn silent_until(&self) -> Option<Instant> {
+        self.silent_since?.checked_add(self.wanted.connect_timeout?)
+    }
+
+    /// When a question that is not answered is given up.
+    fn gives_up(&self) -> Option<Instant> {
+        let least = self.turns.asked()? + LEAST_ANSWER_PATIENCE;
+        Some(self.silent_until()?.max(least))
     }
 
     /// How long it may still wait. `None` is without an end.
@@ -182,41 +172,41 @@ impl<'a> Acquisition<'a> {
         Some(until.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether there is time to ask once more, a little later.
-    fn may_ask_again(&self) -> bool {
-        self.left().is_none_or(|left| left > PAUSE)
+    /// Asks as before. The first LOCK has to be answered, since it finds out what the others build on.
+    fn ask_again(&mut self) -> Result<(), Failure> {
+        if self.turns.is_first() {
+            self.ask(Duration::ZERO)
+        } else {
+            self.wait()
+        }
     }
 
     /// Asks for a LOCK that waits.
     fn wait(&mut self) -> Result<(), Failure> {
-        self.turn += 1;
-        let left = self.left().filter(|_| self.is_allowed);
-        self.ask(left.unwrap_or(Duration::MAX))
+        self.turns.next();
+        // One that only tried would leave one that waits in its place.
+        let left = self.left().map(|left| left.max(LEAST_WAIT));
+        let left = left.filter(|_| self.is_allowed);
+        self.ask(left.unwrap_or(Duration::MAX))?;
+        if self.silent_since.is_some() && self.wanted.connect_timeout.is_some() {
+            // A LOCK that waits does not say whether the server is there again.
+            self.look().once()?;
+        }
+        Ok(())
     }
 
     fn ask(&mut self, patience: Duration) -> Result<(), Failure> {
-        (self.is_asking, self.next) = (true, None);
-        let options = LockOptions {
-            lock_attempt_timeout: Some(patience),
-            ..self.options.clone()
-        };
-        let (client, events, turn) = (self.client.clone(), self.events.clone(), self.turn);
-        let key = self.wanted.key.clone();
-        spawn("turn", move || {
-            let answer = match client.lock_with(&key, &options) {
-                Ok(lease) => Ok(LockOutcome::Granted(lease)),
-                Err(Error::NotGranted { reason, holder, .. }) => {
-                    Ok(LockOutcome::Refused(reason, holder))
-                }
-                Err(error) => Err(error),
-            };
-            // Nobody listens any more where it was decided otherwise.
-            let _ = events.send(ExecEvent::Answer(turn, answer));
-        })
+        let now = Instant::now();
+        self.next = None;
+        if patience.is_zero() {
+            self.silent_since.get_or_insert(now);
+        }
+        self.turns.ask(patience, now)
     }
 
     fn answered(&mut self, answer: LockOutcome) -> Result<Option<Obtained>, Failure> {
-        (self.is_asking, self.away_since) = (false, None);
+        self.turns.end();
+        self.silent_since = None;
         let (reason, holder) = match answer {
             LockOutcome::Granted(lease) if !lease.remaining().is_zero() => {
                 return Ok(Some(Obtained::Lease(lease)));
@@ -228,9 +218,8 @@ impl<'a> Acquisition<'a> {
         if let Some(why) = self.why_not(reason, holder.as_ref()) {
             return Ok(Some(Obtained::No(why)));
         }
-        if self.turn == 0 {
-            self.notices
-                .begin(&self.client, self.events, holder.as_ref())?;
+        if self.turns.is_first() {
+            self.begin_to_look(holder.as_ref())?;
         }
         if matches!(reason, Refusal::AlreadyWaiting | Refusal::TakenOver) {
             // It is this one's own that was interrupted, and the server has not noticed yet.
@@ -272,7 +261,7 @@ impl<'a> Acquisition<'a> {
                 ));
             }
         }
-        if reason == Refusal::AlreadyWaiting && self.turn <= 1 {
+        if reason == Refusal::AlreadyWaiting && self.turns.is_early() {
             let name = &me.name;
             return Some(format!(
                 "another one waits for {key} as {name}; \
@@ -284,93 +273,131 @@ impl<'a> Acquisition<'a> {
     }
 
     fn failed(&mut self, error: Error) -> Result<Option<Obtained>, Failure> {
-        self.is_asking = false;
         let reason = match &error {
             Error::Refused { reason, .. } => *reason,
             _ => Refusal::Other,
         };
+        let is_first = self.turns.is_first();
         match reason {
+            Refusal::BadRequest if is_first && self.turns.ask_for_less() => {
+                self.ask(Duration::ZERO)?;
+            }
             // The first LOCK was understood, so the server allows no wait as long as that.
-            Refusal::BadRequest if self.turn > 0 && self.is_allowed => {
+            Refusal::BadRequest if !is_first && self.is_allowed => {
                 self.is_allowed = false;
                 self.wait()?;
             }
-            // Nobody has asked for that time.
-            Refusal::BadRequest if self.turn == 0 && self.wanted.lock_timeout.is_none() => {
-                let shorter = self.options.lock_timeout.map(|timeout| timeout / 2);
-                if shorter < Some(LEAST_LOCK_TIMEOUT) {
-                    return Err(Failure::of_exec(&error));
-                }
-                self.options.lock_timeout = shorter;
-                self.ask(Duration::ZERO)?;
-            }
-            Refusal::Full | Refusal::Stopping if self.may_ask_again() => {
-                self.next = Some(Instant::now() + PAUSE);
-            }
-            _ if is_away(&error) && self.may_ask_again() => self.ask_later(&error)?,
-            _ => return Err(Failure::of_exec(&error)),
+            _ => match Trouble::of(&error) {
+                Some(trouble) => self.ask_later(&trouble)?,
+                None => return Err(Failure::of_exec(&error)),
+            },
         }
         Ok(None)
     }
 
     /// Goes on asking a server that may come back.
-    fn ask_later(&mut self, error: &Error) -> Result<(), Failure> {
+    fn ask_later(&mut self, trouble: &Trouble) -> Result<(), Failure> {
         let now = Instant::now();
-        let away_for = now - *self.away_since.get_or_insert(now);
-        if let Some(patience) = self.wanted.connect_timeout
-            && away_for + PAUSE > patience
-        {
-            return Err(Failure::of_exec(error));
+        self.turns.end();
+        self.silent_since.get_or_insert(now);
+        let until = match (self.wanted.is_once(), self.silent_until()) {
+            // It is the server that is waited for, and not the key.
+            (true, Some(until)) => Some(until),
+            (_, until) => [until, self.until].into_iter().flatten().min(),
+        };
+        if until.is_some_and(|until| now >= until) {
+            return Err(self.failure(trouble));
         }
-        self.notices.say_away(error);
-        // Spread, so that not all who wait come back in one instant.
-        self.next = Some(now + PAUSE / 2 + PAUSE.mul_f64(chance() / 2.0));
+        self.notices.say_trouble(trouble, self.address());
+        let next = now + between(PAUSE / 2, PAUSE);
+        self.next = Some(until.map_or(next, |until| next.min(until)));
         Ok(())
+    }
+
+    /// Takes in what a question after the holder, sent then, was answered.
+    fn seen(
+        &mut self,
+        asked: Instant,
+        seen: Result<Option<Holder>, Error>,
+    ) -> Result<Option<Obtained>, Failure> {
+        let trouble = match seen {
+            Ok(holder) => {
+                self.silent_since = None;
+                self.notices.seen(holder);
+                return Ok(None);
+            }
+            Err(error) => Trouble::of(&error),
+        };
+        // The LOCK that waits finds out what else is wrong.
+        if let Some(trouble) = trouble {
+            self.silent_since.get_or_insert(asked);
+            self.notices.say_trouble(&trouble, self.address());
+        }
+        Ok(None)
+    }
+
+    /// Begins to show who has the key, and to look whether that has changed and the server is there.
+    fn begin_to_look(&mut self, holder: Option<&Holder>) -> Result<(), Failure> {
+        let wanted = self.notices.begin(holder);
+        let needed = self.wanted.connect_timeout.map(looks::often_enough);
+        if let Some(every) = [wanted, needed].into_iter().flatten().min() {
+            self.look().every(every)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self) -> &mut Looks {
+        let wanted = self.wanted;
+        self.looks.get_or_insert_with(|| {
+            let client = match wanted.connect_timeout {
+                Some(patience) => wanted
+                    .requester
+                    .hasty_client(1, patience.clamp(LEAST_ANSWER_PATIENCE, ANSWER_PATIENCE)),
+                None => wanted.requester.client(),
+            };
+            Looks::new(client, &wanted.key, self.events)
+        })
     }
 
     fn signalled(&mut self, signal: SignalClass) -> Option<Obtained> {
         match signal {
             SignalClass::ShutDown(signal) | SignalClass::User(signal) => {
                 self.notices.end();
-                self.leave();
+                self.turns.leave(self.inbox);
                 return Some(Obtained::Signal(signal));
             }
             SignalClass::Stop => signals::suspend(),
-            SignalClass::Child | SignalClass::Continue | SignalClass::Resize => {}
+            SignalClass::Child => reap_others(None),
+            SignalClass::Continue | SignalClass::Resize => {}
         }
         None
     }
 
-    /// Leaves the queue, so that nobody is passed over later for one that has gone. What was granted in the last moment
-    /// is unlocked.
-    fn leave(&self) {
-        let until = Instant::now() + PARTING_PATIENCE;
-        let (cancel, (done, parted)) = (self.cancel.clone(), mpsc::channel::<()>());
-        let part = move || {
-            cancel.cancel();
-            drop(done);
-        };
-        if !self.is_asking || spawn("leaving", part).is_err() {
-            return;
-        }
-        let left = || until.saturating_duration_since(Instant::now());
-        while let Ok(event) = self.inbox.recv_timeout(left()) {
-            if matches!(event, ExecEvent::Answer(turn, _) if turn == self.turn) {
-                break;
-            }
-        }
-        // The LOCK hears that it lost its place before the server has given that place up.
-        let _ = parted.recv_timeout(left());
-    }
-
-    fn holder(&self) -> Option<Holder> {
-        let client = self.wanted.requester.hasty_client(1, PARTING_PATIENCE);
-        client.holder(&self.wanted.key).ok().flatten()
+    fn address(&self) -> &'a ServerAddress {
+        &self.wanted.requester.address
     }
 
     fn unanswered(&self) -> Failure {
-        let address = &self.wanted.requester.address;
-        let message = format!("{address} has not answered in time; nothing is locked");
-        Failure::new(UNREACHABLE, message)
+        self.failure(&Trouble::Silent("no answer came in time".into()))
+    }
+
+    /// Why this program gives up.
+    fn failure(&self, trouble: &Trouble) -> Failure {
+        let mut why = trouble.said(self.address());
+        if let Trouble::Silent(_) = trouble {
+            let (key, seconds) = (&self.wanted.key, self.turns.lock_timeout().as_secs_f64());
+            why += &format!(
+                "; it may have locked {key}, or do so yet; that lease runs out by itself after {seconds} s"
+            );
+        }
+        Failure::new(UNREACHABLE, why)
+    }
+}
+
+/// Who has the key, as far as that is known.
+fn held_by(key: &str, holder: Option<&Holder>) -> String {
+    match holder {
+        Some(holder) => holder_of(key, holder),
+        None => format!("{key} is held by another one just now"),
     }
 }

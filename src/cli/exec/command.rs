@@ -40,6 +40,13 @@ impl CommandLine {
         })
     }
 
+    /// The name of the program, without its folder and its arguments, in so many bytes at the most.
+    pub fn name(&self, most: usize) -> Option<String> {
+        let name = Path::new(&self.program).file_name()?.to_string_lossy();
+        let end = name.floor_char_boundary(most);
+        Some(name[..end].to_string()).filter(|name| !name.is_empty())
+    }
+
     /// Fails if there is no such program, before anybody waits for anything. What changes in the meantime,
     /// or is wrong within, [`start`](Self::start) finds.
     pub fn look_up(&self) -> Result<(), Failure> {
@@ -161,18 +168,6 @@ impl Group {
         self.leader.try_wait()
     }
 
-    /// Reaps children that this program has not started itself. As process 1 of a container it is given all that have
-    /// lost their parents.
-    pub fn reap_others(&self) {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        // The leader, once it has ended, is `ended`'s; with it this program ends.
-        while let Ok(status) = waitid(Id::All, flags)
-            && let Some(child) = status.pid().filter(|child| *child != self.id())
-        {
-            let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
-        }
-    }
-
     /// The signal that the command was stopped with, once for each time.
     pub fn stopped(&self) -> Option<Signal> {
         let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
@@ -194,6 +189,17 @@ impl Group {
     }
 }
 
+/// Reaps children that this program has not started itself. As process 1 of a container it is given all that have
+/// lost their parents. The leader of the command's group, once that has ended, is left to [`Group::ended`].
+pub fn reap_others(leader: Option<Pid>) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(status) = waitid(Id::All, flags)
+        && let Some(child) = status.pid().filter(|child| Some(*child) != leader)
+    {
+        let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+    }
+}
+
 /// Fields 3 and 5 of `/proc/PID/stat` (proc(5)): the state, and the process group.
 fn is_living_member(stat: &[u8], group: i32) -> bool {
     // The kernel cuts a name to 15 bytes, whatever characters they are.
@@ -212,6 +218,23 @@ fn is_living_member(stat: &[u8], group: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_command_is_its_program_s_and_as_long_as_a_note_may_be() {
+        let name =
+            |program: &str| CommandLine::new(vec![program.into(), "secret".into()])?.name(256);
+        assert_eq!(
+            name("/usr/local/bin/deploy.sh").as_deref(),
+            Some("deploy.sh")
+        );
+        // 2 bytes each: 128 of them, and one that would be cut in two.
+        assert_eq!(name(&"é".repeat(200)), Some("é".repeat(128)));
+        assert_eq!(
+            name(&format!("x{}", "é".repeat(200))).map(|name| name.len()),
+            Some(255)
+        );
+        assert_eq!(name("/"), None);
+    }
 
     #[test]
     fn a_member_of_the_group_lives_unless_it_is_a_zombie() {

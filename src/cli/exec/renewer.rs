@@ -20,7 +20,7 @@ use lock_server::{Error, Lease};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cli::exec::chance::chance;
+use crate::cli::exec::chance::between;
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
@@ -130,12 +130,16 @@ impl Renewals {
 
     /// Waits until a question is due, or the connection has ended.
     fn wait(&self, end: &PipeReader) -> Woken {
-        // After a question without an answer there is none that could still end.
-        let connection = Some(self.requester.client())
-            .filter(|_| self.unanswered == 0)
-            .and_then(|client| client.latest_connection());
         let until = self.due.min(self.verify);
-        wait_for(until, end, connection.as_ref())
+        wait_for(until, end, self.connection().as_ref())
+    }
+
+    /// The connection whose end is waited for. After a question without an answer there is none that could still end.
+    fn connection(&self) -> Option<TcpStream> {
+        match self.unanswered {
+            0 => self.requester.client().latest_connection(),
+            _ => None,
+        }
     }
 
     fn renew(&mut self) -> ExecEvent {
@@ -162,6 +166,8 @@ impl Renewals {
     fn ask_whether_it_stands(&mut self, left: Duration) -> Option<ExecEvent> {
         if left < LEAST_VERIFY_TIMEOUT {
             self.verify = self.due;
+            // A connection that has ended would wake it again and again until then.
+            self.unanswered += 1;
             return None;
         }
         let client = self.requester.hasty_client(1, VERIFY_TIMEOUT.min(left));
@@ -183,7 +189,7 @@ impl Renewals {
                     ..=AWAY_SOON => AWAY_PAUSE,
                     _ => AWAY_LONG_PAUSE,
                 };
-                pause + pause.mul_f64(chance())
+                between(pause, 2 * pause)
             }
         };
         self.verify = Instant::now() + pause;
@@ -210,5 +216,29 @@ fn wait_for(until: Instant, end: &PipeReader, connection: Option<&TcpStream>) ->
             // The system has no memory for it.
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lock_server::{Options, Server};
+
+    use super::*;
+
+    /// It took all of a core until then.
+    #[test]
+    fn a_connection_that_breaks_just_before_a_renewal_is_not_watched_until_that() {
+        let options = Options {
+            port: 0,
+            ..Options::default()
+        };
+        let server = Server::new(options).spawn().expect("a free port");
+        let requester = Requester::of("ME", server.addr());
+        let lease = requester.client().lock("K").expect("it answers");
+        let mut renewals = Renewals::new(requester, lease.expect("it is free"));
+        assert!(renewals.connection().is_some());
+        let ended = renewals.ask_whether_it_stands(LEAST_VERIFY_TIMEOUT / 2);
+        assert!(ended.is_none() && renewals.connection().is_none());
+        assert_eq!(renewals.verify, renewals.due);
     }
 }

@@ -57,6 +57,17 @@ impl Requester {
         })
     }
 
+    #[cfg(test)]
+    pub fn of(name: &str, address: &str) -> Self {
+        let address = address.parse().expect("an address");
+        Requester {
+            name: name.into(),
+            client: Client::at(name, &address, ClientOptions::default()),
+            address,
+            above: None,
+        }
+    }
+
     pub fn client(&self) -> Client {
         self.client.clone()
     }
@@ -139,10 +150,8 @@ mod tests {
 
     fn under(above: Option<&str>) -> Requester {
         Requester {
-            name: "me".into(),
-            address: ServerAddress::default(),
-            client: Client::new("me", "127.0.0.1", 8004),
             above: above.map(String::from),
+            ..Requester::of("me", "127.0.0.1:8004")
         }
     }
 

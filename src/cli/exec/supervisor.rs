@@ -9,7 +9,7 @@ use lock_server::Lease;
 use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
-use crate::cli::exec::command::Group;
+use crate::cli::exec::command::{Group, reap_others};
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
@@ -157,14 +157,14 @@ impl<'a> Supervisor<'a> {
             ExecEvent::Renewed(_)
             | ExecEvent::Lost
             | ExecEvent::Answer(..)
-            | ExecEvent::Seen(_) => {}
+            | ExecEvent::Seen(..) => {}
         }
     }
 
     fn signalled(&mut self, signal: SignalClass) {
         match signal {
             SignalClass::Child => {
-                self.group.reap_others();
+                reap_others(Some(self.group.id()));
                 self.look_after_stop();
             }
             // A job that sleeps would let its lease run out.

@@ -1,0 +1,28 @@
+//! What is wanted of a wait, as far as the options say it.
+
+use std::time::Duration;
+
+use crate::cli::exec::requester::Requester;
+
+pub struct Wanted {
+    pub requester: Requester,
+    pub key: String,
+    /// `None` is as long as [`Turns`] asks for.
+    pub lock_timeout: Option<Duration>,
+    /// What those who wait are told of the command. `None` is [`usual_note`](Self::usual_note).
+    pub note: Option<String>,
+    /// The name of the command, without its arguments, as far as a note may be long. An older server knows no notes.
+    pub usual_note: Option<String>,
+    /// `None` waits for as long as it takes.
+    pub patience: Option<Duration>,
+    /// How long the server may be away. `None` is as long as there is patience.
+    pub connect_timeout: Option<Duration>,
+    pub quiet: bool,
+}
+
+impl Wanted {
+    /// Whether the key is only tried.
+    pub fn is_once(&self) -> bool {
+        self.patience == Some(Duration::ZERO)
+    }
+}
