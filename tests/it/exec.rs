@@ -1087,6 +1087,143 @@ fn renewals_go_by_one_connection() {
     assert_eq!(proxy.connections(), 1);
 }
 
+// --- several keys ---
+
+#[test]
+fn two_that_name_the_same_keys_in_another_order_take_turns() {
+    let server = patient();
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("log");
+    let script = "echo $LOCK_SERVER_FENCE >> \"$0\"; echo $LOCK_SERVER_FENCE >> \"$0\"";
+    let race = |options: &str| {
+        for _ in 0..60 {
+            let mut command = exec(&server, options, &["sh", "-c", script]);
+            let ended = Outcome::of(command.arg(&log));
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+        }
+    };
+    thread::scope(|scope| {
+        for options in ["-w 60 --also B A", "-w 60 --also A B", "-w 60 --also C B"] {
+            scope.spawn(move || race(options));
+        }
+    });
+    let log = fs::read_to_string(&log).expect("written");
+    let fences: Vec<_> = log.lines().collect();
+    assert_eq!(fences.len(), 3 * 2 * 60);
+    // All three have B.
+    for pair in fences.chunks(2) {
+        assert_eq!(pair[0], pair[1], "another one came between");
+    }
+    for key in ["A", "B", "C"] {
+        assert!(!is_locked(&server, key), "{key}");
+    }
+}
+
+#[test]
+fn with_n_all_of_several_keys_are_taken_or_none() {
+    let server = patient();
+    for held in ["A", "B", "C"] {
+        let other = server.client("OTHER");
+        other.lock(held).expect("it answers").expect("it is free");
+        for options in ["-n --also C --also A B", "-w 0.1 --also C --also A B"] {
+            let refused = outcome(&server, options, &["echo", "it runs"]);
+            refused.expect(75, "");
+            refused.expect_stderr(&[&format!("{held} is held by OTHER")]);
+            let locked = ["A", "B", "C"].map(|key| is_locked(&server, key));
+            assert_eq!(locked, ["A", "B", "C"].map(|key| key == held), "{options}");
+        }
+        assert!(other.unlock(held).expect("it answers"));
+    }
+    // A key that is named twice is one.
+    outcome(
+        &server,
+        "-n --also A --also A A",
+        &sh("echo $LOCK_SERVER_KEYS"),
+    )
+    .expect(0, "A\n");
+    let inner = [PROGRAM, "exec", "--also", "A", "C", "--", "true"];
+    let nested = outcome(&server, "--also B A", &inner);
+    nested.expect(75, "");
+    nested.expect_stderr(&["A is held by ", "which this command runs under"]);
+}
+
+#[test]
+fn several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of_all() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("B").expect("it answers").expect("it is free");
+    let script = "echo $LOCK_SERVER_KEY $LOCK_SERVER_KEYS; sleep 2
+                  set -- $LOCK_SERVER_FENCES; echo $(($1 == LOCK_SERVER_FENCE)) $(($1 > $2))
+                  \"$0\" verify --fence $1 B; \"$0\" verify --fence $2 A";
+    let options = "--lock-timeout 0.6 --also A B";
+    let mut waiting = Running::spawn(&mut exec(&server, options, &["sh", "-c", script, PROGRAM]));
+    until("it waits", || is_waited_for(&server, "B", 1));
+    let fence = || {
+        ask(&server, "/CHECK/A")
+            .header("Lock-Holder")
+            .map(String::from)
+    };
+    let holder = fence().expect("it is locked");
+    let since = Instant::now();
+    until("several leases would have run out", || {
+        assert_eq!(fence().as_ref(), Some(&holder));
+        since.elapsed() > ms(2000)
+    });
+    assert!(other.unlock("B").expect("it answers"));
+    let lines: Vec<_> = (0..4).map(|_| waiting.line()).collect();
+    assert_eq!(lines, ["B B A", "1 1", "1", "1"]);
+    assert_eq!(waiting.exit_code(), Some(0));
+    assert!(!is_locked(&server, "A") && !is_locked(&server, "B"));
+}
+
+#[test]
+fn where_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked() {
+    let server = patient();
+    for lost in ["A", "B"] {
+        let options = "--name ME --lock-timeout 60 --also B A";
+        let mut command = exec(&server, options, &sh(STUBBORN));
+        let mut running = Running::spawn(command.stderr(Stdio::piped()));
+        let pids = running.pids();
+        assert!(server.client("ME").unlock(lost).expect("it answers"));
+        assert_eq!(running.exit_code(), Some(124));
+        assert!(!pids.iter().any(|&pid| lives(pid)));
+        let said = running.stderr();
+        assert!(said.contains(&format!("{lost} was lost")), "{said}");
+        assert!(!is_locked(&server, "A") && !is_locked(&server, "B"));
+    }
+}
+
+#[test]
+fn where_one_of_several_keys_is_lost_during_the_wait_all_are_waited_for_again() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("B").expect("it answers").expect("it is free");
+    let options = "--name ME -w 60 --also B A";
+    let mut command = exec(&server, options, &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    until("it waits", || is_waited_for(&server, "B", 1));
+    assert!(server.client("ME").unlock("A").expect("it answers"));
+    until("it has A again", || is_locked(&server, "A"));
+    until("it waits again", || is_waited_for(&server, "B", 1));
+    assert!(other.unlock("B").expect("it answers"));
+    assert_eq!(waiting.line(), "it runs");
+    assert_eq!(waiting.exit_code(), Some(0));
+    let said = waiting.stderr();
+    assert!(said.contains("A was lost while B was waited for"), "{said}");
+}
+
+#[test]
+fn a_signal_while_it_waits_for_the_rest_leaves_no_key_locked() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("B").expect("it answers").expect("it is free");
+    let mut waiting = Running::spawn(&mut exec(&server, "--also B A", &["echo", "it runs"]));
+    until("it waits", || is_waited_for(&server, "B", 1));
+    waiting.signal(Signal::SIGTERM);
+    assert_eq!(waiting.exit_code(), Some(143));
+    assert!(!is_locked(&server, "A") && is_waited_for(&server, "B", 0));
+}
+
 /// `unshare` with these options, if this machine lets it make namespaces.
 fn unshared(options: &[&str]) -> Option<Command> {
     let unshare = || {

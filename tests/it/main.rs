@@ -183,6 +183,10 @@
 //! | also where the environment was cleared between them | `exec::a_nested_exec_knows_its_ancestors_without_the_environment` |
 //! | also as another user | `exec::a_nested_exec_of_another_user_knows_its_ancestors` |
 //! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
+//! | `--also`: all keys or none, and two never wait for each other | `exec::two_that_name_the_same_keys_in_another_order_take_turns` |
+//! | `-n` takes all or none | `exec::with_n_all_of_several_keys_are_taken_or_none` |
+//! | what it has is renewed while it waits for the rest | `exec::several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of_all` |
+//! | one lost lease ends the command, and the others are unlocked | `exec::where_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked` |
 //! | renewals go by one connection | `exec::renewals_go_by_one_connection` |
 //! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
 //! | as process 1 it reaps what it inherits | `exec::as_process_1_it_reaps_what_it_inherits` |

@@ -210,7 +210,8 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
     example = "\
 {command_name} KEYA -- ls -l
 {command_name} -n -E 0 -q nightly -- /usr/local/bin/nightly-job
-{command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production",
+{command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production
+{command_name} --also db2 db1 -- ./copy.sh db1 db2",
     note = "\
 Waits for the key, and for a server that is away, and runs the command as it
 stands, without a shell; its standard streams are those given here. The lease
@@ -220,9 +221,12 @@ SIGKILL so early that it is gone by then. Where the server says that the lease
 is over, it gets SIGKILL at once.
 Signals are handed on to the command, and it ends when exec is killed. Ctrl-Z
 does not suspend it.
+With --also it takes all keys or none, in one order, so that no two wait for
+each other. What is said of the key holds for all; one lost lease is enough.
 It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
-LOCK_SERVER_FENCE in its environment. An exec in it for the same key fails at
-once. RUST_LOG is the command's; exec's own log is set by LOCK_SERVER_LOG, and
+LOCK_SERVER_FENCE in its environment, and KEY and the other keys with blanks
+between in LOCK_SERVER_KEYS, their fences in LOCK_SERVER_FENCES, in the order
+that they were given in. An exec in it for the same key fails at once. RUST_LOG is the command's; exec's own log is set by LOCK_SERVER_LOG, and
 -v says what exec does.
 A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
 
@@ -243,6 +247,10 @@ pub struct Exec {
     /// any name, 1 to 1024 bytes
     #[argh(positional, arg_name = "KEY")]
     pub key: Option<String>,
+
+    /// a further key, as often as there are any: all of them are held, or none
+    #[argh(option, arg_name = "key")]
+    pub also: Vec<String>,
 
     /// do not wait if the key is locked
     #[argh(switch, short = 'n')]

@@ -65,7 +65,9 @@ impl Looks {
         move || {
             let asked = Instant::now();
             let seen = client.holder(&key);
-            events.send(ExecEvent::Seen(asked, seen)).is_ok()
+            events
+                .send(ExecEvent::Seen(key.clone(), asked, seen))
+                .is_ok()
         }
     }
 }

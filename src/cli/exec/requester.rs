@@ -15,6 +15,10 @@ use crate::cli::usual_name::usual_name;
 pub const KEY_VARIABLE: &str = "LOCK_SERVER_KEY";
 pub const FENCE_VARIABLE: &str = "LOCK_SERVER_FENCE";
 
+/// All keys, and all fences in the same order, with blanks between.
+pub const KEYS_VARIABLE: &str = "LOCK_SERVER_KEYS";
+pub const FENCES_VARIABLE: &str = "LOCK_SERVER_FENCES";
+
 /// Stands between the name of one who holds a key and the names of those who run under it.
 const UNDER: char = '>';
 

@@ -41,14 +41,16 @@ pub struct Turns {
     /// Ends the LOCK that waits.
     cancel: CancelToken,
     events: Sender<ExecEvent>,
-    /// The number of the latest LOCK. The first, 0, only tries.
+    /// The number of the first LOCK, which only tries. No two LOCKs of this program have one number.
+    first: u32,
+    /// The number of the latest LOCK.
     number: u32,
     /// When it was asked, until it is answered.
     asked: Option<Instant>,
 }
 
 impl Turns {
-    pub fn new(wanted: &Wanted, events: &Sender<ExecEvent>) -> Self {
+    pub fn new(wanted: &Wanted, key: &str, first: u32, events: &Sender<ExecEvent>) -> Self {
         let usual_note = wanted.usual_note.clone();
         let usual_note = usual_note.filter(|_| wanted.note.is_none());
         let cancel = CancelToken::new();
@@ -58,7 +60,7 @@ impl Turns {
                 // This program itself asks again.
                 false => wanted.requester.hasty_client(TRIES, ANSWER_TIMEOUT),
             },
-            key: wanted.key.clone(),
+            key: key.into(),
             options: LockOptions {
                 lock_timeout: wanted.lock_timeout.or(Some(LOCK_TIMEOUT)),
                 note: wanted.note.clone().or_else(|| usual_note.clone()),
@@ -71,7 +73,8 @@ impl Turns {
             may_be_shorter: wanted.lock_timeout.is_none(),
             cancel,
             events: events.clone(),
-            number: 0,
+            first,
+            number: first,
             asked: None,
         }
     }
@@ -82,12 +85,12 @@ impl Turns {
 
     /// Whether the latest one only tries.
     pub fn is_first(&self) -> bool {
-        self.number == 0
+        self.number == self.first
     }
 
     /// Whether no LOCK of this wait can have been interrupted.
     pub fn is_early(&self) -> bool {
-        self.number <= 1
+        self.number <= self.first + 1
     }
 
     /// When the latest one was asked, if it is not answered.
@@ -163,10 +166,16 @@ impl Turns {
             return;
         }
         let left = || until.saturating_duration_since(Instant::now());
+        let mut others = Vec::new();
         while let Ok(event) = inbox.recv_timeout(left()) {
             if matches!(event, ExecEvent::Answer(number, _) if number == self.number) {
                 break;
             }
+            others.push(event);
+        }
+        for event in others {
+            // Who receives them is the caller.
+            let _ = self.events.send(event);
         }
         // The LOCK hears that it lost its place before the server has given that place up.
         let _ = parted.recv_timeout(left());

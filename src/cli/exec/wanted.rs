@@ -6,7 +6,8 @@ use crate::cli::exec::requester::Requester;
 
 pub struct Wanted {
     pub requester: Requester,
-    pub key: String,
+    /// KEY, and those of `--also` as they were given. None of them twice.
+    pub keys: Vec<String>,
     /// `None` is as long as [`Turns`] asks for.
     pub lock_timeout: Option<Duration>,
     /// What those who wait are told of the command. `None` is [`usual_note`](Self::usual_note).
@@ -21,6 +22,19 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// The keys in the order in which all of these programs wait for them.
+    pub fn in_order(&self) -> Vec<&str> {
+        let mut keys: Vec<_> = self.keys.iter().map(String::as_str).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// The key that was given as KEY.
+    pub fn key(&self) -> &str {
+        // The parser gives one.
+        self.keys.first().map_or("", String::as_str)
+    }
+
     /// Whether the key is only tried.
     pub fn is_once(&self) -> bool {
         self.patience == Some(Duration::ZERO)
