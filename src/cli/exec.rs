@@ -43,7 +43,7 @@ use crate::cli::exec::command::{CommandLine, Group};
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::messages::{LAST_WAIT, Messages};
-use crate::cli::exec::renewer::LeaseRenewer;
+use crate::cli::exec::renewer::{LazyRenewer, LeaseRenewer};
 use crate::cli::exec::requester::{
     FENCE_VARIABLE, FENCES_VARIABLE, KEY_VARIABLE, KEYS_VARIABLE, Requester,
 };
@@ -119,7 +119,7 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
 
 impl Job {
     fn new(args: Exec, words: Option<Vec<OsString>>) -> Result<Self, Failure> {
-        let messages = Messages::new(args.quiet, args.verbose)?;
+        let messages = Messages::new(args.quiet, args.verbose);
         log_to(Target::Pipe(messages.log()), LOG_VARIABLE, "warn");
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
@@ -173,8 +173,7 @@ impl Job {
                 return Err(failure);
             }
         };
-        let renewer = LeaseRenewer::begin(requester, held.leases().to_vec(), events);
-        drop(before);
+        let renewer = LazyRenewer::new(requester, &held, events, before);
         let running = Supervisor::begin(
             group,
             held,

@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::exec::chance::between;
 use crate::cli::exec::event::ExecEvent;
+use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 
@@ -45,6 +46,10 @@ const AWAY_SOON: u32 = 20;
 
 /// As [`AWAY_PAUSE`], from then on.
 const AWAY_LONG_PAUSE: Duration = Duration::from_millis(400);
+
+/// How long a command runs before its renewals begin: so much, or a tenth of its lease, much less than any of them is
+/// due after.
+const LAZY_FOR: Duration = Duration::from_millis(20);
 
 /// Ends the renewals when it is dropped.
 pub struct LeaseRenewer {
@@ -71,6 +76,50 @@ impl LeaseRenewer {
         begin()
             .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))
             .ok()
+    }
+}
+
+/// Begins to renew the leases of a command once it has run for a moment: most commands that are short cost no thread.
+pub struct LazyRenewer {
+    requester: Requester,
+    events: Sender<ExecEvent>,
+    /// Until then, those that renew some of them.
+    renewer: Option<LeaseRenewer>,
+    /// When to begin. `None` once it has.
+    begin: Option<Instant>,
+}
+
+impl LazyRenewer {
+    pub fn new(
+        requester: &Requester,
+        held: &HeldKeys,
+        events: &Sender<ExecEvent>,
+        before: Option<LeaseRenewer>,
+    ) -> Self {
+        LazyRenewer {
+            requester: requester.clone(),
+            events: events.clone(),
+            renewer: before,
+            begin: Some(Instant::now() + LAZY_FOR.min(held.remaining() / 10)),
+        }
+    }
+
+    /// When [`begin_if_due`](Self::begin_if_due) is to be called. `None` if there is no need any more.
+    pub fn begins(&self) -> Option<Instant> {
+        self.begin
+    }
+
+    /// Begins to renew all that is held, if it is time.
+    pub fn begin_if_due(&mut self, now: Instant, held: &HeldKeys) {
+        if self.begin.is_some_and(|begin| now >= begin) {
+            self.begin = None;
+            self.renewer =
+                LeaseRenewer::begin(&self.requester, held.leases().to_vec(), &self.events);
+        }
+    }
+
+    pub fn end(&mut self) {
+        (self.renewer, self.begin) = (None, None);
     }
 }
 

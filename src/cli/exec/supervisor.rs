@@ -12,7 +12,7 @@ use crate::cli::exec::command::{Group, reap_others};
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::messages::Messages;
-use crate::cli::exec::renewer::LeaseRenewer;
+use crate::cli::exec::renewer::LazyRenewer;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
 use crate::cli::exec::signals::SignalClass;
 use crate::cli::exec::terminal::{Loan, Terminal};
@@ -63,7 +63,7 @@ pub struct Supervisor<'a> {
     /// Those that were handed on a moment ago, and when.
     handed_on: Vec<(Signal, Instant)>,
     /// The renewals. Ended when the command has to end: from then on its times stand.
-    renewer: Option<LeaseRenewer>,
+    renewer: LazyRenewer,
     messages: &'a Messages,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Supervisor<'a> {
         held: HeldKeys,
         kill_after: Option<Duration>,
         timeout: Option<Duration>,
-        renewer: Option<LeaseRenewer>,
+        renewer: LazyRenewer,
         messages: &'a Messages,
     ) -> Self {
         let (now, remaining) = (Instant::now(), held.remaining());
@@ -120,7 +120,9 @@ impl<'a> Supervisor<'a> {
             if self.wants_terminal {
                 self.lend_terminal();
             }
-            self.keep_to_schedule(Instant::now());
+            let now = Instant::now();
+            self.keep_to_schedule(now);
+            self.renewer.begin_if_due(now, &self.held);
         }
     }
 
@@ -131,7 +133,8 @@ impl<'a> Supervisor<'a> {
         }
         let now = Instant::now();
         let end = self.schedule.terminate;
-        let end = self.time_limit.map_or(end, |limit| end.min(limit));
+        let others = [self.time_limit, self.renewer.begins()];
+        let end = others.into_iter().flatten().fold(end, Instant::min);
         let left = end.saturating_duration_since(now);
         if self.wants_terminal {
             left.min(LOOK_FOR_TERMINAL)
@@ -282,7 +285,7 @@ impl<'a> Supervisor<'a> {
 
     fn begin_to_end(&mut self, why: Ended) {
         self.ending = Some(why);
-        self.renewer = None;
+        self.renewer.end();
     }
 
     fn kill(&mut self) {
