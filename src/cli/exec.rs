@@ -18,6 +18,7 @@ mod renewer;
 mod requester;
 mod schedule;
 mod signals;
+mod spawn;
 mod status_line;
 mod supervisor;
 mod terminal;

@@ -4,17 +4,19 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{self, Child, ExitStatus};
+use std::process::ExitStatus;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{self, SigHandler, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
+use nix::unistd::{AccessFlags, Pid, access, getpid, getppid, setpgid};
 
 use crate::cli::exec::signals::Signals;
+use crate::cli::exec::spawn::spawn;
 use crate::cli::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
 
 /// What a shell does itself, without a program of that name.
@@ -98,25 +100,23 @@ impl CommandLine {
         &self,
         variables: impl IntoIterator<Item = (&'static str, V)>,
         signals: Signals,
-        introduce: impl Fn() + Send + Sync + 'static,
+        introduce: impl Fn(),
     ) -> Result<Group, Failure> {
         let parent = getpid();
-        let mut command = process::Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .envs(variables)
-            .process_group(0);
-        let prepare = move || {
+        let prepare = || {
+            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            // SAFETY: the default is no code of this program, which has it ignored.
+            unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
             prctl::set_pdeathsig(Signal::SIGKILL)?;
             if getppid() != parent {
-                return Err(io::Error::from(io::ErrorKind::NotConnected));
+                return Err(Errno::ENOTCONN);
             }
             introduce();
-            Ok(signals.restore()?)
+            signals.restore()
         };
-        // SAFETY: it runs in a child just forked, and only calls the system: nothing allocates or locks.
-        unsafe { command.pre_exec(prepare) };
-        let leader = command.spawn().map_err(|error| self.not_started(&error))?;
+        // SAFETY: it only calls the system: nothing allocates, locks or panics.
+        let leader = unsafe { spawn(&self.program, &self.arguments, variables, prepare) };
+        let leader = leader.map_err(|error| self.not_started(&error))?;
         Ok(Group { leader })
     }
 
@@ -143,13 +143,12 @@ fn is_executable(file: &Path) -> bool {
 /// The command's process group, as long as it runs. It is led by the command itself, whose number stands for
 /// the group and is nobody else's until it is reaped.
 pub struct Group {
-    leader: Child,
+    leader: Pid,
 }
 
 impl Group {
     pub fn id(&self) -> Pid {
-        // The kernel's process numbers fit.
-        Pid::from_raw(self.leader.id() as i32)
+        self.leader
     }
 
     /// Sends a signal to all of it. Not called after the leader was reaped.
@@ -164,8 +163,13 @@ impl Group {
     }
 
     /// How the command ended, once it has. It is reaped then, whatever of its group goes on.
-    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.leader.try_wait()
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let mut status = 0;
+        // nix knows no real-time signals.
+        //
+        // SAFETY: the status outlives the call. It fails only if another one has reaped the child, and there is none.
+        let ended = unsafe { libc::waitpid(self.leader.as_raw(), &mut status, libc::WNOHANG) };
+        (ended == self.leader.as_raw()).then(|| ExitStatus::from_raw(status))
     }
 
     /// The signal that the command was stopped with, once for each time.

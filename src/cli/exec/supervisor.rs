@@ -252,8 +252,7 @@ impl<'a> Supervisor<'a> {
                 None
             };
         }
-        // It fails only if another one has reaped the child, and there is none.
-        let status = self.group.ended().ok().flatten()?;
+        let status = self.group.ended()?;
         let signal = status
             .signal()
             .and_then(|signal| Signal::try_from(signal).ok());
