@@ -31,7 +31,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use env_logger::Target;
@@ -44,7 +44,7 @@ use crate::cli::exec::command::{CommandLine, Group};
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::messages::{LAST_WAIT, Messages};
-use crate::cli::exec::renewer::{LazyRenewer, LeaseRenewer};
+use crate::cli::exec::renewer::LazyRenewer;
 use crate::cli::exec::requester::{
     FENCE_VARIABLE, FENCES_VARIABLE, KEY_VARIABLE, KEYS_VARIABLE, Requester,
 };
@@ -109,7 +109,10 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
         .take(move |signal| taken.send(ExecEvent::Signal(signal)).is_ok())
         .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
     match Acquisition::begin(&job.wanted, &job.messages, &events, &inbox).obtain()? {
-        Obtained::Keys(held, renewer) => job.run(held, renewer, signals, &events, &inbox),
+        Obtained::Keys(held, before, watchdog) => {
+            let renewer = LazyRenewer::new(&job.wanted.requester, &held, &events, before);
+            job.run(held, renewer, watchdog, signals, &inbox)
+        }
         Obtained::No(why) => {
             job.messages.say(why);
             Ok(Exit::Code(job.conflict))
@@ -152,13 +155,13 @@ impl Job {
         })
     }
 
-    /// Runs the command under the leases, and says how to end. `before` renews some of them until then.
+    /// Runs the command under the leases, and says how to end.
     fn run(
         &self,
         held: HeldKeys,
-        before: Option<LeaseRenewer>,
+        renewer: LazyRenewer,
+        watchdog: Option<Watchdog>,
         signals: Signals,
-        events: &Sender<ExecEvent>,
         inbox: &Receiver<ExecEvent>,
     ) -> Result<Exit, Failure> {
         let requester = &self.wanted.requester;
@@ -167,14 +170,13 @@ impl Job {
             self.messages
                 .tell(format_args!("locked {key} as {name}, fence {fence}"));
         }
-        let (group, watchdog) = match self.start(&held, signals) {
+        let (group, watchdog) = match self.start(&held, watchdog, signals) {
             Ok(started) => started,
             Err(failure) => {
                 held.unlock(requester, &self.messages);
                 return Err(failure);
             }
         };
-        let renewer = LazyRenewer::new(requester, &held, events, before);
         let running = Supervisor::begin(
             group,
             held,
@@ -189,9 +191,15 @@ impl Job {
     }
 
     /// Starts the command, and what watches over it.
-    fn start(&self, held: &HeldKeys, signals: Signals) -> Result<(Group, Watchdog), Failure> {
-        let watchdog =
-            Watchdog::start().map_err(|error| Failure::system_of_exec("cannot fork", error))?;
+    fn start(
+        &self,
+        held: &HeldKeys,
+        watchdog: Option<Watchdog>,
+        signals: Signals,
+    ) -> Result<(Group, Watchdog), Failure> {
+        let watchdog = watchdog
+            .map_or_else(Watchdog::start, Ok)
+            .map_err(|error| Failure::system_of_exec("cannot fork", error))?;
         let Wanted {
             requester, keys, ..
         } = &self.wanted;

@@ -12,12 +12,13 @@ use crate::cli::exec::key_wait::{KeyWait, WaitContext, WaitEnd};
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::wanted::Wanted;
+use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::Failure;
 
 /// How the wait ended.
 pub enum Obtained {
     /// All keys are held. Those that were obtained before the last one are being renewed.
-    Keys(HeldKeys, Option<LeaseRenewer>),
+    Keys(HeldKeys, Option<LeaseRenewer>, Option<Watchdog>),
     /// Not obtained, and why. None of the keys is held.
     No(String),
     /// A signal asked to end. None of the keys is held.
@@ -61,12 +62,14 @@ impl<'a> Acquisition<'a> {
     /// Waits until it is decided.
     pub fn obtain(mut self) -> Result<Obtained, Failure> {
         let keys = self.context.wanted.in_order();
+        let mut watchdog = None;
         let mut at = 0;
         while let Some(key) = keys.get(at) {
-            at = match self.wait_for(key) {
-                Ok(WaitEnd::Granted(lease)) => {
+            let is_last = at + 1 == keys.len();
+            at = match self.wait_for(key, is_last) {
+                Ok(WaitEnd::Granted(lease, begun)) => {
+                    watchdog = begun;
                     self.held.add(lease);
-                    let is_last = at + 1 == keys.len();
                     if !is_last {
                         self.renew();
                     }
@@ -94,12 +97,12 @@ impl<'a> Acquisition<'a> {
                 }
             };
         }
-        Ok(Obtained::Keys(self.held, self.renewer))
+        Ok(Obtained::Keys(self.held, self.renewer, watchdog))
     }
 
-    fn wait_for(&mut self, key: &'a str) -> Result<WaitEnd, Failure> {
+    fn wait_for(&mut self, key: &'a str, is_last: bool) -> Result<WaitEnd, Failure> {
         let mut wait = KeyWait::new(&self.context, key, self.turn);
-        let end = wait.obtain(&mut self.held);
+        let end = wait.obtain(&mut self.held, is_last);
         self.turn = wait.turn() + 1;
         end
     }

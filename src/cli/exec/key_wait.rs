@@ -18,6 +18,7 @@ use crate::cli::exec::signals::{self, SignalClass};
 use crate::cli::exec::trouble::Trouble;
 use crate::cli::exec::turns::Turns;
 use crate::cli::exec::wanted::Wanted;
+use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::{Failure, UNREACHABLE};
 use crate::cli::reasons::holder_of;
 
@@ -42,7 +43,8 @@ const TOO_LATE: u32 = 10;
 
 /// How a wait ended.
 pub enum WaitEnd {
-    Granted(Lease),
+    /// With a watchdog, if there was no wait.
+    Granted(Lease, Option<Watchdog>),
     /// Not obtained, and why.
     No(String),
     /// A signal asked to end, and the place in the queue is given up.
@@ -81,6 +83,8 @@ pub struct KeyWait<'a> {
     looks: Option<Looks>,
     /// How often a lease had run out before it was heard of.
     too_late: u32,
+    /// What is needed if the first LOCK is granted.
+    watchdog: Option<Watchdog>,
     events: &'a Sender<ExecEvent>,
 }
 
@@ -99,6 +103,7 @@ impl<'a> KeyWait<'a> {
             notices: Notices::new(key, wanted.quiet, context.messages),
             looks: None,
             too_late: 0,
+            watchdog: None,
             events,
         }
     }
@@ -109,8 +114,12 @@ impl<'a> KeyWait<'a> {
     }
 
     /// Waits until it is decided.
-    pub fn obtain(&mut self, held: &mut HeldKeys) -> Result<WaitEnd, Failure> {
+    pub fn obtain(&mut self, held: &mut HeldKeys, is_last: bool) -> Result<WaitEnd, Failure> {
         self.ask(Duration::ZERO)?;
+        if is_last {
+            // While the answer is under way it costs no time. Where there is none, it is tried again.
+            self.watchdog = Watchdog::start().ok();
+        }
         loop {
             let decided = match self.next_event() {
                 Some(ExecEvent::Answer(turn, _)) if turn != self.turns.number() => None,
@@ -207,6 +216,7 @@ impl<'a> KeyWait<'a> {
     /// Asks for a LOCK that waits.
     fn wait(&mut self) -> Result<(), Failure> {
         self.turns.next();
+        self.watchdog = None;
         // One that only tried would leave one that waits in its place.
         let left = self.left().map(|left| left.max(LEAST_WAIT));
         let left = left.filter(|_| self.is_allowed);
@@ -232,7 +242,7 @@ impl<'a> KeyWait<'a> {
         self.silent_since = None;
         let (reason, holder) = match answer {
             LockOutcome::Granted(lease) if !lease.remaining().is_zero() => {
-                return Ok(Some(WaitEnd::Granted(lease)));
+                return Ok(Some(WaitEnd::Granted(lease, self.watchdog.take())));
             }
             // This program was stopped for longer than the lease.
             LockOutcome::Granted(_) => return self.too_late(),
@@ -321,6 +331,7 @@ impl<'a> KeyWait<'a> {
     /// Goes on asking a server that may come back.
     fn ask_later(&mut self, trouble: &Trouble) -> Result<(), Failure> {
         let now = Instant::now();
+        self.watchdog = None;
         self.turns.end();
         self.silent_since.get_or_insert(now);
         let until = match (self.wanted.is_once(), self.silent_until()) {
