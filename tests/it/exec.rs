@@ -556,6 +556,19 @@ fn a_command_that_cannot_start_leaves_its_key_free() {
     }
 }
 
+/// As execvp(3) has it. The list of the arguments is copied for that, on the stack of a child that has a small one.
+#[test]
+fn a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh() {
+    let server = patient();
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("script");
+    write_executable(&script, "echo $# of ${20000}\n");
+    let mut command = vec![script.to_str().expect("UTF-8")];
+    command.extend(vec!["word"; 19_999]);
+    command.push("last");
+    outcome(&server, "K", &command).expect(0, "20000 of last\n");
+}
+
 /// Written by another process: a file that this one has open for writing could be open in the child of
 /// another test, and then nobody may execute it.
 fn write_executable(path: &Path, text: &str) {
@@ -1458,6 +1471,21 @@ fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
     });
     let next = outcome(&server, "K", &["echo", "it runs"]);
     next.expect(0, "it runs\n");
+}
+
+#[test]
+fn while_it_waits_it_is_one_process() {
+    let server = patient();
+    server.client("OTHER").lock("K").expect("it answers");
+    let waiting = Running::spawn(&mut exec(&server, "K", &["true"]));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    let children = || {
+        let path = format!("/proc/{0}/task/{0}/children", waiting.pid());
+        fs::read_to_string(path).expect("it runs")
+    };
+    until("what was ready for the command is gone", || {
+        children().is_empty()
+    });
 }
 
 #[test]

@@ -173,6 +173,8 @@
 //! | those who wait come back to a server that is started anew | `exec::those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails` |
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
+//! | a script without a first line is run by sh | `exec::a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh` |
+//! | while it waits it is one process | `exec::while_it_waits_it_is_one_process` |
 //! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
 //! | a command keeps the key for as long as it takes | `exec::a_command_that_takes_longer_than_its_lease_keeps_the_key` |
 //! | and does not outlive its lease | `exec::where_the_server_is_killed_the_command_is_gone_before_its_lease_ends` |
