@@ -224,10 +224,11 @@ does not suspend it.
 With --also it takes all keys or none, in one order, so that no two wait for
 each other. What is said of the key holds for all; one lost lease is enough.
 It finds LOCK_SERVER (host:port), LOCK_SERVER_KEY, LOCK_SERVER_NAME and
-LOCK_SERVER_FENCE in its environment, and KEY and the other keys with blanks
-between in LOCK_SERVER_KEYS, their fences in LOCK_SERVER_FENCES, in the order
-that they were given in. An exec in it for the same key fails at once. RUST_LOG is the command's; exec's own log is set by LOCK_SERVER_LOG, and
--v says what exec does.
+LOCK_SERVER_FENCE in its environment; all keys as they were given, KEY first,
+with blanks between in LOCK_SERVER_KEYS, and their fences in
+LOCK_SERVER_FENCES. An exec in it for the same key fails at once.
+RUST_LOG is the command's; exec's own log is set by LOCK_SERVER_LOG, and -v
+says what exec does.
 A key that begins with a dash takes a -- of its own: exec -- -K -- ls.
 
 Exit codes:

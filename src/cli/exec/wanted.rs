@@ -8,7 +8,7 @@ pub struct Wanted {
     pub requester: Requester,
     /// KEY, and those of `--also` as they were given. None of them twice.
     pub keys: Vec<String>,
-    /// `None` is as long as [`Turns`] asks for.
+    /// `None` is 30 s, or less if the server allows no such lease.
     pub lock_timeout: Option<Duration>,
     /// What those who wait are told of the command. `None` is [`usual_note`](Self::usual_note).
     pub note: Option<String>,
