@@ -201,7 +201,7 @@ impl<W> LockTable<W> {
     ) -> Result<(), Refusal> {
         let LockTable { entries, ledger } = self;
         let entry = entries.get_mut(key).ok_or(Refusal::Free)?;
-        let end = entry::end(entry.verify(requester, fence)?);
+        let end = others::end(entry.verify(requester, fence)?);
         let key = ledger.ends.remove(entry.indexed().expect(SETTLED));
         let hold = entry.take(end);
         ledger.end_hold(key.clone(), hold, Change::Released);
@@ -225,7 +225,7 @@ impl<W> LockTable<W> {
         let LockTable { entries, ledger } = self;
         let entry = entries.get_mut(key).ok_or(Refusal::Free)?;
         let hold = entry.verify(requester, fence)?;
-        let (holder, end) = (hold.claim.requester.clone(), entry::end(hold));
+        let (holder, end) = (hold.claim.requester.clone(), others::end(hold));
         let before = entry.indexed().expect(SETTLED);
         let grant = entry.renew(end, now, lock_timeout);
         let key = ledger.ends.key(before).clone();

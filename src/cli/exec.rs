@@ -1,4 +1,4 @@
-//! `exec`: a command that runs while a key is held.
+//! `exec`: a command that runs while a key is held, or several.
 //!
 //! The first thread decides everything, one event after another, and waits neither for the network nor for a reader
 //! of standard error: the turns of waiting, the renewals and the signals each have a thread that sends it events, and
@@ -9,45 +9,55 @@ mod acquisition;
 mod chance;
 mod command;
 mod event;
+mod held_keys;
+mod key_wait;
+mod looks;
 mod messages;
 mod notices;
 mod renewer;
 mod requester;
 mod schedule;
 mod signals;
+mod spawn;
 mod status_line;
 mod supervisor;
 mod terminal;
+mod trouble;
+mod turns;
+mod wanted;
 mod watchdog;
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use env_logger::Target;
-use lock_server::{Error, Lease};
+use lock_server::Lease;
 
-use crate::cli::advice::explain;
-use crate::cli::args::Exec;
-use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE};
-use crate::cli::exec::acquisition::{Acquisition, Obtained, Wanted};
+use crate::cli::args::{Exec, Sharing};
+use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE, slots};
+use crate::cli::exec::acquisition::{Acquisition, Obtained};
 use crate::cli::exec::command::{CommandLine, Group};
 use crate::cli::exec::event::ExecEvent;
+use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::messages::{LAST_WAIT, Messages};
-use crate::cli::exec::renewer::LeaseRenewer;
-use crate::cli::exec::requester::{FENCE_VARIABLE, KEY_VARIABLE, Requester};
+use crate::cli::exec::renewer::LazyRenewer;
+use crate::cli::exec::requester::{
+    FENCE_VARIABLE, FENCES_VARIABLE, KEY_VARIABLE, KEYS_VARIABLE, Requester,
+};
 use crate::cli::exec::signals::Signals;
 use crate::cli::exec::supervisor::{Ended, Supervisor};
 use crate::cli::exec::terminal::is_writable;
+use crate::cli::exec::wanted::Wanted;
 use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::{Failure, LOST, NOT_OBTAINED, TIMED_OUT, USAGE, USAGE_OF_EXEC};
 use crate::cli::{LOG_VARIABLE, log_to};
 
-/// How long unlocking may take, each of two tries.
-const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// The longest note, in bytes.
+const MAX_NOTE: usize = 256;
 
 /// What is to be run, under what, and how.
 struct Job {
@@ -99,7 +109,10 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
         .take(move |signal| taken.send(ExecEvent::Signal(signal)).is_ok())
         .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
     match Acquisition::begin(&job.wanted, &job.messages, &events, &inbox).obtain()? {
-        Obtained::Lease(lease) => job.run(&lease, signals, &events, &inbox),
+        Obtained::Keys(held, before, watchdog) => {
+            let renewer = LazyRenewer::new(&job.wanted.requester, &held, &events, before);
+            job.run(held, renewer, watchdog, signals, &inbox)
+        }
         Obtained::No(why) => {
             job.messages.say(why);
             Ok(Exit::Code(job.conflict))
@@ -110,7 +123,7 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
 
 impl Job {
     fn new(args: Exec, words: Option<Vec<OsString>>) -> Result<Self, Failure> {
-        let messages = Messages::new(args.quiet, args.verbose)?;
+        let messages = Messages::new(args.quiet, args.verbose);
         log_to(Target::Pipe(messages.log()), LOG_VARIABLE, "warn");
         let requester = Requester::new(&args.target())?;
         let (key, command) = key_and_command(args.key, words)?;
@@ -125,9 +138,15 @@ impl Job {
         Ok(Job {
             wanted: Wanted {
                 requester,
-                key,
+                keys: each_once(key, args.also),
                 lock_timeout: args.lock_timeout,
+                slots: slots(Sharing {
+                    shared: args.shared,
+                    exclusive: args.exclusive,
+                    slots: args.slots,
+                })?,
                 note: args.note,
+                usual_note: command.name(MAX_NOTE),
                 patience,
                 connect_timeout: args.connect_timeout,
                 quiet: args.quiet,
@@ -141,44 +160,64 @@ impl Job {
         })
     }
 
-    /// Runs the command under the lease, and says how to end.
+    /// Runs the command under the leases, and says how to end.
     fn run(
         &self,
-        lease: &Lease,
+        held: HeldKeys,
+        renewer: LazyRenewer,
+        watchdog: Option<Watchdog>,
         signals: Signals,
-        events: &Sender<ExecEvent>,
         inbox: &Receiver<ExecEvent>,
     ) -> Result<Exit, Failure> {
-        let Wanted { requester, key, .. } = &self.wanted;
-        let (name, fence) = (&requester.name, lease.fence);
-        self.messages
-            .tell(format_args!("locked {key} as {name}, fence {fence}"));
-        let (group, watchdog) = self
-            .start(lease, signals)
-            .inspect_err(|_| self.unlock(lease))?;
-        let renewer = self.keep(lease, events);
+        let requester = &self.wanted.requester;
+        for Lease { key, fence, .. } in held.leases() {
+            let name = &requester.name;
+            self.messages
+                .tell(format_args!("locked {key} as {name}, fence {fence}"));
+        }
+        let (group, watchdog) = match self.start(&held, watchdog, signals) {
+            Ok(started) => started,
+            Err(failure) => {
+                held.unlock(requester, &self.messages);
+                return Err(failure);
+            }
+        };
         let running = Supervisor::begin(
             group,
-            lease,
+            held,
             self.kill_after,
             self.timeout,
             renewer,
             &self.messages,
         );
-        let ended = running.see_through(inbox);
+        let (ended, held) = running.see_through(inbox);
         watchdog.dismiss();
-        self.conclude(ended, lease)
+        self.conclude(ended, held)
     }
 
     /// Starts the command, and what watches over it.
-    fn start(&self, lease: &Lease, signals: Signals) -> Result<(Group, Watchdog), Failure> {
-        let watchdog =
-            Watchdog::start().map_err(|error| Failure::system_of_exec("cannot fork", error))?;
+    fn start(
+        &self,
+        held: &HeldKeys,
+        watchdog: Option<Watchdog>,
+        signals: Signals,
+    ) -> Result<(Group, Watchdog), Failure> {
+        let watchdog = watchdog
+            .map_or_else(Watchdog::start, Ok)
+            .map_err(|error| Failure::system_of_exec("cannot fork", error))?;
+        let Wanted {
+            requester, keys, ..
+        } = &self.wanted;
+        let fence_of = |key: &String| held.fence(key).unwrap_or_default().to_string();
+        let fences: Vec<_> = keys.iter().map(fence_of).collect();
+        let quoted: Vec<_> = keys.iter().map(|key| quoted(key)).collect();
         let variables = [
-            (KEY_VARIABLE, self.wanted.key.clone()),
-            (NAME_VARIABLE, self.wanted.requester.name.clone()),
-            (FENCE_VARIABLE, lease.fence.to_string()),
-            (SERVER_VARIABLE, self.wanted.requester.address.to_string()),
+            (KEY_VARIABLE, self.wanted.key().to_string()),
+            (KEYS_VARIABLE, quoted.join(" ")),
+            (NAME_VARIABLE, requester.name.clone()),
+            (FENCE_VARIABLE, fences.first().cloned().unwrap_or_default()),
+            (FENCES_VARIABLE, fences.join(" ")),
+            (SERVER_VARIABLE, requester.address.to_string()),
         ];
         match self
             .command
@@ -192,62 +231,64 @@ impl Job {
         }
     }
 
-    /// Begins to renew the lease. Where there is no thread for it, it is as if no renewal were answered.
-    fn keep(&self, lease: &Lease, events: &Sender<ExecEvent>) -> Option<LeaseRenewer> {
-        let requester = self.wanted.requester.clone();
-        LeaseRenewer::begin(requester, lease.clone(), events.clone())
-            .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))
-            .ok()
-    }
-
-    /// Unlocks the key if it may still be held.
-    fn conclude(&self, ended: Ended, lease: &Lease) -> Result<Exit, Failure> {
-        let key = &self.wanted.key;
+    /// Unlocks the keys that may still be held.
+    fn conclude(&self, ended: Ended, held: HeldKeys) -> Result<Exit, Failure> {
+        let requester = &self.wanted.requester;
         let why = match ended {
             Ended::ByItself(status) => {
-                self.unlock(lease);
+                held.unlock(requester, &self.messages);
                 return Ok(match (status.code(), status.signal()) {
                     (None, Some(signal)) => Exit::Signal(signal),
                     // An exit code is one byte.
                     (code, _) => Exit::Code(code.unwrap_or_default() as u8),
                 });
             }
-            Ended::NotKept => {
+            Ended::NotKept(key) => {
                 // Once more, if only to spare others the rest of the lease.
-                let _ = self.release(lease);
+                held.release(requester);
                 format!("{key} could not be renewed in time; the command was ended")
             }
             Ended::TimedOut => {
-                self.unlock(lease);
+                held.unlock(requester, &self.messages);
                 let seconds = self.timeout.unwrap_or_default().as_secs_f64();
                 let why = format!("the command took longer than --timeout {seconds} and was ended");
                 return Err(Failure::new(TIMED_OUT, why));
             }
-            Ended::Lost => {
+            Ended::Lost(key) => {
+                held.unlock(requester, &self.messages);
                 format!("{key} was lost: the server says the lease is over; the command was killed")
             }
         };
         Err(Failure::new(LOST, why))
     }
+}
 
-    fn unlock(&self, lease: &Lease) {
-        let key = &self.wanted.key;
-        match self.release(lease) {
-            Ok(true) => self.messages.tell(format_args!("unlocked {key}")),
-            Ok(false) => self.messages.say(format_args!(
-                "the lease of {key} was over before the command ended; somebody else may have had it"
-            )),
-            Err(error) => self.messages.say(format_args!(
-                "{key} stays locked until its lease runs out: {}",
-                explain(&error)
-            )),
+/// All keys, each of them once.
+fn each_once(key: String, also: Vec<String>) -> Vec<String> {
+    let mut keys = vec![key];
+    for key in also {
+        if !keys.contains(&key) {
+            keys.push(key);
         }
     }
+    keys
+}
 
-    fn release(&self, lease: &Lease) -> Result<bool, Error> {
-        let client = self.wanted.requester.hasty_client(2, UNLOCK_PATIENCE);
-        client.release(lease)
+/// A key as it stands in a list with blanks between: a blank, what controls a terminal, and the percent sign are
+/// percent-encoded, as in a URL.
+fn quoted(key: &str) -> String {
+    let mut quoted = String::new();
+    for c in key.chars() {
+        if c.is_whitespace() || c.is_control() || c == '%' {
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                quoted += &format!("%{byte:02X}");
+            }
+        } else {
+            quoted.push(c);
+        }
     }
+    quoted
 }
 
 /// A key may begin with a dash where it stands after `--`, and a second `--` before the command.
@@ -273,4 +314,15 @@ fn key_and_command(
     };
     let command = CommandLine::new(words).ok_or_else(|| Failure::usage(no_command))?;
     Ok((key, command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_keys_can_be_taken_apart_at_its_blanks() {
+        assert_eq!(quoted("db/main:1"), "db/main:1");
+        assert_eq!(quoted("a b\n100%\u{a0}é"), "a%20b%0A100%25%C2%A0é");
+    }
 }

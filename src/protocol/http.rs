@@ -307,7 +307,7 @@ impl ParsedReply {
         if header(LOCK_ECHO).is_some_and(|echoed| echoed != echo.as_bytes()) {
             return foreign("the answer to another question");
         }
-        let text = |name| {
+        let text = |name: &str| {
             str::from_utf8(header(name)?)
                 .ok()
                 .filter(|text| text.is_ascii())
@@ -318,46 +318,48 @@ impl ParsedReply {
             let refusal = refusal.unwrap_or(Refusal::Other);
             return Err(NotAnswered::Refused(refusal, message.into()));
         };
-        let seconds = |name| parse_seconds(text(name)?);
-        let lease = || {
-            Some(ParsedLease {
-                fence: text(LOCK_FENCE)?.parse().ok()?,
-                left: seconds(LOCK_EXPIRES_IN)?,
-                slots: text(LOCK_SLOTS)
-                    .and_then(|slots| slots.parse().ok())
-                    .unwrap_or(1),
-            })
-        };
-        let holder = || {
-            Some(Holder {
-                name: decode(text(LOCK_HOLDER)?, "name").ok()?.into_owned(),
-                expires_in: seconds(LOCK_HOLDER_EXPIRES_IN)?,
-                // It is held, by somebody.
-                holders: text(LOCK_HOLDERS)
-                    .and_then(|holders| holders.parse().ok())
-                    .unwrap_or(1)
-                    .max(1),
-                waiters: text(LOCK_WAITERS)?.parse().ok()?,
-                note: text(LOCK_HOLDER_NOTE)
-                    .and_then(|note| Some(decode(note, "note").ok()?.into_owned())),
-            })
-        };
-        let times = || {
-            let lock_attempt_timeout = seconds(LOCK_ATTEMPT_TIMEOUT)?;
-            let longest = seconds(LOCK_MAX_ATTEMPT_TIMEOUT);
-            Some(ServerTimes {
-                lock_attempt_timeout,
-                max_lock_attempt_timeout: longest.unwrap_or(lock_attempt_timeout),
-            })
-        };
         Ok(ParsedReply {
             said,
             refusal,
-            lease: lease(),
-            holder: holder(),
-            times: times(),
+            lease: parse_lease(text),
+            holder: parse_holder(text),
+            times: parse_times(text),
         })
     }
+}
+
+/// What the headers say of a grant. `text` is the value of a header, and `None` unless that is ASCII.
+fn parse_lease<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<ParsedLease> {
+    let slots = text(LOCK_SLOTS).and_then(|slots| slots.parse().ok());
+    Some(ParsedLease {
+        fence: text(LOCK_FENCE)?.parse().ok()?,
+        left: parse_seconds(text(LOCK_EXPIRES_IN)?)?,
+        slots: slots.unwrap_or(1),
+    })
+}
+
+/// What they say of the holder.
+fn parse_holder<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<Holder> {
+    let holders = text(LOCK_HOLDERS).and_then(|holders| holders.parse().ok());
+    let note = text(LOCK_HOLDER_NOTE).and_then(|note| decode(note, "note").ok());
+    Some(Holder {
+        name: decode(text(LOCK_HOLDER)?, "name").ok()?.into_owned(),
+        // It is held, by somebody.
+        holders: holders.unwrap_or(1).max(1),
+        expires_in: parse_seconds(text(LOCK_HOLDER_EXPIRES_IN)?)?,
+        waiters: text(LOCK_WAITERS)?.parse().ok()?,
+        note: note.map(Cow::into_owned),
+    })
+}
+
+/// What they say of the server's times.
+fn parse_times<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<ServerTimes> {
+    let lock_attempt_timeout = parse_seconds(text(LOCK_ATTEMPT_TIMEOUT)?)?;
+    let longest = text(LOCK_MAX_ATTEMPT_TIMEOUT).and_then(parse_seconds);
+    Some(ServerTimes {
+        lock_attempt_timeout,
+        max_lock_attempt_timeout: longest.unwrap_or(lock_attempt_timeout),
+    })
 }
 
 /// The first line of a `200`. `None` if it is none of the seed's three forms.

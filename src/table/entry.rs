@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::expiry::Indexed;
-use super::others::{End, Others};
+use super::others::{self, End, Others};
 use super::queue::{Queue, Queued};
 use crate::lease::{Fence, Grant, Hold, Key, MAX_SLOTS, Slots, Ticket};
 use crate::refusal::Refusal;
@@ -92,7 +92,7 @@ impl<W> Entry<W> {
         let taken = if self
             .first
             .as_ref()
-            .is_some_and(|first| self::end(first) == end)
+            .is_some_and(|first| others::end(first) == end)
         {
             let next = self
                 .crowd
@@ -115,7 +115,7 @@ impl<W> Entry<W> {
             hold.grant()
         };
         match &mut self.first {
-            Some(first) if self::end(first) == end => renew(first),
+            Some(first) if others::end(first) == end => renew(first),
             _ => {
                 let others = &mut self.crowd_mut().others;
                 let mut hold = others.take(end).expect(HELD);
@@ -134,7 +134,7 @@ impl<W> Entry<W> {
 
     /// The end of a hold that comes first.
     fn next_end(&self) -> Option<End> {
-        let first = self.first.as_ref().map(end);
+        let first = self.first.as_ref().map(others::end);
         let others = self.others().and_then(Others::next_end);
         first.into_iter().chain(others).min()
     }
@@ -249,7 +249,3 @@ impl<W> Entry<W> {
 }
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
-
-pub(super) fn end(hold: &Hold) -> End {
-    (hold.expires, hold.fence)
-}

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::entry::end;
 use crate::lease::{Fence, Hold, Requester, Slots};
 
 /// The end of a lease. The fence makes it unique.
@@ -78,4 +77,8 @@ impl Others {
     pub fn iter(&self) -> impl Iterator<Item = &Hold> {
         self.by_fence.values()
     }
+}
+
+pub(super) fn end(hold: &Hold) -> End {
+    (hold.expires, hold.fence)
 }

@@ -81,6 +81,7 @@ pub const GOALS: &[Goal] = &[
         "rounds beside held keys",
         AtLeast(0.8, "many held", "10 held"),
     ),
+    goal("a command under a lock", AtMost(1.5, OURS, "flock")),
     // "About the same", as far as a bench on a busy machine can tell.
     goal(
         "release before waiters, p50",

@@ -23,8 +23,8 @@ use house::{event, lease, memory, refusal};
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -123,6 +123,7 @@ fn run(arguments: Arguments) -> Result<()> {
     bench.memory();
     bench.held_keys()?;
     bench.waiters()?;
+    bench.commands()?;
     bench.table_alone();
     print!("\n{}\n{}", bench.report.table(), bench.report.goals());
     bench.report.write_json(&json)?;
@@ -325,6 +326,26 @@ impl Bench {
         self.column("memory per waiter", "kB", contestants);
     }
 
+    /// A command that does nothing, from the start of what locks for it to the end: beside flock(1), which asks nobody.
+    fn commands(&mut self) -> Result<()> {
+        let server = systems::ours_with_long_leases()?;
+        let port = server.port.to_string();
+        let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("flock");
+        let times = if self.quick { 20 } else { 100 };
+        let contestant = |name, mut command: Command| {
+            Contestant::new(name, move || {
+                Ok(vec![("", median_run(&mut command, times)?)])
+            })
+        };
+        let mut exec = Command::new(env!("CARGO_BIN_EXE_lock-server"));
+        exec.args(["exec", "--port", &port, "K", "--", "true"]);
+        let mut flock = Command::new("flock");
+        flock.arg(file).arg("true");
+        let contestants = vec![contestant("lock-server", exec), contestant("flock", flock)];
+        self.column("a command under a lock", "ms", contestants);
+        Ok(())
+    }
+
     /// Rounds do not get slower with the number of keys that others hold.
     fn held_keys(&mut self) -> Result<()> {
         const COLUMN: &str = "rounds beside held keys";
@@ -428,4 +449,18 @@ fn p50_p99(samples: Vec<Duration>) -> Values {
         (", p50", quantile(&micros, 0.5)),
         (", p99", quantile(&micros, 0.99)),
     ]
+}
+
+/// How long a command takes from its start to its end, in milliseconds.
+fn median_run(command: &mut Command, times: usize) -> Result<f64> {
+    let mut taken = Vec::new();
+    for _ in 0..times {
+        let begun = Instant::now();
+        let status = command.status()?;
+        taken.push(begun.elapsed().as_secs_f64() * 1000.0);
+        if !status.success() {
+            return Err(format!("it ended with {status}").into());
+        }
+    }
+    Ok(quantile(&taken, 0.5))
 }

@@ -20,6 +20,8 @@ struct State {
     own_answers: AtomicUsize,
     /// The targets of the questions, as they came.
     targets: Mutex<Vec<String>>,
+    /// What is replaced in each target that is handed on.
+    respelled: Mutex<Option<(&'static str, &'static str)>>,
 }
 
 impl Gateway {
@@ -44,6 +46,11 @@ impl Gateway {
         self.state.status.store(status, SeqCst);
     }
 
+    /// Replaces that in each target from now on, for a server that knows a word no more.
+    pub fn respell(&self, from: &'static str, to: &'static str) {
+        *self.state.respelled.lock().expect("nobody panicked") = Some((from, to));
+    }
+
     /// How many questions it answered itself.
     pub fn own_answers(&self) -> usize {
         self.state.own_answers.load(SeqCst)
@@ -65,7 +72,12 @@ fn serve(client: &TcpStream, server: u16, prefix: &str, timeout: Duration, state
             .expect("nobody panicked")
             .push(target.clone());
         let answer = match (state.status.load(SeqCst), target.strip_prefix(prefix)) {
-            (0, Some(path)) => handed_on(&head.replacen(&target, path, 1), server, timeout),
+            (0, Some(path)) => {
+                let respelled = *state.respelled.lock().expect("nobody panicked");
+                let (from, to) = respelled.unwrap_or_default();
+                let path = path.replace(from, to);
+                handed_on(&head.replacen(&target, &path, 1), server, timeout)
+            }
             (0, None) => Err(404),
             (status, _) => Err(status),
         };

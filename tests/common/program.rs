@@ -23,6 +23,8 @@ pub fn clean(command: &mut Command) -> &mut Command {
         "LOCK_SERVER_NAME",
         "LOCK_SERVER_KEY",
         "LOCK_SERVER_FENCE",
+        "LOCK_SERVER_KEYS",
+        "LOCK_SERVER_FENCES",
         "LOCK_SERVER_LOG",
         "RUST_LOG",
         "XDG_RUNTIME_DIR",

@@ -1,7 +1,7 @@
 //! `lock-server exec`: a command under a lock, with the real program, real servers and real signals.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::gateway::Gateway;
 use crate::common::program::{Outcome, PROGRAM, clean, program, shell_code};
 use crate::common::proxy::{Break, Cut, Proxy};
 use crate::common::{ask, bound, ms, options, skip, start, until};
@@ -20,34 +21,44 @@ use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{self, SigHandler, SigSet, Signal, kill};
 use nix::unistd::{Pid, setsid};
 
-/// A server whose leases last longer than any test.
-fn patient() -> Server {
-    lasting(ms(60_000))
-}
+/// Longer than any test.
+const LONG: Duration = ms(60_000);
 
-fn lasting(lock_timeout: Duration) -> Server {
-    start(Options {
-        lock_timeout,
-        ..options()
-    })
-}
-
-/// The options of a [`patient`] one.
-fn options_of_a_patient_server() -> Options {
+fn lasting_options(lock_timeout: Duration) -> Options {
     Options {
-        lock_timeout: ms(60_000),
+        lock_timeout,
         ..options()
     }
 }
 
-/// As [`lasting`], with the process that serves.
+/// A server whose leases last longer than any test.
+fn patient() -> Server {
+    start(lasting_options(LONG))
+}
+
+/// As [`patient`], where one was a moment ago.
+fn started_anew(port: u16) -> Server {
+    start(Options {
+        port,
+        reconnect_attempts: 100,
+        time_between_attempts: ms(10),
+        ..lasting_options(LONG)
+    })
+}
+
+/// With leases of that length, and the process that serves.
 fn with_process(lock_timeout: Duration) -> (Server, Pid) {
-    let mut server = Server::new(Options {
-        lock_timeout,
-        ..options()
-    });
+    let mut server = Server::new(lasting_options(lock_timeout));
     let pid = server.start().expect("a server on a free port");
     (server, Pid::from_raw(pid as i32))
+}
+
+/// A pipe that takes nothing any more, for as long as its reader lives.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut full) = std::io::pipe().expect("there is a descriptor");
+    full.write_all(&[b'x'; 64 * 1024])
+        .expect("it has room for that");
+    (reader, full)
 }
 
 /// A program that ignores and blocks no signal: the tests may run under `nohup`, or in the background of a shell
@@ -129,6 +140,14 @@ impl Running {
         let line = self.line();
         let pids = line.split(' ').map(|pid| pid.parse().expect("a number"));
         pids.collect()
+    }
+
+    /// All of a standard error that is a pipe.
+    fn stderr(&mut self) -> String {
+        let mut said = String::new();
+        let mut stderr = self.child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut said).expect("UTF-8");
+        said
     }
 
     fn ended(&mut self) -> ExitStatus {
@@ -252,7 +271,118 @@ fn no_server_is_69_where_it_may_not_wait_for_one() {
     for options in ["-n K", "-w 1 K", "--connect-timeout 1 K"] {
         let outcome = outcome(&server, options, &["true"]);
         outcome.expect(69, "");
-        outcome.expect_stderr(&["no lock server reached at 127.0.0.1:", "4 attempts"]);
+        outcome.expect_stderr(&["no lock server reached at 127.0.0.1:"]);
+    }
+}
+
+/// With 0, 1, 2 and 5 it had taken 3, 7, 7 and 11 s, and with `-w 1` it had taken 3 s.
+#[test]
+fn a_server_that_is_away_is_waited_for_as_long_as_the_options_say() {
+    let mut server = patient();
+    server.stop().expect("it stops");
+    for (options, least) in [
+        ("--connect-timeout 0 K", 0),
+        ("-n --connect-timeout 1 K", 1000),
+        ("--connect-timeout 2 K", 2000),
+        ("-w 1 K", 1000),
+        ("-w 1 --connect-timeout 60 K", 1000),
+    ] {
+        let since = Instant::now();
+        outcome(&server, options, &["true"]).expect(69, "");
+        let taken = since.elapsed();
+        assert!(taken >= ms(least), "{options}: {taken:?}");
+        assert!(taken < ms(least) + bound(ms(500)), "{options}: {taken:?}");
+    }
+}
+
+/// It had hung for 10 s at the least, and said that nothing was locked.
+#[test]
+fn a_silent_server_is_waited_for_as_long_as_the_options_say_and_may_have_locked_the_key() {
+    for options in ["-n --connect-timeout 1 K", "-w 60 --connect-timeout 1 K"] {
+        for waits in [false, true] {
+            let (server, process) = with_process(LONG);
+            if waits {
+                server.client("OTHER").lock("K").expect("it answers");
+                if options.starts_with("-n") {
+                    continue;
+                }
+            } else {
+                kill(process, Signal::SIGSTOP).expect("it runs");
+            }
+            let mut command = exec(&server, options, &["echo", "it runs"]);
+            let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+            if waits {
+                until("it waits", || is_waited_for(&server, "K", 1));
+                kill(process, Signal::SIGSTOP).expect("it runs");
+            }
+            let since = Instant::now();
+            assert_eq!(waiting.exit_code(), Some(69));
+            let taken = since.elapsed();
+            kill(process, Signal::SIGCONT).expect("it runs");
+            assert!(taken < ms(2250) + bound(ms(500)), "{options}: {taken:?}");
+            let said = waiting.stderr();
+            assert!(said.contains("does not answer"), "{said}");
+            assert!(said.contains("runs out by itself after 30 s"), "{said}");
+        }
+    }
+}
+
+/// It was never asked again who has the key and what the server allows: 64, "lock_timeout is 30".
+#[test]
+fn an_exec_that_begins_before_its_server_finds_out_who_has_the_key_and_how_long_a_lease_may_be() {
+    let server = start(Options {
+        max_lock_timeout: Some(ms(5000)),
+        ..lasting_options(ms(5000))
+    });
+    let held = server.client("OTHER").guard("K").expect("it is free");
+    let gateway = Gateway::to(server.port(), "", LONG);
+    gateway.answer_with(502);
+    let mut command = exec(&server, "-w 60 K", &sh("echo it runs; sleep 60"));
+    command.env("LOCK_SERVER", format!("127.0.0.1:{}", gateway.port));
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    let stderr = BufReader::new(waiting.child.stderr.take().expect("piped"));
+    let mut said = stderr.lines().map(|line| line.expect("UTF-8"));
+    let away = said.next().expect("a line");
+    assert!(away.contains("waiting for it to answer"), "{away}");
+    gateway.answer_with(0);
+    let holder = said.next().expect("a line");
+    assert!(holder.contains("waiting: K is held by OTHER"), "{holder}");
+    assert!(held.release().expect("it answers"));
+    assert_eq!(waiting.line(), "it runs");
+    let holder = server.client("OBSERVER").holder("K");
+    let left = holder.expect("it answers").expect("it is held").expires_in;
+    assert!(left > ms(2000) && left <= ms(5000), "{left:?}");
+}
+
+#[test]
+fn without_an_option_those_who_wait_are_told_the_name_of_the_command_and_not_its_arguments() {
+    let note = |server: &Server, options: &str| {
+        let script = "echo ready; read line; # --password=secret";
+        let mut command = exec(server, options, &sh(script));
+        let mut running = Running::spawn(command.stdin(Stdio::piped()));
+        assert_eq!(running.line(), "ready");
+        let holder = server.client("OBSERVER").holder("K");
+        drop(running.child.stdin.take());
+        running.ended();
+        holder.expect("it answers").expect("it is held").note
+    };
+    let server = patient();
+    assert_eq!(note(&server, "K").as_deref(), Some("sh"));
+    assert_eq!(note(&server, "--note mine K").as_deref(), Some("mine"));
+    // Also where the server allows no lease as long as that.
+    let strict = start(Options {
+        max_lock_timeout: Some(ms(5000)),
+        ..lasting_options(ms(1000))
+    });
+    assert_eq!(note(&strict, "K").as_deref(), Some("sh"));
+    // An older server knows no such word.
+    for server in [&server, &strict] {
+        let gateway = Gateway::to(server.port(), "", LONG);
+        gateway.respell("note=", "nota=");
+        let options = format!("--port {} K", gateway.port);
+        outcome(server, &options, &["echo", "it runs"]).expect(0, "it runs\n");
+        let options = format!("--port {} --note mine K", gateway.port);
+        outcome(server, &options, &["echo", "it runs"]).expect(64, "");
     }
 }
 
@@ -269,27 +399,22 @@ fn a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once() {
     server.stop().expect("it stops");
     // The library itself gives up after three tries a second apart.
     thread::sleep(ms(8000));
-    let _server = start(Options {
-        port,
-        reconnect_attempts: 100,
-        time_between_attempts: ms(10),
-        ..options()
-    });
+    let _server = started_anew(port);
     assert_eq!(waiting.line(), "it runs");
     assert_eq!(waiting.exit_code(), Some(0));
-    let mut said = String::new();
-    let mut stderr = waiting.child.stderr.take().expect("piped");
-    stderr.read_to_string(&mut said).expect("UTF-8");
+    let said = waiting.stderr();
     assert_eq!(
         said.matches("waiting for it to answer").count(),
         1,
         "{said}"
     );
+    // What a person said is the key.
+    assert!(!said.contains("LOCK/"), "{said}");
 }
 
 #[test]
 fn a_server_that_is_silent_is_told_of_while_it_is_waited_for() {
-    let (server, process) = with_process(ms(60_000));
+    let (server, process) = with_process(LONG);
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
     let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
@@ -317,6 +442,7 @@ fn without_a_terminal_it_says_once_who_has_the_key() {
     let mut said = String::new();
     stderr.read_line(&mut said).expect("UTF-8");
     assert!(said.contains("waiting: K is held by OTHER"), "{said}");
+    assert!(said.ends_with("; 1 waits for it\n"), "{said}");
     other.unlock("K").expect("it answers");
     assert_eq!(waiting.line(), "it runs");
     stderr.read_line(&mut said).expect("UTF-8");
@@ -333,7 +459,32 @@ fn a_server_that_cannot_serve_now_is_69() {
     other.lock("L").expect("it answers").expect("it is free");
     let outcome = outcome(&server, "-n K", &["echo", "it runs"]);
     outcome.expect(69, "");
-    outcome.expect_stderr(&["refused LOCK/K", "full"]);
+    outcome.expect_stderr(&["can't serve now"]);
+    assert!(!outcome.stderr.contains("LOCK/"), "{outcome:?}");
+}
+
+/// It had waited without a word, and without heed of `--connect-timeout`.
+#[test]
+fn a_server_that_cannot_serve_now_is_waited_for_and_that_is_said() {
+    let server = start(Options {
+        max_keys: 1,
+        ..lasting_options(LONG)
+    });
+    let other = server.client("OTHER");
+    other.lock("L").expect("it answers").expect("it is free");
+    let since = Instant::now();
+    outcome(&server, "--connect-timeout 1 K", &["true"]).expect(69, "");
+    assert!(since.elapsed() < ms(1000) + bound(ms(500)));
+    let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    let mut stderr = BufReader::new(waiting.child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    stderr.read_line(&mut said).expect("UTF-8");
+    assert!(said.contains("can't serve now"), "{said}");
+    assert!(said.ends_with("; waiting until it can\n"), "{said}");
+    assert!(other.unlock("L").expect("it answers"));
+    assert_eq!(waiting.line(), "it runs");
+    assert_eq!(waiting.exit_code(), Some(0));
 }
 
 #[test]
@@ -403,6 +554,19 @@ fn a_command_that_cannot_start_leaves_its_key_free() {
         outcome.expect_stderr(&["cannot execute", script]);
         assert!(!is_locked(&server, "K"));
     }
+}
+
+/// As execvp(3) has it. The list of the arguments is copied for that, on the stack of a child that has a small one.
+#[test]
+fn a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh() {
+    let server = patient();
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("script");
+    write_executable(&script, "echo $# of ${20000}\n");
+    let mut command = vec![script.to_str().expect("UTF-8")];
+    command.extend(vec!["word"; 19_999]);
+    command.push("last");
+    outcome(&server, "K", &command).expect(0, "20000 of last\n");
 }
 
 /// Written by another process: a file that this one has open for writing could be open in the child of
@@ -643,18 +807,62 @@ fn a_nested_exec_for_the_same_key_fails_at_once() {
 fn a_nested_exec_knows_its_ancestors_without_the_environment() {
     let server = patient();
     let inner = "env -i PATH=\"$PATH\" LOCK_SERVER=\"$LOCK_SERVER\" \"$0\" exec -w 20 K -- true";
+    let nested = outcome(&server, "K", &["sh", "-c", inner, PROGRAM]);
+    nested.expect(75, "");
+    nested.expect_stderr(&["K is held by ", "which this command runs under"]);
+}
+
+#[test]
+fn readers_run_together_and_a_writer_alone() {
+    let server = patient();
+    let folder = tempfile::tempdir().expect("a folder");
+    let gate = folder.path().join("gate");
+    let go = format!("until [ -e {} ]; do sleep 0.02; done", gate.display());
+    let readers: Vec<Child> = ["-s", "--shared"]
+        .iter()
+        .map(|option| {
+            let mut reader = program(["exec", option, "K", "--", "sh", "-c", &go]);
+            reader.envs(server.env());
+            reader.spawn().expect("it starts")
+        })
+        .collect();
+    let holders = || {
+        let check = ask(&server, "/CHECK/K");
+        check.header("Lock-Holders").map(String::from)
+    };
+    until("both read", || holders().as_deref() == Some("2"));
+    let exec = |options: &[&str]| {
+        let mut words = vec!["exec", "-n"];
+        words.extend_from_slice(options);
+        words.extend_from_slice(&["K", "--", "true"]);
+        let mut command = program(words);
+        command.envs(server.env());
+        Outcome::of(&mut command)
+    };
+    let writer = exec(&["-x"]);
+    writer.expect(75, "");
+    writer.expect_stderr(&["K is held by ", ", and by 1 other"]);
+    exec(&["--slots", "2"]).expect(75, "");
+    exec(&["--slots", "3"]).expect(0, "");
+    exec(&["-s", "-x"]).expect(64, "");
+    fs::write(&gate, "").expect("written");
+    for mut reader in readers {
+        assert!(reader.wait().expect("a child").success());
+    }
+    exec(&["-x"]).expect(0, "");
+}
+
+#[test]
+fn a_nested_exec_of_another_user_knows_its_ancestors() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return skip("su wants a password here");
+    }
+    let server = patient();
     let by_su =
         "su root -c \"env -i PATH='$PATH' LOCK_SERVER='$LOCK_SERVER' '$0' exec -w 20 K -- true\"";
-    let between = format!("\"$0\" exec L -- sh -c '{inner}' \"$0\"");
-    for script in [inner, &between, by_su] {
-        if script == by_su && !nix::unistd::Uid::effective().is_root() {
-            skip("su wants a password");
-            continue;
-        }
-        let nested = outcome(&server, "K", &["sh", "-c", script, PROGRAM]);
-        nested.expect(75, "");
-        nested.expect_stderr(&["K is held by ", "which this command runs under"]);
-    }
+    let nested = outcome(&server, "K", &["sh", "-c", by_su, PROGRAM]);
+    nested.expect(75, "");
+    nested.expect_stderr(&["K is held by ", "which this command runs under"]);
 }
 
 #[test]
@@ -728,7 +936,7 @@ fn fresh_lease(client: &Client, lock_timeout: Duration) -> Instant {
 #[test]
 fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
     const LEASE: Duration = ms(3000);
-    let (server, process) = with_process(ms(60_000));
+    let (server, process) = with_process(LONG);
     let mut command = exec(&server, "--lock-timeout 3 K", &sh(STUBBORN));
     let mut running = Running::spawn(command.stderr(Stdio::piped()));
     let pids = running.pids();
@@ -739,9 +947,7 @@ fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
     });
     assert!(Instant::now() < end, "it outlived its lease");
     assert_eq!(running.exit_code(), Some(124));
-    let mut stderr = String::new();
-    let mut pipe = running.child.stderr.take().expect("piped");
-    pipe.read_to_string(&mut stderr).expect("UTF-8");
+    let stderr = running.stderr();
     assert!(
         stderr.contains("K could not be renewed in time"),
         "{stderr}"
@@ -751,10 +957,8 @@ fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
 #[test]
 fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
     const LEASE: Duration = ms(3000);
-    let (server, process) = with_process(ms(60_000));
-    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
-    full.write_all(&[b'x'; 64 * 1024])
-        .expect("it has room for that");
+    let (server, process) = with_process(LONG);
+    let (_reader, full) = full_pipe();
     let mut command = exec(
         &server,
         "-v --lock-timeout 3 K",
@@ -812,19 +1016,14 @@ fn a_restarted_server_knows_no_lease_and_the_command_is_ended() {
     let pids = running.pids();
     let port = server.port();
     server.stop().expect("it stops");
-    let _server = start(Options {
-        port,
-        reconnect_attempts: 100,
-        time_between_attempts: ms(10),
-        ..options()
-    });
+    let _server = started_anew(port);
     assert_eq!(running.exit_code(), Some(124));
     assert!(!pids.iter().any(|&pid| lives(pid)));
 }
 
 #[test]
 fn a_server_that_is_silent_for_less_than_the_lease_costs_nothing() {
-    let (server, process) = with_process(ms(60_000));
+    let (server, process) = with_process(LONG);
     let script = "read line; exit 9";
     let mut command = exec(&server, "-v --lock-timeout 3 K", &sh(script));
     let mut running = Running::spawn(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
@@ -904,12 +1103,7 @@ fn two_commands_overlap_for_a_second_at_most_where_the_lease_is_over() {
         until("the second one waits", || is_waited_for(&server, "K", 1));
         if restarts {
             server.stop().expect("it stops");
-            server = start(Options {
-                port,
-                reconnect_attempts: 100,
-                time_between_attempts: ms(10),
-                ..options_of_a_patient_server()
-            });
+            server = started_anew(port);
         } else {
             assert!(server.client("ME").unlock("K").expect("it answers"));
         }
@@ -940,9 +1134,146 @@ fn renewals_go_by_one_connection() {
         .lines()
         .filter(|line| line.as_ref().is_ok_and(|line| line.contains("renewed K")));
     assert_eq!(renewed.take(5).count(), 5);
-    assert_eq!(proxy.connections(), 1);
     drop(running.child.stdin.take());
     running.ended();
+    assert_eq!(proxy.connections(), 1);
+}
+
+// --- several keys ---
+
+#[test]
+fn two_that_name_the_same_keys_in_another_order_take_turns() {
+    let server = patient();
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("log");
+    let script = "echo $LOCK_SERVER_FENCE >> \"$0\"; echo $LOCK_SERVER_FENCE >> \"$0\"";
+    let race = |options: &str| {
+        for _ in 0..60 {
+            let mut command = exec(&server, options, &["sh", "-c", script]);
+            let ended = Outcome::of(command.arg(&log));
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+        }
+    };
+    thread::scope(|scope| {
+        for options in ["-w 60 --also B A", "-w 60 --also A B", "-w 60 --also C B"] {
+            scope.spawn(move || race(options));
+        }
+    });
+    let log = fs::read_to_string(&log).expect("written");
+    let fences: Vec<_> = log.lines().collect();
+    assert_eq!(fences.len(), 3 * 2 * 60);
+    // All three have B.
+    for pair in fences.chunks(2) {
+        assert_eq!(pair[0], pair[1], "another one came between");
+    }
+    for key in ["A", "B", "C"] {
+        assert!(!is_locked(&server, key), "{key}");
+    }
+}
+
+#[test]
+fn with_n_all_of_several_keys_are_taken_or_none() {
+    let server = patient();
+    for held in ["A", "B", "C"] {
+        let other = server.client("OTHER");
+        other.lock(held).expect("it answers").expect("it is free");
+        for options in ["-n --also C --also A B", "-w 0.1 --also C --also A B"] {
+            let refused = outcome(&server, options, &["echo", "it runs"]);
+            refused.expect(75, "");
+            refused.expect_stderr(&[&format!("{held} is held by OTHER")]);
+            let locked = ["A", "B", "C"].map(|key| is_locked(&server, key));
+            assert_eq!(locked, ["A", "B", "C"].map(|key| key == held), "{options}");
+        }
+        assert!(other.unlock(held).expect("it answers"));
+    }
+    // A key that is named twice is one.
+    outcome(
+        &server,
+        "-n --also A --also A A",
+        &sh("echo $LOCK_SERVER_KEYS"),
+    )
+    .expect(0, "A\n");
+    let inner = [PROGRAM, "exec", "--also", "A", "C", "--", "true"];
+    let nested = outcome(&server, "--also B A", &inner);
+    nested.expect(75, "");
+    nested.expect_stderr(&["A is held by ", "which this command runs under"]);
+}
+
+#[test]
+fn several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of_all() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("B").expect("it answers").expect("it is free");
+    let script = "echo $LOCK_SERVER_KEY $LOCK_SERVER_KEYS; sleep 2
+                  set -- $LOCK_SERVER_FENCES; echo $(($1 == LOCK_SERVER_FENCE)) $(($1 > $2))
+                  \"$0\" verify --fence $1 B; \"$0\" verify --fence $2 A";
+    let options = "--lock-timeout 0.6 --also A B";
+    let mut waiting = Running::spawn(&mut exec(&server, options, &["sh", "-c", script, PROGRAM]));
+    until("it waits", || is_waited_for(&server, "B", 1));
+    let fence = || {
+        ask(&server, "/CHECK/A")
+            .header("Lock-Holder")
+            .map(String::from)
+    };
+    let holder = fence().expect("it is locked");
+    let since = Instant::now();
+    until("several leases would have run out", || {
+        assert_eq!(fence().as_ref(), Some(&holder));
+        since.elapsed() > ms(2000)
+    });
+    assert!(other.unlock("B").expect("it answers"));
+    let lines: Vec<_> = (0..4).map(|_| waiting.line()).collect();
+    assert_eq!(lines, ["B B A", "1 1", "1", "1"]);
+    assert_eq!(waiting.exit_code(), Some(0));
+    assert!(!is_locked(&server, "A") && !is_locked(&server, "B"));
+}
+
+#[test]
+fn where_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked() {
+    let server = patient();
+    for lost in ["A", "B"] {
+        let options = "--name ME --lock-timeout 60 --also B A";
+        let mut command = exec(&server, options, &sh(STUBBORN));
+        let mut running = Running::spawn(command.stderr(Stdio::piped()));
+        let pids = running.pids();
+        assert!(server.client("ME").unlock(lost).expect("it answers"));
+        assert_eq!(running.exit_code(), Some(124));
+        assert!(!pids.iter().any(|&pid| lives(pid)));
+        let said = running.stderr();
+        assert!(said.contains(&format!("{lost} was lost")), "{said}");
+        assert!(!is_locked(&server, "A") && !is_locked(&server, "B"));
+    }
+}
+
+#[test]
+fn where_one_of_several_keys_is_lost_during_the_wait_all_are_waited_for_again() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("B").expect("it answers").expect("it is free");
+    let options = "--name ME -w 60 --also B A";
+    let mut command = exec(&server, options, &["echo", "it runs"]);
+    let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
+    until("it waits", || is_waited_for(&server, "B", 1));
+    assert!(server.client("ME").unlock("A").expect("it answers"));
+    until("it has A again", || is_locked(&server, "A"));
+    until("it waits again", || is_waited_for(&server, "B", 1));
+    assert!(other.unlock("B").expect("it answers"));
+    assert_eq!(waiting.line(), "it runs");
+    assert_eq!(waiting.exit_code(), Some(0));
+    let said = waiting.stderr();
+    assert!(said.contains("A was lost while B was waited for"), "{said}");
+}
+
+#[test]
+fn a_signal_while_it_waits_for_the_rest_leaves_no_key_locked() {
+    let server = patient();
+    let other = server.client("OTHER");
+    other.lock("B").expect("it answers").expect("it is free");
+    let mut waiting = Running::spawn(&mut exec(&server, "--also B A", &["echo", "it runs"]));
+    until("it waits", || is_waited_for(&server, "B", 1));
+    waiting.signal(Signal::SIGTERM);
+    assert_eq!(waiting.exit_code(), Some(143));
+    assert!(!is_locked(&server, "A") && is_waited_for(&server, "B", 0));
 }
 
 /// `unshare` with these options, if this machine lets it make namespaces.
@@ -993,6 +1324,30 @@ fn as_process_1_it_reaps_what_it_inherits() {
         .args([PROGRAM, "exec", "K", "--", "bash", "-c", script])
         .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
     Outcome::of(&mut container).expect(0, "0 of 1\n");
+}
+
+#[test]
+fn as_process_1_it_reaps_what_it_inherits_also_while_it_waits() {
+    let Some(mut container) = unshared(&["-pf", "--mount-proc"]) else {
+        return;
+    };
+    let server = patient();
+    server.client("OTHER").lock("K").expect("it answers");
+    // The shell that begins all of that becomes exec.
+    let script = "for i in $(seq 50); do sleep 0.05 & done
+                  (
+                  for i in $(seq 300); do
+                      left=$(grep -l '^Name:.sleep' /proc/[0-9]*/status | wc -l)
+                      [ $left = 0 ] && break; sleep 0.1
+                  done; echo $left left; \"$0\" unlock --name OTHER K
+                  ) & exec \"$0\" exec -w 60 K -- echo it runs";
+    container
+        .args(["bash", "-c", script, PROGRAM])
+        .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
+    let reaped = Outcome::of(&mut container);
+    let mut lines: Vec<_> = reaped.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["0 left", "1", "it runs"], "{reaped:?}");
 }
 
 /// systemd's `KillMode=control-group` sends SIGTERM to each process of a unit, and some send it once more.
@@ -1063,12 +1418,7 @@ fn those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails() {
             .collect();
         until("all wait", || is_waited_for(&server, "K", 220));
         server.stop().expect("it stops");
-        server = start(Options {
-            port,
-            reconnect_attempts: 100,
-            time_between_attempts: ms(10),
-            ..options_of_a_patient_server()
-        });
+        server = started_anew(port);
         for waiter in waiters {
             waiter.join().expect("no panic").expect("it has its turn");
         }
@@ -1117,9 +1467,7 @@ fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {
 #[test]
 fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
     let server = patient();
-    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
-    full.write_all(&[b'x'; 64 * 1024])
-        .expect("it has room for that");
+    let (_reader, full) = full_pipe();
     let script = "exec 2>/dev/null; sleep 2; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
     let command = ["sh", "-c", script, PROGRAM];
     let mut command = exec(&server, "--lock-timeout 0.6 K", &command);
@@ -1136,9 +1484,7 @@ fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
 #[test]
 fn a_failure_that_nobody_reads_ends_it() {
     let server = patient();
-    let (_reader, mut full) = std::io::pipe().expect("there is a descriptor");
-    full.write_all(&[b'x'; 64 * 1024])
-        .expect("it has room for that");
+    let (_reader, full) = full_pipe();
     let mut command = exec(&server, "K", &["no-such-command"]);
     let mut running = Running::spawn(command.stderr(full));
     assert_eq!(running.exit_code(), Some(127));
@@ -1159,8 +1505,23 @@ fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
 }
 
 #[test]
+fn while_it_waits_it_is_one_process() {
+    let server = patient();
+    server.client("OTHER").lock("K").expect("it answers");
+    let waiting = Running::spawn(&mut exec(&server, "K", &["true"]));
+    until("it waits", || is_waited_for(&server, "K", 1));
+    let children = || {
+        let path = format!("/proc/{0}/task/{0}/children", waiting.pid());
+        fs::read_to_string(path).expect("it runs")
+    };
+    until("what was ready for the command is gone", || {
+        children().is_empty()
+    });
+}
+
+#[test]
 fn killed_by_its_command_at_once_it_leaves_nothing_running() {
-    let server = lasting(ms(60_000));
+    let server = patient();
     // While the guard heard of the command only from exec, it knew nothing of it in one of twenty.
     for round in 0..100 {
         let key = format!("K{round}");
@@ -1280,10 +1641,14 @@ impl Drop for OnTerminal {
 fn on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted() {
     let server = patient();
     let other = server.client("OT\x1bHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let noted = LockOptions {
+        note: Some("dep\x1bloy".into()),
+        ..LockOptions::default()
+    };
+    other.lock_with("K", &noted).expect("it is free");
     let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["echo", "it runs"]));
     waiting.until_seen("waiting 0 s for K: held by OT?HER");
-    waiting.until_seen("held by OT?HER, next of 1");
+    waiting.until_seen("held by OT?HER, next of 1 (dep?loy)");
     let _behind = Running::spawn(&mut exec(&server, "K", &["true"]));
     waiting.until_seen("held by OT?HER, next of 2");
     assert!(other.unlock("K").expect("it answers"));

@@ -172,12 +172,19 @@
 //! | 128+N where a signal ended it | `exec::a_command_that_a_signal_ended_is_128_and_its_number` |
 //! | 64, wrong usage | `exec::wrong_usage_is_64_and_runs_nothing` |
 //! | 69, no server | `exec::no_server_is_69_where_it_may_not_wait_for_one` |
+//! | also while it begins, and it finds out all when there is one | `exec::an_exec_that_begins_before_its_server_finds_out_who_has_the_key_and_how_long_a_lease_may_be` |
+//! | the options bound how long a server may be away | `exec::a_server_that_is_away_is_waited_for_as_long_as_the_options_say` |
+//! | or silent, and then it may have locked the key | `exec::a_silent_server_is_waited_for_as_long_as_the_options_say_and_may_have_locked_the_key` |
+//! | a server that can't serve now is waited for, and that is said | `exec::a_server_that_cannot_serve_now_is_waited_for_and_that_is_said` |
+//! | the default note is the name of the command | `exec::without_an_option_those_who_wait_are_told_the_name_of_the_command_and_not_its_arguments` |
 //! | 71, no thread | `exec::no_thread_is_71_or_69_and_runs_nothing` |
 //! | 75, or `-E` | `exec::not_obtained_is_75_or_what_is_wished_for_and_runs_nothing` |
 //! | 123, longer than `--timeout` | `exec::a_command_that_takes_longer_than_timeout_is_ended_with_123` |
 //! | those who wait come back to a server that is started anew | `exec::those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails` |
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
+//! | a script without a first line is run by sh | `exec::a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh` |
+//! | while it waits it is one process | `exec::while_it_waits_it_is_one_process` |
 //! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
 //! | Ctrl-C ends the script that `exec` stands in | `exec::ctrl_c_ends_the_script_that_exec_stands_in` |
 //! | a server that is away is waited for, and that is said once | `exec::a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once` |
@@ -191,10 +198,16 @@
 //! | the command finds key, name, fence and server | `exec::the_command_is_told_key_name_fence_and_server` |
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
 //! | also where the environment was cleared between them | `exec::a_nested_exec_knows_its_ancestors_without_the_environment` |
+//! | also as another user | `exec::a_nested_exec_of_another_user_knows_its_ancestors` |
 //! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
+//! | `--also`: all keys or none, and two never wait for each other | `exec::two_that_name_the_same_keys_in_another_order_take_turns` |
+//! | `-n` takes all or none | `exec::with_n_all_of_several_keys_are_taken_or_none` |
+//! | what it has is renewed while it waits for the rest | `exec::several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of_all` |
+//! | one lost lease ends the command, and the others are unlocked | `exec::where_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked` |
 //! | renewals go by one connection | `exec::renewals_go_by_one_connection` |
 //! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
 //! | as process 1 it reaps what it inherits | `exec::as_process_1_it_reaps_what_it_inherits` |
+//! | also while it waits | `exec::as_process_1_it_reaps_what_it_inherits_also_while_it_waits` |
 //! | a signal is handed on once in a moment | `exec::a_signal_that_asks_to_end_is_handed_on_once_in_a_moment` |
 //! | a shell's line is told of the shell | `exec::a_line_for_a_shell_is_told_of_the_shell` |
 //! | `RUST_LOG` is the command's | `exec::rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own` |

@@ -206,25 +206,27 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
 #[argh(
     subcommand,
     name = "exec",
-    description = "run a command while a key is locked, and unlock it afterwards",
+    description = "run a command, without a shell, while a key is locked; unlock it afterwards",
     usage = "[options] KEY -- COMMAND [ARG...]",
     help_triggers("-h", "--help"),
     example = "\
 {command_name} KEYA -- ls -l
 {command_name} -n -E 0 -q nightly -- /usr/local/bin/nightly-job
-{command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production",
+{command_name} -w 600 --lock-timeout 30 deploy -- ./deploy.sh production
+{command_name} --also db2 db1 -- ./copy.sh db1 db2",
     note = "\
-The command runs without a shell, finds LOCK_SERVER, LOCK_SERVER_KEY, _NAME and
-_FENCE in its environment, and is ended before its lease is over.
-Exit codes: the command's own; 64 wrong usage, 69 no server there, 71 no process
-or thread, 75 not obtained, 123 it took longer than --timeout, 124 the lease was
-lost, 126 and 127 as in a shell, 128+N signal N."
+Exit codes: the command's own; 64 wrong usage, 69 no server, 71 no process, 75
+not obtained, 123 --timeout, 124 lease lost; 126, 127, 128+N as in a shell."
 )]
 /// The arguments of `exec`.
 pub struct Exec {
     /// up to 1024 bytes
     #[argh(positional, arg_name = "KEY")]
     pub key: Option<String>,
+
+    /// a further key; all are held, or none; repeatable
+    #[argh(option, arg_name = "KEY2")]
+    pub also: Vec<String>,
 
     /// do not wait if the key is locked
     #[argh(switch, short = 'n')]
@@ -254,7 +256,19 @@ pub struct Exec {
     #[argh(option, short = 'k', arg_name = "SECONDS", from_str_fn(seconds))]
     pub kill_after: Option<Duration>,
 
-    /// what those who wait can read, up to 256 bytes
+    /// beside all who ask for it shared
+    #[argh(switch, short = 's')]
+    pub shared: bool,
+
+    /// beside nobody; the default
+    #[argh(switch, short = 'x')]
+    pub exclusive: bool,
+
+    /// beside others, N with this one
+    #[argh(option, arg_name = "N", from_str_fn(slots))]
+    pub slots: Option<u32>,
+
+    /// what those who wait read; default: COMMAND
     #[argh(option, arg_name = "TEXT")]
     pub note: Option<String>,
 

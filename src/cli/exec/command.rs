@@ -4,17 +4,19 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{self, Child, ExitStatus};
+use std::process::ExitStatus;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{self, SigHandler, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{AccessFlags, Pid, access, getpid, getppid};
+use nix::unistd::{AccessFlags, Pid, access, getpid, getppid, setpgid};
 
 use crate::cli::exec::signals::Signals;
+use crate::cli::exec::spawn::spawn;
 use crate::cli::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
 use crate::cli::process::ProcessStat;
 
@@ -39,6 +41,13 @@ impl CommandLine {
             program: words.next()?,
             arguments: words.collect(),
         })
+    }
+
+    /// The name of the program, without its folder and its arguments, in so many bytes at the most.
+    pub fn name(&self, most: usize) -> Option<String> {
+        let name = Path::new(&self.program).file_name()?.to_string_lossy();
+        let end = name.floor_char_boundary(most);
+        Some(name[..end].to_string()).filter(|name| !name.is_empty())
     }
 
     /// Fails if there is no such program, before anybody waits for anything. What changes in the meantime,
@@ -92,25 +101,23 @@ impl CommandLine {
         &self,
         variables: impl IntoIterator<Item = (&'static str, V)>,
         signals: Signals,
-        introduce: impl Fn() + Send + Sync + 'static,
+        introduce: impl Fn(),
     ) -> Result<Group, Failure> {
         let parent = getpid();
-        let mut command = process::Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .envs(variables)
-            .process_group(0);
-        let prepare = move || {
+        let prepare = || {
+            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            // SAFETY: the default is no code of this program, which has it ignored.
+            unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
             prctl::set_pdeathsig(Signal::SIGKILL)?;
             if getppid() != parent {
-                return Err(io::Error::from(io::ErrorKind::NotConnected));
+                return Err(Errno::ENOTCONN);
             }
             introduce();
-            Ok(signals.restore()?)
+            signals.restore()
         };
-        // SAFETY: it runs in a child just forked, and only calls the system: nothing allocates or locks.
-        unsafe { command.pre_exec(prepare) };
-        let leader = command.spawn().map_err(|error| self.not_started(&error))?;
+        // SAFETY: it only calls the system: nothing allocates, locks or panics.
+        let leader = unsafe { spawn(&self.program, &self.arguments, variables, prepare) };
+        let leader = leader.map_err(|error| self.not_started(&error))?;
         Ok(Group { leader })
     }
 
@@ -137,13 +144,12 @@ fn is_executable(file: &Path) -> bool {
 /// The command's process group, as long as it runs. It is led by the command itself, whose number stands for
 /// the group and is nobody else's until it is reaped.
 pub struct Group {
-    leader: Child,
+    leader: Pid,
 }
 
 impl Group {
     pub fn id(&self) -> Pid {
-        // The kernel's process numbers fit.
-        Pid::from_raw(self.leader.id() as i32)
+        self.leader
     }
 
     /// Sends a signal to all of it. Not called after the leader was reaped.
@@ -158,20 +164,13 @@ impl Group {
     }
 
     /// How the command ended, once it has. It is reaped then, whatever of its group goes on.
-    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.leader.try_wait()
-    }
-
-    /// Reaps children that this program has not started itself. As process 1 of a container it is given all that have
-    /// lost their parents.
-    pub fn reap_others(&self) {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        // The leader, once it has ended, is `ended`'s; with it this program ends.
-        while let Ok(status) = waitid(Id::All, flags)
-            && let Some(child) = status.pid().filter(|child| *child != self.id())
-        {
-            let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
-        }
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let mut status = 0;
+        // nix knows no real-time signals.
+        //
+        // SAFETY: the status outlives the call. It fails only if another one has reaped the child, and there is none.
+        let ended = unsafe { libc::waitpid(self.leader.as_raw(), &mut status, libc::WNOHANG) };
+        (ended == self.leader.as_raw()).then(|| ExitStatus::from_raw(status))
     }
 
     /// The signal that the command was stopped with, once for each time.
@@ -191,5 +190,38 @@ impl Group {
         let numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let mut stats = numbers.filter_map(|number| ProcessStat::of(Pid::from_raw(number)));
         !stats.any(|stat| stat.is_alive() && stat.group() == Some(self.id()))
+    }
+}
+
+/// Reaps children that this program has not started itself. As process 1 of a container it is given all that have
+/// lost their parents. The leader of the command's group, once that has ended, is left to [`Group::ended`].
+pub fn reap_others(leader: Option<Pid>) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(status) = waitid(Id::All, flags)
+        && let Some(child) = status.pid().filter(|child| Some(*child) != leader)
+    {
+        let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_command_is_its_program_s_and_as_long_as_a_note_may_be() {
+        let name =
+            |program: &str| CommandLine::new(vec![program.into(), "secret".into()])?.name(256);
+        assert_eq!(
+            name("/usr/local/bin/deploy.sh").as_deref(),
+            Some("deploy.sh")
+        );
+        // 2 bytes each: 128 of them, and one that would be cut in two.
+        assert_eq!(name(&"é".repeat(200)), Some("é".repeat(128)));
+        assert_eq!(
+            name(&format!("x{}", "é".repeat(200))).map(|name| name.len()),
+            Some(255)
+        );
+        assert_eq!(name("/"), None);
     }
 }

@@ -1,5 +1,7 @@
 //! What the other threads of `exec` send to the first one.
 
+use std::time::Instant;
+
 use lock_server::{Error, Holder, Lease, Refusal};
 
 use crate::cli::exec::signals::SignalClass;
@@ -9,13 +11,13 @@ pub enum ExecEvent {
     Signal(SignalClass),
     /// What a turn of waiting came to, and which.
     Answer(u32, Result<LockOutcome, Error>),
-    /// Who holds the key that is waited for.
-    Seen(Result<Option<Holder>, Error>),
+    /// Who holds a key that is waited for, and when that was asked.
+    Seen(String, Instant, Result<Option<Holder>, Error>),
     Renewed(Lease),
     /// The server could not be asked to.
     NotRenewed(Error),
-    /// The server says that the lease is over.
-    Lost,
+    /// The server says that this lease is over.
+    Lost(Lease),
 }
 
 /// What a turn came to.

@@ -4,11 +4,10 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use crate::cli::exit::Failure;
 use crate::cli::printable;
 
 /// How many messages may wait to be read. What comes beyond is lost.
@@ -20,33 +19,16 @@ pub const LAST_WAIT: Duration = Duration::from_secs(1);
 pub struct Messages {
     quiet: bool,
     verbose: bool,
-    /// `None` once it has ended.
-    messages: Option<Arc<SyncSender<String>>>,
-    /// Disconnected when all is said.
-    said: Receiver<()>,
+    writer: Arc<Writer>,
 }
 
 impl Messages {
-    pub fn new(quiet: bool, verbose: bool) -> Result<Self, Failure> {
-        let (messages, inbox) = mpsc::sync_channel::<String>(BACKLOG);
-        let (done, said) = mpsc::channel::<()>();
-        let speak = move || {
-            for message in inbox {
-                // Nobody has to listen.
-                let _ = writeln!(io::stderr(), "{message}");
-            }
-            drop(done);
-        };
-        thread::Builder::new()
-            .name("messages".into())
-            .spawn(speak)
-            .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
-        Ok(Messages {
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        Messages {
             quiet,
             verbose,
-            messages: Some(Arc::new(messages)),
-            said,
-        })
+            writer: Arc::default(),
+        }
     }
 
     /// Says what a person wants to know.
@@ -64,27 +46,70 @@ impl Messages {
     }
 
     fn send(&self, message: impl Display) {
-        if let Some(messages) = &self.messages {
-            let message = printable(&message.to_string());
-            let _ = messages.try_send(format!("lock-server: {message}"));
-        }
+        let message = printable(&message.to_string());
+        self.writer.write(format!("lock-server: {message}"));
     }
 
     /// Where the log goes: the same way, since a thread that logs does not wait either.
     pub fn log(&self) -> Box<dyn Write + Send> {
-        Box::new(LogLines(self.messages.as_ref().map(Arc::downgrade)))
+        Box::new(LogLines(Arc::downgrade(&self.writer)))
+    }
+}
+
+/// The thread that writes. It begins with the first message: most commands end without one.
+#[derive(Default)]
+struct Writer(Mutex<Option<WritingThread>>);
+
+struct WritingThread {
+    messages: SyncSender<String>,
+    /// Disconnected when all is said.
+    said: Receiver<()>,
+}
+
+impl Writer {
+    /// What comes beyond the backlog, or finds no thread to be had, is lost.
+    fn write(&self, message: String) {
+        let mut thread = self.lock();
+        if thread.is_none() {
+            *thread = WritingThread::begin().ok();
+        }
+        if let Some(WritingThread { messages, .. }) = &*thread {
+            let _ = messages.try_send(message);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<WritingThread>> {
+        // It is set in one step, whatever panicked beside it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WritingThread {
+    fn begin() -> io::Result<Self> {
+        let (messages, inbox) = mpsc::sync_channel::<String>(BACKLOG);
+        let (done, said) = mpsc::channel::<()>();
+        let speak = move || {
+            for message in inbox {
+                // Nobody has to listen.
+                let _ = writeln!(io::stderr(), "{message}");
+            }
+            drop(done);
+        };
+        thread::Builder::new()
+            .name("messages".into())
+            .spawn(speak)?;
+        Ok(WritingThread { messages, said })
     }
 }
 
 /// Takes each line of the log whole, as env_logger writes it.
-struct LogLines(Option<Weak<SyncSender<String>>>);
+struct LogLines(Weak<Writer>);
 
 impl Write for LogLines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if let Some(messages) = self.0.as_ref().and_then(Weak::upgrade) {
+        if let Some(writer) = self.0.upgrade() {
             let text = String::from_utf8_lossy(line);
-            // What comes beyond the backlog is lost.
-            let _ = messages.try_send(text.trim_end().into());
+            writer.write(text.trim_end().into());
         }
         Ok(line.len())
     }
@@ -96,7 +121,10 @@ impl Write for LogLines {
 
 impl Drop for Messages {
     fn drop(&mut self) {
-        self.messages = None;
-        let _ = self.said.recv_timeout(LAST_WAIT);
+        let thread = self.writer.lock().take();
+        if let Some(WritingThread { messages, said }) = thread {
+            drop(messages);
+            let _ = said.recv_timeout(LAST_WAIT);
+        }
     }
 }

@@ -1,18 +1,13 @@
 //! What a person can read while the key is waited for: in a line on the terminal, or else once on standard error.
 
-use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lock_server::{Client, Error, Holder};
+use lock_server::{Holder, ServerAddress};
 
-use crate::cli::advice::explain;
-use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::status_line::StatusLine;
-use crate::cli::exit::Failure;
-use crate::cli::reasons::holder_of;
+use crate::cli::exec::trouble::Trouble;
+use crate::cli::reasons;
 
 /// How often to look who holds the key, for the line on a terminal.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -26,10 +21,9 @@ pub struct Notices<'a> {
     is_quiet: bool,
     messages: &'a Messages,
     line: Option<StatusLine>,
-    is_away_said: bool,
-    is_holder_said: bool,
-    /// Ends the looking when it is dropped.
-    looking: Option<Sender<()>>,
+    is_trouble_said: bool,
+    /// When the wait began of which the holder is to be said once.
+    since: Option<Instant>,
 }
 
 impl<'a> Notices<'a> {
@@ -39,32 +33,22 @@ impl<'a> Notices<'a> {
             is_quiet,
             messages,
             line: None,
-            is_away_said: false,
-            is_holder_said: false,
-            looking: None,
+            is_trouble_said: false,
+            since: None,
         }
     }
 
-    /// Begins to show what is seen, and to look.
-    pub fn begin(
-        &mut self,
-        client: &Client,
-        events: &Sender<ExecEvent>,
-        holder: Option<&Holder>,
-    ) -> Result<(), Failure> {
+    /// Begins to show what is seen. Returns how often to look for that; `None` if nobody wants to know.
+    pub fn begin(&mut self, holder: Option<&Holder>) -> Option<Duration> {
         if self.is_quiet {
-            return Ok(());
+            return None;
         }
         self.line = StatusLine::begin(self.key, holder);
-        let every = match self.line {
-            Some(_) => LOOK_EVERY,
-            None => SAY_AFTER,
-        };
-        let (looking, end) = mpsc::channel();
-        let (client, key, events) = (client.clone(), self.key.to_string(), events.clone());
-        spawn("looking", move || look(&client, &key, every, &events, &end))?;
-        self.looking = Some(looking);
-        Ok(())
+        if self.line.is_some() {
+            return Some(LOOK_EVERY);
+        }
+        self.since = Some(Instant::now());
+        Some(SAY_AFTER)
     }
 
     /// Clears the line.
@@ -73,67 +57,26 @@ impl<'a> Notices<'a> {
     }
 
     /// Takes in who holds the key.
-    pub fn seen(&mut self, seen: Result<Option<Holder>, Error>) {
-        match (seen, &mut self.line) {
-            (Err(error), _) if is_away(&error) => self.say_away(&error),
-            // The LOCK that waits finds out what is wrong.
-            (Err(_), _) => {}
-            (Ok(holder), Some(line)) => line.update(holder.as_ref()),
-            (Ok(Some(holder)), None) if !self.is_holder_said => {
-                self.is_holder_said = true;
-                let held = held_by(self.key, Some(&holder));
-                let waiters = holder.waiters;
-                self.messages
-                    .say(format_args!("waiting: {held}; {waiters} wait for it"));
-            }
-            (Ok(_), None) => {}
+    pub fn seen(&mut self, holder: Option<Holder>) {
+        if let Some(line) = &mut self.line {
+            line.update(holder.as_ref());
+        } else if let Some(holder) = holder
+            && self.since.is_some_and(|since| since.elapsed() >= SAY_AFTER)
+        {
+            self.since = None;
+            let held = reasons::held_by(self.key, &holder);
+            self.messages.say(format_args!("waiting: {held}"));
         }
     }
 
-    /// Says once, or shows, that nobody answers.
-    pub fn say_away(&mut self, error: &Error) {
+    /// Says once, or shows, that the server does not answer or can't serve.
+    pub fn say_trouble(&mut self, trouble: &Trouble, address: &ServerAddress) {
         if let Some(line) = &self.line {
-            line.show_away();
-        } else if !self.is_away_said {
-            let why = explain(error);
-            self.messages
-                .say(format_args!("{why}; waiting for it to answer"));
+            line.show_trouble(trouble.in_short());
+        } else if !self.is_trouble_said {
+            let (why, waiting) = (trouble.said(address), trouble.waits_for());
+            self.messages.say(format_args!("{why}; {waiting}"));
         }
-        self.is_away_said = true;
+        self.is_trouble_said = true;
     }
-}
-
-/// Whether nobody is there who could answer, and somebody may be a little later.
-pub fn is_away(error: &Error) -> bool {
-    matches!(error, Error::Unreachable { .. } | Error::Interrupted { .. })
-}
-
-/// Who has the key, and for how long.
-pub fn held_by(key: &str, holder: Option<&Holder>) -> String {
-    match holder {
-        Some(holder) => holder_of(key, holder),
-        None => format!("{key} is held by another one just now"),
-    }
-}
-
-/// Tells who holds the key, again and again.
-fn look(
-    client: &Client,
-    key: &str,
-    every: Duration,
-    events: &Sender<ExecEvent>,
-    end: &Receiver<()>,
-) {
-    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(every) {
-        if events.send(ExecEvent::Seen(client.holder(key))).is_err() {
-            return;
-        }
-    }
-}
-
-pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    let spawned: io::Result<_> = thread::Builder::new().name(name.into()).spawn(work);
-    spawned
-        .map(drop)
-        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))
 }

@@ -1,8 +1,8 @@
-//! A lease, renewed in a thread of its own for as long as this lives.
+//! Leases, renewed in a thread of their own for as long as this lives.
 //!
 //! The thread only asks and tells. The thread that watches the deadline never waits for it.
 //!
-//! Between two renewals it asks whether the lease still stands: the server may have been started anew, or somebody may
+//! Between two renewals it asks whether the leases still stand: the server may have been started anew, or somebody may
 //! have unlocked the key, and then the next one has it at once. All its questions go by one connection that is kept
 //! open. The end of that connection is the first sign of a server that ends, so it is waited for, too.
 //!
@@ -20,8 +20,9 @@ use lock_server::{Error, Lease};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cli::exec::chance::chance;
+use crate::cli::exec::chance::between;
 use crate::cli::exec::event::ExecEvent;
+use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 
@@ -46,24 +47,79 @@ const AWAY_SOON: u32 = 20;
 /// As [`AWAY_PAUSE`], from then on.
 const AWAY_LONG_PAUSE: Duration = Duration::from_millis(400);
 
+/// How long a command runs before its renewals begin: so much, or a tenth of its lease, much less than any of them is
+/// due after.
+const LAZY_FOR: Duration = Duration::from_millis(20);
+
 /// Ends the renewals when it is dropped.
 pub struct LeaseRenewer {
     _goes_on: PipeWriter,
 }
 
 impl LeaseRenewer {
-    /// Begins to renew a lease. It sends an event for each renewal, and for each that failed.
+    /// Begins to renew leases. It sends an event for each renewal, and for each that failed. Where there is no thread
+    /// for it, it is as if no renewal were answered.
     pub fn begin(
-        requester: Requester,
-        lease: Lease,
-        events: Sender<ExecEvent>,
-    ) -> io::Result<Self> {
-        let (end, goes_on) = io::pipe()?;
-        let renewals = Renewals::new(requester, lease);
-        thread::Builder::new()
-            .name("renewals".into())
-            .spawn(move || renewals.run(&events, &end))?;
-        Ok(LeaseRenewer { _goes_on: goes_on })
+        requester: &Requester,
+        leases: Vec<Lease>,
+        events: &Sender<ExecEvent>,
+    ) -> Option<Self> {
+        let renewals = Renewals::new(requester.clone(), leases);
+        let events = events.clone();
+        let begin = || {
+            let (end, goes_on) = io::pipe()?;
+            thread::Builder::new()
+                .name("renewals".into())
+                .spawn(move || renewals.run(&events, &end))?;
+            Ok::<_, io::Error>(LeaseRenewer { _goes_on: goes_on })
+        };
+        begin()
+            .inspect_err(|error| log::error!("cannot start a thread to renew the lease: {error}"))
+            .ok()
+    }
+}
+
+/// Begins to renew the leases of a command once it has run for a moment: most commands that are short cost no thread.
+pub struct LazyRenewer {
+    requester: Requester,
+    events: Sender<ExecEvent>,
+    /// Until then, those that renew some of them.
+    renewer: Option<LeaseRenewer>,
+    /// When to begin. `None` once it has.
+    begin: Option<Instant>,
+}
+
+impl LazyRenewer {
+    pub fn new(
+        requester: &Requester,
+        held: &HeldKeys,
+        events: &Sender<ExecEvent>,
+        before: Option<LeaseRenewer>,
+    ) -> Self {
+        LazyRenewer {
+            requester: requester.clone(),
+            events: events.clone(),
+            renewer: before,
+            begin: Some(Instant::now() + LAZY_FOR.min(held.remaining() / 10)),
+        }
+    }
+
+    /// When [`begin_if_due`](Self::begin_if_due) is to be called. `None` if there is no need any more.
+    pub fn begins(&self) -> Option<Instant> {
+        self.begin
+    }
+
+    /// Begins to renew all that is held, if it is time.
+    pub fn begin_if_due(&mut self, now: Instant, held: &HeldKeys) {
+        if self.begin.is_some_and(|begin| now >= begin) {
+            self.begin = None;
+            self.renewer =
+                LeaseRenewer::begin(&self.requester, held.leases().to_vec(), &self.events);
+        }
+    }
+
+    pub fn end(&mut self) {
+        (self.renewer, self.begin) = (None, None);
     }
 }
 
@@ -76,34 +132,45 @@ enum Woken {
     End,
 }
 
-/// The renewals of one lease.
-struct Renewals {
-    requester: Requester,
+/// A lease, and when to renew it the next time.
+struct DueLease {
     lease: Lease,
     schedule: Schedule,
-    /// When to renew the next time.
     due: Instant,
-    /// When to ask the next time whether the lease stands.
+}
+
+impl DueLease {
+    fn of(lease: Lease) -> Self {
+        let schedule = Schedule::of(Instant::now(), lease.remaining(), Duration::ZERO);
+        DueLease {
+            lease,
+            schedule,
+            due: schedule.renew,
+        }
+    }
+}
+
+/// The renewals of some leases.
+struct Renewals {
+    requester: Requester,
+    leases: Vec<DueLease>,
+    /// When to ask the next time whether the leases stand.
     verify: Instant,
     /// How many questions in a row were not answered.
     unanswered: u32,
 }
 
 impl Renewals {
-    fn new(requester: Requester, lease: Lease) -> Self {
-        let now = Instant::now();
-        let schedule = Schedule::of(now, lease.remaining(), Duration::ZERO);
+    fn new(requester: Requester, leases: Vec<Lease>) -> Self {
         Renewals {
             requester,
-            lease,
-            schedule,
-            due: schedule.renew,
-            verify: now + VERIFY_EVERY,
+            leases: leases.into_iter().map(DueLease::of).collect(),
+            verify: Instant::now() + VERIFY_EVERY,
             unanswered: 0,
         }
     }
 
-    /// Until there is nothing to renew, or nobody to do it for.
+    /// Until a lease is over, or there is nobody to renew for.
     fn run(mut self, events: &Sender<ExecEvent>, end: &PipeReader) {
         loop {
             match self.wait(end) {
@@ -112,15 +179,14 @@ impl Renewals {
                 Woken::End => return,
             }
             let now = Instant::now();
-            let left = self.due.saturating_duration_since(now);
-            let event = if left.is_zero() {
-                Some(self.renew())
+            let event = if let Some(most_urgent) = self.most_urgent(now) {
+                Some(self.renew(most_urgent))
             } else if now >= self.verify {
-                self.ask_whether_it_stands(left)
+                self.ask_whether_they_stand()
             } else {
                 None
             };
-            let is_over = matches!(event, Some(ExecEvent::Lost));
+            let is_over = matches!(event, Some(ExecEvent::Lost(_)));
             let is_told = event.is_none_or(|event| events.send(event).is_ok());
             if is_over || !is_told {
                 return;
@@ -128,46 +194,80 @@ impl Renewals {
         }
     }
 
-    /// Waits until a question is due, or the connection has ended.
-    fn wait(&self, end: &PipeReader) -> Woken {
-        // After a question without an answer there is none that could still end.
-        let connection = Some(self.requester.client())
-            .filter(|_| self.unanswered == 0)
-            .and_then(|client| client.latest_connection());
-        let until = self.due.min(self.verify);
-        wait_for(until, end, connection.as_ref())
+    /// When the next renewal is due.
+    fn due(&self) -> Instant {
+        let due = self.leases.iter().map(|renewal| renewal.due).min();
+        // Without a lease nothing is.
+        due.unwrap_or(self.verify)
     }
 
-    fn renew(&mut self) -> ExecEvent {
-        let client = self.requester.hasty_client(1, self.schedule.answer);
-        let renewed = client.renew(&self.lease);
+    /// Of those that are due, the one whose lease runs out first.
+    fn most_urgent(&self, now: Instant) -> Option<usize> {
+        let due = self.leases.iter().enumerate();
+        let due = due.filter(|(_, renewal)| renewal.due <= now);
+        let first = due.min_by_key(|(_, renewal)| renewal.schedule.kill);
+        first.map(|(at, _)| at)
+    }
+
+    /// Waits until a question is due, or the connection has ended.
+    fn wait(&self, end: &PipeReader) -> Woken {
+        let until = self.due().min(self.verify);
+        wait_for(until, end, self.connection().as_ref())
+    }
+
+    /// The connection whose end is waited for. After a question without an answer there is none that could still end.
+    fn connection(&self) -> Option<TcpStream> {
+        match self.unanswered {
+            0 => self.requester.client().latest_connection(),
+            _ => None,
+        }
+    }
+
+    fn renew(&mut self, at: usize) -> ExecEvent {
+        let DueLease {
+            lease, schedule, ..
+        } = &self.leases[at];
+        let pause = schedule.pause;
+        let client = self.requester.hasty_client(1, schedule.answer);
+        let renewed = client.renew(lease);
         self.note(&renewed);
         match renewed {
             Ok(Some(lease)) => {
-                self.lease = lease.clone();
-                self.schedule =
-                    Schedule::of(Instant::now(), self.lease.remaining(), Duration::ZERO);
-                self.due = self.schedule.renew;
+                self.leases[at] = DueLease::of(lease.clone());
                 ExecEvent::Renewed(lease)
             }
-            Ok(None) => ExecEvent::Lost,
+            Ok(None) => ExecEvent::Lost(self.leases[at].lease.clone()),
             Err(error) => {
-                self.due = Instant::now() + self.schedule.pause;
+                // The others would not be answered either, and each would take as long.
+                let next = Instant::now() + pause;
+                for renewal in &mut self.leases {
+                    renewal.due = renewal.due.max(next);
+                }
                 ExecEvent::NotRenewed(error)
             }
         }
     }
 
-    /// `None` unless it is over. `left` is the time until the next renewal, which finds out what is wrong.
-    fn ask_whether_it_stands(&mut self, left: Duration) -> Option<ExecEvent> {
-        if left < LEAST_VERIFY_TIMEOUT {
-            self.verify = self.due;
-            return None;
+    /// `None` unless one of them is over. The next renewal finds out what else is wrong, and does not wait.
+    fn ask_whether_they_stand(&mut self) -> Option<ExecEvent> {
+        for at in 0..self.leases.len() {
+            let left = self.due().saturating_duration_since(Instant::now());
+            if left < LEAST_VERIFY_TIMEOUT {
+                self.verify = self.due();
+                // A connection that has ended would wake it again and again until then.
+                self.unanswered += 1;
+                return None;
+            }
+            let lease = &self.leases[at].lease;
+            let client = self.requester.hasty_client(1, VERIFY_TIMEOUT.min(left));
+            let stands = client.verify(lease);
+            let is_over = matches!(stands, Ok(false)).then(|| lease.clone());
+            self.note(&stands);
+            if is_over.is_some() || stands.is_err() {
+                return is_over.map(ExecEvent::Lost);
+            }
         }
-        let client = self.requester.hasty_client(1, VERIFY_TIMEOUT.min(left));
-        let stands = client.verify(&self.lease);
-        self.note(&stands);
-        matches!(stands, Ok(false)).then_some(ExecEvent::Lost)
+        None
     }
 
     /// Finds the time of the next question by whether this one was answered.
@@ -183,7 +283,7 @@ impl Renewals {
                     ..=AWAY_SOON => AWAY_PAUSE,
                     _ => AWAY_LONG_PAUSE,
                 };
-                pause + pause.mul_f64(chance())
+                between(pause, 2 * pause)
             }
         };
         self.verify = Instant::now() + pause;
@@ -210,5 +310,31 @@ fn wait_for(until: Instant, end: &PipeReader, connection: Option<&TcpStream>) ->
             // The system has no memory for it.
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lock_server::{Options, Server};
+
+    use super::*;
+
+    /// It took all of a core until then.
+    #[test]
+    fn a_connection_that_breaks_just_before_a_renewal_is_not_watched_until_that() {
+        let options = Options {
+            port: 0,
+            ..Options::default()
+        };
+        let mut server = Server::new(options);
+        let address = server.spawn().expect("a free port");
+        let requester = Requester::of("ME", &address.to_string());
+        let lease = requester.client().lock("K").expect("it answers");
+        let mut renewals = Renewals::new(requester, vec![lease.expect("it is free")]);
+        assert!(renewals.connection().is_some());
+        renewals.leases[0].due = Instant::now() + LEAST_VERIFY_TIMEOUT / 2;
+        assert!(renewals.ask_whether_they_stand().is_none());
+        assert!(renewals.connection().is_none());
+        assert_eq!(renewals.verify, renewals.due());
     }
 }

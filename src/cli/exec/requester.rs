@@ -15,6 +15,10 @@ use crate::cli::usual_name::usual_name;
 pub const KEY_VARIABLE: &str = "LOCK_SERVER_KEY";
 pub const FENCE_VARIABLE: &str = "LOCK_SERVER_FENCE";
 
+/// All keys, and all fences in the same order, with blanks between.
+pub const KEYS_VARIABLE: &str = "LOCK_SERVER_KEYS";
+pub const FENCES_VARIABLE: &str = "LOCK_SERVER_FENCES";
+
 /// Stands between the name of one who holds a key and the names of those who run under it.
 const UNDER: char = '>';
 
@@ -55,6 +59,17 @@ impl Requester {
             client,
             above,
         })
+    }
+
+    #[cfg(test)]
+    pub fn of(name: &str, address: &str) -> Self {
+        let address = address.parse().expect("an address");
+        Requester {
+            name: name.into(),
+            client: Client::at(name, &address, ClientOptions::default()),
+            address,
+            above: None,
+        }
     }
 
     pub fn client(&self) -> Client {
@@ -129,10 +144,8 @@ mod tests {
 
     fn under(above: Option<&str>) -> Requester {
         Requester {
-            name: "me".into(),
-            address: ServerAddress::default(),
-            client: Client::new("me", "127.0.0.1", 8004),
             above: above.map(String::from),
+            ..Requester::of("me", "127.0.0.1:8004")
         }
     }
 

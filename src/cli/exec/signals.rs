@@ -1,11 +1,12 @@
 //! The signals that a person or the system sends: taken one by one in a thread of their own, and as they
 //! were for the command.
 
-use std::fs;
 use std::io;
 use std::process::ExitCode;
+use std::ptr;
 use std::thread;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{self, SigHandler, SigSet, SigmaskHow, Signal};
@@ -105,24 +106,24 @@ impl Signals {
     /// Blocks the signals, which wait then until they are taken. Called before there is a second thread, so
     /// that none of them ever has them unblocked.
     pub fn block() -> io::Result<Self> {
-        let ignored = Ignored::read()?;
-        let children_were_ignored = ignored.contains(Signal::SIGCHLD);
+        let children_were_ignored = is_ignored(Signal::SIGCHLD)?;
         if children_were_ignored {
             // SAFETY: the default is no code of this program. Ignored, nobody could wait for a child.
             unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         }
-        if ignored.contains(Signal::SIGTTIN) {
+        if is_ignored(Signal::SIGTTIN)? {
             // Its read from the terminal would fail instead of stopping it until the terminal is lent.
             //
             // SAFETY: as above.
             unsafe { signal::signal(Signal::SIGTTIN, SigHandler::SigDfl) }?;
         }
-        let is_taken = |signal: &Signal| {
-            let ends = SignalClass::of(*signal).is_some_and(SignalClass::ends_by_default);
-            !(ends && ignored.contains(*signal))
-        };
-        let taken = TAKEN.into_iter().filter(is_taken);
-        let blocked: SigSet = TERMINAL.into_iter().chain(taken).collect();
+        let mut blocked: SigSet = TERMINAL.into_iter().collect();
+        for signal in TAKEN {
+            let ends = SignalClass::of(signal).is_some_and(SignalClass::ends_by_default);
+            if !(ends && is_ignored(signal)?) {
+                blocked.add(signal);
+            }
+        }
         let mut before = SigSet::empty();
         signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
         Ok(Signals {
@@ -159,22 +160,12 @@ impl Signals {
     }
 }
 
-/// Which signals this process was started to ignore, as the kernel writes it: proc(5), `SigIgn`.
-struct Ignored(u64);
-
-impl Ignored {
-    fn read() -> io::Result<Self> {
-        let status = fs::read_to_string("/proc/self/status")?;
-        let bits = status
-            .lines()
-            .find_map(|line| line.strip_prefix("SigIgn:"))
-            .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-        bits.map(Ignored)
-            .ok_or_else(|| io::Error::other("no SigIgn in /proc/self/status"))
-    }
-
-    fn contains(&self, signal: Signal) -> bool {
-        let bit = signal as libc::c_int - 1;
-        self.0 >> bit & 1 == 1
-    }
+/// Whether this process was started to ignore a signal. `/proc/self/status` says it, too, and takes ten times as long.
+fn is_ignored(signal: Signal) -> io::Result<bool> {
+    // SAFETY: all zeros is an action: the default one.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: the action outlives the call, which changes nothing.
+    let result = unsafe { libc::sigaction(signal as libc::c_int, ptr::null(), &mut action) };
+    Errno::result(result)?;
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }

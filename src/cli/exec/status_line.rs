@@ -54,12 +54,10 @@ impl StatusLine {
         self.write(&text(&self.key, waited, holder, self.place, waiters));
     }
 
-    /// Shows that nobody answers.
-    pub fn show_away(&self) {
+    /// Shows why nobody is seen.
+    pub fn show_trouble(&self, trouble: &str) {
         let (seconds, key) = (self.since.elapsed().as_secs(), &self.key);
-        self.write(&format!(
-            "waiting {seconds} s for {key}: the server does not answer"
-        ));
+        self.write(&format!("waiting {seconds} s for {key}: {trouble}"));
     }
 
     fn write(&self, text: &str) {
@@ -96,7 +94,10 @@ fn text(
         Some(1) => format!(", next of {waiters}"),
         Some(place) => format!(", place {place} or better of {waiters}"),
     };
-    format!("waiting {seconds} s for {key}: {held}{place}")
+    // Last, since the margin cuts it off where it is too long.
+    let note = holder.and_then(|holder| holder.note.as_ref());
+    let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
+    format!("waiting {seconds} s for {key}: {held}{place}{note}")
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::process::ExitStatus;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use lock_server::Lease;
 use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
-use crate::cli::exec::command::Group;
+use crate::cli::exec::command::{Group, reap_others};
 use crate::cli::exec::event::ExecEvent;
+use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::messages::Messages;
-use crate::cli::exec::renewer::LeaseRenewer;
+use crate::cli::exec::renewer::LazyRenewer;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
 use crate::cli::exec::signals::SignalClass;
 use crate::cli::exec::terminal::{Loan, Terminal};
@@ -36,17 +36,18 @@ const HAND_ON_ONCE_IN: Duration = Duration::from_millis(100);
 /// How a command ended.
 pub enum Ended {
     ByItself(ExitStatus),
-    /// The lease could not be renewed in time.
-    NotKept,
-    /// The server said that the lease is over.
-    Lost,
+    /// The lease of this key could not be renewed in time.
+    NotKept(String),
+    /// The server said that the lease of this key is over.
+    Lost(String),
     /// It took longer than it may.
     TimedOut,
 }
 
-/// A command, and the lease under which it runs.
+/// A command, and the leases under which it runs.
 pub struct Supervisor<'a> {
     group: Group,
+    held: HeldKeys,
     schedule: Schedule,
     kill_after: Duration,
     /// When the command has to end, however long its lease is kept.
@@ -62,20 +63,20 @@ pub struct Supervisor<'a> {
     /// Those that were handed on a moment ago, and when.
     handed_on: Vec<(Signal, Instant)>,
     /// The renewals. Ended when the command has to end: from then on its times stand.
-    renewer: Option<LeaseRenewer>,
+    renewer: LazyRenewer,
     messages: &'a Messages,
 }
 
 impl<'a> Supervisor<'a> {
     pub fn begin(
         group: Group,
-        lease: &Lease,
+        held: HeldKeys,
         kill_after: Option<Duration>,
         timeout: Option<Duration>,
-        renewer: Option<LeaseRenewer>,
+        renewer: LazyRenewer,
         messages: &'a Messages,
     ) -> Self {
-        let (now, remaining) = (Instant::now(), lease.remaining());
+        let (now, remaining) = (Instant::now(), held.remaining());
         let longest = longest_kill_after(remaining);
         // A third of what was asked for is a little more than that of what is left.
         let most = longest + longest / 10;
@@ -89,6 +90,7 @@ impl<'a> Supervisor<'a> {
         let kill_after = kill_after.unwrap_or(KILL_AFTER);
         Supervisor {
             group,
+            held,
             schedule: Schedule::of(now, remaining, kill_after),
             kill_after,
             // What no clock can tell is never.
@@ -104,20 +106,23 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Until the command has ended. If it is made to, until nothing of its group is left.
-    pub fn see_through(mut self, inbox: &Receiver<ExecEvent>) -> Ended {
+    /// Until the command has ended. If it is made to, until nothing of its group is left. Returns the keys that may
+    /// still be held, too.
+    pub fn see_through(mut self, inbox: &Receiver<ExecEvent>) -> (Ended, HeldKeys) {
         loop {
             // It is never disconnected: the caller keeps a sender.
             if let Ok(event) = inbox.recv_timeout(self.patience()) {
                 self.heed(event);
             }
             if let Some(ended) = self.has_ended() {
-                return ended;
+                return (ended, self.held);
             }
             if self.wants_terminal {
                 self.lend_terminal();
             }
-            self.keep_to_schedule(Instant::now());
+            let now = Instant::now();
+            self.keep_to_schedule(now);
+            self.renewer.begin_if_due(now, &self.held);
         }
     }
 
@@ -128,7 +133,8 @@ impl<'a> Supervisor<'a> {
         }
         let now = Instant::now();
         let end = self.schedule.terminate;
-        let end = self.time_limit.map_or(end, |limit| end.min(limit));
+        let others = [self.time_limit, self.renewer.begins()];
+        let end = others.into_iter().flatten().fold(end, Instant::min);
         let left = end.saturating_duration_since(now);
         if self.wants_terminal {
             left.min(LOOK_FOR_TERMINAL)
@@ -141,30 +147,34 @@ impl<'a> Supervisor<'a> {
         match event {
             ExecEvent::Signal(signal) => self.signalled(signal),
             ExecEvent::Renewed(lease) if self.ending.is_none() => {
-                let (now, remaining) = (Instant::now(), lease.remaining());
-                self.schedule = Schedule::of(now, remaining, self.kill_after);
                 self.messages.tell(format_args!("renewed {}", lease.key));
+                self.held.renewed(lease);
+                let (now, remaining) = (Instant::now(), self.held.remaining());
+                self.schedule = Schedule::of(now, remaining, self.kill_after);
             }
             ExecEvent::NotRenewed(error) => {
                 let why = explain(&error);
                 self.messages.tell(format_args!("not renewed: {why}"));
             }
-            ExecEvent::Lost if self.ending.is_none() => {
-                self.begin_to_end(Ended::Lost);
-                // Somebody else may have the key already.
-                self.kill();
+            ExecEvent::Lost(lease) if self.ending.is_none() => {
+                // One that was held before all were waited for again is not meant.
+                if self.held.lost(&lease) {
+                    self.begin_to_end(Ended::Lost(lease.key));
+                    // Somebody else may have the key already.
+                    self.kill();
+                }
             }
             ExecEvent::Renewed(_)
-            | ExecEvent::Lost
+            | ExecEvent::Lost(_)
             | ExecEvent::Answer(..)
-            | ExecEvent::Seen(_) => {}
+            | ExecEvent::Seen(..) => {}
         }
     }
 
     fn signalled(&mut self, signal: SignalClass) {
         match signal {
             SignalClass::Child => {
-                self.group.reap_others();
+                reap_others(Some(self.group.id()));
                 self.look_after_stop();
             }
             // A job that sleeps would let its lease run out.
@@ -242,8 +252,7 @@ impl<'a> Supervisor<'a> {
                 None
             };
         }
-        // It fails only if another one has reaped the child, and there is none.
-        let status = self.group.ended().ok().flatten()?;
+        let status = self.group.ended()?;
         let signal = status
             .signal()
             .and_then(|signal| Signal::try_from(signal).ok());
@@ -262,7 +271,8 @@ impl<'a> Supervisor<'a> {
             self.go_on();
         }
         if self.ending.is_none() && now >= self.schedule.terminate {
-            self.begin_to_end(Ended::NotKept);
+            let soonest = self.held.soonest().map(|lease| lease.key.clone());
+            self.begin_to_end(Ended::NotKept(soonest.unwrap_or_default()));
             self.group.signal(Signal::SIGTERM);
             // One that is stopped would not hear of it.
             self.go_on();
@@ -274,7 +284,7 @@ impl<'a> Supervisor<'a> {
 
     fn begin_to_end(&mut self, why: Ended) {
         self.ending = Some(why);
-        self.renewer = None;
+        self.renewer.end();
     }
 
     fn kill(&mut self) {

@@ -29,7 +29,7 @@ impl Watchdog {
 
     /// What the command's process says of itself before it becomes the command: from there on its group is killed
     /// when this program ends. Calls nothing that a child just forked may not.
-    pub fn introduction(&self) -> impl Fn() + Send + Sync + 'static {
+    pub fn introduction(&self) -> impl Fn() + 'static {
         let pipe = self.pipe.as_raw_fd();
         // SAFETY: it is open in the child, too: only `exec` closes it there, and the watchdog outlives the fork.
         move || tell(unsafe { BorrowedFd::borrow_raw(pipe) }, getpid())

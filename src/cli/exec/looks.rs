@@ -1,0 +1,84 @@
+//! Looking who has the key, and whether the server is there, while a LOCK waits for it.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lock_server::Client;
+
+use crate::cli::exec::event::ExecEvent;
+use crate::cli::exit::Failure;
+
+/// The least time between two looks, however short `--connect-timeout` is.
+const LEAST: Duration = Duration::from_millis(250);
+
+/// How often to look in order to find in time that the server has been silent for so long.
+pub fn often_enough(patience: Duration) -> Duration {
+    (patience / 4).max(LEAST)
+}
+
+/// Who looks, for as long as this lives. It sends an event for each answer.
+pub struct Looks {
+    client: Client,
+    key: String,
+    events: Sender<ExecEvent>,
+    /// Ends the looking when it is dropped.
+    goes_on: Option<Sender<()>>,
+}
+
+impl Looks {
+    pub fn new(client: Client, key: &str, events: &Sender<ExecEvent>) -> Self {
+        Looks {
+            client,
+            key: key.into(),
+            events: events.clone(),
+            goes_on: None,
+        }
+    }
+
+    /// Looks again and again.
+    pub fn every(&mut self, time: Duration) -> Result<(), Failure> {
+        let (goes_on, end) = mpsc::channel();
+        let look = self.looker();
+        spawn(
+            "looking",
+            move || {
+                while ends_not_within(&end, time) && look() {}
+            },
+        )?;
+        self.goes_on = Some(goes_on);
+        Ok(())
+    }
+
+    /// Looks once more, now.
+    pub fn once(&self) -> Result<(), Failure> {
+        let look = self.looker();
+        spawn("looking", move || {
+            look();
+        })
+    }
+
+    /// What looks, and returns whether somebody wants to know it.
+    fn looker(&self) -> impl Fn() -> bool + Send + 'static {
+        let (client, key, events) = (self.client.clone(), self.key.clone(), self.events.clone());
+        move || {
+            let asked = Instant::now();
+            let seen = client.holder(&key);
+            events
+                .send(ExecEvent::Seen(key.clone(), asked, seen))
+                .is_ok()
+        }
+    }
+}
+
+fn ends_not_within(end: &Receiver<()>, time: Duration) -> bool {
+    end.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
+}
+
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let spawned: io::Result<_> = thread::Builder::new().name(name.into()).spawn(work);
+    spawned
+        .map(drop)
+        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))
+}

@@ -1,0 +1,184 @@
+//! The LOCKs of one wait, one after another.
+//!
+//! The library waits, in a thread of its own, and keeps the place in the queue. The first LOCK only tries: it finds out
+//! who has the key, and what the server allows. All of them have one request ID, so a later one takes over from an
+//! earlier.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use lock_server::{CancelToken, Client, Error, LockOptions};
+
+use crate::cli::exec::event::{ExecEvent, LockOutcome};
+use crate::cli::exec::looks::spawn;
+use crate::cli::exec::wanted::Wanted;
+use crate::cli::exit::Failure;
+
+/// How long the lease lasts, if no option says it: a server's hiccup or restart costs no command its life. A server's
+/// own default is made for those who ask once.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The least that is tried where the server does not allow that.
+const LEAST_LOCK_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// How often a LOCK that may wait is tried at once: a connection that was kept open and leads nowhere takes one.
+const TRIES: u32 = 2;
+
+/// How long an answer of a server that is there may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long leaving the queue may take.
+const PARTING_PATIENCE: Duration = Duration::from_secs(1);
+
+pub struct Turns {
+    client: Client,
+    key: String,
+    options: LockOptions,
+    /// The name of the command, where nobody has given a note. An older server knows no notes.
+    usual_note: Option<String>,
+    /// Whether the lease may be shorter than it is asked for: nobody has given its length.
+    may_be_shorter: bool,
+    /// Ends the LOCK that waits.
+    cancel: CancelToken,
+    events: Sender<ExecEvent>,
+    /// The number of the first LOCK, which only tries. No two LOCKs of this program have one number.
+    first: u32,
+    /// The number of the latest LOCK.
+    number: u32,
+    /// When it was asked, until it is answered.
+    asked: Option<Instant>,
+}
+
+impl Turns {
+    pub fn new(wanted: &Wanted, key: &str, first: u32, events: &Sender<ExecEvent>) -> Self {
+        let usual_note = wanted.usual_note.clone();
+        let usual_note = usual_note.filter(|_| wanted.note.is_none());
+        let cancel = CancelToken::new();
+        Turns {
+            client: match wanted.is_once() && wanted.connect_timeout.is_none() {
+                true => wanted.requester.client(),
+                // This program itself asks again.
+                false => wanted.requester.hasty_client(TRIES, ANSWER_TIMEOUT),
+            },
+            key: key.into(),
+            options: LockOptions {
+                lock_timeout: wanted.lock_timeout.or(Some(LOCK_TIMEOUT)),
+                slots: wanted.slots,
+                note: wanted.note.clone().or_else(|| usual_note.clone()),
+                cancel: Some(cancel.clone()),
+                // This program asks again itself, for as long as --connect-timeout and -w allow.
+                proxy_timeout: Some(Duration::ZERO),
+                ..LockOptions::identified()
+            },
+            usual_note,
+            may_be_shorter: wanted.lock_timeout.is_none(),
+            cancel,
+            events: events.clone(),
+            first,
+            number: first,
+            asked: None,
+        }
+    }
+
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether the latest one only tries.
+    pub fn is_first(&self) -> bool {
+        self.number == self.first
+    }
+
+    /// Whether no LOCK of this wait can have been interrupted.
+    pub fn is_early(&self) -> bool {
+        self.number <= self.first + 1
+    }
+
+    /// When the latest one was asked, if it is not answered.
+    pub fn asked(&self) -> Option<Instant> {
+        self.asked
+    }
+
+    /// How long the lease is that is asked for.
+    pub fn lock_timeout(&self) -> Duration {
+        self.options.lock_timeout.unwrap_or(LOCK_TIMEOUT)
+    }
+
+    /// Has the next question be a turn of its own.
+    pub fn next(&mut self) {
+        self.number += 1;
+    }
+
+    /// The latest one is answered.
+    pub fn end(&mut self) {
+        self.asked = None;
+    }
+
+    /// Asks for a LOCK that waits so long.
+    pub fn ask(&mut self, patience: Duration, now: Instant) -> Result<(), Failure> {
+        self.asked = Some(now);
+        let options = LockOptions {
+            lock_attempt_timeout: Some(patience),
+            ..self.options.clone()
+        };
+        let (client, key) = (self.client.clone(), self.key.clone());
+        let (events, number) = (self.events.clone(), self.number);
+        spawn("turn", move || {
+            let answer = match client.lock_with(&key, &options) {
+                Ok(lease) => Ok(LockOutcome::Granted(lease)),
+                Err(Error::NotGranted { reason, holder, .. }) => {
+                    Ok(LockOutcome::Refused(reason, holder))
+                }
+                Err(error) => Err(error),
+            };
+            // Nobody listens any more where it was decided otherwise.
+            let _ = events.send(ExecEvent::Answer(number, answer));
+        })
+    }
+
+    /// Has the next LOCK ask for less, where the server did not understand one or does not allow it: at first without
+    /// a note that nobody has given, then with half of a lease that nobody has given. `false` if there is nothing less.
+    pub fn ask_for_less(&mut self) -> bool {
+        if self.usual_note.is_some() && self.options.note.take().is_some() {
+            return true;
+        }
+        let shorter = self.lock_timeout() / 2;
+        if !self.may_be_shorter || shorter < LEAST_LOCK_TIMEOUT {
+            return false;
+        }
+        self.options.lock_timeout = Some(shorter);
+        if self.usual_note.is_some() {
+            // Perhaps it was not that.
+            self.options.note = self.usual_note.clone();
+        }
+        true
+    }
+
+    /// Leaves the queue, so that nobody is passed over later for one that has gone. What was granted in the last moment
+    /// is unlocked.
+    pub fn leave(&self, inbox: &Receiver<ExecEvent>) {
+        let until = Instant::now() + PARTING_PATIENCE;
+        let (cancel, (done, parted)) = (self.cancel.clone(), mpsc::channel::<()>());
+        let part = move || {
+            cancel.cancel();
+            drop(done);
+        };
+        if self.asked.is_none() || spawn("leaving", part).is_err() {
+            return;
+        }
+        let left = || until.saturating_duration_since(Instant::now());
+        let mut others = Vec::new();
+        while let Ok(event) = inbox.recv_timeout(left()) {
+            if matches!(event, ExecEvent::Answer(number, _) if number == self.number) {
+                break;
+            }
+            others.push(event);
+        }
+        for event in others {
+            // Who receives them is the caller.
+            let _ = self.events.send(event);
+        }
+        // The LOCK hears that it lost its place before the server has given that place up.
+        let _ = parted.recv_timeout(left());
+    }
+}
