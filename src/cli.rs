@@ -12,6 +12,7 @@ pub mod parsers;
 pub mod pid_file;
 pub mod reasons;
 pub mod serve;
+pub mod service;
 pub mod usage;
 pub mod usual_name;
 

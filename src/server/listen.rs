@@ -1,13 +1,79 @@
-//! What every listener of the server is set to.
+//! Listeners: bound, set for a crowd, and closed to it.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::socket::{self, Backlog, sockopt};
 use nix::sys::time::TimeVal;
 
+use crate::error::Error;
+use crate::host::{host_and_port, reachable};
+use crate::options::Options;
+
 /// How many seconds an answer may take to be written to a client that does not read.
 const SEND_TIMEOUT: i64 = 10;
+
+/// How long a connection of this process to its own port may take. It takes some microseconds, unless a firewall drops
+/// it.
+const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Binds a port of the host that the options name. `option` is the one that names the port.
+pub(crate) fn bind(
+    options: &Options,
+    option: &'static str,
+    port: u16,
+) -> Result<(TcpListener, SocketAddr), Error> {
+    let Options {
+        reconnect_attempts,
+        time_between_attempts,
+        ..
+    } = options;
+    let host = options.bare_host();
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let bound = (host, port).to_socket_addrs().and_then(|addresses| {
+            let addresses: Vec<SocketAddr> = addresses.collect();
+            let listener = TcpListener::bind(&*addresses)?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        });
+        match bound {
+            Ok(bound) => return Ok(bound),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && attempts <= *reconnect_attempts =>
+            {
+                log::info!("{host}:{port} is busy; trying again in {time_between_attempts:?}");
+                thread::sleep(*time_between_attempts);
+            }
+            Err(source) => {
+                return Err(Error::CannotListen {
+                    option,
+                    address: host_and_port(host, port),
+                    attempts,
+                    source,
+                });
+            }
+        }
+    }
+}
+
+/// A listener that somebody else bound, as the rest of the server expects it, and its address.
+pub(crate) fn adopt(listener: TcpListener) -> Result<(TcpListener, SocketAddr), Error> {
+    let address = listener
+        .set_nonblocking(false)
+        .and_then(|()| listener.local_addr());
+    match address {
+        Ok(address) => Ok((listener, address)),
+        Err(source) => Err(Error::CannotStart {
+            reason: "the listener is none of TCP".into(),
+            source: Some(source),
+        }),
+    }
+}
 
 /// Prepares a listener for a crowd. What is set on it, Linux passes on to what it accepts: answers go out at
 /// once, and a client that does not read them loses its connection.
@@ -24,4 +90,27 @@ pub(crate) fn prepare(listener: &TcpListener) -> io::Result<()> {
     socket::setsockopt(listener, sockopt::TcpKeepInterval, &10)?;
     socket::setsockopt(listener, sockopt::TcpKeepCount, &3)?;
     Ok(())
+}
+
+/// Ends the accepting on a listener in this process: no `accept` succeeds any more once the connections that have come
+/// are taken, and `blocked` threads that are in one return.
+///
+/// A lent listener is somebody else's, too, who goes on listening, and a shutdown would end that: systemd then gives
+/// the socket up. So the threads are woken by connections, and what comes later waits for the next server.
+pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, blocked: usize) {
+    if !is_lent {
+        // It fails where that has been done.
+        let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
+        return;
+    }
+    // It fails on no socket.
+    let _ = listener.set_nonblocking(true);
+    let Ok(address) = listener.local_addr() else {
+        return;
+    };
+    let here = SocketAddr::new(reachable(address.ip()), address.port());
+    for _ in 0..blocked {
+        // Where it fails, the threads accept until the process ends.
+        let _ = TcpStream::connect_timeout(&here, WAKE_TIMEOUT);
+    }
 }

@@ -23,26 +23,30 @@ mod stalls;
 use std::io;
 use std::mem;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
-
-use nix::sys::socket;
 
 pub(super) use self::exchange::Exchange;
 pub(super) use self::instance::Instance;
 use self::sockets::Connections;
 pub(super) use self::sockets::Sockets;
 use self::stalls::StallBreaker;
+use super::listen;
 
 /// How long tiny_http has to accept again before that is logged, and how long it is left alone when it
 /// gave up again.
 const STABLE: Duration = Duration::from_secs(2);
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
+/// How often to look whether tiny_http has ended to accept, which takes it some microseconds.
+const END_POLL: Duration = Duration::from_millis(1);
+
 /// tiny_http on one listener, kept running.
 pub(super) struct TinyHttp {
     listener: TcpListener,
+    /// Whether others listen on it, too.
+    is_lent: bool,
     sockets: Arc<Sockets>,
     instance: Arc<Instance>,
     /// Instances that accept no more, each with the connections that may be its own.
@@ -55,12 +59,13 @@ pub(super) struct TinyHttp {
 
 impl TinyHttp {
     /// Accepts connections, for a run of the server that is called so. [`instance`](Self::instance) has what they ask.
-    pub fn open(listener: TcpListener, server: Arc<str>) -> io::Result<Self> {
+    pub fn open(listener: TcpListener, is_lent: bool, server: Arc<str>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let sockets = Arc::new(Sockets::new(address));
         let instance = Instance::open(&listener, sockets.clone(), server)?;
         Ok(TinyHttp {
             listener,
+            is_lent,
             sockets,
             instance,
             older: Vec::new(),
@@ -173,8 +178,8 @@ impl TinyHttp {
 
     /// Accepts nothing more. What has come is still answered.
     pub fn refuse(&self) {
-        // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
-        let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
+        // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port. One thread of it accepts.
+        listen::refuse(&self.listener, self.is_lent, 1);
         self.instances().for_each(|instance| instance.close());
     }
 
@@ -189,5 +194,18 @@ impl TinyHttp {
             instance.forget_requests();
             instance.dismiss();
         }
+        if self.is_lent {
+            self.leave_listener(until);
+        }
+    }
+
+    /// Leaves no connection of this process behind for the next server on the same listener.
+    fn leave_listener(&self, until: Instant) {
+        // The one that woke it is accepted by then.
+        while self.instance.is_accepting() && Instant::now() < until {
+            thread::sleep(END_POLL);
+        }
+        // Dropped, tiny_http connects to its port, to wake a thread that has ended.
+        self.instances().cloned().for_each(mem::forget);
     }
 }

@@ -118,6 +118,11 @@
 //! | `run` ends by a signal, and two share the signals | `process::two_runs_in_one_process_share_the_signals` |
 //! | a fork's copies end nothing | `process::handles_dropped_in_a_forked_child_end_nothing` |
 //! | each side of a fork gets its own answers | `process::a_client_on_both_sides_of_a_fork_gets_its_own_answers` |
+//! | `run` reports READY and STOPPING to a service manager | `service::run_reports_that_it_serves_and_that_it_stops` |
+//! | and serves on the sockets that it is handed | `service::run_serves_on_the_sockets_that_it_is_handed` |
+//! | which it leaves to the next server | `service::who_comes_while_no_server_runs_is_served_by_the_next_one` |
+//! | and does not touch, with `bind_to` | `service::a_server_leaves_lent_listeners_as_they_were` |
+//! | what is no TCP listener is refused | `service::what_is_no_listener_of_tcp_is_refused_and_named` |
 //! | **The client** | |
 //! | a LOCK whose connection breaks at any byte is granted once | `client::a_lock_whose_connection_is_reset_at_any_byte_is_granted_once` |
 //! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |
@@ -206,6 +211,7 @@ mod harness;
 mod leases;
 mod proxied;
 mod proxies;
+mod service;
 mod wire;
 mod working_safely;
 
