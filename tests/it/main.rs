@@ -123,6 +123,12 @@
 //! | which it leaves to the next server | `service::who_comes_while_no_server_runs_is_served_by_the_next_one` |
 //! | and does not touch, with `bind_to` | `service::a_server_leaves_lent_listeners_as_they_were` |
 //! | what is no TCP listener is refused | `service::what_is_no_listener_of_tcp_is_refused_and_named` |
+//! | systemd takes the units of the guide | `service::systemd_takes_the_units_of_the_operations_page` |
+//! | as process 1 it ends by SIGTERM | `service::as_process_1_run_ends_by_sigterm_and_ping_is_its_health_check` |
+//! | nginx, HAProxy and Caddy, told what the guide has, pass names and `Host` on | `proxies::a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head` |
+//! | ask a LOCK once | `proxies::a_proxy_of_the_page_asks_a_lock_once` |
+//! | let it wait | `proxies::a_lock_may_wait_for_longer_than_a_proxy_does_by_default` |
+//! | and free the place of a client that goes | `proxies::who_hangs_up_at_a_proxy_of_the_page_leaves_the_queue` |
 //! | **The client** | |
 //! | a LOCK whose connection breaks at any byte is granted once | `client::a_lock_whose_connection_is_reset_at_any_byte_is_granted_once` |
 //! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |

@@ -355,3 +355,88 @@ fn a_program_is_told_the_states_of_its_own_server() -> Result<(), Error> {
     });
     Ok(())
 }
+
+/// The units of the operations page, by their file's name.
+fn units() -> Vec<(&'static str, &'static str)> {
+    let page = include_str!("../../src/guide/operations.md");
+    let blocks = page.split("```ini\n").skip(1);
+    let blocks = blocks.filter_map(|rest| rest.split("```").next());
+    blocks
+        .map(|block| {
+            let path = block
+                .lines()
+                .next()
+                .and_then(|line| line.strip_prefix("# "));
+            let name = path.and_then(|path| path.rsplit_once('/'));
+            (name.expect("its first line is a path").1, block)
+        })
+        .collect()
+}
+
+#[test]
+fn systemd_takes_the_units_of_the_operations_page() {
+    let units = units();
+    assert_eq!(units.len(), 4, "{units:?}");
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, unit) in &units {
+        let both = "Type=notify\nSockets=lock-server.socket lock-server-classic.socket";
+        let unit = unit
+            .replace("/usr/local/bin/lock-server", PROGRAM)
+            .replace("/usr/local/bin/report", "/bin/true")
+            .replace("Type=notify", both);
+        fs::write(folder.path().join(name), unit).expect("written");
+    }
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no"]);
+    let files = units.iter().map(|(name, _)| folder.path().join(name));
+    let Ok(verified) = verify.args(files).output() else {
+        eprintln!("skipped: there is no systemd-analyze");
+        return;
+    };
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let of_ours: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("lock-server") || line.contains("report"))
+        .collect();
+    assert!(verified.status.success() && of_ours.is_empty(), "{said}");
+}
+
+/// As in a container without `--init`.
+#[test]
+fn as_process_1_run_ends_by_sigterm_and_ping_is_its_health_check() {
+    let manager = Manager::new();
+    let unshared = |arguments: &[&str]| {
+        let mut unshare = Command::new("unshare");
+        clean(&mut unshare)
+            .args(["-pf", "--mount-proc", "--kill-child"])
+            .args(arguments)
+            .env("NOTIFY_SOCKET", &manager.path);
+        unshare
+    };
+    let tried = unshared(&["true"]).stderr(Stdio::null()).status();
+    if !tried.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: unshare is not allowed here");
+        return;
+    }
+    let mut server = Running::begin(&mut unshared(&[PROGRAM, "run", "--port", "0"]));
+    assert!(manager.told().starts_with("READY=1\n"));
+    let (_, rest) = server.introduction.split_once("127.0.0.1:").expect("where");
+    let port: u16 = rest
+        .split(';')
+        .next()
+        .expect("a port")
+        .parse()
+        .expect("one");
+    typed(&format!("ping --port {port}")).expect(0, "1\n");
+    let unshare = server.child.id();
+    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+    let process_1 = children
+        .expect("it runs")
+        .trim()
+        .parse()
+        .expect("one child");
+    signal::kill(Pid::from_raw(process_1), Signal::SIGTERM).expect("it runs");
+    assert_eq!(server.child.wait().expect("a child").code(), Some(0));
+    assert_eq!(manager.told(), "STOPPING=1\n");
+    typed(&format!("ping --port {port}")).expect(69, "");
+}
