@@ -1,7 +1,7 @@
 //! Listeners: bound, set for a crowd, and closed to it.
 
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use crate::options::Options;
 /// How many seconds an answer may take to be written to a client that does not read.
 const SEND_TIMEOUT: i64 = 10;
 
-/// How long a connection of this process to its own port may take. It takes some microseconds, unless a firewall drops
-/// it.
-const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a connection of this process to its own port may take to be made, and to be taken. It takes some
+/// microseconds, unless a firewall drops it.
+const WAKE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Binds a port of the host that the options name. `option` is the one that names the port.
 pub(crate) fn bind(
@@ -110,7 +110,60 @@ pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, blocked: usize) {
     };
     let here = SocketAddr::new(reachable(address.ip()), address.port());
     for _ in 0..blocked {
-        // Where it fails, the threads accept until the process ends.
-        let _ = TcpStream::connect_timeout(&here, WAKE_TIMEOUT);
+        let Ok(waker) = TcpStream::connect_timeout(&here, WAKE_TIMEOUT) else {
+            // The threads accept until the process ends.
+            return;
+        };
+        if !is_taken(&waker) {
+            // No thread is in an `accept` any more, and the next server would find it.
+            return take_back(listener, &waker);
+        }
+    }
+}
+
+/// Whether a thread accepts a connection: then it finds its end and closes it.
+fn is_taken(mut waker: &TcpStream) -> bool {
+    let at_end = waker
+        .shutdown(Shutdown::Write)
+        .and_then(|()| waker.set_read_timeout(Some(WAKE_TIMEOUT)))
+        .and_then(|()| waker.read(&mut [0]));
+    match at_end {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
+/// Accepts a connection of this process, and those before it.
+fn take_back(listener: &TcpListener, waker: &TcpStream) {
+    if let Ok(own) = waker.local_addr() {
+        while listener.accept().is_ok_and(|(_, client)| client != own) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// systemd starts a service for each connection that it finds.
+    #[test]
+    fn a_lent_listener_is_left_empty_where_no_thread_accepts() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        refuse(&listener, true, 2);
+        let error = listener.accept().expect_err("nobody has come");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+    }
+
+    #[test]
+    fn threads_that_accept_on_a_lent_listener_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| while listener.accept().is_ok() {});
+            }
+            // Those that are not in an `accept` yet find that it does not block.
+            refuse(&listener, true, 3);
+        });
+        let error = listener.accept().expect_err("nobody has come");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
     }
 }
