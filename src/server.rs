@@ -152,7 +152,7 @@ impl Server {
         let http = bind(&self.options, "port", self.options.port)?;
         let classic = self.options.classic_port;
         let classic = classic.map(|port| bind(&self.options, "classic_port", port));
-        Ok(self.has_bound(http, classic.transpose()?, false))
+        Ok(self.set_bound(http, classic.transpose()?, false))
     }
 
     /// Takes listeners that somebody else bound, as a service manager hands them down (socket activation), in place
@@ -178,10 +178,10 @@ impl Server {
         self.options.port = http.1.port();
         self.options.classic_port = classic.as_ref().map(|(_, address)| address.port());
         self.options.validate()?;
-        Ok(self.has_bound(http, classic, true))
+        Ok(self.set_bound(http, classic, true))
     }
 
-    fn has_bound(
+    fn set_bound(
         &mut self,
         (http, address): (TcpListener, SocketAddr),
         classic: Option<(TcpListener, SocketAddr)>,

@@ -40,7 +40,8 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves until it is told to stop, and has a pid file for as long. `begin` is called once that is written; `notify` with each state of the server.
+/// Serves until it is told to stop, and has a pid file for as long. `begin` is called once that is written, `notify`
+/// with each state of the server.
 pub fn serve(
     mut server: Server,
     endpoint: Endpoint,

@@ -201,7 +201,7 @@ impl TinyHttp {
 
     /// Leaves no connection of this process behind for the next server on the same listener.
     fn leave_listener(&self, until: Instant) {
-        // The one that woke it is accepted by then.
+        // What it accepts after this server has ended would be lost to the next one.
         while self.instance.is_accepting() && Instant::now() < until {
             thread::sleep(END_POLL);
         }
