@@ -121,12 +121,10 @@ impl ClassicTransport {
     /// Accepts nothing more.
     pub fn refuse(&self) {
         let classic = &self.0;
-        let mut state = classic.state.lock();
-        state.closing = true;
-        let idle = state.idle;
-        drop(state);
-        // Each idle thread accepts, or is about to.
-        listen::refuse(&classic.listener, classic.is_lent, idle);
+        classic.state.lock().closing = true;
+        listen::refuse(&classic.listener, classic.is_lent, || {
+            classic.state.lock().idle > 0
+        });
     }
 
     /// Lets answers be finished until then, and closes every connection. Called once it [refuses](Self::refuse), and

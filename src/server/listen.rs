@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, Backlog, sockopt};
 use nix::sys::time::TimeVal;
@@ -16,9 +16,13 @@ use crate::options::Options;
 /// How many seconds an answer may take to be written to a client that does not read.
 const SEND_TIMEOUT: i64 = 10;
 
-/// How long a connection of this process to its own port may take to be made, and to be taken. It takes some
-/// microseconds, unless a firewall drops it.
-const WAKE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long the threads get that accept on a lent listener to end. It takes them microseconds, unless a firewall drops
+/// what wakes them.
+const REFUSE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long a thread in an `accept` gets to take a connection, and to find that nothing more has come.
+const TAKE_TIMEOUT: Duration = Duration::from_millis(20);
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Binds a port of the host that the options name. `option` is the one that names the port.
 pub(crate) fn bind(
@@ -93,11 +97,11 @@ pub(crate) fn prepare(listener: &TcpListener) -> io::Result<()> {
 }
 
 /// Ends the accepting on a listener in this process: no `accept` succeeds any more once the connections that have come
-/// are taken, and `blocked` threads that are in one return.
+/// are taken, and the threads that are in one return. `accepts` says whether any may be.
 ///
 /// A lent listener is somebody else's, too, who goes on listening, and a shutdown would end that: systemd then gives
 /// the socket up. So the threads are woken by connections, and what comes later waits for the next server.
-pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, blocked: usize) {
+pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, accepts: impl Fn() -> bool) {
     if !is_lent {
         // It fails where that has been done.
         let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
@@ -109,14 +113,19 @@ pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, blocked: usize) {
         return;
     };
     let here = SocketAddr::new(reachable(address.ip()), address.port());
-    for _ in 0..blocked {
-        let Ok(waker) = TcpStream::connect_timeout(&here, WAKE_TIMEOUT) else {
-            // The threads accept until the process ends.
+    let until = Instant::now() + REFUSE_TIMEOUT;
+    loop {
+        // A thread that is not in an `accept` yet ends by itself.
+        thread::sleep(MOMENT);
+        if !accepts() || Instant::now() > until {
+            return;
+        }
+        let Ok(waker) = TcpStream::connect_timeout(&here, REFUSE_TIMEOUT) else {
             return;
         };
         if !is_taken(&waker) {
-            // No thread is in an `accept` any more, and the next server would find it.
-            return take_back(listener, &waker);
+            // The next server would find it.
+            take_back(listener, &waker);
         }
     }
 }
@@ -125,7 +134,7 @@ pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, blocked: usize) {
 fn is_taken(mut waker: &TcpStream) -> bool {
     let at_end = waker
         .shutdown(Shutdown::Write)
-        .and_then(|()| waker.set_read_timeout(Some(WAKE_TIMEOUT)))
+        .and_then(|()| waker.set_read_timeout(Some(TAKE_TIMEOUT)))
         .and_then(|()| waker.read(&mut [0]));
     match at_end {
         Ok(_) => true,
@@ -142,13 +151,15 @@ fn take_back(listener: &TcpListener, waker: &TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use super::*;
 
     /// systemd starts a service for each connection that it finds.
     #[test]
     fn a_lent_listener_is_left_empty_where_no_thread_accepts() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        refuse(&listener, true, 2);
+        refuse(&listener, true, || true);
         let error = listener.accept().expect_err("nobody has come");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
     }
@@ -156,12 +167,15 @@ mod tests {
     #[test]
     fn threads_that_accept_on_a_lent_listener_end() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let accepting = AtomicUsize::new(3);
         thread::scope(|scope| {
             for _ in 0..3 {
-                scope.spawn(|| while listener.accept().is_ok() {});
+                scope.spawn(|| {
+                    while listener.accept().is_ok() {}
+                    accepting.fetch_sub(1, SeqCst);
+                });
             }
-            // Those that are not in an `accept` yet find that it does not block.
-            refuse(&listener, true, 3);
+            refuse(&listener, true, || accepting.load(SeqCst) > 0);
         });
         let error = listener.accept().expect_err("nobody has come");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");

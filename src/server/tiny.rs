@@ -24,7 +24,6 @@ use std::io;
 use std::mem;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 pub(super) use self::exchange::Exchange;
@@ -38,9 +37,6 @@ use super::listen;
 /// gave up again.
 const STABLE: Duration = Duration::from_secs(2);
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
-
-/// How often to look whether tiny_http has ended to accept, which takes it some microseconds.
-const END_POLL: Duration = Duration::from_millis(1);
 
 /// tiny_http on one listener, kept running.
 pub(super) struct TinyHttp {
@@ -178,8 +174,10 @@ impl TinyHttp {
 
     /// Accepts nothing more. What has come is still answered.
     pub fn refuse(&self) {
-        // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port. One thread of it accepts.
-        listen::refuse(&self.listener, self.is_lent, 1);
+        // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
+        listen::refuse(&self.listener, self.is_lent, || {
+            self.instance.is_accepting()
+        });
         self.instances().for_each(|instance| instance.close());
     }
 
@@ -195,17 +193,9 @@ impl TinyHttp {
             instance.dismiss();
         }
         if self.is_lent {
-            self.leave_listener(until);
+            // Dropped, tiny_http connects to its port, to wake a thread that has ended. The next server on the same
+            // listener would find that connection.
+            self.instances().cloned().for_each(mem::forget);
         }
-    }
-
-    /// Leaves no connection of this process behind for the next server on the same listener.
-    fn leave_listener(&self, until: Instant) {
-        // What it accepts after this server has ended would be lost to the next one.
-        while self.instance.is_accepting() && Instant::now() < until {
-            thread::sleep(END_POLL);
-        }
-        // Dropped, tiny_http connects to its port, to wake a thread that has ended.
-        self.instances().cloned().for_each(mem::forget);
     }
 }
