@@ -14,6 +14,7 @@ pub mod pid_file;
 pub mod process;
 pub mod reasons;
 pub mod serve;
+pub mod service;
 mod stdout;
 pub mod usage;
 pub mod usual_name;

@@ -4,6 +4,7 @@
 //! - [`in_tests`]: a server for tests, in a process or in threads, and how the program under test finds it
 //! - [`in_async_code`]: blocking calls beside an async runtime, and waits that are called off
 //! - [`architecture`]: for maintainers: the rooms, the way of a question, the threads
+//! - [`operations`]: a server as a service, in a container and behind nginx, HAProxy and Caddy
 //! - [`after_a_fork`]: what a client, a guard and a server are in a forked process
 
 // A page defines its links for readers of the repository, as paths of files. Of two definitions the first counts,
@@ -43,6 +44,10 @@ pub mod after_a_fork {
     #![doc = "[`Server`]: crate::Server"]
     #![doc = ""]
     #![doc = include_str!("guide/after_a_fork.md")]
+}
+
+pub mod operations {
+    #![doc = include_str!("guide/operations.md")]
 }
 
 pub mod architecture {

@@ -56,7 +56,7 @@ pub use lease::{Holder, Lease};
 pub use options::Options;
 pub use refusal::Refusal;
 #[cfg(all(feature = "server", target_os = "linux"))]
-pub use server::Server;
+pub use server::{Server, ServerState};
 
 /// README's examples compile and run, too.
 #[cfg(all(doctest, feature = "server"))]

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use self::child::Child;
+use self::listen::{adopt, bind};
+pub use self::serve::ServerState;
 use self::serve::{Listeners, ProcessUse, serve, start_failed};
 use self::stop::{StopSignals, StopSources};
 use crate::client::{Client, Transport};
@@ -147,17 +149,56 @@ impl Server {
             return Ok(bound.address);
         }
         self.options.validate()?;
-        let (http, address) = self.listen("port", self.options.port)?;
+        let http = bind(&self.options, "port", self.options.port)?;
         let classic = self.options.classic_port;
-        let classic = classic.map(|port| self.listen("classic_port", port));
-        let (classic, classic_address) = classic.transpose()?.unzip();
+        let classic = classic.map(|port| bind(&self.options, "classic_port", port));
+        Ok(self.set_bound(http, classic.transpose()?, false))
+    }
+
+    /// Takes listeners that somebody else bound, as a service manager hands them down (socket activation), in place
+    /// of ports of its own; `classic` is for clients of the Perl original. Returns the HTTP address.
+    /// [`Options::host`], [`Options::port`] and [`Options::classic_port`] become those of the listeners.
+    ///
+    /// Others may have copies of the listeners and go on listening when the server ends: a server of
+    /// [`run`](Self::run) or [`spawn`](Self::spawn) does not shut them down, and connections that come later wait for
+    /// the next server on them. One of [`start`](Self::start) shuts them down.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyStarted`]; [`Error::InvalidOption`]; [`Error::CannotStart`] where the system knows no address of
+    /// a listener.
+    pub fn bind_to(
+        &mut self,
+        http: TcpListener,
+        classic: Option<TcpListener>,
+    ) -> Result<SocketAddr, Error> {
+        self.expect_not_running()?;
+        let http = adopt(http)?;
+        let classic = classic.map(adopt).transpose()?;
+        self.options.host = http.1.ip().to_string();
+        self.options.port = http.1.port();
+        self.options.classic_port = classic.as_ref().map(|(_, address)| address.port());
+        self.options.validate()?;
+        Ok(self.set_bound(http, classic, true))
+    }
+
+    fn set_bound(
+        &mut self,
+        (http, address): (TcpListener, SocketAddr),
+        classic: Option<(TcpListener, SocketAddr)>,
+        are_lent: bool,
+    ) -> SocketAddr {
+        let (classic, classic_address) = classic.unzip();
         self.bound = Some(Bound {
             address,
             classic: classic_address,
-            listeners: Some(Listeners { http, classic }),
+            listeners: Some(Listeners {
+                http,
+                classic,
+                are_lent,
+            }),
             transport: Transport::new(&self.client_host(), address.port()),
         });
-        Ok(address)
+        address
     }
 
     /// Starts the server in a child process, and returns that process's number once it answers.
@@ -209,8 +250,8 @@ impl Server {
         let thread = thread::Builder::new()
             .name("lock-server".into())
             .spawn(move || {
-                serve(listeners, &options, &asked, ProcessUse::Shared, &|| {
-                    // The other end waits for it.
+                serve(listeners, &options, &asked, ProcessUse::Shared, &|_| {
+                    // The other end waits for the first one.
                     let _ = serving.send(());
                 })
             })
@@ -239,15 +280,16 @@ impl Server {
     /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`] where the system refuses threads or
     /// descriptors.
     pub fn run(&mut self) -> Result<(), Error> {
-        self.run_with(|| ())
+        self.run_with(|_| ())
     }
 
-    /// As [`run`](Self::run), and calls `serving` once it serves: what it may lack is there, and requests are answered
-    /// when that returns.
+    /// As [`run`](Self::run), and calls `notify` in this thread once the server serves, and when it begins to end: for
+    /// a program that reports both to its service manager. Until `notify` returns, LOCKs whose client has gone
+    /// keep their place.
     ///
     /// # Errors
-    /// As [`run`](Self::run). Where it fails before it serves, `serving` is not called.
-    pub fn run_with(&mut self, serving: impl Fn()) -> Result<(), Error> {
+    /// Those of [`run`](Self::run). A server that does not serve calls nothing.
+    pub fn run_with(&mut self, notify: impl Fn(ServerState)) -> Result<(), Error> {
         self.expect_not_running()?;
         // First of all, so that a signal that comes early ends it as one that comes late.
         let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
@@ -257,7 +299,7 @@ impl Server {
         self.bind()?;
         let listeners = self.take_listeners()?;
         limits::grow_futex_hash();
-        serve(listeners, &self.options, &stop, ProcessUse::Own, &serving)
+        serve(listeners, &self.options, &stop, ProcessUse::Own, &notify)
     }
 
     /// Stops the started or spawned server: LOCKs that wait are broken off, and the port is free on return. A process
@@ -375,43 +417,6 @@ impl Server {
                 reason: "the port is not bound".into(),
                 source: None,
             })
-    }
-
-    fn listen(&self, option: &'static str, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
-        let Options {
-            reconnect_attempts,
-            time_between_attempts,
-            ..
-        } = &self.options;
-        let host = self.options.bare_host();
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            let bound = (host, port).to_socket_addrs().and_then(|addresses| {
-                let addresses: Vec<SocketAddr> = addresses.collect();
-                let listener = TcpListener::bind(&*addresses)?;
-                let address = listener.local_addr()?;
-                Ok((listener, address))
-            });
-            match bound {
-                Ok(bound) => return Ok(bound),
-                Err(error)
-                    if error.kind() == io::ErrorKind::AddrInUse
-                        && attempts <= *reconnect_attempts =>
-                {
-                    log::info!("{host}:{port} is busy; trying again in {time_between_attempts:?}");
-                    thread::sleep(*time_between_attempts);
-                }
-                Err(source) => {
-                    return Err(Error::CannotListen {
-                        option,
-                        address: host_and_port(host, port),
-                        attempts,
-                        source,
-                    });
-                }
-            }
-        }
     }
 }
 

@@ -180,7 +180,7 @@ fn start_with(options: Options, pid_file: PidFile, advice: &str) -> Result<ExitC
     match forked.map_err(|error| Failure::system("cannot fork", error))? {
         ForkResult::Child => {
             let lived = detach(log_to.as_deref())
-                .and_then(|()| serve::serve(server, endpoint, Some(pid_file), || ()));
+                .and_then(|()| serve::serve(server, endpoint, Some(pid_file), |_| ()));
             let (code, message) = lived.err().map(Failure::into_parts).unwrap_or_default();
             if code != 0 {
                 log::error!("{message}");

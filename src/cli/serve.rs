@@ -5,20 +5,22 @@ use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
 
-use lock_server::{Options, Server, ServerAddress};
+use lock_server::{Options, Server, ServerAddress, ServerState};
 
 use crate::cli::args::ServerArgs;
 use crate::cli::ask::SERVER_VARIABLE;
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::Failure;
 use crate::cli::pid_file::{LockedPidFile, PidFile};
-use crate::cli::start_log;
+use crate::cli::{service, start_log};
 
 /// What to do where a server has the pid file.
 pub const STOP_IT: &str = "stop it, or give another --pid-file";
 
 /// Serves until it is told to stop, and says where.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
+    // Before anything is opened: they are the lowest numbers.
+    let handed_down = service::sockets()?;
     start_log("info", args.options.log_to.as_deref())?;
     log_panics_of_tiny_http();
     let pid_file = match args.pid_file {
@@ -26,22 +28,37 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         None => None,
     };
     let mut server = Server::new(args.options);
+    if let Some(sockets) = handed_down {
+        if let Some(option) = args.listens_by {
+            return Err(Failure::usage(format!(
+                "{option} says where to listen, and so do the sockets of LISTEN_FDS; leave {option} out, and give the \
+                 address to the unit of the socket"
+            )));
+        }
+        server.bind_to(sockets.http, sockets.classic)?;
+    }
     let endpoint = Endpoint::bind(&mut server)?;
-    serve(server, endpoint, pid_file, || introduce(endpoint))?;
+    let notify = |state| {
+        if state == ServerState::Serving {
+            introduce(endpoint);
+        }
+        service::notify(state, endpoint);
+    };
+    serve(server, endpoint, pid_file, notify)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves until it is told to stop, and has a pid file for as long. `begin` is called once it serves.
+/// Serves until it is told to stop, and has a pid file for as long. `notify` is called with each state of the server.
 pub fn serve(
     mut server: Server,
     endpoint: Endpoint,
     mut pid_file: Option<LockedPidFile>,
-    begin: impl Fn(),
+    notify: impl Fn(ServerState),
 ) -> Result<(), Failure> {
     if let Some(pid_file) = &mut pid_file {
         pid_file.write(endpoint)?;
     }
-    let served = server.run_with(begin);
+    let served = server.run_with(notify);
     let removed = pid_file.map_or(Ok(()), LockedPidFile::remove);
     served?;
     removed

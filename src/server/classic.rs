@@ -27,7 +27,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,6 +42,7 @@ use crate::manager::{Answerer, Pending, Waiter};
 use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::{Malformed, Reply, Status};
 use crate::server::handler::Handler;
+use crate::server::listen;
 use crate::server::poller::Poller;
 
 /// How long a client may take to send its request.
@@ -64,6 +65,8 @@ pub(crate) struct ClassicTransport(Arc<Classic>);
 
 struct Classic {
     listener: TcpListener,
+    /// Whether others listen on it, too.
+    is_lent: bool,
     handler: Arc<Handler>,
     /// How many connections may be open at the same time: each has a thread.
     most: usize,
@@ -92,6 +95,7 @@ impl ClassicTransport {
     /// Serves on a prepared listener, in threads of its own, up to so many connections at the same time.
     pub fn open(
         listener: TcpListener,
+        is_lent: bool,
         handler: Arc<Handler>,
         poller: Arc<Poller>,
         most: usize,
@@ -101,6 +105,7 @@ impl ClassicTransport {
         socket::setsockopt(&listener, sockopt::ReceiveTimeout, &timeout)?;
         let classic = Arc::new(Classic {
             listener,
+            is_lent,
             handler,
             most,
             state: Mutex::default(),
@@ -115,15 +120,16 @@ impl ClassicTransport {
 
     /// Accepts nothing more.
     pub fn refuse(&self) {
-        self.0.state.lock().closing = true;
-        // That wakes the threads that accept.
-        let _ = socket::shutdown(self.0.listener.as_raw_fd(), socket::Shutdown::Both);
+        let classic = &self.0;
+        classic.state.lock().closing = true;
+        listen::refuse(&classic.listener, classic.is_lent, || {
+            classic.state.lock().idle > 0
+        });
     }
 
-    /// Lets answers be finished until then, and closes every connection. Waiting LOCKs are decided by
-    /// then: the lock manager has stopped.
+    /// Lets answers be finished until then, and closes every connection. Called once it [refuses](Self::refuse), and
+    /// waiting LOCKs are decided: the lock manager has stopped.
     pub fn close(self, until: Instant) {
-        self.refuse();
         let classic = &self.0;
         let mut state = classic.state.lock();
         // Who has not sent its request by now is not waited for.

@@ -66,10 +66,11 @@ impl HttpTransport {
     /// Serves on a prepared listener, in threads of its own.
     pub fn open(
         listener: TcpListener,
+        is_lent: bool,
         handler: Arc<Handler>,
         poller: Arc<Poller>,
     ) -> io::Result<Self> {
-        let tiny = TinyHttp::open(listener, handler.server.clone())?;
+        let tiny = TinyHttp::open(listener, is_lent, handler.server.clone())?;
         let http = Arc::new(Http {
             handler,
             poller,

@@ -23,6 +23,18 @@ use crate::table::{Limits, Terms};
 pub(crate) struct Listeners {
     pub http: TcpListener,
     pub classic: Option<TcpListener>,
+    /// Whether others listen on them, too, and go on when this server ends.
+    pub are_lent: bool,
+}
+
+/// What a server reports of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ServerState {
+    /// It answers questions.
+    Serving,
+    /// It was asked to stop. LOCKs that wait are about to be broken off.
+    Stopping,
 }
 
 /// Whose the process is that the server runs in.
@@ -40,13 +52,13 @@ const TRIM_EVERY: Duration = Duration::from_secs(5);
 /// How long the answers being written get before the server ends.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Serves on bound listeners until it is asked to stop. Calls `serving` once it serves.
+/// Serves on bound listeners until it is asked to stop. Calls `notify` with each of its states.
 pub(crate) fn serve(
     listeners: Listeners,
     options: &Options,
     stop: &Arc<StopSources>,
     process: ProcessUse,
-    serving: &dyn Fn(),
+    notify: &dyn Fn(ServerState),
 ) -> Result<(), Error> {
     let address = listeners
         .http
@@ -70,7 +82,7 @@ pub(crate) fn serve(
             return Err(error);
         }
     };
-    serving();
+    notify(ServerState::Serving);
     log::info!(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
         limits.waiters
@@ -82,6 +94,7 @@ pub(crate) fn serve(
     }
     parts.run(process);
     stop.log_reason();
+    notify(ServerState::Stopping);
     parts.close();
     log::info!("ended");
     Ok(())
@@ -97,11 +110,15 @@ struct Parts {
 
 impl Parts {
     fn open(listeners: Listeners, handler: Arc<Handler>, clients: usize) -> Result<Self, Error> {
-        let Listeners { http, classic } = listeners;
+        let Listeners {
+            http,
+            classic,
+            are_lent,
+        } = listeners;
         let poller = Poller::new(&http, handler.stop.descriptors())
             .map_err(start_failed("no descriptor left"))?;
         let http = listen::prepare(&http)
-            .and_then(|()| HttpTransport::open(http, handler.clone(), poller.clone()))
+            .and_then(|()| HttpTransport::open(http, are_lent, handler.clone(), poller.clone()))
             .map_err(start_failed("cannot serve"))?;
         let mut parts = Parts {
             handler,
@@ -112,7 +129,7 @@ impl Parts {
         let opened = classic.map(|listener| {
             listen::prepare(&listener)?;
             let (handler, poller) = (parts.handler.clone(), parts.poller.clone());
-            ClassicTransport::open(listener, handler, poller, clients)
+            ClassicTransport::open(listener, are_lent, handler, poller, clients)
         });
         match opened.transpose() {
             Ok(classic) => parts.classic = classic,

@@ -23,17 +23,15 @@ mod stalls;
 use std::io;
 use std::mem;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use nix::sys::socket;
 
 pub(super) use self::exchange::Exchange;
 pub(super) use self::instance::Instance;
 use self::sockets::Connections;
 pub(super) use self::sockets::Sockets;
 use self::stalls::StallBreaker;
+use super::listen;
 
 /// How long tiny_http has to accept again before that is logged, and how long it is left alone when it
 /// gave up again.
@@ -43,6 +41,8 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 /// tiny_http on one listener, kept running.
 pub(super) struct TinyHttp {
     listener: TcpListener,
+    /// Whether others listen on it, too.
+    is_lent: bool,
     sockets: Arc<Sockets>,
     instance: Arc<Instance>,
     /// Instances that accept no more, each with the connections that may be its own.
@@ -55,12 +55,13 @@ pub(super) struct TinyHttp {
 
 impl TinyHttp {
     /// Accepts connections, for a run of the server that is called so. [`instance`](Self::instance) has what they ask.
-    pub fn open(listener: TcpListener, server: Arc<str>) -> io::Result<Self> {
+    pub fn open(listener: TcpListener, is_lent: bool, server: Arc<str>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let sockets = Arc::new(Sockets::new(address));
         let instance = Instance::open(&listener, sockets.clone(), server)?;
         Ok(TinyHttp {
             listener,
+            is_lent,
             sockets,
             instance,
             older: Vec::new(),
@@ -174,7 +175,9 @@ impl TinyHttp {
     /// Accepts nothing more. What has come is still answered.
     pub fn refuse(&self) {
         // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
-        let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
+        listen::refuse(&self.listener, self.is_lent, || {
+            self.instance.is_accepting()
+        });
         self.instances().for_each(|instance| instance.close());
     }
 
@@ -188,6 +191,11 @@ impl TinyHttp {
         for instance in self.instances() {
             instance.forget_requests();
             instance.dismiss();
+        }
+        if self.is_lent {
+            // Dropped, tiny_http connects to its port, to wake a thread that has ended. The next server on the same
+            // listener would find that connection.
+            self.instances().cloned().for_each(mem::forget);
         }
     }
 }

@@ -28,6 +28,8 @@ pub fn clean(command: &mut Command) -> &mut Command {
         "LOCK_SERVER_LOG",
         "RUST_LOG",
         "XDG_RUNTIME_DIR",
+        "NOTIFY_SOCKET",
+        "LISTEN_PID",
     ] {
         command.env_remove(variable);
     }

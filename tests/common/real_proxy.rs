@@ -1,11 +1,11 @@
-//! Real proxies: nginx and HAProxy, as Debian packages them. `.ci/run` installs them.
+//! Real proxies: nginx, HAProxy and Caddy, as Debian packages them. `.ci/run` installs them.
 //!
 //! They listen on sockets of the file system, so that no port has to be free.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{self, Signal};
@@ -14,6 +14,57 @@ use tempfile::TempDir;
 
 use super::program::installed;
 use super::{PATIENCE, until};
+
+/// The page that has configurations.
+const OPERATIONS: &str = include_str!("../../src/guide/operations.md");
+
+/// What the operations page has a configuration for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Nginx,
+    Haproxy,
+    Caddy,
+}
+
+use Program::{Caddy, Haproxy, Nginx};
+
+impl Program {
+    /// The block of the page, for a server at this port and clients at this socket.
+    fn configuration(self, port: u16, front: &str) -> String {
+        let (language, listen, at_front) = match self {
+            Nginx => ("nginx", "listen 8080;", format!("listen unix:{front};")),
+            Haproxy => ("haproxy", "bind :8080", format!("bind unix@{front}")),
+            Caddy => (
+                "caddyfile",
+                ":8080 {",
+                format!(":8080 {{\n\tbind unix/{front}"),
+            ),
+        };
+        let block = OPERATIONS.split(&format!("```{language}\n")).nth(1);
+        let block = block.and_then(|rest| rest.split("```").next());
+        let block = block.unwrap_or_else(|| panic!("the page has no block of {language}"));
+        for part in [listen, "127.0.0.1:8004"] {
+            assert_eq!(block.matches(part).count(), 1, "{part}: {block}");
+        }
+        block
+            .replace(listen, &at_front)
+            .replace("127.0.0.1:8004", &format!("127.0.0.1:{port}"))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Nginx => "nginx",
+            Haproxy => "haproxy",
+            Caddy => "caddy",
+        }
+    }
+
+    /// Whether it is there. Where it is not, that is said; in CI it is a failure, but for Caddy, which not every Debian
+    /// has.
+    pub fn is_installed(self) -> bool {
+        installed(self.name()).is_some()
+    }
+}
 
 /// A proxy that runs in front of a server, and the folder that it has for itself. It ends when it is dropped.
 pub struct RealProxy {
@@ -49,20 +100,65 @@ impl RealProxy {
         let at = folder.path().display();
         let listen = port.map(|port| format!("listen 127.0.0.1:{port};"));
         let listen = listen.unwrap_or_default();
+        let block = format!(
+            "server {{ listen unix:{at}/front; {listen} location / {{\n\
+             proxy_pass http://127.0.0.1:{server};\n{lines}\n}} }}"
+        );
+        Some(RealProxy::nginx_in(folder, program, &block))
+    }
+
+    /// nginx with this block of a server.
+    fn nginx_in(folder: TempDir, program: PathBuf, block: &str) -> Self {
+        let at = folder.path().display();
         let configuration = format!(
             "daemon off; pid {at}/pid; error_log stderr;\n\
              events {{ worker_connections 64; }}\n\
              http {{\n access_log off;\n client_body_temp_path {at};\n proxy_temp_path {at};\n\
              fastcgi_temp_path {at};\n uwsgi_temp_path {at};\n scgi_temp_path {at};\n\
-             server {{ listen unix:{at}/front; {listen} location / {{\n\
-             proxy_pass http://127.0.0.1:{server};\n{lines}\n}} }} }}\n"
+             {block} }}\n"
         );
         let file = folder.path().join("configuration");
         fs::write(&file, configuration).unwrap();
         let mut command = Command::new(program);
         command.args(["-e", "stderr", "-p"]).arg(folder.path());
         command.arg("-c").arg(file);
-        Some(RealProxy::run(folder, &mut command))
+        RealProxy::run(folder, &mut command)
+    }
+
+    /// A proxy with the configuration of the operations page, for a server at this port. It has to be
+    /// [installed](Program::is_installed).
+    pub fn of_the_page(program: Program, port: u16) -> Self {
+        RealProxy::of_the_page_but(program, port, "", "")
+    }
+
+    /// The same with another text in place of one.
+    pub fn of_the_page_but(program: Program, port: u16, text: &str, other: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let front = folder.path().join("front");
+        let front = front.to_str().expect("UTF-8");
+        let mut configuration = program.configuration(port, front);
+        if !text.is_empty() {
+            assert!(configuration.contains(text), "{text}: {configuration}");
+            configuration = configuration.replace(text, other);
+        }
+        let file = folder.path().join("configuration");
+        let path = installed(program.name()).expect("it is installed");
+        let mut command = Command::new(&path);
+        match program {
+            Nginx => return RealProxy::nginx_in(folder, path, &configuration),
+            Haproxy => command.args(["-db", "-f"]),
+            Caddy => {
+                // Nobody has to reconfigure it, and its port would have to be free.
+                configuration = format!("{{\n\tadmin off\n}}\n{configuration}");
+                command
+                    .args(["run", "--adapter", "caddyfile", "--config"])
+                    .env("HOME", folder.path())
+                    .env_remove("XDG_CONFIG_HOME")
+                    .env_remove("XDG_DATA_HOME")
+            }
+        };
+        fs::write(&file, configuration).unwrap();
+        RealProxy::run(folder, command.arg(file))
     }
 
     fn run(folder: TempDir, command: &mut Command) -> Self {
@@ -90,21 +186,24 @@ impl RealProxy {
 
     /// Asks at one of its sockets, with these header lines, and returns all that comes.
     pub fn ask(&self, socket: &str, path: &str, headers: &str) -> String {
-        exchange(
-            &self.folder.path().join(socket),
-            &format!("GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n"),
-        )
+        let end = "Connection: close\r\n\r\n";
+        self.exchange(socket, &format!("GET {path} HTTP/1.1\r\n{headers}{end}"))
     }
-}
 
-fn exchange(socket: &Path, request: &str) -> String {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    // A reset after the last byte is an end, too.
-    let _ = stream.read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
+    /// Sends this to one of its sockets, and returns all that comes.
+    pub fn exchange(&self, socket: &str, request: &str) -> String {
+        let mut stream = self.connect(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // A reset after the last byte is an end, too.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    pub fn connect(&self, socket: &str) -> UnixStream {
+        UnixStream::connect(self.folder.path().join(socket)).unwrap()
+    }
 }
 
 impl Drop for RealProxy {

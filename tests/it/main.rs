@@ -120,6 +120,17 @@
 //! | `run` ends by a signal, and two share the signals | `process::two_runs_in_one_process_share_the_signals` |
 //! | a fork's copies end nothing | `process::handles_dropped_in_a_forked_child_end_nothing` |
 //! | each side of a fork gets its own answers | `process::a_client_on_both_sides_of_a_fork_gets_its_own_answers` |
+//! | `run` reports READY and STOPPING to a service manager | `service::run_reports_that_it_serves_and_that_it_stops` |
+//! | and serves on the sockets that it is handed | `service::run_serves_on_the_sockets_that_it_is_handed` |
+//! | which it leaves to the next server | `service::who_comes_while_no_server_runs_is_served_by_the_next_one` |
+//! | and does not touch, with `bind_to` | `service::a_server_leaves_lent_listeners_as_they_were` |
+//! | what is no TCP listener is refused | `service::what_is_no_listener_of_tcp_is_refused_and_named` |
+//! | systemd takes the units of the guide | `service::systemd_takes_the_units_of_the_operations_page` |
+//! | as process 1 it ends by SIGTERM | `service::as_process_1_run_ends_by_sigterm_and_ping_is_its_health_check` |
+//! | nginx, HAProxy and Caddy, told what the guide has, pass names and `Host` on | `proxies::a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head` |
+//! | ask a LOCK once | `proxies::a_proxy_of_the_page_asks_a_lock_once` |
+//! | let it wait | `proxies::a_lock_may_wait_for_longer_than_a_proxy_does_by_default` |
+//! | and free the place of a client that goes | `proxies::who_hangs_up_at_a_proxy_of_the_page_leaves_the_queue` |
 //! | **The client** | |
 //! | a LOCK whose connection breaks at any byte is granted once | `client::a_lock_whose_connection_is_reset_at_any_byte_is_granted_once` |
 //! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |
@@ -235,6 +246,7 @@ mod harness;
 mod leases;
 mod proxied;
 mod proxies;
+mod service;
 mod slots;
 mod wire;
 mod working_safely;

@@ -1,11 +1,26 @@
-//! Behind real proxies: what they ask by themselves, and what they pass on.
+//! Behind real proxies: what they ask by themselves, and what they pass on. Those with the configurations of the
+//! operations page run with the very text of it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
 use crate::common::program::program;
-use crate::common::real_proxy::RealProxy;
-use crate::common::{ask, options, ports, run, start, until};
+use crate::common::real_proxy::{Program, RealProxy};
+use crate::common::{PATIENCE, Reply, ask, options, ports, run, start, until};
+use Program::{Caddy, Haproxy, Nginx};
+use lock_server::{Options, Server};
+
+/// Longer than what proxies wait for an answer by default: nginx 60 s, Debian's HAProxy 50 s.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(61);
+
+const HOST: &str = "Host: locks.example.com\r\n";
 
 /// `option httpchk HEAD /PING` got 405, and the server was DOWN.
 #[test]
@@ -35,7 +50,6 @@ fn haproxy_finds_the_server_up_by_head_and_by_readyz() {
 /// `proxy_set_header Host $host` under a public name got 421, and no option allowed it.
 #[test]
 fn nginx_passes_on_a_public_name_that_is_allowed() {
-    const HOST: &str = "Host: locks.example.com\r\n";
     let through = |port: u16, headers: &str| {
         let proxy = RealProxy::nginx(port, None, " proxy_set_header Host $host;")?;
         Some(proxy.ask("front", "/LOCK/a%2Fb/CLIENT_A?lock_timeout=30", headers))
@@ -65,4 +79,187 @@ fn nginx_passes_on_a_public_name_that_is_allowed() {
     assert!(page.starts_with("HTTP/1.1 403 "), "{page}");
     signal::kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).unwrap();
     assert!(process.wait().unwrap().success());
+}
+
+/// A server that the proxies of the page may ask under the name there.
+fn named() -> Server {
+    start(Options {
+        allowed_hosts: vec!["locks.example.com".into()],
+        ..options()
+    })
+}
+
+/// Does something with each proxy that is installed, at the same time. Of the others it is said that they are not.
+fn each(test: impl Fn(Program) + Sync) {
+    thread::scope(|scope| {
+        for program in [Nginx, Haproxy, Caddy] {
+            if program.is_installed() {
+                let test = &test;
+                scope.spawn(move || test(program));
+            }
+        }
+    });
+}
+
+/// The status of an answer as it came.
+fn status(answer: &str) -> u16 {
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    status.unwrap_or_else(|| panic!("no status: {answer:?}"))
+}
+
+fn holds(server: &Server, key: &str, requester: &str, seconds: u64) {
+    let path = format!("/LOCK/{key}/{requester}?lock_timeout={seconds}&lock_attempt_timeout=0");
+    assert!(!ask(server, &path).body.starts_with("0\n"), "{key} is free");
+}
+
+fn waiters(server: &Server, key: &str) -> String {
+    let checked: Reply = ask(server, &format!("/CHECK/{key}"));
+    checked.header("Lock-Waiters").expect("it is held").into()
+}
+
+#[test]
+fn a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head() {
+    each(|program| {
+        let server = named();
+        let proxy = RealProxy::of_the_page(program, server.port());
+        // HAProxy has a server for up until it knows better.
+        let granted = proxy.ask("front", "/LOCK/a%2Fb/c%2Fd?lock_timeout=30", HOST);
+        assert_eq!(status(&granted), 200, "{program:?}: {granted}");
+        assert_eq!(
+            ask(&server, "/VERIFY/a%2Fb/c%2Fd").body,
+            "1\n",
+            "{program:?}"
+        );
+        assert_eq!(ask(&server, "/CHECK/a").body, "0\n", "{program:?}");
+        let foreign = proxy.ask("front", "/PING", "Host: example.com\r\n");
+        assert_eq!(status(&foreign), 421, "{program:?}: {foreign}");
+        let request = format!("HEAD /readyz HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
+        let ready = proxy.exchange("front", &request);
+        assert_eq!(status(&ready), 200, "{program:?}: {ready}");
+    });
+}
+
+/// Seen to fail where HAProxy has `option abortonclose` in its backend alone.
+#[test]
+fn who_hangs_up_at_a_proxy_of_the_page_leaves_the_queue() {
+    each(|program| {
+        let server = named();
+        let proxy = RealProxy::of_the_page(program, server.port());
+        holds(&server, "KEYA", "A", 60);
+        let mut client = proxy.connect("front");
+        let request = format!("GET /LOCK/KEYA/B?lock_attempt_timeout=600 HTTP/1.1\r\n{HOST}\r\n");
+        client.write_all(request.as_bytes()).unwrap();
+        until("it waits", || waiters(&server, "KEYA") == "1");
+        drop(client);
+        until("it has left the queue", || waiters(&server, "KEYA") == "0");
+    });
+}
+
+/// A server that answers everything but LOCK, at which it ends the connection; and how many LOCKs it got.
+fn breaks_at_lock() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let locks = Arc::new(AtomicUsize::new(0));
+    let seen = locks.clone();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, seen) = (client.unwrap(), seen.clone());
+            thread::spawn(move || {
+                let mut reader = BufReader::new(client.try_clone().unwrap());
+                let mut line = String::new();
+                while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    if line.contains("/LOCK/") {
+                        seen.fetch_add(1, Relaxed);
+                        let _ = client.shutdown(Shutdown::Both);
+                        return;
+                    }
+                    if line.ends_with("\n\r\n") {
+                        // Who asked may have gone.
+                        let _ =
+                            client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1\n");
+                        line.clear();
+                    }
+                }
+            });
+        }
+    });
+    (port, locks)
+}
+
+/// Also on a connection that the proxy keeps open to its server, which may have ended meanwhile. Seen to fail with
+/// Caddy's `keepalive` on: 2.
+#[test]
+fn a_proxy_of_the_page_asks_a_lock_once() {
+    each(|program| {
+        let (port, locks) = breaks_at_lock();
+        let proxy = RealProxy::of_the_page(program, port);
+        let request = format!(
+            "GET /PING HTTP/1.1\r\n{HOST}\r\nGET /LOCK/KEYA/A HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n"
+        );
+        let answers = proxy.exchange("front", &request);
+        assert_eq!(status(&answers), 200, "{program:?}: {answers}");
+        assert!(
+            !answers.contains("\n1\nHTTP/1.1 200"),
+            "{program:?}: {answers}"
+        );
+        assert_eq!(locks.load(Relaxed), 1, "{program:?}");
+    });
+}
+
+/// What the client takes for no answer: a status of its own, without `Lock-Result`.
+#[test]
+fn a_proxy_of_the_page_answers_502_503_or_504_itself_where_the_server_is_away_or_slow() {
+    each(|program| {
+        let mut server = named();
+        let proxy = match program {
+            // Without a time-out of its own it is never too slow.
+            Caddy => RealProxy::of_the_page(program, server.port()),
+            _ => RealProxy::of_the_page_but(program, server.port(), "3700s", "1s"),
+        };
+        if program != Caddy {
+            holds(&server, "KEYA", "A", 60);
+            let slow = proxy.ask("front", "/LOCK/KEYA/B?lock_attempt_timeout=60", HOST);
+            assert_eq!(status(&slow), 504, "{program:?}: {slow}");
+            assert!(
+                !slow.to_lowercase().contains("lock-result"),
+                "{program:?}: {slow}"
+            );
+            until("its place is free", || waiters(&server, "KEYA") == "0");
+        }
+        server.stop().unwrap();
+        let away = proxy.ask("front", "/LOCK/KEYA/B", HOST);
+        let expected = if program == Haproxy { 503 } else { 502 };
+        assert_eq!(status(&away), expected, "{program:?}: {away}");
+        assert!(
+            !away.to_lowercase().contains("lock-result"),
+            "{program:?}: {away}"
+        );
+    });
+}
+
+/// The wait itself is the proof.
+#[test]
+fn a_lock_may_wait_for_longer_than_a_proxy_does_by_default() {
+    each(|program| {
+        let server = named();
+        let proxy = RealProxy::of_the_page(program, server.port());
+        holds(&server, "KEYA", "A", PROXY_TIMEOUT.as_secs());
+        let began = Instant::now();
+        let mut client = proxy.connect("front");
+        client
+            .set_read_timeout(Some(PROXY_TIMEOUT + PATIENCE))
+            .unwrap();
+        let request = format!(
+            "GET /LOCK/KEYA/B?lock_attempt_timeout=600 HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n"
+        );
+        client.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(status(&answer), 200, "{program:?}: {answer}");
+        assert!(began.elapsed() > PROXY_TIMEOUT - Duration::from_secs(1));
+        assert_eq!(ask(&server, "/VERIFY/KEYA/B").body, "1\n", "{program:?}");
+    });
 }

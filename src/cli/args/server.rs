@@ -14,6 +14,8 @@ pub struct ServerArgs {
     pub options: Options,
     /// Where the pid file shall be, if not at its usual place.
     pub pid_file: Option<PathBuf>,
+    /// The first option that says where to listen, if one is given.
+    pub listens_by: Option<&'static str>,
 }
 
 /// The parser has no way to share options between verbs, but a macro has.
@@ -86,6 +88,12 @@ macro_rules! server_verbs {
 
         impl From<$verb> for ServerArgs {
             fn from(args: $verb) -> Self {
+                let listens_by = [
+                    ("--host", args.host.is_some()),
+                    ("--port", args.port.is_some()),
+                    ("--classic-port", args.classic_port.is_some()),
+                ];
+                let listens_by = listens_by.iter().find(|(_, is_given)| *is_given);
                 let defaults = Options::default();
                 let options = Options {
                     host: args.host.unwrap_or(defaults.host),
@@ -112,7 +120,11 @@ macro_rules! server_verbs {
                     outlive_parent: defaults.outlive_parent,
                     log_to: args.log_file,
                 };
-                ServerArgs { options, pid_file: args.pid_file }
+                ServerArgs {
+                    options,
+                    pid_file: args.pid_file,
+                    listens_by: listens_by.map(|(option, _)| *option),
+                }
             }
         }
     )* };
@@ -128,6 +140,7 @@ server_verbs! {
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
 Logs to standard error; LOCK_SERVER_LOG=debug logs more. Pid file: none.
+Under systemd: notifies (Type=notify), and serves on the sockets of LISTEN_FDS.
 Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
     )]
     /// The arguments of `run`.
