@@ -53,7 +53,10 @@ pub(crate) fn serve(
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
     let clients = match process {
-        ProcessUse::Own => limits::raise(),
+        ProcessUse::Own => {
+            limits::keep_little_memory();
+            limits::raise()
+        }
         ProcessUse::Shared => limits::left(),
     };
     let clients = clients.map_err(start_failed("too few descriptors"))?;
@@ -139,7 +142,9 @@ impl Parts {
                 self.handler.hang_up(waiter);
             }
             self.http.poll(happened.arrival);
-            if process == ProcessUse::Own && Instant::now() >= next_trim {
+            // It takes the allocator's locks, one after another: beside a thousand threads that allocate it takes long.
+            let may_trim = process == ProcessUse::Own && self.http.is_calm();
+            if may_trim && Instant::now() >= next_trim {
                 limits::give_back_memory();
                 next_trim = Instant::now() + TRIM_EVERY;
             }
