@@ -347,7 +347,7 @@ mod tests {
             let busy = connection(
                 1,
                 (1 << 20 | second << 20, 0),
-                (second << 20, 1),
+                (1 + second, 1),
                 Activity::None,
             );
             assert!(
