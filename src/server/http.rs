@@ -112,6 +112,11 @@ impl HttpTransport {
         }
     }
 
+    /// Whether no crowd takes memory at the moment that is about to be given back.
+    pub fn is_calm(&self) -> bool {
+        self.tiny.is_calm()
+    }
+
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         self.attend_waiters();
@@ -119,6 +124,7 @@ impl HttpTransport {
             let leader = Leader::start(instance, self.http.clone());
             self.leaders.push(leader);
         }
+        self.tiny.end_unfinished();
         if self.ticks.is_multiple_of(SELDOM) {
             self.tiny.retire();
             self.leaders.retain(|leader| !leader.instance.is_over());

@@ -5,10 +5,23 @@
 //! thread that does not start; so there are never more descriptors than the threads suffice for.
 
 use std::fs;
+#[cfg(target_env = "gnu")]
+use std::hint;
 use std::io;
+#[cfg(target_env = "gnu")]
+use std::num::NonZero;
 use std::path::Path;
+#[cfg(target_env = "gnu")]
+use std::sync::{Arc, mpsc};
+#[cfg(target_env = "gnu")]
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+#[cfg(target_env = "gnu")]
+use parking_lot::Mutex;
+
+use crate::memory;
 
 /// What the server needs for itself.
 const OWN_DESCRIPTORS: u64 = 40;
@@ -107,18 +120,85 @@ pub(crate) fn grow_futex_hash() {
     unsafe { nix::libc::prctl(FUTEX_HASH, SET_SLOTS, SLOTS, none, none) };
 }
 
+/// Has the allocator keep little of what is freed. It would keep twice as much as the largest piece that was ever freed.
+pub(crate) fn keep_little_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes numbers only.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, 512 * 1024);
+    }
+}
+
+/// How often memory is given back.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
 /// Free memory that is kept is not worth a thought below this.
-#[cfg(target_env = "gnu")]
-const WORTHWHILE: usize = 16 * 1024 * 1024;
+const WORTHWHILE: u64 = 1024 * 1024;
 
 /// Gives back to the system what the allocator keeps of a crowd that has gone.
-pub(crate) fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: both only look after the allocator's own books, under its own locks.
-    unsafe {
-        if nix::libc::mallinfo2().fordblks > WORTHWHILE {
-            nix::libc::malloc_trim(0);
+pub(crate) struct Trim {
+    next: Instant,
+    /// The process's memory after the last time.
+    resident: u64,
+}
+
+impl Trim {
+    pub fn new() -> Self {
+        Trim {
+            next: Instant::now() + TRIM_EVERY,
+            resident: 0,
         }
+    }
+
+    pub fn tick(&mut self) {
+        let now = Instant::now();
+        if now < self.next {
+            return;
+        }
+        self.next = now + TRIM_EVERY;
+        #[cfg(target_env = "gnu")]
+        {
+            // SAFETY: both only look after the allocator's own books, under its own locks.
+            let free = unsafe { nix::libc::mallinfo2() }.fordblks as u64;
+            let has_grown = memory::resident() > self.resident + WORTHWHILE;
+            if free > WORTHWHILE && has_grown {
+                // SAFETY: as above.
+                unsafe { nix::libc::malloc_trim(0) };
+                trim_tops();
+                self.resident = memory::resident();
+            }
+        }
+    }
+}
+
+/// `malloc_trim` leaves what lies at the top of every arena but the first one: up to 64 MiB in each. The end of a large
+/// piece there gives it back. A new thread gets an arena that no thread uses, or else the next one in turn; so as many
+/// threads as there may be arenas do that, at the same time.
+#[cfg(target_env = "gnu")]
+fn trim_tops() {
+    /// glibc makes at most eight arenas for each processor.
+    const ARENAS_PER_PROCESSOR: usize = 8;
+    /// From 64 KiB on glibc looks at the top; from 128 KiB on a piece may lie elsewhere.
+    const PIECE: usize = 96 * 1024;
+    const STACK: usize = 64 * 1024;
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let mut threads = Vec::new();
+    for _ in 0..(processors * ARENAS_PER_PROCESSOR).min(32) {
+        let wait = wait.clone();
+        let trim = move || {
+            drop(hint::black_box(Vec::<u8>::with_capacity(PIECE)));
+            // It keeps its arena until all have theirs. Fails when that is so.
+            let _ = wait.lock().recv();
+        };
+        let name = thread::Builder::new().name("lock-trim".into());
+        // Where the system has no thread left, less is given back.
+        threads.extend(name.stack_size(STACK).spawn(trim));
+    }
+    drop(go);
+    for thread in threads {
+        let _ = thread.join();
     }
 }
 

@@ -16,6 +16,10 @@ use crate::options::Options;
 /// How many seconds an answer may take to be written to a client that does not read.
 const SEND_TIMEOUT: i64 = 10;
 
+/// How many bytes of a client may lie unread, so that one that sends more than it should is not far ahead when that is
+/// noticed. A question takes a few hundred.
+const RECEIVE_BUFFER: usize = 16 * 1024;
+
 /// How long the threads get that accept on a lent listener to end. It takes them microseconds, unless a firewall drops
 /// what wakes them.
 const REFUSE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -82,6 +86,7 @@ pub(crate) fn adopt(listener: TcpListener) -> Result<(TcpListener, SocketAddr), 
 /// Prepares a listener for a crowd. What is set on it, Linux passes on to what it accepts: answers go out at
 /// once, and a client that does not read them loses its connection.
 pub(crate) fn prepare(listener: &TcpListener) -> io::Result<()> {
+    socket::setsockopt(listener, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
     // std listens with a backlog of 128; a crowd larger than that would be kept waiting for a second by
     // the kernel.
     socket::listen(listener, Backlog::MAXCONN)?;

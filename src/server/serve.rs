@@ -10,6 +10,7 @@ use super::access::Access;
 use super::classic::ClassicTransport;
 use super::handler::Handler;
 use super::http::HttpTransport;
+use super::limits::Trim;
 use super::poller::Poller;
 use super::stop::StopSources;
 use super::{limits, listen};
@@ -46,9 +47,6 @@ pub(crate) enum ProcessUse {
     Shared,
 }
 
-/// How often memory is given back.
-const TRIM_EVERY: Duration = Duration::from_secs(5);
-
 /// How long the answers being written get before the server ends.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -65,7 +63,10 @@ pub(crate) fn serve(
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
     let clients = match process {
-        ProcessUse::Own => limits::raise(),
+        ProcessUse::Own => {
+            limits::keep_little_memory();
+            limits::raise()
+        }
         ProcessUse::Shared => limits::left(),
     };
     let clients = clients.map_err(start_failed("too few descriptors"))?;
@@ -143,7 +144,7 @@ impl Parts {
 
     /// The loop, until the server is asked to end.
     fn run(&mut self, process: ProcessUse) {
-        let mut next_trim = Instant::now() + TRIM_EVERY;
+        let mut trim = Trim::new();
         loop {
             let left = self.http.next_poll();
             let happened = self
@@ -156,9 +157,9 @@ impl Parts {
                 self.handler.hang_up(waiter);
             }
             self.http.poll(happened.arrival);
-            if process == ProcessUse::Own && Instant::now() >= next_trim {
-                limits::give_back_memory();
-                next_trim = Instant::now() + TRIM_EVERY;
+            // It takes the allocator's locks, one after another: beside a thousand threads that allocate it takes long.
+            if process == ProcessUse::Own && self.http.is_calm() {
+                trim.tick();
             }
         }
     }

@@ -8,6 +8,7 @@
 //! | reads a connection's next requests before the one before them is answered | `instance.rs` | `a_hundred_thousand_requests_sent_ahead_delay_nobody_else` |
 //! | answers a request by itself that is dropped, and waits for those before it | `exchange.rs` | `what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends` |
 //! | blocks who writes to a client that does not read | `exchange.rs` | `a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
+//! | reads a header line of any length, and never times a read out | `unfinished.rs` | `a_header_line_without_an_end_ends_its_connection_and_takes_no_memory_that_stays`, `a_request_that_is_not_there_whole_after_10_s_ends_its_connection_and_a_lock_that_waits_goes_on` |
 //! | reads away a body when a request is dropped, and asks for as much memory as was announced | `body.rs` | `a_huge_body_announced_costs_only_its_own_connection` |
 //! | ends a connection without a word for a byte that is not ASCII, before there is a request | nowhere: README's Limits | `what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
 //! | answers a request with `Expect: foo` by 417 at once, before the one ahead of it | none: only its sender is harmed | |
@@ -19,6 +20,7 @@ mod exchange;
 mod instance;
 mod sockets;
 mod stalls;
+mod unfinished;
 
 use std::io;
 use std::mem;
@@ -31,6 +33,7 @@ pub(super) use self::instance::Instance;
 use self::sockets::Connections;
 pub(super) use self::sockets::Sockets;
 use self::stalls::StallBreaker;
+use self::unfinished::{Activity, Look, Observed, Unfinished};
 use super::listen;
 
 /// How long tiny_http has to accept again before that is logged, and how long it is left alone when it
@@ -48,6 +51,7 @@ pub(super) struct TinyHttp {
     /// Instances that accept no more, each with the connections that may be its own.
     older: Vec<(Arc<Instance>, Connections)>,
     stalls: StallBreaker,
+    unfinished: Unfinished,
     /// Since when nothing was accepted, or something again. `None` if the log was told that it is over.
     starved: Option<Instant>,
     next_reopening: Instant,
@@ -66,6 +70,7 @@ impl TinyHttp {
             instance,
             older: Vec::new(),
             stalls: StallBreaker::new(address),
+            unfinished: Unfinished::new(Instant::now()),
             starved: None,
             next_reopening: Instant::now(),
         })
@@ -125,6 +130,46 @@ impl TinyHttp {
                 None
             }
         }
+    }
+
+    /// Ends connections by which nothing whole comes, if it is time to look at them.
+    pub fn end_unfinished(&mut self) {
+        let now = Instant::now();
+        match self.unfinished.due(now) {
+            None => return,
+            Some(Look::Known) => {}
+            Some(Look::All) => {
+                if self.sockets.refresh().is_err() {
+                    // Out of descriptors: those that were known are looked at.
+                    log::trace!("no descriptor to look for connections with");
+                }
+            }
+        }
+        let instances: Vec<_> = self.instances().cloned().collect();
+        let activity = |client| {
+            let activities = instances.iter().map(|instance| instance.activity(client));
+            let mut served = activities.filter(|activity| *activity != Activity::None);
+            served.next().unwrap_or(Activity::None)
+        };
+        let connections = self.sockets.known().into_iter();
+        let connections = connections.filter_map(|(client, pair)| {
+            let observed = Observed {
+                id: pair.id(),
+                traffic: pair.traffic()?,
+                activity: activity(client),
+            };
+            Some(((client, pair), observed))
+        });
+        self.unfinished
+            .look(now, connections, |(client, pair), why| {
+                log::debug!("the connection of {client} is ended: {why}");
+                pair.break_off();
+            });
+    }
+
+    /// Whether no request is so long in coming that memory may go on growing.
+    pub fn is_calm(&self) -> bool {
+        self.unfinished.is_calm()
     }
 
     /// Opens a new instance on the same listener. The one before goes on serving the connections that it has.

@@ -631,3 +631,18 @@ fn comes_back_in_time() -> bool {
 fn a_waiter_whose_connection_breaks_keeps_its_place() {
     until("the machine is quick enough", comes_back_in_time);
 }
+
+/// As a server does with one that was idle for ten minutes. An unlock without a fence is not asked twice, so it must
+/// not be asked on such a connection.
+#[test]
+fn a_kept_open_connection_that_was_closed_meanwhile_is_no_error() {
+    let server = patient();
+    let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
+    let client = client(proxy.port);
+    granted(client.try_lock("KEYA"));
+    assert_eq!(proxy.connections(), 1);
+    proxy.break_off();
+    proxy.mend();
+    assert!(client.unlock("KEYA").expect("it is asked anew"));
+    assert_eq!(proxy.connections(), 2);
+}

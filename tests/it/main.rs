@@ -92,6 +92,11 @@
 //! | its threads are bounded | `classic::threads_are_bounded_and_the_most_silent_client_makes_room_for_the_next` |
 //! | beyond `max_waiters` and `max_keys`: 503 | `alone::http::beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers` |
 //! | a huge body costs its own connection | `alone::http::a_huge_body_announced_costs_only_its_own_connection` |
+//! | a header line without an end takes no memory that stays | `alone::http::a_header_line_without_an_end_ends_its_connection_and_takes_no_memory_that_stays` |
+//! | a thousand such clients take 256 MiB together at most | `alone::http::a_thousand_clients_that_send_headers_without_an_end_take_256_mib_together_at_most` |
+//! | a request is there whole within 10 s | `alone::http::a_request_that_is_not_there_whole_after_10_s_ends_its_connection_and_a_lock_that_waits_goes_on` |
+//! | an idle connection is ended after ten minutes, a LOCK that waits is not | `server::tiny::unfinished::an_idle_connection_is_ended_after_ten_minutes_and_a_lock_that_waits_is_not` |
+//! | thousands of random strings leave the server and its locks as they were | `alone::http::thousands_of_random_strings_like_http_leave_the_server_and_its_locks_as_they_were` |
 //! | requests sent ahead delay nobody else | `alone::http::a_hundred_thousand_requests_sent_ahead_delay_nobody_else` |
 //! | a client that never reads delays nobody | `alone::http::a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
 //! | one thread takes requests at any time, and one always does | `server::workers::leadership::tests::model::in_every_interleaving_one_leads_and_who_is_deposed_finds_out` |
@@ -134,6 +139,7 @@
 //! | **The client** | |
 //! | a LOCK whose connection breaks at any byte is granted once | `client::a_lock_whose_connection_is_reset_at_any_byte_is_granted_once` |
 //! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |
+//! | a kept-open connection that the server closed is no error | `client::a_kept_open_connection_that_was_closed_meanwhile_is_no_error` |
 //! | a waiter whose connection breaks keeps its place | `client::a_waiter_whose_connection_breaks_keeps_its_place` |
 //! | `remaining` is never too long | `client::what_is_left_of_a_lease_is_never_more_than_the_server_says` |
 //! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away` |

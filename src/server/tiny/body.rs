@@ -4,6 +4,7 @@
 //! away when the request is dropped, by asking for as much memory as was announced; and where that is not to be had
 //! the process ends.
 
+use std::io;
 use std::mem;
 use std::net::SocketAddr;
 
@@ -55,6 +56,17 @@ pub(super) fn is_short(request: &Request) -> bool {
     request
         .body_length()
         .is_none_or(|length| length <= MAX_BODY)
+}
+
+/// Reads a body of a known length to its end, in small pieces: tiny_http would ask for as much memory as was announced.
+/// Any other one is not read any further.
+pub(super) fn throw_away(request: &mut Request) -> io::Result<()> {
+    // Sends the `100 Continue` that the client may wait for.
+    let is_of_known_length = request.body_length().is_some();
+    let body = request.as_reader();
+    let mut piece = [0; 4096];
+    while is_of_known_length && body.read(&mut piece)? > 0 {}
+    Ok(())
 }
 
 /// Ends a request's connection without an answer.

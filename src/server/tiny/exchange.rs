@@ -19,6 +19,8 @@ pub(in crate::server) struct Exchange {
     instance: Arc<Instance>,
     client: SocketAddr,
     state: ExchangeState,
+    /// Whether its body is being read.
+    reads_body: bool,
     /// The descriptors of its connection. `None` until they are found.
     sockets: Option<SocketPair>,
 }
@@ -53,6 +55,7 @@ impl Exchange {
             instance: instance.clone(),
             client,
             state: ExchangeState::Asked(request),
+            reads_body: false,
             sockets: None,
         })
     }
@@ -90,10 +93,17 @@ impl Exchange {
 
     /// Whether the unread body is empty: then the request is served like any other. Blocks for its first bytes.
     pub fn turns_out_empty(&mut self) -> bool {
-        match &mut self.state {
+        self.reads_body = true;
+        self.instance.note_body(self.client);
+        let is_empty = match &mut self.state {
             ExchangeState::Asked(request) => body::turns_out_empty(request),
             _ => false,
+        };
+        if is_empty {
+            self.reads_body = false;
+            self.instance.note_body_read(self.client);
         }
+        is_empty
     }
 
     fn question(&self) -> Option<&Request> {
@@ -117,8 +127,12 @@ impl Exchange {
             return;
         }
         if let ExchangeState::Asked(mut request) = self.take_state() {
-            // Sends the `100 Continue` that the client may wait for; what is left is read with the reply.
-            let _ = request.as_reader();
+            let read = body::throw_away(&mut request);
+            if read.is_err() {
+                // Its connection is over, or was ended because it took too long.
+                self.state = ExchangeState::Asked(request);
+                return;
+            }
             let mut way_back = WayBack::new(self.client, request);
             way_back.connection = Some("close");
             self.state = ExchangeState::Parked(way_back);
@@ -190,6 +204,9 @@ impl Drop for Exchange {
             }
             ExchangeState::Parked(_) => self.instance.end_connection(self.client),
             ExchangeState::Over => {}
+        }
+        if self.reads_body {
+            self.instance.note_body_read(self.client);
         }
         self.instance.done(self.client);
     }

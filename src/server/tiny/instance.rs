@@ -20,6 +20,7 @@ use tiny_http::Request;
 
 use super::body;
 use super::sockets::{ListenerId, Sockets};
+use super::unfinished::Activity;
 use crate::memory::{shrink_map, shrink_queue};
 
 /// How long [`Instance::take`] looks for the next request before it sleeps. To wake it takes some 20 µs where
@@ -32,6 +33,8 @@ pub(in crate::server) struct Instance {
     /// What this run of the server is called.
     pub(super) server: Arc<str>,
     pipelines: Pipelines,
+    /// The clients whose bodies are read, each since when.
+    bodies: Mutex<HashMap<SocketAddr, Instant>>,
     /// What tiny_http accepts with. It closes it when it accepts no more.
     listener: ListenerId,
     /// One of the phases below. It only grows.
@@ -64,6 +67,7 @@ impl Instance {
             sockets,
             server,
             pipelines: Pipelines::default(),
+            bodies: Mutex::default(),
             listener: own,
             phase: AtomicU8::new(OPEN),
             is_receiving: AtomicBool::new(false),
@@ -189,6 +193,28 @@ impl Instance {
         }
     }
 
+    /// What is done for a client now.
+    pub(super) fn activity(&self, client: SocketAddr) -> Activity {
+        match self.bodies.lock().get(&client) {
+            Some(since) => Activity::ReadsBody(*since),
+            None if self.pipelines.is_served(client) => Activity::Serves,
+            None => Activity::None,
+        }
+    }
+
+    /// Notes that a client's body is read, until it [was](Self::note_body_read).
+    pub(super) fn note_body(&self, client: SocketAddr) {
+        self.bodies
+            .lock()
+            .entry(client)
+            .or_insert_with(Instant::now);
+    }
+
+    /// Notes that a client's body has been read.
+    pub(super) fn note_body_read(&self, client: SocketAddr) {
+        self.bodies.lock().remove(&client);
+    }
+
     /// Ends a connection and forgets what it has sent ahead.
     pub(super) fn end_connection(&self, client: SocketAddr) {
         self.sockets.shut_down(client);
@@ -207,8 +233,8 @@ impl Instance {
     }
 }
 
-/// How many requests of one connection may wait for the one before them.
-const MAX_PIPELINED: usize = 1000;
+/// How many requests of one connection may wait for the one before them: tiny_http takes 1.5 kB for the shortest.
+const MAX_PIPELINED: usize = 500;
 
 /// The requests that have come and are not yet answered, in a pipeline for each connection.
 #[derive(Default)]
@@ -244,6 +270,11 @@ impl Pipelines {
     /// Whether every request is answered.
     fn is_empty(&self) -> bool {
         self.requests.lock().pipelines.is_empty()
+    }
+
+    /// Whether a request of a client is not answered.
+    fn is_served(&self, client: SocketAddr) -> bool {
+        self.requests.lock().pipelines.contains_key(&client)
     }
 
     /// Whether [`next`](Self::next) has something.

@@ -85,6 +85,16 @@ impl Sockets {
         Ok(())
     }
 
+    /// The connections as they were when last looked up.
+    pub(super) fn known(&self) -> Vec<(SocketAddr, SocketPair)> {
+        let known = self.known.lock();
+        known
+            .0
+            .iter()
+            .map(|(client, pair)| (*client, *pair))
+            .collect()
+    }
+
     /// Looks through all descriptors: some 0.5 µs each.
     pub(super) fn look_up(&self) -> io::Result<Connections> {
         let mut connections = HashMap::new();
@@ -186,6 +196,40 @@ impl SocketPair {
             && asked[0].revents() == Some(PollFlags::POLLOUT)
     }
 
+    /// What tells the connection from every other one.
+    pub fn id(&self) -> u64 {
+        self.inode
+    }
+
+    /// What has gone over it. `None` if it is over.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.open().and_then(Traffic::of)
+    }
+
+    /// Breaks the connection off. Shut down, it would be read for as long as its client sends.
+    pub fn break_off(&self) {
+        // tiny_http may close the descriptor now, and its number be given to another client. A copy stays what it is.
+        //
+        // SAFETY: only copied; where it is not open any more, that fails.
+        let copy = |fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+        let Some(copy) = self.open().and_then(|fd| copy(fd).ok()) else {
+            return;
+        };
+        if inode_of(copy.as_raw_fd()) != Some(self.inode) {
+            return;
+        }
+        let nobody = libc::sockaddr {
+            sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+            sa_data: [0; 14],
+        };
+        let length = mem::size_of_val(&nobody) as libc::socklen_t;
+        // SAFETY: the address outlives the call. connect(2): with no family it ends a connection.
+        if unsafe { libc::connect(copy.as_raw_fd(), &nobody, length) } != 0 {
+            // Linux 6.4 and 6.5 refuse that beside a thread that reads. It fails only where the connection is gone.
+            let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
+        }
+    }
+
     /// The one that is still the connection's.
     pub fn open(&self) -> Option<RawFd> {
         let mut fds = self.fds.into_iter();
@@ -283,22 +327,59 @@ fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
 /// to CLOSE_WAIT, one that resets it to CLOSE.
 const ESTABLISHED: u8 = 1;
 
-fn is_established(fd: RawFd) -> bool {
-    let mut state = 0u8;
-    let mut length: libc::socklen_t = 1;
-    // SAFETY: `state` and `length` outlive the call, and `length` says how much room `state` has;
-    // the state is the first byte of the kernel's `struct tcp_info`. A descriptor that is no
-    // connection any more makes the call fail, nothing else.
+/// As much of the kernel's `struct tcp_info` as is read: to `tcpi_bytes_retrans`, of Linux 4.19.
+type TcpInfo = [u8; 216];
+
+/// Reads the first bytes of what the kernel knows of a connection. `None` if it is none any more.
+fn tcp_info<const BYTES: usize>(fd: RawFd) -> Option<[u8; BYTES]> {
+    let mut info = [0; BYTES];
+    let mut length = BYTES as libc::socklen_t;
+    // SAFETY: `info` and `length` outlive the call, and `length` says how much room `info` has. A descriptor that is
+    // no connection any more makes the call fail, nothing else.
     let result = unsafe {
         libc::getsockopt(
             fd,
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
-            (&raw mut state).cast(),
+            info.as_mut_ptr().cast(),
             &mut length,
         )
     };
-    result == 0 && state == ESTABLISHED
+    (result == 0 && length as usize == BYTES).then_some(info)
+}
+
+fn is_established(fd: RawFd) -> bool {
+    tcp_info(fd) == Some([ESTABLISHED])
+}
+
+/// What has gone over a connection that stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Traffic {
+    /// In bytes, since the connection began.
+    pub received: u64,
+    /// What was sent back, in bytes, each counted once.
+    pub answered: u64,
+    /// How long ago the last byte of each came, or the connection began.
+    pub since_received: Duration,
+    pub since_answered: Duration,
+}
+
+impl Traffic {
+    /// `None` if the connection is over, or the kernel older than 4.19.
+    fn of(fd: RawFd) -> Option<Self> {
+        let info: TcpInfo = tcp_info(fd)?;
+        // The offsets are those of `include/uapi/linux/tcp.h`, which only grows at its end.
+        let long = |at| Some(u64::from_ne_bytes(*info[at..].first_chunk()?));
+        let short = |at| Some(u32::from_ne_bytes(*info[at..].first_chunk()?));
+        let ms = |at| Some(Duration::from_millis(short(at)?.into()));
+        let traffic = Traffic {
+            received: long(128)?,
+            answered: long(200)?.saturating_sub(long(208)?),
+            since_received: ms(52)?,
+            since_answered: ms(44)?,
+        };
+        (info[0] == ESTABLISHED).then_some(traffic)
+    }
 }
 
 /// The inode of an open descriptor.
