@@ -84,7 +84,7 @@
 //! | status | `Lock-Result` | cause |
 //! |---|---|---|
 //! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter that is unknown, given twice or out of its range; a body |
-//! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page sent |
+//! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page from elsewhere sent |
 //! | 404 | `no-such-verb` | the path starts with no verb of the table |
 //! | 405 | `bad-method` | a method that the path does not take; `Allow` names those that it takes |
 //! | 421 | `wrong-host` | a server on loopback was asked for under a foreign name |

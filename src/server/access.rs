@@ -24,25 +24,73 @@ pub(crate) enum TurnedAway {
     WrongHost(String),
 }
 
+/// What the header lines of a request say of who asks, and for which server. Of two lines of one name neither counts:
+/// each end could go by another one.
+#[derive(Default)]
+pub(crate) struct Asker<'h> {
+    host: Option<&'h str>,
+    /// The scheme, host and port of the page that asks.
+    origin: Option<&'h str>,
+    /// `Sec-Fetch-Site`, where it says that a page from elsewhere asks.
+    is_from_elsewhere: bool,
+    /// Whether a proxy says that it was asked over TLS.
+    is_tls: bool,
+}
+
+impl<'h> Asker<'h> {
+    pub fn of(headers: impl Iterator<Item = (&'h str, &'h str)>) -> Self {
+        let mut asker = Asker::default();
+        for (field, value) in headers {
+            let is = |name: &str| field.eq_ignore_ascii_case(name);
+            if is("Host") {
+                asker.host = Some(asker.host.map_or(value, |_| ""));
+            } else if is("Origin") {
+                asker.origin = Some(asker.origin.map_or(value, |_| ""));
+            } else if is("Sec-Fetch-Site") {
+                asker.is_from_elsewhere |= !matches!(value, "none" | "same-origin");
+            } else if is("X-Forwarded-Proto") {
+                asker.is_tls = value.eq_ignore_ascii_case("https");
+            }
+        }
+        asker
+    }
+
+    /// Whether the page is this server's own. Its origin is the scheme and the host that the request itself went to
+    /// (RFC 6454, section 4). No page can make a browser send another `Host` or an `X-Forwarded-Proto`.
+    fn is_own_page(&self, origin: &str) -> bool {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        let host = self.host.filter(|host| !host.is_empty());
+        origin.split_once("://").is_some_and(|(of_page, page)| {
+            of_page == scheme && host.is_some_and(|host| page.eq_ignore_ascii_case(host))
+        })
+    }
+}
+
 impl Access {
-    /// Turns away what a web page can make a browser send.
+    /// Turns away what a web page from elsewhere can make a browser send.
     ///
     /// A page from anywhere may ask its visitor's browser to GET an address on that visitor's own
     /// machine. The browser then says so in `Origin` or `Sec-Fetch-Site` (Fetch Metadata); and a page
     /// whose name was pointed at 127.0.0.1 (DNS rebinding) shows itself in `Host`. That is all that the guard is for:
     /// what a proxy passes on comes from loopback, too, wherever its client is.
-    pub fn admit(&self, field: &str, value: &str) -> Result<(), TurnedAway> {
-        let is = |name: &str| field.eq_ignore_ascii_case(name);
-        if is("Origin") || (is("Sec-Fetch-Site") && !matches!(value, "none" | "same-origin")) {
+    pub fn admit(&self, asker: &Asker) -> Result<(), TurnedAway> {
+        let is_foreign = |origin| !asker.is_own_page(origin);
+        if asker.is_from_elsewhere || asker.origin.is_some_and(is_foreign) {
+            let field = match asker.is_from_elsewhere {
+                true => "Sec-Fetch-Site",
+                false => "Origin",
+            };
             return Err(TurnedAway::FromAPage(format!(
-                "a web page may not ask for locks: the request carries {field}"
+                "a web page from elsewhere may not ask: the request carries a foreign {field}"
             )));
         }
-        if self.loopback && is("Host") && !self.is_own_name(value) {
+        if let Some(host) = asker.host.filter(|host| !self.is_own_name(host))
+            && self.loopback
+        {
             return Err(TurnedAway::WrongHost(format!(
                 "this server is not {:?}: ask for 127.0.0.1, localhost or the host that it was given to listen on; \
                  the option allowed_hosts permits others",
-                protocol::shorten(value)
+                protocol::shorten(host)
             )));
         }
         Ok(())

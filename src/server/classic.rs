@@ -41,6 +41,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::manager::{Answerer, Pending, Waiter};
 use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::{Malformed, Reply, Status};
+use crate::server::access::Asker;
 use crate::server::handler::Handler;
 use crate::server::poller::Poller;
 
@@ -291,8 +292,11 @@ impl Classic {
     /// The line to answer with. `None` closes the connection without one.
     fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
         let handler = &*self.handler;
-        let is_turned_away = |field: &str, value: &str| handler.access.admit(field, value).is_err();
-        if (received.headers()).any(|(field, value)| is_turned_away(&field, value.trim())) {
+        let headers: Vec<_> = received.headers().collect();
+        let headers = headers
+            .iter()
+            .map(|(field, value)| (&**field, value.trim()));
+        if handler.access.admit(&Asker::of(headers)).is_err() {
             log::debug!("a classic request got no answer: a web page sent it");
             return None;
         }

@@ -66,6 +66,7 @@
 //! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
 //! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
+//! | a page of the server's own is let in | `wire::a_page_of_the_servers_own_is_let_in_and_one_from_elsewhere_is_not` |
 //! | a name that is allowed is let in | `wire::a_server_on_loopback_is_asked_under_the_names_that_it_allows` |
 //! | also from nginx on the same machine | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
 //! | **The classic wire** | |

@@ -10,7 +10,7 @@ use super::parked::Parked;
 use super::{Http, Task};
 use crate::protocol::{self, Malformed, Reply, Request, Status};
 use crate::refusal::Refusal;
-use crate::server::access::TurnedAway;
+use crate::server::access::{Asker, TurnedAway};
 use crate::server::handler::Handler;
 use crate::server::tiny::{Exchange, Instance};
 use crate::server::workers::leadership::{Lead, Leadership};
@@ -137,15 +137,11 @@ fn understand<'a>(
     target: &'a str,
     handler: &Handler,
 ) -> Result<Request<'a>, Reply> {
-    for (field, value) in exchange.headers() {
-        let admitted = handler.access.admit(field, value);
-        admitted.map_err(turned_away)?;
-        let is_type = field.eq_ignore_ascii_case("Content-Type");
-        if is_type && holds_parameters(value) && exchange.has_body() {
-            let reason =
-                "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
-            return Err(Malformed::BadRequest(reason.into()).into());
-        }
+    let asker = Asker::of(exchange.headers());
+    handler.access.admit(&asker).map_err(turned_away)?;
+    if exchange.has_body() && exchange.headers().any(holds_parameters) {
+        let reason = "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
+        return Err(Malformed::BadRequest(reason.into()).into());
     }
     match exchange.method() {
         "GET" | "POST" => {}
@@ -162,11 +158,10 @@ const WITH_PARAMETERS: [&str; 3] = [
     "application/json",
 ];
 
-fn holds_parameters(content_type: &str) -> bool {
-    let kind = content_type.split(';').next().unwrap_or_default().trim();
-    WITH_PARAMETERS
-        .iter()
-        .any(|known| kind.eq_ignore_ascii_case(known))
+fn holds_parameters((field, value): (&str, &str)) -> bool {
+    let kind = value.split(';').next().unwrap_or_default().trim();
+    let is_known = |known: &&str| kind.eq_ignore_ascii_case(known);
+    field.eq_ignore_ascii_case("Content-Type") && WITH_PARAMETERS.iter().any(is_known)
 }
 
 /// The reply to a request with a body which was not read with it.
