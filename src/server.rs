@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -147,9 +147,9 @@ impl Server {
             return Ok(bound.address);
         }
         self.options.validate()?;
-        let (http, address) = self.listen("port", self.options.port)?;
+        let (http, address) = listen::bind(&self.options, "port", self.options.port)?;
         let classic = self.options.classic_port;
-        let classic = classic.map(|port| self.listen("classic_port", port));
+        let classic = classic.map(|port| listen::bind(&self.options, "classic_port", port));
         let (classic, classic_address) = classic.transpose()?.unzip();
         self.bound = Some(Bound {
             address,
@@ -366,43 +366,6 @@ impl Server {
                 reason: "the port is not bound".into(),
                 source: None,
             })
-    }
-
-    fn listen(&self, option: &'static str, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
-        let Options {
-            reconnect_attempts,
-            time_between_attempts,
-            ..
-        } = &self.options;
-        let host = self.options.bare_host();
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            let bound = (host, port).to_socket_addrs().and_then(|addresses| {
-                let addresses: Vec<SocketAddr> = addresses.collect();
-                let listener = TcpListener::bind(&*addresses)?;
-                let address = listener.local_addr()?;
-                Ok((listener, address))
-            });
-            match bound {
-                Ok(bound) => return Ok(bound),
-                Err(error)
-                    if error.kind() == io::ErrorKind::AddrInUse
-                        && attempts <= *reconnect_attempts =>
-                {
-                    log::info!("{host}:{port} is busy; trying again in {time_between_attempts:?}");
-                    thread::sleep(*time_between_attempts);
-                }
-                Err(source) => {
-                    return Err(Error::CannotListen {
-                        option,
-                        address: host_and_port(host, port),
-                        attempts,
-                        source,
-                    });
-                }
-            }
-        }
     }
 }
 
