@@ -3,11 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path;
 use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use self::access::KnownTokens;
 use self::child::Child;
 use self::serve::{Listeners, ProcessUse, serve, start_failed};
 use self::stop::{StopSignals, StopSources};
@@ -15,6 +17,7 @@ use crate::client::{Client, Transport};
 use crate::error::Error;
 use crate::host::{host_and_port, reachable};
 use crate::options::Options;
+use crate::token::{TOKEN_FILE_VARIABLE, Token};
 
 mod access;
 mod child;
@@ -147,6 +150,7 @@ impl Server {
             return Ok(bound.address);
         }
         self.options.validate()?;
+        let token = self.client_token()?;
         let (http, address) = listen::bind(&self.options, "port", self.options.port)?;
         let classic = self.options.classic_port;
         let classic = classic.map(|port| listen::bind(&self.options, "classic_port", port));
@@ -155,7 +159,7 @@ impl Server {
             address,
             classic: classic_address,
             listeners: Some(Listeners { http, classic }),
-            transport: Transport::new(&self.client_host(), address.port()),
+            transport: Transport::new(&self.client_host(), address.port()).with_token(token),
         });
         Ok(address)
     }
@@ -241,7 +245,8 @@ impl Server {
     pub fn run(&mut self) -> Result<(), Error> {
         self.expect_not_running()?;
         // First of all, so that a signal that comes early ends it as one that comes late.
-        let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
+        let signals = StopSignals::install(self.options.token_file.is_some())
+            .map_err(start_failed("cannot handle signals"))?;
         let stop =
             StopSources::new(Some(&signals), None).map_err(start_failed("no descriptor left"))?;
         let stop = Arc::new(stop);
@@ -290,11 +295,27 @@ impl Server {
     /// A client of this server with the given name, at the address that it has now. With port 0 that is known
     /// once it was started, and another one when it is started again. All clients of one server share their
     /// connections.
+    ///
+    /// Of a server with an [`Options::token_file`], it has the first token of the role `lock` or `admin` that the file
+    /// had when the server was [bound](Self::bind).
     pub fn client(&self, name: &str) -> Client {
-        match &self.bound {
-            Some(bound) => Client::of(name, bound.transport.clone()),
-            None => Client::new(name, &self.client_host(), self.options.port),
+        if let Some(bound) = &self.bound {
+            return Client::of(name, bound.transport.clone());
         }
+        let transport = Transport::new(&self.client_host(), self.options.port);
+        // What is wrong with the file is said by `bind`.
+        Client::of(
+            name,
+            transport.with_token(self.client_token().ok().flatten()),
+        )
+    }
+
+    /// A token of the file that may lock.
+    fn client_token(&self) -> Result<Option<Token>, Error> {
+        let Some(path) = &self.options.token_file else {
+            return Ok(None);
+        };
+        Ok(KnownTokens::read(path)?.that_locks().cloned())
     }
 
     /// Returns the bound address, `0.0.0.0` or `::` included; [`url`](Self::url) returns one to connect to. `None`
@@ -309,7 +330,8 @@ impl Server {
     }
 
     /// The environment that tells the command, [`Client::from_env`] and whatever else reads it where this server is:
-    /// `LOCK_SERVER` with `host:port`. For [`Command::envs`](std::process::Command::envs):
+    /// `LOCK_SERVER` with `host:port`, and with an [`Options::token_file`] `LOCK_SERVER_TOKEN_FILE` with its absolute
+    /// path. For [`Command::envs`](std::process::Command::envs):
     ///
     /// ```no_run
     /// # use lock_server::{Options, Server};
@@ -317,8 +339,18 @@ impl Server {
     /// # server.start().unwrap();
     /// std::process::Command::new("program-under-test").envs(server.env()).status().unwrap();
     /// ```
-    pub fn env(&self) -> [(&'static str, String); 1] {
-        [(crate::client::SERVER_VARIABLE, self.reachable())]
+    pub fn env(&self) -> Vec<(&'static str, String)> {
+        let path = self.options.token_file.as_ref();
+        let path = path.and_then(|path| {
+            path::absolute(path)
+                .ok()?
+                .into_os_string()
+                .into_string()
+                .ok()
+        });
+        let server = (crate::client::SERVER_VARIABLE, self.reachable());
+        let token = path.map(|path| (TOKEN_FILE_VARIABLE, path));
+        [server].into_iter().chain(token).collect()
     }
 
     /// `host:port`, an IPv6 host in brackets.

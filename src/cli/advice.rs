@@ -25,6 +25,13 @@ fn advice(error: &Error) -> Option<String> {
         Error::Refused { reason, .. } if *reason == Refusal::Forbidden => {
             "the server allows it if it was started with --allow-shutdown".into()
         }
+        Error::Refused { reason, .. } if *reason == Refusal::Unauthorized => {
+            "set LOCK_SERVER_TOKEN_FILE to a file with a token, or LOCK_SERVER_TOKEN to the token"
+                .into()
+        }
+        Error::Refused { reason, .. } if *reason == Refusal::WrongRole => {
+            "it is that of LOCK_SERVER_TOKEN_FILE or LOCK_SERVER_TOKEN; set another one".into()
+        }
         Error::Refused { reason, .. } if *reason == Refusal::WrongHost => {
             "the server takes another name if it was started with --allow-host NAME".into()
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{CancelToken, request_id};
+use crate::token::Token;
 
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub struct ClientOptions {
     /// How long an answer may take, connecting included; a LOCK's may take longer by as long as it waits. Default
     /// 10 s. A question that may be asked twice is asked again after half of it, on another connection.
     pub answer_timeout: Duration,
+
+    /// What to show a server that asks for a token. Default `None`: nothing, or for
+    /// [`tuned`](crate::Client::tuned) what the client shows already. [`Token::from_env`] reads that of the environment.
+    pub token: Option<Token>,
 }
 
 impl Default for ClientOptions {
@@ -31,6 +36,7 @@ impl Default for ClientOptions {
             reconnect_attempts: 3,
             time_between_attempts: Duration::from_secs(1),
             answer_timeout: Duration::from_secs(10),
+            token: None,
         }
     }
 }

@@ -1,13 +1,20 @@
-//! Which requests the server lets in.
+//! Which requests the server lets in: the guard against web pages, and tokens.
+
+mod attempts;
+mod tokens;
 
 use std::net::IpAddr;
 
+use self::tokens::Shown;
+pub(crate) use self::tokens::{KnownTokens, Tokens};
 use crate::host::bare_host;
 use crate::protocol;
+use crate::protocol::VerbRow;
+use crate::token::Role;
 
 /// What the transports let in.
-#[derive(Clone, Debug)]
 pub(crate) struct Access {
+    /// Whether SHUTDOWN needs no token of the role admin.
     pub allow_shutdown: bool,
     /// The configured host, which a client may call the server by.
     pub host: String,
@@ -15,6 +22,8 @@ pub(crate) struct Access {
     pub allowed_hosts: Vec<String>,
     /// Whether it listens on loopback alone.
     pub loopback: bool,
+    /// `None` lets everybody ask everything.
+    pub tokens: Option<Tokens>,
 }
 
 /// Why a request is turned away, in one plain sentence.
@@ -22,6 +31,10 @@ pub(crate) struct Access {
 pub(crate) enum TurnedAway {
     FromAPage(String),
     WrongHost(String),
+    NoToken(String),
+    /// With whether it is answered slowly.
+    WrongToken(String, bool),
+    WrongRole(String),
 }
 
 /// What the header lines of a request say of who asks, and for which server. Of two lines of one name neither counts:
@@ -35,6 +48,7 @@ pub(crate) struct Asker<'h> {
     is_from_elsewhere: bool,
     /// Whether a proxy says that it was asked over TLS.
     is_tls: bool,
+    authorization: Option<&'h str>,
 }
 
 impl<'h> Asker<'h> {
@@ -50,6 +64,8 @@ impl<'h> Asker<'h> {
                 asker.is_from_elsewhere |= !matches!(value, "none" | "same-origin");
             } else if is("X-Forwarded-Proto") {
                 asker.is_tls = value.eq_ignore_ascii_case("https");
+            } else if is("Authorization") {
+                asker.authorization = Some(asker.authorization.map_or(value, |_| ""));
             }
         }
         asker
@@ -94,6 +110,44 @@ impl Access {
             )));
         }
         Ok(())
+    }
+
+    /// The role of one who asks for a verb, from there: `None` where the server asks for no token. Turns away who has
+    /// none, or one that does not suffice. What is no verb of the table is a question like those that only look.
+    pub fn role_of(
+        &self,
+        asker: &Asker,
+        from: IpAddr,
+        verb: Option<&VerbRow>,
+    ) -> Result<Option<Role>, TurnedAway> {
+        let Some(tokens) = &self.tokens else {
+            return Ok(None);
+        };
+        let Some(needed) = verb.map_or(Some(Role::Read), |verb| verb.role) else {
+            return Ok(None);
+        };
+        match tokens.shown(asker.authorization, from) {
+            Shown::Known(role) if role >= needed => Ok(Some(role)),
+            Shown::Known(role) => {
+                let verb = verb.map_or("that", |verb| verb.name);
+                Err(TurnedAway::WrongRole(format!(
+                    "{verb} takes a token of the role {needed}, and this one has the role {role}"
+                )))
+            }
+            Shown::Nothing => Err(TurnedAway::NoToken(
+                "this server asks for a token, as in Authorization: Bearer TOKEN, or as the password of Basic"
+                    .into(),
+            )),
+            Shown::Wrong { is_one_of_many } => Err(TurnedAway::WrongToken(
+                "this server does not know the token that the request carries".into(),
+                is_one_of_many,
+            )),
+        }
+    }
+
+    /// Whether one of that role may end the server. Without tokens, and on the classic port, nobody has a role.
+    pub fn may_shut_down(&self, role: Option<Role>) -> bool {
+        self.allow_shutdown || role == Some(Role::Admin)
     }
 
     /// Whether a `Host` header names this machine's loopback, what the server was told to listen on, or what it was

@@ -312,7 +312,7 @@ impl Classic {
             }
         };
         let mut waiter = None;
-        let reply = handler.answer(&question, |pending| {
+        let reply = handler.answer(&question, None, |pending| {
             let stream = connection.stream.clone();
             let new = Arc::new(ClassicWaiter { pending, stream });
             waiter = Some(new.clone());

@@ -20,6 +20,8 @@ pub fn clean(command: &mut Command) -> &mut Command {
         "LOCK_SERVER_KEY",
         "LOCK_SERVER_FENCE",
         "LOCK_SERVER_LOG",
+        "LOCK_SERVER_TOKEN",
+        "LOCK_SERVER_TOKEN_FILE",
         "RUST_LOG",
         "XDG_RUNTIME_DIR",
     ] {

@@ -357,8 +357,9 @@ Exit codes: 0 it answers, 2 wrong usage, 69 it does not."
         description = "ask a server to stop, if it runs with --allow-shutdown",
         example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8080",
         note = "\
-Prints 1 when the server ends.
-Exit codes: 0 it ends, 1 it is not allowed, 2 wrong usage, 69 no server there."
+Prints 1 when the server ends. One with --token-file takes a token of the role
+admin for it.
+Exit codes: 0 it ends, 2 wrong usage, 69 no server there, or not allowed."
     )]
     /// The arguments of `shutdown`.
     Shutdown

@@ -35,6 +35,10 @@ macro_rules! server_verbs {
             #[argh(option, from_str_fn(server_port))]
             classic_port: Option<u16>,
 
+            /// let clients on the classic port in though --token-file asks the others for a token; default no
+            #[argh(switch)]
+            classic_without_token: bool,
+
             /// another name that it may be asked for under, as behind a proxy on this machine; * is any;
             /// repeatable
             #[argh(option)]
@@ -48,9 +52,13 @@ macro_rules! server_verbs {
             #[argh(option, from_str_fn(seconds))]
             lock_attempt_timeout: Option<Duration>,
 
-            /// let clients stop the server; default no
+            /// let clients stop the server; default no. With --token-file a token of the role admin may
             #[argh(switch)]
             allow_shutdown: bool,
+
+            /// file of tokens, of which clients have to show one; see below; default none
+            #[argh(option)]
+            token_file: Option<PathBuf>,
 
             /// how often to try again when the port is busy; default 3
             #[argh(option, from_str_fn(count))]
@@ -99,6 +107,9 @@ macro_rules! server_verbs {
                     lock_attempt_timeout: args
                         .lock_attempt_timeout
                         .unwrap_or(defaults.lock_attempt_timeout),
+                    classic_without_token: args.classic_without_token
+                        || defaults.classic_without_token,
+                    token_file: args.token_file,
                     allow_shutdown: args.allow_shutdown || defaults.allow_shutdown,
                     reconnect_attempts: args
                         .reconnect_attempts
@@ -132,6 +143,9 @@ server_verbs! {
         note = "\
 Says on standard error where it serves, then logs there or to --log-file:
 RUST_LOG=debug for more, RUST_LOG=warn for less.
+A line of the token file is ROLE TOKEN, as in: lock mF_9.B5f-4.1JqM. read may
+check and verify, lock may lock, too, and admin may shut down, too. Only its
+owner may have a right to it (chmod 600). SIGHUP has it read anew.
 Pid file: none, unless --pid-file names one.
 Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
     )]
@@ -147,6 +161,9 @@ Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
 {command_name} --log-file lock-server.log
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
+A line of the token file is ROLE TOKEN, as in: lock mF_9.B5f-4.1JqM. read may
+check and verify, lock may lock, too, and admin may shut down, too. Only its
+owner may have a right to it (chmod 600). SIGHUP has it read anew.
 Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
 lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
 needs --pid-file.
@@ -161,7 +178,8 @@ Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
 All locks are gone then. The new server has the options given here, not those
-of the old one: without --classic-port it has no classic clients.
+of the old one: without --classic-port it has no classic clients, and without
+--token-file it asks for no token.
 Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or else
 lock-server-UID-PORT.pid in $TMPDIR or /tmp. PORT is as given here; port 0
 needs --pid-file.
