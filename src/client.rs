@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::lease::{Holder, Lease};
 use crate::protocol::http::ParsedAnswer;
 use crate::protocol::{MAX_NAME, Parameter, Request, Verb};
+use crate::token::Token;
 
 mod acquire;
 mod address;
@@ -101,10 +102,11 @@ impl Client {
     }
 
     /// A client of the server that the environment names in `LOCK_SERVER`, as [`ServerAddress`] reads it; without it,
-    /// or where it is empty, of `127.0.0.1:8004`. [`Server::env`](crate::Server::env) makes such an environment.
+    /// or where it is empty, of `127.0.0.1:8004`. It shows the token that [`Token::from_env`] finds.
+    /// [`Server::env`](crate::Server::env) makes such an environment.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if the variable holds no address.
+    /// [`Error::InvalidOption`] if the variable holds no address; those of [`Token::from_env`].
     pub fn from_env(name: &str) -> Result<Self, Error> {
         let address = match env::var(SERVER_VARIABLE) {
             Ok(text) if !text.is_empty() => ServerAddress::read(SERVER_VARIABLE, &text)?,
@@ -116,7 +118,8 @@ impl Client {
             }
             _ => ServerAddress::default(),
         };
-        Ok(Client::of(name, Transport::to(&address)))
+        let transport = Transport::to(&address).with_token(Token::from_env()?);
+        Ok(Client::of(name, transport))
     }
 
     /// A client of the server at an address as [`ServerAddress`] reads it, after it has answered there. Its name is
@@ -343,10 +346,11 @@ impl Client {
         }
     }
 
-    /// Stops the server, if it was started with `allow_shutdown`.
+    /// Stops the server, if it was started with `allow_shutdown`, or if this client's token has the role `admin`.
     ///
     /// # Errors
-    /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) if it was not; else as [`unlock`](Self::unlock).
+    /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) if it was not, or
+    /// [`Refusal::WrongRole`](crate::Refusal::WrongRole); else as [`unlock`](Self::unlock).
     pub fn shutdown(&self) -> Result<(), Error> {
         match self.ask_yes_or_no(&Request::bare(Verb::Shutdown)) {
             // A classic port that does not allow it closes without a word, but it answers a PING.

@@ -2,6 +2,7 @@
 //!
 //! - [`slots`]: readers and writers, and at most so many at a time
 //! - [`in_tests`]: a server for tests, in a process or in threads, and how the program under test finds it
+//! - [`access`]: who may ask: web pages, tokens, and what they do not protect from
 //! - [`in_async_code`]: blocking calls beside an async runtime, and waits that are called off
 //! - [`architecture`]: for maintainers: the rooms, the way of a question, the threads
 //! - [`operations`]: a server as a service, in a container and behind nginx, HAProxy and Caddy
@@ -34,6 +35,16 @@ pub mod in_async_code {
     #![doc = "[`Guard`]: crate::Guard"]
     #![doc = ""]
     #![doc = include_str!("guide/in_async_code.md")]
+}
+
+pub mod access {
+    #![doc = "[`Client::from_env`]: crate::Client::from_env"]
+    #![doc = "[`ClientOptions::token`]: crate::ClientOptions::token"]
+    #![doc = "[`Options::token_file`]: crate::Options::token_file"]
+    #![doc = "[`Server::client`]: crate::Server::client"]
+    #![doc = "[`Server::start`]: crate::Server::start"]
+    #![doc = ""]
+    #![doc = include_str!("guide/access.md")]
 }
 
 pub mod after_a_fork {

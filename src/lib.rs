@@ -22,6 +22,7 @@ mod lease;
 )]
 mod protocol;
 mod refusal;
+mod token;
 
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -57,6 +58,7 @@ pub use options::Options;
 pub use refusal::Refusal;
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub use server::{Server, ServerState};
+pub use token::Token;
 
 /// README's examples compile and run, too.
 #[cfg(all(doctest, feature = "server"))]

@@ -36,9 +36,15 @@ pub struct Options {
     /// [`Server::classic_port`](crate::Server::classic_port) then tells.
     pub classic_port: Option<u16>,
 
+    /// Whether a server with a [`token_file`](Self::token_file) may have a [`classic_port`](Self::classic_port), whose
+    /// clients have no way to show a token: whoever reaches that port can lock and unlock. Default `false`: such a
+    /// server does not start.
+    pub classic_without_token: bool,
+
     /// The name or address to listen on, without a port; an IPv6 address may stand in brackets. Default
     /// `127.0.0.1`. `0.0.0.0` or `::` listens on every
-    /// interface; names are not credentials, so do that only where everybody is trusted.
+    /// interface; names are not credentials, so do that only where everybody is trusted, or with a
+    /// [`token_file`](Self::token_file).
     pub host: String,
 
     /// Further names that a server on loopback may be asked for under: those that a proxy on the same machine passes on
@@ -49,8 +55,22 @@ pub struct Options {
     /// allowed here: name those that are yours.
     pub allowed_hosts: Vec<String>,
 
-    /// Whether `SHUTDOWN` stops the server. Default `false`: it gets `403`.
+    /// Whether `SHUTDOWN` stops the server. Default `false`: it gets `403`. With a [`token_file`](Self::token_file) it
+    /// takes a token of the role `admin`, whatever this says, and this is for the classic port alone.
     pub allow_shutdown: bool,
+
+    /// A file of tokens, of which a client has to show one: `Authorization: Bearer TOKEN`, or as the password of Basic.
+    /// Default `None`: everybody may ask everything.
+    ///
+    /// Each line is `ROLE TOKEN`, up to 100 of them; blank lines and those that begin with `#` do not count. A role is
+    /// `read` (CHECK, VERIFY and the lower-case paths), `lock` (the verbs, too) or `admin` (SHUTDOWN, too); PING, `/livez`
+    /// and `/readyz` take no token. A [`Token`](crate::Token) is 8 to 256 of `A-Z a-z 0-9 - . _ ~ + / =`, and at least
+    /// one has to be of the role `lock` or `admin`. The file has to be this user's or root's, and nobody else may have
+    /// a right to it (mode 600).
+    ///
+    /// A server of [`start`](crate::Server::start) or [`run`](crate::Server::run) reads it anew when it gets SIGHUP; a
+    /// bad file changes nothing then. The path is UTF-8 without control characters.
+    pub token_file: Option<PathBuf>,
 
     /// How often to try again when the port is busy. Default 3; 0 gives up after the first try.
     pub reconnect_attempts: u32,
@@ -96,9 +116,11 @@ impl Default for Options {
             lock_attempt_timeout: Duration::from_secs(4),
             port: 8004,
             classic_port: None,
+            classic_without_token: false,
             host: "127.0.0.1".into(),
             allowed_hosts: Vec::new(),
             allow_shutdown: false,
+            token_file: None,
             reconnect_attempts: 3,
             time_between_attempts: Duration::from_secs(1),
             outlive_parent: false,
@@ -168,11 +190,38 @@ impl Options {
                 ),
             );
         }
+        self.validate_access()?;
         if self.max_keys == 0 {
             return invalid("max_keys", "it is 0, so nothing could be locked".into());
         }
         if let Some(reason) = bad_host(&self.host) {
             return invalid("host", reason);
+        }
+        Ok(())
+    }
+
+    /// Whether one without a token may lock a key.
+    pub(crate) fn lets_strangers_lock(&self) -> bool {
+        self.token_file.is_none() || self.classic_port.is_some()
+    }
+
+    /// As [`validate`](Self::validate), of what says who may ask.
+    fn validate_access(&self) -> Result<(), Error> {
+        let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
+        if let Some(path) = &self.token_file {
+            // It travels to a started server as text.
+            let text = path
+                .to_str()
+                .filter(|path| !path.contains(char::is_control));
+            if text.is_none() {
+                let reason = format!("{path:?} is not UTF-8, or has control characters in it");
+                return invalid("token_file", reason);
+            }
+            if self.classic_port.is_some() && !self.classic_without_token {
+                let reason = "clients of the original have no way to show a token; leave it out, or let them in \
+                              with the option classic_without_token";
+                return invalid("classic_port", reason.into());
+            }
         }
         if self.allowed_hosts.len() > MOST_ALLOWED_HOSTS {
             return invalid("allowed_hosts", "there are more than 32".into());

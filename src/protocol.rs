@@ -9,20 +9,24 @@
 //! upper case; lower case is what people and monitors look at. A key and a requester are one path
 //! segment each: percent-encoded UTF-8, 1 to 1024 bytes decoded. `%2F` is a slash inside a name.
 //!
-//! | path | parameters | `1` or a number | again | `HEAD` | `0`, with `Lock-Result` |
-//! |---|---|---|---|---|---|
-//! | `/CHECK/key` | | `1`: somebody holds the key | yes | yes | `free` |
-//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note`, `slots`, `shared` | when the lease runs out: Unix seconds, six decimals | with `request` | no | `already-holder`, `already-waiting`, `timeout`, `taken-over` |
-//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | no | `free`, `not-holder`, `stale-fence` |
-//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | no | `free`, `not-holder`, `stale-fence` |
-//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | yes | `free`, `not-holder`, `stale-fence` |
-//! | `/PING` | | `1`: a server is here | yes | yes | |
-//! | `/SHUTDOWN` | | `1`: the server ends | no | no | |
-//! | `/livez` | | `1`: the server lives | yes | yes | |
-//! | `/readyz` | | `1`: the server takes locks. While it ends: 503, `stopping` | yes | yes | |
+//! | path | parameters | `1` or a number | again | `HEAD` | `0`, with `Lock-Result` | token |
+//! |---|---|---|---|---|---|---|
+//! | `/CHECK/key` | | `1`: somebody holds the key | yes | yes | `free` | read |
+//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note`, `slots`, `shared` | when the lease runs out: Unix seconds, six decimals | with `request` | no | `already-holder`, `already-waiting`, `timeout`, `taken-over` | lock |
+//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | no | `free`, `not-holder`, `stale-fence` | lock |
+//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | no | `free`, `not-holder`, `stale-fence` | lock |
+//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | yes | `free`, `not-holder`, `stale-fence` | read |
+//! | `/PING` | | `1`: a server is here | yes | yes | | none |
+//! | `/SHUTDOWN` | | `1`: the server ends | no | no | | admin |
+//! | `/livez` | | `1`: the server lives | yes | yes | | none |
+//! | `/readyz` | | `1`: the server takes locks. While it ends: 503, `stopping` | yes | yes | | none |
 //!
 //! "Again": whether a client that lost the answer may send the question a second time, because that does no more than
 //! the first did.
+//!
+//! "Token": the least role whose token a server with a token file takes for it: `Authorization: Bearer TOKEN`, or the
+//! same as the password of Basic. `admin` may all that `lock` may, and `lock` all that `read` may. Any other path takes
+//! `read`.
 //!
 //! A LOCK by a name that waits for the key already is `already-waiting`, and the earlier wait goes on, unless its client
 //! has gone: then that wait is over, and the new one waits.
@@ -99,7 +103,9 @@
 //! | status | `Lock-Result` | cause |
 //! |---|---|---|
 //! | 400 | `bad-request` | empty, missing or surplus segment; bad escape; not UTF-8; name too long; a parameter that is unknown, given twice or out of its range; a body |
-//! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page sent |
+//! | 401 | `unauthorized` | no token, where the server asks for one, or a wrong one; `WWW-Authenticate` names Bearer and Basic |
+//! | 403 | `wrong-role` | a token that does not suffice; the sentence names the role that does |
+//! | 403 | `forbidden` | `SHUTDOWN` where it is not allowed; a request that a web page from elsewhere sent |
 //! | 404 | `no-such-verb` | the path starts with no verb of the table |
 //! | 405 | `bad-method` | a method that the path does not take; `Allow` names those that it takes |
 //! | 421 | `wrong-host` | a server on loopback was asked for under a foreign name |
@@ -135,8 +141,8 @@ use std::time::Duration;
 
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
-pub(crate) use self::verbs::{MaxTimes, Parameter, Verb};
-use self::verbs::{PARAMETERS, Repeatable, SAFE_METHODS, VERBS, VerbRow};
+pub(crate) use self::verbs::{MaxTimes, Parameter, Verb, VerbRow};
+use self::verbs::{PARAMETERS, Repeatable, SAFE_METHODS, VERBS};
 use crate::lease::{LeaseView, MAX_SLOTS, Slots};
 use crate::refusal::Refusal;
 
@@ -335,6 +341,7 @@ impl fmt::Display for ReplyBody {
 pub(crate) enum Status {
     Ok = 200,
     BadRequest = 400,
+    Unauthorized = 401,
     Forbidden = 403,
     NotFound = 404,
     MethodNotAllowed = 405,

@@ -30,6 +30,10 @@ pub enum Refusal {
     BadRequest,
     /// The server is not allowed to do that: SHUTDOWN without [`allow_shutdown`](crate::Options::allow_shutdown).
     Forbidden,
+    /// The server asks for a [`Token`](crate::Token), and got none that it knows.
+    Unauthorized,
+    /// The [`Token`](crate::Token) has a role that does not suffice.
+    WrongRole,
     /// The server does not know the verb.
     NoSuchVerb,
     /// The server does not know the HTTP method.
@@ -41,7 +45,7 @@ pub enum Refusal {
 }
 
 /// The stable words, in the order of the variants.
-static WORDS: [(Refusal, &str); 16] = [
+static WORDS: [(Refusal, &str); 18] = [
     (Refusal::Timeout, "timeout"),
     (Refusal::AlreadyHolder, "already-holder"),
     (Refusal::AlreadyWaiting, "already-waiting"),
@@ -54,6 +58,8 @@ static WORDS: [(Refusal, &str); 16] = [
     (Refusal::StaleFence, "stale-fence"),
     (Refusal::BadRequest, "bad-request"),
     (Refusal::Forbidden, "forbidden"),
+    (Refusal::Unauthorized, "unauthorized"),
+    (Refusal::WrongRole, "wrong-role"),
     (Refusal::NoSuchVerb, "no-such-verb"),
     (Refusal::BadMethod, "bad-method"),
     (Refusal::WrongHost, "wrong-host"),

@@ -3,13 +3,16 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path;
 use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
+use self::access::KnownTokens;
 use self::child::Child;
 use self::listen::{adopt, bind};
+use self::running::{Running, Threads};
 pub use self::serve::ServerState;
 use self::serve::{Listeners, ProcessUse, serve, start_failed};
 use self::stop::{StopSignals, StopSources};
@@ -17,6 +20,7 @@ use crate::client::{Client, Transport};
 use crate::error::Error;
 use crate::host::{host_and_port, reachable};
 use crate::options::Options;
+use crate::token::{TOKEN_FILE_VARIABLE, Token};
 
 mod access;
 mod child;
@@ -26,6 +30,7 @@ mod http;
 mod limits;
 mod listen;
 mod poller;
+mod running;
 mod serve;
 mod stop;
 mod tiny;
@@ -69,61 +74,6 @@ struct Bound {
     transport: Transport,
 }
 
-/// Where the server runs.
-enum Running {
-    Child(Child),
-    Threads(Threads),
-}
-
-/// A server in threads of this process.
-struct Threads {
-    stop: Arc<StopSources>,
-    /// The thread that owns the others.
-    thread: JoinHandle<Result<(), Error>>,
-    /// The process that has the threads: one forked since has none of them.
-    process: u32,
-}
-
-impl Running {
-    fn pid(&self) -> u32 {
-        match self {
-            Running::Child(child) => child.pid(),
-            Running::Threads(threads) => threads.process,
-        }
-    }
-
-    fn is_alive(&self) -> bool {
-        match self {
-            Running::Child(child) => child.is_alive(),
-            Running::Threads(threads) => threads.is_ours() && !threads.thread.is_finished(),
-        }
-    }
-
-    fn is_ours(&self) -> bool {
-        match self {
-            Running::Child(child) => child.is_ours(),
-            Running::Threads(threads) => threads.is_ours(),
-        }
-    }
-}
-
-impl Threads {
-    fn is_ours(&self) -> bool {
-        self.process == process::id()
-    }
-
-    /// Ends them. `false` if the server had ended before.
-    fn stop(self) -> bool {
-        let was_alive = !self.thread.is_finished();
-        if was_alive {
-            self.stop.request("its handle asked for it");
-        }
-        // What it failed with, or a panic, is in the log.
-        let _ = self.thread.join();
-        was_alive
-    }
-}
-
 impl Server {
     /// A server with these options. Nothing happens until it is started or run.
     pub fn new(options: Options) -> Self {
@@ -152,7 +102,7 @@ impl Server {
         let http = bind(&self.options, "port", self.options.port)?;
         let classic = self.options.classic_port;
         let classic = classic.map(|port| bind(&self.options, "classic_port", port));
-        Ok(self.set_bound(http, classic.transpose()?, false))
+        self.set_bound(http, classic.transpose()?, false)
     }
 
     /// Takes listeners that somebody else bound, as a service manager hands them down (socket activation), in place
@@ -178,7 +128,7 @@ impl Server {
         self.options.port = http.1.port();
         self.options.classic_port = classic.as_ref().map(|(_, address)| address.port());
         self.options.validate()?;
-        Ok(self.set_bound(http, classic, true))
+        self.set_bound(http, classic, true)
     }
 
     fn set_bound(
@@ -186,7 +136,8 @@ impl Server {
         (http, address): (TcpListener, SocketAddr),
         classic: Option<(TcpListener, SocketAddr)>,
         are_lent: bool,
-    ) -> SocketAddr {
+    ) -> Result<SocketAddr, Error> {
+        let token = self.client_token()?;
         let (classic, classic_address) = classic.unzip();
         self.bound = Some(Bound {
             address,
@@ -196,9 +147,9 @@ impl Server {
                 classic,
                 are_lent,
             }),
-            transport: Transport::new(&self.client_host(), address.port()),
+            transport: Transport::new(&self.client_host(), address.port()).with_token(token),
         });
-        address
+        Ok(address)
     }
 
     /// Starts the server in a child process, and returns that process's number once it answers.
@@ -292,7 +243,8 @@ impl Server {
     pub fn run_with(&mut self, notify: impl Fn(ServerState)) -> Result<(), Error> {
         self.expect_not_running()?;
         // First of all, so that a signal that comes early ends it as one that comes late.
-        let signals = StopSignals::install().map_err(start_failed("cannot handle signals"))?;
+        let signals = StopSignals::install(self.options.token_file.is_some())
+            .map_err(start_failed("cannot handle signals"))?;
         let stop =
             StopSources::new(Some(&signals), None).map_err(start_failed("no descriptor left"))?;
         let stop = Arc::new(stop);
@@ -341,11 +293,27 @@ impl Server {
     /// A client of this server with the given name, at the address that it has now. With port 0 that is known
     /// once it was started, and another one when it is started again. All clients of one server share their
     /// connections.
+    ///
+    /// Of a server with an [`Options::token_file`], it has the first token of the role `lock` or `admin` that the file
+    /// had when the server was [bound](Self::bind).
     pub fn client(&self, name: &str) -> Client {
-        match &self.bound {
-            Some(bound) => Client::of(name, bound.transport.clone()),
-            None => Client::new(name, &self.client_host(), self.options.port),
+        if let Some(bound) = &self.bound {
+            return Client::of(name, bound.transport.clone());
         }
+        let transport = Transport::new(&self.client_host(), self.options.port);
+        // What is wrong with the file is said by `bind`.
+        Client::of(
+            name,
+            transport.with_token(self.client_token().ok().flatten()),
+        )
+    }
+
+    /// A token of the file that may lock.
+    fn client_token(&self) -> Result<Option<Token>, Error> {
+        let Some(path) = &self.options.token_file else {
+            return Ok(None);
+        };
+        Ok(KnownTokens::read(path)?.that_locks().cloned())
     }
 
     /// Returns the bound address, `0.0.0.0` or `::` included; [`url`](Self::url) returns one to connect to. `None`
@@ -360,7 +328,8 @@ impl Server {
     }
 
     /// The environment that tells the command, [`Client::from_env`] and whatever else reads it where this server is:
-    /// `LOCK_SERVER` with `host:port`. For [`Command::envs`](std::process::Command::envs):
+    /// `LOCK_SERVER` with `host:port`, and with an [`Options::token_file`] `LOCK_SERVER_TOKEN_FILE` with its absolute
+    /// path. For [`Command::envs`](std::process::Command::envs):
     ///
     /// ```no_run
     /// # use lock_server::{Options, Server};
@@ -368,8 +337,18 @@ impl Server {
     /// # server.start().unwrap();
     /// std::process::Command::new("program-under-test").envs(server.env()).status().unwrap();
     /// ```
-    pub fn env(&self) -> [(&'static str, String); 1] {
-        [(crate::client::SERVER_VARIABLE, self.reachable())]
+    pub fn env(&self) -> Vec<(&'static str, String)> {
+        let path = self.options.token_file.as_ref();
+        let path = path.and_then(|path| {
+            path::absolute(path)
+                .ok()?
+                .into_os_string()
+                .into_string()
+                .ok()
+        });
+        let server = (crate::client::SERVER_VARIABLE, self.reachable());
+        let token = path.map(|path| (TOKEN_FILE_VARIABLE, path));
+        [server].into_iter().chain(token).collect()
     }
 
     /// `host:port`, an IPv6 host in brackets.

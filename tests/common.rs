@@ -22,7 +22,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lock_server::{Options, Server};
 use nix::libc;
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
@@ -57,10 +59,13 @@ pub fn start(options: Options) -> Server {
     server
 }
 
-/// Starts a `lock-server run`, and returns what it says first and the rest of its log.
+/// Starts a `lock-server run`, and returns what it says first and the rest of its log. It is killed when the thread of
+/// this test ends: a test that fails leaves no server behind.
 pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
     // SAFETY: it only calls the system.
     unsafe { command.pre_exec(hand_down_no_descriptors) };
+    // SAFETY: as above.
+    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
     let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
     let mut introduction = String::new();

@@ -34,6 +34,13 @@ fn advice(error: &Error) -> Option<String> {
         Error::CannotListen { option, source, .. } => {
             return advice_on_listening(option, source.kind()).map(String::from);
         }
+        Error::Refused { reason, .. } if *reason == Refusal::Unauthorized => {
+            "set LOCK_SERVER_TOKEN_FILE to a file with a token, or LOCK_SERVER_TOKEN to the token"
+                .into()
+        }
+        Error::Refused { reason, .. } if *reason == Refusal::WrongRole => {
+            "it is that of LOCK_SERVER_TOKEN_FILE or LOCK_SERVER_TOKEN; set another one".into()
+        }
         Error::Refused { reason, .. } if *reason == Refusal::WrongHost => {
             "the server takes another name if it was started with --allow-host NAME".into()
         }

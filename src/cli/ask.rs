@@ -4,7 +4,9 @@ use std::env;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lock_server::{Client, ClientOptions, Error, Lease, LockOptions, RenewOptions, ServerAddress};
+use lock_server::{
+    Client, ClientOptions, Error, Lease, LockOptions, RenewOptions, ServerAddress, Token,
+};
 use nix::unistd::getppid;
 
 use crate::cli::advice::explain;
@@ -210,8 +212,7 @@ impl Target {
             None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
         // Given options, it tries again also where nobody is there yet: the server may be about to start.
-        let options = ClientOptions::default();
-        Ok(Client::at(&name, &address, options))
+        Ok(Client::at(&name, &address, client_options()?))
     }
 
     /// What the options say wins over what the environment says.
@@ -236,6 +237,20 @@ impl Target {
             prefix: if is_said { said.prefix } else { String::new() },
         })
     }
+}
+
+/// How to ask, with the token of the environment.
+pub fn client_options() -> Result<ClientOptions, Failure> {
+    let token = Token::from_env().map_err(|error| match error {
+        Error::InvalidOption { option, reason } => {
+            Failure::usage(format!("bad {option}: {reason}"))
+        }
+        error => error.into(),
+    })?;
+    Ok(ClientOptions {
+        token,
+        ..ClientOptions::default()
+    })
 }
 
 /// A variable of the environment. An empty one is as good as none.

@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::RawFd;
-use std::path::{self, Path};
+use std::path::{self, Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -158,13 +158,19 @@ fn close_inherited() {
     }
 }
 
-fn start_with(options: Options, pid_file: PidFile, advice: &str) -> Result<ExitCode, Failure> {
-    let log_to = options.log_to.clone().map(path::absolute).transpose();
-    let log_to = log_to.map_err(|error| Failure::system("no current directory", error))?;
+fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<ExitCode, Failure> {
+    // The server goes to another directory.
+    let absolute = |path: Option<PathBuf>| {
+        let path = path.map(path::absolute).transpose();
+        path.map_err(|error| Failure::system("no current directory", error))
+    };
+    let log_to = absolute(options.log_to.clone())?;
+    options.token_file = absolute(options.token_file)?;
+    let lets_strangers_lock = options.token_file.is_none() || options.classic_port.is_some();
     let pid_file = pid_file.claim(advice)?;
     let mut server = Server::new(options);
     let endpoint = Endpoint::bind(&mut server)?;
-    if !endpoint.address.ip().is_loopback() {
+    if !endpoint.address.ip().is_loopback() && lets_strangers_lock {
         // The daemon may have no log.
         say(&format!(
             "{endpoint} can be reached from other machines, and names are not credentials: \

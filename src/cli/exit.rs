@@ -137,6 +137,8 @@ mod tests {
             (Refusal::Stopping, UNREACHABLE),
             (Refusal::WrongHost, UNREACHABLE),
             (Refusal::Forbidden, UNREACHABLE),
+            (Refusal::Unauthorized, UNREACHABLE),
+            (Refusal::WrongRole, UNREACHABLE),
             (Refusal::NoSuchVerb, UNREACHABLE),
             (Refusal::BadMethod, UNREACHABLE),
             (Refusal::Other, UNREACHABLE),

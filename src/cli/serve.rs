@@ -27,6 +27,7 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         Some(path) => Some(PidFile::new(Some(path), args.options.port)?.claim(STOP_IT)?),
         None => None,
     };
+    let asks_for_token = args.options.token_file.is_some();
     let mut server = Server::new(args.options);
     if let Some(sockets) = handed_down {
         if let Some(option) = args.listens_by {
@@ -40,7 +41,7 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let endpoint = Endpoint::bind(&mut server)?;
     let notify = |state| {
         if state == ServerState::Serving {
-            introduce(endpoint);
+            introduce(endpoint, asks_for_token);
         }
         service::notify(state, endpoint);
     };
@@ -79,15 +80,16 @@ pub fn log_panics_of_tiny_http() {
     }));
 }
 
-fn introduce(endpoint: Endpoint) {
+fn introduce(endpoint: Endpoint, asks_for_token: bool) {
     let here = endpoint.reachable();
+    let user = if asks_for_token { "-u :TOKEN " } else { "" };
     let options = client_options(&here);
     // Nobody has to listen.
     let _ = write!(
         io::stderr(),
         "lock-server {version} serves on {endpoint}; Ctrl-C ends it\n\
-         lock a key:    curl http://{here}/LOCK/KEYA/me      or: lock-server lock{options} KEYA\n\
-         unlock it:     curl http://{here}/UNLOCK/KEYA/me    or: lock-server unlock{options} KEYA\n",
+         lock a key:    curl {user}http://{here}/LOCK/KEYA/me      or: lock-server lock{options} KEYA\n\
+         unlock it:     curl {user}http://{here}/UNLOCK/KEYA/me    or: lock-server unlock{options} KEYA\n",
         version = env!("CARGO_PKG_VERSION"),
     );
     if let Some(classic) = endpoint.reachable_classic() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{CancelToken, request_id};
 use crate::lease::MAX_SLOTS;
+use crate::token::Token;
 
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct ClientOptions {
     /// How long an answer may take, connecting included; a LOCK's may take longer by as long as it waits. Default
     /// 10 s. A question that may be asked twice is asked again after half of it, on another connection.
     pub answer_timeout: Duration,
+
+    /// What to show a server that asks for a token. Default `None`: nothing, or for
+    /// [`tuned`](crate::Client::tuned) what the client shows already. [`Token::from_env`] reads that of the environment.
+    pub token: Option<Token>,
 }
 
 impl Default for ClientOptions {
@@ -32,6 +37,7 @@ impl Default for ClientOptions {
             reconnect_attempts: 3,
             time_between_attempts: Duration::from_secs(1),
             answer_timeout: Duration::from_secs(10),
+            token: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ureq::http::Response;
+use ureq::http::{HeaderValue, Response, header};
 use ureq::{Agent, Body};
 
 use super::ClientOptions;
@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::host::{bad_host, bare_host, host_and_port};
 use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
 use crate::protocol::{self, Request};
+use crate::token::Token;
 
 /// How long a connection may take to be made, at the most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -121,11 +122,18 @@ impl Transport {
 
     /// The same way, taken as these options say.
     pub(super) fn with_options(self, options: ClientOptions) -> Self {
+        let token = options.token.or(self.options.token);
         Transport {
-            options,
+            options: ClientOptions { token, ..options },
             tries_refused: true,
             ..self
         }
+    }
+
+    /// The same way, with this token to show.
+    pub(crate) fn with_token(mut self, token: Option<Token>) -> Self {
+        self.options.token = token;
+        self
     }
 
     /// `host:port`, an IPv6 host in brackets; with a prefix, a URL.
@@ -178,11 +186,15 @@ impl Transport {
         }
         let asked = Instant::now();
         let id = question_id();
-        let response = self
+        let mut request = self
             .shared()
             .agent
             .get(self.url(question))
-            .header(protocol::LOCK_ECHO, &id)
+            .header(protocol::LOCK_ECHO, &id);
+        if let Some(token) = &self.options.token {
+            request = request.header(header::AUTHORIZATION, authorization(token));
+        }
+        let response = request
             .config()
             .timeout_global(Some(timeout.min(LONGEST)))
             .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout / 5 * 4)))
@@ -335,6 +347,14 @@ impl PooledAgent {
 /// and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
 fn is_status_of_proxy(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502..=504 | 520..=530)
+}
+
+/// The header that shows a token (RFC 6750, section 2.1). Marked as a secret, it stands in no log.
+fn authorization(token: &Token) -> HeaderValue {
+    let value = HeaderValue::try_from(format!("Bearer {}", token.as_str()));
+    let mut value = value.expect("a token is visible ASCII");
+    value.set_sensitive(true);
+    value
 }
 
 /// What no other question of any process is called, so that an answer can be told from another question's.

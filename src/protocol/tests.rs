@@ -727,6 +727,7 @@ fn every_status_has_its_line() {
     for (status, line) in [
         (Status::Ok, "HTTP/1.1 200 OK\r\n"),
         (Status::BadRequest, "HTTP/1.1 400 Bad Request\r\n"),
+        (Status::Unauthorized, "HTTP/1.1 401 Unauthorized\r\n"),
         (Status::Forbidden, "HTTP/1.1 403 Forbidden\r\n"),
         (Status::NotFound, "HTTP/1.1 404 Not Found\r\n"),
         (

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::text::{MAX_ID, MAX_NOTE};
 use crate::lease::{Fence, MAX_SLOTS};
 use crate::refusal::Refusal;
+use crate::token::Role;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(crate) struct VerbRow {
     pub repeatable: Repeatable,
     /// Whether it changes nothing, so that HEAD, too, may ask it (RFC 9110, section 9.2.1).
     pub is_safe: bool,
+    /// The least role that a server with tokens asks it for. `None` where it asks for no token.
+    pub role: Option<Role>,
     /// Whether the original's wire has it.
     pub is_classic: bool,
     /// The words of a `0` with status 200.
@@ -65,27 +68,27 @@ const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::Stale
 #[rustfmt::skip]
 pub(crate) static VERBS: [VerbRow; 9] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, is_classic: true, refusals: &[Refusal::Free] },
+        is_safe: true, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free] },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note,
             Parameter::Slots, Parameter::Shared],
-        repeatable: Repeatable::With(Parameter::RequestId), is_safe: false, is_classic: true,
+        repeatable: Repeatable::With(Parameter::RequestId), is_safe: false, role: Some(Role::Lock), is_classic: true,
         refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver] },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::With(Parameter::Fence), is_safe: false, is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::With(Parameter::Fence), is_safe: false, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD },
     VerbRow { verb: Verb::Renew, name: "RENEW", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::Fence],
-        repeatable: Repeatable::Always, is_safe: false, is_classic: false, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, is_safe: false, role: Some(Role::Lock), is_classic: false, refusals: NOT_HELD },
     VerbRow { verb: Verb::Verify, name: "VERIFY", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::Always, is_safe: true, is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, is_safe: true, role: Some(Role::Read), is_classic: true, refusals: NOT_HELD },
     VerbRow { verb: Verb::Ping, name: "PING", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, is_classic: true, refusals: &[] },
+        is_safe: true, role: None, is_classic: true, refusals: &[] },
     VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", names: &[], parameters: &[], repeatable: Repeatable::Never,
-        is_safe: false, is_classic: true, refusals: &[] },
+        is_safe: false, role: Some(Role::Admin), is_classic: true, refusals: &[] },
     VerbRow { verb: Verb::Livez, name: "livez", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, is_classic: false, refusals: &[] },
+        is_safe: true, role: None, is_classic: false, refusals: &[] },
     VerbRow { verb: Verb::Readyz, name: "readyz", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, is_classic: false, refusals: &[] },
+        is_safe: true, role: None, is_classic: false, refusals: &[] },
 ];
 
 /// The methods of what changes nothing.
@@ -259,18 +262,20 @@ mod tests {
                 };
                 let (path, parameters) = (quoted([row]), quoted(parameters));
                 let head = if row.is_safe { "yes" } else { "no" };
+                let role = row.role.map_or("none", Role::as_str);
                 [
                     path,
                     parameters,
                     repeatable,
                     head.into(),
                     quoted(row.refusals),
+                    role.into(),
                 ]
             })
             .collect();
         let documented: Vec<_> = documented("path")
             .iter()
-            .map(|cells| [cells[0], cells[1], cells[3], cells[4], cells[5]].map(String::from))
+            .map(|cells| [0, 1, 3, 4, 5, 6].map(|at| cells[at].to_string()))
             .collect();
         assert_eq!(documented, expected);
     }

@@ -1,13 +1,20 @@
-//! Which requests the server lets in.
+//! Which requests the server lets in: the guard against web pages, and tokens.
+
+mod attempts;
+mod tokens;
 
 use std::net::IpAddr;
 
+use self::tokens::Shown;
+pub(crate) use self::tokens::{KnownTokens, Tokens};
 use crate::host::bare_host;
 use crate::protocol;
+use crate::protocol::VerbRow;
+use crate::token::Role;
 
 /// What the transports let in.
-#[derive(Clone, Debug)]
 pub(crate) struct Access {
+    /// Whether SHUTDOWN needs no token of the role admin.
     pub allow_shutdown: bool,
     /// The configured host, which a client may call the server by.
     pub host: String,
@@ -15,6 +22,8 @@ pub(crate) struct Access {
     pub allowed_hosts: Vec<String>,
     /// Whether it listens on loopback alone.
     pub loopback: bool,
+    /// `None` lets everybody ask everything.
+    pub tokens: Option<Tokens>,
 }
 
 /// Why a request is turned away, in one plain sentence.
@@ -22,30 +31,123 @@ pub(crate) struct Access {
 pub(crate) enum TurnedAway {
     FromAPage(String),
     WrongHost(String),
+    NoToken(String),
+    /// With whether it is answered slowly.
+    WrongToken(String, bool),
+    WrongRole(String),
+}
+
+/// What the header lines of a request say of who asks, and for which server. Of two lines of one name neither counts:
+/// each end could go by another one.
+#[derive(Default)]
+pub(crate) struct Asker<'h> {
+    host: Option<&'h str>,
+    /// The scheme, host and port of the page that asks.
+    origin: Option<&'h str>,
+    /// `Sec-Fetch-Site`, where it says that a page from elsewhere asks.
+    is_from_elsewhere: bool,
+    /// Whether a proxy says that it was asked over TLS.
+    is_tls: bool,
+    authorization: Option<&'h str>,
+}
+
+impl<'h> Asker<'h> {
+    pub fn of(headers: impl Iterator<Item = (&'h str, &'h str)>) -> Self {
+        let mut asker = Asker::default();
+        for (field, value) in headers {
+            let is = |name: &str| field.eq_ignore_ascii_case(name);
+            if is("Host") {
+                asker.host = Some(asker.host.map_or(value, |_| ""));
+            } else if is("Origin") {
+                asker.origin = Some(asker.origin.map_or(value, |_| ""));
+            } else if is("Sec-Fetch-Site") {
+                asker.is_from_elsewhere |= !matches!(value, "none" | "same-origin");
+            } else if is("X-Forwarded-Proto") {
+                asker.is_tls = value.eq_ignore_ascii_case("https");
+            } else if is("Authorization") {
+                asker.authorization = Some(asker.authorization.map_or(value, |_| ""));
+            }
+        }
+        asker
+    }
+
+    /// Whether the page is this server's own. Its origin is the scheme and the host that the request itself went to
+    /// (RFC 6454, section 4). No page can make a browser send another `Host` or an `X-Forwarded-Proto`.
+    fn is_own_page(&self, origin: &str) -> bool {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        let host = self.host.filter(|host| !host.is_empty());
+        origin.split_once("://").is_some_and(|(of_page, page)| {
+            of_page == scheme && host.is_some_and(|host| page.eq_ignore_ascii_case(host))
+        })
+    }
 }
 
 impl Access {
-    /// Turns away what a web page can make a browser send.
+    /// Turns away what a web page from elsewhere can make a browser send.
     ///
     /// A page from anywhere may ask its visitor's browser to GET an address on that visitor's own
     /// machine. The browser then says so in `Origin` or `Sec-Fetch-Site` (Fetch Metadata); and a page
     /// whose name was pointed at 127.0.0.1 (DNS rebinding) shows itself in `Host`. That is all that the guard is for:
     /// what a proxy passes on comes from loopback, too, wherever its client is.
-    pub fn admit(&self, field: &str, value: &str) -> Result<(), TurnedAway> {
-        let is = |name: &str| field.eq_ignore_ascii_case(name);
-        if is("Origin") || (is("Sec-Fetch-Site") && !matches!(value, "none" | "same-origin")) {
+    pub fn admit(&self, asker: &Asker) -> Result<(), TurnedAway> {
+        let is_foreign = |origin| !asker.is_own_page(origin);
+        if asker.is_from_elsewhere || asker.origin.is_some_and(is_foreign) {
+            let field = match asker.is_from_elsewhere {
+                true => "Sec-Fetch-Site",
+                false => "Origin",
+            };
             return Err(TurnedAway::FromAPage(format!(
-                "a web page may not ask for locks: the request carries {field}"
+                "a web page from elsewhere may not ask: the request carries a foreign {field}"
             )));
         }
-        if self.loopback && is("Host") && !self.is_own_name(value) {
+        if let Some(host) = asker.host.filter(|host| !self.is_own_name(host))
+            && self.loopback
+        {
             return Err(TurnedAway::WrongHost(format!(
                 "this server is not {:?}: ask for 127.0.0.1, localhost or the host that it was given to listen on; \
                  the option allowed_hosts permits others",
-                protocol::shorten(value)
+                protocol::shorten(host)
             )));
         }
         Ok(())
+    }
+
+    /// The role of one who asks for a verb, from there: `None` where the server asks for no token. Turns away who has
+    /// none, or one that does not suffice. What is no verb of the table is a question like those that only look.
+    pub fn role_of(
+        &self,
+        asker: &Asker,
+        from: IpAddr,
+        verb: Option<&VerbRow>,
+    ) -> Result<Option<Role>, TurnedAway> {
+        let Some(tokens) = &self.tokens else {
+            return Ok(None);
+        };
+        let Some(needed) = verb.map_or(Some(Role::Read), |verb| verb.role) else {
+            return Ok(None);
+        };
+        match tokens.shown(asker.authorization, from) {
+            Shown::Known(role) if role >= needed => Ok(Some(role)),
+            Shown::Known(role) => {
+                let verb = verb.map_or("that", |verb| verb.name);
+                Err(TurnedAway::WrongRole(format!(
+                    "{verb} takes a token of the role {needed}, and this one has the role {role}"
+                )))
+            }
+            Shown::Nothing => Err(TurnedAway::NoToken(
+                "this server asks for a token, as in Authorization: Bearer TOKEN, or as the password of Basic"
+                    .into(),
+            )),
+            Shown::Wrong { is_one_of_many } => Err(TurnedAway::WrongToken(
+                "this server does not know the token that the request carries".into(),
+                is_one_of_many,
+            )),
+        }
+    }
+
+    /// Whether one of that role may end the server. Without tokens, and on the classic port, nobody has a role.
+    pub fn may_shut_down(&self, role: Option<Role>) -> bool {
+        self.allow_shutdown || role == Some(Role::Admin)
     }
 
     /// Whether a `Host` header names this machine's loopback, what the server was told to listen on, or what it was

@@ -41,6 +41,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::manager::{Answerer, Pending, Waiter};
 use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::{Malformed, Reply, Status};
+use crate::server::access::Asker;
 use crate::server::handler::Handler;
 use crate::server::listen;
 use crate::server::poller::Poller;
@@ -297,8 +298,11 @@ impl Classic {
     /// The line to answer with. `None` closes the connection without one.
     fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
         let handler = &*self.handler;
-        let is_turned_away = |field: &str, value: &str| handler.access.admit(field, value).is_err();
-        if (received.headers()).any(|(field, value)| is_turned_away(&field, value.trim())) {
+        let headers: Vec<_> = received.headers().collect();
+        let headers = headers
+            .iter()
+            .map(|(field, value)| (&**field, value.trim()));
+        if handler.access.admit(&Asker::of(headers)).is_err() {
             log::debug!("a classic request got no answer: a web page sent it");
             return None;
         }
@@ -314,7 +318,7 @@ impl Classic {
             }
         };
         let mut waiter = None;
-        let reply = handler.answer(&question, |pending| {
+        let reply = handler.answer(&question, None, |pending| {
             let stream = connection.stream.clone();
             let new = Arc::new(ClassicWaiter { pending, stream });
             waiter = Some(new.clone());

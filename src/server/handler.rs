@@ -10,6 +10,7 @@ use crate::refusal::Refusal;
 use crate::server::access::Access;
 use crate::server::stop::StopSources;
 use crate::table::{Ask, Holding, Terms};
+use crate::token::Role;
 
 /// What the transports have in common.
 pub(crate) struct Handler {
@@ -24,10 +25,11 @@ pub(crate) struct Handler {
 
 impl Handler {
     /// Answers a question. `None` if it has to wait: then `waiter` was called, and is notified of the
-    /// [outcome](Self::outcome_reply).
+    /// [outcome](Self::outcome_reply). `role` is that of who asks, where the transport asks for one.
     pub fn answer<W: Waiter + 'static>(
         &self,
         question: &Request,
+        role: Option<Role>,
         waiter: impl FnOnce(Pending) -> Arc<W>,
     ) -> Option<Reply> {
         let manager = &self.manager;
@@ -61,7 +63,7 @@ impl Handler {
                 holding => self.with_holder(Reply::yes(), holding.as_ref()),
             },
             Verb::Ping => self.ping(),
-            Verb::Shutdown => self.shut_down(),
+            Verb::Shutdown => self.shut_down(role),
             Verb::Livez => Reply::yes(),
             Verb::Readyz if manager.is_stopping() => {
                 Reply::refusal(Status::Unavailable, Refusal::Stopping, "")
@@ -99,8 +101,8 @@ impl Handler {
             )
     }
 
-    fn shut_down(&self) -> Reply {
-        if self.access.allow_shutdown {
+    fn shut_down(&self, role: Option<Role>) -> Reply {
+        if self.access.may_shut_down(role) {
             self.stop.request("SHUTDOWN was asked for");
             return Reply::yes();
         }

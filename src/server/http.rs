@@ -1,8 +1,9 @@
 //! The HTTP transport: requests come as exchanges from [`tiny`](super::tiny), and the handler answers them.
 //!
 //! One thread, the [`leader`], takes the requests and answers them itself. A LOCK that has to wait is
-//! [`parked`]: a worker blocks for it, and for nothing else.
+//! [`parked`]: a worker blocks for it, and for nothing else. An answer to one who tries tokens is [`delayed`].
 
+mod delayed;
 mod leader;
 mod parked;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use self::delayed::DelayedAnswers;
 use self::leader::Leader;
 use self::parked::Parked;
 use super::handler::Handler;
@@ -50,6 +52,7 @@ struct Http {
     sockets: Arc<Sockets>,
     /// Waiters that came since the last tick.
     new_waiters: Mutex<Vec<Arc<Parked>>>,
+    delayed: DelayedAnswers,
 }
 
 /// What a worker does.
@@ -60,6 +63,8 @@ enum Task {
     Attend(Arc<Parked>),
     /// Reads a body, and answers its request if it is empty: nobody asked for one.
     ReadBody(Box<Exchange>),
+    /// Writes the answers that were held back for long enough.
+    WriteDelayed,
 }
 
 impl HttpTransport {
@@ -77,6 +82,7 @@ impl HttpTransport {
             workers: Workers::new(),
             sockets: tiny.sockets(),
             new_waiters: Mutex::default(),
+            delayed: DelayedAnswers::default(),
         });
         let leader = Leader::start(tiny.instance().clone(), http.clone());
         Ok(HttpTransport {
@@ -120,6 +126,7 @@ impl HttpTransport {
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         self.attend_waiters();
+        self.write_delayed();
         if let Some(instance) = self.tiny.keep_accepting() {
             let leader = Leader::start(instance, self.http.clone());
             self.leaders.push(leader);
@@ -129,6 +136,11 @@ impl HttpTransport {
             self.tiny.retire();
             self.leaders.retain(|leader| !leader.instance.is_over());
         }
+    }
+
+    fn write_delayed(&self) {
+        let http = &self.http;
+        http.delayed.look(|| http.run(Task::WriteDelayed));
     }
 
     /// Has new waiters watched for their client's end, and has a worker block for each.
@@ -159,8 +171,11 @@ impl HttpTransport {
     /// Lets answers be finished until then, and ends every connection. Waiting LOCKs are decided by then: the lock
     /// manager has stopped.
     pub fn close(self, until: Instant) {
+        self.http.delayed.end();
+        self.write_delayed();
         self.tiny.close(until);
         self.http.workers.close();
+        self.http.delayed.clear();
         // They keep what they are kept by.
         self.http.new_waiters.lock().clear();
     }
@@ -176,6 +191,7 @@ impl Http {
                     Task::Lead(leader, lead) => leader.lead(&lead),
                     Task::Attend(parked) => parked.wait_and_answer(),
                     Task::ReadBody(exchange) => http.read_body(*exchange),
+                    Task::WriteDelayed => http.delayed.write(),
                 }
             }
         };
@@ -190,6 +206,7 @@ impl Http {
             Task::Attend(parked) => parked.do_without(&error),
             // Dropped, it ends its connection.
             Task::ReadBody(exchange) => drop(exchange),
+            Task::WriteDelayed => self.delayed.do_without(),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Everything that a server's loop waits for, in one epoll: what asks it to end, a connection that comes, and the
-//! hang-ups of clients that wait.
+//! Everything that a server's loop waits for, in one epoll: what asks it to end or to read its tokens anew, a connection
+//! that comes, and the hang-ups of clients that wait.
 
 use std::collections::HashMap;
 use std::io;
@@ -33,6 +33,8 @@ struct Clients {
 pub(super) struct Happened {
     /// The server is asked to end.
     pub stop: bool,
+    /// The server is asked to read its token file anew.
+    pub reload: bool,
     /// A connection has come since [`Poller::expect_arrival`].
     pub arrival: bool,
     /// Waiters at whose client's end something happened: it may have gone.
@@ -41,16 +43,24 @@ pub(super) struct Happened {
 
 const STOP: u64 = u64::MAX;
 const ARRIVAL: u64 = u64::MAX - 1;
+const RELOAD: u64 = u64::MAX - 2;
 
 impl Poller {
-    /// `stop` are the descriptors of which one becomes readable when the server is to end.
+    /// `stop` are the descriptors of which one becomes readable when the server is to end; `reload` is written to when
+    /// it is to read its token file anew.
     pub fn new<'a>(
         listener: &TcpListener,
         stop: impl Iterator<Item = BorrowedFd<'a>>,
+        reload: Option<BorrowedFd>,
     ) -> io::Result<Arc<Self>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         for stop in stop {
             epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        }
+        if let Some(reload) = reload {
+            // Reported with each write, and never read: several servers may wait for it.
+            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, RELOAD);
+            epoll.add(reload, event)?;
         }
         let listener = listener.try_clone()?;
         epoll.add(&listener, arrival())?;
@@ -102,6 +112,7 @@ impl Poller {
         for event in &events[..count] {
             match event.data() {
                 STOP => happened.stop = true,
+                RELOAD => happened.reload = true,
                 ARRIVAL => happened.arrival = true,
                 id => {
                     let waiter = clients.waiters.get(&id).and_then(Weak::upgrade);

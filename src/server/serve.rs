@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::access::Access;
+use super::access::{Access, Tokens};
 use super::classic::ClassicTransport;
 use super::handler::Handler;
 use super::http::HttpTransport;
@@ -88,7 +88,7 @@ pub(crate) fn serve(
         "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
         limits.waiters
     );
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && options.lets_strangers_lock() {
         log::warn!(
             "{address} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock"
         );
@@ -116,7 +116,8 @@ impl Parts {
             classic,
             are_lent,
         } = listeners;
-        let poller = Poller::new(&http, handler.stop.descriptors())
+        let stop = &handler.stop;
+        let poller = Poller::new(&http, stop.descriptors(), stop.reload())
             .map_err(start_failed("no descriptor left"))?;
         let http = listen::prepare(&http)
             .and_then(|()| HttpTransport::open(http, are_lent, handler.clone(), poller.clone()))
@@ -152,6 +153,15 @@ impl Parts {
                 .wait(left.saturating_duration_since(Instant::now()));
             if happened.stop {
                 return;
+            }
+            if let Some(tokens) = self
+                .handler
+                .access
+                .tokens
+                .as_ref()
+                .filter(|_| happened.reload)
+            {
+                tokens.reload();
             }
             for waiter in &happened.hang_ups {
                 self.handler.hang_up(waiter);
@@ -190,6 +200,12 @@ fn handler(
         lock_timeout: options.lock_timeout,
         lock_attempt_timeout: options.lock_attempt_timeout,
     };
+    // Before there is a thread that an error would leave behind.
+    let tokens = options
+        .token_file
+        .as_deref()
+        .map(Tokens::open)
+        .transpose()?;
     let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
     Ok(Arc::new(Handler {
         manager,
@@ -198,6 +214,7 @@ fn handler(
             host: options.bare_host().into(),
             allowed_hosts: options.allowed_hosts.clone(),
             loopback: address.ip().is_loopback(),
+            tokens,
         },
         caps: MaxTimes {
             lock_timeout: options.longest_lock_timeout(),

@@ -1,5 +1,6 @@
 //! What asks a server to end: SHUTDOWN, its handle, a signal, the end of its parent. Each is a descriptor that
-//! becomes readable, so one epoll waits for all of them, and so does the watchdog.
+//! becomes readable, so one epoll waits for all of them, and so does the watchdog. SIGHUP, which asks a server to read
+//! its token file anew, has a descriptor of its own.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,6 +18,8 @@ pub(crate) struct StopSources {
     request: EventFd,
     /// Whether SIGTERM and SIGINT ask for it, too.
     heeds_signals: bool,
+    /// Whether SIGHUP has the token file read anew.
+    reloads: bool,
     /// A pidfd. `None` where no parent's end is the server's end.
     parent: Option<OwnedFd>,
 }
@@ -27,6 +30,7 @@ impl StopSources {
         Ok(StopSources {
             request: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             heeds_signals: signals.is_some(),
+            reloads: signals.is_some_and(|signals| signals.reloads),
             parent,
         })
     }
@@ -40,11 +44,16 @@ impl StopSources {
 
     /// The descriptors of which one becomes readable when the server is to end.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let signals = self.heeds_signals.then(signal_event);
+        let signals = self.heeds_signals.then(|| STOP_EVENT.descriptor());
         [self.request.as_fd()]
             .into_iter()
             .chain(signals)
             .chain(self.parent.as_ref().map(AsFd::as_fd))
+    }
+
+    /// The descriptor that is written to when the token file is to be read anew. `None` where no signal asks for it.
+    pub fn reload(&self) -> Option<BorrowedFd<'_>> {
+        self.reloads.then(|| RELOAD_EVENT.descriptor())
     }
 
     /// Blocks until the server is to end.
@@ -63,7 +72,7 @@ impl StopSources {
             let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
             poll(&mut polled, PollTimeout::ZERO) == Ok(1)
         };
-        if self.heeds_signals && is_readable(signal_event()) {
+        if self.heeds_signals && is_readable(STOP_EVENT.descriptor()) {
             log::info!("ending: a signal asked for it");
         } else if self
             .parent
@@ -75,9 +84,12 @@ impl StopSources {
     }
 }
 
-/// The eventfd that the signal handler writes to. Made once for the process and never closed, so a handler that
+/// An eventfd that the signal handler writes to. Made once for the process and never closed, so a handler that
 /// runs late writes to nothing else. -1 before that.
-static SIGNAL_EVENT: AtomicI32 = AtomicI32::new(-1);
+struct SignalEvent(AtomicI32);
+
+static STOP_EVENT: SignalEvent = SignalEvent(AtomicI32::new(-1));
+static RELOAD_EVENT: SignalEvent = SignalEvent(AtomicI32::new(-1));
 
 /// Who handles the signals now, and what handled them before. `Vec::new` allocates nothing.
 static INSTALLED: Mutex<Installed> = Mutex::new(Installed {
@@ -91,15 +103,32 @@ struct Installed {
     before: Vec<(Signal, SigAction)>,
 }
 
-fn signal_event() -> BorrowedFd<'static> {
-    // SAFETY: only asked for where there was a `StopSignals`, which made it, and it is never closed.
-    unsafe { BorrowedFd::borrow_raw(SIGNAL_EVENT.load(SeqCst)) }
+impl SignalEvent {
+    fn descriptor(&self) -> BorrowedFd<'static> {
+        // SAFETY: only asked for where there was a `StopSignals`, which made it, and it is never closed.
+        unsafe { BorrowedFd::borrow_raw(self.0.load(SeqCst)) }
+    }
+
+    /// Makes it, or empties it: what asked earlier servers asks no later one.
+    fn renew(&self) -> io::Result<()> {
+        if self.0.load(SeqCst) < 0 {
+            let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+            let event = EventFd::from_flags(flags)?;
+            self.0.store(event.as_fd().as_raw_fd(), SeqCst);
+            std::mem::forget(event);
+            return Ok(());
+        }
+        let mut count = [0; 8];
+        // It fails where it is empty.
+        let _ = nix::unistd::read(self.descriptor(), &mut count);
+        Ok(())
+    }
 }
 
 /// The process that handles the signals.
 static HANDLED_BY: AtomicI32 = AtomicI32::new(0);
 
-extern "C" fn note_stop_signal(signal: libc::c_int) {
+extern "C" fn note_signal(signal: libc::c_int) {
     // SAFETY: a signal handler may call these three. The default action ends the process when the handler returns.
     unsafe {
         if libc::getpid() != HANDLED_BY.load(SeqCst) {
@@ -111,20 +140,25 @@ extern "C" fn note_stop_signal(signal: libc::c_int) {
     }
     let one = 1u64;
     let errno = nix::errno::Errno::last_raw();
+    let event = match signal {
+        libc::SIGHUP => &RELOAD_EVENT,
+        _ => &STOP_EVENT,
+    };
     // SAFETY: a signal handler may call `write`; the eight bytes are there. It fails only when it was called
     // 2^64 - 2 times.
-    unsafe { libc::write(SIGNAL_EVENT.load(SeqCst), (&raw const one).cast(), 8) };
+    unsafe { libc::write(event.0.load(SeqCst), (&raw const one).cast(), 8) };
     nix::errno::Errno::set_raw(errno);
 }
 
-/// SIGTERM and SIGINT ask the servers of this process to end, until the last of these is dropped. Then they do
-/// what they did before the first.
-pub(crate) struct StopSignals(());
+/// SIGTERM and SIGINT ask the servers of this process to end, and SIGHUP those with a token file to read it anew, until
+/// the last of these is dropped. Then they do what they did before the first.
+pub(crate) struct StopSignals {
+    reloads: bool,
+}
 
 impl StopSignals {
-    const ALL: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
-
-    pub fn install() -> io::Result<Self> {
+    /// `reloads` says whether SIGHUP is the server's, too.
+    pub fn install(reloads: bool) -> io::Result<Self> {
         // Two numbers are whole, whatever panicked beside them.
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         let process = nix::unistd::getpid().as_raw();
@@ -132,22 +166,38 @@ impl StopSignals {
             // The servers of the process that this one was forked from are none of its own.
             installed.servers = 0;
             installed.before.clear();
-            SIGNAL_EVENT.store(-1, SeqCst);
+            STOP_EVENT.0.store(-1, SeqCst);
+            RELOAD_EVENT.0.store(-1, SeqCst);
         }
         if installed.servers == 0 {
-            forget_signals()?;
-            let handler = SigHandler::Handler(note_stop_signal);
-            let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-            for signal in Self::ALL {
-                // SAFETY: the handler only writes to a descriptor, which a signal handler may.
-                let before = unsafe { signal::sigaction(signal, &action) }?;
-                let usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-                let before = if is_ours(&before) { usual } else { before };
-                installed.before.push((signal, before));
-            }
+            STOP_EVENT.renew()?;
+            installed.take(Signal::SIGTERM)?;
+            installed.take(Signal::SIGINT)?;
+        }
+        if reloads && !installed.has(Signal::SIGHUP) {
+            RELOAD_EVENT.renew()?;
+            installed.take(Signal::SIGHUP)?;
         }
         installed.servers += 1;
-        Ok(StopSignals(()))
+        Ok(StopSignals { reloads })
+    }
+}
+
+impl Installed {
+    fn has(&self, signal: Signal) -> bool {
+        self.before.iter().any(|(taken, _)| *taken == signal)
+    }
+
+    /// Has our handler handle a signal, whose event is made.
+    fn take(&mut self, signal: Signal) -> io::Result<()> {
+        let handler = SigHandler::Handler(note_signal);
+        let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler only writes to a descriptor, which a signal handler may.
+        let before = unsafe { signal::sigaction(signal, &action) }?;
+        let usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        let before = if is_ours(&before) { usual } else { before };
+        self.before.push((signal, before));
+        Ok(())
     }
 }
 
@@ -171,21 +221,6 @@ impl Drop for StopSignals {
 }
 
 fn is_ours(action: &SigAction) -> bool {
-    let ours: extern "C" fn(libc::c_int) = note_stop_signal;
+    let ours: extern "C" fn(libc::c_int) = note_signal;
     matches!(action.handler(), SigHandler::Handler(handler) if handler as usize == ours as usize)
-}
-
-/// Makes the eventfd, or empties it: what asked earlier servers to end asks no later one.
-fn forget_signals() -> io::Result<()> {
-    if SIGNAL_EVENT.load(SeqCst) < 0 {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let event = EventFd::from_flags(flags)?;
-        SIGNAL_EVENT.store(event.as_fd().as_raw_fd(), SeqCst);
-        std::mem::forget(event);
-        return Ok(());
-    }
-    let mut count = [0; 8];
-    // It fails where it is empty.
-    let _ = nix::unistd::read(signal_event(), &mut count);
-    Ok(())
 }

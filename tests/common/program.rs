@@ -26,6 +26,8 @@ pub fn clean(command: &mut Command) -> &mut Command {
         "LOCK_SERVER_KEYS",
         "LOCK_SERVER_FENCES",
         "LOCK_SERVER_LOG",
+        "LOCK_SERVER_TOKEN",
+        "LOCK_SERVER_TOKEN_FILE",
         "RUST_LOG",
         "XDG_RUNTIME_DIR",
         "NOTIFY_SOCKET",

@@ -125,13 +125,13 @@ fn carry(client: &TcpStream, server: &TcpStream, cut: Option<Cut>, how: Break) {
             [Some(true), _] => pass(client, server, &mut requests),
             // The server has acted, and nobody hears of it.
             _ if replies == 0 => break,
-            _ => pass(server, client, &mut replies),
+            _ => match pass(server, client, &mut replies) {
+                true if replies == 0 => break,
+                goes_on => goes_on,
+            },
         };
         if !goes_on {
             return;
-        }
-        if replies == 0 {
-            break;
         }
     }
     match how {

@@ -160,6 +160,8 @@ fn a_program_under_test_finds_the_server_by_its_environment() {
                 "--nocapture",
             ])
             .env_remove("LOCK_SERVER")
+            .env_remove("LOCK_SERVER_TOKEN")
+            .env_remove("LOCK_SERVER_TOKEN_FILE")
             .envs(environment.iter().cloned())
             .output()
             .unwrap();

@@ -68,8 +68,26 @@
 //! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
 //! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
+//! | a page of the server's own is let in | `wire::a_page_of_the_servers_own_is_let_in_and_one_from_elsewhere_is_not` |
 //! | a name that is allowed is let in | `wire::a_server_on_loopback_is_asked_under_the_names_that_it_allows` |
 //! | also from nginx on the same machine | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
+//! | **Access** | |
+//! | each role of a token may what it is for | `access::each_role_may_what_it_is_for_and_no_more` |
+//! | SHUTDOWN takes an admin's token | `access::shutdown_takes_the_role_admin_whatever_allow_shutdown_says` |
+//! | the server's own page shows a token, a foreign one is turned away with one | `access::a_page_of_the_servers_own_shows_a_token_and_one_from_elsewhere_is_turned_away_with_one` |
+//! | `server.client()` and `server.env()` have a token | `access::the_clients_of_a_server_have_a_token_of_its_file` |
+//! | `Client::from_env` has one | `access::a_token_of_the_environment_is_read_by_from_env` |
+//! | and the command | `access::the_command_takes_its_token_from_the_environment_and_says_which_variable_is_missing` |
+//! | a token file is its owner's alone | `access::a_token_file_that_others_may_read_or_that_is_another_users_is_refused` |
+//! | a bad line is named by its number | `access::a_bad_line_is_named_by_its_number_and_its_token_is_not_shown` |
+//! | SIGHUP has it read anew, and a bad one changes nothing | `access::sighup_has_the_token_file_read_anew_and_a_bad_one_changes_nothing` |
+//! | also for a daemon, and with a relative path | `access::a_daemon_reads_a_relative_token_file_and_reads_it_anew` |
+//! | a classic port beside tokens has to be asked for | `access::a_classic_port_beside_tokens_has_to_be_asked_for` |
+//! | no token in a log | `access::a_token_stands_in_no_log_however_much_is_logged` |
+//! | many wrong tokens are answered slowly | `access::who_shows_many_wrong_tokens_is_answered_slowly_and_a_right_one_ends_that` |
+//! | and nobody else | `access::slow_answers_hold_no_thread_each_and_delay_nobody_else` |
+//! | the addresses that are remembered are bounded | `server::access::attempts::the_table_is_bounded_and_the_quietest_is_forgotten` |
+//! | a server that strangers can lock at warns | `access::a_server_beyond_loopback_warns_unless_all_have_to_show_a_token` |
 //! | **The classic wire** | |
 //! | each verb answers with the original's bytes | `classic::each_verb_is_answered_with_the_bytes_of_the_original_however_the_request_is_written` |
 //! | both wires share the locks | `classic::each_wire_has_its_own_bytes_and_sees_the_others_locks` |
@@ -241,6 +259,7 @@
 #[path = "../common.rs"]
 mod common;
 
+mod access;
 mod architecture;
 mod classic;
 mod client;

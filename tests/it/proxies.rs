@@ -74,7 +74,7 @@ fn nginx_passes_on_a_public_name_that_is_allowed() {
     assert!(granted.starts_with("HTTP/1.1 200 "), "{granted}");
     assert!(granted.contains("\r\nLock-Fence: "), "{granted}");
     // The guard against web pages stands.
-    let page = through(port, &format!("{HOST}Origin: http://locks.example.com\r\n"));
+    let page = through(port, &format!("{HOST}Origin: http://example.com\r\n"));
     let page = page.expect("nginx is there");
     assert!(page.starts_with("HTTP/1.1 403 "), "{page}");
     signal::kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).unwrap();

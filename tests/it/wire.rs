@@ -818,9 +818,68 @@ fn a_server_on_loopback_is_asked_under_the_names_that_it_allows() {
         assert_eq!(status(&two, &host).status, by_two, "{host}");
         assert_eq!(status(&any, &host).status, 200, "{host}");
     }
-    // A page is turned away all the more.
-    let page = "Host: locks.example.com\r\nOrigin: http://locks.example.com";
+    // A page from elsewhere is turned away all the more.
+    let page = "Host: locks.example.com\r\nOrigin: http://example.com";
     assert_eq!(status(&any, page).status, 403);
+}
+
+#[test]
+fn a_page_of_the_servers_own_is_let_in_and_one_from_elsewhere_is_not() {
+    let server = start(Options {
+        allowed_hosts: vec!["locks.example.com".into()],
+        ..options()
+    });
+    let status = |headers: &str| {
+        let mut wire = Wire::to(&server);
+        wire.send(format!("POST /CHECK/KEYA HTTP/1.1\r\n{headers}\r\n\r\n"));
+        wire.reply().status
+    };
+    for (headers, expected) in [
+        ("Host: localhost:8004\r\nOrigin: http://localhost:8004", 200),
+        (
+            "Origin: http://LOCALHOST\r\nHost: localhost\r\nSec-Fetch-Site: same-origin",
+            200,
+        ),
+        ("Host: [::1]:8004\r\nOrigin: http://[::1]:8004", 200),
+        (
+            "Host: locks.example.com\r\nOrigin: http://locks.example.com",
+            200,
+        ),
+        // A proxy took TLS off, and says so.
+        (
+            "Host: locks.example.com\r\nOrigin: https://locks.example.com\r\nX-Forwarded-Proto: https",
+            200,
+        ),
+        (
+            "Host: locks.example.com\r\nOrigin: https://locks.example.com",
+            403,
+        ),
+        (
+            "Host: locks.example.com\r\nOrigin: http://locks.example.com\r\nX-Forwarded-Proto: https",
+            403,
+        ),
+        // Another port is another server.
+        ("Host: localhost:8004\r\nOrigin: http://localhost:8005", 403),
+        ("Host: localhost\r\nOrigin: http://127.0.0.1", 403),
+        (
+            "Host: localhost\r\nOrigin: http://localhost\r\nSec-Fetch-Site: same-site",
+            403,
+        ),
+        (
+            "Host: localhost\r\nOrigin: http://localhost\r\nOrigin: http://localhost",
+            403,
+        ),
+        (
+            "Host: localhost\r\nHost: localhost\r\nOrigin: http://localhost",
+            403,
+        ),
+        ("Host: \r\nOrigin: http://", 403),
+        ("Origin: http://localhost", 403),
+        // Its name was pointed at 127.0.0.1.
+        ("Host: example.com\r\nOrigin: http://example.com", 421),
+    ] {
+        assert_eq!(status(headers), expected, "{headers}");
+    }
 }
 
 #[test]

@@ -357,7 +357,7 @@ Exit codes: 0 it answers, 2 wrong usage, 69 it does not."
         description = "ask a server to stop, if it runs with --allow-shutdown",
         example = "{command_name}\n{command_name} --host 10.0.0.7 --port 8080",
         note = "\
-Prints 1 when the server ends.
+Prints 1 when the server ends. With --token-file it takes a token of admin.
 Exit codes: 0 it ends, 2 wrong usage, 69 it is not allowed, or no server there."
     )]
     /// The arguments of `shutdown`.

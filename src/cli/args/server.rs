@@ -37,6 +37,10 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "PORT", from_str_fn(server_port))]
             classic_port: Option<u16>,
 
+            /// let its clients in without a token
+            #[argh(switch)]
+            classic_without_token: bool,
+
             /// another name to be asked for; repeatable
             #[argh(option, arg_name = "NAME")]
             allow_host: Vec<String>,
@@ -52,6 +56,10 @@ macro_rules! server_verbs {
             /// let clients stop the server; default no
             #[argh(switch)]
             allow_shutdown: bool,
+
+            /// file of tokens that clients have to show
+            #[argh(option, arg_name = "FILE")]
+            token_file: Option<PathBuf>,
 
             /// more tries of a busy port; default 3
             #[argh(option, arg_name = "N", from_str_fn(count))]
@@ -104,6 +112,9 @@ macro_rules! server_verbs {
                     lock_attempt_timeout: args
                         .lock_attempt_timeout
                         .unwrap_or(defaults.lock_attempt_timeout),
+                    classic_without_token: args.classic_without_token
+                        || defaults.classic_without_token,
+                    token_file: args.token_file,
                     allow_shutdown: args.allow_shutdown || defaults.allow_shutdown,
                     reconnect_attempts: args
                         .reconnect_attempts

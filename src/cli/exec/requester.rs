@@ -6,7 +6,7 @@ use lock_server::{Client, ClientOptions, ServerAddress};
 use nix::unistd::{Pid, getpid, getppid};
 
 use crate::cli::args::Target;
-use crate::cli::ask::{NAME_VARIABLE, variable};
+use crate::cli::ask::{NAME_VARIABLE, client_options, variable};
 use crate::cli::exit::Failure;
 use crate::cli::process::ProcessStat;
 use crate::cli::usual_name::usual_name;
@@ -51,8 +51,7 @@ impl Requester {
             (None, Some(above)) => name_under(above),
             (None, None) => said.unwrap_or_else(|| usual_name(getpid())),
         };
-        let options = ClientOptions::default();
-        let client = Client::at(&name, &address, options);
+        let client = Client::at(&name, &address, client_options()?);
         Ok(Requester {
             name,
             address,
@@ -83,6 +82,7 @@ impl Requester {
             reconnect_attempts: tries - 1,
             time_between_attempts: Duration::ZERO,
             answer_timeout,
+            ..ClientOptions::default()
         })
     }
 

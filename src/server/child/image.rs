@@ -134,7 +134,8 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
         // Standard error leads nowhere.
         panic::set_hook(Box::new(|_| {}));
     }
-    let signals = StopSignals::install().map_err(serve::start_failed("cannot handle signals"))?;
+    let signals = StopSignals::install(options.token_file.is_some())
+        .map_err(serve::start_failed("cannot handle signals"))?;
     let asks_for_parent = !options.outlive_parent && parent.is_none();
     let stop = StopSources::new(Some(&signals), parent);
     let stop = Arc::new(stop.map_err(serve::start_failed("no descriptor left"))?);

@@ -14,7 +14,7 @@ use nix::unistd::{self, Pid};
 
 use crate::options::Options;
 
-/// More than any message takes: there are at most 33 hosts of 253 bytes, and the rest are numbers.
+/// More than any message takes: there are at most 33 hosts of 253 bytes and a path of 4,096, and the rest are numbers.
 const LONGEST: usize = 16 * 1024;
 
 /// The descriptors that may be sent along: two listeners and the parent.
@@ -149,9 +149,11 @@ fn encode(options: &Options) -> String {
         lock_attempt_timeout,
         port,
         classic_port,
+        classic_without_token,
         host,
         allowed_hosts,
         allow_shutdown,
+        token_file,
         reconnect_attempts: _,
         time_between_attempts: _,
         outlive_parent,
@@ -168,7 +170,14 @@ fn encode(options: &Options) -> String {
         nanos(*lock_attempt_timeout),
         port.to_string(),
         or_none(classic_port.map(|port| port.to_string())),
+        classic_without_token.to_string(),
         allow_shutdown.to_string(),
+        // It was found to be one line of UTF-8.
+        or_none(
+            token_file
+                .as_ref()
+                .map(|path| path.to_string_lossy().into()),
+        ),
         outlive_parent.to_string(),
         or_none(max_lock_timeout.map(nanos)),
         or_none(max_lock_attempt_timeout.map(nanos)),
@@ -183,7 +192,7 @@ fn encode(options: &Options) -> String {
 }
 
 fn decode(text: &str) -> Option<Options> {
-    let mut lines = text.splitn(13, '\n');
+    let mut lines = text.splitn(15, '\n');
     let mut next = || lines.next();
     let nanos = |line: &str| {
         let nanos: u128 = line.parse().ok()?;
@@ -197,7 +206,9 @@ fn decode(text: &str) -> Option<Options> {
         lock_attempt_timeout: nanos(next()?)?,
         port: next()?.parse().ok()?,
         classic_port: or_none(next()?).and_then(|port| port.parse().ok()),
+        classic_without_token: next()?.parse().ok()?,
         allow_shutdown: next()?.parse().ok()?,
+        token_file: or_none(next()?).map(Into::into),
         outlive_parent: next()?.parse().ok()?,
         max_lock_timeout: or_none(next()?).and_then(|line| nanos(&line)),
         max_lock_attempt_timeout: or_none(next()?).and_then(|line| nanos(&line)),
@@ -225,7 +236,9 @@ mod tests {
             classic_port: Some(2),
             host: "::1".into(),
             allowed_hosts: vec!["locks.example.com".into(), "*".into()],
+            classic_without_token: true,
             allow_shutdown: true,
+            token_file: Some("/etc/lock server/tokens".into()),
             outlive_parent: true,
             max_lock_timeout: Some(Duration::from_millis(1)),
             max_lock_attempt_timeout: Some(Duration::from_secs(365 * 24 * 60 * 60)),

@@ -10,10 +10,11 @@ use super::parked::Parked;
 use super::{Http, Task};
 use crate::protocol::{self, Malformed, Reply, Request, Status};
 use crate::refusal::Refusal;
-use crate::server::access::TurnedAway;
+use crate::server::access::{Access, Asker, TurnedAway};
 use crate::server::handler::Handler;
 use crate::server::tiny::{Exchange, Instance};
 use crate::server::workers::leadership::{Lead, Leadership};
+use crate::token::Role;
 
 /// Who leads at one instance of tiny_http.
 pub(super) struct Leader {
@@ -111,13 +112,17 @@ impl Http {
     fn answer(self: &Arc<Self>, exchange: Exchange) {
         let target = exchange.target().to_owned();
         let handler = &self.handler;
+        let role = match let_in(&exchange, &target, &handler.access) {
+            Ok(role) => role,
+            Err(why) => return self.turn_away(exchange, why),
+        };
         let request = match understand(&exchange, &target, handler) {
             Ok(request) => request,
             Err(reply) => return exchange.answer(&reply),
         };
         let mut exchange = Some(exchange);
         let mut parked = None;
-        let reply = handler.answer(&request, |pending| {
+        let reply = handler.answer(&request, role, |pending| {
             let exchange = exchange.take().expect("it waits once");
             let new = Parked::new(pending, exchange, self.clone());
             parked = Some(new.clone());
@@ -129,6 +134,23 @@ impl Http {
             _ => unreachable!("a request without a reply waits"),
         }
     }
+
+    /// Refuses a request that is not let in: slowly, if it is one of many that try tokens.
+    fn turn_away(&self, exchange: Exchange, why: TurnedAway) {
+        let is_slow = matches!(why, TurnedAway::WrongToken(_, true));
+        let reply = refused(why);
+        match is_slow {
+            true => self.delayed.hold_back(exchange, reply),
+            false => exchange.answer(&reply),
+        }
+    }
+}
+
+/// Whether a request is let in, and in which role, if the server asks for one.
+fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Option<Role>, TurnedAway> {
+    let asker = Asker::of(exchange.headers());
+    access.admit(&asker)?;
+    access.role_of(&asker, exchange.client().ip(), Request::verb_row(target))
 }
 
 /// Reads the question from the exchange's target, or finds the reply to what is none.
@@ -137,15 +159,9 @@ fn understand<'a>(
     target: &'a str,
     handler: &Handler,
 ) -> Result<Request<'a>, Reply> {
-    for (field, value) in exchange.headers() {
-        let admitted = handler.access.admit(field, value);
-        admitted.map_err(turned_away)?;
-        let is_type = field.eq_ignore_ascii_case("Content-Type");
-        if is_type && holds_parameters(value) && exchange.has_body() {
-            let reason =
-                "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
-            return Err(Malformed::BadRequest(reason.into()).into());
-        }
+    if exchange.has_body() && exchange.headers().any(holds_parameters) {
+        let reason = "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
+        return Err(Malformed::BadRequest(reason.into()).into());
     }
     match exchange.method() {
         "GET" | "POST" => {}
@@ -162,11 +178,10 @@ const WITH_PARAMETERS: [&str; 3] = [
     "application/json",
 ];
 
-fn holds_parameters(content_type: &str) -> bool {
-    let kind = content_type.split(';').next().unwrap_or_default().trim();
-    WITH_PARAMETERS
-        .iter()
-        .any(|known| kind.eq_ignore_ascii_case(known))
+fn holds_parameters((field, value): (&str, &str)) -> bool {
+    let kind = value.split(';').next().unwrap_or_default().trim();
+    let is_known = |known: &&str| kind.eq_ignore_ascii_case(known);
+    field.eq_ignore_ascii_case("Content-Type") && WITH_PARAMETERS.iter().any(is_known)
 }
 
 /// The reply to a request with a body which was not read with it.
@@ -175,8 +190,20 @@ fn body_refused() -> Reply {
     Malformed::BadRequest(reason.into()).into()
 }
 
-fn turned_away(why: TurnedAway) -> Reply {
+fn refused(why: TurnedAway) -> Reply {
     match why {
+        TurnedAway::NoToken(reason) | TurnedAway::WrongToken(reason, _) => {
+            // Two lines: some browsers read no list. RFC 6750, section 3, and RFC 7617, section 2.1.
+            Reply::refusal(Status::Unauthorized, Refusal::Unauthorized, reason)
+                .with_header(
+                    "WWW-Authenticate",
+                    r#"Basic realm="lock-server", charset="UTF-8""#,
+                )
+                .with_header("WWW-Authenticate", r#"Bearer realm="lock-server""#)
+        }
+        TurnedAway::WrongRole(reason) => {
+            Reply::refusal(Status::Forbidden, Refusal::WrongRole, reason)
+        }
         TurnedAway::FromAPage(reason) => {
             Reply::refusal(Status::Forbidden, Refusal::Forbidden, reason)
         }

@@ -60,6 +60,11 @@ impl Exchange {
         })
     }
 
+    /// Where its connection comes from.
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
     /// The method as it was sent. Empty once it is parked, as are the others of the question.
     pub fn method(&self) -> &str {
         self.question()

@@ -1,0 +1,262 @@
+//! The tokens that a server knows: its file, and whose token a request carries.
+
+use std::fs::{File, Metadata};
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use nix::libc;
+use nix::unistd::geteuid;
+use parking_lot::RwLock;
+use subtle::ConstantTimeEq;
+
+use super::attempts::WrongTokens;
+use crate::error::Error;
+use crate::token::{Role, Token, parse_file, read_text};
+
+/// How many tokens there may be: each request is compared with all of them.
+const MOST: usize = 100;
+
+/// More than the user and the password of Basic take: a name, and a token of 256 bytes.
+const LONGEST_BASIC: usize = 512;
+
+/// The tokens of a running server.
+pub(crate) struct Tokens {
+    path: PathBuf,
+    known: RwLock<KnownTokens>,
+    wrong: WrongTokens,
+}
+
+/// What a token file holds.
+pub(crate) struct KnownTokens(Vec<(Role, Token)>);
+
+/// What a request shows.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// No token.
+    Nothing,
+    /// A token that is not known. `is_one_of_many` says that its address has shown many of them.
+    Wrong {
+        is_one_of_many: bool,
+    },
+    Known(Role),
+}
+
+impl KnownTokens {
+    /// Reads a token file.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`], which names the file and the line, and never a token.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let read = open(path).and_then(|file| {
+            let text = read_text(file).map_err(|error| format!("cannot read it: {error}"))?;
+            KnownTokens::parse(&text)
+        });
+        read.map_err(|reason| Error::InvalidOption {
+            option: "token_file",
+            reason: format!("{path:?}: {reason}"),
+        })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut known: Vec<(Role, Token)> = Vec::new();
+        for (line, role, token) in parse_file(text)? {
+            let role = role.ok_or_else(|| {
+                format!(
+                    "line {line}: the role is missing; give read, lock or admin before the token"
+                )
+            })?;
+            if known.iter().any(|(_, other)| *other == token) {
+                return Err(format!("line {line}: an earlier line has the same token"));
+            }
+            known.push((role, token));
+        }
+        if known.len() > MOST {
+            return Err(format!("there are more than {MOST} tokens in it"));
+        }
+        let known = KnownTokens(known);
+        match known.that_locks() {
+            Some(_) => Ok(known),
+            None => {
+                Err("it has no token of the role lock or admin, so nothing could be locked".into())
+            }
+        }
+    }
+
+    /// The first token that may lock.
+    pub fn that_locks(&self) -> Option<&Token> {
+        let mut known = self.0.iter();
+        known
+            .find(|(role, _)| *role >= Role::Lock)
+            .map(|(_, token)| token)
+    }
+
+    /// The role of a token. Takes as long for each that is as long: nobody learns from the time how much of it is right.
+    fn role_of(&self, token: &[u8]) -> Option<Role> {
+        let mut found = None;
+        for (role, known) in &self.0 {
+            if known.as_str().as_bytes().ct_eq(token).into() {
+                found = Some(*role);
+            }
+        }
+        found
+    }
+}
+
+impl Tokens {
+    /// The tokens of a file, for a server that begins.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let known = KnownTokens::read(path)?;
+        Ok(Tokens {
+            path: path.into(),
+            known: RwLock::new(known),
+            wrong: WrongTokens::default(),
+        })
+    }
+
+    /// Reads the file anew. A bad file changes nothing.
+    pub fn reload(&self) {
+        match KnownTokens::read(&self.path) {
+            Ok(known) => {
+                log::info!(
+                    "{:?} was read anew, and has {} tokens",
+                    self.path,
+                    known.0.len()
+                );
+                *self.known.write() = known;
+            }
+            Err(error) => log::error!("the tokens stay as they are: {error}"),
+        }
+    }
+
+    /// What a request shows that comes from there, by its `Authorization`.
+    pub(super) fn shown(&self, authorization: Option<&str>, from: IpAddr) -> Shown {
+        let Some(authorization) = authorization else {
+            return Shown::Nothing;
+        };
+        let known = self.known.read();
+        match with_token(authorization, |token| known.role_of(token)) {
+            Some(role) => {
+                self.wrong.forget(from);
+                Shown::Known(role)
+            }
+            None => Shown::Wrong {
+                is_one_of_many: self.wrong.is_one_of_many(from),
+            },
+        }
+    }
+}
+
+/// Opens a token file, if nobody else can read or change it.
+fn open(path: &Path) -> Result<File, String> {
+    // A named pipe would block.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    let file = file.map_err(|error| format!("cannot open it: {error}"))?;
+    let about = file
+        .metadata()
+        .map_err(|error| format!("cannot look at it: {error}"))?;
+    match exposed(&about, path) {
+        None => Ok(file),
+        Some(reason) => Err(reason),
+    }
+}
+
+/// Why a file's secrets may be somebody else's, too, and what to do about it.
+fn exposed(about: &Metadata, path: &Path) -> Option<String> {
+    let own = geteuid().as_raw();
+    if !about.is_file() {
+        Some("it is no regular file".into())
+    } else if about.uid() != own && about.uid() != 0 {
+        let owner = about.uid();
+        Some(format!(
+            "it belongs to user {owner}, and the server runs as user {own}; chown {own} {path:?}"
+        ))
+    } else if about.mode() & 0o077 != 0 {
+        let mode = about.mode() & 0o777;
+        Some(format!(
+            "others may use it (mode {mode:03o}); chmod 600 {path:?}"
+        ))
+    } else {
+        None
+    }
+}
+
+/// Calls with the token of `Bearer TOKEN` (RFC 6750), or with the password of Basic (RFC 7617), whatever the user's
+/// name is. `None` where there is neither. Allocates nothing: each request comes here.
+fn with_token<T>(authorization: &str, call: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
+    let (scheme, value) = authorization.split_once(' ')?;
+    let value = value.trim();
+    if scheme.eq_ignore_ascii_case("Bearer") {
+        return call(value.as_bytes());
+    }
+    if !scheme.eq_ignore_ascii_case("Basic") {
+        return None;
+    }
+    let mut decoded = [0; LONGEST_BASIC];
+    let length = STANDARD.decode_slice(value, &mut decoded).ok()?;
+    let decoded = &decoded[..length];
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    call(&decoded[colon + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_stands_behind_bearer_or_is_the_password_of_basic() {
+        let token = |authorization: &str| {
+            with_token(authorization, |token| {
+                Some(String::from_utf8_lossy(token).into_owned())
+            })
+        };
+        for (authorization, expected) in [
+            ("Bearer abcdefgh", Some("abcdefgh")),
+            ("bearer  abcdefgh ", Some("abcdefgh")),
+            // As `curl -u :TOKEN` and `curl -u me:TOKEN`.
+            ("Basic OmFiY2RlZmdo", Some("abcdefgh")),
+            ("basic bWU6YWJjZGVmZ2g=", Some("abcdefgh")),
+            ("Basic bWU=", None),
+            ("Basic :abcdefgh", None),
+            ("Basic", None),
+            ("abcdefgh", None),
+            ("Digest abcdefgh", None),
+        ] {
+            assert_eq!(token(authorization).as_deref(), expected, "{authorization}");
+        }
+        let long = format!("Basic {}", "YWFh".repeat(200));
+        assert_eq!(token(&long), None);
+    }
+
+    #[test]
+    fn a_file_has_a_role_for_each_token_and_one_that_locks() {
+        let known = KnownTokens::parse("read readreadread\nadmin adminadmin\nlock locklock\n");
+        let known = known.unwrap_or_else(|reason| panic!("{reason}"));
+        assert_eq!(known.that_locks().map(Token::as_str), Some("adminadmin"));
+        assert_eq!(known.role_of(b"locklock"), Some(Role::Lock));
+        assert_eq!(known.role_of(b"locklocK"), None);
+        assert_eq!(known.role_of(b"locklock1"), None);
+        let many: String = (0..=MOST).map(|n| format!("lock locklock{n}\n")).collect();
+        for (text, wrong) in [
+            ("", "no token of the role lock or admin"),
+            ("read readreadread", "no token of the role lock or admin"),
+            ("secretsecret", "line 1: the role is missing"),
+            (
+                "lock secretsecret\n\nread secretsecret",
+                "line 3: an earlier line",
+            ),
+            (&many, "more than 100"),
+        ] {
+            let reason = KnownTokens::parse(text).err().expect("it is bad");
+            assert!(
+                reason.contains(wrong) && !reason.contains("secret"),
+                "{reason}"
+            );
+        }
+    }
+}
