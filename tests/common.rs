@@ -39,8 +39,13 @@ pub const fn ms(milliseconds: u64) -> Duration {
 /// A bound that an issue gave, for a machine with nothing else to do: `LOCK_SERVER_TEST_SLOWNESS` times as much
 /// where the environment says that this one has.
 pub fn bound(on_an_idle_machine: Duration) -> Duration {
+    on_an_idle_machine * slowness()
+}
+
+/// How many times as much a bound may be here.
+pub fn slowness() -> u32 {
     let slowness = std::env::var("LOCK_SERVER_TEST_SLOWNESS");
-    on_an_idle_machine * slowness.map_or(1, |times| times.parse().expect("a whole number"))
+    slowness.map_or(1, |times| times.parse().expect("a whole number"))
 }
 
 /// Options for a test: any free port, no second try.

@@ -132,6 +132,9 @@ pub(crate) fn keep_little_memory() {
 /// How often memory is given back.
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
+/// How often in a row it is done after the memory has grown: for longer than an idle thread of tiny_http lives.
+const TRIMS: u8 = 4;
+
 /// Free memory that is kept is not worth a thought below this.
 const WORTHWHILE: u64 = 1024 * 1024;
 
@@ -140,6 +143,9 @@ pub(crate) struct Trim {
     next: Instant,
     /// The process's memory after the last time.
     resident: u64,
+    /// How often it is done again, though the memory has not grown since: the threads of a crowd end later than the crowd
+    /// goes, and each keeps something.
+    again: u8,
 }
 
 impl Trim {
@@ -147,6 +153,7 @@ impl Trim {
         Trim {
             next: Instant::now() + TRIM_EVERY,
             resident: 0,
+            again: 0,
         }
     }
 
@@ -160,8 +167,11 @@ impl Trim {
         {
             // SAFETY: both only look after the allocator's own books, under its own locks.
             let free = unsafe { nix::libc::mallinfo2() }.fordblks as u64;
-            let has_grown = memory::resident() > self.resident + WORTHWHILE;
-            if free > WORTHWHILE && has_grown {
+            self.again = match memory::resident() > self.resident + WORTHWHILE {
+                true => TRIMS,
+                false => self.again.saturating_sub(1),
+            };
+            if free > WORTHWHILE && self.again > 0 {
                 // SAFETY: as above.
                 unsafe { nix::libc::malloc_trim(0) };
                 trim_tops();
