@@ -4,7 +4,8 @@
 //! under the mutex and notified after it is dropped, so no thread wakes up to find it still locked.
 //!
 //! The ends of leases are kept by one thread. The end of a wait is kept by the thread that waits, on a condition
-//! variable: so there is one timer for each, and a wait that ends costs the table nothing.
+//! variable: so a wait that ends in time costs the table nothing. (The one thread keeps that of a writer, too, at the head
+//! of a queue that it keeps others from a key with room by.)
 
 use std::mem;
 use std::sync::Arc;
@@ -305,9 +306,7 @@ impl LockManager {
         decision: impl FnOnce(&mut State, Instant) -> R,
     ) -> R {
         let mut state = self.state.lock();
-        let now = Instant::now();
-        state.table.expire_key(now, key);
-        state.settle(now);
+        let now = self.expire_key(&mut state, key);
         let result = decision(&mut state, now);
         state.settle(now);
         let notifications = mem::take(&mut state.notifications);
@@ -320,6 +319,21 @@ impl LockManager {
         result
     }
 
+    /// Lets the key's leases run out whose time has come by the instant that is returned. Where a crowd held it, the
+    /// others have their turns in between.
+    fn expire_key(&self, state: &mut MutexGuard<State>, key: &str) -> Instant {
+        loop {
+            let now = Instant::now();
+            state.table.expire_key(now, key);
+            state.settle(now);
+            if !state.table.is_behind() {
+                return now;
+            }
+            let notifications = mem::take(&mut state.notifications);
+            MutexGuard::unlocked_fair(state, || notifications.deliver(Answerer::AnotherThread));
+        }
+    }
+
     /// Ends each lease when its time has come, with no request needed.
     fn keep_time(&self) {
         let mut state = self.state.lock();
@@ -327,8 +341,9 @@ impl LockManager {
             let now = Instant::now();
             let swept = state.table.expire(now, SWEEP_BATCH);
             state.settle(now);
+            let is_done = swept && !state.table.is_behind();
             let notifications = mem::take(&mut state.notifications);
-            if !notifications.is_empty() || !swept {
+            if !notifications.is_empty() || !is_done {
                 MutexGuard::unlocked_fair(&mut state, || {
                     notifications.deliver(Answerer::AnotherThread);
                 });

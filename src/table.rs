@@ -10,7 +10,7 @@
 //! When there is room, the head of the queue is *proposed* as the next holder. Whether its client is still there is
 //! asked by the caller, who answers each proposal with [`grant`](LockTable::grant) or
 //! [`pass_over`](LockTable::pass_over) before it asks anything else of that key; and before anything is asked of a key,
-//! the caller lets its leases run out with [`expire_key`](LockTable::expire_key). When all that is done, for every key:
+//! the caller lets its leases run out with [`expire_key`](LockTable::expire_key), as often as it takes. When all that is done, for every key:
 //! (1) no more holds than the least number of slots among them; (2) the head of the queue could not be let in, so if
 //! anyone waits, there is a hold; (3) grants follow arrival among those who wait; (4) fencing tokens only grow; (5) an
 //! acquire with a request ID is known once: by its grant, by its place in the queue, or by the place reserved for it;
@@ -113,6 +113,9 @@ struct Ledger<W> {
     next_fence: Fence,
     next_ticket: Ticket,
     limits: Limits,
+    /// How many holds may still end in this step of time, and whether there were more.
+    ends_left: usize,
+    is_behind: bool,
 }
 
 /// Why a key has a hold.
@@ -133,6 +136,8 @@ impl<W> LockTable<W> {
                 next_fence: first_fence,
                 next_ticket: 1,
                 limits,
+                ends_left: 0,
+                is_behind: false,
             },
         }
     }

@@ -1,6 +1,6 @@
 //! One key: its holds, and who waits for it.
 //!
-//! Decides who may hold the key beside the others. Knows no index of the table.
+//! Decides who may hold the key beside the others. Holds none of the table's indices.
 
 use std::time::{Duration, Instant};
 
@@ -126,10 +126,15 @@ impl<W> Entry<W> {
         }
     }
 
+    /// Whether a hold has ended by then.
+    pub fn has_lapsed(&self, by: Instant) -> bool {
+        self.next_end().is_some_and(|(end, _)| end <= by)
+    }
+
     /// Takes out a hold that has ended by then.
     pub fn pop_lapsed(&mut self, by: Instant) -> Option<Hold> {
-        let end = self.next_end()?;
-        (end.0 <= by).then(|| self.take(end))
+        let end = self.next_end().filter(|(end, _)| *end <= by)?;
+        Some(self.take(end))
     }
 
     /// The end of a hold that comes first.

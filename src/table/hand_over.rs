@@ -27,6 +27,10 @@ impl<W> Proposal<W> {
     }
 }
 
+/// How many holds end in one step at the most: for as long the mutex is held. A key may have a million. The models of the
+/// tests take many steps.
+pub(super) const ENDS_PER_STEP: usize = if cfg!(test) { 2 } else { 1000 };
+
 /// Why a key with a proposal has an entry.
 const PROPOSED: &str = "an entry stays until its proposal is answered";
 
@@ -34,9 +38,11 @@ const PROPOSED: &str = "an entry stays until its proposal is answered";
 const HELD: &str = "the expiry index names only held keys";
 
 impl<W> LockTable<W> {
-    /// Lets happen what time has brought to this key: its leases run out whose time has come.
+    /// Lets happen what time has brought to this key: its leases run out whose time has come. When all proposals are
+    /// answered, the caller asks whether that [was all](Self::is_behind).
     pub fn expire_key(&mut self, now: Instant, key: &str) {
         let LockTable { entries, ledger } = self;
+        ledger.begin_step();
         if let Some(entry) = entries.get_mut(key)
             && let Some(change) = entry.next_change().filter(|&change| change <= now)
         {
@@ -46,18 +52,27 @@ impl<W> LockTable<W> {
         }
     }
 
-    /// Lets happen what time has brought to all keys: every one that somebody waits for, and up to `batch` lapsed holds
+    /// Lets happen what time has brought to all keys: those that somebody waits for, and up to `batch` lapsed holds
     /// of the others. As many places of broken connections are forgotten. `false` if more of
-    /// those two may be left over.
+    /// those two may be left over; of the first, [`is_behind`](Self::is_behind) says it.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
-        while let Some((change, key)) = self.ledger.ends.pop_contended(now) {
+        self.ledger.begin_step();
+        while self.ledger.ends_left > 0
+            && let Some((change, key)) = self.ledger.ends.pop_contended(now)
+        {
             let entry = self.entries.get_mut(&key).expect(HELD);
             let free = self.ledger.hand_over(now, entry, key, change);
             self.free(free);
         }
+        self.ledger.is_behind |= self.next_hand_over().is_some_and(|next| next <= now);
         let no_lapsed_left = self.free_lapsed(now, batch);
         let no_reserved_left = self.ledger.reserved.expire(now, batch);
         no_lapsed_left && no_reserved_left
+    }
+
+    /// Whether the last step left something over that time has brought by then, because it was too much for one step.
+    pub fn is_behind(&self) -> bool {
+        self.ledger.is_behind
     }
 
     /// The next proposal to answer. The caller asks its client whether it is there.
@@ -132,6 +147,12 @@ impl<W> LockTable<W> {
 }
 
 impl<W> Ledger<W> {
+    /// So many holds may end until the caller lets others have a turn.
+    fn begin_step(&mut self) {
+        self.ends_left = ENDS_PER_STEP;
+        self.is_behind = false;
+    }
+
     /// Takes note of the end of a hold that was taken out of its entry.
     pub(super) fn end_hold(&mut self, key: Key, hold: Hold, change: fn(Fence) -> Change<W>) {
         self.holds -= 1;
@@ -153,6 +174,12 @@ impl<W> Ledger<W> {
         loop {
             while let Some(hold) = entry.pop_lapsed(at) {
                 self.end_hold(key.clone(), hold, Change::Expired);
+                self.ends_left = self.ends_left.saturating_sub(1);
+                if self.ends_left == 0 && entry.has_lapsed(at) {
+                    // The rest of this instant comes with the next step, before anything else of this key.
+                    self.is_behind = true;
+                    return self.index(entry, key);
+                }
             }
             while let Some((ticket, waiter)) = entry.pop_impatient(at) {
                 self.waiters -= 1;

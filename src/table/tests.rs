@@ -13,6 +13,7 @@ use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 
 use super::entry::Entry;
+use super::hand_over::ENDS_PER_STEP;
 use super::leave::RESERVED_FOR;
 use super::others::End;
 use super::queue::Queue;
@@ -183,13 +184,22 @@ impl<W> Managed<W> {
     }
 
     fn expire_key(&mut self, now: Instant, key: &str) {
-        self.table.expire_key(now, key);
-        self.settle(now);
+        loop {
+            self.table.expire_key(now, key);
+            self.settle(now);
+            if !self.table.is_behind() {
+                break;
+            }
+        }
     }
 
     fn expire(&mut self, now: Instant, batch: usize) -> bool {
         let done = self.table.expire(now, batch);
         self.settle(now);
+        while self.table.is_behind() {
+            self.table.expire(now, 0);
+            self.settle(now);
+        }
         done
     }
 
