@@ -65,6 +65,7 @@
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
 //! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
 //! | `Lock-Server` | `wire::each_answer_says_which_run_of_a_server_gave_it` |
+//! | `Lock-Server-Pid` | `wire::ping_from_loopback_says_which_process_a_server_has_of_its_own` |
 //! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
 //! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
