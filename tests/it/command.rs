@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc;
@@ -910,6 +911,28 @@ fn a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names() {
     let stop = Outcome::of(program(["stop", "--pid-file"]).arg(no_file));
     stop.expect(1, "");
     assert_eq!(daemon.typed("status").code, Some(0));
+}
+
+#[test]
+fn another_users_server_is_not_stopped_by_its_port_and_its_user_is_named() {
+    if !Uid::effective().is_root() {
+        return skip("only root can be another user");
+    }
+    let daemon = Daemon::started("");
+    let address = daemon.address();
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    // The user need not be able to read the folder that the program was built in.
+    let directory = tempfile::tempdir().expect("a directory");
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(directory.path(), open).expect("it is ours");
+    let copy = directory.path().join("lock-server");
+    fs::copy(PROGRAM, &copy).expect("copied");
+    let mut stop = Command::new(copy);
+    clean(&mut stop).args(["stop", "--port", port]).uid(54321);
+    let stop = Outcome::of(&mut stop);
+    stop.expect(1, "");
+    stop.expect_stderr(&["not running, but", "belongs to user 0"]);
+    assert_eq!(daemon.typed("stop").code, Some(0));
 }
 
 /// Anything may listen there and name a process that somebody would like to see ended.

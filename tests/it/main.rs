@@ -188,6 +188,7 @@
 //! | one whose pid file lies elsewhere, too, and is restarted | `command::a_server_whose_pid_file_lies_elsewhere_is_found_by_its_port_and_restarted` |
 //! | a pid file that is removed comes back | `command::a_pid_file_that_is_swept_away_comes_back_by_itself_and_stop_goes_by_it` |
 //! | no process is signalled because a foreign server names it | `command::a_process_that_a_foreign_server_names_is_not_signalled` |
+//! | nor another user's server | `command::another_users_server_is_not_stopped_by_its_port_and_its_user_is_named` |
 //! | nor a server that the pid file does not name | `command::a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names` |
 //! | `run` ends by SIGINT and SIGTERM with 0 | `command::sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait` |
 //! | `run` says where it serves once it does | `command::run_says_where_it_serves_once_it_does` |
