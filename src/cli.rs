@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod exec;
 pub mod exit;
 pub mod help;
+pub mod local_server;
 pub mod parsers;
 pub mod pid_file;
 pub mod process;

@@ -337,12 +337,20 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
     pub fn try_ping(&self) -> Result<(), Error> {
+        self.server_process().map(drop)
+    }
+
+    /// Asks, as [`try_ping`](Self::try_ping) does, and returns the number of the server's process. `None` if this client
+    /// does not ask over loopback, and of a server that was [spawned](crate::Server::spawn).
+    ///
+    /// # Errors
+    /// As [`is_locked`](Self::is_locked).
+    pub fn server_process(&self) -> Result<Option<u32>, Error> {
         let question = Request::bare(Verb::Ping);
         let answer = self.transport.ask_once(&question, PING_TIMEOUT)?;
-        if self.yes_or_no(&question, &answer)? {
-            Ok(())
-        } else {
-            Err(self.transport.bad_reply(&question, "0"))
+        match self.yes_or_no(&question, &answer)? {
+            true => Ok(answer.reply.process),
+            false => Err(self.transport.bad_reply(&question, "0")),
         }
     }
 

@@ -87,12 +87,11 @@
 //! depends on, and the write is refused under any other than the greatest. It stays below 2^53, so that a JSON
 //! number is exact.
 //!
-//! The first fence of a server is the Unix time of its start in microseconds, and each grant adds one. A
-//! server grants less than one key per microsecond, so a server that is started later begins above everything
-//! that was granted before. That holds as long as the clock is not set back, from one start to the next,
-//! by more than the first server had run, less a microsecond for each of its grants: a server that has run for
-//! an hour tolerates a clock set back by nearly an hour. While a server runs, its clock may be set at will. The
-//! numbers last until the year 2255.
+//! The first fence of a server is the Unix time of its start in microseconds, and each grant adds one. A server grants
+//! less than one key per microsecond, so a server that is started later begins above everything that was granted before.
+//! That holds as long as the clock is not set back, from one start to the next, by more than the first server had run,
+//! less a microsecond for each of its grants: a server that has run for an hour tolerates a clock set back by nearly an
+//! hour. While a server runs, its clock may be set at will. The numbers last until the year 2255.
 //!
 //! # Answers
 //!
@@ -129,6 +128,7 @@
 //! | `Lock-Attempt-Timeout` | PING | how long a LOCK may wait here that names no time, in seconds |
 //! | `Lock-Max-Attempt-Timeout` | PING | the longest that a LOCK may wait here, in seconds |
 //! | `Lock-Server` | every answer | what this run of the server is called, 1 to 64 of `A-Z a-z 0-9 _ . : -`: always the same for as long as it runs, and never that of another run or another server. Who meets another one than that which granted has been led to a server that knows nothing of the grant |
+//! | `Lock-Server-Pid` | PING from a loopback address, to a server that has a process of its own | the number of that process. A proxy on the same machine asks from loopback, too. It is no secret: all users of the machine can list processes |
 //! | `Lock-Echo` | the answer to a question with a `Lock-Echo` header of 1 to 64 of `A-Z a-z 0-9 _ . : -` | the same, so that a client can tell this answer from another question's |
 //!
 //! What is left of a lease is read after the grant, so a client that adds it to an instant before it asked may
@@ -159,7 +159,6 @@ pub(crate) const LOCK_SLOTS: &str = "Lock-Slots";
 pub(crate) const LOCK_HOLDER: &str = "Lock-Holder";
 pub(crate) const LOCK_HOLDERS: &str = "Lock-Holders";
 pub(crate) const LOCK_HOLDER_NOTE: &str = "Lock-Holder-Note";
-/// How long the holder's lease still lasts, in seconds.
 pub(crate) const LOCK_HOLDER_EXPIRES_IN: &str = "Lock-Holder-Expires-In";
 pub(crate) const LOCK_WAITERS: &str = "Lock-Waiters";
 pub(crate) const LOCK_TIMEOUT: &str = "Lock-Timeout";
@@ -167,6 +166,7 @@ pub(crate) const LOCK_ATTEMPT_TIMEOUT: &str = "Lock-Attempt-Timeout";
 pub(crate) const LOCK_MAX_ATTEMPT_TIMEOUT: &str = "Lock-Max-Attempt-Timeout";
 pub(crate) const LOCK_ECHO: &str = "Lock-Echo";
 pub(crate) const LOCK_SERVER: &str = "Lock-Server";
+pub(crate) const LOCK_SERVER_PID: &str = "Lock-Server-Pid";
 
 /// A question that was understood. A name that its verb does not take is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -342,15 +342,15 @@ impl Wire {
     }
 }
 
-/// An answer without what differs from time to time: the seconds that are left of a lease, its fence, and the header
-/// that each answer of a server has.
+/// An answer without what differs from time to time: the seconds that are left of a lease, its fence, the server's
+/// process, and the header that each answer of a server has.
 pub fn masked(answer: &str) -> String {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let lines = head.split("\r\n");
     let lines = lines.filter(|line| !line.starts_with("Lock-Server: "));
     let lines = lines.map(|line| match line.split_once(": ") {
         Some((name @ ("Lock-Expires-In" | "Lock-Holder-Expires-In"), _)) => format!("{name}: S"),
-        Some((name @ "Lock-Fence", _)) => format!("{name}: N"),
+        Some((name @ ("Lock-Fence" | "Lock-Server-Pid"), _)) => format!("{name}: N"),
         _ => line.into(),
     });
     format!("{}\r\n\r\n{body}", lines.collect::<Vec<_>>().join("\r\n"))

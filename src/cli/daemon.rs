@@ -9,7 +9,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::{Client, Error, Options, Server};
+use lock_server::{Client, Options, Server};
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{self, ForkResult, Pid};
@@ -18,6 +18,7 @@ use crate::cli::advice::explain;
 use crate::cli::args::{ServerArgs, StatusArgs, Stop};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
+use crate::cli::local_server::{self, Answering};
 use crate::cli::pid_file::{Found, PidFile, Record};
 use crate::cli::{open_log, print, print_and, say, serve, start_log};
 
@@ -38,10 +39,12 @@ pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
     start_with(args.options, pid_file, serve::STOP_IT)
 }
 
-/// Stops the server that the pid file names.
+/// Stops the server that the pid file names, or else the one at the port. Where only a pid file is named, the server at
+/// the usual port may be another one.
 pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
     let defaults = Options::default();
     let port = args.port.unwrap_or(defaults.port);
+    let may_go_by_port = args.port.is_some() || args.pid_file.is_none();
     let pid_file = PidFile::new(args.pid_file, port)?;
     let path = pid_file.path();
     let not_running = match pid_file.find()? {
@@ -56,35 +59,53 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
         }
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
-    let advice = "; end it where it was started";
-    let not_running = match without_pid_file(&defaults.host, port, &pid_file, advice)? {
-        Some(answers) => format!("{not_running}{answers}"),
-        None => format!("{not_running}; there is no server of {path}"),
+    let host = &defaults.host;
+    let why = match local_server::ask(host, port)? {
+        Answering::Ours(server) if may_go_by_port => {
+            server.end()?;
+            say(&found_by_port(&pid_file, host, port));
+            print(&format!("stopped process {}", server.pid));
+            return Ok(ExitCode::SUCCESS);
+        }
+        Answering::Ours(_) => {
+            let why = format!(" as another process than {path} names; stop it with --port {port}");
+            but_answers(&pid_file, host, port, &why)
+        }
+        Answering::NotOurs(why) => {
+            let why = format!(": {why}; end it where it was started");
+            but_answers(&pid_file, host, port, &why)
+        }
+        Answering::NotHttp(why) => format!("; {why}"),
+        Answering::Nothing => format!("; there is no server of {path}"),
     };
-    Err(Failure::new(FAILED, not_running))
+    Err(Failure::new(FAILED, format!("{not_running}{why}")))
 }
 
 /// Stops the server, if it runs, and starts it again with these options.
 pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     close_inherited();
+    let may_go_by_port = args.pid_file.is_none();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
-    let Found::Running(old, file) = pid_file.find()? else {
-        return start_with(args.options, pid_file, RESTART_AGAIN);
+    let port = args.options.port;
+    let classic_port = if let Found::Running(old, file) = pid_file.find()? {
+        try_options(&args.options, |port| old.endpoint.has(port))?;
+        end(&old, &file, &pid_file)?;
+        old.endpoint.classic_port
+    } else {
+        // It listens on this machine, whatever `--host` says.
+        let host = Options::default().host;
+        match local_server::ask(&host, port)? {
+            Answering::Ours(old) if may_go_by_port => {
+                try_options(&args.options, |port| old.ports.contains(&port))?;
+                old.end()?;
+                say(&found_by_port(&pid_file, &host, port));
+                print(&format!("stopped process {}", old.pid));
+                old.ports.into_iter().find(|other| *other != port)
+            }
+            _ => None,
+        }
     };
-    // Options that cannot serve are found out while the running server still does. Its own ports will be free.
-    let free = |port| if old.endpoint.has(port) { 0 } else { port };
-    let trial = Options {
-        port: free(args.options.port),
-        classic_port: args.options.classic_port.map(free),
-        ..args.options.clone()
-    };
-    Server::new(trial).bind()?;
-    let lost = old
-        .endpoint
-        .classic_port
-        .filter(|_| args.options.classic_port.is_none());
-    end(&old, &file, &pid_file)?;
-    drop(file);
+    let lost = classic_port.filter(|_| args.options.classic_port.is_none());
     let started = start_with(args.options, pid_file, RESTART_AGAIN)?;
     if let Some(port) = lost {
         say(&format!(
@@ -94,11 +115,24 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     Ok(started)
 }
 
-/// Says whether the server that the pid file names runs and answers.
+/// Finds out which options cannot serve while the old server still does. Its own ports will be free.
+fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<(), Failure> {
+    let free = |port| if will_be_free(port) { 0 } else { port };
+    let trial = Options {
+        port: free(options.port),
+        classic_port: options.classic_port.map(free),
+        ..options.clone()
+    };
+    Server::new(trial).bind()?;
+    Ok(())
+}
+
+/// Says whether the server that the pid file names runs and answers, or else the one at the port.
 pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let defaults = Options::default();
     let port = args.port.unwrap_or(defaults.port);
     let host = args.host.unwrap_or(defaults.host);
+    let may_go_by_port = args.port.is_some() || args.pid_file.is_none();
     let pid_file = PidFile::new(args.pid_file, port)?;
     let path = pid_file.path();
     let not_running = match pid_file.find()? {
@@ -115,32 +149,35 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
         Found::Stale(why, _) => format!("not running; {path} is stale: {why}"),
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
-    let line = match without_pid_file(&host, port, &pid_file, "")? {
-        Some(answers) => format!("{not_running}{answers}"),
-        None => not_running,
+    let why = match local_server::ask(&host, port)? {
+        Answering::Ours(server) if may_go_by_port => {
+            say(&found_by_port(&pid_file, &host, port));
+            let pid = server.pid;
+            return Ok(print(&format!("running, process {pid}, on {host}:{port}")));
+        }
+        Answering::Ours(server) => {
+            let why = format!(" as process {}", server.pid);
+            but_answers(&pid_file, &host, port, &why)
+        }
+        Answering::NotOurs(why) => but_answers(&pid_file, &host, port, &format!(": {why}")),
+        Answering::NotHttp(why) => format!("; {why}"),
+        Answering::Nothing => String::new(),
     };
-    Ok(print_and(&line, FAILED.into()))
+    Ok(print_and(&format!("{not_running}{why}"), FAILED.into()))
 }
 
-/// What answers where no pid file says that anything does, as the rest of a sentence; a server with this advice.
-fn without_pid_file(
-    host: &str,
-    port: u16,
-    pid_file: &PidFile,
-    advice: &str,
-) -> Result<Option<String>, Failure> {
-    if port == 0 {
-        return Ok(None);
-    }
-    match Client::new("status", host, port).try_ping() {
-        Ok(()) => Ok(Some(format!(
-            ", but a server that has no {} answers on {host}:{port}{advice}",
-            pid_file.path()
-        ))),
-        Err(error @ Error::NotHttp { .. }) => Ok(Some(format!("; {}", explain(&error)))),
-        Err(error @ Error::InvalidOption { .. }) => Err(error.into()),
-        Err(_) => Ok(None),
-    }
+/// How a server was found whose pid file was not.
+fn found_by_port(pid_file: &PidFile, host: &str, port: u16) -> String {
+    let path = pid_file.path();
+    format!(
+        "{path} names no server that runs; the one that answers on {host}:{port} was asked for its process"
+    )
+}
+
+/// What answers where no pid file names a server that runs, as the rest of a sentence.
+fn but_answers(pid_file: &PidFile, host: &str, port: u16, why: &str) -> String {
+    let path = pid_file.path();
+    format!(", but a server that has no {path} answers on {host}:{port}{why}")
 }
 
 /// Closes what the caller had open: a server in the background would keep it open for as long as it serves. Called

@@ -7,10 +7,12 @@
 
 use std::env;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::ErrorKind::{AlreadyExists, NotFound};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{self, PathBuf};
 use std::process;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a process may take to end, once for each signal.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a server looks whether its pid file is still there: often enough for the person who has just noticed that
+/// it is gone.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Where a pid file is, or is to be.
 pub struct PidFile {
@@ -275,16 +281,60 @@ pub struct LockedPidFile {
 impl LockedPidFile {
     /// Writes what this process serves on.
     pub fn write(&mut self, endpoint: Endpoint) -> Result<(), Failure> {
-        let mut text = format!("{}\n{}\n", process::id(), endpoint.address);
-        if let Some(port) = endpoint.classic_port {
-            text += &format!("{port}\n");
-        }
         let Some(file) = &mut self.file else {
             return Ok(());
         };
         // In one piece, so that nobody reads half of it.
+        let text = own_record(endpoint);
         let written = file.rewind().and_then(|()| file.write_all(text.as_bytes()));
         written.map_err(|error| self.pid_file.failed("write", &error))
+    }
+
+    /// Puts the file back where it is gone, until the sender of `ended` is dropped. What sweeps `/tmp`, or the end of a
+    /// login session, removes it while the server runs.
+    pub fn keep(&mut self, endpoint: Endpoint, ended: &Receiver<()>) {
+        let mut was_refused = false;
+        while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK_INTERVAL) {
+            let put_back = self.put_back(endpoint);
+            let path = self.pid_file.path();
+            match put_back {
+                Ok(false) => {}
+                Ok(true) => log::warn!("the pid file {path} was gone, and is back"),
+                // Its directory is gone, too, or another server has the place by now.
+                Err(error) if matches!(error.kind(), NotFound | AlreadyExists) => {}
+                Err(error) => {
+                    if !was_refused {
+                        log::warn!("the pid file {path} is gone, and cannot be made: {error}");
+                    }
+                    was_refused = true;
+                }
+            }
+        }
+    }
+
+    /// Whether the file was gone and is back. Whatever else has its place stays there.
+    fn put_back(&mut self, endpoint: Endpoint) -> io::Result<bool> {
+        let path = &self.pid_file.path;
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == NotFound => {}
+            found => return found.map(|_| false),
+        }
+        let mut beside = path.clone().into_os_string();
+        beside.push(format!(".{}", process::id()));
+        let mut make = File::options();
+        make.read(true).write(true).create_new(true).mode(0o644);
+        let mut file = make.open(&beside)?;
+        // Nobody can lock or read it at its place before this process has it locked and has written it, and a link
+        // replaces no file.
+        let linked = file
+            .try_lock()
+            .map_err(io::Error::from)
+            .and_then(|()| file.write_all(own_record(endpoint).as_bytes()))
+            .and_then(|()| fs::hard_link(&beside, path));
+        let removed = fs::remove_file(&beside);
+        linked?;
+        self.file = Some(file);
+        removed.map(|()| true)
     }
 
     /// Removes it.
@@ -306,6 +356,15 @@ impl Drop for LockedPidFile {
             let _ = self.pid_file.remove(&file);
         }
     }
+}
+
+/// What the file of this process says.
+fn own_record(endpoint: Endpoint) -> String {
+    let mut text = format!("{}\n{}\n", process::id(), endpoint.address);
+    if let Some(port) = endpoint.classic_port {
+        text += &format!("{port}\n");
+    }
+    text
 }
 
 /// `--help` says this to people.

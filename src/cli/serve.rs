@@ -1,9 +1,12 @@
 //! Serving in this process, with a pid file, and what it says to the person in front of it.
 
+use std::cell::Cell;
 use std::env;
 use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 
 use lock_server::{Options, Server, ServerAddress, ServerState};
 
@@ -59,7 +62,23 @@ pub fn serve(
     if let Some(pid_file) = &mut pid_file {
         pid_file.write(endpoint)?;
     }
-    let served = server.run_with(notify);
+    let served = thread::scope(|scope| {
+        let (serves, ended) = mpsc::channel();
+        let kept = Cell::new(pid_file.as_mut().zip(Some(ended)));
+        let served = server.run_with(|state| {
+            notify(state);
+            // Not before: what a server sets up takes longer beside another thread.
+            if let Some((pid_file, ended)) = kept.take() {
+                let thread = thread::Builder::new().name("lock-pid-file".into());
+                let keep = move || pid_file.keep(endpoint, &ended);
+                if let Err(error) = thread.spawn_scoped(scope, keep) {
+                    log::warn!("no thread looks after the pid file: {error}");
+                }
+            }
+        });
+        drop::<mpsc::Sender<()>>(serves);
+        served
+    });
     let removed = pid_file.map_or(Ok(()), LockedPidFile::remove);
     served?;
     removed

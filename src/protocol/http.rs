@@ -15,8 +15,8 @@ use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
     LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_HOLDERS, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT,
-    LOCK_SERVER, LOCK_SLOTS, LOCK_WAITERS, Malformed, Parameter, Reply, ReplyBody, Request, Status,
-    Value,
+    LOCK_SERVER, LOCK_SERVER_PID, LOCK_SLOTS, LOCK_WAITERS, Malformed, Parameter, Reply, ReplyBody,
+    Request, Status, Value,
 };
 use crate::lease::{Fence, Holder, Slots};
 use crate::refusal::Refusal;
@@ -249,6 +249,8 @@ pub(crate) struct ParsedReply {
     /// Who holds the key.
     pub holder: Option<Holder>,
     pub times: Option<ServerTimes>,
+    /// The server's process on this machine.
+    pub process: Option<u32>,
 }
 
 /// What a server says of a grant.
@@ -325,6 +327,7 @@ impl ParsedReply {
             lease: parse_lease(text),
             holder: parse_holder(text),
             times: parse_times(text),
+            process: parse_process(text),
         })
     }
 }
@@ -361,6 +364,12 @@ fn parse_times<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<ServerTimes
         lock_attempt_timeout,
         max_lock_attempt_timeout: longest.unwrap_or(lock_attempt_timeout),
     })
+}
+
+/// What they say of the server's process. The kernel's numbers are positive, and fit in 31 bits.
+fn parse_process<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<u32> {
+    let pid: i32 = text(LOCK_SERVER_PID)?.parse().ok()?;
+    u32::try_from(pid).ok().filter(|pid| *pid > 0)
 }
 
 /// The first line of a `200`. `None` if it is none of the seed's three forms.

@@ -2,6 +2,7 @@
 //!
 //! Knows no socket and no thread; who has to wait is handed to the lock manager.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::manager::{LockManager, Outcome, Pending, Waiter};
@@ -21,6 +22,8 @@ pub(crate) struct Handler {
     pub stop: Arc<StopSources>,
     /// What this run of the server is called, and no other.
     pub server: Arc<str>,
+    /// The server's process. `None` if the process is that of a program.
+    pub process: Option<u32>,
 }
 
 impl Handler {
@@ -99,6 +102,16 @@ impl Handler {
                 protocol::LOCK_MAX_ATTEMPT_TIMEOUT,
                 Seconds(self.caps.lock_attempt_timeout),
             )
+    }
+
+    /// The reply, as one on this machine gets it: a PING from loopback is told the process, too.
+    pub fn with_process(&self, reply: Reply, verb: Verb, from: IpAddr) -> Reply {
+        match self.process {
+            Some(pid) if verb == Verb::Ping && from.to_canonical().is_loopback() => {
+                reply.with_header(protocol::LOCK_SERVER_PID, pid)
+            }
+            _ => reply,
+        }
     }
 
     fn shut_down(&self, role: Option<Role>) -> Reply {

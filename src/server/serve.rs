@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -55,14 +56,14 @@ pub(crate) fn serve(
     listeners: Listeners,
     options: &Options,
     stop: &Arc<StopSources>,
-    process: ProcessUse,
+    process_use: ProcessUse,
     notify: &dyn Fn(ServerState),
 ) -> Result<(), Error> {
     let address = listeners
         .http
         .local_addr()
         .map_err(start_failed("the listener has no address"))?;
-    let clients = match process {
+    let clients = match process_use {
         ProcessUse::Own => {
             limits::keep_little_memory();
             limits::raise()
@@ -75,7 +76,7 @@ pub(crate) fn serve(
         // Some are left for those who unlock.
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
-    let handler = handler(options, address, limits, stop)?;
+    let handler = handler(options, address, limits, stop, process_use)?;
     let mut parts = match Parts::open(listeners, handler.clone(), clients) {
         Ok(parts) => parts,
         Err(error) => {
@@ -93,7 +94,7 @@ pub(crate) fn serve(
             "{address} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock"
         );
     }
-    parts.run(process);
+    parts.run(process_use);
     stop.log_reason();
     notify(ServerState::Stopping);
     parts.close();
@@ -144,7 +145,7 @@ impl Parts {
     }
 
     /// The loop, until the server is asked to end.
-    fn run(&mut self, process: ProcessUse) {
+    fn run(&mut self, process_use: ProcessUse) {
         let mut trim = Trim::new();
         loop {
             let left = self.http.next_poll();
@@ -168,7 +169,7 @@ impl Parts {
             }
             self.http.poll(happened.arrival);
             // It takes the allocator's locks, one after another: beside a thousand threads that allocate it takes long.
-            if process == ProcessUse::Own && self.http.is_calm() {
+            if process_use == ProcessUse::Own && self.http.is_calm() {
                 trim.tick();
             }
         }
@@ -195,6 +196,7 @@ fn handler(
     address: SocketAddr,
     limits: Limits,
     stop: &Arc<StopSources>,
+    process_use: ProcessUse,
 ) -> Result<Arc<Handler>, Error> {
     let terms = Terms {
         lock_timeout: options.lock_timeout,
@@ -222,6 +224,7 @@ fn handler(
         },
         stop: stop.clone(),
         server: name_of_this_run(),
+        process: (process_use == ProcessUse::Own).then(process::id),
     }))
 }
 

@@ -170,7 +170,7 @@ fn each_wire_has_its_own_bytes_and_sees_the_others_locks() {
     let ping = http_answer("", "1\n").replace(
         "\r\n\r\n",
         "\r\nLock-Timeout: 600.000\r\nLock-Attempt-Timeout: 0.050\r\n\
-         Lock-Max-Attempt-Timeout: 3600.000\r\n\r\n",
+         Lock-Max-Attempt-Timeout: 3600.000\r\nLock-Server-Pid: N\r\n\r\n",
     );
     assert_eq!(both("/PING"), ["1\n".into(), ping]);
     for locks_on_http in [false, true] {

@@ -7,19 +7,21 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use lock_server::Server;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use nix::unistd::{Pid, Uid, chown};
 use tempfile::TempDir;
 
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
-use crate::common::{bound, free_port, skip, until};
+use crate::common::{bound, free_port, options, skip, until};
 
 const VERBS: [&str; 14] = [
     "run",
@@ -806,17 +808,166 @@ fn a_process_that_does_not_answer_is_told_from_one_that_does() {
     daemon.typed("stop").expect(0, &line);
 }
 
+/// A server in the threads of a program is ended by that program.
 #[test]
-fn status_and_stop_mention_a_server_that_has_no_pid_file() {
-    let server = Foreground::run("");
-    let daemon = Daemon::none();
+fn status_and_stop_mention_a_server_that_has_no_process_of_its_own() {
+    let mut server = Server::new(options());
+    server.spawn().expect("it serves");
+    let (daemon, address) = (Daemon::none(), format!("127.0.0.1:{}", server.port()));
     let status = daemon.typed(&format!("status --port {}", server.port()));
     assert_eq!(status.code, Some(1), "{status:?}");
     assert!(status.stdout.starts_with("not running, but"), "{status:?}");
-    assert!(status.stdout.contains(&server.address), "{status:?}");
+    assert!(status.stdout.contains(&address), "{status:?}");
     let stop = daemon.typed(&format!("stop --port {}", server.port()));
     stop.expect(1, "");
-    stop.expect_stderr(&["not running, but", &server.address, "where it was started"]);
+    stop.expect_stderr(&[
+        "not running, but",
+        &address,
+        "no process of its own",
+        "where it was started",
+    ]);
+    assert!(server.ping());
+}
+
+/// Kills a server that lost its pid file, if a test fails.
+struct Leftover(u32);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        if is_lock_server(self.0) {
+            let _ = kill(Pid::from_raw(self.0 as i32), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The runtime directory goes at the logout, and the server stays.
+#[test]
+fn a_server_whose_pid_file_is_gone_is_found_and_stopped_by_its_port() {
+    let daemon = Daemon::started("");
+    let (pid, address) = (daemon.pid(), daemon.address());
+    let _leftover = Leftover(pid);
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    fs::remove_dir_all(daemon.directory.path()).expect("it is there");
+    let status = daemon.typed(&format!("status --port {port}"));
+    status.expect(0, &format!("running, process {pid}, on {address}\n"));
+    let stop = daemon.typed(&format!("stop --port {port}"));
+    stop.expect(0, &format!("stopped process {pid}\n"));
+    stop.expect_stderr(&[&address, "was asked for its process"]);
+    assert!(TcpStream::connect(&address).is_err());
+}
+
+#[test]
+fn a_pid_file_that_is_swept_away_comes_back_by_itself_and_stop_goes_by_it() {
+    let daemon = Daemon::started("");
+    let record = daemon.record();
+    let _leftover = Leftover(daemon.pid());
+    let stopped = format!("stopped process {}\n", daemon.pid());
+    fs::remove_file(&daemon.pid_file).expect("it is there");
+    until("the file is back", || daemon.pid_file.exists());
+    assert_eq!(daemon.record(), record);
+    fs::remove_dir_all(daemon.directory.path()).expect("it is there");
+    fs::create_dir(daemon.directory.path()).expect("it was there");
+    until("the file is back with its directory", || {
+        daemon.pid_file.exists()
+    });
+    let files = || fs::read_dir(daemon.directory.path()).expect("a directory");
+    until("nothing else is there", || files().count() == 1);
+    let start = daemon.typed("start --port 0");
+    start.expect(1, "");
+    start.expect_stderr(&["already running"]);
+    daemon.typed("stop").expect(0, &stopped);
+    assert!(!daemon.pid_file.exists());
+}
+
+/// cron has no XDG_RUNTIME_DIR, and a login shell has one.
+#[test]
+fn a_server_whose_pid_file_lies_elsewhere_is_found_by_its_port_and_restarted() {
+    let there = Daemon::started("");
+    let (pid, address) = (there.pid(), there.address());
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    let mut here = Daemon::none();
+    here.pid_file = here
+        .directory
+        .path()
+        .join(format!("lock-server-{port}.pid"));
+    let by_port = |verb: &str| {
+        let mut command = program([verb, "--port", port]);
+        Outcome::of(command.env("XDG_RUNTIME_DIR", here.directory.path()))
+    };
+    by_port("status").expect(0, &format!("running, process {pid}, on {address}\n"));
+    let restart = by_port("restart");
+    let stopped = format!("stopped process {pid}\n{}", here.started_line());
+    restart.expect(0, &stopped);
+    assert!(!there.pid_file.exists());
+    let stopped = format!("stopped process {}\n", here.pid());
+    by_port("stop").expect(0, &stopped);
+    assert!(TcpStream::connect(&address).is_err());
+}
+
+#[test]
+fn a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names() {
+    let daemon = Daemon::started("");
+    let no_file = daemon.directory.path().join("no-such.pid");
+    let stop = Outcome::of(program(["stop", "--pid-file"]).arg(no_file));
+    stop.expect(1, "");
+    assert_eq!(daemon.typed("status").code, Some(0));
+}
+
+#[test]
+fn another_users_server_is_not_stopped_by_its_port_and_its_user_is_named() {
+    if !Uid::effective().is_root() {
+        return skip("only root can be another user");
+    }
+    let daemon = Daemon::started("");
+    let address = daemon.address();
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    // The user need not be able to read the folder that the program was built in.
+    let directory = tempfile::tempdir().expect("a directory");
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(directory.path(), open).expect("it is ours");
+    let copy = directory.path().join("lock-server");
+    fs::copy(PROGRAM, &copy).expect("copied");
+    let mut stop = Command::new(copy);
+    clean(&mut stop).args(["stop", "--port", port]).uid(54321);
+    let stop = Outcome::of(&mut stop);
+    stop.expect(1, "");
+    stop.expect_stderr(&["not running, but", "belongs to user 0"]);
+    assert_eq!(daemon.typed("stop").code, Some(0));
+}
+
+/// Anything may listen there and name a process that somebody would like to see ended.
+#[test]
+fn a_process_that_a_foreign_server_names_is_not_signalled() {
+    let mut stranger = Stranger::new();
+    let elsewhere = Daemon::started("");
+    for (pid, why) in [
+        (stranger.pid(), "which runs sleep"),
+        (elsewhere.pid(), "which does not listen there"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let answers = thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().expect("a client");
+                let asked = stream.read(&mut [0; 1024]).expect("a question");
+                assert_ne!(asked, 0);
+                let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close";
+                let answer = format!("{head}\r\nLock-Server-Pid: {pid}\r\n\r\n1\n");
+                stream.write_all(answer.as_bytes()).expect("it reads");
+            }
+        });
+        let (_, port) = address.rsplit_once(':').expect("an address");
+        let daemon = Daemon::none();
+        let status = daemon.typed(&format!("status --port {port}"));
+        assert_eq!(status.code, Some(1), "{status:?}");
+        assert!(status.stdout.contains(why), "{status:?}");
+        let stop = daemon.typed(&format!("stop --port {port}"));
+        stop.expect(1, "");
+        stop.expect_stderr(&["not running, but", why]);
+        answers.join().expect("no panic");
+    }
+    assert!(stranger.is_unharmed());
+    assert_eq!(elsewhere.typed("stop").code, Some(0));
 }
 
 #[test]
@@ -885,22 +1036,20 @@ fn the_pid_file_of_a_killed_server_is_stale_and_is_taken_over() {
 }
 
 #[test]
-fn without_its_pid_file_a_server_is_told_of_and_removes_nobody_elses() {
+fn a_server_whose_pid_file_was_replaced_is_told_of_and_removes_nobody_elses() {
     let daemon = Daemon::started("");
     let (pid, address) = (daemon.pid(), daemon.address());
     let (_, port) = address.rsplit_once(':').expect("an address");
-    // Its pid file is replaced by a copy, which nobody has locked, and then is gone.
+    // Its pid file is replaced by a copy, which nobody has locked.
     let copy = fs::read_to_string(&daemon.pid_file).expect("a pid file");
-    fs::remove_file(&daemon.pid_file).expect("it is there");
-    daemon.write(&copy);
-    for line in ["is stale: ", "not running, but "] {
-        let status = daemon.typed(&format!("status --port {port}"));
-        assert_eq!(status.code, Some(1), "{status:?}");
-        assert!(status.stdout.contains(line), "{status:?}");
-        let answers = format!("a server that has no {} answers", daemon.pid_file.display());
-        assert!(status.stdout.contains(&answers), "{status:?}");
-        let _ = fs::remove_file(&daemon.pid_file);
-    }
+    let beside = daemon.directory.path().join("copy");
+    fs::write(&beside, copy).expect("written");
+    fs::rename(&beside, &daemon.pid_file).expect("it has the place");
+    let status = daemon.typed("status");
+    assert_eq!(status.code, Some(1), "{status:?}");
+    assert!(status.stdout.contains("is stale: "), "{status:?}");
+    let status = daemon.typed(&format!("status --port {port}"));
+    status.expect(0, &format!("running, process {pid}, on {address}\n"));
     // Another one's is there when it ends.
     let other = daemon.typed("start --port 0");
     other.expect(0, &daemon.started_line());

@@ -65,6 +65,7 @@
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
 //! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
 //! | `Lock-Server` | `wire::each_answer_says_which_run_of_a_server_gave_it` |
+//! | `Lock-Server-Pid` | `wire::ping_from_loopback_says_which_process_a_server_has_of_its_own` |
 //! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
 //! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
 //! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
@@ -183,6 +184,12 @@
 //! | **The command** | |
 //! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
+//! | a server whose pid file is gone is stopped by its port | `command::a_server_whose_pid_file_is_gone_is_found_and_stopped_by_its_port` |
+//! | one whose pid file lies elsewhere, too, and is restarted | `command::a_server_whose_pid_file_lies_elsewhere_is_found_by_its_port_and_restarted` |
+//! | a pid file that is removed comes back | `command::a_pid_file_that_is_swept_away_comes_back_by_itself_and_stop_goes_by_it` |
+//! | no process is signalled because a foreign server names it | `command::a_process_that_a_foreign_server_names_is_not_signalled` |
+//! | nor another user's server | `command::another_users_server_is_not_stopped_by_its_port_and_its_user_is_named` |
+//! | nor a server that the pid file does not name | `command::a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names` |
 //! | `run` ends by SIGINT and SIGTERM with 0 | `command::sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait` |
 //! | `run` says where it serves once it does | `command::run_says_where_it_serves_once_it_does` |
 //! | of two restarts at once one wins, and the other is told | `command::of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again` |

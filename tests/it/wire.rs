@@ -139,6 +139,22 @@ fn ping_says_1_and_the_times_of_this_server() {
     assert_eq!(reply.header("Lock-Attempt-Timeout"), Some("4.001"));
 }
 
+/// The command finds a server by it whose pid file is gone.
+#[test]
+fn ping_from_loopback_says_which_process_a_server_has_of_its_own() {
+    let mut server = Server::new(options());
+    let pid = server.start().unwrap();
+    let said = ask(&server, "/PING");
+    assert_eq!(said.header("Lock-Server-Pid"), Some(&*pid.to_string()));
+    assert_eq!(server.client("A").server_process().unwrap(), Some(pid));
+    assert_eq!(ask(&server, "/livez").header("Lock-Server-Pid"), None);
+
+    let mut in_threads = Server::new(options());
+    in_threads.spawn().unwrap();
+    assert_eq!(ask(&in_threads, "/PING").header("Lock-Server-Pid"), None);
+    assert_eq!(in_threads.client("A").server_process().unwrap(), None);
+}
+
 /// Behind one address two servers granted the same key, and nobody knew why.
 #[test]
 fn each_answer_says_which_run_of_a_server_gave_it() {

@@ -179,7 +179,7 @@ Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
 All locks are gone then. The options are those given here, not the old server's.
-Log and pid file: as for start.
+Log and pid file: as for start. Without one it asks at the port, as stop does.
 Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
     )]
     /// The arguments of `restart`.
@@ -197,7 +197,8 @@ Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
     note = "\
 Sends SIGTERM, and SIGKILL if the process has not ended after 5 seconds. A pid
 file is believed only if it is yours or root's and its server still has it
-locked (flock); a stale one is removed.
+locked (flock); a stale one is removed. Without one, the server at the port is
+asked for its process, also one of run; with --pid-file only if --port is given.
 Exit codes: 0 stopped, 1 not running or cannot be stopped, 2 wrong usage."
 )]
 /// The arguments of `stop`.
@@ -219,7 +220,9 @@ pub struct Stop {
     usage = "[options]",
     help_triggers("-h", "--help", "help"),
     example = "{command_name}\n{command_name} --port 8080",
-    note = "Exit codes: 0 it runs and answers, 1 it does not, 2 wrong usage."
+    note = "\
+Without a pid file, the server at the port is asked for its process.
+Exit codes: 0 it runs and answers, 1 it does not, 2 wrong usage."
 )]
 /// The arguments of `status`.
 pub struct StatusArgs {

@@ -129,7 +129,10 @@ impl Http {
             new
         });
         match (reply, exchange, parked) {
-            (Some(reply), Some(exchange), _) => exchange.answer(&reply),
+            (Some(reply), Some(exchange), _) => {
+                let from = exchange.client().ip();
+                exchange.answer(&handler.with_process(reply, request.verb, from));
+            }
             (_, _, Some(parked)) => self.park(parked),
             _ => unreachable!("a request without a reply waits"),
         }

@@ -1,0 +1,214 @@
+//! A server of this machine that no pid file names: it is asked for its process, and the answer is checked.
+//!
+//! Anything may listen at a port and name any process. A process is believed to be the server if it is this user's (or
+//! this user is root), runs this program, and has the socket open that listens at the port. What the kernel says of
+//! it is read between opening a pidfd and using it, so it is of the very process that is signalled.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use lock_server::{Client, Error};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::Uid;
+
+use crate::cli::advice::explain;
+use crate::cli::exit::Failure;
+
+/// How long a process may take to end, once for each signal.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The name of this program's processes, and of those in which a program starts a server.
+const PROGRAM: &str = "lock-server";
+
+/// What answers at a port.
+pub enum Answering {
+    /// Nothing that speaks HTTP or lets itself be asked.
+    Nothing,
+    /// A server that may be ended here.
+    Ours(LocalServer),
+    /// A server that may not, and why.
+    NotOurs(String),
+    /// Something else, in a sentence.
+    NotHttp(String),
+}
+
+/// The process of a server.
+pub struct LocalServer {
+    pub pid: u32,
+    /// All ports that it listens on.
+    pub ports: Vec<u16>,
+    pidfd: OwnedFd,
+}
+
+/// Asks what listens there. Port 0 is nobody's.
+pub fn ask(host: &str, port: u16) -> Result<Answering, Failure> {
+    if port == 0 {
+        return Ok(Answering::Nothing);
+    }
+    Ok(match Client::new("status", host, port).server_process() {
+        Ok(Some(pid)) => match LocalServer::of(pid, port) {
+            Ok(server) => Answering::Ours(server),
+            Err(why) => Answering::NotOurs(why),
+        },
+        Ok(None) => Answering::NotOurs("it has no process of its own on this machine".into()),
+        Err(error @ Error::NotHttp { .. }) => Answering::NotHttp(explain(&error)),
+        Err(error @ Error::InvalidOption { .. }) => return Err(error.into()),
+        Err(_) => Answering::Nothing,
+    })
+}
+
+impl LocalServer {
+    /// The process that a server at this port names, or why it is not to be believed.
+    fn of(pid: u32, port: u16) -> Result<Self, String> {
+        let unknown = |error| format!("it names process {pid}, which cannot be looked at: {error}");
+        let pidfd = pidfd_open(pid).map_err(unknown)?;
+        let process = Path::new("/proc").join(pid.to_string());
+        let status = fs::read_to_string(process.join("status")).map_err(unknown)?;
+        let (own, owner) = (Uid::effective(), effective_user(&status));
+        if !own.is_root() && owner != Some(own.as_raw()) {
+            let owner = owner.map_or("another user".into(), |owner| format!("user {owner}"));
+            return Err(format!("it names process {pid}, which belongs to {owner}"));
+        }
+        // A program that was replaced while it runs has " (deleted)" behind its path.
+        let exe = fs::read_link(process.join("exe")).unwrap_or_default();
+        let name = exe.file_name().unwrap_or_default().to_string_lossy();
+        let comm = fs::read_to_string(process.join("comm")).map_err(unknown)?;
+        if comm.trim_end() != PROGRAM && name.split(' ').next() != Some(PROGRAM) {
+            let comm = comm.trim_end();
+            return Err(format!("it names process {pid}, which runs {comm}"));
+        }
+        let ports = listening_ports(&process).map_err(unknown)?;
+        if !ports.contains(&port) {
+            return Err(format!(
+                "it names process {pid}, which does not listen there"
+            ));
+        }
+        // It lives, so nothing of the above was of another process with its number.
+        send(&pidfd, None).map_err(unknown)?;
+        Ok(LocalServer { pid, ports, pidfd })
+    }
+
+    /// Ends it, and waits for its end.
+    pub fn end(&self) -> Result<(), Failure> {
+        let cannot =
+            |error| Failure::system(format_args!("cannot stop process {}", self.pid), error);
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            match send(&self.pidfd, Some(signal)) {
+                Err(error) if error.raw_os_error() != Some(Errno::ESRCH as i32) => {
+                    return Err(cannot(error));
+                }
+                _ => {}
+            }
+            if self.ends_within(END_TIMEOUT).map_err(cannot)? {
+                return Ok(());
+            }
+        }
+        let why = "it has not ended even after SIGKILL";
+        Err(cannot(io::Error::new(io::ErrorKind::TimedOut, why)))
+    }
+
+    /// A pidfd is readable once its process has ended.
+    fn ends_within(&self, timeout: Duration) -> io::Result<bool> {
+        let until = Instant::now() + timeout;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(
+                &mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)],
+                left,
+            ) {
+                Err(Errno::EINTR) => {}
+                polled => return Ok(polled? > 0),
+            }
+        }
+    }
+}
+
+/// The second of the four users in `/proc/PID/status`: proc(5).
+fn effective_user(status: &str) -> Option<u32> {
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// The ports of TCP sockets that listen in the network of this process, and that a process has open.
+fn listening_ports(process: &Path) -> io::Result<Vec<u16>> {
+    let mut listening = HashMap::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        // A machine without IPv6 has no second one.
+        let table = fs::read_to_string(table).unwrap_or_default();
+        listening.extend(table.lines().filter_map(listening_socket));
+    }
+    let mut ports = Vec::new();
+    for fd in fs::read_dir(process.join("fd"))? {
+        // It may be closed by now.
+        let target = fs::read_link(fd?.path()).unwrap_or_default();
+        let target = target.to_string_lossy();
+        let inode = target.strip_prefix("socket:[");
+        let inode = inode.and_then(|rest| rest.strip_suffix(']')?.parse().ok());
+        ports.extend(inode.and_then(|inode: u64| listening.get(&inode)));
+    }
+    ports.dedup();
+    Ok(ports)
+}
+
+/// A line of `/proc/net/tcp` as inode and port, where it is of a socket that listens: proc(5).
+fn listening_socket(line: &str) -> Option<(u64, u16)> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let (_, port) = fields.get(1)?.rsplit_once(':')?;
+    let is_listening = *fields.get(3)? == "0A";
+    let socket = (
+        fields.get(9)?.parse().ok()?,
+        u16::from_str_radix(port, 16).ok()?,
+    );
+    is_listening.then_some(socket)
+}
+
+fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)? as RawFd;
+    // SAFETY: the kernel has just made it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Signals a process. `None` only looks whether that can be done.
+fn send(pidfd: &OwnedFd, signal: Option<Signal>) -> io::Result<()> {
+    let number = signal.map_or(0, |signal| signal as i32);
+    let nothing = ptr::null::<libc::siginfo_t>();
+    // SAFETY: it takes numbers, and a null pointer for what it then fills in itself.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            number,
+            nothing,
+            0,
+        )
+    };
+    Ok(Errno::result(sent).map(drop)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_kernels_table_is_read_where_its_socket_listens() {
+        let line = |state| {
+            format!(
+                "   0: 0100007F:1F44 00000000:0000 {state} 00000000:00000000 00:00000000 00000000  1000        0 4711 1"
+            )
+        };
+        assert_eq!(listening_socket(&line("0A")), Some((4711, 8004)));
+        assert_eq!(listening_socket(&line("01")), None);
+        assert_eq!(listening_socket("  sl  local_address rem_address"), None);
+    }
+}
