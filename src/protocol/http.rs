@@ -18,7 +18,7 @@ use super::{
     LOCK_SERVER, LOCK_SLOTS, LOCK_WAITERS, Malformed, Parameter, Reply, ReplyBody, Request, Status,
     Value,
 };
-use crate::lease::{Fence, Holder, Slots};
+use crate::lease::{Fence, Holder, ServerId, Slots};
 use crate::refusal::Refusal;
 
 impl<'a> Request<'a> {
@@ -249,6 +249,8 @@ pub(crate) struct ParsedReply {
     /// Who holds the key.
     pub holder: Option<Holder>,
     pub times: Option<ServerTimes>,
+    /// Which run of a server sent it.
+    pub server: Option<ServerId>,
 }
 
 /// What a server says of a grant.
@@ -325,6 +327,7 @@ impl ParsedReply {
             lease: parse_lease(text),
             holder: parse_holder(text),
             times: parse_times(text),
+            server: text(LOCK_SERVER).filter(|id| is_id(id)).map(Into::into),
         })
     }
 }

@@ -809,6 +809,7 @@ fn a_client_reads_what_the_server_wrote() {
         lease: None,
         holder: None,
         times: None,
+        server: Some(SERVER.into()),
     };
     let lease = Some(ParsedLease {
         fence: view.fence,
