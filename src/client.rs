@@ -15,7 +15,7 @@ pub(crate) use self::transport::Transport;
 use crate::error::Error;
 use crate::lease::{Holder, Lease};
 use crate::protocol::http::ParsedAnswer;
-use crate::protocol::{MAX_NAME, Parameter, Request, Verb};
+use crate::protocol::{MAX_NAME, Request, Verb};
 use crate::token::Token;
 
 mod acquire;
@@ -29,9 +29,11 @@ mod no_answer;
 mod options;
 mod per_process;
 mod release;
+mod renew;
 mod renewal;
 mod request_id;
 mod resolver;
+mod servers_met;
 mod transport;
 mod tries;
 
@@ -204,7 +206,7 @@ impl Client {
     /// [`Lease::remaining`] counts from before the question was sent.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock); [`Error::NotGranted`]; [`Error::Refused`] with
+    /// As [`lock`](Self::lock); [`Error::NotGranted`]; [`Error::LeaseLost`] if another server answers that question; [`Error::Refused`] with
     /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if a time is out of the server's range.
     pub fn lock_with(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
         self.acquire(key, options)
@@ -242,54 +244,9 @@ impl Client {
     /// [`Error::LeaseLost`] if it may have run out.
     pub fn keep(&self, lease: Lease) -> Result<Guard, Error> {
         if lease.remaining().is_zero() {
-            let Lease { key, fence, .. } = lease;
-            return Err(Error::LeaseLost { key, fence });
+            return Err(Error::lease_lost(&lease, None));
         }
         Guard::keep(self, lease)
-    }
-
-    /// Makes the lease last as long again as it was granted, or last renewed, for. `None` if it is over.
-    ///
-    /// # Errors
-    /// As [`release`](Self::release).
-    pub fn renew(&self, lease: &Lease) -> Result<Option<Lease>, Error> {
-        let options = RenewOptions {
-            fence: Some(lease.fence),
-            ..RenewOptions::default()
-        };
-        self.renew_with(&lease.key, &options)
-    }
-
-    /// Makes the lease of a key last as long as is said from now on, also if that ends it sooner. `None` if
-    /// this name does not hold the key, or not under that fence.
-    ///
-    /// # Errors
-    /// As [`release`](Self::release); [`Error::Refused`] with
-    /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the time is out of the server's range.
-    pub fn renew_with(&self, key: &str, options: &RenewOptions) -> Result<Option<Lease>, Error> {
-        let question = self
-            .question(Verb::Renew, key)?
-            .with(Parameter::LockTimeout, options.lock_timeout)
-            .with(Parameter::Fence, options.fence);
-        let answer = self.transport.ask(&question)?;
-        self.granted(&question, key, &answer)
-    }
-
-    /// Whether this very lease still stands, as the server sees it.
-    ///
-    /// # Errors
-    /// As [`is_locked`](Self::is_locked).
-    pub fn verify(&self, lease: &Lease) -> Result<bool, Error> {
-        self.verify_fenced(&lease.key, lease.fence)
-    }
-
-    /// Whether this name holds the key under that fence.
-    ///
-    /// # Errors
-    /// As [`is_locked`](Self::is_locked).
-    pub fn verify_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
-        let question = self.question(Verb::Verify, key)?;
-        self.ask_yes_or_no(&question.with(Parameter::Fence, Some(fence)))
     }
 
     /// Whether anybody holds the key.
@@ -380,11 +337,6 @@ impl Client {
         Ok(Request::new(verb, key, requester))
     }
 
-    /// A question about this very lease.
-    fn about_lease<'a>(&'a self, verb: Verb, lease: &'a Lease) -> Request<'a> {
-        Request::new(verb, &*lease.key, &*self.name).with(Parameter::Fence, Some(lease.fence))
-    }
-
     fn ask_yes_or_no(&self, question: &Request) -> Result<bool, Error> {
         let answer = self.transport.ask(question)?;
         self.yes_or_no(question, &answer)
@@ -396,13 +348,6 @@ impl Client {
             ParsedAnswer::No => Ok(false),
             ParsedAnswer::Expiry(_) => Err(self.transport.bad_reply(question, "a lease")),
         }
-    }
-
-    /// As [`renew`](Self::renew), with a single try.
-    fn renew_once(&self, lease: &Lease, timeout: Duration) -> Result<Option<Lease>, Error> {
-        let question = self.about_lease(Verb::Renew, lease);
-        let answer = self.transport.ask_once(&question, timeout)?;
-        self.granted(&question, &lease.key, &answer)
     }
 }
 

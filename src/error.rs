@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use crate::lease::Holder;
+use crate::lease::{Holder, Lease};
 use crate::refusal::Refusal;
 
 /// What broke, where, and after how many attempts, as data.
@@ -126,13 +126,16 @@ pub enum Error {
         /// `host:port`, or a URL where the client's address has a prefix.
         address: String,
     },
-    /// A lease that was to be kept is over, or may be: it was not renewed in time, or somebody of the same name
-    /// unlocked its key.
+    /// A lease that was to be kept is over, or may be: it was not renewed in time, somebody of the same name
+    /// unlocked its key, or another server than the one that granted it answers now.
     LeaseLost {
         /// The key.
         key: String,
         /// The number of the grant.
         fence: u64,
+        /// The other server, if that is the reason. At the one that granted it, the key may stay locked until the
+        /// lease runs out.
+        other_server: Option<OtherServer>,
     },
     /// There is no thread to renew a lease in; its key was unlocked again.
     CannotRenew {
@@ -164,7 +167,52 @@ pub enum Unreached {
     Timeout,
 }
 
+/// Where the server was that granted a lease, another one answers: it was restarted, or two stand behind one address.
+///
+/// It knows nothing of the lease, and may have granted the key to somebody else. Servers are told apart by the header
+/// `Lock-Server`. A server before 0.2.0 sends none, and a proxy may drop it: then this is never reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OtherServer {
+    /// `host:port`, or a URL where the client's address has a prefix.
+    pub address: String,
+    /// What the run of a server is called that granted the lease, 1 to 64 of `A-Z a-z 0-9 _ . : -`.
+    pub granted_by: String,
+    /// What the one is called that answers now.
+    pub answered_by: String,
+    /// Whether both are known to run side by side: this process asked the older one after the newer one had answered,
+    /// and it answered. `false` where that is not known: after a restart, and before both have answered often
+    /// enough.
+    pub are_both_there: bool,
+}
+
+/// What it is about, in words for people.
+impl fmt::Display for OtherServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = &self.address;
+        match self.are_both_there {
+            true => write!(
+                f,
+                "two servers answer at {address}, and each knows only its own locks"
+            ),
+            false => write!(
+                f,
+                "another server answers at {address} now: it was restarted, or there are two behind it"
+            ),
+        }
+    }
+}
+
 impl Error {
+    /// The lease is lost, perhaps because of another server.
+    pub(crate) fn lease_lost(lease: &Lease, other_server: Option<OtherServer>) -> Self {
+        Error::LeaseLost {
+            key: lease.key.clone(),
+            fence: lease.fence,
+            other_server,
+        }
+    }
+
     /// Whether the same call may succeed a little later, with nothing changed but the time: nobody was there, the port
     /// was taken, the connection broke, a proxy
     /// answered in the server's place, the server is full or ending, or the turn did not come in time. Otherwise the caller or the
@@ -196,6 +244,17 @@ impl Error {
                 format!("{attempts} attempts")
             }
             _ => "1 attempt".into(),
+        }
+    }
+
+    /// Because of which other server a lease is lost, if one answers, in words.
+    fn because_of(&self) -> String {
+        match self {
+            Error::LeaseLost {
+                other_server: Some(other_server),
+                ..
+            } => format!("{other_server}; "),
+            _ => String::new(),
         }
     }
 
@@ -267,9 +326,10 @@ impl fmt::Display for Error {
                 message,
             } => write!(f, "the server refused {question} ({reason}): {message}"),
             Error::NotHttp { address, .. } => write!(f, "{address} answers, but not in HTTP"),
-            Error::LeaseLost { key, fence } => write!(
+            Error::LeaseLost { key, fence, .. } => write!(
                 f,
-                "the lease of {key:?} under fence {fence} is lost; write nothing more under it"
+                "the lease of {key:?} under fence {fence} is lost; {}write nothing more under it",
+                self.because_of()
             ),
             Error::CannotRenew { key, .. } => write!(
                 f,

@@ -13,6 +13,9 @@ pub(crate) type Requester = Arc<str>;
 /// together with the key and the requester.
 pub(crate) type RequestId = Arc<str>;
 
+/// What one run of a server is called: `Lock-Server`.
+pub(crate) type ServerId = Arc<str>;
+
 /// A number that only grows, one per grant.
 pub(crate) type Fence = u64;
 
@@ -154,6 +157,10 @@ pub struct Lease {
 
     /// How many may hold the key together with this one: see [`LockOptions::slots`](crate::LockOptions::slots).
     pub slots: u32,
+
+    /// Which run of a server granted it. `None` where its answers do not name it: a server before 0.2.0, or a proxy
+    /// that drops the header.
+    pub(crate) server: Option<ServerId>,
 
     /// When the question was sent whose answer told what is left.
     pub(crate) asked: Instant,

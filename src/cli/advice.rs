@@ -58,6 +58,10 @@ fn advice(error: &Error) -> Option<String> {
             _ => "ask again".into(),
         },
         Error::NotHttp { .. } => "if that is a --classic-port, give the server's --port".into(),
+        Error::LeaseLost {
+            other_server: Some(other_server),
+            ..
+        } if other_server.are_both_there => "have one server there, and lock the key again".into(),
         Error::LeaseLost { .. } => "lock the key again".into(),
         Error::BadReply { .. } => "is it a lock server?".into(),
         _ => return None,

@@ -254,9 +254,13 @@ impl Job {
                 let why = format!("the command took longer than --timeout {seconds} and was ended");
                 return Err(Failure::new(TIMED_OUT, why));
             }
-            Ended::Lost(key) => {
+            Ended::Lost(key, other_server) => {
                 held.unlock(requester, &self.messages);
-                format!("{key} was lost: the server says the lease is over; the command was killed")
+                let why = other_server.map_or_else(
+                    || "the server says the lease is over".into(),
+                    |other_server| other_server.to_string(),
+                );
+                format!("{key} was lost: {why}; the command was killed")
             }
         };
         Err(Failure::new(LOST, why))

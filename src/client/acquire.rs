@@ -105,6 +105,7 @@ impl Client {
             expires,
             fence,
             slots,
+            server: answer.reply.server.clone(),
             asked: answer.asked,
             left,
         }))
@@ -133,15 +134,18 @@ impl Client {
     }
 
     /// A lease that was granted after a wait, with what is really left of it: the wait counts for nothing.
-    fn with_the_wait_made_up_for(&self, lease: Lease) -> Lease {
+    fn with_the_wait_made_up_for(&self, lease: Lease) -> Result<Lease, Error> {
         if lease.asked.elapsed() <= lease.left / UNSEEN {
-            return lease;
+            return Ok(lease);
         }
         // After that, the lease is over in any case.
         let timeout = lease.left.min(self.transport.options.answer_timeout);
         let answer = self
             .transport
             .ask_once(&self.about_lease(Verb::Verify, &lease), timeout);
+        if let Ok(answer) = &answer {
+            self.expect_same_server(&lease, answer)?;
+        }
         let told = match answer {
             Ok(answer) if answer.reply.said == ParsedAnswer::No => {
                 Some((answer.asked, Duration::ZERO))
@@ -151,11 +155,11 @@ impl Client {
             Err(_) => None,
         };
         let (asked, left) = told.unwrap_or((lease.asked, lease.left));
-        Lease {
+        Ok(Lease {
             asked,
             left,
             ..lease
-        }
+        })
     }
 }
 
@@ -198,7 +202,7 @@ impl<'a> Acquire<'a> {
             client.transport.note_times(None);
         })?;
         match client.granted(&self.question, self.key, &answer)? {
-            Some(lease) => Ok(client.with_the_wait_made_up_for(lease)),
+            Some(lease) => client.with_the_wait_made_up_for(lease),
             None => {
                 let reason = answer.reply.refusal.unwrap_or(Refusal::Other);
                 Err(self.not_granted(reason, answer.reply.holder))

@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use super::Client;
 use super::held::{Held, LEAST_TRY, LateRelease, due};
 use super::renewal::Renewer;
-use crate::error::Error;
+use crate::error::{Error, OtherServer};
 use crate::lease::Lease;
-use crate::protocol::http::ParsedAnswer;
-use crate::protocol::{Parameter, Request, Verb};
+use crate::protocol::Verb;
 
 /// How long a drop waits for the UNLOCK. Less than the second that is promised.
 const LAST_WAIT: Duration = Duration::from_millis(900);
@@ -131,47 +130,49 @@ impl Guard {
         self.process != process::id()
     }
 
-    /// Asks the server whether the lease still stands.
+    /// Asks the server whether the lease still stands. Of one that is lost it is not asked: then the error says at once
+    /// whether that was because another server answers there.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if it does not, or may have run out before the answer came. Those of
+    /// [`Error::LeaseLost`] if it does not stand, may have run out before the answer came, or another server answers
+    /// than the one that granted it. Those of
     /// [`Client::is_locked`] if nobody could be asked: then it may be held, and may be lost.
     pub fn check(&self) -> Result<(), Error> {
-        let Held {
-            client, key, fence, ..
-        } = &*self.held;
-        let question =
-            Request::new(Verb::Verify, &**key, &*client.name).with(Parameter::Fence, Some(*fence));
         if self.is_held() {
-            match client
-                .transport
-                .ask_within(&question, || self.lease().remaining().max(LEAST_TRY))
-            {
-                Ok(answer) if answer.reply.said == ParsedAnswer::No && self.is_forked() => {
-                    return Err(self.lost());
+            match self.verify() {
+                Err(Error::LeaseLost { other_server, .. }) if !self.is_forked() => {
+                    self.held.lose(other_server);
                 }
-                Ok(answer) if answer.reply.said == ParsedAnswer::No => self.held.lose(),
-                Ok(_) => {}
                 Err(error) if self.is_held() => return Err(error),
-                Err(_) => {}
+                _ => {}
             }
         }
-        if self.is_held() {
-            return Ok(());
+        match self.is_held() {
+            true => Ok(()),
+            false => Err(Error::lease_lost(&self.lease(), self.other_server())),
         }
-        Err(self.lost())
     }
 
-    fn lost(&self) -> Error {
-        Error::LeaseLost {
-            key: self.held.key.clone(),
-            fence: self.held.fence,
+    fn verify(&self) -> Result<(), Error> {
+        let (client, lease) = (&self.held.client, self.lease());
+        let question = client.about_lease(Verb::Verify, &lease);
+        let answer = client
+            .transport
+            .ask_within(&question, || self.lease().remaining().max(LEAST_TRY))?;
+        client.stands(&question, &lease, &answer)
+    }
+
+    /// Because of which other server the lease is lost, if it is.
+    fn other_server(&self) -> Option<OtherServer> {
+        match self.is_forked() {
+            false => self.held.state().other_server.clone(),
+            true => None,
         }
     }
 
     /// Calls this when the lease is lost, in a thread of its own; or at once and in this one, if it is lost
     /// already. It is not called when the guard is dropped or released. It takes the place of one that was given
-    /// before. What it captures lives as long as the guard: it had better not be the guard. In a forked process it is
+    /// before. [`check`](Self::check) says why afterwards. What it captures lives as long as the guard: it had better not be the guard. In a forked process it is
     /// never called.
     pub fn on_lost(&self, call: impl FnOnce() + Send + 'static) {
         if self.is_forked() {
@@ -186,8 +187,14 @@ impl Guard {
     /// # Errors
     /// As [`Client::release`].
     pub fn release(self) -> Result<bool, Error> {
-        let client = self.held.client.clone();
-        client.release(&self.into_lease())
+        let (client, other_server) = (self.held.client.clone(), self.other_server());
+        let lease = self.into_lease();
+        let released = client.release(&lease);
+        match other_server {
+            None => released,
+            // It may have granted the key meanwhile, whatever the first one says now.
+            lost => Err(Error::lease_lost(&lease, lost)),
+        }
     }
 
     /// Ends the renewals, and leaves the key locked for what is left of the lease.

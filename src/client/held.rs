@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::Client;
 use super::renewal::Renewal;
-use crate::error::Error;
+use crate::error::{Error, OtherServer};
 use crate::lease::{Fence, Lease};
 
 /// The least that one try to renew gets.
@@ -29,6 +29,8 @@ pub(super) struct HeldState {
     /// When to renew it.
     due: Instant,
     phase: Phase,
+    /// Because of which other server it is lost, if it is.
+    pub other_server: Option<OtherServer>,
     on_lost: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -36,7 +38,7 @@ pub(super) struct HeldState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     Held,
-    /// It may have run out.
+    /// It may have run out, or another server answers: there may be something to unlock.
     Lost,
     /// The server says that it is over: there is nothing to unlock.
     Over,
@@ -64,6 +66,7 @@ impl Held {
                 due: due(&lease),
                 lease,
                 phase: Phase::Held,
+                other_server: None,
                 on_lost: None,
             }),
         }
@@ -84,6 +87,7 @@ impl Held {
                 expires: UNIX_EPOCH,
                 fence: self.fence,
                 slots: 1,
+                server: None,
                 asked: Instant::now(),
                 left: Duration::ZERO,
             },
@@ -91,20 +95,20 @@ impl Held {
     }
 
     /// Takes in what a try to renew came to. What comes after the end is too late.
-    fn tried(&self, renewed: Result<Option<Lease>, Error>) {
+    fn tried(&self, renewed: Result<Lease, Error>) {
         let mut state = self.state();
         // A guard that was let go meanwhile unlocks the key itself.
         if !state.is_held() {
             return;
         }
         match renewed {
-            Ok(Some(lease)) => {
+            Ok(lease) => {
                 state.due = due(&lease);
                 state.lease = lease;
             }
-            Ok(None) => {
+            Err(Error::LeaseLost { other_server, .. }) => {
                 drop(state);
-                self.lose();
+                self.lose(other_server);
             }
             Err(error) => {
                 let left = state.lease.remaining();
@@ -128,10 +132,15 @@ impl Held {
         call();
     }
 
-    /// The server has said that the lease is over.
-    pub fn lose(&self) {
+    /// The server has said that the lease is over, or another one has answered.
+    pub fn lose(&self, other_server: Option<OtherServer>) {
         let mut state = self.state();
-        state.phase = state.phase.max(Phase::Over);
+        let phase = match other_server {
+            None => Phase::Over,
+            Some(_) => Phase::Lost,
+        };
+        state.phase = state.phase.max(phase);
+        state.other_server = state.other_server.take().or(other_server);
         drop(state);
         self.call_on_lost();
     }
@@ -258,6 +267,7 @@ mod tests {
     fn half_a_minute() -> Lease {
         Lease {
             slots: 1,
+            server: None,
             key: "K".into(),
             expires: std::time::SystemTime::now(),
             fence: 1,
@@ -292,7 +302,7 @@ mod tests {
     fn a_renewal_that_comes_after_the_release_loses_nothing() {
         let held = held(half_a_minute());
         assert!(held.let_go().is_some());
-        held.tried(Ok(None));
+        held.tried(Err(Error::lease_lost(&half_a_minute(), None)));
         assert_eq!(held.state().phase, Phase::LetGo);
     }
 

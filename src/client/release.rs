@@ -29,19 +29,40 @@ impl Client {
     /// [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`]; [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
     /// this may have ended it, or it had run out before.
     pub fn unlock_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
-        self.unlock_once(key, fence, || false)
+        let question = self.question(Verb::Unlock, key)?;
+        let question = question.with(Parameter::Fence, Some(fence));
+        let answer = self.transport.ask(&question)?;
+        match (self.yes_or_no(&question, &answer)?, answer.broken) {
+            (false, Some(error)) => Err(error),
+            (unlocked, _) => Ok(unlocked),
+        }
     }
 
     /// Unlocks this very lease. `false` if it is over: it ran out, or somebody of this name unlocked the key.
     ///
     /// Where the answer was lost with its connection, the question is asked again, and the server says that the
-    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. If
-    /// there was no server for a while, it is an error: another one may be there now, that knew no leases.
+    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. A server
+    /// that does not name itself, as before 0.2.0, may be another one where nobody was there for a while: then it is
+    /// an error.
     ///
     /// # Errors
-    /// As [`unlock_fenced`](Self::unlock_fenced).
+    /// As [`unlock_fenced`](Self::unlock_fenced); [`Error::LeaseLost`] if another server answers than the one that
+    /// granted the lease. It knows nothing of it: at the first one the key may stay locked until the lease runs out.
     pub fn release(&self, lease: &Lease) -> Result<bool, Error> {
-        self.unlock_once(&lease.key, lease.fence, || !lease.remaining().is_zero())
+        let question = self.question(Verb::Unlock, &lease.key)?;
+        let question = question.with(Parameter::Fence, Some(lease.fence));
+        let answer = self.transport.ask(&question)?;
+        self.expect_same_server(lease, &answer)?;
+        let unlocked = self.yes_or_no(&question, &answer)?;
+        let is_same = lease.server.is_some() && answer.reply.server.is_some();
+        match answer.broken {
+            Some(error) if !unlocked => {
+                let may_be_another = answer.was_gone && !is_same;
+                let was_by_this = !may_be_another && !lease.remaining().is_zero();
+                was_by_this.then_some(true).ok_or(error)
+            }
+            _ => Ok(unlocked),
+        }
     }
 
     /// As [`release`](Self::release), where nobody wants to know the answer: two tries without a pause.
@@ -57,22 +78,5 @@ impl Client {
     pub(super) fn release_once(&self, lease: &Lease, timeout: Duration) -> Result<(), Error> {
         let question = self.about_lease(Verb::Unlock, lease);
         self.transport.ask_once(&question, timeout).map(drop)
-    }
-
-    /// Unlocks the key under a fence. `is_live` says whether the grant can't have run out by itself.
-    fn unlock_once(
-        &self,
-        key: &str,
-        fence: u64,
-        is_live: impl FnOnce() -> bool,
-    ) -> Result<bool, Error> {
-        let question = self.question(Verb::Unlock, key)?;
-        let question = question.with(Parameter::Fence, Some(fence));
-        let answer = self.transport.ask(&question)?;
-        match (self.yes_or_no(&question, &answer)?, answer.broken) {
-            (false, Some(_)) if !answer.was_gone && is_live() => Ok(true),
-            (false, Some(error)) => Err(error),
-            (unlocked, _) => Ok(unlocked),
-        }
     }
 }

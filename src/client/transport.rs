@@ -16,6 +16,7 @@ use super::connection::{LatestConnection, TrackedConnector};
 use super::no_answer::NoAnswer;
 use super::per_process::PerProcess;
 use super::resolver::{CachingResolver, KnownAddresses};
+use super::servers_met::ServersMet;
 use crate::error::Error;
 use crate::host::{bad_host, bare_host, host_and_port};
 use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
@@ -68,6 +69,7 @@ struct PooledAgent {
     latest: Arc<LatestConnection>,
     /// The times of the server, and when it told them.
     times: Mutex<Option<(ServerTimes, Instant)>>,
+    servers: ServersMet,
 }
 
 /// An answer, whole.
@@ -77,7 +79,8 @@ pub(super) struct HttpAnswer {
     pub asked: Instant,
     /// What broke when it was asked before, if it was: the server may have acted then, too.
     pub broken: Option<Error>,
-    /// Whether nobody was there in between. Then this may be another server, that knows nothing of the first.
+    /// Whether nobody was there in between. Then this may be another server, that knows nothing of the first. Of
+    /// servers that name themselves it is known.
     pub was_gone: bool,
 }
 
@@ -166,6 +169,11 @@ impl Transport {
         self.shared().latest.get()
     }
 
+    /// Which servers have answered here.
+    pub(super) fn servers(&self) -> &ServersMet {
+        &self.shared().servers
+    }
+
     /// Asks a question a single time.
     pub(super) fn ask_once(
         &self,
@@ -234,12 +242,17 @@ impl Transport {
         };
         let header = |name: &str| Some(response.headers().get(name)?.as_bytes());
         match ParsedReply::parse(status, header, &body, id) {
-            Ok(reply) => Ok(HttpAnswer {
-                reply,
-                asked,
-                broken: None,
-                was_gone: false,
-            }),
+            Ok(reply) => {
+                if let Some(server) = &reply.server {
+                    self.servers().note(server, asked);
+                }
+                Ok(HttpAnswer {
+                    reply,
+                    asked,
+                    broken: None,
+                    was_gone: false,
+                })
+            }
             Err(NotAnswered::Refused(reason, message)) => Err(NoAnswer::Told(Error::Refused {
                 question: name_of(question),
                 reason,
@@ -334,6 +347,7 @@ impl PooledAgent {
             agent: Agent::with_parts(config, TrackedConnector(latest.clone()), resolver),
             latest,
             times: Mutex::default(),
+            servers: ServersMet::default(),
         }
     }
 

@@ -18,7 +18,7 @@ use super::{
     LOCK_SERVER, LOCK_SERVER_PID, LOCK_SLOTS, LOCK_WAITERS, Malformed, Parameter, Reply, ReplyBody,
     Request, Status, Value,
 };
-use crate::lease::{Fence, Holder, Slots};
+use crate::lease::{Fence, Holder, ServerId, Slots};
 use crate::refusal::Refusal;
 
 impl<'a> Request<'a> {
@@ -251,6 +251,8 @@ pub(crate) struct ParsedReply {
     pub times: Option<ServerTimes>,
     /// The server's process on this machine.
     pub process: Option<u32>,
+    /// Which run of a server sent it.
+    pub server: Option<ServerId>,
 }
 
 /// What a server says of a grant.
@@ -328,6 +330,7 @@ impl ParsedReply {
             holder: parse_holder(text),
             times: parse_times(text),
             process: parse_process(text),
+            server: text(LOCK_SERVER).filter(|id| is_id(id)).map(Into::into),
         })
     }
 }

@@ -810,6 +810,7 @@ fn a_client_reads_what_the_server_wrote() {
         holder: None,
         times: None,
         process: None,
+        server: Some(SERVER.into()),
     };
     let lease = Some(ParsedLease {
         fence: view.fence,

@@ -1,5 +1,7 @@
-//! A small reverse proxy as it stands before a web server: it answers itself where the server is away or slow.
+//! A small reverse proxy as it stands before a web server: it answers itself where the server is away or slow, and may
+//! have several servers behind it.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
@@ -14,6 +16,10 @@ pub struct Gateway {
 
 #[derive(Default)]
 struct State {
+    /// Who gets the next question; then it is the last one's turn.
+    servers: Mutex<VecDeque<u16>>,
+    /// What is dropped of each answer.
+    dropped: Mutex<Option<&'static str>>,
     /// The status that each question is answered with; 0 hands them on.
     status: AtomicU16,
     /// How many it answered itself.
@@ -31,11 +37,12 @@ impl Gateway {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let state = Arc::new(State::default());
+        state.hand_on_to(&[server]);
         let shared = state.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
                 let (client, state) = (client.expect("a client"), shared.clone());
-                thread::spawn(move || serve(&client, server, prefix, timeout, &state));
+                thread::spawn(move || serve(&client, prefix, timeout, &state));
             }
         });
         Gateway { port, state }
@@ -44,6 +51,16 @@ impl Gateway {
     /// Answers each question with this status from now on; 0 hands them on again.
     pub fn answer_with(&self, status: u16) {
         self.state.status.store(status, SeqCst);
+    }
+
+    /// Hands questions on to these in turn from now on.
+    pub fn hand_on_to(&self, servers: &[u16]) {
+        self.state.hand_on_to(servers);
+    }
+
+    /// Drops this header of each answer from now on.
+    pub fn drop_header(&self, name: &'static str) {
+        *self.state.dropped.lock().expect("nobody panicked") = Some(name);
     }
 
     /// Replaces that in each target from now on, for a server that knows a word no more.
@@ -62,7 +79,29 @@ impl Gateway {
     }
 }
 
-fn serve(client: &TcpStream, server: u16, prefix: &str, timeout: Duration, state: &State) {
+impl State {
+    fn hand_on_to(&self, servers: &[u16]) {
+        *self.servers.lock().expect("nobody panicked") = servers.iter().copied().collect();
+    }
+
+    fn next_server(&self) -> u16 {
+        let mut servers = self.servers.lock().expect("nobody panicked");
+        servers.rotate_left(1);
+        *servers.back().expect("there is one")
+    }
+
+    fn without_dropped(&self, answer: Vec<u8>) -> Vec<u8> {
+        let Some(name) = *self.dropped.lock().expect("nobody panicked") else {
+            return answer;
+        };
+        let answer = String::from_utf8(answer).expect("UTF-8");
+        let lines = answer.split_inclusive("\r\n");
+        let lines = lines.filter(|line| !line.starts_with(&format!("{name}: ")));
+        lines.collect::<String>().into_bytes()
+    }
+}
+
+fn serve(client: &TcpStream, prefix: &str, timeout: Duration, state: &State) {
     let mut reader = BufReader::new(client);
     while let Some(head) = head(&mut reader) {
         let target = head.split(' ').nth(1).unwrap_or_default().to_string();
@@ -76,7 +115,9 @@ fn serve(client: &TcpStream, server: u16, prefix: &str, timeout: Duration, state
                 let respelled = *state.respelled.lock().expect("nobody panicked");
                 let (from, to) = respelled.unwrap_or_default();
                 let path = path.replace(from, to);
-                handed_on(&head.replacen(&target, &path, 1), server, timeout)
+                let head = head.replacen(&target, &path, 1);
+                let answer = handed_on(&head, state.next_server(), timeout);
+                answer.map(|answer| state.without_dropped(answer))
             }
             (0, None) => Err(404),
             (status, _) => Err(status),

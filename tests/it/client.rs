@@ -540,17 +540,16 @@ fn a_release_that_is_not_known_to_have_come_in_time_is_an_error() {
     assert_eq!(fence(&server, "KEYA"), None);
 }
 
-/// Answers one question, and breaks the connection when it has read the next; a moment later another one listens
-/// there, that knows no locks.
-fn replaced() -> u16 {
+/// Answers one question, and breaks the connection when it has read the next; a moment later one listens there that says
+/// that the key is free. Each answer has the header that is given for it.
+fn away_for_a_moment(before: &'static str, after: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
-        stream
-            .write_all(told(EXPIRY, "3600.000").as_bytes())
-            .unwrap();
+        let granted = told(EXPIRY, "3600.000").replacen("\r\n", &format!("\r\n{before}"), 1);
+        stream.write_all(granted.as_bytes()).unwrap();
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
         drop(listener);
         drop(stream);
@@ -558,24 +557,39 @@ fn replaced() -> u16 {
         thread::sleep(ms(500));
         let (mut stream, _) = TcpListener::bind(address).unwrap().accept().unwrap();
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLock-Result: free\r\n\r\n0\n")
-            .unwrap();
+        let free = "Content-Length: 2\r\nLock-Result: free\r\n\r\n0\n";
+        let answer = format!("HTTP/1.1 200 OK\r\n{after}{free}");
+        stream.write_all(answer.as_bytes()).unwrap();
     });
     address.port()
 }
 
-#[test]
-fn a_release_that_another_server_answers_is_an_error() {
+/// Releases a lease where the server was away for a moment after the first UNLOCK.
+fn released_at(port: u16) -> Result<bool, Error> {
     let often = ClientOptions {
         reconnect_attempts: 3000,
         time_between_attempts: ms(10),
         ..ClientOptions::default()
     };
-    let client = Client::with_options("CLIENT_A", "127.0.0.1", replaced(), often);
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", port, often);
     let lease = granted(client.lock_with("KEYA", &WAITING));
-    let error = client.release(&lease).unwrap_err();
-    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    client.release(&lease)
+}
+
+#[test]
+fn a_release_that_another_server_answers_is_an_error() {
+    let [one, other] = ["Lock-Server: one\r\n", "Lock-Server: other\r\n"];
+    let error = released_at(away_for_a_moment(one, other)).unwrap_err();
+    let Error::LeaseLost { other_server, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(other_server.expect("it is named").answered_by, "other");
+    // Of one that names itself it is known that it is the same; of others it is not.
+    assert!(released_at(away_for_a_moment(one, one)).unwrap());
+    for (before, after) in [("", ""), (one, ""), ("", other)] {
+        let error = released_at(away_for_a_moment(before, after)).unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    }
 }
 
 #[test]

@@ -237,6 +237,24 @@ fn a_lost_lease_is_124() {
 }
 
 #[test]
+fn a_lease_that_another_server_knows_nothing_of_is_124_and_says_so() {
+    let [granting, other] = [patient(), patient()];
+    let gateway = Gateway::to(granting.port(), "", LONG);
+    let mut command = exec(&granting, "K", &sh(STUBBORN));
+    command.env("LOCK_SERVER", format!("127.0.0.1:{}", gateway.port));
+    let mut running = Running::spawn(command.stderr(Stdio::piped()));
+    running.pids();
+    gateway.hand_on_to(&[other.port()]);
+    assert_eq!(running.exit_code(), Some(124));
+    let said = format!(
+        "lock-server: K was lost: another server answers at 127.0.0.1:{} now: it was restarted, or there are two \
+         behind it; the command was killed\n",
+        gateway.port
+    );
+    assert_eq!(running.stderr(), said);
+}
+
+#[test]
 fn no_thread_is_71_or_69_and_runs_nothing() {
     let server = patient();
     let with_memory = |kilobytes: u32| {

@@ -154,7 +154,7 @@ fn a_guard_hears_from_the_server_that_its_lease_is_over() {
     let asking = guard(&client);
     client.unlock("KEYA").unwrap();
     let error = asking.check().unwrap_err();
-    let Error::LeaseLost { key, fence } = &error else {
+    let Error::LeaseLost { key, fence, .. } = &error else {
         panic!("{error:?}");
     };
     assert_eq!((key.as_str(), *fence), ("KEYA", asking.fence()));

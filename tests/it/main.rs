@@ -172,6 +172,13 @@
 //! | `guard_all`: all or none | `harness::guard_all_keeps_all_keys_or_none` |
 //! | a guard renews | `guard::a_guard_renews_its_lease_again_and_again_under_one_fence` |
 //! | a guard that a panic drops unlocks | `guard::a_guard_that_a_panic_drops_unlocks` |
+//! | a check says which other server answers, and that it was restarted or is one of two | `other_server::a_check_says_that_another_server_answers_and_which` |
+//! | two behind one address are known by their answers | `other_server::a_server_that_answers_again_after_another_one_is_one_of_two` |
+//! | a guard's renewal finds another server | `other_server::a_renewal_that_another_server_answers_loses_the_lease_and_says_why` |
+//! | another server's answer is no plain no | `other_server::what_another_server_says_of_a_lease_is_told_apart_from_a_no` |
+//! | a restarted server is another one | `other_server::a_server_that_was_restarted_is_another_one` |
+//! | without `Lock-Server` nothing is told apart | `other_server::servers_that_are_not_named_are_not_told_apart` |
+//! | a release asked twice is judged by who answers | `client::a_release_that_another_server_answers_is_an_error` |
 //! | a guard hears that its lease is over | `guard::a_guard_hears_from_the_server_that_its_lease_is_over` |
 //! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_can_not_be_renewed_is_lost_at_its_deadline_for_good` |
 //! | a thousand guards take a few threads | `process::a_thousand_guards_are_kept_by_a_few_threads` |
@@ -255,6 +262,8 @@
 //! | `RUST_LOG` is the command's | `exec::rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own` |
 //! | no output of its own delays it | `exec::a_log_that_nobody_reads_delays_no_renewal_and_no_end` |
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
+//! | 124 says that another server answers | `exec::a_lease_that_another_server_knows_nothing_of_is_124_and_says_so` |
+//! | also the unlock does | `other_server::exec_says_that_another_server_answered_its_unlock` |
 //! | **The house** | |
 //! | no import circles | `architecture::there_are_no_import_circles` |
 //! | a room imports what its row names | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
@@ -276,6 +285,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod other_server;
 mod proxied;
 mod proxies;
 mod service;

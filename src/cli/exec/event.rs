@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lock_server::{Error, Holder, Lease, Refusal};
+use lock_server::{Error, Holder, Lease, OtherServer, Refusal};
 
 use crate::cli::exec::signals::SignalClass;
 
@@ -16,8 +16,8 @@ pub enum ExecEvent {
     Renewed(Lease),
     /// The server could not be asked to.
     NotRenewed(Error),
-    /// The server says that this lease is over.
-    Lost(Lease),
+    /// The server says that this lease is over, or another server answers.
+    Lost(Lease, Option<OtherServer>),
 }
 
 /// What a turn came to.

@@ -61,6 +61,12 @@ impl HeldKeys {
                 Ok(false) => messages.say(format_args!(
                     "the lease of {key} was over before it was unlocked; somebody else may have had it"
                 )),
+                Err(Error::LeaseLost {
+                    other_server: Some(other_server),
+                    ..
+                }) => messages.say(format_args!(
+                    "{key} was lost before it was unlocked: {other_server}; somebody else may have had it"
+                )),
                 Err(error) => messages.say(format_args!(
                     "{key} stays locked until its lease runs out: {}",
                     explain(&error)

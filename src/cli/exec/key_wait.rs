@@ -133,7 +133,7 @@ impl<'a> KeyWait<'a> {
                     None
                 }
                 Some(ExecEvent::NotRenewed(_)) => None,
-                Some(ExecEvent::Lost(lease)) => held.lost(&lease).then(|| {
+                Some(ExecEvent::Lost(lease, _)) => held.lost(&lease).then(|| {
                     self.notices.end();
                     self.turns.leave(self.inbox);
                     WaitEnd::OtherLost(lease.key)

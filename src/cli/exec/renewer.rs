@@ -186,7 +186,7 @@ impl Renewals {
             } else {
                 None
             };
-            let is_over = matches!(event, Some(ExecEvent::Lost(_)));
+            let is_over = matches!(event, Some(ExecEvent::Lost(..)));
             let is_told = event.is_none_or(|event| events.send(event).is_ok());
             if is_over || !is_told {
                 return;
@@ -229,14 +229,16 @@ impl Renewals {
         } = &self.leases[at];
         let pause = schedule.pause;
         let client = self.requester.hasty_client(1, schedule.answer);
-        let renewed = client.renew(lease);
+        let renewed = client.try_renew(lease);
         self.note(&renewed);
         match renewed {
-            Ok(Some(lease)) => {
+            Ok(lease) => {
                 self.leases[at] = DueLease::of(lease.clone());
                 ExecEvent::Renewed(lease)
             }
-            Ok(None) => ExecEvent::Lost(self.leases[at].lease.clone()),
+            Err(Error::LeaseLost { other_server, .. }) => {
+                ExecEvent::Lost(self.leases[at].lease.clone(), other_server)
+            }
             Err(error) => {
                 // The others would not be answered either, and each would take as long.
                 let next = Instant::now() + pause;
@@ -260,11 +262,15 @@ impl Renewals {
             }
             let lease = &self.leases[at].lease;
             let client = self.requester.hasty_client(1, VERIFY_TIMEOUT.min(left));
-            let stands = client.verify(lease);
-            let is_over = matches!(stands, Ok(false)).then(|| lease.clone());
+            let stands = client.try_verify(lease);
+            let lease = lease.clone();
             self.note(&stands);
-            if is_over.is_some() || stands.is_err() {
-                return is_over.map(ExecEvent::Lost);
+            match stands {
+                Ok(()) => {}
+                Err(Error::LeaseLost { other_server, .. }) => {
+                    return Some(ExecEvent::Lost(lease, other_server));
+                }
+                Err(_) => return None,
             }
         }
         None

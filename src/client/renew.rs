@@ -1,0 +1,152 @@
+//! RENEW and VERIFY, of a lease and of whatever this name holds; and whether the server that answered is the one that
+//! granted the lease.
+
+use std::time::Duration;
+
+use super::transport::HttpAnswer;
+use super::{Client, RenewOptions};
+use crate::error::{Error, OtherServer};
+use crate::lease::Lease;
+use crate::protocol::{Parameter, Request, Verb};
+
+impl Client {
+    /// Makes the lease last as long again as it was granted, or last renewed, for. `None` if it is over, and where
+    /// another server answers than the one that granted it, which may have granted the key to somebody else:
+    /// [`try_renew`](Self::try_renew) says which.
+    ///
+    /// # Errors
+    /// As [`unlock_fenced`](Self::unlock_fenced).
+    pub fn renew(&self, lease: &Lease) -> Result<Option<Lease>, Error> {
+        match self.try_renew(lease) {
+            Ok(lease) => Ok(Some(lease)),
+            Err(Error::LeaseLost { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`renew`](Self::renew), and says why not.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if the lease is over, or another server answers than the one that granted it; else as
+    /// [`renew`](Self::renew).
+    pub fn try_renew(&self, lease: &Lease) -> Result<Lease, Error> {
+        let question = self.question(Verb::Renew, &lease.key)?;
+        let question = question.with(Parameter::Fence, Some(lease.fence));
+        let answer = self.transport.ask(&question)?;
+        self.renewed(&question, lease, &answer)
+    }
+
+    /// Makes the lease of a key last as long as is said from now on, also if that ends it sooner. `None` if
+    /// this name does not hold the key, or not under that fence.
+    ///
+    /// # Errors
+    /// As [`renew`](Self::renew); [`Error::Refused`] with
+    /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the time is out of the server's range.
+    pub fn renew_with(&self, key: &str, options: &RenewOptions) -> Result<Option<Lease>, Error> {
+        let question = self
+            .question(Verb::Renew, key)?
+            .with(Parameter::LockTimeout, options.lock_timeout)
+            .with(Parameter::Fence, options.fence);
+        let answer = self.transport.ask(&question)?;
+        self.granted(&question, key, &answer)
+    }
+
+    /// Whether this very lease still stands, as the server sees it. `false` also where another server answers than the
+    /// one that granted it: [`try_verify`](Self::try_verify) says so.
+    ///
+    /// # Errors
+    /// As [`is_locked`](Self::is_locked).
+    pub fn verify(&self, lease: &Lease) -> Result<bool, Error> {
+        match self.try_verify(lease) {
+            Ok(()) => Ok(true),
+            Err(Error::LeaseLost { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`verify`](Self::verify), and says why not.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if the lease is over, or another server answers than the one that granted it; else as
+    /// [`is_locked`](Self::is_locked).
+    pub fn try_verify(&self, lease: &Lease) -> Result<(), Error> {
+        let question = self.question(Verb::Verify, &lease.key)?;
+        let question = question.with(Parameter::Fence, Some(lease.fence));
+        let answer = self.transport.ask(&question)?;
+        self.stands(&question, lease, &answer)
+    }
+
+    /// Whether this name holds the key under that fence.
+    ///
+    /// # Errors
+    /// As [`is_locked`](Self::is_locked).
+    pub fn verify_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
+        let question = self.question(Verb::Verify, key)?;
+        self.ask_yes_or_no(&question.with(Parameter::Fence, Some(fence)))
+    }
+
+    /// A question about this very lease, whose names the server knows.
+    pub(super) fn about_lease<'a>(&'a self, verb: Verb, lease: &'a Lease) -> Request<'a> {
+        Request::new(verb, &*lease.key, &*self.name).with(Parameter::Fence, Some(lease.fence))
+    }
+
+    /// As [`try_renew`](Self::try_renew), with a single try.
+    pub(super) fn renew_once(&self, lease: &Lease, timeout: Duration) -> Result<Lease, Error> {
+        let question = self.about_lease(Verb::Renew, lease);
+        let answer = self.transport.ask_once(&question, timeout)?;
+        self.renewed(&question, lease, &answer)
+    }
+
+    fn renewed(
+        &self,
+        question: &Request,
+        lease: &Lease,
+        answer: &HttpAnswer,
+    ) -> Result<Lease, Error> {
+        self.expect_same_server(lease, answer)?;
+        let renewed = self.granted(question, &lease.key, answer)?;
+        let renewed = renewed.ok_or_else(|| Error::lease_lost(lease, None))?;
+        Ok(Lease {
+            // A header that was dropped once does not make another server of it.
+            server: renewed.server.or_else(|| lease.server.clone()),
+            ..renewed
+        })
+    }
+
+    /// Whether the answer to a VERIFY says that the lease stands.
+    pub(super) fn stands(
+        &self,
+        question: &Request,
+        lease: &Lease,
+        answer: &HttpAnswer,
+    ) -> Result<(), Error> {
+        self.expect_same_server(lease, answer)?;
+        match self.yes_or_no(question, answer)? {
+            true => Ok(()),
+            false => Err(Error::lease_lost(lease, None)),
+        }
+    }
+
+    /// Whatever another server says proves nothing about the lease. Where one of the two is not named, it counts as the
+    /// same.
+    pub(super) fn expect_same_server(
+        &self,
+        lease: &Lease,
+        answer: &HttpAnswer,
+    ) -> Result<(), Error> {
+        let (Some(granted_by), Some(answered_by)) = (&lease.server, &answer.reply.server) else {
+            return Ok(());
+        };
+        if granted_by == answered_by {
+            return Ok(());
+        }
+        let servers = self.transport.servers();
+        let other_server = OtherServer {
+            address: self.address(),
+            granted_by: granted_by.to_string(),
+            answered_by: answered_by.to_string(),
+            are_both_there: servers.are_both_there(granted_by, answered_by),
+        };
+        Err(Error::lease_lost(lease, Some(other_server)))
+    }
+}

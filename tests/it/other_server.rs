@@ -1,0 +1,207 @@
+//! Another server answers than the one that granted a lease: it was restarted, or two stand behind one address.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use crate::common::gateway::Gateway;
+use crate::common::program::{Outcome, program};
+use crate::common::{PATIENCE, ask, ms, options, start, until};
+use lock_server::{Client, Error, Guard, LockOptions, Options, OtherServer, Server};
+
+/// Two servers, and the one address before them. Questions go to the first one.
+struct Two {
+    first: Server,
+    second: Server,
+    gateway: Gateway,
+}
+
+impl Two {
+    fn new() -> Self {
+        let [first, second] = [start(options()), start(options())];
+        let gateway = Gateway::to(first.port(), "", PATIENCE);
+        Two {
+            first,
+            second,
+            gateway,
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client::new("CLIENT_A", "127.0.0.1", self.gateway.port)
+    }
+
+    fn ask_first(&self) {
+        self.gateway.hand_on_to(&[self.first.port()]);
+    }
+
+    fn ask_second(&self) {
+        self.gateway.hand_on_to(&[self.second.port()]);
+    }
+}
+
+fn run_of(server: &Server) -> String {
+    let reply = ask(server, "/PING");
+    reply.header("Lock-Server").expect("it is named").into()
+}
+
+#[track_caller]
+fn other_server<T: std::fmt::Debug>(answer: Result<T, Error>) -> Option<OtherServer> {
+    match answer {
+        Err(Error::LeaseLost { other_server, .. }) => other_server,
+        other => panic!("{other:?} is no lost lease"),
+    }
+}
+
+/// Whether its callback was called.
+fn is_told(guard: &Guard) -> Arc<AtomicBool> {
+    let told = Arc::new(AtomicBool::new(false));
+    let called = told.clone();
+    guard.on_lost(move || called.store(true, SeqCst));
+    told
+}
+
+#[test]
+fn a_check_says_that_another_server_answers_and_which() {
+    let two = Two::new();
+    let guard = two.client().guard("KEYA").expect("it is free");
+    two.ask_second();
+    let error = guard.check().unwrap_err();
+    let said = format!(
+        "the lease of \"KEYA\" under fence {} is lost; another server answers at 127.0.0.1:{} now: it was restarted, \
+         or there are two behind it; write nothing more under it",
+        guard.fence(),
+        two.gateway.port
+    );
+    assert_eq!(error.to_string(), said);
+    let other = other_server::<()>(Err(error)).expect("it is named");
+    assert_eq!(other.address, format!("127.0.0.1:{}", two.gateway.port));
+    assert_eq!(other.granted_by, run_of(&two.first));
+    assert_eq!(other.answered_by, run_of(&two.second));
+    assert!(!other.are_both_there);
+    // For good: also where the first one answers again.
+    two.ask_first();
+    assert_eq!(other_server(guard.check()), Some(other.clone()));
+    assert_eq!(other_server(guard.release()), Some(other));
+    assert_eq!(ask(&two.first, "/CHECK/KEYA").body, "0\n", "it is unlocked");
+}
+
+#[test]
+fn a_server_that_answers_again_after_another_one_is_one_of_two() {
+    let two = Two::new();
+    let client = two.client();
+    let guard = client.guard("KEYA").expect("it is free");
+    two.ask_second();
+    assert!(client.ping());
+    two.ask_first();
+    guard.check().expect("it is held there");
+    two.ask_second();
+    let other = other_server(guard.check()).expect("it is named");
+    assert!(other.are_both_there);
+    let said = format!(
+        "two servers answer at 127.0.0.1:{}, and each knows only its own locks",
+        two.gateway.port
+    );
+    assert_eq!(other.to_string(), said);
+}
+
+#[test]
+fn a_renewal_that_another_server_answers_loses_the_lease_and_says_why() {
+    let two = Two::new();
+    let brief = LockOptions {
+        lock_timeout: Some(ms(3000)),
+        ..LockOptions::default()
+    };
+    let guard = two.client().guard_with("KEYA", &brief).expect("it is free");
+    let told = is_told(&guard);
+    two.ask_second();
+    until("it is told", || told.load(SeqCst));
+    assert!(!guard.is_held());
+    let other = other_server(guard.check()).expect("it is named");
+    assert_eq!(other.answered_by, run_of(&two.second));
+}
+
+#[test]
+fn what_another_server_says_of_a_lease_is_told_apart_from_a_no() {
+    let two = Two::new();
+    let client = two.client();
+    let lease = client.lock("KEYA").unwrap().expect("it is free");
+    two.ask_second();
+    for answer in [
+        other_server(client.try_renew(&lease)),
+        other_server(client.try_verify(&lease)),
+        other_server(client.release(&lease)),
+    ] {
+        assert_eq!(answer.expect("it is named").granted_by, run_of(&two.first));
+    }
+    // Safe where nobody asks why: the second one may have granted the key.
+    assert_eq!(client.renew(&lease).unwrap(), None);
+    assert!(!client.verify(&lease).unwrap());
+    two.ask_first();
+    let renewed = client.try_renew(&lease).expect("it stands there");
+    client.try_verify(&renewed).expect("it stands there");
+    assert!(client.release(&renewed).unwrap());
+    for over in [
+        other_server(client.try_renew(&lease)),
+        other_server(client.try_verify(&lease)),
+    ] {
+        assert_eq!(over, None, "the one that granted it says so");
+    }
+}
+
+#[test]
+fn a_server_that_was_restarted_is_another_one() {
+    let mut server = start(options());
+    let port = server.port();
+    let client = server.client("CLIENT_A");
+    let guard = client.guard("KEYA").expect("it is free");
+    let lease = client.lock("KEYB").unwrap().expect("it is free");
+    let granted_by = run_of(&server);
+    server.stop().expect("it stops");
+    let restarted = start(Options {
+        port,
+        reconnect_attempts: 100,
+        time_between_attempts: ms(10),
+        ..options()
+    });
+    for answer in [
+        other_server(guard.check()),
+        other_server(client.release(&lease)),
+    ] {
+        let other = answer.expect("it is named");
+        assert_eq!(other.granted_by, granted_by);
+        assert_eq!(other.answered_by, run_of(&restarted));
+        assert!(!other.are_both_there);
+    }
+}
+
+#[test]
+fn servers_that_are_not_named_are_not_told_apart() {
+    let two = Two::new();
+    two.gateway.drop_header("Lock-Server");
+    let client = two.client();
+    let guard = client.guard("KEYA").expect("it is free");
+    let lease = client.lock("KEYB").unwrap().expect("it is free");
+    two.ask_second();
+    assert_eq!(other_server(guard.check()), None);
+    assert_eq!(other_server(client.try_renew(&lease)), None);
+    assert!(!client.release(&lease).unwrap());
+}
+
+#[test]
+fn exec_says_that_another_server_answered_its_unlock() {
+    let two = Two::new();
+    let [first, second] = [two.first.port(), two.second.port()];
+    let script = "read line; echo $line";
+    let mut exec = program(["exec", "K", "--", "sh", "-c", script]);
+    exec.env("LOCK_SERVER", format!("127.0.0.1:{}", two.gateway.port));
+    // Each question goes to the other one than the question before.
+    two.gateway.hand_on_to(&[first, second]);
+    let outcome = Outcome::of(&mut exec);
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let said = "lock-server: K was lost before it was unlocked: ";
+    assert!(outcome.stderr.starts_with(said), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains(&two.gateway.port.to_string()),
+        "{outcome:?}"
+    );
+}
