@@ -47,6 +47,16 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     }
 }
 
+/// Whether a host is a name by which other machines are likely to know this one.
+pub(crate) fn looks_public(host: &str) -> bool {
+    let is_local = |label: &str| {
+        let label = label.to_ascii_lowercase();
+        // Beside `localhost` itself there are `ip6-localhost`, `localhost4` and others.
+        label.contains("localhost") || label.contains("loopback")
+    };
+    !host.split('.').any(is_local) && !is_v6(host) && host.parse::<Ipv4Addr>().is_err()
+}
+
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -123,6 +133,26 @@ mod tests {
             "8004",
         ] {
             assert!(parse_address(address).is_err(), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_name_looks_public_unless_it_says_that_it_is_local() {
+        for host in ["vm", "build-7.example.com", "vm.local"] {
+            assert!(looks_public(host), "{host}");
+        }
+        for host in [
+            "localhost",
+            "Localhost",
+            "a.localhost",
+            "localhost.localdomain",
+            "ip6-localhost",
+            "ip6-loopback",
+            "127.0.1.1",
+            "::1",
+            "fe80::1%eth0",
+        ] {
+            assert!(!looks_public(host), "{host}");
         }
     }
 

@@ -42,7 +42,7 @@ pub struct Options {
     pub classic_without_token: bool,
 
     /// The name or address to listen on, without a port; an IPv6 address may stand in brackets. Default
-    /// `127.0.0.1`. `0.0.0.0` or `::` listens on every
+    /// `127.0.0.1`. Of a name each address is listened on, up to 16. `0.0.0.0` or `::` listens on every
     /// interface; names are not credentials, so do that only where everybody is trusted, or with a
     /// [`token_file`](Self::token_file).
     pub host: String,

@@ -11,7 +11,7 @@ use std::thread;
 
 use self::access::KnownTokens;
 use self::child::Child;
-use self::listen::{adopt, bind};
+use self::listen::{BoundPort, adopt, bind, bind_classic};
 use self::running::{Running, Threads};
 pub use self::serve::ServerState;
 use self::serve::{Listeners, ProcessUse, serve, start_failed};
@@ -66,8 +66,10 @@ pub struct Server {
 }
 
 struct Bound {
-    address: SocketAddr,
+    /// One for each address of the host. Never empty.
+    addresses: Vec<SocketAddr>,
     classic: Option<SocketAddr>,
+    warnings: Vec<String>,
     /// `None` once the server that serves on them has them.
     listeners: Option<Listeners>,
     /// What all clients of this server share.
@@ -89,6 +91,10 @@ impl Server {
     /// started server, the one it was started on. A busy port is tried again as
     /// [`Options::reconnect_attempts`] and [`Options::time_between_attempts`] say.
     ///
+    /// A host that is a name may have several addresses, as `localhost` has 127.0.0.1 and ::1: the server listens on
+    /// each, up to 16, with one port for all, and the first one is returned; [`addrs`](Self::addrs) has all. One that
+    /// this machine can't listen on is left out with a [warning](Self::warnings), if there is another one.
+    ///
     /// # Errors
     /// [`Error::CannotListen`], [`Error::InvalidOption`].
     pub fn bind(&mut self) -> Result<SocketAddr, Error> {
@@ -96,12 +102,12 @@ impl Server {
         if let Some(bound) = &self.bound
             && (is_running || bound.listeners.is_some())
         {
-            return Ok(bound.address);
+            return Ok(bound.addresses[0]);
         }
         self.options.validate()?;
-        let http = bind(&self.options, "port", self.options.port)?;
+        let http = bind(&self.options)?;
         let classic = self.options.classic_port;
-        let classic = classic.map(|port| bind(&self.options, "classic_port", port));
+        let classic = classic.map(|port| bind_classic(&self.options, port, &http.addresses));
         self.set_bound(http, classic.transpose()?, false)
     }
 
@@ -124,27 +130,29 @@ impl Server {
         self.expect_not_running()?;
         let http = adopt(http)?;
         let classic = classic.map(adopt).transpose()?;
-        self.options.host = http.1.ip().to_string();
-        self.options.port = http.1.port();
-        self.options.classic_port = classic.as_ref().map(|(_, address)| address.port());
+        self.options.host = http.addresses[0].ip().to_string();
+        self.options.port = http.addresses[0].port();
+        self.options.classic_port = classic.as_ref().map(|bound| bound.addresses[0].port());
         self.options.validate()?;
         self.set_bound(http, classic, true)
     }
 
     fn set_bound(
         &mut self,
-        (http, address): (TcpListener, SocketAddr),
-        classic: Option<(TcpListener, SocketAddr)>,
+        http: BoundPort,
+        classic: Option<BoundPort>,
         are_lent: bool,
     ) -> Result<SocketAddr, Error> {
         let token = self.client_token()?;
-        let (classic, classic_address) = classic.unzip();
+        let classic = classic.unwrap_or_default();
+        let address = http.addresses[0];
         self.bound = Some(Bound {
-            address,
-            classic: classic_address,
+            addresses: http.addresses,
+            classic: classic.addresses.first().copied(),
+            warnings: http.warnings,
             listeners: Some(Listeners {
-                http,
-                classic,
+                http: http.listeners,
+                classic: classic.listeners,
                 are_lent,
             }),
             transport: Transport::new(&self.client_host(), address.port()).with_token(token),
@@ -170,11 +178,7 @@ impl Server {
         let ping = self.client("ping");
         // Dropped at the end: the parent's copies would have the ports outlive the child.
         let listeners = self.take_listeners()?;
-        let all: Vec<_> = [&listeners.http]
-            .into_iter()
-            .chain(&listeners.classic)
-            .collect();
-        let child = Child::start(&self.options, &all, || ping.try_ping())?;
+        let child = Child::start(&self.options, &listeners, || ping.try_ping())?;
         let pid = child.pid();
         self.running = Some(Running::Child(child));
         Ok(pid)
@@ -316,13 +320,25 @@ impl Server {
         Ok(KnownTokens::read(path)?.that_locks().cloned())
     }
 
-    /// Returns the bound address, `0.0.0.0` or `::` included; [`url`](Self::url) returns one to connect to. `None`
-    /// before it was [bound](Self::bind).
+    /// Returns the bound address, `0.0.0.0` or `::` included; [`url`](Self::url) returns one to connect to. Of several
+    /// the first. `None` before it was [bound](Self::bind).
     pub fn addr(&self) -> Option<SocketAddr> {
-        self.bound.as_ref().map(|bound| bound.address)
+        self.addrs().first().copied()
     }
 
-    /// How to reach the server from this machine: `http://127.0.0.1:8004`, with no slash at the end.
+    /// Returns all bound addresses, one for each address of the host. Empty before it was [bound](Self::bind).
+    pub fn addrs(&self) -> &[SocketAddr] {
+        self.bound.as_ref().map_or(&[], |bound| &bound.addresses)
+    }
+
+    /// What [`bind`](Self::bind) found odd about the host and logged, a line each: an address that it left out, or a
+    /// name that other machines may know and that is loopback on this one. Most times there is nothing.
+    pub fn warnings(&self) -> &[String] {
+        self.bound.as_ref().map_or(&[], |bound| &bound.warnings)
+    }
+
+    /// How to reach the server from this machine: `http://127.0.0.1:8004`, with no slash at the end. A
+    /// [host](Options::host) that is a name stands in it as it is.
     pub fn url(&self) -> String {
         format!("http://{}", self.reachable())
     }
@@ -360,7 +376,7 @@ impl Server {
     pub fn port(&self) -> u16 {
         self.bound
             .as_ref()
-            .map_or(self.options.port, |bound| bound.address.port())
+            .map_or(self.options.port, |bound| bound.addresses[0].port())
     }
 
     /// The port for clients of the Perl original: what was bound, or else what the options say. `None` if
@@ -414,7 +430,7 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
             .field("options", &self.options)
-            .field("address", &self.bound.as_ref().map(|bound| bound.address))
+            .field("addresses", &self.addrs())
             .field(
                 "classic_address",
                 &self.bound.as_ref().and_then(|bound| bound.classic),

@@ -11,17 +11,23 @@ pub mod proxy;
 #[path = "common/real_proxy.rs"]
 pub mod real_proxy;
 
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lock_server::{Options, Server};
+use nix::errno::Errno;
 use nix::libc;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -137,6 +143,45 @@ pub fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
+/// Does a test in a thread for which `/etc/hosts` is this text, as it is for all threads and processes that it starts.
+/// Skips the test where the machine lets nobody mount.
+pub fn with_hosts(hosts: &str, test: impl FnOnce() + Send) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&file, hosts).unwrap();
+    // Everybody may read it, as the one that it hides.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let hides = || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
+        mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE)?;
+        mount(&path, c"/etc/hosts", libc::MS_BIND)
+    };
+    thread::scope(|scope| {
+        let tested = scope.spawn(|| match hides() {
+            Ok(()) => test(),
+            Err(errno) => skip(&format!("no /etc/hosts of one's own: {errno}")),
+        });
+        if let Err(panic) = tested.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn mount(source: &CStr, target: &CStr, flags: libc::c_ulong) -> nix::Result<()> {
+    let nothing = std::ptr::null();
+    // SAFETY: the strings outlive the call, which takes no data with these flags.
+    let result = unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            nothing,
+            flags,
+            nothing.cast(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
 /// A port that nobody listens on.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -199,7 +244,11 @@ impl Wire {
     }
 
     pub fn to_port(port: u16) -> Self {
-        Wire::over(TcpStream::connect(("127.0.0.1", port)).expect("the server listens"))
+        Wire::at((Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    pub fn at(address: SocketAddr) -> Self {
+        Wire::over(TcpStream::connect(address).expect("the server listens"))
     }
 
     /// From a port of ours, which may have a connection to another one already; 0 is any that is free.

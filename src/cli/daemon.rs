@@ -207,8 +207,9 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
     let pid_file = pid_file.claim(advice)?;
     let mut server = Server::new(options);
     let endpoint = Endpoint::bind(&mut server)?;
-    if !endpoint.address.ip().is_loopback() && lets_strangers_lock {
-        // The daemon may have no log.
+    // The daemon may have no log.
+    server.warnings().iter().for_each(|warning| say(warning));
+    if endpoint.exposed().next().is_some() && lets_strangers_lock {
         say(&format!(
             "{endpoint} can be reached from other machines, and names are not credentials: \
              all that reach it can lock and unlock"
@@ -223,7 +224,7 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
     match forked.map_err(|error| Failure::system("cannot fork", error))? {
         ForkResult::Child => {
             let lived = detach(log_to.as_deref())
-                .and_then(|()| serve::serve(server, endpoint, Some(pid_file), |_| ()));
+                .and_then(|()| serve::serve(server, &endpoint, Some(pid_file), |_| ()));
             let (code, message) = lived.err().map(Failure::into_parts).unwrap_or_default();
             if code != 0 {
                 log::error!("{message}");
@@ -235,7 +236,7 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
         ForkResult::Parent { child } => {
             drop((server, report));
             pid_file.leave_to_child();
-            await_answer(child, endpoint, failure)?;
+            await_answer(child, &endpoint, failure)?;
             // It serves, whether or not anybody reads that.
             print(&format!(
                 "started lock-server, process {child}, on {endpoint}"
@@ -265,7 +266,7 @@ fn detach(log_to: Option<&Path>) -> Result<(), Failure> {
 }
 
 /// Returns once the server answers, and fails if it ends before.
-fn await_answer(child: Pid, endpoint: Endpoint, mut failure: PipeReader) -> Result<(), Failure> {
+fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Result<(), Failure> {
     let until = Instant::now() + SERVE_TIMEOUT;
     let here = endpoint.reachable();
     let client = Client::new("start", &here.host, here.port);

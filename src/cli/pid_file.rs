@@ -2,7 +2,7 @@
 //! not locked is stale, whatever it says and however its server ended.
 //!
 //! Two lines: the process's number and the address that it serves on; in a third one the classic port, if there is
-//! one. It is believed only if its owner is this user or root. The lock belongs to the open file: a child that was
+//! one; and a line for each further address of its host. It is believed only if its owner is this user or root. The lock belongs to the open file: a child that was
 //! forked with it holds it on, a program that is executed does not.
 
 use std::env;
@@ -47,7 +47,7 @@ pub struct PidFile {
 }
 
 /// What a pid file says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The server's process.
     pub pid: u32,
@@ -212,7 +212,7 @@ impl PidFile {
                 }
                 // Seen once, it may be what the last server was, under the lock of one that is about to write; or
                 // the lock that of somebody who looks, too.
-                Text::Record(record) if seen == Some(record) => {
+                Text::Record(record) if seen.as_ref() == Some(&record) => {
                     return Ok(Found::Running(record, file));
                 }
                 Text::Record(record) => seen = Some(record),
@@ -280,7 +280,7 @@ pub struct LockedPidFile {
 
 impl LockedPidFile {
     /// Writes what this process serves on.
-    pub fn write(&mut self, endpoint: Endpoint) -> Result<(), Failure> {
+    pub fn write(&mut self, endpoint: &Endpoint) -> Result<(), Failure> {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
@@ -292,7 +292,7 @@ impl LockedPidFile {
 
     /// Puts the file back where it is gone, until the sender of `ended` is dropped. What sweeps `/tmp`, or the end of a
     /// login session, removes it while the server runs.
-    pub fn keep(&mut self, endpoint: Endpoint, ended: &Receiver<()>) {
+    pub fn keep(&mut self, endpoint: &Endpoint, ended: &Receiver<()>) {
         let mut was_refused = false;
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK_INTERVAL) {
             let put_back = self.put_back(endpoint);
@@ -313,7 +313,7 @@ impl LockedPidFile {
     }
 
     /// Whether the file was gone and is back. Whatever else has its place stays there.
-    fn put_back(&mut self, endpoint: Endpoint) -> io::Result<bool> {
+    fn put_back(&mut self, endpoint: &Endpoint) -> io::Result<bool> {
         let path = &self.pid_file.path;
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == NotFound => {}
@@ -359,10 +359,13 @@ impl Drop for LockedPidFile {
 }
 
 /// What the file of this process says.
-fn own_record(endpoint: Endpoint) -> String {
+fn own_record(endpoint: &Endpoint) -> String {
     let mut text = format!("{}\n{}\n", process::id(), endpoint.address);
     if let Some(port) = endpoint.classic_port {
         text += &format!("{port}\n");
+    }
+    for other in &endpoint.others {
+        text += &format!("{other}\n");
     }
     text
 }
@@ -402,7 +405,7 @@ fn read(mut file: &File) -> io::Result<Text> {
 }
 
 fn parse(text: &str) -> Text {
-    let mut lines = text.lines();
+    let mut lines = text.lines().peekable();
     let Some(first) = lines.next() else {
         return Text::Empty;
     };
@@ -411,12 +414,15 @@ fn parse(text: &str) -> Text {
         return Text::Other("its first line is no process number".into());
     };
     let address = lines.next().and_then(|line| line.parse().ok());
-    let classic_port = lines.next().map(str::parse).transpose();
-    match (address, classic_port, lines.next()) {
-        (Some(address), Ok(classic_port), None) => Text::Record(Record {
+    let classic_port = lines.peek().and_then(|line| line.parse().ok());
+    let others = lines.skip(usize::from(classic_port.is_some()));
+    let others = others.map(str::parse).collect::<Result<_, _>>();
+    match (address, others) {
+        (Some(address), Ok(others)) => Text::Record(Record {
             pid,
             endpoint: Endpoint {
                 address,
+                others,
                 classic_port,
             },
         }),
@@ -431,18 +437,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_has_two_lines_or_three() {
+    fn a_record_has_two_lines_a_third_with_a_classic_port_and_one_for_each_further_address() {
         let endpoint = Endpoint {
             address: "[::1]:8004".parse().expect("an address"),
+            others: Vec::new(),
             classic_port: None,
         };
         let record = |endpoint| Text::Record(Record { pid: 7, endpoint });
-        assert_eq!(parse("7\n[::1]:8004\n"), record(endpoint));
+        assert_eq!(parse("7\n[::1]:8004\n"), record(endpoint.clone()));
         let classic = Endpoint {
             classic_port: Some(8005),
+            ..endpoint.clone()
+        };
+        assert_eq!(parse("7\n[::1]:8004\n8005\n"), record(classic.clone()));
+        let others = vec!["127.0.0.1:8004".parse().expect("an address")];
+        let both = Endpoint {
+            others: others.clone(),
             ..endpoint
         };
-        assert_eq!(parse("7\n[::1]:8004\n8005\n"), record(classic));
+        assert_eq!(parse("7\n[::1]:8004\n127.0.0.1:8004\n"), record(both));
+        let all = Endpoint { others, ..classic };
+        assert_eq!(parse("7\n[::1]:8004\n8005\n127.0.0.1:8004\n"), record(all));
         assert_eq!(parse(""), Text::Empty);
     }
 

@@ -44,18 +44,18 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let endpoint = Endpoint::bind(&mut server)?;
     let notify = |state| {
         if state == ServerState::Serving {
-            introduce(endpoint, asks_for_token);
+            introduce(&endpoint, asks_for_token);
         }
-        service::notify(state, endpoint);
+        service::notify(state, &endpoint);
     };
-    serve(server, endpoint, pid_file, notify)?;
+    serve(server, &endpoint, pid_file, notify)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Serves until it is told to stop, and has a pid file for as long. `notify` is called with each state of the server.
 pub fn serve(
     mut server: Server,
-    endpoint: Endpoint,
+    endpoint: &Endpoint,
     mut pid_file: Option<LockedPidFile>,
     notify: impl Fn(ServerState),
 ) -> Result<(), Failure> {
@@ -99,7 +99,7 @@ pub fn log_panics_of_tiny_http() {
     }));
 }
 
-fn introduce(endpoint: Endpoint, asks_for_token: bool) {
+fn introduce(endpoint: &Endpoint, asks_for_token: bool) {
     let here = endpoint.reachable();
     let user = if asks_for_token { "-u :TOKEN " } else { "" };
     let options = client_options(&here);

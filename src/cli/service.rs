@@ -86,7 +86,7 @@ fn listens(socket: &impl AsFd) -> bool {
 }
 
 /// Tells the service manager, if there is one that wants to know.
-pub fn notify(state: ServerState, endpoint: Endpoint) {
+pub fn notify(state: ServerState, endpoint: &Endpoint) {
     let status = format!("serves on {endpoint}");
     let message = match state {
         ServerState::Serving => &[NotifyState::Ready, NotifyState::Status(&status)][..],

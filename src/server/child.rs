@@ -23,7 +23,6 @@ pub(crate) mod orders;
 
 use std::fs::File;
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command, Stdio};
@@ -42,7 +41,7 @@ use nix::unistd::Pid;
 use self::orders::{Orders, Report};
 use crate::error::Error;
 use crate::options::Options;
-use crate::server::serve::start_failed;
+use crate::server::serve::{Listeners, start_failed};
 
 /// How long a child may take to serve. It needs some milliseconds; the rest is for a machine that is busy with
 /// hundreds of others. A child that fails says so at once.
@@ -83,7 +82,7 @@ impl Child {
     /// Starts a child that serves on these listeners. Returns once it reports that it serves and `answers`.
     pub fn start(
         options: &Options,
-        listeners: &[&TcpListener],
+        listeners: &Listeners,
         answers: impl Fn() -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let (ours, theirs) = socketpair(

@@ -10,7 +10,7 @@ use nix::sys::socket::{self, Backlog, sockopt};
 use nix::sys::time::TimeVal;
 
 use crate::error::Error;
-use crate::host::{host_and_port, reachable};
+use crate::host::{host_and_port, looks_public, reachable};
 use crate::options::Options;
 
 /// How many seconds an answer may take to be written to a client that does not read.
@@ -28,12 +28,58 @@ const REFUSE_TIMEOUT: Duration = Duration::from_millis(250);
 const TAKE_TIMEOUT: Duration = Duration::from_millis(20);
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// Binds a port of the host that the options name. `option` is the one that names the port.
-pub(crate) fn bind(
+/// On how many addresses of a host a server listens: a client tries as many.
+pub(crate) const MOST_ADDRESSES: usize = 16;
+
+/// How many ports are tried where any will do and the first address's is busy on another one.
+const PORT_TRIES: u32 = 32;
+
+/// A port that is listened on, on every address of a host.
+#[derive(Default)]
+pub(crate) struct BoundPort {
+    pub listeners: Vec<TcpListener>,
+    /// Theirs, in the order in which the host's name has them. Never empty.
+    pub addresses: Vec<SocketAddr>,
+    /// What a person should know of the host, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// Binds the port for HTTP, on every address of the host that the options name. An address that this machine can't
+/// listen on is left out, if there is another one.
+pub(crate) fn bind(options: &Options) -> Result<BoundPort, Error> {
+    let host = options.bare_host();
+    let bound = bind_patiently(options, "port", options.port, || {
+        let addresses = (host, options.port).to_socket_addrs()?;
+        bind_all(host, &addresses.collect::<Vec<_>>())
+    })?;
+    for warning in &bound.warnings {
+        log::warn!("{warning}");
+    }
+    Ok(bound)
+}
+
+/// Binds the port for clients of the Perl original, on these addresses: those that the one for HTTP is bound on.
+pub(crate) fn bind_classic(
+    options: &Options,
+    port: u16,
+    addresses: &[SocketAddr],
+) -> Result<BoundPort, Error> {
+    let mut addresses = addresses.to_vec();
+    for address in &mut addresses {
+        address.set_port(port);
+    }
+    bind_patiently(options, "classic_port", port, || {
+        bind_all(options.bare_host(), &addresses)
+    })
+}
+
+/// Binds, and tries again while the port is busy, as the options say. `option` is the one that names the port.
+fn bind_patiently(
     options: &Options,
     option: &'static str,
     port: u16,
-) -> Result<(TcpListener, SocketAddr), Error> {
+    bind: impl Fn() -> io::Result<BoundPort>,
+) -> Result<BoundPort, Error> {
     let Options {
         reconnect_attempts,
         time_between_attempts,
@@ -43,17 +89,9 @@ pub(crate) fn bind(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let bound = (host, port).to_socket_addrs().and_then(|addresses| {
-            let addresses: Vec<SocketAddr> = addresses.collect();
-            let listener = TcpListener::bind(&*addresses)?;
-            let address = listener.local_addr()?;
-            Ok((listener, address))
-        });
-        match bound {
+        match bind() {
             Ok(bound) => return Ok(bound),
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse && attempts <= *reconnect_attempts =>
-            {
+            Err(error) if is_busy(&error) && attempts <= *reconnect_attempts => {
                 log::info!("{host}:{port} is busy; trying again in {time_between_attempts:?}");
                 thread::sleep(*time_between_attempts);
             }
@@ -69,13 +107,87 @@ pub(crate) fn bind(
     }
 }
 
-/// A listener that somebody else bound, as the rest of the server expects it, and its address.
-pub(crate) fn adopt(listener: TcpListener) -> Result<(TcpListener, SocketAddr), Error> {
+fn is_busy(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+/// Binds all addresses of a host, with one port for all.
+fn bind_all(host: &str, addresses: &[SocketAddr]) -> io::Result<BoundPort> {
+    let any_port = addresses.iter().all(|address| address.port() == 0);
+    let mut tries = 1;
+    loop {
+        match bind_once(host, addresses) {
+            Err(error) if is_busy(&error) && any_port && tries < PORT_TRIES => tries += 1,
+            bound => return bound,
+        }
+    }
+}
+
+/// As [`bind_all`], with the port that the first address gets where any will do. It fails if that one is busy on any of
+/// the addresses.
+fn bind_once(host: &str, addresses: &[SocketAddr]) -> io::Result<BoundPort> {
+    let mut bound = BoundPort::default();
+    let mut left_out: Vec<(SocketAddr, io::Error)> = Vec::new();
+    for &(mut address) in addresses {
+        let is_known = |known: &SocketAddr| known.ip() == address.ip();
+        if bound.addresses.iter().any(is_known) {
+            continue;
+        }
+        if let Some(first) = bound.addresses.first() {
+            address.set_port(first.port());
+        }
+        let listener = match bound.addresses.len() < MOST_ADDRESSES {
+            true => TcpListener::bind(address),
+            false => Err(io::Error::other("a server listens on 16 at the most")),
+        };
+        match listener.and_then(|listener| Ok((listener.local_addr()?, listener))) {
+            Ok((address, listener)) => {
+                bound.addresses.push(address);
+                bound.listeners.push(listener);
+            }
+            Err(error) if is_busy(&error) => return Err(error),
+            Err(error) => left_out.push((address, error)),
+        }
+    }
+    if bound.addresses.is_empty() {
+        let none = || io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
+        return Err(left_out.pop().map_or_else(none, |(_, error)| error));
+    }
+    let here = and(&bound.addresses);
+    let left_out = left_out.iter().map(|(address, error)| {
+        format!(
+            "{host} is {} too, which is left out: {error}; the server listens on {here}",
+            address.ip()
+        )
+    });
+    let for_this_machine = bound.addresses.iter().all(|bound| bound.ip().is_loopback());
+    let unreachable = (for_this_machine && looks_public(host)).then(|| {
+        format!(
+            "{host} is {here} on this machine, so no other machine can reach the server; \
+             to be reached, let it listen on 0.0.0.0 or on this machine's own address"
+        )
+    });
+    bound.warnings = left_out.chain(unreachable).collect();
+    Ok(bound)
+}
+
+/// Addresses as people write several.
+pub(crate) fn and(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
+    addresses.join(" and ")
+}
+
+/// A listener that somebody else bound, as the rest of the server expects it.
+pub(crate) fn adopt(listener: TcpListener) -> Result<BoundPort, Error> {
     let address = listener
         .set_nonblocking(false)
         .and_then(|()| listener.local_addr());
     match address {
-        Ok(address) => Ok((listener, address)),
+        Ok(address) => Ok(BoundPort {
+            listeners: vec![listener],
+            addresses: vec![address],
+            warnings: Vec::new(),
+        }),
         Err(source) => Err(Error::CannotStart {
             reason: "the listener is none of TCP".into(),
             source: Some(source),

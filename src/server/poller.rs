@@ -17,8 +17,8 @@ use crate::memory::shrink_map;
 
 pub(super) struct Poller {
     epoll: Epoll,
-    /// A copy of the HTTP port's.
-    listener: TcpListener,
+    /// Copies of those for HTTP.
+    listeners: Vec<TcpListener>,
     watched: Mutex<Clients>,
 }
 
@@ -49,7 +49,7 @@ impl Poller {
     /// `stop` are the descriptors of which one becomes readable when the server is to end; `reload` is written to when
     /// it is to read its token file anew.
     pub fn new<'a>(
-        listener: &TcpListener,
+        listeners: &[TcpListener],
         stop: impl Iterator<Item = BorrowedFd<'a>>,
         reload: Option<BorrowedFd>,
     ) -> io::Result<Arc<Self>> {
@@ -62,18 +62,24 @@ impl Poller {
             let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, RELOAD);
             epoll.add(reload, event)?;
         }
-        let listener = listener.try_clone()?;
-        epoll.add(&listener, arrival())?;
+        let listeners: io::Result<Vec<_>> = listeners.iter().map(TcpListener::try_clone).collect();
+        let listeners = listeners?;
+        for listener in &listeners {
+            epoll.add(listener, arrival())?;
+        }
         Ok(Arc::new(Poller {
             epoll,
-            listener,
+            listeners,
             watched: Mutex::default(),
         }))
     }
 
-    /// Reports the next connection that comes, once.
+    /// Reports the next connection that comes to each listener, once.
     pub fn expect_arrival(&self) -> io::Result<()> {
-        Ok(self.epoll.modify(&self.listener, &mut arrival())?)
+        for listener in &self.listeners {
+            self.epoll.modify(listener, &mut arrival())?;
+        }
+        Ok(())
     }
 
     /// Reports a waiter when its client hangs up, until what is returned is dropped; at once, if it has.

@@ -23,8 +23,10 @@ use crate::table::{Limits, Terms};
 
 /// What the server serves on.
 pub(crate) struct Listeners {
-    pub http: TcpListener,
-    pub classic: Option<TcpListener>,
+    /// One for each address of the host, all with one port. Never empty.
+    pub http: Vec<TcpListener>,
+    /// The same, for clients of the Perl original. Empty without a classic port.
+    pub classic: Vec<TcpListener>,
     /// Whether others listen on them, too, and go on when this server ends.
     pub are_lent: bool,
 }
@@ -59,10 +61,9 @@ pub(crate) fn serve(
     process_use: ProcessUse,
     notify: &dyn Fn(ServerState),
 ) -> Result<(), Error> {
-    let address = listeners
-        .http
-        .local_addr()
-        .map_err(start_failed("the listener has no address"))?;
+    let addresses: io::Result<Vec<_>> =
+        listeners.http.iter().map(TcpListener::local_addr).collect();
+    let addresses = addresses.map_err(start_failed("the listener has no address"))?;
     let clients = match process_use {
         ProcessUse::Own => {
             limits::keep_little_memory();
@@ -76,7 +77,7 @@ pub(crate) fn serve(
         // Some are left for those who unlock.
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
-    let handler = handler(options, address, limits, stop, process_use)?;
+    let handler = handler(options, &addresses, limits, stop, process_use)?;
     let mut parts = match Parts::open(listeners, handler.clone(), clients) {
         Ok(parts) => parts,
         Err(error) => {
@@ -86,12 +87,16 @@ pub(crate) fn serve(
     };
     notify(ServerState::Serving);
     log::info!(
-        "serving on {address}, up to {clients} clients at the same time, {} of them waiting",
+        "serving on {}, up to {clients} clients at the same time, {} of them waiting",
+        listen::and(&addresses),
         limits.waiters
     );
-    if !address.ip().is_loopback() && options.lets_strangers_lock() {
+    let mut exposed = addresses;
+    exposed.retain(|address| !address.ip().is_loopback());
+    if !exposed.is_empty() && options.lets_strangers_lock() {
         log::warn!(
-            "{address} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock"
+            "{} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock",
+            listen::and(&exposed)
         );
     }
     parts.run(process_use);
@@ -102,53 +107,64 @@ pub(crate) fn serve(
     Ok(())
 }
 
-/// What serves: both transports, and the epoll that the loop waits with.
+/// What serves: both transports, one for each listener, and the epoll that the loop waits with.
 struct Parts {
     handler: Arc<Handler>,
     poller: Arc<Poller>,
-    http: HttpTransport,
-    classic: Option<ClassicTransport>,
+    http: Vec<HttpTransport>,
+    classic: Vec<ClassicTransport>,
 }
 
 impl Parts {
     fn open(listeners: Listeners, handler: Arc<Handler>, clients: usize) -> Result<Self, Error> {
+        let stop = &handler.stop;
+        let poller = Poller::new(&listeners.http, stop.descriptors(), stop.reload())
+            .map_err(start_failed("no descriptor left"))?;
+        let mut parts = Parts {
+            handler,
+            poller,
+            http: Vec::new(),
+            classic: Vec::new(),
+        };
+        match parts.serve_on(listeners, clients) {
+            Ok(()) => Ok(parts),
+            Err(error) => {
+                parts.close();
+                Err(error)
+            }
+        }
+    }
+
+    fn serve_on(&mut self, listeners: Listeners, clients: usize) -> Result<(), Error> {
         let Listeners {
             http,
             classic,
             are_lent,
         } = listeners;
-        let stop = &handler.stop;
-        let poller = Poller::new(&http, stop.descriptors(), stop.reload())
-            .map_err(start_failed("no descriptor left"))?;
-        let http = listen::prepare(&http)
-            .and_then(|()| HttpTransport::open(http, are_lent, handler.clone(), poller.clone()))
-            .map_err(start_failed("cannot serve"))?;
-        let mut parts = Parts {
-            handler,
-            poller,
-            http,
-            classic: None,
-        };
-        let opened = classic.map(|listener| {
-            listen::prepare(&listener)?;
-            let (handler, poller) = (parts.handler.clone(), parts.poller.clone());
-            ClassicTransport::open(listener, are_lent, handler, poller, clients)
-        });
-        match opened.transpose() {
-            Ok(classic) => parts.classic = classic,
-            Err(error) => {
-                parts.close();
-                return Err(start_failed("cannot serve classic clients")(error));
-            }
+        let parts = || (self.handler.clone(), self.poller.clone());
+        for listener in http {
+            let (handler, poller) = parts();
+            let http = listen::prepare(&listener)
+                .and_then(|()| HttpTransport::open(listener, are_lent, handler, poller));
+            self.http.push(http.map_err(start_failed("cannot serve"))?);
         }
-        Ok(parts)
+        for listener in classic {
+            let (handler, poller) = parts();
+            let classic = listen::prepare(&listener).and_then(|()| {
+                ClassicTransport::open(listener, are_lent, handler, poller, clients)
+            });
+            let classic = classic.map_err(start_failed("cannot serve classic clients"))?;
+            self.classic.push(classic);
+        }
+        Ok(())
     }
 
     /// The loop, until the server is asked to end.
     fn run(&mut self, process_use: ProcessUse) {
         let mut trim = Trim::new();
         loop {
-            let left = self.http.next_poll();
+            let polls = self.http.iter().map(HttpTransport::next_poll);
+            let left = polls.min().expect("there is a listener");
             let happened = self
                 .poller
                 .wait(left.saturating_duration_since(Instant::now()));
@@ -167,9 +183,11 @@ impl Parts {
             for waiter in &happened.hang_ups {
                 self.handler.hang_up(waiter);
             }
-            self.http.poll(happened.arrival);
+            for http in &mut self.http {
+                http.poll(happened.arrival);
+            }
             // It takes the allocator's locks, one after another: beside a thousand threads that allocate it takes long.
-            if process_use == ProcessUse::Own && self.http.is_calm() {
+            if process_use == ProcessUse::Own && self.http.iter().all(HttpTransport::is_calm) {
                 trim.tick();
             }
         }
@@ -178,13 +196,13 @@ impl Parts {
     /// Refuses what comes, breaks off what waits, finishes what is being answered, and closes the connections.
     fn close(self) {
         let until = Instant::now() + FINISH_TIMEOUT;
-        if let Some(classic) = &self.classic {
-            classic.refuse();
-        }
-        self.http.refuse();
+        self.classic.iter().for_each(ClassicTransport::refuse);
+        self.http.iter().for_each(HttpTransport::refuse);
         self.handler.manager.stop();
-        self.http.close(until);
-        if let Some(classic) = self.classic {
+        for http in self.http {
+            http.close(until);
+        }
+        for classic in self.classic {
             classic.close(until);
         }
     }
@@ -193,7 +211,7 @@ impl Parts {
 /// What answers the questions of both transports.
 fn handler(
     options: &Options,
-    address: SocketAddr,
+    addresses: &[SocketAddr],
     limits: Limits,
     stop: &Arc<StopSources>,
     process_use: ProcessUse,
@@ -215,7 +233,7 @@ fn handler(
             allow_shutdown: options.allow_shutdown,
             host: options.bare_host().into(),
             allowed_hosts: options.allowed_hosts.clone(),
-            loopback: address.ip().is_loopback(),
+            loopback: addresses.iter().all(|address| address.ip().is_loopback()),
             tokens,
         },
         caps: MaxTimes {

@@ -21,7 +21,7 @@ use nix::unistd::{Pid, Uid, chown};
 use tempfile::TempDir;
 
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
-use crate::common::{bound, free_port, options, skip, until};
+use crate::common::{bound, free_port, options, skip, until, with_hosts};
 
 const VERBS: [&str; 14] = [
     "run",
@@ -1576,6 +1576,47 @@ fn the_environment_says_where_and_who_and_options_win() {
         assert!(server.address.starts_with("[::1]:"));
         asked("ping", &server.address, "").expect(0, "1\n");
     }
+}
+
+#[test]
+fn run_start_and_status_name_every_address_of_a_name() {
+    let hosts = "127.0.0.1 both.localhost\n::1 both.localhost\n\
+                 127.0.1.1 vm.example\n2001:db8::1 vm.example\n";
+    with_hosts(hosts, || {
+        let daemon = Daemon::none();
+        let started = daemon.typed("start --port 0 --host both.localhost --classic-port 0");
+        let record = daemon.record();
+        let [pid, first, classic, other] = &record[..] else {
+            panic!("{record:?}");
+        };
+        let all =
+            format!("process {pid}, on {first} and {other} (classic clients: port {classic})\n");
+        started.expect(0, &format!("started lock-server, {all}"));
+        assert!(started.stderr.is_empty(), "{}", started.stderr);
+        daemon.typed("status").expect(0, &format!("running, {all}"));
+        for address in [first, other] {
+            assert_eq!(http(address, "/PING"), "1", "{address}");
+        }
+        daemon
+            .typed("stop")
+            .expect(0, &format!("stopped process {pid}\n"));
+
+        let server = Foreground::run("--host both.localhost");
+        let first = &server.introduction[0];
+        assert!(
+            first.contains(" and ") && first.contains("[::1]:"),
+            "{first}"
+        );
+        assert!(first.contains("127.0.0.1:"), "{first}");
+
+        let daemon = Daemon::none();
+        let said = daemon.typed("start --port 0 --host vm.example").stderr;
+        assert!(
+            said.contains("2001:db8::1 too, which is left out"),
+            "{said}"
+        );
+        assert!(said.contains("no other machine can reach"), "{said}");
+    });
 }
 
 #[test]

@@ -188,6 +188,12 @@
 //! | a refusal says why, and whether to try again | `harness::a_refusal_says_why_and_whether_to_try_again` |
 //! | an answer to another question is no grant | `harness::the_answer_to_another_question_is_an_error_and_no_grant` |
 //! | `LOCK_SERVER` leads a program to the server | `harness::a_program_under_test_finds_the_server_by_its_environment` |
+//! | a host that is a name is listened on at each of its addresses, with one port, and stop frees all | `names::a_started_server_listens_on_every_address_of_a_name_with_one_port_and_stop_frees_all` |
+//! | so is that of a spawned server | `names::a_spawned_server_listens_on_every_address_of_a_name` |
+//! | an address that the machine does not have is left out with a warning | `names::an_address_that_cannot_be_listened_on_is_left_out_with_a_warning` |
+//! | a port that is busy on one of them is an error | `names::a_port_that_is_busy_on_one_of_the_addresses_is_an_error` |
+//! | a name that looks public and is loopback gets a warning | `names::a_name_that_looks_public_and_is_loopback_gets_one_warning` |
+//! | a client tries each address of a name | `names::a_client_reaches_a_server_that_listens_on_either_address_of_a_name_alone` |
 //! | **The command** | |
 //! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
@@ -199,6 +205,7 @@
 //! | nor a server that the pid file does not name | `command::a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names` |
 //! | `run` ends by SIGINT and SIGTERM with 0 | `command::sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait` |
 //! | `run` says where it serves once it does | `command::run_says_where_it_serves_once_it_does` |
+//! | run, start and status name every address of a name | `command::run_start_and_status_name_every_address_of_a_name` |
 //! | of two restarts at once one wins, and the other is told | `command::of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again` |
 //! | a no says who has the key, for how long, and how many wait | `command::a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait` |
 //! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has` |
@@ -285,6 +292,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod names;
 mod other_server;
 mod proxied;
 mod proxies;

@@ -23,7 +23,7 @@ use nix::unistd;
 use super::orders::{Orders, Report};
 use crate::error::{self, Error};
 use crate::server::limits;
-use crate::server::serve::{self, Listeners, ProcessUse, ServerState};
+use crate::server::serve::{self, ProcessUse, ServerState};
 use crate::server::stop::{StopSignals, StopSources};
 
 /// Who executes the program as a server. The value is that process's number. A program may have several versions of
@@ -119,8 +119,7 @@ fn obey(socket: &OwnedFd) -> i32 {
 fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
     let Orders {
         options,
-        http,
-        classic,
+        listeners,
         parent,
     } = orders;
     if options.outlive_parent {
@@ -148,11 +147,6 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
             "cannot start the thread that watches the parent",
         ))?;
     }
-    let listeners = Listeners {
-        http,
-        classic,
-        are_lent: false,
-    };
     serve::serve(listeners, &options, &stop, ProcessUse::Own, &|state| {
         if state == ServerState::Serving {
             Report::Serves.send(socket.as_fd());

@@ -13,20 +13,21 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use nix::unistd::{self, Pid};
 
 use crate::options::Options;
+use crate::server::listen::MOST_ADDRESSES;
+use crate::server::serve::Listeners;
 
 /// More than any message takes: there are at most 33 hosts of 253 bytes and a path of 4,096, and the rest are numbers.
 const LONGEST: usize = 16 * 1024;
 
-/// The descriptors that may be sent along: two listeners and the parent.
-const MOST_DESCRIPTORS: usize = 3;
+/// The descriptors that may be sent along: two listeners for each address, and the parent.
+const MOST_DESCRIPTORS: usize = 2 * MOST_ADDRESSES + 1;
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
 /// How to serve, and on what.
 pub(crate) struct Orders {
     pub options: Options,
-    pub http: TcpListener,
-    pub classic: Option<TcpListener>,
+    pub listeners: Listeners,
     /// A pidfd of the process whose end is the server's end. `None` if the server may outlive it, or if there was
     /// none to be had.
     pub parent: Option<OwnedFd>,
@@ -34,19 +35,21 @@ pub(crate) struct Orders {
 
 impl Orders {
     /// Sends orders, from the process that the server is to end with unless it may outlive it.
-    pub fn send(to: &OwnedFd, options: &Options, listeners: &[&TcpListener]) -> io::Result<()> {
+    pub fn send(to: &OwnedFd, options: &Options, listeners: &Listeners) -> io::Result<()> {
         let parent = match options.outlive_parent {
             true => None,
             // A kernel before 5.3, a filter of system calls or valgrind may have none. Then the child asks who its
             // parent is, again and again.
             false => pidfd(unistd::getpid()).ok(),
         };
-        let descriptors: Vec<RawFd> = listeners
+        let Listeners { http, classic, .. } = listeners;
+        let descriptors: Vec<RawFd> = http
             .iter()
-            .map(|listener| listener.as_raw_fd())
+            .chain(classic)
+            .map(AsRawFd::as_raw_fd)
             .chain(parent.as_ref().map(AsRawFd::as_raw_fd))
             .collect();
-        let text = encode(options);
+        let text = format!("{}\n{}", http.len(), encode(options));
         sendmsg::<()>(
             to.as_raw_fd(),
             &[IoSlice::new(text.as_bytes())],
@@ -76,15 +79,24 @@ impl Orders {
             .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
             .collect::<Vec<_>>()
             .into_iter();
-        let options = str::from_utf8(&text[..length]).ok().and_then(decode);
-        let options = options.ok_or(io::ErrorKind::InvalidData)?;
+        let text = str::from_utf8(&text[..length]).ok();
+        let told = text.and_then(|text| {
+            let (addresses, options) = text.split_once('\n')?;
+            Some((addresses.parse::<usize>().ok()?, decode(options)?))
+        });
+        let (addresses, options) = told.ok_or(io::ErrorKind::InvalidData)?;
         let mut next = || descriptors.next().ok_or(io::ErrorKind::InvalidData);
+        let mut listeners = |count: usize| {
+            let listeners = (0..count).map(|_| next().map(TcpListener::from));
+            listeners.collect::<Result<Vec<_>, _>>()
+        };
+        let classic = options.classic_port.map_or(0, |_| addresses);
         Ok(Orders {
-            http: next()?.into(),
-            classic: options
-                .classic_port
-                .map(|_| next().map(TcpListener::from))
-                .transpose()?,
+            listeners: Listeners {
+                http: listeners(addresses)?,
+                classic: listeners(classic)?,
+                are_lent: false,
+            },
             parent: match options.outlive_parent {
                 true => None,
                 false => next().ok(),

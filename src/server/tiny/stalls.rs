@@ -15,6 +15,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::host::reachable;
@@ -40,10 +41,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// a quarter of a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(160);
 
+/// How many probes this process has made. A probe is a connection, too, which the kernel counts; and where a server
+/// listens on two addresses, each would probe without end for the probes of the other one.
+static PROBES: AtomicU64 = AtomicU64::new(0);
+
 pub(super) struct StallBreaker {
     /// The server's own address, as itself can reach it.
     address: SocketAddr,
-    /// How many connections the kernel had counted when last asked, and with the probes since.
+    /// How many connections there had been when last asked, without the probes.
     counted: Option<u64>,
     /// How many of them may be overlooked.
     doubtful: u64,
@@ -109,7 +114,10 @@ impl StallBreaker {
 
     /// Probes until no connection is overlooked, if any has come since the last time.
     fn probe_if_busy(&mut self) -> Probed {
-        let counted = connections_made();
+        let counted = connections_made().map(|made| {
+            // Read second: each probe that the kernel has counted is in it.
+            made.saturating_sub(PROBES.load(SeqCst))
+        });
         self.doubtful += counted
             .zip(self.counted)
             .map_or(MANY, |(now, then)| now.saturating_sub(then));
@@ -117,8 +125,10 @@ impl StallBreaker {
         let until = Instant::now() + AT_A_TIME;
         while self.doubtful > 0 && quiet < QUIET_PROBES && Instant::now() < until {
             let threads_before = threads();
+            PROBES.fetch_add(1, SeqCst);
             let Ok(probe) = TcpStream::connect_timeout(&self.address, PROBE_TIMEOUT) else {
                 // Out of descriptors: some are given back soon.
+                PROBES.fetch_sub(1, SeqCst);
                 break;
             };
             made += 1;
@@ -134,8 +144,8 @@ impl StallBreaker {
         if quiet == QUIET_PROBES {
             self.doubtful = 0;
         }
-        // A probe is a connection, too. A connection that came meanwhile is looked after next time.
-        self.counted = counted.map(|counted| counted + made);
+        // A connection that came meanwhile is looked after next time.
+        self.counted = counted;
         match busy {
             false => Probed::NotAtAll,
             true if made == QUIET_PROBES && quiet == QUIET_PROBES => Probed::Needlessly,
