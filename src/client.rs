@@ -34,6 +34,8 @@ mod renewal;
 mod request_id;
 mod resolver;
 mod servers_met;
+#[cfg(feature = "tls")]
+mod tls;
 mod transport;
 mod tries;
 
@@ -157,7 +159,7 @@ impl Client {
     /// A handle of the connection that the latest question went by, of this client or of one that shares its
     /// connections. `None` where it is not open, and before the first question.
     ///
-    /// Wait for its end with `poll(2)`: a server that ends or is started anew ends it, and then it is time to
+    /// Wait for its end with `poll(2)`, for `POLLRDHUP` (over TLS bytes may come that are no end): a server that ends or is started anew ends it, and then it is time to
     /// [`verify`](Self::verify) a lease. Do not read, write, or change its options: the next question may go by this
     /// connection.
     pub fn latest_connection(&self) -> Option<TcpStream> {

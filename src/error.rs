@@ -78,7 +78,7 @@ pub enum Error {
     },
     /// No connection to the server was made, so it has not acted.
     Unreachable {
-        /// `host:port`, or a URL where the client's address has a prefix.
+        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
         address: String,
         /// How many times it was tried.
         attempts: u32,
@@ -93,7 +93,7 @@ pub enum Error {
     Interrupted {
         /// The question, such as `LOCK/KEYA/CLIENT_A`.
         question: String,
-        /// `host:port`, or a URL where the client's address has a prefix.
+        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
         address: String,
         /// How many times it was tried.
         attempts: u32,
@@ -123,8 +123,18 @@ pub enum Error {
     NotHttp {
         /// The question.
         question: String,
-        /// `host:port`, or a URL where the client's address has a prefix.
+        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
         address: String,
+    },
+    /// TLS could not be agreed on with what answers there, so this question was not sent. Only a client with the
+    /// feature `tls` returns it.
+    TlsFailed {
+        /// The URL.
+        address: String,
+        /// What is wrong.
+        cause: TlsFailure,
+        /// What the TLS library said.
+        source: io::Error,
     },
     /// A lease that was to be kept is over, or may be: it was not renewed in time, somebody of the same name
     /// unlocked its key, or another server than the one that granted it answers now.
@@ -148,7 +158,7 @@ pub enum Error {
     BadReply {
         /// The question.
         question: String,
-        /// `host:port`, or a URL where the client's address has a prefix.
+        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
         address: String,
         /// The first line that came back, shortened; or what is wrong with it, such as `status 404`.
         reply: String,
@@ -201,6 +211,25 @@ impl fmt::Display for OtherServer {
             ),
         }
     }
+}
+
+/// Why there is no TLS with what answers at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TlsFailure {
+    /// None of the roots that this machine trusts stands behind its certificate. Where the variable `SSL_CERT_FILE`
+    /// names a file of certificates in PEM, those are the roots.
+    UnknownIssuer,
+    /// Its certificate is for another name than the one it was asked under.
+    OtherName,
+    /// Its certificate has expired, or is not valid yet; or the clock here is wrong.
+    OutOfDate,
+    /// Its certificate is not accepted for another reason.
+    BadCertificate,
+    /// There are no roots to check a certificate by.
+    NoRoots,
+    /// What answers does not speak TLS, or has no version or cipher in common with this client.
+    NoHandshake,
 }
 
 impl Error {
@@ -326,6 +355,26 @@ impl fmt::Display for Error {
                 message,
             } => write!(f, "the server refused {question} ({reason}): {message}"),
             Error::NotHttp { address, .. } => write!(f, "{address} answers, but not in HTTP"),
+            Error::TlsFailed { address, cause, .. } => match cause {
+                TlsFailure::UnknownIssuer => {
+                    write!(
+                        f,
+                        "{address} has a certificate of an issuer that is not trusted here"
+                    )
+                }
+                TlsFailure::OtherName => write!(f, "{address} has a certificate of another name"),
+                TlsFailure::OutOfDate => {
+                    write!(
+                        f,
+                        "{address} has a certificate that is not valid at this time"
+                    )
+                }
+                TlsFailure::BadCertificate => write!(f, "{address} has a bad certificate"),
+                TlsFailure::NoRoots => {
+                    write!(f, "no root certificates to check that of {address} by")
+                }
+                TlsFailure::NoHandshake => write!(f, "{address} did not agree on TLS"),
+            },
             Error::LeaseLost { key, fence, .. } => write!(
                 f,
                 "the lease of {key:?} under fence {fence} is lost; {}write nothing more under it",
@@ -355,6 +404,7 @@ impl std::error::Error for Error {
             | Error::CannotStop { source, .. }
             | Error::CannotRenew { source, .. }
             | Error::Unreachable { source, .. }
+            | Error::TlsFailed { source, .. }
             | Error::Interrupted { source, .. } => Some(source),
             _ => None,
         }

@@ -51,7 +51,7 @@ compile_error!(
 pub use client::{
     CancelToken, Client, ClientOptions, Guard, Guards, LockOptions, RenewOptions, ServerAddress,
 };
-pub use error::{Error, OtherServer, Unreached};
+pub use error::{Error, OtherServer, TlsFailure, Unreached};
 pub use lease::{Holder, Lease};
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub use options::Options;

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::iter::successors;
 use std::net::IpAddr;
 
-use lock_server::{Error, Refusal, ServerAddress, Unreached};
+use lock_server::{Error, Refusal, ServerAddress, TlsFailure, Unreached};
 
 /// An error with what is behind it and, where there is something to do, what. One line.
 pub fn explain(error: &Error) -> String {
@@ -62,6 +62,7 @@ fn advice(error: &Error) -> Option<String> {
             other_server: Some(other_server),
             ..
         } if other_server.are_both_there => "have one server there, and lock the key again".into(),
+        Error::TlsFailed { cause, .. } => return advice_on_tls(*cause).map(String::from),
         Error::LeaseLost { .. } => "lock the key again".into(),
         Error::BadReply { .. } => "is it a lock server?".into(),
         _ => return None,
@@ -80,15 +81,38 @@ fn advice_on_listening(option: &str, kind: ErrorKind) -> Option<&'static str> {
     })
 }
 
+fn advice_on_tls(cause: TlsFailure) -> Option<&'static str> {
+    Some(match cause {
+        TlsFailure::UnknownIssuer => {
+            "for a CA of your own, set SSL_CERT_FILE to a file with its certificate"
+        }
+        TlsFailure::OtherName => "ask under a name that is in the certificate",
+        TlsFailure::OutOfDate => "renew the certificate, or set the clock",
+        TlsFailure::NoRoots => {
+            "install ca-certificates, or set SSL_CERT_FILE to a file with certificates"
+        }
+        TlsFailure::NoHandshake => "if plain HTTP is spoken there, write http:// for https://",
+        _ => return None,
+    })
+}
+
 fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> String {
     // An error's address can be read back, unless what was given was none.
-    let ServerAddress { host, port, prefix } = address.parse().unwrap_or_default();
+    let ServerAddress {
+        host,
+        port,
+        prefix,
+        is_https,
+    } = address.parse().unwrap_or_default();
     let host = host.as_str();
     let is_loopback = |ip: IpAddr| ip.is_loopback();
     if kind == ErrorKind::WouldBlock {
         "end other processes, or raise the limits (ulimit -u, -v)".into()
     } else if cause == Unreached::Resolve {
         format!("is {host:?} the server's name or address?")
+    } else if is_https {
+        "is a proxy with TLS there, and is that its address? The server itself speaks plain HTTP"
+            .into()
     } else if !prefix.is_empty() {
         "is the proxy there, and is that its address?".into()
     } else if matches!(host, "localhost" | "127.0.0.1") {

@@ -229,12 +229,13 @@ impl Target {
             }
             _ => ServerAddress::default(),
         };
-        // The prefix of a URL belongs to its host and port.
+        // The prefix of a URL belongs to its host and port. Its TLS stays, or a token would go out for all to read.
         let is_said = self.host.is_none() && self.port.is_none();
         Ok(ServerAddress {
             host: self.host.clone().unwrap_or(said.host),
             port: self.port.unwrap_or(said.port),
             prefix: if is_said { said.prefix } else { String::new() },
+            is_https: said.is_https,
         })
     }
 }

@@ -110,6 +110,7 @@ impl From<Error> for Failure {
             Error::Unreachable { .. }
             | Error::Interrupted { .. }
             | Error::NotHttp { .. }
+            | Error::TlsFailed { .. }
             | Error::BadReply { .. } => Failure::new(UNREACHABLE, explain(&error)),
             _ => Failure::new(FAILED, explain(&error)),
         }

@@ -7,6 +7,11 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::host::{host_and_port, parse_address, reachable};
 
+const HAS_TLS: bool = cfg!(feature = "tls");
+
+/// Why an address can't be `https://` where it can't.
+const NO_TLS: &str = "this program was built without TLS; build it with --features tls";
+
 /// The address of a server, in the form of the variable `LOCK_SERVER`.
 ///
 /// ```
@@ -20,6 +25,11 @@ use crate::host::{host_and_port, parse_address, reachable};
 /// let address: ServerAddress = "http://proxy.example/locks".parse()?;
 /// assert_eq!((address.port, address.prefix.as_str()), (80, "/locks"));
 /// assert_eq!(address.to_string(), "http://proxy.example:80/locks");
+/// # #[cfg(feature = "tls")] {
+/// // Over TLS, with the feature `tls`.
+/// let address: ServerAddress = "https://proxy.example".parse()?;
+/// assert_eq!((address.port, address.is_https), (443, true));
+/// # }
 /// # Ok::<(), lock_server::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +41,9 @@ pub struct ServerAddress {
     pub port: u16,
     /// What stands before each path, as a proxy may want it: empty, or a slash and more, without one at the end.
     pub prefix: String,
+    /// Whether it is asked over TLS. That takes the feature `tls`; without it parsing refuses `https://`, and a client
+    /// that is given it returns [`Error::InvalidOption`] for each question.
+    pub is_https: bool,
 }
 
 impl ServerAddress {
@@ -39,22 +52,29 @@ impl ServerAddress {
     /// That of a URL without a port.
     const DEFAULT_HTTP_PORT: u16 = 80;
 
+    /// That of a URL with https and without a port.
+    const DEFAULT_HTTPS_PORT: u16 = 443;
+
     /// `option` is what holds the text.
     pub(super) fn read(option: &'static str, text: &str) -> Result<Self, Error> {
         let bad = |reason| Error::InvalidOption {
             option,
-            reason: format!("{text:?} is no host:port and no http:// URL: {reason}"),
+            reason: format!("{text:?} is no host:port and no URL of a server: {reason}"),
         };
-        let (authority, path, default_port) = match text.split_once("://") {
-            None => (text, "", Self::DEFAULT_PORT),
-            Some(("http", rest)) => {
-                let path = rest.find('/').unwrap_or(rest.len());
-                let (authority, path) = rest.split_at(path);
-                (authority, path, Self::DEFAULT_HTTP_PORT)
-            }
-            Some(("https", _)) => return Err(bad("this program has no TLS".into())),
-            Some(_) => return Err(bad("only http:// is known".into())),
+        let (scheme, rest) = match text.split_once("://") {
+            Some((scheme, rest)) => (Some(scheme), rest),
+            None => (None, text),
         };
+        let default_port = match scheme {
+            None => Self::DEFAULT_PORT,
+            Some("http") => Self::DEFAULT_HTTP_PORT,
+            Some("https") if HAS_TLS => Self::DEFAULT_HTTPS_PORT,
+            Some("https") => return Err(bad(NO_TLS.into())),
+            Some(_) => return Err(bad("only http:// and https:// are known".into())),
+        };
+        // Without a scheme a slash is a bad port.
+        let end = rest.find('/').filter(|_| scheme.is_some());
+        let (authority, path) = rest.split_at(end.unwrap_or(rest.len()));
         let (host, port) = parse_address(authority).map_err(bad)?;
         let prefix = path.trim_end_matches('/').to_string();
         match bad_prefix(&prefix) {
@@ -62,6 +82,7 @@ impl ServerAddress {
                 host,
                 port: port.unwrap_or(default_port),
                 prefix,
+                is_https: scheme == Some("https"),
             }),
             Some(reason) => Err(bad(reason)),
         }
@@ -77,7 +98,8 @@ impl Default for ServerAddress {
 
 /// `host:port`, or `host` with port 8004; an IPv6 address with a port stands in brackets. Or a URL, as
 /// [`Server::url`](crate::Server::url) returns it: `http://host:port`, with a prefix for each path after it, if a
-/// proxy wants one; its port is 80 where it names none. [`Error::InvalidOption`] for anything else.
+/// proxy wants one, or with the feature `tls` the same with `https`; its port is 80 or 443 where it names none.
+/// [`Error::InvalidOption`] for anything else.
 impl FromStr for ServerAddress {
     type Err = Error;
 
@@ -94,19 +116,26 @@ impl From<SocketAddr> for ServerAddress {
             host: ip.to_string(),
             port: address.port(),
             prefix: String::new(),
+            is_https: false,
         }
     }
 }
 
-/// `host:port`, an IPv6 host in brackets; with a prefix, a URL.
+/// `host:port`, an IPv6 host in brackets; with a prefix or over TLS, a URL.
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = host_and_port(&self.host, self.port);
-        match self.prefix.as_str() {
-            "" => f.write_str(&address),
-            prefix => write!(f, "http://{address}{prefix}"),
+        match (self.prefix.as_str(), self.is_https) {
+            ("", false) => f.write_str(&address),
+            (prefix, false) => write!(f, "http://{address}{prefix}"),
+            (prefix, true) => write!(f, "https://{address}{prefix}"),
         }
     }
+}
+
+/// Why a server is not asked over TLS, if it should be and can't.
+pub(super) fn missing_tls(address: &ServerAddress) -> Option<String> {
+    (address.is_https && !HAS_TLS).then(|| NO_TLS.into())
 }
 
 /// What is wrong with a prefix, if something is: it has to stand in a URL as it is (RFC 3986, 3.3).
@@ -138,6 +167,38 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "tls")]
+    #[test]
+    fn a_url_with_https_has_port_443_and_is_written_as_it_is_read() {
+        for (text, host, port, prefix) in [
+            ("https://h", "h", 443, ""),
+            ("https://[::1]:9/", "::1", 9, ""),
+            ("https://h:80/locks/", "h", 80, "/locks"),
+        ] {
+            let address: ServerAddress = text.parse().expect(text);
+            assert!(address.is_https, "{text}");
+            assert_eq!(address.host, host, "{text}");
+            assert_eq!((address.port, address.prefix.as_str()), (port, prefix));
+            let written = address.to_string();
+            assert!(written.starts_with("https://"), "{written}");
+            assert_eq!(written.parse::<ServerAddress>().ok(), Some(address));
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn https_without_the_feature_is_refused_and_the_feature_is_named() {
+        let refused = "https://h:9".parse::<ServerAddress>().expect_err("no TLS");
+        assert!(refused.to_string().contains("--features tls"), "{refused}");
+        let address = ServerAddress {
+            is_https: true,
+            ..ServerAddress::default()
+        };
+        let client = crate::Client::at("A", &address, crate::ClientOptions::default());
+        let refused = client.try_ping().expect_err("no TLS");
+        assert!(refused.to_string().contains("--features tls"), "{refused}");
+    }
+
     #[test]
     fn what_is_no_url_of_a_server_is_refused() {
         for text in [
@@ -147,7 +208,8 @@ mod tests {
             "http://h:9/a?b",
             "http://h:9/a b",
             "http://h:9/a#b",
-            "https://h:9",
+            "https://",
+            "HTTPS//h:9",
             "ftp://h:9",
             "h:9/locks",
         ] {

@@ -49,9 +49,11 @@ impl Connector for TrackedConnector {
             details.config.output_buffer_size(),
         );
         Ok(Some(TrackedConnection {
-            stream: Arc::new(stream),
+            stream: TrackedStream {
+                stream: Arc::new(stream),
+                latest: self.0.clone(),
+            },
             buffers: LazyBuffers::new(input, output),
-            latest: self.0.clone(),
         }))
     }
 }
@@ -77,13 +79,13 @@ fn connect(details: &ConnectionDetails) -> Result<TcpStream, ureq::Error> {
     Err(failure)
 }
 
-fn deadline(timeout: NextTimeout) -> Option<Instant> {
+pub(super) fn deadline(timeout: NextTimeout) -> Option<Instant> {
     let left = timeout.not_zero()?;
     Instant::now().checked_add(*left)
 }
 
 /// The system says "would block" where a time-out of a socket has passed.
-fn in_time(error: io::Error, timeout: NextTimeout) -> ureq::Error {
+pub(super) fn in_time(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
         _ => ureq::Error::Io(error),
@@ -93,22 +95,15 @@ fn in_time(error: io::Error, timeout: NextTimeout) -> ureq::Error {
 /// A connection for ureq.
 #[derive(Debug)]
 pub(super) struct TrackedConnection {
-    stream: Arc<TcpStream>,
+    stream: TrackedStream,
     buffers: LazyBuffers,
-    latest: Arc<LatestConnection>,
 }
 
 impl TrackedConnection {
-    /// Sets what one call may take, of what is left until then.
-    fn left(
-        until: Option<Instant>,
-        set: impl FnOnce(Option<Duration>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        match left {
-            Some(left) if left.is_zero() => Err(ErrorKind::TimedOut.into()),
-            left => set(left),
-        }
+    /// What TLS stands on.
+    #[cfg(feature = "tls")]
+    pub fn into_stream(self) -> TrackedStream {
+        self.stream
     }
 }
 
@@ -118,29 +113,20 @@ impl Transport for TrackedConnection {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.latest.set(&self.stream);
         let timeout = timeout.for_write();
-        let stream = &*self.stream;
         let output = &self.buffers.output()[..amount];
-        Self::left(deadline(timeout), |left| stream.set_write_timeout(left))
-            .and_then(|()| (&*stream).write_all(output))
+        self.stream
+            .until(deadline(timeout))
+            .write_all(output)
             .map_err(|error| in_time(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         let timeout = timeout.for_read();
-        let until = deadline(timeout);
-        let stream = &*self.stream;
-        let input = self.buffers.input_append_buf();
-        let read = loop {
-            let read = Self::left(until, |left| stream.set_read_timeout(left))
-                .and_then(|()| (&*stream).read(input));
-            match read {
-                // A signal handler of the program's ran meanwhile.
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                read => break read,
-            }
-        };
+        let read = self
+            .stream
+            .until(deadline(timeout))
+            .read(self.buffers.input_append_buf());
         let amount = read.map_err(|error| in_time(error, timeout))?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
@@ -148,12 +134,87 @@ impl Transport for TrackedConnection {
 
     /// Between two questions nothing comes from the server, not even its end.
     fn is_open(&mut self) -> bool {
-        let peek = || {
-            self.stream.set_nonblocking(true)?;
-            let peeked = self.stream.peek(&mut [0]);
-            self.stream.set_nonblocking(false)?;
-            peeked
-        };
-        matches!(peek(), Err(error) if error.kind() == ErrorKind::WouldBlock)
+        let peeked = self.stream.at_once(|stream| stream.peek(&mut [0]));
+        matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+}
+
+/// A socket, which is the latest connection once something is sent by it.
+#[derive(Debug)]
+pub(super) struct TrackedStream {
+    stream: Arc<TcpStream>,
+    latest: Arc<LatestConnection>,
+}
+
+impl TrackedStream {
+    /// Its bytes, sent and received until then.
+    pub fn until(&self, until: Option<Instant>) -> TimedStream<'_> {
+        TimedStream {
+            tracked: self,
+            until,
+        }
+    }
+
+    /// Does something that does not wait for the server.
+    pub fn at_once<T>(&self, act: impl FnOnce(&TcpStream) -> io::Result<T>) -> io::Result<T> {
+        self.stream.set_nonblocking(true)?;
+        let done = act(&self.stream);
+        self.stream.set_nonblocking(false)?;
+        done
+    }
+}
+
+/// A socket whose calls end in time.
+pub(super) struct TimedStream<'a> {
+    tracked: &'a TrackedStream,
+    until: Option<Instant>,
+}
+
+impl TimedStream<'_> {
+    /// Makes one call after its time-out is set to what is left.
+    fn call(
+        &self,
+        set: impl Fn(Option<Duration>) -> io::Result<()>,
+        mut call: impl FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            let left = self
+                .until
+                .map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            set(left)?;
+            match call() {
+                // A signal handler of the program's ran meanwhile.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Read for TimedStream<'_> {
+    fn read(&mut self, input: &mut [u8]) -> io::Result<usize> {
+        let mut stream = &*self.tracked.stream;
+        self.call(
+            |left| self.tracked.stream.set_read_timeout(left),
+            || stream.read(input),
+        )
+    }
+}
+
+impl Write for TimedStream<'_> {
+    fn write(&mut self, output: &[u8]) -> io::Result<usize> {
+        self.tracked.latest.set(&self.tracked.stream);
+        let mut stream = &*self.tracked.stream;
+        self.call(
+            |left| self.tracked.stream.set_write_timeout(left),
+            || stream.write(output),
+        )
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

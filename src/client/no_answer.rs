@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 
 use super::resolver::Unresolved;
+#[cfg(feature = "tls")]
+use super::tls::TlsError;
 use crate::error::{Error, Unreached};
 use crate::refusal::Refusal;
 
@@ -26,7 +28,7 @@ pub(super) enum NoAnswer {
     NotConnected(Unreached, io::Error),
     /// It may have.
     Interrupted(io::Error),
-    /// It did, and this is what came back.
+    /// What came back, or why nothing can.
     Told(Error),
 }
 
@@ -56,6 +58,21 @@ impl NoAnswer {
     /// the two, so the question may have reached the server.
     pub fn by_proxy(status: u16) -> Self {
         NoAnswer::Interrupted(io::Error::other(AnsweredByProxy(status)))
+    }
+
+    /// No TLS on a connection to that address, so nothing was asked.
+    #[cfg(feature = "tls")]
+    pub fn of_tls(error: TlsError, address: String) -> Self {
+        let cause = error.cause;
+        let source = io::Error::other(error);
+        match cause {
+            Some(cause) => NoAnswer::Told(Error::TlsFailed {
+                address,
+                cause,
+                source,
+            }),
+            None => NoAnswer::NotConnected(Unreached::Connect, source),
+        }
     }
 
     /// Whether a proxy answered in the server's place.

@@ -8,15 +8,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderValue, Response, header};
+#[cfg(feature = "tls")]
+use ureq::unversioned::transport::Connector;
 use ureq::{Agent, Body};
 
 use super::ClientOptions;
-use super::address::{ServerAddress, bad_prefix};
+use super::address::{ServerAddress, bad_prefix, missing_tls};
 use super::connection::{LatestConnection, TrackedConnector};
 use super::no_answer::NoAnswer;
 use super::per_process::PerProcess;
 use super::resolver::{CachingResolver, KnownAddresses};
 use super::servers_met::ServersMet;
+#[cfg(feature = "tls")]
+use super::tls::{TlsConnector, TlsError};
 use crate::error::Error;
 use crate::host::{bad_host, bare_host, host_and_port};
 use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
@@ -97,17 +101,21 @@ impl Transport {
             host: host.into(),
             port,
             prefix: String::new(),
+            is_https: false,
         })
     }
 
     /// As [`new`](Self::new), perhaps with a prefix before each path.
     pub fn to(address: &ServerAddress) -> Self {
-        let ServerAddress { host, port, prefix } = address;
+        let ServerAddress {
+            host, port, prefix, ..
+        } = address;
         let bad = match port {
             0 => Some(("port", NO_PORT.into())),
             _ => bad_host(host)
                 .map(|reason| ("host", reason))
-                .or_else(|| Some(("prefix", bad_prefix(prefix)?))),
+                .or_else(|| Some(("prefix", bad_prefix(prefix)?)))
+                .or_else(|| Some(("is_https", missing_tls(address)?))),
         };
         Transport {
             route: Arc::new(Route {
@@ -139,14 +147,21 @@ impl Transport {
         self
     }
 
-    /// `host:port`, an IPv6 host in brackets; with a prefix, a URL.
+    /// `host:port`, an IPv6 host in brackets; with a prefix or over TLS, a URL.
     pub(super) fn address(&self) -> String {
         self.route.address.to_string()
     }
 
     fn url(&self, question: &Request) -> String {
-        let ServerAddress { host, port, prefix } = &self.route.address;
-        format!("http://{}{prefix}{question}", host_and_port(host, *port))
+        let ServerAddress {
+            host,
+            port,
+            prefix,
+            is_https,
+        } = &self.route.address;
+        let scheme = if *is_https { "https" } else { "http" };
+        let authority = host_and_port(host, *port);
+        format!("{scheme}://{authority}{prefix}{question}")
     }
 
     fn shared(&self) -> &PooledAgent {
@@ -273,6 +288,11 @@ impl Transport {
                 address: self.address(),
             });
         }
+        #[cfg(feature = "tls")]
+        let error = match TlsError::of(error) {
+            Ok(error) => return NoAnswer::of_tls(error, self.address()),
+            Err(error) => error,
+        };
         let failure = NoAnswer::from(error);
         if let NoAnswer::NotConnected(..) = failure {
             self.shared().known.doubt();
@@ -342,9 +362,12 @@ impl PooledAgent {
         let known = Arc::<KnownAddresses>::default();
         let latest = Arc::<LatestConnection>::default();
         let resolver = CachingResolver::new(&route.address.host, route.address.port, known.clone());
+        let connector = TrackedConnector(latest.clone());
+        #[cfg(feature = "tls")]
+        let connector = connector.chain(TlsConnector::new(&route.address));
         PooledAgent {
             known,
-            agent: Agent::with_parts(config, TrackedConnector(latest.clone()), resolver),
+            agent: Agent::with_parts(config, connector, resolver),
             latest,
             times: Mutex::default(),
             servers: ServersMet::default(),

@@ -39,7 +39,7 @@ pub fn clean(command: &mut Command) -> &mut Command {
 }
 
 /// What `.ci/run` installs: in CI a test that needs one of them fails where it is not there.
-const INSTALLED_BY_CI: [&str; 4] = ["nginx", "haproxy", "zsh", "fish"];
+const INSTALLED_BY_CI: [&str; 5] = ["nginx", "haproxy", "openssl", "zsh", "fish"];
 
 /// The path of a program. `None` where it is not installed, and that is said.
 pub fn installed(program: &str) -> Option<PathBuf> {

@@ -1624,7 +1624,7 @@ fn an_address_in_the_environment_that_is_none_is_wrong_usage() {
     for address in [
         "localhost:http",
         ":8004",
-        "https://localhost:8004",
+        "ftp://localhost:8004",
         "a b:1",
         "h:0",
     ] {
@@ -1636,6 +1636,15 @@ fn an_address_in_the_environment_that_is_none_is_wrong_usage() {
     let outcome = Outcome::of(program(["lock", "K"]).env("LOCK_SERVER_NAME", not_utf8));
     outcome.expect(2, "");
     outcome.expect_stderr(&["LOCK_SERVER_NAME", "UTF-8"]);
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn https_without_the_feature_is_wrong_usage_and_the_feature_is_named() {
+    let mut command = program(["ping"]);
+    let outcome = Outcome::of(command.env("LOCK_SERVER", "https://localhost:8004"));
+    outcome.expect(2, "");
+    outcome.expect_stderr(&["LOCK_SERVER", "without TLS", "--features tls"]);
 }
 
 #[test]

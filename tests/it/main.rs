@@ -167,6 +167,12 @@
 //! | no longer than `proxy_timeout` says | `proxied::a_lock_is_asked_behind_a_proxy_no_longer_than_proxy_timeout_says` |
 //! | `LOCK_SERVER` may be a URL with a prefix | `proxied::a_url_with_a_prefix_leads_through_a_proxy` |
 //! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience` |
+//! | `LOCK_SERVER` may be `https://`, with the feature `tls` | `tls::the_command_locks_renews_verifies_and_unlocks_over_tls` |
+//! | `exec` hands it on | `tls::exec_hands_the_url_on_and_holds_its_key_over_tls` |
+//! | without the feature that is refused, and the feature is named | `command::https_without_the_feature_is_wrong_usage_and_the_feature_is_named` |
+//! | a certificate that is not to be trusted is 69, with a reason | `tls::a_certificate_that_is_not_to_be_trusted_is_69_and_says_why` |
+//! | and an error with its cause | `tls::a_client_is_told_as_data_why_there_is_no_tls` |
+//! | a record of TLS that is no answer ends no connection | `tls::a_record_of_tls_that_is_no_answer_ends_no_connection` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_asked_twice` |
 //! | `lock_all`: all or none | `client::lock_all_locks_none_where_one_is_not_to_be_had` |
 //! | `guard_all`: all or none | `harness::guard_all_keeps_all_keys_or_none` |

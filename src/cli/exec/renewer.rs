@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use lock_server::{Error, Lease};
 use nix::errno::Errno;
+use nix::libc::POLLRDHUP;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::exec::chance::between;
@@ -297,9 +298,10 @@ impl Renewals {
 }
 
 fn wait_for(until: Instant, end: &PipeReader, connection: Option<&TcpStream>) -> Woken {
-    let watch = |connection| PollFd::new(connection, PollFlags::POLLIN);
-    let mut watched = vec![watch(end.as_fd())];
-    watched.extend(connection.map(|connection| watch(connection.as_fd())));
+    // Its end alone: over TLS there may be bytes to read that are no end and no answer. nix has no name for it.
+    let hang_up = PollFlags::from_bits_retain(POLLRDHUP);
+    let mut watched = vec![PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+    watched.extend(connection.map(|connection| PollFd::new(connection.as_fd(), hang_up)));
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -310,7 +312,7 @@ fn wait_for(until: Instant, end: &PipeReader, connection: Option<&TcpStream>) ->
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut watched, timeout) {
             Ok(0) | Err(Errno::EINTR) => {}
-            // Nobody ever writes into the pipe, and the server sends nothing unasked.
+            // Nobody ever writes into the pipe.
             Ok(_) if watched[0].any() != Some(false) => return Woken::End,
             Ok(_) => return Woken::Broken,
             // The system has no memory for it.
