@@ -10,6 +10,7 @@ mod chance;
 mod command;
 mod event;
 mod held_keys;
+mod holders;
 mod key_wait;
 mod looks;
 mod messages;

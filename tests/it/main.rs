@@ -234,6 +234,10 @@
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
 //! | also where the environment was cleared between them | `exec::a_nested_exec_knows_its_ancestors_without_the_environment` |
 //! | also as another user | `exec::a_nested_exec_of_another_user_knows_its_ancestors` |
+//! | also beside other holders | `exec::a_nested_exec_knows_its_ancestors_beside_other_holders` |
+//! | also where that shows only while it waits | `exec::a_nested_exec_finds_out_while_it_waits_that_only_its_ancestors_are_left` |
+//! | and waits where the end of another holder lets it in | `exec::a_nested_exec_waits_where_the_end_of_another_holder_lets_it_in` |
+//! | its own name, also beside other holders, is refused at once | `exec::a_name_that_holds_the_key_beside_others_is_refused_and_told_why` |
 //! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
 //! | `--also`: all keys or none, and two never wait for each other | `exec::two_that_name_the_same_keys_in_another_order_take_turns` |
 //! | `-n` takes all or none | `exec::with_n_all_of_several_keys_are_taken_or_none` |
