@@ -1698,6 +1698,7 @@ fn version_is_the_package_s() {
 
 #[test]
 fn wrong_usage_is_exit_2_and_points_to_the_help() {
+    let long_note = format!("lock --note {} K", "x".repeat(257));
     for (line, words) in [
         ("frob", ["frob", "lock-server --help"]),
         ("help frob", ["frob", "lock-server --help"]),
@@ -1744,6 +1745,8 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
         ),
         ("lock --fence 1 K", ["--fence", "lock-server lock --help"]),
         ("lock --host 8004 K", ["8004", "such as localhost"]),
+        ("lock --note= K", ["--note", "give 1 to 256 bytes of text"]),
+        (&long_note, ["--note", "give 1 to 256 bytes of text"]),
         (
             "--port 1 lock K",
             ["the command stands first", "lock-server lock"],

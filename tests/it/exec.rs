@@ -517,6 +517,13 @@ fn wrong_usage_is_64_and_runs_nothing() {
         outcome.expect(64, "");
         outcome.expect_stderr(&[word, "Run lock-server exec --help for usage."]);
     }
+    // Nobody has to be asked for that.
+    for note in ["", &"x".repeat(257)] {
+        let mut nowhere = program(["exec", "-n", "--port", "1", "--note", note, "K", "--"]);
+        let outcome = Outcome::of(nowhere.args(run));
+        outcome.expect(64, "");
+        outcome.expect_stderr(&["--note", "give 1 to 256 bytes of text"]);
+    }
 }
 
 #[test]
