@@ -1187,6 +1187,27 @@ fn under_a_fence_of_long_ago_nothing_is_unlocked_renewed_or_verified() {
         .expect(1, "0\n");
 }
 
+/// It named the first holder, and advised to change one's own name.
+#[test]
+fn a_stale_fence_of_one_of_several_holders_is_called_so() {
+    let server = Foreground::run("--lock-timeout 60");
+    for name in ["OTHER", "X"] {
+        let locked = server.typed(&format!("lock -s --name {name} KEYA"));
+        assert_eq!(locked.code, Some(0), "{locked:?}");
+    }
+    for verb in ["unlock", "renew", "verify"] {
+        let stale = server.typed(&format!("{verb} --fence 5 --name X KEYA"));
+        stale.expect(1, "0\n");
+        stale.expect_stderr(&[
+            "KEYA is held by OTHER (",
+            "; X is among them, and that is your own name, but not under fence 5",
+        ]);
+        let foreign = server.typed(&format!("{verb} --fence 5 --name Y KEYA"));
+        foreign.expect(1, "0\n");
+        foreign.expect_stderr(&["KEYA is held by OTHER (", "you are Y, which --name"]);
+    }
+}
+
 #[test]
 fn a_shell_reads_what_lock_shell_prints_whatever_the_key() {
     let server = Foreground::run("--lock-timeout 30");
@@ -1590,8 +1611,8 @@ fn lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it() {
             (Some(1), "0\n"),
             "{alone}"
         );
-        let why = "KEYA is held by A for ";
-        let others = " more, unless it is renewed, and by 2 others; nobody waits for it";
+        let why = "KEYA is held by A (";
+        let others = " s more, unless it is renewed) and 2 others; nobody waits for it";
         let said = refused.stderr;
         assert!(said.contains(why) && said.contains(others), "{said}");
     }

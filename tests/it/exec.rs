@@ -920,7 +920,7 @@ fn readers_run_together_and_a_writer_alone() {
     };
     let writer = exec(&["-x"]);
     writer.expect(75, "");
-    writer.expect_stderr(&["K is held by ", ", and by 1 other"]);
+    writer.expect_stderr(&["K is held by ", " more, unless it is renewed) and 1 other"]);
     exec(&["--slots", "2"]).expect(75, "");
     exec(&["--slots", "3"]).expect(0, "");
     exec(&["-s", "-x"]).expect(64, "");

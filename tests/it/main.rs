@@ -187,6 +187,7 @@
 //! | `run` says where it serves once it does | `command::run_says_where_it_serves_once_it_does` |
 //! | of two restarts at once one wins, and the other is told | `command::of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again` |
 //! | a no says who has the key, for how long, and how many wait | `command::a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait` |
+//! | and whether it was the fence | `command::a_stale_fence_of_one_of_several_holders_is_called_so` |
 //! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has` |
 //! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
 //! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
