@@ -1693,6 +1693,13 @@ fn zsh_and_fish_understand_their_completion() {
         assert_eq!(script.code, Some(0), "{script:?}");
         let file = directory.path().join(shell);
         fs::write(&file, &script.stdout).expect("written");
+        if shell == "zsh" {
+            let sharing = "'(-s --shared -x --exclusive --slots)";
+            for option in ["'{-s,--shared}'[", "'{-x,--exclusive}'[", "--slots["] {
+                let spec = format!("{sharing}{option}");
+                assert!(script.stdout.contains(&spec), "no {spec}");
+            }
+        }
         let Some(shell_path) = installed(shell) else {
             continue;
         };
