@@ -232,6 +232,20 @@ pub enum TlsFailure {
     NoHandshake,
 }
 
+/// What is wrong with what answers, in words for people that follow its address.
+impl fmt::Display for TlsFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TlsFailure::UnknownIssuer => "has a certificate of an issuer that is not trusted here",
+            TlsFailure::OtherName => "has a certificate of another name",
+            TlsFailure::OutOfDate => "has a certificate that is not valid at this time",
+            TlsFailure::BadCertificate => "has a bad certificate",
+            TlsFailure::NoRoots => "has a certificate, and there are no roots here to check it by",
+            TlsFailure::NoHandshake => "did not agree on TLS",
+        })
+    }
+}
+
 impl Error {
     /// The lease is lost, perhaps because of another server.
     pub(crate) fn lease_lost(lease: &Lease, other_server: Option<OtherServer>) -> Self {
@@ -355,26 +369,7 @@ impl fmt::Display for Error {
                 message,
             } => write!(f, "the server refused {question} ({reason}): {message}"),
             Error::NotHttp { address, .. } => write!(f, "{address} answers, but not in HTTP"),
-            Error::TlsFailed { address, cause, .. } => match cause {
-                TlsFailure::UnknownIssuer => {
-                    write!(
-                        f,
-                        "{address} has a certificate of an issuer that is not trusted here"
-                    )
-                }
-                TlsFailure::OtherName => write!(f, "{address} has a certificate of another name"),
-                TlsFailure::OutOfDate => {
-                    write!(
-                        f,
-                        "{address} has a certificate that is not valid at this time"
-                    )
-                }
-                TlsFailure::BadCertificate => write!(f, "{address} has a bad certificate"),
-                TlsFailure::NoRoots => {
-                    write!(f, "no root certificates to check that of {address} by")
-                }
-                TlsFailure::NoHandshake => write!(f, "{address} did not agree on TLS"),
-            },
+            Error::TlsFailed { address, cause, .. } => write!(f, "{address} {cause}"),
             Error::LeaseLost { key, fence, .. } => write!(
                 f,
                 "the lease of {key:?} under fence {fence} is lost; {}write nothing more under it",

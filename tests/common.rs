@@ -188,6 +188,17 @@ pub fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+/// Waits until the kernel has told the server that this connection has ended. On a busy machine that may come after what
+/// is sent later, on another connection.
+fn until_heard([own, server]: [u16; 2]) {
+    // Local address, remote address, state: 01 is ESTABLISHED (proc(5)).
+    let whole = format!(":{server:04X} 0100007F:{own:04X} 01 ");
+    until("the server's end has heard of it", || {
+        let table = fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
+        !table.contains(&whole)
+    });
+}
+
 /// Waits until something is true.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -282,17 +293,27 @@ impl Wire {
     /// Ends the connection. Dropped, it goes on until the last copy is closed, and another test may be starting a
     /// process that has one for a moment.
     pub fn hang_up(self) {
+        let ends = self.ends();
         let _ = self.stream().shutdown(Shutdown::Both);
+        until_heard(ends);
     }
 
     /// Ends the connection with a reset, also where such a process has a copy.
     pub fn reset(self) {
+        let ends = self.ends();
         // SAFETY: all zeros is an address: that of no family.
         let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
         let length = size_of_val(&nobody) as libc::socklen_t;
         // SAFETY: the address outlives the call. connect(2): with no family it ends a connection.
         let result = unsafe { libc::connect(self.stream().as_raw_fd(), &nobody, length) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        until_heard(ends);
+    }
+
+    /// The ports of this end and of the server's.
+    fn ends(&self) -> [u16; 2] {
+        let server = self.stream().peer_addr().expect("it is connected");
+        [self.own_port(), server.port()]
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {

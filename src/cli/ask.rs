@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lock_server::{
-    Client, ClientOptions, Error, Lease, LockOptions, RenewOptions, ServerAddress, Token,
+    Client, ClientOptions, Error, Holder, Lease, LockOptions, RenewOptions, ServerAddress, Token,
 };
 use nix::unistd::getppid;
 
@@ -177,19 +177,24 @@ impl Asked {
     /// Prints an answer that is about this name, and says who has the key where it is no.
     fn answer(&self, yes: bool, fence: Option<u64>) -> ExitCode {
         if !yes && !self.is_quiet {
-            // One more question, which changes nothing. Without an answer to it, the first answer stands alone.
+            // Questions that change nothing. Without an answer to them, the first answer stands alone.
             if let Ok(holder) = self.client.holder(&self.key) {
-                let why = reasons::of_holder(&self.key, self.client.name(), holder.as_ref());
-                let under = match (fence, &holder) {
-                    (Some(fence), Some(holder)) if holder.name == self.client.name() => {
-                        format!(", but not under fence {fence}")
+                let (key, me) = (&self.key, self.client.name());
+                say(&match (fence, &holder) {
+                    (Some(fence), Some(holder)) if self.is_among(holder) => {
+                        reasons::of_stale_fence(key, me, fence, holder)
                     }
-                    _ => String::new(),
-                };
-                say(&format!("{why}{under}"));
+                    _ => reasons::of_holder(key, me, holder.as_ref()),
+                });
             }
         }
         answer(yes)
+    }
+
+    /// Whether this name is one of those who hold the key. The server names the first of them alone.
+    fn is_among(&self, holder: &Holder) -> bool {
+        holder.name == self.client.name()
+            || holder.holders > 1 && self.client.locked_by_me(&self.key).unwrap_or(false)
     }
 }
 

@@ -6,6 +6,14 @@ use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 
 use crate::cli::args::{Arguments, EXEC, Shell};
 
+/// Options of which one at the most is given.
+const ONE_OF: [&[&str]; 4] = [
+    &["--shared", "--exclusive", "--slots"],
+    &["--nonblock", "--wait"],
+    &["--try", "--lock-attempt-timeout"],
+    &["--quiet", "--verbose"],
+];
+
 /// The script for a shell, to be sourced.
 pub fn script(shell: Shell) -> String {
     let verbs: Vec<CompletedVerb> = Arguments::get_args_info()
@@ -49,6 +57,18 @@ impl CompletedVerb {
             about: verb.description.into(),
             options: options.map(CompletedOption::of).collect(),
         }
+    }
+
+    /// All spellings of an option and of those that exclude it.
+    fn excluded_by(&self, option: &CompletedOption) -> Vec<String> {
+        let exclude_each_other = |a: &str, b: &str| {
+            ONE_OF
+                .iter()
+                .any(|set| set.contains(&a) && set.contains(&b))
+        };
+        self.spelled(|other| {
+            other.long == option.long || exclude_each_other(&other.long, &option.long)
+        })
     }
 
     /// All spellings of the options that this is true of.
@@ -146,16 +166,17 @@ complete -F _lock_server lock-server"#
 
 fn zsh(verbs: &[CompletedVerb]) -> String {
     let (mut described, mut cases) = (String::new(), String::new());
-    for CompletedVerb {
-        name,
-        about,
-        options,
-    } in verbs
-    {
+    for verb in verbs {
+        let CompletedVerb {
+            name,
+            about,
+            options,
+        } = verb;
         let _ = writeln!(described, "        '{name}:{}'", zsh_quoted(about));
         let _ = writeln!(cases, "        {name}) _arguments -S \\");
         for option in options {
-            let _ = writeln!(cases, "            {} \\", zsh_argument(option));
+            let argument = zsh_argument(option, &verb.excluded_by(option));
+            let _ = writeln!(cases, "            {argument} \\");
         }
         let rest = match name.as_str() {
             "completion" => "'1:shell:(bash zsh fish)'",
@@ -193,17 +214,18 @@ fi"#
     )
 }
 
-/// An option, as `_arguments` takes it.
-fn zsh_argument(option: &CompletedOption) -> String {
+/// An option, as `_arguments` takes it, with those that are not offered after it.
+fn zsh_argument(option: &CompletedOption, excluded: &[String]) -> String {
     let (long, about) = (&option.long, zsh_quoted(&option.about));
     let value = match option.value {
         TakenValue::Nothing => "",
         TakenValue::Text => ":value: ",
         TakenValue::File => ":file:_files",
     };
+    let excluded = excluded.join(" ");
     let spelled = match option.short {
-        Some(short) => format!("'(-{short} {long})'{{-{short},{long}}}'"),
-        None => format!("'{long}"),
+        Some(short) => format!("'({excluded})'{{-{short},{long}}}'"),
+        None => format!("'({excluded}){long}"),
     };
     format!("{spelled}[{about}]{value}'")
 }

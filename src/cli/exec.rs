@@ -10,6 +10,7 @@ mod chance;
 mod command;
 mod event;
 mod held_keys;
+mod holders;
 mod key_wait;
 mod looks;
 mod messages;
@@ -54,10 +55,8 @@ use crate::cli::exec::terminal::is_writable;
 use crate::cli::exec::wanted::Wanted;
 use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::{Failure, LOST, NOT_OBTAINED, TIMED_OUT, USAGE, USAGE_OF_EXEC};
+use crate::cli::parsers::MAX_NOTE;
 use crate::cli::{LOG_VARIABLE, log_to};
-
-/// The longest note, in bytes.
-const MAX_NOTE: usize = 256;
 
 /// What is to be run, under what, and how.
 struct Job {

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use lock_server::LockOptions;
 
+/// The longest note, in bytes.
+pub const MAX_NOTE: usize = 256;
+
 /// A port to serve on.
 pub fn server_port(value: &str) -> Result<u16, String> {
     value
@@ -44,6 +47,14 @@ pub fn slots(value: &str) -> Result<u32, String> {
         .ok()
         .filter(|slots| (1..=most).contains(slots));
     parsed.ok_or_else(|| format!("give a whole number, 1 to {most}"))
+}
+
+/// What those who wait can read.
+pub fn note(value: &str) -> Result<String, String> {
+    match value.len() {
+        1..=MAX_NOTE => Ok(value.into()),
+        _ => Err(format!("give 1 to {MAX_NOTE} bytes of text")),
+    }
 }
 
 /// An exit code.

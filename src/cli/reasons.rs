@@ -6,14 +6,11 @@ use lock_server::{Holder, Refusal};
 pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Holder>) -> String {
     match (reason, holder) {
         // Where the holder has the same name, that is the reason, whatever the word is.
-        (_, Some(holder)) if holder.name == requester => of_holder(key, requester, Some(holder)),
+        (_, Some(holder)) if holder.name == requester => of_own_name(key, requester, holder),
         (Refusal::AlreadyWaiting, _) => {
             format!("another lock waits for {key} as {requester}; that is your own name")
         }
-        (Refusal::AlreadyHolder, Some(holder)) => format!(
-            "{}; {requester} is among them, and that is your own name",
-            held_by(key, holder)
-        ),
+        (Refusal::AlreadyHolder, Some(holder)) => of_own_name(key, requester, holder),
         (_, Some(holder)) => held_by(key, holder),
         (Refusal::Timeout, None) => format!("{key} did not become free in time"),
         (reason, None) => format!("{key} was not locked: {reason}"),
@@ -24,14 +21,27 @@ pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Hold
 pub fn of_holder(key: &str, requester: &str, holder: Option<&Holder>) -> String {
     match holder {
         None => format!("nobody has locked {key}"),
-        Some(holder) if holder.name == requester => {
-            format!("{}; that is your own name", held_by(key, holder))
-        }
+        Some(holder) if holder.name == requester => of_own_name(key, requester, holder),
         Some(holder) => format!(
             "{}; you are {requester}, which --name and LOCK_SERVER_NAME change",
             held_by(key, holder)
         ),
     }
+}
+
+/// Why a requester that holds the key can't do that, under that fence.
+pub fn of_stale_fence(key: &str, requester: &str, fence: u64, holder: &Holder) -> String {
+    let held = of_own_name(key, requester, holder);
+    format!("{held}, but not under fence {fence}")
+}
+
+/// That a requester holds the key, alone or with others.
+fn of_own_name(key: &str, requester: &str, holder: &Holder) -> String {
+    let among = match holder.name == requester {
+        true => String::new(),
+        false => format!("{requester} is among them, and "),
+    };
+    format!("{}; {among}that is your own name", held_by(key, holder))
 }
 
 /// Who holds the key, for how long, and how many wait for it.
@@ -53,14 +63,20 @@ pub fn holder_of(key: &str, holder: &Holder) -> String {
         note,
         ..
     } = holder;
-    let left = expires_in.as_secs_f64();
+    let left = format!(
+        "{:.1} s more, unless it is renewed",
+        expires_in.as_secs_f64()
+    );
     // Quoted: it may hold what a terminal would obey.
-    let note = note.as_ref().map(|note| format!(" ({note:?})"));
-    let note = note.unwrap_or_default();
-    let others = match holders - 1 {
-        0 => String::new(),
-        1 => ", and by 1 other".into(),
-        others => format!(", and by {others} others"),
+    let note = note.as_ref().map(|note| format!("{note:?}"));
+    let others = match holders.saturating_sub(1) {
+        0 => {
+            let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
+            return format!("{key} is held by {name}{note} for {left}");
+        }
+        1 => "1 other".into(),
+        others => format!("{others} others"),
     };
-    format!("{key} is held by {name}{note} for {left:.1} s more, unless it is renewed{others}")
+    let note = note.map(|note| format!("{note}, ")).unwrap_or_default();
+    format!("{key} is held by {name} ({note}{left}) and {others}")
 }

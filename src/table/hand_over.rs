@@ -27,9 +27,11 @@ impl<W> Proposal<W> {
     }
 }
 
-/// How many holds end in one step at the most: for as long the mutex is held. A key may have a million. The models of the
-/// tests take many steps.
-pub(super) const ENDS_PER_STEP: usize = if cfg!(test) { 2 } else { 1000 };
+/// How many holds end in one step at the most: for as long the mutex is held. A key may have a million.
+pub(super) const ENDS_PER_STEP: usize = 1000;
+
+/// The same of one key. The models of the tests take many steps.
+pub(super) const ENDS_OF_ONE_KEY: usize = if cfg!(test) { 2 } else { ENDS_PER_STEP };
 
 /// Why a key with a proposal has an entry.
 const PROPOSED: &str = "an entry stays until its proposal is answered";
@@ -42,7 +44,7 @@ impl<W> LockTable<W> {
     /// answered, the caller asks whether that [was all](Self::is_behind).
     pub fn expire_key(&mut self, now: Instant, key: &str) {
         let LockTable { entries, ledger } = self;
-        ledger.begin_step();
+        ledger.begin_step(ENDS_OF_ONE_KEY);
         if let Some(entry) = entries.get_mut(key)
             && let Some(change) = entry.next_change().filter(|&change| change <= now)
         {
@@ -56,7 +58,7 @@ impl<W> LockTable<W> {
     /// of the others. As many places of broken connections are forgotten. `false` if more of
     /// those two may be left over; of the first, [`is_behind`](Self::is_behind) says it.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
-        self.ledger.begin_step();
+        self.ledger.begin_step(ENDS_PER_STEP);
         while self.ledger.ends_left > 0
             && let Some((change, key)) = self.ledger.ends.pop_contended(now)
         {
@@ -148,8 +150,8 @@ impl<W> LockTable<W> {
 
 impl<W> Ledger<W> {
     /// So many holds may end until the caller lets others have a turn.
-    fn begin_step(&mut self) {
-        self.ends_left = ENDS_PER_STEP;
+    fn begin_step(&mut self, most: usize) {
+        self.ends_left = most;
         self.is_behind = false;
     }
 

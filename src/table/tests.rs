@@ -13,7 +13,7 @@ use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 
 use super::entry::Entry;
-use super::hand_over::ENDS_PER_STEP;
+use super::hand_over::{ENDS_OF_ONE_KEY, ENDS_PER_STEP};
 use super::leave::RESERVED_FOR;
 use super::others::End;
 use super::queue::Queue;

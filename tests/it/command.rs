@@ -1336,6 +1336,27 @@ fn under_a_fence_of_long_ago_nothing_is_unlocked_renewed_or_verified() {
         .expect(1, "0\n");
 }
 
+/// It named the first holder, and advised to change one's own name.
+#[test]
+fn a_stale_fence_of_one_of_several_holders_is_called_so() {
+    let server = Foreground::run("--lock-timeout 60");
+    for name in ["OTHER", "X"] {
+        let locked = server.typed(&format!("lock -s --name {name} KEYA"));
+        assert_eq!(locked.code, Some(0), "{locked:?}");
+    }
+    for verb in ["unlock", "renew", "verify"] {
+        let stale = server.typed(&format!("{verb} --fence 5 --name X KEYA"));
+        stale.expect(1, "0\n");
+        stale.expect_stderr(&[
+            "KEYA is held by OTHER (",
+            "; X is among them, and that is your own name, but not under fence 5",
+        ]);
+        let foreign = server.typed(&format!("{verb} --fence 5 --name Y KEYA"));
+        foreign.expect(1, "0\n");
+        foreign.expect_stderr(&["KEYA is held by OTHER (", "you are Y, which --name"]);
+    }
+}
+
 #[test]
 fn a_shell_reads_what_lock_shell_prints_whatever_the_key() {
     let server = Foreground::run("--lock-timeout 30");
@@ -1789,8 +1810,8 @@ fn lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it() {
             (Some(1), "0\n"),
             "{alone}"
         );
-        let why = "KEYA is held by A for ";
-        let others = " more, unless it is renewed, and by 2 others; nobody waits for it";
+        let why = "KEYA is held by A (";
+        let others = " s more, unless it is renewed) and 2 others; nobody waits for it";
         let said = refused.stderr;
         assert!(said.contains(why) && said.contains(others), "{said}");
     }
@@ -1871,6 +1892,13 @@ fn zsh_and_fish_understand_their_completion() {
         assert_eq!(script.code, Some(0), "{script:?}");
         let file = directory.path().join(shell);
         fs::write(&file, &script.stdout).expect("written");
+        if shell == "zsh" {
+            let sharing = "'(-s --shared -x --exclusive --slots)";
+            for option in ["'{-s,--shared}'[", "'{-x,--exclusive}'[", "--slots["] {
+                let spec = format!("{sharing}{option}");
+                assert!(script.stdout.contains(&spec), "no {spec}");
+            }
+        }
         let Some(shell_path) = installed(shell) else {
             continue;
         };
@@ -1897,6 +1925,7 @@ fn version_is_the_package_s() {
 
 #[test]
 fn wrong_usage_is_exit_2_and_points_to_the_help() {
+    let long_note = format!("lock --note {} K", "x".repeat(257));
     for (line, words) in [
         ("frob", ["frob", "lock-server --help"]),
         ("help frob", ["frob", "lock-server --help"]),
@@ -1943,6 +1972,8 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
         ),
         ("lock --fence 1 K", ["--fence", "lock-server lock --help"]),
         ("lock --host 8004 K", ["8004", "such as localhost"]),
+        ("lock --note= K", ["--note", "give 1 to 256 bytes of text"]),
+        (&long_note, ["--note", "give 1 to 256 bytes of text"]),
         (
             "--port 1 lock K",
             ["the command stands first", "lock-server lock"],

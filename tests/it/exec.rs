@@ -96,6 +96,11 @@ fn sh(script: &str) -> [&str; 3] {
     ["sh", "-c", script]
 }
 
+fn lock_shared(server: &Server, name: &str) {
+    let shared = server.client(name).lock_with("K", &LockOptions::shared());
+    shared.expect("there is room for a reader");
+}
+
 fn is_waited_for(server: &Server, key: &str, waiters: usize) -> bool {
     let reply = ask(server, &format!("/CHECK/{key}"));
     reply.header("Lock-Waiters") == Some(&waiters.to_string())
@@ -530,6 +535,13 @@ fn wrong_usage_is_64_and_runs_nothing() {
         outcome.expect(64, "");
         outcome.expect_stderr(&[word, "Run lock-server exec --help for usage."]);
     }
+    // Nobody has to be asked for that.
+    for note in ["", &"x".repeat(257)] {
+        let mut nowhere = program(["exec", "-n", "--port", "1", "--note", note, "K", "--"]);
+        let outcome = Outcome::of(nowhere.args(run));
+        outcome.expect(64, "");
+        outcome.expect_stderr(&["--note", "give 1 to 256 bytes of text"]);
+    }
 }
 
 #[test]
@@ -830,6 +842,73 @@ fn a_nested_exec_knows_its_ancestors_without_the_environment() {
     nested.expect_stderr(&["K is held by ", "which this command runs under"]);
 }
 
+/// It waited without a word: the server names one holder of several, and that was somebody else.
+#[test]
+fn a_nested_exec_knows_its_ancestors_beside_other_holders() {
+    let server = patient();
+    lock_shared(&server, "OTHER");
+    let inner = "\"$0\" exec -w 5 K -- true";
+    let without_environment =
+        "env -i PATH=\"$PATH\" LOCK_SERVER=\"$LOCK_SERVER\" \"$0\" exec -w 5 K -- true";
+    for (options, script) in [
+        ("-s K", inner),
+        ("-s --name ME K", inner),
+        ("-s K", without_environment),
+    ] {
+        let nested = outcome(&server, options, &["sh", "-c", script, PROGRAM]);
+        nested.expect(75, "");
+        nested.expect_stderr(&["K is held by ", "which this command runs under"]);
+        assert!(!nested.stderr.contains("OTHER"), "{nested:?}");
+    }
+}
+
+/// It was 75 at once, though another holder's end lets it in.
+#[test]
+fn a_nested_exec_waits_where_the_end_of_another_holder_lets_it_in() {
+    let server = patient();
+    let script = "for name in O1 O2; do
+        \"$0\" lock --slots 3 --lock-timeout 2 --name $name K >/dev/null || exit 1
+    done
+    exec \"$0\" exec --slots 3 -w 50 K -- echo inner";
+    let nested = outcome(&server, "--slots 3 K", &["sh", "-c", script, PROGRAM]);
+    nested.expect(0, "inner\n");
+
+    // All holders are above it.
+    let inner = [PROGRAM, "exec", "--slots", "2", "-w", "5", "K", "--"];
+    let command = [&inner[..], &inner[..], &["true"]].concat();
+    let nested = outcome(&server, "--slots 2 K", &command);
+    nested.expect(75, "");
+    nested.expect_stderr(&["which this command runs under"]);
+}
+
+/// A writer stands before it that waits for the same ancestor.
+#[test]
+fn a_nested_exec_finds_out_while_it_waits_that_only_its_ancestors_are_left() {
+    let server = patient();
+    let other = server.client("OTHER");
+    lock_shared(&server, "OTHER");
+    let inner = [PROGRAM, "exec", "-q", "-s", "-w", "50", "K", "--", "true"];
+    let script = "read go; exec \"$@\"";
+    let command = [&["sh", "-c", script, "sh"], &inner[..]].concat();
+    let mut outer = exec(&server, "-s K", &command);
+    outer.stdin(Stdio::piped());
+    let mut outer = Running::spawn(&mut outer);
+    let holders = || {
+        let check = ask(&server, "/CHECK/K");
+        check.header("Lock-Holders").map(String::from)
+    };
+    until("both hold it", || holders().as_deref() == Some("2"));
+    let _writer = Running::spawn(&mut exec(&server, "-x K", &["true"]));
+    until("the writer waits", || is_waited_for(&server, "K", 1));
+    let go = outer.child.stdin.as_mut().expect("piped");
+    go.write_all(b"\n").expect("it reads");
+    until("the nested one waits", || is_waited_for(&server, "K", 2));
+    assert!(other.unlock("K").expect("it answers"));
+    let is_over = Instant::now() + ms(20_000);
+    assert_eq!(outer.exit_code(), Some(75));
+    assert!(Instant::now() < is_over, "it waited for as long as -w says");
+}
+
 #[test]
 fn readers_run_together_and_a_writer_alone() {
     let server = patient();
@@ -859,7 +938,7 @@ fn readers_run_together_and_a_writer_alone() {
     };
     let writer = exec(&["-x"]);
     writer.expect(75, "");
-    writer.expect_stderr(&["K is held by ", ", and by 1 other"]);
+    writer.expect_stderr(&["K is held by ", " more, unless it is renewed) and 1 other"]);
     exec(&["--slots", "2"]).expect(75, "");
     exec(&["--slots", "3"]).expect(0, "");
     exec(&["-s", "-x"]).expect(64, "");
@@ -900,6 +979,19 @@ fn a_second_one_of_the_same_name_is_refused_and_told_why() {
     let second = outcome(&server, "--name ME K", &["true"]);
     second.expect(75, "");
     second.expect_stderr(&["another one waits for K as ME"]);
+}
+
+/// It asked without a pause, and named the first holder as the reason.
+#[test]
+fn a_name_that_holds_the_key_beside_others_is_refused_and_told_why() {
+    let server = patient();
+    lock_shared(&server, "OTHER");
+    lock_shared(&server, "X");
+    for options in ["-s -w 5 --name X K", "-n --name X K"] {
+        let second = outcome(&server, options, &["true"]);
+        second.expect(75, "");
+        second.expect_stderr(&["K is held by X, and that is this one's own name"]);
+    }
 }
 
 #[test]

@@ -214,6 +214,7 @@
 //! | run, start and status name every address of a name | `command::run_start_and_status_name_every_address_of_a_name` |
 //! | of two restarts at once one wins, and the other is told | `command::of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again` |
 //! | a no says who has the key, for how long, and how many wait | `command::a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait` |
+//! | and whether it was the fence | `command::a_stale_fence_of_one_of_several_holders_is_called_so` |
 //! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has` |
 //! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
 //! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
@@ -261,6 +262,10 @@
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
 //! | also where the environment was cleared between them | `exec::a_nested_exec_knows_its_ancestors_without_the_environment` |
 //! | also as another user | `exec::a_nested_exec_of_another_user_knows_its_ancestors` |
+//! | also beside other holders | `exec::a_nested_exec_knows_its_ancestors_beside_other_holders` |
+//! | also where that shows only while it waits | `exec::a_nested_exec_finds_out_while_it_waits_that_only_its_ancestors_are_left` |
+//! | and waits where the end of another holder lets it in | `exec::a_nested_exec_waits_where_the_end_of_another_holder_lets_it_in` |
+//! | its own name, also beside other holders, is refused at once | `exec::a_name_that_holds_the_key_beside_others_is_refused_and_told_why` |
 //! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
 //! | `--also`: all keys or none, and two never wait for each other | `exec::two_that_name_the_same_keys_in_another_order_take_turns` |
 //! | `-n` takes all or none | `exec::with_n_all_of_several_keys_are_taken_or_none` |

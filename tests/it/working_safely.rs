@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::{PATIENCE, ms, options, start, until};
-use lock_server::{Client, Guard, LockOptions, Options};
+use lock_server::{Client, Error, Guard, LockOptions, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -427,7 +427,11 @@ fn to_a_client_fences_grow_over_restarts_and_old_leases_stay_over() {
             assert!(lease.fence > old.fence);
             assert!(!client.verify(&old).unwrap());
             assert_eq!(client.renew(&old).unwrap(), None);
-            assert!(!client.release(&old).unwrap());
+            let released = client.release(&old);
+            assert!(
+                matches!(released, Err(Error::LeaseLost { .. })),
+                "{released:?}"
+            );
             assert!(client.verify(&lease).unwrap());
         }
         server.stop().unwrap();

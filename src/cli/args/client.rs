@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
 
-use crate::cli::parsers::{client_port, count, exit_code, seconds, slots};
+use crate::cli::parsers::{client_port, count, exit_code, note, seconds, slots};
 
 /// Which server to ask, and under which name, as far as the options say it.
 pub struct Target {
@@ -119,7 +119,7 @@ full or ending, 71 the answer could not be written."
         slots: Option<u32>,
 
         /// what those who wait can read, up to 256 bytes
-        #[argh(option, arg_name = "TEXT")]
+        #[argh(option, arg_name = "TEXT", from_str_fn(note))]
         note: Option<String>,
 
         /// print variables for eval, not the time
@@ -269,7 +269,7 @@ pub struct Exec {
     pub slots: Option<u32>,
 
     /// what those who wait read; default: COMMAND
-    #[argh(option, arg_name = "TEXT")]
+    #[argh(option, arg_name = "TEXT", from_str_fn(note))]
     pub note: Option<String>,
 
     /// say nothing but what went wrong

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use lock_server::{Error, Holder, Lease, OtherServer, Refusal};
+use lock_server::{Error, Lease, OtherServer, Refusal};
 
+use crate::cli::exec::holders::Holders;
 use crate::cli::exec::signals::SignalClass;
 
 /// Something that the first thread decides about.
@@ -12,7 +13,7 @@ pub enum ExecEvent {
     /// What a turn of waiting came to, and which.
     Answer(u32, Result<LockOutcome, Error>),
     /// Who holds a key that is waited for, and when that was asked.
-    Seen(String, Instant, Result<Option<Holder>, Error>),
+    Seen(String, Instant, Result<Option<Holders>, Error>),
     Renewed(Lease),
     /// The server could not be asked to.
     NotRenewed(Error),
@@ -24,5 +25,5 @@ pub enum ExecEvent {
 pub enum LockOutcome {
     Granted(Lease),
     /// With who held the key then, as far as that is known.
-    Refused(Refusal, Option<Holder>),
+    Refused(Refusal, Option<Holders>),
 }

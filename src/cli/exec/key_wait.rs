@@ -1,16 +1,18 @@
 //! Waiting for one key, for as long as it takes: whether there is a use in waiting, and when it is over. The questions
 //! themselves are asked by other threads, and what they came to arrives as an event.
 
+use std::mem;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use lock_server::{Error, Holder, Lease, Refusal, ServerAddress};
+use lock_server::{Error, Lease, Refusal, ServerAddress};
 use nix::sys::signal::Signal;
 
 use crate::cli::exec::chance::between;
 use crate::cli::exec::command::reap_others;
 use crate::cli::exec::event::{ExecEvent, LockOutcome};
 use crate::cli::exec::held_keys::HeldKeys;
+use crate::cli::exec::holders::{self, Holders};
 use crate::cli::exec::looks::{self, Looks};
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::notices::Notices;
@@ -20,7 +22,6 @@ use crate::cli::exec::turns::Turns;
 use crate::cli::exec::wanted::Wanted;
 use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::{Failure, UNREACHABLE};
-use crate::cli::reasons::holder_of;
 
 /// How long to wait before a server that is away or can't serve now is asked again: between half of that and all of
 /// it, so that not all who wait come back in one instant.
@@ -37,6 +38,9 @@ const LEAST_WAIT: Duration = Duration::from_millis(1);
 
 /// How long a last look who has the key may take.
 const LAST_LOOK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often to look whether only holders above this program are left.
+const LOOK_ABOVE_EVERY: Duration = Duration::from_secs(1);
 
 /// How many leases that ran out before they were heard of are enough.
 const TOO_LATE: u32 = 10;
@@ -81,6 +85,8 @@ pub struct KeyWait<'a> {
     notices: Notices<'a>,
     /// Who looks whether the server is there and who has the key, while that is waited for.
     looks: Option<Looks>,
+    /// Whether the latest look saw no use in waiting.
+    seems_endless: bool,
     /// How often a lease had run out before it was heard of.
     too_late: u32,
     /// What is needed if the first LOCK is granted.
@@ -102,6 +108,7 @@ impl<'a> KeyWait<'a> {
             silent_since: None,
             notices: Notices::new(key, wanted.quiet, context.messages),
             looks: None,
+            seems_endless: false,
             too_late: 0,
             watchdog: None,
             events,
@@ -184,7 +191,7 @@ impl<'a> KeyWait<'a> {
         let (key, me) = (self.key, &self.wanted.requester);
         let client = me.hasty_client(1, LAST_LOOK_PATIENCE);
         let holder = client.holder(key).ok().flatten();
-        Ok(Some(WaitEnd::No(holder_in_words(key, holder.as_ref()))))
+        Ok(Some(WaitEnd::No(holders::in_words(key, holder.as_ref()))))
     }
 
     /// Until when a server that does not answer is waited for, by `--connect-timeout`.
@@ -240,25 +247,26 @@ impl<'a> KeyWait<'a> {
     fn answered(&mut self, answer: LockOutcome) -> Result<Option<WaitEnd>, Failure> {
         self.turns.end();
         self.silent_since = None;
-        let (reason, holder) = match answer {
+        let (reason, holders) = match answer {
             LockOutcome::Granted(lease) if !lease.remaining().is_zero() => {
                 return Ok(Some(WaitEnd::Granted(lease, self.watchdog.take())));
             }
             // This program was stopped for longer than the lease.
             LockOutcome::Granted(_) => return self.too_late(),
-            LockOutcome::Refused(reason, holder) => (reason, holder),
+            LockOutcome::Refused(reason, holders) => (reason, holders),
         };
-        if let Some(why) = self.why_not(reason, holder.as_ref()) {
+        if let Some(why) = self.why_not(reason, holders.as_ref()) {
             return Ok(Some(WaitEnd::No(why)));
         }
         if self.turns.is_first() {
-            self.begin_to_look(holder.as_ref())?;
+            self.begin_to_look(holders.as_ref())?;
         }
-        if matches!(reason, Refusal::AlreadyWaiting | Refusal::TakenOver) {
-            // It is this one's own that was interrupted, and the server has not noticed yet.
-            self.next = Some(Instant::now() + PAUSE);
-        } else {
+        if reason == Refusal::Timeout || self.turns.is_first() {
             self.wait()?;
+        } else {
+            // The next one may be refused as fast: by a wait of this one's own, say, that was interrupted, where the
+            // server has not noticed yet.
+            self.next = Some(Instant::now() + PAUSE);
         }
         Ok(None)
     }
@@ -279,30 +287,27 @@ impl<'a> KeyWait<'a> {
     }
 
     /// Why there is no use in waiting, or no time left to.
-    fn why_not(&self, reason: Refusal, holder: Option<&Holder>) -> Option<String> {
-        let (key, me) = (self.key, &self.wanted.requester);
-        if let Some(Holder { name, .. }) = holder {
-            if me.runs_under(name) {
-                return Some(format!(
-                    "{key} is held by {name}, which this command runs under and which waits for it to end"
-                ));
-            }
-            if *name == me.name {
-                return Some(format!(
-                    "{key} is held by {name}, and that is this one's own name; \
-                     leave --name and LOCK_SERVER_NAME out, or give each its own"
-                ));
-            }
+    fn why_not(&self, reason: Refusal, holders: Option<&Holders>) -> Option<String> {
+        let (key, name) = (self.key, &self.wanted.requester.name);
+        let endless = holders.and_then(|holders| holders.why_endless(key, self.wanted.slots));
+        if endless.is_some() {
+            return endless;
+        }
+        let holder = holders.map(|holders| &holders.first);
+        if reason == Refusal::AlreadyHolder || holder.is_some_and(|holder| holder.name == *name) {
+            return Some(format!(
+                "{key} is held by {name}, and that is this one's own name; \
+                 leave --name and LOCK_SERVER_NAME out, or give each its own"
+            ));
         }
         if reason == Refusal::AlreadyWaiting && self.turns.is_early() {
-            let name = &me.name;
             return Some(format!(
                 "another one waits for {key} as {name}; \
                  leave --name and LOCK_SERVER_NAME out, or give each its own"
             ));
         }
         self.left().filter(Duration::is_zero)?;
-        Some(holder_in_words(self.key, holder))
+        Some(holders::in_words(key, holder))
     }
 
     fn failed(&mut self, error: Error) -> Result<Option<WaitEnd>, Failure> {
@@ -352,13 +357,14 @@ impl<'a> KeyWait<'a> {
     fn seen(
         &mut self,
         asked: Instant,
-        seen: Result<Option<Holder>, Error>,
+        seen: Result<Option<Holders>, Error>,
     ) -> Result<Option<WaitEnd>, Failure> {
         let trouble = match seen {
-            Ok(holder) => {
+            Ok(holders) => {
                 self.silent_since = None;
-                self.notices.seen(holder);
-                return Ok(None);
+                let endless = self.seems_endless(holders.as_ref());
+                self.notices.seen(holders.map(|holders| holders.first));
+                return Ok(endless);
             }
             Err(error) => Trouble::of(&error),
         };
@@ -370,11 +376,25 @@ impl<'a> KeyWait<'a> {
         Ok(None)
     }
 
+    /// Gives up where two looks in a row saw no use in waiting: between a release and the grant that follows it, one
+    /// may see no other holder, though this program is about to be one.
+    fn seems_endless(&mut self, holders: Option<&Holders>) -> Option<WaitEnd> {
+        let slots = self.wanted.slots;
+        let why = holders.and_then(|holders| holders.why_endless(self.key, slots));
+        let seemed_endless = mem::replace(&mut self.seems_endless, why.is_some());
+        let why = why.filter(|_| seemed_endless)?;
+        self.notices.end();
+        self.turns.leave(self.inbox);
+        Some(WaitEnd::No(why))
+    }
+
     /// Begins to show who has the key, and to look whether that has changed and the server is there.
-    fn begin_to_look(&mut self, holder: Option<&Holder>) -> Result<(), Failure> {
-        let wanted = self.notices.begin(holder);
+    fn begin_to_look(&mut self, holders: Option<&Holders>) -> Result<(), Failure> {
+        let wanted = self.notices.begin(holders.map(|holders| &holders.first));
         let needed = self.wanted.connect_timeout.map(looks::often_enough);
-        if let Some(every) = [wanted, needed].into_iter().flatten().min() {
+        let above = holders.filter(|holders| holders.are_above());
+        let above = above.map(|_| LOOK_ABOVE_EVERY);
+        if let Some(every) = [wanted, needed, above].into_iter().flatten().min() {
             self.look().every(every)?;
         }
         Ok(())
@@ -389,7 +409,7 @@ impl<'a> KeyWait<'a> {
                     .hasty_client(1, patience.clamp(LEAST_ANSWER_PATIENCE, ANSWER_PATIENCE)),
                 None => wanted.requester.client(),
             };
-            Looks::new(client, key, self.events)
+            Looks::new(&wanted.requester, client, key, self.events)
         })
     }
 
@@ -425,13 +445,5 @@ impl<'a> KeyWait<'a> {
             );
         }
         Failure::new(UNREACHABLE, why)
-    }
-}
-
-/// Who has the key, as far as that is known.
-fn holder_in_words(key: &str, holder: Option<&Holder>) -> String {
-    match holder {
-        Some(holder) => holder_of(key, holder),
-        None => format!("{key} is held by another one just now"),
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use lock_server::Client;
 
 use crate::cli::exec::event::ExecEvent;
+use crate::cli::exec::holders::Holders;
+use crate::cli::exec::requester::Requester;
 use crate::cli::exit::Failure;
 
 /// The least time between two looks, however short `--connect-timeout` is.
@@ -20,6 +22,7 @@ pub fn often_enough(patience: Duration) -> Duration {
 
 /// Who looks, for as long as this lives. It sends an event for each answer.
 pub struct Looks {
+    me: Requester,
     client: Client,
     key: String,
     events: Sender<ExecEvent>,
@@ -28,8 +31,9 @@ pub struct Looks {
 }
 
 impl Looks {
-    pub fn new(client: Client, key: &str, events: &Sender<ExecEvent>) -> Self {
+    pub fn new(me: &Requester, client: Client, key: &str, events: &Sender<ExecEvent>) -> Self {
         Looks {
+            me: me.clone(),
             client,
             key: key.into(),
             events: events.clone(),
@@ -62,9 +66,10 @@ impl Looks {
     /// What looks, and returns whether somebody wants to know it.
     fn looker(&self) -> impl Fn() -> bool + Send + 'static {
         let (client, key, events) = (self.client.clone(), self.key.clone(), self.events.clone());
+        let me = self.me.clone();
         move || {
             let asked = Instant::now();
-            let seen = client.holder(&key);
+            let seen = Holders::ask(&key, &client, &me);
             events
                 .send(ExecEvent::Seen(key.clone(), asked, seen))
                 .is_ok()

@@ -86,6 +86,19 @@ impl Requester {
         })
     }
 
+    /// The names of those that this runs under, as far as they can be told: those that the environment names, and the
+    /// usual names of all ancestors.
+    pub fn names_above(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.above.as_deref().map_or_else(Vec::new, each_above);
+        for process in ancestors() {
+            let name = usual_name(process);
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
     /// Whether that holder goes on only when this has ended. The environment names those above, if nobody between has
     /// cleared it, as `env -i` and `su` do; the usual names of all ancestors are known without it.
     pub fn runs_under(&self, holder: &str) -> bool {
@@ -95,6 +108,13 @@ impl Requester {
         };
         self.above.as_deref().is_some_and(is_above) || is_ancestor(holder, &ancestors())
     }
+}
+
+/// A name, and those that it runs under.
+fn each_above(name: &str) -> Vec<String> {
+    let ends = name.match_indices(UNDER).map(|(end, _)| end);
+    let ends = ends.chain([name.len()]).filter(|end| *end > 0);
+    ends.map(|end| name[..end].to_string()).collect()
 }
 
 /// Whether a holder with a usual name is one of these processes: it, and those that it runs under itself.
@@ -155,6 +175,9 @@ mod tests {
         for above in ["a", "a>1", "a>1>2"] {
             assert!(me.runs_under(above), "{above}");
         }
+        let above = me.names_above();
+        assert_eq!(above[..3], ["a", "a>1", "a>1>2"]);
+        assert!(above.contains(&usual_name(getppid())));
         for other in ["a>", "b", "a>1>2>3", "1", "a>2", ""] {
             assert!(!me.runs_under(other), "{other}");
         }

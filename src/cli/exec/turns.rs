@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use lock_server::{CancelToken, Client, Error, LockOptions};
 
 use crate::cli::exec::event::{ExecEvent, LockOutcome};
+use crate::cli::exec::holders::Holders;
 use crate::cli::exec::looks::spawn;
+use crate::cli::exec::requester::Requester;
 use crate::cli::exec::wanted::Wanted;
 use crate::cli::exit::Failure;
 
@@ -31,6 +33,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const PARTING_PATIENCE: Duration = Duration::from_secs(1);
 
 pub struct Turns {
+    me: Requester,
     client: Client,
     key: String,
     options: LockOptions,
@@ -55,6 +58,7 @@ impl Turns {
         let usual_note = usual_note.filter(|_| wanted.note.is_none());
         let cancel = CancelToken::new();
         Turns {
+            me: wanted.requester.clone(),
             client: match wanted.is_once() && wanted.connect_timeout.is_none() {
                 true => wanted.requester.client(),
                 // This program itself asks again.
@@ -121,13 +125,14 @@ impl Turns {
             lock_attempt_timeout: Some(patience),
             ..self.options.clone()
         };
-        let (client, key) = (self.client.clone(), self.key.clone());
+        let (client, key, me) = (self.client.clone(), self.key.clone(), self.me.clone());
         let (events, number) = (self.events.clone(), self.number);
         spawn("turn", move || {
             let answer = match client.lock_with(&key, &options) {
                 Ok(lease) => Ok(LockOutcome::Granted(lease)),
                 Err(Error::NotGranted { reason, holder, .. }) => {
-                    Ok(LockOutcome::Refused(reason, holder))
+                    let holders = holder.map(|first| Holders::of(first, &key, &client, &me));
+                    Ok(LockOutcome::Refused(reason, holders))
                 }
                 Err(error) => Err(error),
             };

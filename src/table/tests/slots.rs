@@ -254,26 +254,39 @@ fn a_thousand_readers_of_one_key_are_forgotten_a_batch_at_a_time() {
     assert!(table.is_empty());
 }
 
-/// Of 200,000 readers whose leases ended together, all others waited for 2.5 s.
-#[test]
-fn the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in() {
+/// A key that so many readers hold, and a writer waits for; and the instant at which all leases end.
+fn crowd(readers: usize) -> (Managed<Name>, Instant) {
     let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let now = Instant::now();
-    let crowd = 3 * ENDS_PER_STEP;
-    for n in 0..crowd {
+    for n in 0..readers {
         let name = n.to_string();
         table.acquire(now, "K", &name, terms(10, 0), None, MAX_SLOTS, || "reader");
     }
     table.acquire(now, "K", "writer", terms(10, 99), None, 1, || "writer");
-    let now = now + ms(10);
-    for step in 1..=3 {
-        table.table.expire_key(now, "K");
-        assert!(table.table.propose().is_none() || step == 3);
-        assert_eq!(table.table.is_behind(), step < 3);
-        assert_eq!(table.ledger.holds, crowd - step * ENDS_PER_STEP);
-        if step < 3 {
-            // Whoever keeps the time sees that there is more.
-            assert!(table.next_hand_over() <= Some(now));
+    (table, now + ms(10))
+}
+
+/// Of 200,000 readers whose leases ended together, all others waited for 2.5 s.
+#[test]
+fn the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in() {
+    for most in [ENDS_OF_ONE_KEY, ENDS_PER_STEP] {
+        let (mut table, now) = crowd(3 * most);
+        for step in 1..=3 {
+            match most {
+                ENDS_OF_ONE_KEY => table.table.expire_key(now, "K"),
+                _ => drop(table.table.expire(now, 0)),
+            }
+            assert_eq!(table.table.is_behind(), step < 3, "{most}");
+            assert_eq!(table.ledger.holds, (3 - step) * most);
+            if step < 3 {
+                assert!(table.table.propose().is_none());
+                // Who keeps the time sees that there is more.
+                assert!(table.next_hand_over() <= Some(now));
+            }
         }
+        table.settle(now);
+        let told = table.take_handed_over();
+        assert_eq!(told.len(), 1);
+        assert_eq!((told[0].waiter, table.ledger.holds), ("writer", 1));
     }
 }

@@ -1,0 +1,89 @@
+//! Who holds a key that is waited for, and whether a wait for it can end.
+//!
+//! The server names one holder and counts them. So where there are several, it is asked for each name above this
+//! program whether it is among them; the threads do that which have the answer, and not the first one.
+
+use lock_server::{Client, Error, Holder};
+
+use crate::cli::exec::requester::Requester;
+use crate::cli::reasons::holder_of;
+
+/// Who holds a key.
+#[derive(Debug)]
+pub struct Holders {
+    /// As the server tells of it: one of them, and how many they are.
+    pub first: Holder,
+    /// Those that go on only when this program has ended.
+    above: Vec<String>,
+}
+
+impl Holders {
+    /// Asks the server about the rest, if there are several. Where it does not answer that, they are unknown: the wait
+    /// finds out what is wrong.
+    pub fn of(first: Holder, key: &str, client: &Client, me: &Requester) -> Self {
+        let mut above = Vec::new();
+        if me.runs_under(&first.name) {
+            above.push(first.name.clone());
+        }
+        if first.holders > 1 {
+            let holds = |name: &String| {
+                *name != first.name && client.named(name).locked_by_me(key).unwrap_or(false)
+            };
+            above.extend(me.names_above().into_iter().filter(holds));
+        }
+        Holders { first, above }
+    }
+
+    /// Who holds it now.
+    pub fn ask(key: &str, client: &Client, me: &Requester) -> Result<Option<Self>, Error> {
+        let first = client.holder(key)?;
+        Ok(first.map(|first| Holders::of(first, key, client, me)))
+    }
+
+    /// Whether one of them waits for this program to end.
+    pub fn are_above(&self) -> bool {
+        !self.above.is_empty()
+    }
+
+    /// Why a LOCK with so many slots is never granted. `None` if it may be.
+    pub fn why_endless(&self, key: &str, slots: u32) -> Option<String> {
+        let name = self.above.first()?;
+        if leaves_room(self.above.len(), self.first.holders, slots) {
+            return None;
+        }
+        Some(format!(
+            "{key} is held by {name}, which this command runs under and which waits for it to end"
+        ))
+    }
+}
+
+/// Whether a LOCK with so many slots may be granted beside those above, when all others have ended. Those above have
+/// room for one more then, since they had it for another.
+fn leaves_room(above: usize, holders: usize, slots: u32) -> bool {
+    above < holders && above < slots as usize
+}
+
+/// Who has the key, as far as that is known.
+pub fn in_words(key: &str, holder: Option<&Holder>) -> String {
+    match holder {
+        Some(holder) => holder_of(key, holder),
+        None => format!("{key} is held by another one just now"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_above_leave_room_where_others_hold_the_key_too_and_it_takes_enough_beside_it() {
+        for (above, holders, slots) in [(1, 3, 3), (1, 3, 2), (2, 3, 3), (1, 2, 2)] {
+            let case = format!("{above} of {holders}, {slots} slots");
+            assert!(leaves_room(above, holders, slots), "{case}");
+        }
+        for (above, holders, slots) in [(1, 1, 1), (1, 1, 3), (1, 2, 1), (2, 2, 3), (2, 3, 2)] {
+            let case = format!("{above} of {holders}, {slots} slots");
+            assert!(!leaves_room(above, holders, slots), "{case}");
+        }
+    }
+}
