@@ -82,10 +82,10 @@
 //! # The fence
 //!
 //! One number for each grant, the same through all its renewals, and greater than that of every grant before, of
-//! any key. Whatever a lock protects can keep the greatest fence that it has seen, and turn away a holder of
-//! long ago that does not know that its lease is over: the fence has to reach it before the read that a write
-//! depends on, and the write is refused under any other than the greatest. It stays below 2^53, so that a JSON
-//! number is exact.
+//! any key. What a key that is held alone (`slots=1`) protects can keep the greatest fence that it has seen, and turn
+//! away a holder of long ago that does not know that its lease is over: the fence has to reach it before the read that
+//! a write depends on, and the write is refused under any other than the greatest. Of several holders it would turn
+//! away all but the newest. It stays below 2^53, so that a JSON number is exact.
 //!
 //! The first fence of a server is the Unix time of its start in microseconds, and each grant adds one. A server grants
 //! less than one key per microsecond, so a server that is started later begins above everything that was granted before.

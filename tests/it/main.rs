@@ -6,7 +6,7 @@
 //! | promise | proof |
 //! |---|---|
 //! | **Locks** | |
-//! | never two live leases on one key, grants in the order of arrival, none to the dead, no key stuck, nothing left in the end | `mutual_exclusion::processes_that_die_sleep_and_hang_up_take_turns_on_every_key` |
+//! | never more live leases on one key than each of them allows, grants in the order of arrival, nobody waits while there is room, none to the dead, no key stuck, nothing left in the end | `mutual_exclusion::processes_that_die_sleep_and_hang_up_take_turns_on_every_key` |
 //! | that trial notices what it has to | `mutual_exclusion::the_examiner_notices_what_it_should` |
 //! | of many clients on one key never two are inside | `contention::of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused` |
 //! | first come, first served | `contention::waiters_are_served_in_the_order_of_their_arrival` |
@@ -26,6 +26,23 @@
 //! | who goes after the grant keeps the lease | `alone::http::who_hangs_up_after_the_grant_keeps_the_lease` |
 //! | who goes before its LOCK is read is granted a free key | `wire::a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key` |
 //! | a wait that begins while a crowd of waits is looked after ends with its patience | `alone::http::a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience` |
+//! | **Several holders** | |
+//! | the table does what the rules say, in a million random steps | `table::tests::model::the_table_does_what_a_naive_model_does` |
+//! | and millisecond by millisecond, kept in time | `table::tests::world::a_table_kept_in_time_does_what_the_rules_say_millisecond_by_millisecond` |
+//! | readers hold a key together, a writer alone | `slots::shared_locks_are_held_together_and_an_exclusive_one_alone` |
+//! | where different numbers meet, the least counts | `slots::where_different_numbers_meet_the_least_counts` |
+//! | no reader overtakes a writer that waits | `table::tests::slots::readers_that_came_after_a_waiting_writer_come_after_it` |
+//! | 64 readers are let in within 50 ms, and then the writer after them | `slots::readers_are_all_let_in_at_once_and_then_the_writer_after_them` |
+//! | a writer that goes lets readers in | `slots::a_reader_is_let_in_when_the_client_of_the_writer_before_it_has_gone` |
+//! | so does one whose patience ends | `slots::a_reader_is_let_in_when_the_patience_of_the_writer_before_it_is_over` |
+//! | a crowd of leases that end together holds up nobody | `table::tests::slots::the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in` |
+//! | each holder counts for max_keys | `table::tests::slots::a_key_with_several_holders_counts_for_each` |
+//! | slots out of range are refused in a sentence | `slots::slots_out_of_their_range_are_refused_in_a_sentence` |
+//! | the client shares a key | `slots::the_client_shares_a_key_and_says_how_many_hold_it` |
+//! | and several at once | `slots::a_client_takes_several_keys_with_slots` |
+//! | lock does after flock's options | `command::lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it` |
+//! | so does exec | `exec::readers_run_together_and_a_writer_alone` |
+//! | the original's wire locks alone | `slots::the_original_s_wire_locks_alone` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |

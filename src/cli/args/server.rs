@@ -81,7 +81,7 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "N", from_str_fn(count))]
             max_waiters: Option<usize>,
 
-            /// keys that may be locked; default 1000000
+            /// holds of all keys; default 1000000
             #[argh(option, arg_name = "N", from_str_fn(count))]
             max_keys: Option<usize>,
 

@@ -290,3 +290,9 @@ fn the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in() {
         assert_eq!((told[0].waiter, table.ledger.holds), ("writer", 1));
     }
 }
+
+/// As much as before a key could have several holders: a hold, and a word for those beside it.
+#[test]
+fn a_key_that_one_holds_and_nobody_wants_takes_no_more_for_the_others_there_could_be() {
+    assert_eq!(size_of::<Entry<Arc<Name>>>(), 96);
+}
