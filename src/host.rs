@@ -48,6 +48,7 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
 }
 
 /// Whether a host is a name by which other machines are likely to know this one.
+#[cfg(all(feature = "server", target_os = "linux"))]
 pub(crate) fn looks_public(host: &str) -> bool {
     let is_local = |label: &str| {
         let label = label.to_ascii_lowercase();
@@ -136,6 +137,7 @@ mod tests {
         }
     }
 
+    #[cfg(all(feature = "server", target_os = "linux"))]
     #[test]
     fn a_name_looks_public_unless_it_says_that_it_is_local() {
         for host in ["vm", "build-7.example.com", "vm.local"] {
