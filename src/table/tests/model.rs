@@ -129,6 +129,11 @@ struct Model {
 /// What a waiter is told by: the number of its acquire.
 type Handle = u64;
 
+/// Whether the client of a waiter is there when its turn comes.
+fn is_there(handle: &Handle) -> bool {
+    handle % 5 != 0
+}
+
 struct Held {
     key: Name,
     /// The one that began first stands first.
@@ -385,18 +390,27 @@ impl Model {
         if let Some(request) = waiting.request
             && waiting.deadline >= now
         {
-            self.reserved.push(Orphan {
-                end: now + RESERVED_FOR,
-                ticket,
-                claim: (key.into(), waiting.requester.into(), request.into()),
-            });
-            self.reserved.sort();
-        }
-        if self.reserved.len() > self.limits.waiters {
-            self.reserved.remove(0);
+            self.keep(now, ticket, (key, waiting.requester, request));
         }
         self.let_in(now, key, now);
         true
+    }
+
+    fn keep(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        (key, requester, request): (Name, Name, Name),
+    ) {
+        self.reserved.push(Orphan {
+            end: now + RESERVED_FOR,
+            ticket,
+            claim: (key.into(), requester.into(), request.into()),
+        });
+        self.reserved.sort();
+        if self.reserved.len() > self.limits.waiters {
+            self.reserved.remove(0);
+        }
     }
 
     fn release(
@@ -514,11 +528,20 @@ impl Model {
             let Waiting {
                 requester,
                 request,
+                ticket,
                 lease,
+                deadline,
                 slots,
                 handle,
-                ..
             } = held.waiters.remove(0);
+            if !is_there(&handle) {
+                if let Some(request) = request
+                    && deadline >= now
+                {
+                    self.keep(now, ticket, (key, requester, request));
+                }
+                continue;
+            }
             let grant = self.begin(now, key, requester, lease, request, slots);
             self.told.push((handle, grant));
         }
@@ -676,7 +699,7 @@ struct Race {
 impl Race {
     fn new(limits: Limits) -> Self {
         Race {
-            table: Managed::new(limits, FIRST_FENCE),
+            table: Managed::new(limits, FIRST_FENCE).asking(is_there),
             model: Model {
                 held: Vec::new(),
                 reserved: Vec::new(),
