@@ -131,7 +131,7 @@ type Handle = u64;
 
 /// Whether the client of a waiter is there when its turn comes.
 fn is_there(handle: &Handle) -> bool {
-    handle % 5 != 0
+    !handle.is_multiple_of(5)
 }
 
 struct Held {
