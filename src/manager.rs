@@ -4,8 +4,8 @@
 //! under the mutex and notified after it is dropped, so no thread wakes up to find it still locked.
 //!
 //! The ends of leases are kept by one thread. The end of a wait is kept by the thread that waits, on a condition
-//! variable: so a wait that ends in time costs the table nothing. (The one thread keeps that of a writer, too, at the head
-//! of a queue that it keeps others from a key with room by.)
+//! variable: so a wait that ends in time costs the table nothing. (Where the head of a queue
+//! keeps others from a key with room, the one thread keeps the end of that wait, too.)
 
 use std::mem;
 use std::sync::Arc;

@@ -37,7 +37,7 @@ pub struct Options {
     pub classic_port: Option<u16>,
 
     /// Whether a server with a [`token_file`](Self::token_file) may have a [`classic_port`](Self::classic_port), whose
-    /// clients have no way to show a token: whoever reaches that port can lock and unlock. Default `false`: such a
+    /// clients have no way to show a token: every client that reaches that port can lock and unlock. Default `false`: such a
     /// server does not start.
     pub classic_without_token: bool,
 

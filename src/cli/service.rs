@@ -1,5 +1,5 @@
-//! What a service manager such as systemd hands to `run`, and what it is told: sockets to serve on, and when the server
-//! serves and when it ends.
+//! What a service manager such as systemd hands to `run`: sockets to serve on; and what `run` reports to it: when the
+//! server serves, and when it ends.
 //!
 //! Both are protocols of systemd that other managers speak, too: `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` of
 //! sd_listen_fds(3), `NOTIFY_SOCKET` of sd_notify(3).
@@ -30,7 +30,7 @@ pub fn sockets() -> Result<Option<HandedDown>, Failure> {
         .map_err(|error| Failure::system("cannot take the sockets of LISTEN_FDS", error))?;
     let (mut http, mut classic) = (Vec::new(), Vec::new());
     for (number, name) in handed_down {
-        // SAFETY: it is open, and LISTEN_PID says that whoever executed this program opened it for this process. Nothing
+        // SAFETY: it is open, and LISTEN_PID says that the caller of this program opened it for this process. Nothing
         // here has opened or taken anything before.
         let socket = unsafe { OwnedFd::from_raw_fd(number) };
         let kind = match name == CLASSIC {

@@ -104,7 +104,7 @@ impl Handler {
             )
     }
 
-    /// The reply, as one on this machine gets it: a PING from loopback is told the process, too.
+    /// The reply to a client at this address: a PING from loopback gets the number of the process, too.
     pub fn with_process(&self, reply: Reply, verb: Verb, from: IpAddr) -> Reply {
         match self.process {
             Some(pid) if verb == Verb::Ping && from.to_canonical().is_loopback() => {

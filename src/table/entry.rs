@@ -156,14 +156,28 @@ impl<W> Entry<W> {
 
     /// Takes out the head of the queue if its patience was over before then, and others may be let in in its place.
     pub fn pop_impatient(&mut self, before: Instant) -> Option<(Ticket, Queued<W>)> {
-        let (ticket, head) = self.blocking_head()?;
-        (head.deadline < before).then(|| self.remove(ticket))?
+        if !self.has_room() {
+            return None;
+        }
+        self.pop_head_if(|head| head.deadline < before)
     }
 
     /// Takes out the head of the queue if it may hold the key now.
     pub fn pop_admitted(&mut self) -> Option<(Ticket, Queued<W>)> {
-        let (ticket, head) = self.queue()?.first()?;
-        self.admits(head.claim.slots).then(|| self.remove(ticket))?
+        let (holders, fewest) = (self.holders(), self.fewest_slots());
+        if holders >= fewest as usize {
+            return None;
+        }
+        self.pop_head_if(|head| holders < head.claim.slots as usize)
+    }
+
+    fn pop_head_if(
+        &mut self,
+        is_taken: impl Fn(&Queued<W>) -> bool,
+    ) -> Option<(Ticket, Queued<W>)> {
+        let head = self.queue_mut()?.pop_first_if(is_taken)?;
+        self.tidy();
+        Some(head)
     }
 
     /// Whether this is the place at the head of the queue, or one before it.
@@ -174,8 +188,11 @@ impl<W> Entry<W> {
 
     /// The head of the queue, if anybody could be let in.
     fn blocking_head(&self) -> Option<(Ticket, &Queued<W>)> {
-        let head = self.queue()?.first()?;
-        self.has_room().then_some(head)
+        // Asked first: nearly always there is none, and looking for the head takes longer.
+        if !self.has_room() {
+            return None;
+        }
+        self.queue()?.first()
     }
 
     /// Who waits. `None` when nobody does.

@@ -54,6 +54,21 @@ impl<W> Queue<W> {
         Some(waiter)
     }
 
+    /// Takes out the head of the queue if it is such a one.
+    pub fn pop_first_if(
+        &mut self,
+        is_taken: impl Fn(&Queued<W>) -> bool,
+    ) -> Option<(Ticket, Queued<W>)> {
+        let head = self.by_arrival.first_entry()?;
+        if !is_taken(head.get()) {
+            return None;
+        }
+        let (ticket, waiter) = head.remove_entry();
+        self.by_requester.remove(&waiter.claim.requester);
+        shrink_map(&mut self.by_requester);
+        Some((ticket, waiter))
+    }
+
     /// The head of the queue.
     pub fn first(&self) -> Option<(Ticket, &Queued<W>)> {
         let (&ticket, waiter) = self.by_arrival.first_key_value()?;

@@ -635,7 +635,7 @@ fn a_thousand_clients_that_send_headers_without_an_end_take_256_mib_together_at_
     assert_eq!(ask(&server, "/PING").body, "1\n");
 }
 
-/// They stayed for ever; seen with `end_unfinished` doing nothing.
+/// They stayed without end; seen with `end_unfinished` doing nothing.
 #[test]
 fn a_request_that_is_not_there_whole_after_10_s_ends_its_connection_and_a_lock_that_waits_goes_on()
 {

@@ -16,8 +16,8 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::common::program::{Outcome, PROGRAM, clean, program, typed};
-use crate::common::{PATIENCE, Wire, free_port, options, until};
+use crate::common::program::{Outcome, PROGRAM, clean, program, typed, unshared};
+use crate::common::{PATIENCE, Wire, free_port, options, ports, until};
 
 /// A program that is killed at the end of a test.
 struct Running {
@@ -160,13 +160,7 @@ fn shutdown_is_reported_too_and_a_manager_that_is_away_ends_nothing() {
     let mut server = Running::begin(command.env("NOTIFY_SOCKET", &manager.path));
     assert!(manager.told().starts_with("READY=1\n"));
     fs::remove_file(&manager.path).expect("it is there");
-    let (_, rest) = server.introduction.split_once("127.0.0.1:").expect("where");
-    let port: u16 = rest
-        .split(';')
-        .next()
-        .expect("a port")
-        .parse()
-        .expect("one");
+    let (port, _) = ports(&server.introduction);
     typed(&format!("shutdown --port {port}")).expect(0, "1\n");
     let mut log = String::new();
     server.stderr.read_to_string(&mut log).expect("UTF-8");
@@ -405,28 +399,13 @@ fn systemd_takes_the_units_of_the_operations_page() {
 #[test]
 fn as_process_1_run_ends_by_sigterm_and_ping_is_its_health_check() {
     let manager = Manager::new();
-    let unshared = |arguments: &[&str]| {
-        let mut unshare = Command::new("unshare");
-        clean(&mut unshare)
-            .args(["-pf", "--mount-proc", "--kill-child"])
-            .args(arguments)
-            .env("NOTIFY_SOCKET", &manager.path);
-        unshare
-    };
-    let tried = unshared(&["true"]).stderr(Stdio::null()).status();
-    if !tried.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: unshare is not allowed here");
+    let Some(mut unshare) = unshared(&["-pf", "--mount-proc", "--kill-child"]) else {
         return;
-    }
-    let mut server = Running::begin(&mut unshared(&[PROGRAM, "run", "--port", "0"]));
+    };
+    unshare.args([PROGRAM, "run", "--port", "0"]);
+    let mut server = Running::begin(unshare.env("NOTIFY_SOCKET", &manager.path));
     assert!(manager.told().starts_with("READY=1\n"));
-    let (_, rest) = server.introduction.split_once("127.0.0.1:").expect("where");
-    let port: u16 = rest
-        .split(';')
-        .next()
-        .expect("a port")
-        .parse()
-        .expect("one");
+    let (port, _) = ports(&server.introduction);
     typed(&format!("ping --port {port}")).expect(0, "1\n");
     let unshare = server.child.id();
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));

@@ -1,7 +1,7 @@
 //! Which connections are ended because nothing whole comes by them.
 //!
-//! tiny_http reads a header line of any length, keeps all of them, and waits for the rest for ever. It hides how far it
-//! is; but the kernel counts what has come by each connection and what was answered, and when that was. So nothing is
+//! tiny_http reads a header line of any length, keeps all of them, and waits for the rest without end. It hides how far
+//! it is; but the kernel counts what has come by each connection and what was answered, and when that was. So nothing is
 //! counted for a request. The connections are looked at about once a second, and sooner when the process's memory has
 //! grown.
 //!
