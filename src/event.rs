@@ -2,6 +2,8 @@
 //!
 //! The journal's lines and the notifications of those who wait are made of it.
 
+use std::time::Duration;
+
 use crate::lease::{Fence, Grant, Key, Requester, Slots, Ticket};
 
 /// One change of a key. `W` is the handle of a waiter.
@@ -15,16 +17,19 @@ pub(crate) struct TableEvent<W> {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change<W> {
-    /// The requester holds the key. `waiter` is `None` if it did not have to wait.
+    /// The requester holds the key.
     Granted {
         grant: Grant,
-        waiter: Option<W>,
+        /// Who waited, and for how long. `None` if it did not have to.
+        waited: Option<(W, Duration)>,
     },
+    /// The requester asked again, and has the grant that it was given before.
+    Repeated(Grant),
     /// The same grant, with another end.
     Renewed(Grant),
-    Released(Fence),
+    Released(Ended),
     /// The lease ran out. Told when it is noticed: at that instant if anyone waits for the key.
-    Expired(Fence),
+    Expired(Ended),
     Queued {
         ticket: Ticket,
         slots: Slots,
@@ -45,4 +50,12 @@ pub(crate) enum Change<W> {
         ticket: Ticket,
         gone: Option<W>,
     },
+}
+
+/// A hold that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub fence: Fence,
+    /// From its grant to its end.
+    pub held: Duration,
 }

@@ -83,6 +83,8 @@ impl From<Nanos> for Duration {
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub claim: Claim,
+    /// When it was granted.
+    pub since: Instant,
     pub expires: Instant,
     pub fence: Fence,
 }

@@ -380,7 +380,7 @@ impl State {
             let (waiter, outcome) = match event.change {
                 Change::Granted {
                     grant,
-                    waiter: Some(waiter),
+                    waited: Some((waiter, _)),
                 } => (waiter, Outcome::Granted(grant)),
                 Change::TakenOver { before, .. } => {
                     (before, self.refuse(&event.key, Refusal::TakenOver))

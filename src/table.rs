@@ -166,7 +166,10 @@ impl<W> LockTable<W> {
         };
         if let Some(hold) = entry.find(ask.requester) {
             return if ask.is(&hold.claim.request_id) {
-                Acquired::Granted(hold.grant())
+                let (requester, grant) = (hold.claim.requester.clone(), hold.grant());
+                let key = ledger.ends.key(entry.indexed().expect(SETTLED)).clone();
+                ledger.note(key, requester, Change::Repeated(grant));
+                Acquired::Granted(grant)
             } else {
                 Acquired::Refused(Refusal::AlreadyHolder)
             };
@@ -209,7 +212,7 @@ impl<W> LockTable<W> {
         let end = others::end(entry.verify(requester, fence)?);
         let key = ledger.ends.remove(entry.indexed().expect(SETTLED));
         let hold = entry.take(end);
-        ledger.end_hold(key.clone(), hold, Change::Released);
+        ledger.end_hold(now, key.clone(), hold, Change::Released);
         let free = ledger.hand_over(now, entry, key, now);
         self.free(free);
         Ok(())
@@ -291,8 +294,8 @@ impl<W> LockTable<W> {
             .ends
             .insert(entry.indexed().expect(SETTLED), key.clone());
         self.entries.insert(key.clone(), entry);
-        let waiter = None;
-        ledger.note(key, requester, Change::Granted { grant, waiter });
+        let waited = None;
+        ledger.note(key, requester, Change::Granted { grant, waited });
         Acquired::Granted(grant)
     }
 }
@@ -310,6 +313,7 @@ impl<W> Ledger<W> {
         let expires = now + Duration::from(claim.lock_timeout);
         Hold {
             claim,
+            since: now,
             expires,
             fence,
         }
@@ -327,8 +331,8 @@ impl<W> Ledger<W> {
         entry.push(hold);
         let key = self.ends.key(before).clone();
         self.reindex(before, entry);
-        let waiter = None;
-        self.note(key, requester, Change::Granted { grant, waiter });
+        let waited = None;
+        self.note(key, requester, Change::Granted { grant, waited });
         Acquired::Granted(grant)
     }
 
@@ -354,6 +358,7 @@ impl<W> Ledger<W> {
         let requester = claim.requester.clone();
         let waiter = Queued {
             claim,
+            since: now,
             deadline: now + ask.terms.lock_attempt_timeout,
             handle: handle(&key, ticket),
         };

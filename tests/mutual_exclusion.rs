@@ -676,6 +676,9 @@ enum What {
         ticket: u64,
         slots: usize,
     },
+    Repeated {
+        fence: u64,
+    },
     /// For whatever reason: a place that is kept for a broken connection is in no queue.
     Left {
         ticket: u64,
@@ -710,6 +713,9 @@ impl Event {
             ("renewed", ["fence", fence, "for", lease]) => What::Renewed {
                 fence: fence.parse().ok()?,
                 lease: lease.parse().ok()?,
+            },
+            ("repeated", ["fence", fence, "for", _]) => What::Repeated {
+                fence: fence.parse().ok()?,
             },
             ("taken-over", ["ticket", ticket]) => What::TakenOver {
                 ticket: ticket.parse().ok()?,
@@ -825,6 +831,7 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
                 examiner.keys[event.key].queue.insert(ticket, waiter);
             }
             What::Renewed { fence, lease } => examiner.renewed(event, fence, lease),
+            What::Repeated { fence } => examiner.repeated(event, fence),
             What::TakenOver { ticket, slots } => examiner.taken_over(event, ticket, slots),
             What::Left { ticket } => examiner.left(event, ticket),
             What::Released => examiner.released(event),
@@ -1006,6 +1013,13 @@ impl Examiner<'_> {
         match self.live(event, Some(fence)) {
             Some(lease) => lease.end = event.at + length,
             None => self.complain(event, "renewed by somebody who does not hold it"),
+        }
+    }
+
+    /// Somebody who holds it asks again, and is told its grant.
+    fn repeated(&mut self, event: &Event, fence: u64) {
+        if self.live(event, Some(fence)).is_none() {
+            self.complain(event, "was told a grant that does not stand");
         }
     }
 

@@ -35,9 +35,10 @@ impl Journal {
             Change::Granted { grant, .. } => {
                 ("granted", lease(now, grant) + &together(grant.slots))
             }
+            Change::Repeated(grant) => ("repeated", lease(now, grant)),
             Change::Renewed(grant) => ("renewed", lease(now, grant)),
             Change::Released(_) => ("released", String::new()),
-            Change::Expired(fence) => ("expired", format!(" fence {fence}")),
+            Change::Expired(ended) => ("expired", format!(" fence {}", ended.fence)),
             Change::Queued { ticket, slots } => ("queued", place(*ticket, *slots)),
             Change::TakenOver { ticket, slots, .. } => ("taken-over", place(*ticket, *slots)),
             Change::Left { ticket, .. } => ("left", format!(" ticket {ticket}")),

@@ -5,8 +5,8 @@ use std::time::Instant;
 use super::entry::Entry;
 use super::queue::Queued;
 use super::{Ledger, LockTable};
-use crate::event::Change;
-use crate::lease::{Fence, Hold, Key, Ticket};
+use crate::event::{Change, Ended};
+use crate::lease::{Hold, Key, Ticket};
 use crate::memory::{shrink_map, shrink_queue};
 
 /// A key that has room for one more holder, and the waiter whose turn it is if its client is still there.
@@ -90,14 +90,15 @@ impl<W> LockTable<W> {
         let Proposal {
             key, since, waiter, ..
         } = proposal;
+        let waited = now.saturating_duration_since(waiter.since);
         let LockTable { entries, ledger } = self;
         let requester = waiter.claim.requester.clone();
         let hold = ledger.begin_hold(now, waiter.claim);
         let grant = hold.grant();
         let entry = entries.get_mut(&key).expect(PROPOSED);
         entry.push(hold);
-        let waiter = Some(waiter.handle);
-        ledger.note(key.clone(), requester, Change::Granted { grant, waiter });
+        let waited = Some((waiter.handle, waited));
+        ledger.note(key.clone(), requester, Change::Granted { grant, waited });
         ledger.hand_on(now, entry, key, since);
     }
 
@@ -132,7 +133,8 @@ impl<W> LockTable<W> {
             };
             let entry = self.entries.get_mut(&key).expect(HELD);
             let hold = entry.pop_lapsed(ended).expect(HELD);
-            self.ledger.end_hold(key.clone(), hold, Change::Expired);
+            self.ledger
+                .end_hold(hold.expires, key.clone(), hold, Change::Expired);
             let free = self.ledger.index(entry, key);
             self.free(free);
         }
@@ -156,9 +158,17 @@ impl<W> Ledger<W> {
     }
 
     /// Takes note of the end of a hold that was taken out of its entry.
-    pub(super) fn end_hold(&mut self, key: Key, hold: Hold, change: fn(Fence) -> Change<W>) {
+    pub(super) fn end_hold(
+        &mut self,
+        end: Instant,
+        key: Key,
+        hold: Hold,
+        change: fn(Ended) -> Change<W>,
+    ) {
         self.holds -= 1;
-        self.note(key, hold.claim.requester, change(hold.fence));
+        let held = end.saturating_duration_since(hold.since);
+        let fence = hold.fence;
+        self.note(key, hold.claim.requester, change(Ended { fence, held }));
     }
 
     /// Proposes who is next, if there is room for anybody at the instant `at`; else lets happen what time has brought
@@ -175,7 +185,7 @@ impl<W> Ledger<W> {
     ) -> Option<Key> {
         loop {
             while let Some(hold) = entry.pop_lapsed(at) {
-                self.end_hold(key.clone(), hold, Change::Expired);
+                self.end_hold(hold.expires, key.clone(), hold, Change::Expired);
                 self.ends_left = self.ends_left.saturating_sub(1);
                 if self.ends_left == 0 && entry.has_lapsed(at) {
                     // The rest of this instant comes with the next step, before anything else of this key.

@@ -19,6 +19,8 @@ pub(super) struct Queue<W> {
 #[derive(Debug)]
 pub(crate) struct Queued<W> {
     pub claim: Claim,
+    /// When it began to wait.
+    pub since: Instant,
     /// The last instant at which the waiter still takes the key.
     pub deadline: Instant,
     pub handle: W,

@@ -219,7 +219,7 @@ impl<W> Managed<W> {
             match change {
                 Change::Granted {
                     grant,
-                    waiter: Some(waiter),
+                    waited: Some((waiter, _)),
                 } => self.handed_over.push(HandOver { waiter, grant }),
                 Change::Left { gone, .. } | Change::Reserved { gone, .. } => self.gone.extend(gone),
                 _ => {}
