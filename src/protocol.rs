@@ -9,17 +9,17 @@
 //! upper case; lower case is what people and monitors look at. A key and a requester are one path
 //! segment each: percent-encoded UTF-8, 1 to 1024 bytes decoded. `%2F` is a slash inside a name.
 //!
-//! | path | parameters | `1` or a number | again | `HEAD` | `0`, with `Lock-Result` | token |
+//! | path | parameters | `1` or a number | again | methods | `0`, with `Lock-Result` | token |
 //! |---|---|---|---|---|---|---|
-//! | `/CHECK/key` | | `1`: somebody holds the key | yes | yes | `free` | read |
-//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note`, `slots`, `shared` | when the lease runs out: Unix seconds, six decimals | with `request` | no | `already-holder`, `already-waiting`, `timeout`, `taken-over` | lock |
-//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | no | `free`, `not-holder`, `stale-fence` | lock |
-//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | no | `free`, `not-holder`, `stale-fence` | lock |
-//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | yes | `free`, `not-holder`, `stale-fence` | read |
-//! | `/PING` | | `1`: a server is here | yes | yes | | none |
-//! | `/SHUTDOWN` | | `1`: the server ends | no | no | | admin |
-//! | `/livez` | | `1`: the server lives | yes | yes | | none |
-//! | `/readyz` | | `1`: the server takes locks. While it ends: 503, `stopping` | yes | yes | | none |
+//! | `/CHECK/key` | | `1`: somebody holds the key | yes | GET, HEAD, POST | `free` | read |
+//! | `/LOCK/key/requester` | `lock_timeout`, `lock_attempt_timeout`, `request`, `note`, `slots`, `shared` | when the lease runs out: Unix seconds, six decimals | with `request` | GET, POST | `already-holder`, `already-waiting`, `timeout`, `taken-over` | lock |
+//! | `/UNLOCK/key/requester` | `fence` | `1`: the requester held the key, and no longer does | with `fence` | GET, POST | `free`, `not-holder`, `stale-fence` | lock |
+//! | `/RENEW/key/requester` | `lock_timeout`, `fence` | when the lease runs out now, as LOCK says it | yes | GET, POST | `free`, `not-holder`, `stale-fence` | lock |
+//! | `/VERIFY/key/requester` | `fence` | `1`: the requester holds the key | yes | GET, HEAD, POST | `free`, `not-holder`, `stale-fence` | read |
+//! | `/PING` | | `1`: a server is here | yes | GET, HEAD, POST | | none |
+//! | `/SHUTDOWN` | | `1`: the server ends | no | GET, POST | | admin |
+//! | `/livez` | | `1`: the server lives | yes | GET, HEAD, POST | | none |
+//! | `/readyz` | | `1`: the server takes locks. While it ends: 503, `stopping` | yes | GET, HEAD, POST | | none |
 //!
 //! "Again": whether a client that lost the answer may send the question a second time, because that does no more than
 //! the first did.
@@ -142,7 +142,7 @@ use std::time::Duration;
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
 pub(crate) use self::verbs::{MaxTimes, Parameter, Verb, VerbRow};
-use self::verbs::{PARAMETERS, Repeatable, SAFE_METHODS, VERBS};
+use self::verbs::{PARAMETERS, Repeatable, VERBS};
 use crate::lease::{LeaseView, MAX_SLOTS, Slots};
 use crate::refusal::Refusal;
 
@@ -269,7 +269,7 @@ impl<'a> Request<'a> {
 
 /// The reply to a method that this target's path does not take.
 pub(crate) fn method_not_allowed(method: &str, target: &str) -> Reply {
-    let methods = Request::verb_row(target).map_or(SAFE_METHODS, VerbRow::methods);
+    let methods = Request::methods(target).as_str();
     let method = shorten(method);
     let message = format!("{method} is not for this path; use one of {methods}");
     Reply::refusal(Status::MethodNotAllowed, Refusal::BadMethod, message)

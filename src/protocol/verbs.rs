@@ -38,14 +38,39 @@ pub(crate) struct VerbRow {
     pub names: &'static [&'static str],
     pub parameters: &'static [Parameter],
     pub repeatable: Repeatable,
-    /// Whether it changes nothing, so that HEAD, too, may ask it (RFC 9110, section 9.2.1).
-    pub is_safe: bool,
+    pub methods: Methods,
     /// The least role that a server with tokens asks it for. `None` where it asks for no token.
     pub role: Option<Role>,
     /// Whether the original's wire has it.
     pub is_classic: bool,
     /// The words of a `0` with status 200.
     pub refusals: &'static [Refusal],
+}
+
+/// The HTTP methods that may ask a verb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Methods {
+    /// Nothing changes by it, so HEAD may ask it, too (RFC 9110, section 9.2.1).
+    Safe,
+    /// The original's clients change locks with GET.
+    Changing,
+    /// No link that somebody follows, and no image of a page, may ask it.
+    PostAlone,
+}
+
+impl Methods {
+    /// As `Allow` lists them.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Methods::Safe => "GET, HEAD, POST",
+            Methods::Changing => "GET, POST",
+            Methods::PostAlone => "POST",
+        }
+    }
+
+    pub fn contain(self, method: &str) -> bool {
+        self.as_str().split(", ").any(|known| known == method)
+    }
 }
 
 /// Whether a request may be sent again after its answer was lost: it may have been carried out.
@@ -68,31 +93,28 @@ const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::Stale
 #[rustfmt::skip]
 pub(crate) static VERBS: [VerbRow; 9] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free] },
+        methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free] },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note,
             Parameter::Slots, Parameter::Shared],
-        repeatable: Repeatable::With(Parameter::RequestId), is_safe: false, role: Some(Role::Lock), is_classic: true,
+        repeatable: Repeatable::With(Parameter::RequestId), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true,
         refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver] },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::With(Parameter::Fence), is_safe: false, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::With(Parameter::Fence), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD },
     VerbRow { verb: Verb::Renew, name: "RENEW", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::Fence],
-        repeatable: Repeatable::Always, is_safe: false, role: Some(Role::Lock), is_classic: false, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, methods: Methods::Changing, role: Some(Role::Lock), is_classic: false, refusals: NOT_HELD },
     VerbRow { verb: Verb::Verify, name: "VERIFY", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::Always, is_safe: true, role: Some(Role::Read), is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: NOT_HELD },
     VerbRow { verb: Verb::Ping, name: "PING", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: None, is_classic: true, refusals: &[] },
+        methods: Methods::Safe, role: None, is_classic: true, refusals: &[] },
     VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", names: &[], parameters: &[], repeatable: Repeatable::Never,
-        is_safe: false, role: Some(Role::Admin), is_classic: true, refusals: &[] },
+        methods: Methods::Changing, role: Some(Role::Admin), is_classic: true, refusals: &[] },
     VerbRow { verb: Verb::Livez, name: "livez", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: None, is_classic: false, refusals: &[] },
+        methods: Methods::Safe, role: None, is_classic: false, refusals: &[] },
     VerbRow { verb: Verb::Readyz, name: "readyz", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: None, is_classic: false, refusals: &[] },
+        methods: Methods::Safe, role: None, is_classic: false, refusals: &[] },
 ];
-
-/// The methods of what changes nothing.
-pub(super) const SAFE_METHODS: &str = "GET, HEAD, POST";
 
 impl Verb {
     pub fn row(self) -> &'static VerbRow {
@@ -104,14 +126,6 @@ impl VerbRow {
     /// The row of the verb that a path names. Verbs are told apart by upper and lower case, too.
     pub fn of(name: &str) -> Option<&'static VerbRow> {
         VERBS.iter().find(|row| row.name == name)
-    }
-
-    /// The methods that may ask it, as `Allow` lists them.
-    pub fn methods(&self) -> &'static str {
-        match self.is_safe {
-            true => SAFE_METHODS,
-            false => "GET, POST",
-        }
     }
 }
 
@@ -245,7 +259,7 @@ mod tests {
     fn a_lower_case_path_changes_nothing() {
         for row in &VERBS {
             let is_lower = row.name.chars().all(|letter| letter.is_ascii_lowercase());
-            assert!(row.is_safe || !is_lower, "{row}");
+            assert!(row.methods == Methods::Safe || !is_lower, "{row}");
         }
     }
 
@@ -261,13 +275,12 @@ mod tests {
                     Repeatable::Never => "no".into(),
                 };
                 let (path, parameters) = (quoted([row]), quoted(parameters));
-                let head = if row.is_safe { "yes" } else { "no" };
                 let role = row.role.map_or("none", Role::as_str);
                 [
                     path,
                     parameters,
                     repeatable,
-                    head.into(),
+                    row.methods.as_str().into(),
                     quoted(row.refusals),
                     role.into(),
                 ]

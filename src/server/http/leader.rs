@@ -166,10 +166,9 @@ fn understand<'a>(
         let reason = "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
         return Err(Malformed::BadRequest(reason.into()).into());
     }
-    match exchange.method() {
-        "GET" | "POST" => {}
-        "HEAD" if Request::may_be_headed(target) => {}
-        method => return Err(protocol::method_not_allowed(method, target)),
+    let method = exchange.method();
+    if !Request::methods(target).contain(method) {
+        return Err(protocol::method_not_allowed(method, target));
     }
     Ok(Request::parse(target, &handler.caps)?)
 }
