@@ -1,6 +1,6 @@
 //! The wire over HTTP: a request's target and a reply's bytes, parsed and written.
 //!
-//! Knows no socket, and no other header than those of the table in `protocol.rs`.
+//! Knows no socket, and no other header than those of the table in `guide/wire.md`.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};

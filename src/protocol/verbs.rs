@@ -2,7 +2,7 @@
 //! but for its effect.
 //!
 //! A new verb is a variant of [`Verb`] and its row; a new parameter is a variant of [`Parameter`] and its row. The
-//! tables at the top of `protocol.rs` say the same in words, and a test compares them.
+//! tables of `guide/wire.md` say the same in words, and a test compares them.
 //!
 //! Knows no path, no query and no reply.
 
@@ -211,17 +211,19 @@ mod tests {
         lock_attempt_timeout: Duration::from_secs(1800),
     };
 
-    /// The cells of the table that begins with this heading, without its head.
-    fn table(source: &'static str, heading: &str) -> Vec<Vec<&'static str>> {
-        let head = format!("//! | {heading} |");
+    /// The cells of the table that begins with this heading, without its head. `before` stands before each line.
+    fn table(source: &'static str, before: &'static str, heading: &str) -> Vec<Vec<&'static str>> {
+        let head = format!("{before}| {heading} |");
         let lines = source.lines().skip_while(|line| !line.starts_with(&head));
-        let rows = lines.skip(2).map_while(|line| line.strip_prefix("//! |"));
+        let rows = lines
+            .skip(2)
+            .map_while(|line| line.strip_prefix(before)?.strip_prefix("|"));
         rows.map(|row| row.split('|').map(str::trim).collect())
             .collect()
     }
 
     fn documented(heading: &str) -> Vec<Vec<&'static str>> {
-        let table = table(include_str!("../protocol.rs"), heading);
+        let table = table(include_str!("../guide/wire.md"), "", heading);
         assert!(!table.is_empty(), "no table of {heading}");
         table
     }
@@ -318,7 +320,7 @@ mod tests {
     fn the_classic_wire_is_documented_with_its_verbs() {
         let classic = VERBS.iter().filter(|row| row.is_classic);
         let expected: Vec<String> = classic.map(|row| quoted([row])).collect();
-        let documented = table(include_str!("classic.rs"), "question");
+        let documented = table(include_str!("classic.rs"), "//! ", "question");
         let documented: Vec<&str> = documented.into_iter().map(|cells| cells[0]).collect();
         assert_eq!(documented, expected);
     }
