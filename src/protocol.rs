@@ -16,6 +16,7 @@ use crate::refusal::Refusal;
 
 pub(crate) mod classic;
 pub(crate) mod http;
+pub(crate) mod json;
 mod text;
 mod verbs;
 
@@ -178,7 +179,7 @@ pub(crate) struct Reply {
     pub headers: String,
 }
 
-/// The first line of the body, and what goes with it.
+/// The body, and what goes with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ReplyBody {
     Yes,
@@ -191,15 +192,21 @@ pub(crate) enum ReplyBody {
         result: Refusal,
         message: String,
     },
+    /// What one who looks in is shown. HTTP alone has it.
+    Document {
+        content_type: &'static str,
+        text: String,
+    },
 }
 
-/// The first line, with its line feed: the seed's contract on both wires.
+/// The first line, with its line feed: the seed's contract on both wires. A document whole.
 impl fmt::Display for ReplyBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReplyBody::Yes | ReplyBody::Holder(_) => f.write_str("1\n"),
             ReplyBody::Lease(lease) => writeln!(f, "{}", UnixTime(lease.expires)),
             ReplyBody::No { .. } => f.write_str("0\n"),
+            ReplyBody::Document { text, .. } => f.write_str(text),
         }
     }
 }
@@ -235,6 +242,10 @@ impl Reply {
     /// A question that was understood, and its answer is no.
     pub fn no(result: Refusal) -> Self {
         Reply::refusal(Status::Ok, result, "")
+    }
+
+    pub fn document(content_type: &'static str, text: String) -> Self {
+        Reply::ok(ReplyBody::Document { content_type, text })
     }
 
     fn ok(answer: ReplyBody) -> Self {
