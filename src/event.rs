@@ -27,9 +27,9 @@ pub(crate) enum Change<W> {
     Repeated(Grant),
     /// The same grant, with another end.
     Renewed(Grant),
-    Released(Ended),
+    Released(EndedHold),
     /// The lease ran out. Told when it is noticed: at that instant if anyone waits for the key.
-    Expired(Ended),
+    Expired(EndedHold),
     Queued {
         ticket: Ticket,
         slots: Slots,
@@ -54,7 +54,7 @@ pub(crate) enum Change<W> {
 
 /// A hold that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub(crate) struct EndedHold {
     pub fence: Fence,
     /// From its grant to its end.
     pub held: Duration,

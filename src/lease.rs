@@ -21,7 +21,7 @@ pub(crate) type Fence = u64;
 
 /// Where a server's fences begin: the Unix time of its start in microseconds.
 ///
-/// `protocol.rs` says why a restarted server begins above every fence of the one before.
+/// `guide/wire.md` says why a restarted server begins above every fence of the one before.
 ///
 /// A clock before 1970 gives 1. The number stays below 2^53, so that it is exact in a JSON number:
 /// that lasts until the year 2255.

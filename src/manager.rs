@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::journal::Journal;
+pub(crate) use self::look::Moment;
 pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;
 use crate::lease::{self, Fence, Grant, Key, LeaseView};
@@ -22,6 +23,7 @@ use crate::refusal::Refusal;
 use crate::table::{Acquired, Ask, Holding, Limits, LockTable, Terms};
 
 mod journal;
+mod look;
 mod waiter;
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
@@ -38,6 +40,8 @@ pub(crate) struct LockManager {
     /// Wakes the time keeper when there is an earlier appointment than the one it sleeps for.
     clock: Condvar,
     terms: Terms,
+    /// Cursors count from here.
+    begun: Instant,
 }
 
 struct State {
@@ -93,6 +97,7 @@ impl LockManager {
             }),
             clock: Condvar::new(),
             terms,
+            begun: Instant::now(),
         });
         let keeper = manager.clone();
         thread::Builder::new()

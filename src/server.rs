@@ -32,6 +32,7 @@ mod listen;
 mod poller;
 mod running;
 mod serve;
+mod status;
 mod stop;
 mod tiny;
 mod workers;

@@ -34,10 +34,13 @@ use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, S
 use crate::memory::shrink_queue;
 use crate::refusal::Refusal;
 
+pub(crate) use self::look::{Cursor, Filter, HoldView, KeyPage, KeyView, Size, WaiterView};
+
 mod entry;
 mod expiry;
 mod hand_over;
 mod leave;
+mod look;
 mod others;
 mod queue;
 mod reserved;

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An ID that no other acquire has: 1 to 64 of the alphabet that `protocol.rs` names.
+/// An ID that no other acquire has: 1 to 64 of the alphabet that `guide/wire.md` names.
 ///
 /// The hasher's keys come from the system's randomness, and differ from call to call. A forked child inherits
 /// them, so its process number tells them apart; the time does where a number is used again.

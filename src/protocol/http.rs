@@ -1,6 +1,6 @@
 //! The wire over HTTP: a request's target and a reply's bytes, parsed and written.
 //!
-//! Knows no socket, and no other header than those of the table in `protocol.rs`.
+//! Knows no socket, and no other header than those of the table in `guide/wire.md`.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -78,6 +78,9 @@ fn parse_path(path: &str) -> Result<Request<'_>, Malformed> {
     let mut request = Request::bare(row.verb);
     for (name, what) in request.names_mut() {
         let Some(segment) = segments.next() else {
+            if row.names_are_optional {
+                break;
+            }
             return bad(format!("the {what} is missing: ask {row}"));
         };
         *name = decode(segment, what).map_err(Malformed::BadRequest)?;
@@ -115,7 +118,8 @@ fn parse_value<'a>(
         }
         Range::Id if is_id(&value) => return Ok(Value::Text(value)),
         Range::Text(most) if (1..=*most).contains(&value.len()) => return Ok(Value::Text(value)),
-        Range::Id | Range::Text(_) => None,
+        Range::TextOrNone(most) if value.len() <= *most => return Ok(Value::Text(value)),
+        Range::Id | Range::Text(_) | Range::TextOrNone(_) => None,
     };
     parsed.ok_or_else(|| {
         let (name, value, range) = (row.name, shorten(&value), row.range.in_words(max));
@@ -146,7 +150,8 @@ impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = self.verb.row();
         write!(f, "/{}", row.name)?;
-        for (name, _) in [&self.key, &self.requester].into_iter().zip(row.names) {
+        let names = [&self.key, &self.requester].into_iter().zip(row.names);
+        for (name, _) in names.filter(|(name, _)| !(row.names_are_optional && name.is_empty())) {
             write!(f, "/{}", encode(name))?;
         }
         let mut separator = '?';
@@ -203,11 +208,15 @@ impl Reply {
             body.push_str(message);
             body.push('\n');
         }
-        let mut reply = String::with_capacity(320);
+        let content_type = match &self.answer {
+            ReplyBody::Document { content_type, .. } => content_type,
+            _ => "text/plain",
+        };
+        let mut reply = String::with_capacity(320 + body.len());
         // Writing to a string does not fail.
         let _ = write!(
             reply,
-            "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{LOCK_SERVER}: {server}\r\n",
+            "HTTP/1.1 {} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{LOCK_SERVER}: {server}\r\n",
             self.status as u16,
             self.status.reason(),
             body.len(),
@@ -221,7 +230,7 @@ impl Reply {
                 lease.fence,
                 lease.slots
             ),
-            ReplyBody::Yes => Ok(()),
+            ReplyBody::Yes | ReplyBody::Document { .. } => Ok(()),
         };
         if let Some(connection) = connection {
             let _ = write!(reply, "Connection: {connection}\r\n");

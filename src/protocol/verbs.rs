@@ -2,7 +2,7 @@
 //! but for its effect.
 //!
 //! A new verb is a variant of [`Verb`] and its row; a new parameter is a variant of [`Parameter`] and its row. The
-//! tables at the top of `protocol.rs` say the same in words, and a test compares them.
+//! tables of `guide/wire.md` say the same in words, and a test compares them.
 //!
 //! Knows no path, no query and no reply.
 
@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::text::{MAX_ID, MAX_NOTE};
+use super::text::{MAX_ID, MAX_NAME, MAX_NOTE};
 use crate::lease::{Fence, MAX_SLOTS};
 use crate::refusal::Refusal;
 use crate::token::Role;
@@ -27,6 +27,7 @@ pub(crate) enum Verb {
     Shutdown,
     Livez,
     Readyz,
+    Locks,
 }
 
 /// A row of the verb table.
@@ -36,11 +37,15 @@ pub(crate) struct VerbRow {
     pub name: &'static str,
     /// What the other segments name, in their order.
     pub names: &'static [&'static str],
+    /// Whether the path may do without them.
+    pub names_are_optional: bool,
     pub parameters: &'static [Parameter],
     pub repeatable: Repeatable,
     pub methods: Methods,
     /// The least role that a server with tokens asks it for. `None` where it asks for no token.
     pub role: Option<Role>,
+    /// Whether its answer takes so long that a thread of its own makes it.
+    pub is_slow: bool,
     /// Whether the original's wire has it.
     pub is_classic: bool,
     /// The words of a `0` with status 200.
@@ -91,29 +96,32 @@ const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::Stale
 /// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 9] = [
+pub(crate) static VERBS: [VerbRow; 10] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free] },
+        methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note,
             Parameter::Slots, Parameter::Shared],
         repeatable: Repeatable::With(Parameter::RequestId), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true,
-        refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver] },
+        refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver], names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::With(Parameter::Fence), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::With(Parameter::Fence), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Renew, name: "RENEW", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::Fence],
-        repeatable: Repeatable::Always, methods: Methods::Changing, role: Some(Role::Lock), is_classic: false, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, methods: Methods::Changing, role: Some(Role::Lock), is_classic: false, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Verify, name: "VERIFY", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::Always, methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: NOT_HELD },
+        repeatable: Repeatable::Always, methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Ping, name: "PING", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: None, is_classic: true, refusals: &[] },
+        methods: Methods::Safe, role: None, is_classic: true, refusals: &[], names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", names: &[], parameters: &[], repeatable: Repeatable::Never,
-        methods: Methods::Changing, role: Some(Role::Admin), is_classic: true, refusals: &[] },
+        methods: Methods::Changing, role: Some(Role::Admin), is_classic: true, refusals: &[], names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Livez, name: "livez", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: None, is_classic: false, refusals: &[] },
+        methods: Methods::Safe, role: None, is_classic: false, refusals: &[], names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Readyz, name: "readyz", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: None, is_classic: false, refusals: &[] },
+        methods: Methods::Safe, role: None, is_classic: false, refusals: &[], names_are_optional: false, is_slow: false },
+    VerbRow { verb: Verb::Locks, name: "locks", names: KEY, names_are_optional: true, is_slow: true,
+        parameters: &[Parameter::Prefix, Parameter::Holder, Parameter::Limit, Parameter::After],
+        repeatable: Repeatable::Always, methods: Methods::Safe, role: Some(Role::Read), is_classic: false, refusals: &[] },
 ];
 
 impl Verb {
@@ -133,7 +141,10 @@ impl VerbRow {
 impl fmt::Display for VerbRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "/{}", self.name)?;
-        self.names.iter().try_for_each(|name| write!(f, "/{name}"))
+        let names = self.names.iter();
+        names
+            .filter(|_| !self.names_are_optional)
+            .try_for_each(|name| write!(f, "/{name}"))
     }
 }
 
@@ -147,6 +158,10 @@ pub(crate) enum Parameter {
     Note,
     Slots,
     Shared,
+    Prefix,
+    Holder,
+    Limit,
+    After,
 }
 
 /// A row of the parameter table.
@@ -166,6 +181,8 @@ pub(crate) enum Range {
     Id,
     /// 1 to so many bytes of any text.
     Text(usize),
+    /// Up to so many bytes of any text: the form of a page may leave it empty.
+    TextOrNone(usize),
 }
 
 /// The longest times that a question may ask for, a year at the most: added to an instant, they can't overflow.
@@ -178,7 +195,7 @@ pub(crate) struct MaxTimes {
 /// The parameter table, in the order of [`Parameter`], which is that of a written query. The shortest lease is what a
 /// header can tell of.
 #[rustfmt::skip]
-pub(crate) static PARAMETERS: [ParameterRow; 7] = [
+pub(crate) static PARAMETERS: [ParameterRow; 11] = [
     ParameterRow { parameter: Parameter::LockTimeout, name: "lock_timeout",
         range: Range::Seconds(Duration::from_millis(1), |max| max.lock_timeout) },
     ParameterRow { parameter: Parameter::LockAttemptTimeout, name: "lock_attempt_timeout",
@@ -190,6 +207,11 @@ pub(crate) static PARAMETERS: [ParameterRow; 7] = [
     ParameterRow { parameter: Parameter::Slots, name: "slots",
         range: Range::Number(1..=MAX_SLOTS as u64, "a whole number, from 1 to 1000000") },
     ParameterRow { parameter: Parameter::Shared, name: "shared", range: Range::Number(1..=1, "1, or leave it out") },
+    ParameterRow { parameter: Parameter::Prefix, name: "prefix", range: Range::TextOrNone(MAX_NAME) },
+    ParameterRow { parameter: Parameter::Holder, name: "holder", range: Range::TextOrNone(MAX_NAME) },
+    ParameterRow { parameter: Parameter::Limit, name: "limit",
+        range: Range::Number(1..=1000, "a whole number, from 1 to 1000") },
+    ParameterRow { parameter: Parameter::After, name: "after", range: Range::Id },
 ];
 
 impl Parameter {
@@ -210,6 +232,7 @@ impl Range {
             Range::Number(_, what) => (*what).into(),
             Range::Id => format!("1 to {MAX_ID} of A-Z a-z 0-9 _ . : -"),
             Range::Text(most) => format!("1 to {most} bytes of text"),
+            Range::TextOrNone(most) => format!("up to {most} bytes of text"),
         }
     }
 }
@@ -225,17 +248,19 @@ mod tests {
         lock_attempt_timeout: Duration::from_secs(1800),
     };
 
-    /// The cells of the table that begins with this heading, without its head.
-    fn table(source: &'static str, heading: &str) -> Vec<Vec<&'static str>> {
-        let head = format!("//! | {heading} |");
+    /// The cells of the table that begins with this heading, without its head. `before` stands before each line.
+    fn table(source: &'static str, before: &'static str, heading: &str) -> Vec<Vec<&'static str>> {
+        let head = format!("{before}| {heading} |");
         let lines = source.lines().skip_while(|line| !line.starts_with(&head));
-        let rows = lines.skip(2).map_while(|line| line.strip_prefix("//! |"));
+        let rows = lines
+            .skip(2)
+            .map_while(|line| line.strip_prefix(before)?.strip_prefix("|"));
         rows.map(|row| row.split('|').map(str::trim).collect())
             .collect()
     }
 
     fn documented(heading: &str) -> Vec<Vec<&'static str>> {
-        let table = table(include_str!("../protocol.rs"), heading);
+        let table = table(include_str!("../guide/wire.md"), "", heading);
         assert!(!table.is_empty(), "no table of {heading}");
         table
     }
@@ -303,7 +328,7 @@ mod tests {
                 Range::Seconds(least, _) => format!(" {} ", least.as_secs_f64()),
                 Range::Number(..) => "number".into(),
                 Range::Id => row.range.in_words(&MAX).split_off("1 to 64 of ".len()),
-                Range::Text(_) => row.range.in_words(&MAX),
+                Range::Text(_) | Range::TextOrNone(_) => row.range.in_words(&MAX),
             };
             assert!(cells[1].contains(&range), "{range}: {}", cells[1]);
             if let Range::Seconds(..) = row.range {
@@ -331,7 +356,7 @@ mod tests {
     fn the_classic_wire_is_documented_with_its_verbs() {
         let classic = VERBS.iter().filter(|row| row.is_classic);
         let expected: Vec<String> = classic.map(|row| quoted([row])).collect();
-        let documented = table(include_str!("classic.rs"), "question");
+        let documented = table(include_str!("classic.rs"), "//! ", "question");
         let documented: Vec<&str> = documented.into_iter().map(|cells| cells[0]).collect();
         assert_eq!(documented, expected);
     }

@@ -9,6 +9,7 @@ use crate::manager::{LockManager, Outcome, Pending, Waiter};
 use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::Access;
+use crate::server::status::ServerStatus;
 use crate::server::stop::StopSources;
 use crate::table::{Ask, Holding, Terms};
 use crate::token::Role;
@@ -20,6 +21,7 @@ pub(crate) struct Handler {
     /// The longest times that a question may ask for.
     pub caps: MaxTimes,
     pub stop: Arc<StopSources>,
+    pub status: ServerStatus,
     /// What this run of the server is called, and no other.
     pub server: Arc<str>,
     /// The server's process. `None` if the process is that of a program.
@@ -72,6 +74,7 @@ impl Handler {
                 Reply::refusal(Status::Unavailable, Refusal::Stopping, "")
             }
             Verb::Readyz => Reply::yes(),
+            Verb::Locks => self.status.locks(question),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         Some(reply)

@@ -13,6 +13,7 @@ use super::handler::Handler;
 use super::http::HttpTransport;
 use super::limits::Trim;
 use super::poller::Poller;
+use super::status::ServerStatus;
 use super::stop::StopSources;
 use super::{limits, listen};
 use crate::error::Error;
@@ -227,7 +228,12 @@ fn handler(
         .map(Tokens::open)
         .transpose()?;
     let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
+    let server = name_of_this_run();
     Ok(Arc::new(Handler {
+        status: ServerStatus {
+            manager: manager.clone(),
+            server: server.clone(),
+        },
         manager,
         access: Access {
             allow_shutdown: options.allow_shutdown,
@@ -241,7 +247,7 @@ fn handler(
             lock_attempt_timeout: options.longest_lock_attempt_timeout(),
         },
         stop: stop.clone(),
-        server: name_of_this_run(),
+        server,
         process: (process_use == ProcessUse::Own).then(process::id),
     }))
 }

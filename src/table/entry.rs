@@ -263,7 +263,7 @@ impl<W> Entry<W> {
         }
     }
 
-    #[cfg(test)]
+    /// All holds, in the order in which they began.
     pub fn holds(&self) -> impl Iterator<Item = &Hold> {
         let others = self.others().into_iter().flat_map(Others::iter);
         self.first.iter().chain(others)

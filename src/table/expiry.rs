@@ -7,7 +7,7 @@ use crate::lease::{Fence, Key};
 
 /// When a lease ends, or the head of a queue leaves that has kept others from a key with room. The fence makes it unique:
 /// it is that of the key's first hold.
-pub(super) type Due = (Instant, Fence);
+pub(crate) type Due = (Instant, Fence);
 
 /// Where a key stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::entry::Entry;
 use super::queue::Queued;
 use super::{Ledger, LockTable};
-use crate::event::{Change, Ended};
+use crate::event::{Change, EndedHold};
 use crate::lease::{Hold, Key, Ticket};
 use crate::memory::{shrink_map, shrink_queue};
 
@@ -163,12 +163,12 @@ impl<W> Ledger<W> {
         end: Instant,
         key: Key,
         hold: Hold,
-        change: fn(Ended) -> Change<W>,
+        change: fn(EndedHold) -> Change<W>,
     ) {
         self.holds -= 1;
         let held = end.saturating_duration_since(hold.since);
         let fence = hold.fence;
-        self.note(key, hold.claim.requester, change(Ended { fence, held }));
+        self.note(key, hold.claim.requester, change(EndedHold { fence, held }));
     }
 
     /// Proposes who is next, if there is room for anybody at the instant `at`; else lets happen what time has brought

@@ -73,7 +73,7 @@ impl Others {
         }
     }
 
-    #[cfg(test)]
+    /// In the order in which they began.
     pub fn iter(&self) -> impl Iterator<Item = &Hold> {
         self.by_fence.values()
     }

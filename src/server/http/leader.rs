@@ -108,7 +108,7 @@ impl Http {
         }
     }
 
-    /// Answers a request, or parks it until its answer is decided.
+    /// Answers a request, or has a worker make an answer that takes longer.
     fn answer(self: &Arc<Self>, exchange: Exchange) {
         let target = exchange.target().to_owned();
         let handler = &self.handler;
@@ -116,13 +116,30 @@ impl Http {
             Ok(role) => role,
             Err(why) => return self.turn_away(exchange, why),
         };
-        let request = match understand(&exchange, &target, handler) {
-            Ok(request) => request,
-            Err(reply) => return exchange.answer(&reply),
-        };
+        match understand(&exchange, &target, handler) {
+            Ok(request) if request.verb.row().is_slow => {
+                self.run(Task::Look(exchange.into(), role));
+            }
+            Ok(request) => self.carry_out(exchange, &request, role),
+            Err(reply) => exchange.answer(&reply),
+        }
+    }
+
+    /// What the worker does.
+    pub(super) fn look(self: &Arc<Self>, exchange: Exchange, role: Option<Role>) {
+        let target = exchange.target().to_owned();
+        match understand(&exchange, &target, &self.handler) {
+            Ok(request) => self.carry_out(exchange, &request, role),
+            Err(reply) => exchange.answer(&reply),
+        }
+    }
+
+    /// Answers a request, or parks it until its answer is decided.
+    fn carry_out(self: &Arc<Self>, exchange: Exchange, request: &Request, role: Option<Role>) {
+        let handler = &self.handler;
         let mut exchange = Some(exchange);
         let mut parked = None;
-        let reply = handler.answer(&request, role, |pending| {
+        let reply = handler.answer(request, role, |pending| {
             let exchange = exchange.take().expect("it waits once");
             let new = Parked::new(pending, exchange, self.clone());
             parked = Some(new.clone());

@@ -1,0 +1,106 @@
+//! What those who look in are shown, copied out under the mutex in short steps.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::LockManager;
+use crate::table::{Cursor, Filter, KeyPage, KeyView, Size, WaiterView};
+
+/// How many keys are looked at before others have their turns: some tenths of a millisecond.
+const KEYS_PER_STEP: usize = 1000;
+
+/// An instant on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub instant: Instant,
+    pub time: SystemTime,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Moment {
+            instant: Instant::now(),
+            time: SystemTime::now(),
+        }
+    }
+
+    /// What the wall clock shows at that instant, if nobody sets it.
+    pub fn time_of(&self, instant: Instant) -> SystemTime {
+        match instant.checked_duration_since(self.instant) {
+            Some(later) => self.time.checked_add(later),
+            None => self.time.checked_sub(self.since(instant)),
+        }
+        .unwrap_or(self.time)
+    }
+
+    /// How long ago that was.
+    pub fn since(&self, instant: Instant) -> Duration {
+        self.instant.saturating_duration_since(instant)
+    }
+
+    /// How long it is until then.
+    pub fn until(&self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.instant)
+    }
+}
+
+impl LockManager {
+    pub fn size(&self) -> Size {
+        self.state.lock().table.size()
+    }
+
+    /// The keys behind `after` that fit, up to `most`, in the order of the expiry index.
+    ///
+    /// The mutex is dropped again and again: what a key has become by the time of the next step is what is shown of it,
+    /// and one that moves may be shown twice, or not.
+    pub fn look(&self, filter: Filter, after: Option<Cursor>, most: usize) -> KeyPage {
+        let mut look = KeyPage {
+            found: Vec::new(),
+            next: after,
+        };
+        loop {
+            let rest = most - look.found.len();
+            let step = {
+                let state = self.state.lock();
+                let now = Instant::now();
+                state
+                    .table
+                    .look(now, filter, look.next, rest, KEYS_PER_STEP)
+            };
+            look.found.extend(step.found);
+            look.next = step.next;
+            if look.next.is_none() || look.found.len() == most {
+                return look;
+            }
+        }
+    }
+
+    /// The key with its queue, each up to so many. `None` if nobody holds the key.
+    pub fn look_at(&self, key: &str, most: usize) -> Option<(KeyView, Vec<WaiterView>)> {
+        self.decide(key, super::Answerer::AnotherThread, |state, now| {
+            state.table.look_at(now, key, most)
+        })
+    }
+
+    /// How a cursor is written, for one who asks for what is behind it.
+    pub fn write_cursor(&self, cursor: Cursor) -> String {
+        let (at, fence) = cursor.due;
+        let kind = if cursor.is_contended { 'c' } else { 'u' };
+        let nanos = at.saturating_duration_since(self.begun).as_nanos();
+        format!("{kind}.{nanos}.{fence}")
+    }
+
+    /// Reads what [`write_cursor`](Self::write_cursor) wrote. `None` if it did not write that.
+    pub fn read_cursor(&self, written: &str) -> Option<Cursor> {
+        let (is_contended, due) = match written.split_once('.')? {
+            ("c", due) => (true, due),
+            ("u", due) => (false, due),
+            _ => return None,
+        };
+        let (nanos, fence) = due.split_once('.')?;
+        let at = self
+            .begun
+            .checked_add(Duration::from_nanos(nanos.parse().ok()?))?;
+        let due = (at, fence.parse().ok()?);
+        Some(Cursor { is_contended, due })
+    }
+}

@@ -1,0 +1,162 @@
+//! What those who look in are shown, as data and as JSON: written by the server, read by the client.
+//!
+//! Times stand there twice: as RFC 3339, on the server's clock, and as seconds, which need no clock like the server's.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::lease::Fence;
+
+/// A part of the keys that are held: `GET /locks`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LockPage {
+    /// What this run of the server is called.
+    pub server: String,
+    /// The server's time.
+    #[serde(with = "rfc3339")]
+    pub now: SystemTime,
+    /// How many keys the server holds, whatever was asked for. A lease that has ended may count for up to a second.
+    pub keys: usize,
+    /// How many holds of all keys. More than `keys` where several hold one together.
+    pub holds: usize,
+    /// How many wait for all keys.
+    pub waiting: usize,
+    /// Those that somebody waits for come first, then those whose lease ends first.
+    pub locks: Vec<HeldKey>,
+    /// Where the next part begins. `None` on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A key that is held.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HeldKey {
+    /// The key.
+    pub key: String,
+    /// How many hold it together.
+    pub holders: usize,
+    /// How many wait for it.
+    pub waiters: usize,
+    /// Who holds it, in the order in which they began. At most 100.
+    pub held_by: Vec<HeldBy>,
+}
+
+/// One key, with everybody who holds it and waits for it: `GET /locks/key`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct KeyDetail {
+    /// What this run of the server is called.
+    pub server: String,
+    /// The server's time.
+    #[serde(with = "rfc3339")]
+    pub now: SystemTime,
+    /// The key.
+    pub key: String,
+    /// How many hold it together. 0 if it is free.
+    pub holders: usize,
+    /// How many wait for it.
+    pub waiters: usize,
+    /// Who holds it, in the order in which they began. At most 10,000.
+    pub held_by: Vec<HeldBy>,
+    /// Who waits for it, in the order of the queue. At most 10,000.
+    pub queue: Vec<WaitingBy>,
+}
+
+/// One who holds a key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HeldBy {
+    /// The holder's name.
+    pub name: String,
+    /// The number of its grant.
+    pub fence: Fence,
+    /// How many may hold the key together with it.
+    pub slots: u32,
+    /// What it said of itself with its LOCK.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// When it was granted the key.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// How long it has held the key.
+    #[serde(rename = "held_seconds", with = "seconds")]
+    pub held: Duration,
+    /// When its lease runs out.
+    #[serde(with = "rfc3339")]
+    pub expires: SystemTime,
+    /// How long its lease still lasts.
+    #[serde(rename = "left_seconds", with = "seconds")]
+    pub left: Duration,
+}
+
+/// One who waits for a key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WaitingBy {
+    /// The requester's name.
+    pub name: String,
+    /// How many it lets hold the key together with it.
+    pub slots: u32,
+    /// What it said of itself with its LOCK.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// When it began to wait.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// How long it has waited.
+    #[serde(rename = "waiting_seconds", with = "seconds")]
+    pub waiting: Duration,
+    /// How much longer it waits.
+    #[serde(rename = "left_seconds", with = "seconds")]
+    pub left: Duration,
+}
+
+/// What is shown, as JSON, with a line feed in the end.
+pub(crate) fn to_json(shown: &impl Serialize) -> String {
+    // Only a map with keys that are no strings, or a type that fails by itself, can't be written.
+    let mut json = serde_json::to_string(shown).expect("these types are written whole");
+    json.push('\n');
+    json
+}
+
+/// A time of day in UTC with microseconds, such as `2026-11-26T10:40:11.123456Z`.
+pub(crate) mod rfc3339 {
+    use std::time::SystemTime;
+
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{:.6}", timestamp(*time)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(from)?;
+        let time: Timestamp = text.parse().map_err(Error::custom)?;
+        Ok(time.into())
+    }
+
+    /// Beyond the year 9999 it is the last one that can be written.
+    pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+        Timestamp::try_from(time).unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// A length of time in seconds, to the millisecond, rounded down.
+pub(crate) mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(time.as_millis() as f64 / 1000.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(from)?;
+        Duration::try_from_secs_f64(seconds).map_err(Error::custom)
+    }
+}

@@ -1,0 +1,118 @@
+//! What those who look in are shown: made here of what the lock manager holds.
+
+use std::sync::Arc;
+
+use crate::manager::{LockManager, Moment};
+use crate::protocol::json::{HeldBy, HeldKey, KeyDetail, LockPage, WaitingBy, to_json};
+use crate::protocol::{Malformed, Parameter, Reply, Request};
+use crate::table::{Filter, HoldView, KeyView, WaiterView};
+
+/// How many keys a page has whose question does not say.
+const USUAL_LIMIT: u64 = 100;
+
+/// How many holders and waiters of one key are shown.
+const MOST_OF_ONE_KEY: usize = 10_000;
+
+const JSON: &str = "application/json";
+
+pub(crate) struct ServerStatus {
+    pub manager: Arc<LockManager>,
+    /// What this run of the server is called.
+    pub server: Arc<str>,
+}
+
+impl ServerStatus {
+    /// The reply to `/locks` and `/locks/key`.
+    pub fn locks(&self, question: &Request) -> Reply {
+        match question.key.is_empty() {
+            true => self.page(question),
+            false => Reply::document(JSON, to_json(&self.detail(&question.key))),
+        }
+    }
+
+    fn page(&self, question: &Request) -> Reply {
+        let after = question.text(Parameter::After);
+        let after = match after.map(|after| self.manager.read_cursor(after)) {
+            Some(None) => {
+                let reason =
+                    "after is no cursor; give the next of the page before, or leave it out";
+                return Malformed::BadRequest(reason.into()).into();
+            }
+            after => after.flatten(),
+        };
+        let filter = Filter {
+            prefix: question.text(Parameter::Prefix).unwrap_or_default(),
+            holder: question
+                .text(Parameter::Holder)
+                .filter(|holder| !holder.is_empty()),
+        };
+        let limit = question.number(Parameter::Limit).unwrap_or(USUAL_LIMIT);
+        let look = self.manager.look(filter, after, limit as usize);
+        let (now, size) = (Moment::now(), self.manager.size());
+        let locks = look.found.into_iter().map(|key| held_key(key, now));
+        let page = LockPage {
+            server: self.server.to_string(),
+            now: now.time,
+            keys: size.keys,
+            holds: size.holds,
+            waiting: size.waiters,
+            locks: locks.collect(),
+            next: look.next.map(|next| self.manager.write_cursor(next)),
+        };
+        Reply::document(JSON, to_json(&page))
+    }
+
+    fn detail(&self, key: &str) -> KeyDetail {
+        let found = self.manager.look_at(key, MOST_OF_ONE_KEY);
+        let now = Moment::now();
+        let (held, queue) = match found {
+            Some((view, queue)) => (Some(held_key(view, now)), queue),
+            None => (None, Vec::new()),
+        };
+        let (holders, waiters, held_by) = held.map_or((0, 0, Vec::new()), |held| {
+            (held.holders, held.waiters, held.held_by)
+        });
+        KeyDetail {
+            server: self.server.to_string(),
+            now: now.time,
+            key: key.into(),
+            holders,
+            waiters,
+            held_by,
+            queue: queue.iter().map(|waiter| waiting_by(waiter, now)).collect(),
+        }
+    }
+}
+
+fn held_key(view: KeyView, now: Moment) -> HeldKey {
+    HeldKey {
+        key: view.key.to_string(),
+        holders: view.holders,
+        waiters: view.waiters,
+        held_by: view.holds.iter().map(|hold| held_by(hold, now)).collect(),
+    }
+}
+
+fn held_by(hold: &HoldView, now: Moment) -> HeldBy {
+    HeldBy {
+        name: hold.requester.to_string(),
+        fence: hold.fence,
+        slots: hold.slots,
+        note: hold.note.as_deref().map(Into::into),
+        since: now.time_of(hold.since),
+        held: now.since(hold.since),
+        expires: now.time_of(hold.expires),
+        left: now.until(hold.expires),
+    }
+}
+
+fn waiting_by(waiter: &WaiterView, now: Moment) -> WaitingBy {
+    WaitingBy {
+        name: waiter.requester.to_string(),
+        slots: waiter.slots,
+        note: waiter.note.as_deref().map(Into::into),
+        since: now.time_of(waiter.since),
+        waiting: now.since(waiter.since),
+        left: now.until(waiter.deadline),
+    }
+}
