@@ -140,7 +140,8 @@ impl<'a> Request<'a> {
 pub(crate) fn method_not_allowed(method: &str, target: &str) -> Reply {
     let methods = Request::methods(target).as_str();
     let method = shorten(method);
-    let message = format!("{method} is not for this path; use one of {methods}");
+    let one_of = if methods.contains(',') { "one of " } else { "" };
+    let message = format!("{method} is not for this path; use {one_of}{methods}");
     Reply::refusal(Status::MethodNotAllowed, Refusal::BadMethod, message)
         .with_header("Allow", methods)
 }

@@ -65,6 +65,13 @@ impl<'a> Request<'a> {
         if is_given(Parameter::Slots) && is_given(Parameter::Shared) {
             return bad("slots and shared are both given; give one of them".into());
         }
+        if let Some(missing) = verb.required.iter().find(|missing| !is_given(**missing)) {
+            let (row, verb) = (missing.row(), verb.name);
+            let (name, range) = (row.name, row.range.in_words(max));
+            return bad(format!(
+                "{verb} takes a {name}, and it is missing; give {range}"
+            ));
+        }
         Ok(())
     }
 }

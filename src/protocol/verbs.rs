@@ -25,6 +25,7 @@ pub(crate) enum Verb {
     Verify,
     Ping,
     Shutdown,
+    Break,
     Livez,
     Readyz,
     Locks,
@@ -40,6 +41,8 @@ pub(crate) struct VerbRow {
     /// Whether the path may do without them.
     pub names_are_optional: bool,
     pub parameters: &'static [Parameter],
+    /// Those of them that a question has to carry.
+    pub required: &'static [Parameter],
     pub repeatable: Repeatable,
     pub methods: Methods,
     /// The least role that a server with tokens asks it for. `None` where it asks for no token.
@@ -90,38 +93,62 @@ const KEY: &[&str] = &["key"];
 const KEY_AND_REQUESTER: &[&str] = &["key", "requester"];
 
 /// Why a requester does not hold a key.
-const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::StaleFence];
+const NOT_HELD: &[Refusal] = &[
+    Refusal::Free,
+    Refusal::NotHolder,
+    Refusal::StaleFence,
+    Refusal::Broken,
+];
+
+/// What most rows have in common.
+const USUAL: VerbRow = VerbRow {
+    verb: Verb::Ping,
+    name: "",
+    names: &[],
+    names_are_optional: false,
+    parameters: &[],
+    required: &[],
+    repeatable: Repeatable::Always,
+    methods: Methods::Safe,
+    role: None,
+    is_slow: false,
+    is_classic: false,
+    refusals: &[],
+};
 
 /// The verb table, in the order of [`Verb`]. Upper case is what clients ask; lower case, what people and monitors
 /// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 10] = [
-    VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], names_are_optional: false, is_slow: false },
+pub(crate) static VERBS: [VerbRow; 11] = [
+    VerbRow { verb: Verb::Check, name: "CHECK", names: KEY,
+        role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], ..USUAL },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note,
             Parameter::Slots, Parameter::Shared],
         repeatable: Repeatable::With(Parameter::RequestId), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true,
-        refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver], names_are_optional: false, is_slow: false },
+        refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver], ..USUAL },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::With(Parameter::Fence), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
+        repeatable: Repeatable::With(Parameter::Fence), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD, ..USUAL },
     VerbRow { verb: Verb::Renew, name: "RENEW", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::Fence],
-        repeatable: Repeatable::Always, methods: Methods::Changing, role: Some(Role::Lock), is_classic: false, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
+        methods: Methods::Changing, role: Some(Role::Lock), refusals: NOT_HELD, ..USUAL },
     VerbRow { verb: Verb::Verify, name: "VERIFY", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::Always, methods: Methods::Safe, role: Some(Role::Read), is_classic: true, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Ping, name: "PING", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: None, is_classic: true, refusals: &[], names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", names: &[], parameters: &[], repeatable: Repeatable::Never,
-        methods: Methods::Changing, role: Some(Role::Admin), is_classic: true, refusals: &[], names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Livez, name: "livez", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: None, is_classic: false, refusals: &[], names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Readyz, name: "readyz", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        methods: Methods::Safe, role: None, is_classic: false, refusals: &[], names_are_optional: false, is_slow: false },
+        role: Some(Role::Read), is_classic: true, refusals: NOT_HELD, ..USUAL },
+    VerbRow { verb: Verb::Ping, name: "PING",
+        is_classic: true, ..USUAL },
+    VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", repeatable: Repeatable::Never,
+        methods: Methods::Changing, role: Some(Role::Admin), is_classic: true, ..USUAL },
+    VerbRow { verb: Verb::Break, name: "BREAK", names: KEY, parameters: &[Parameter::Fence, Parameter::By],
+        required: &[Parameter::Fence], methods: Methods::PostAlone, role: Some(Role::Admin),
+        refusals: &[Refusal::Free, Refusal::StaleFence], ..USUAL },
+    VerbRow { verb: Verb::Livez, name: "livez",
+        ..USUAL },
+    VerbRow { verb: Verb::Readyz, name: "readyz",
+        ..USUAL },
     VerbRow { verb: Verb::Locks, name: "locks", names: KEY, names_are_optional: true, is_slow: true,
         parameters: &[Parameter::Prefix, Parameter::Holder, Parameter::Limit, Parameter::After],
-        repeatable: Repeatable::Always, methods: Methods::Safe, role: Some(Role::Read), is_classic: false, refusals: &[] },
+        role: Some(Role::Read), ..USUAL },
 ];
 
 impl Verb {
@@ -162,6 +189,7 @@ pub(crate) enum Parameter {
     Holder,
     Limit,
     After,
+    By,
 }
 
 /// A row of the parameter table.
@@ -195,7 +223,7 @@ pub(crate) struct MaxTimes {
 /// The parameter table, in the order of [`Parameter`], which is that of a written query. The shortest lease is what a
 /// header can tell of.
 #[rustfmt::skip]
-pub(crate) static PARAMETERS: [ParameterRow; 11] = [
+pub(crate) static PARAMETERS: [ParameterRow; 12] = [
     ParameterRow { parameter: Parameter::LockTimeout, name: "lock_timeout",
         range: Range::Seconds(Duration::from_millis(1), |max| max.lock_timeout) },
     ParameterRow { parameter: Parameter::LockAttemptTimeout, name: "lock_attempt_timeout",
@@ -212,6 +240,7 @@ pub(crate) static PARAMETERS: [ParameterRow; 11] = [
     ParameterRow { parameter: Parameter::Limit, name: "limit",
         range: Range::Number(1..=1000, "a whole number, from 1 to 1000") },
     ParameterRow { parameter: Parameter::After, name: "after", range: Range::Id },
+    ParameterRow { parameter: Parameter::By, name: "by", range: Range::Text(MAX_NAME) },
 ];
 
 impl Parameter {
