@@ -23,6 +23,7 @@ use crate::memory::SMALL_CAPACITY;
 use crate::refusal::Refusal::*;
 use Said::*;
 
+mod look;
 mod model;
 mod slots;
 mod world;
