@@ -330,5 +330,6 @@ mod tests {
             assert_eq!(rest.split(' ').next(), Some(default.as_str()), "{option}");
         }
         assert!(!defaults.allow_shutdown);
+        assert!(!defaults.allow_break);
     }
 }

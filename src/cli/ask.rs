@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lock_server::{
-    Client, ClientOptions, Error, Holder, Lease, LockOptions, RenewOptions, ServerAddress, Token,
+    Client, ClientOptions, Error, Holder, Lease, LockOptions, Refusal, RenewOptions, ServerAddress,
+    Token,
 };
 use nix::unistd::getppid;
 
@@ -180,7 +181,11 @@ impl Asked {
             // Questions that change nothing. Without an answer to them, the first answer stands alone.
             if let Ok(holder) = self.client.holder(&self.key) {
                 let (key, me) = (&self.key, self.client.name());
+                let was_broken = self.client.why_not_held(&self.key, fence);
                 say(&match (fence, &holder) {
+                    _ if matches!(was_broken, Ok(Some(Refusal::Broken))) => {
+                        reasons::of_broken(key, me, holder.as_ref())
+                    }
                     (Some(fence), Some(holder)) if self.is_among(holder) => {
                         reasons::of_stale_fence(key, me, fence, holder)
                     }

@@ -253,12 +253,8 @@ impl Job {
                 let why = format!("the command took longer than --timeout {seconds} and was ended");
                 return Err(Failure::new(TIMED_OUT, why));
             }
-            Ended::Lost(key, other_server) => {
+            Ended::Lost(key, why) => {
                 held.unlock(requester, &self.messages);
-                let why = other_server.map_or_else(
-                    || "the server says the lease is over".into(),
-                    |other_server| other_server.to_string(),
-                );
                 format!("{key} was lost: {why}; the command was killed")
             }
         };

@@ -57,6 +57,10 @@ macro_rules! server_verbs {
             #[argh(switch)]
             allow_shutdown: bool,
 
+            /// let clients end others' locks; default no
+            #[argh(switch)]
+            allow_break: bool,
+
             /// file of tokens that clients have to show
             #[argh(option, arg_name = "FILE")]
             token_file: Option<PathBuf>,
@@ -116,6 +120,7 @@ macro_rules! server_verbs {
                         || defaults.classic_without_token,
                     token_file: args.token_file,
                     allow_shutdown: args.allow_shutdown || defaults.allow_shutdown,
+                    allow_break: args.allow_break || defaults.allow_break,
                     reconnect_attempts: args
                         .reconnect_attempts
                         .unwrap_or(defaults.reconnect_attempts),

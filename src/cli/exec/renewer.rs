@@ -26,6 +26,7 @@ use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
+use crate::cli::reasons;
 
 /// How often to ask whether the lease still stands. Two commands run side by side for a second at the most where
 /// somebody unlocked the key. A thousand of these ask the server 1,250 questions per second, which
@@ -237,8 +238,8 @@ impl Renewals {
                 self.leases[at] = DueLease::of(lease.clone());
                 ExecEvent::Renewed(lease)
             }
-            Err(Error::LeaseLost { other_server, .. }) => {
-                ExecEvent::Lost(self.leases[at].lease.clone(), other_server)
+            Err(error @ Error::LeaseLost { .. }) => {
+                ExecEvent::Lost(self.leases[at].lease.clone(), reasons::of_loss(&error))
             }
             Err(error) => {
                 // The others would not be answered either, and each would take as long.
@@ -268,8 +269,8 @@ impl Renewals {
             self.note(&stands);
             match stands {
                 Ok(()) => {}
-                Err(Error::LeaseLost { other_server, .. }) => {
-                    return Some(ExecEvent::Lost(lease, other_server));
+                Err(error @ Error::LeaseLost { .. }) => {
+                    return Some(ExecEvent::Lost(lease, reasons::of_loss(&error)));
                 }
                 Err(_) => return None,
             }

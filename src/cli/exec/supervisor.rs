@@ -5,7 +5,6 @@ use std::process::ExitStatus;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use lock_server::OtherServer;
 use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
@@ -39,8 +38,8 @@ pub enum Ended {
     ByItself(ExitStatus),
     /// The lease of this key could not be renewed in time.
     NotKept(String),
-    /// The server said that the lease of this key is over, or another server answered.
-    Lost(String, Option<OtherServer>),
+    /// The lease of this key is over, and why.
+    Lost(String, String),
     /// It took longer than it may.
     TimedOut,
 }
@@ -157,10 +156,10 @@ impl<'a> Supervisor<'a> {
                 let why = explain(&error);
                 self.messages.tell(format_args!("not renewed: {why}"));
             }
-            ExecEvent::Lost(lease, other_server) if self.ending.is_none() => {
+            ExecEvent::Lost(lease, why) if self.ending.is_none() => {
                 // One that was held before all were waited for again is not meant.
                 if self.held.lost(&lease) {
-                    self.begin_to_end(Ended::Lost(lease.key, other_server));
+                    self.begin_to_end(Ended::Lost(lease.key, why));
                     // Somebody else may have the key already.
                     self.kill();
                 }
