@@ -25,6 +25,7 @@ use crate::refusal::Refusal::*;
 use Said::*;
 
 mod broken;
+mod look;
 mod model;
 mod slots;
 mod world;

@@ -283,6 +283,9 @@
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
 //! | a script without a first line is run by sh | `exec::a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh` |
+//! | a short command under a free key costs no thread | `exec::a_short_command_under_a_free_key_costs_no_thread` |
+//! | an answer that comes late locks once | `exec::a_server_that_answers_late_grants_the_first_lock_once` |
+//! | a signal ends it before the first answer, too | `exec::a_signal_ends_it_while_its_first_question_is_not_answered` |
 //! | while it waits it is one process | `exec::while_it_waits_it_is_one_process` |
 //! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
 //! | Ctrl-C ends the script that `exec` stands in | `exec::ctrl_c_ends_the_script_that_exec_stands_in` |

@@ -24,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::cli::exec::chance::between;
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 use crate::cli::reasons;
@@ -61,14 +62,10 @@ pub struct LeaseRenewer {
 impl LeaseRenewer {
     /// Begins to renew leases. It sends an event for each renewal, and for each that failed. Where there is no thread
     /// for it, it is as if no renewal were answered.
-    pub fn begin(
-        requester: &Requester,
-        leases: Vec<Lease>,
-        events: &Sender<ExecEvent>,
-    ) -> Option<Self> {
+    pub fn begin(requester: &Requester, leases: Vec<Lease>, inbox: &Inbox) -> Option<Self> {
         let renewals = Renewals::new(requester.clone(), leases);
-        let events = events.clone();
         let begin = || {
+            let events = inbox.sender()?;
             let (end, goes_on) = io::pipe()?;
             thread::Builder::new()
                 .name("renewals".into())
@@ -84,7 +81,6 @@ impl LeaseRenewer {
 /// Begins to renew the leases of a command once it has run for a moment: most commands that are short cost no thread.
 pub struct LazyRenewer {
     requester: Requester,
-    events: Sender<ExecEvent>,
     /// Until then, those that renew some of them.
     renewer: Option<LeaseRenewer>,
     /// When to begin. `None` once it has.
@@ -92,15 +88,9 @@ pub struct LazyRenewer {
 }
 
 impl LazyRenewer {
-    pub fn new(
-        requester: &Requester,
-        held: &HeldKeys,
-        events: &Sender<ExecEvent>,
-        before: Option<LeaseRenewer>,
-    ) -> Self {
+    pub fn new(requester: &Requester, held: &HeldKeys, before: Option<LeaseRenewer>) -> Self {
         LazyRenewer {
             requester: requester.clone(),
-            events: events.clone(),
             renewer: before,
             begin: Some(Instant::now() + LAZY_FOR.min(held.remaining() / 10)),
         }
@@ -112,11 +102,10 @@ impl LazyRenewer {
     }
 
     /// Begins to renew all that is held, if it is time.
-    pub fn begin_if_due(&mut self, now: Instant, held: &HeldKeys) {
+    pub fn begin_if_due(&mut self, now: Instant, held: &HeldKeys, inbox: &Inbox) {
         if self.begin.is_some_and(|begin| now >= begin) {
             self.begin = None;
-            self.renewer =
-                LeaseRenewer::begin(&self.requester, held.leases().to_vec(), &self.events);
+            self.renewer = LeaseRenewer::begin(&self.requester, held.leases().to_vec(), inbox);
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -11,6 +10,7 @@ use crate::cli::advice::explain;
 use crate::cli::exec::command::{Group, reap_others};
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LazyRenewer;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
@@ -108,10 +108,9 @@ impl<'a> Supervisor<'a> {
 
     /// Until the command has ended. If it is made to, until nothing of its group is left. Returns the keys that may
     /// still be held, too.
-    pub fn see_through(mut self, inbox: &Receiver<ExecEvent>) -> (Ended, HeldKeys) {
+    pub fn see_through(mut self, inbox: &Inbox) -> (Ended, HeldKeys) {
         loop {
-            // It is never disconnected: the caller keeps a sender.
-            if let Ok(event) = inbox.recv_timeout(self.patience()) {
+            if let Some(event) = inbox.receive_within(self.patience()) {
                 self.heed(event);
             }
             if let Some(ended) = self.has_ended() {
@@ -122,7 +121,7 @@ impl<'a> Supervisor<'a> {
             }
             let now = Instant::now();
             self.keep_to_schedule(now);
-            self.renewer.begin_if_due(now, &self.held);
+            self.renewer.begin_if_due(now, &self.held, inbox);
         }
     }
 

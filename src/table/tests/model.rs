@@ -675,6 +675,23 @@ impl Model {
         });
         sorted(contents)
     }
+
+    fn listed(&self, now: Instant) -> Vec<Listed> {
+        let mut held: Vec<&Held> = self.held.iter().collect();
+        held.sort_by_key(|held| {
+            (
+                held.waiters.is_empty(),
+                held.next_change(),
+                held.holds[0].grant.fence,
+            )
+        });
+        let listed = held.into_iter().map(|held| {
+            let live = held.holds.iter().filter(|hold| hold.grant.expires > now);
+            let fences: Vec<Fence> = live.map(|hold| hold.grant.fence).collect();
+            (held.key.into(), fences, held.waiters.len())
+        });
+        listed.filter(|(_, fences, _)| !fences.is_empty()).collect()
+    }
 }
 
 impl Owner {
@@ -727,6 +744,29 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
             queue: places.collect(),
         }
     }))
+}
+
+/// A key, the fences of those leases that have not ended, and how many wait.
+type Listed = (String, Vec<Fence>, usize);
+
+/// All pages of those who look in, each a key long, and two steps.
+fn listed(table: &LockTable<Handle>, now: Instant) -> Vec<Listed> {
+    let all = Filter {
+        prefix: "",
+        holder: None,
+    };
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let page = table.look(now, all, after, 1, 2);
+        listed.extend(page.found.into_iter().map(|view| {
+            let fences = view.holds.iter().map(|hold| hold.fence).collect();
+            (view.key.to_string(), fences, view.waiters)
+        }));
+        after = page.next;
+        if after.is_none() {
+            return listed;
+        }
+    }
 }
 
 fn asker(claim: &Claim) -> Asker<'_> {
@@ -805,6 +845,7 @@ impl Race {
         let expected = self.model.broken.iter();
         let expected: Vec<_> = expected.map(|broken| (broken.key, broken.holder)).collect();
         prop_assert_eq!(remembered, expected);
+        prop_assert_eq!(listed(&self.table, self.now), self.model.listed(self.now));
         let next = self.model.held.iter().filter(|h| !h.waiters.is_empty());
         prop_assert_eq!(
             self.table.next_hand_over(),
