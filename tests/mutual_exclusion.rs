@@ -492,7 +492,7 @@ impl Crowd {
             thread::sleep(ms(self.dice.below(200)));
             self.resume(|due| due <= Instant::now());
             let victim = self.dice.below(CLIENTS as u64) as usize;
-            match self.dice.below(3) {
+            match self.dice.below(4) {
                 0 => self.kill(victim),
                 1 => self.stop(victim),
                 _ => self.break_a_hold(),
@@ -514,12 +514,16 @@ impl Crowd {
         self.add();
     }
 
-    /// Breaks the hold of one who is seen to hold a key, and another one where that was over by then.
+    /// Breaks the hold of one who is seen to hold a key, and another one where that was over by then. Mostly a young
+    /// one: those that are older are mostly those of the dead, who hear nothing.
     fn break_a_hold(&mut self) {
         for _ in 0..20 {
             let key = KEYS[self.dice.below(KEYS.len() as u64) as usize];
             let shown = self.operator.ask(&format!("/locks/{key}")).body;
-            let fences = shown.split("\"fence\":").skip(1).map(|rest| {
+            let is_any = self.dice.below(4) == 0;
+            let holds = shown.split("\"fence\":").skip(1);
+            let holds = holds.filter(|hold| is_any || hold.contains("\"held_seconds\":0.0"));
+            let fences = holds.map(|rest| {
                 let end = rest.find(',').expect("another field follows");
                 &rest[..end]
             });

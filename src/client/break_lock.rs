@@ -12,10 +12,10 @@ impl Client {
     /// Between the moment when you look who holds the key and this call, the holder may unlock it, and somebody else may
     /// be granted it. The fence is that of the hold that you looked at, so the other one's hold stays.
     ///
-    /// The server can't stop the former holder. It goes on until it asks: a [`Guard`](crate::Guard) and `lock-server
-    /// exec` learn it at the next renewal at the latest, and the [`Error::LeaseLost`] that they return or say has the reason
-    /// [`Refusal::Broken`](crate::Refusal::Broken). Until then two may work under one key, unless what they write to
-    /// compares fences: see [`Lease::fence`](crate::Lease::fence). So end the former holder first, where you can.
+    /// The server can't stop the former holder. It goes on until it asks: a [`Guard`](crate::Guard) learns it at its next
+    /// renewal at the latest, `lock-server exec` within a second; [`Error::LeaseLost`] has the reason
+    /// [`Refusal::Broken`](crate::Refusal::Broken) then. Until then two may work under one key, unless what they write
+    /// to compares fences: see [`Lease::fence`](crate::Lease::fence). So end the former holder first, where you can.
     ///
     /// # Errors
     /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) if the server was not started with
@@ -23,12 +23,10 @@ impl Client {
     /// this client's token has not the role `admin`; [`Error::Interrupted`] also if the connection broke and by then the
     /// hold was over: this may have ended it; else as [`is_locked`](Self::is_locked).
     pub fn break_lock(&self, key: &str, fence: u64) -> Result<bool, Error> {
+        let name = valid("requester", &self.name)?;
         let question = Request::new(Verb::Break, valid("key", key)?, "")
             .with(Parameter::Fence, Some(fence))
-            .with(
-                Parameter::By,
-                Some(&*self.name).filter(|name| !name.is_empty()),
-            );
+            .with(Parameter::By, Some(&*name));
         let answer = self.transport.ask(&question)?;
         match (self.yes_or_no(&question, &answer)?, answer.broken) {
             (false, Some(error)) => Err(error),
