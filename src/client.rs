@@ -35,6 +35,7 @@ mod renewal;
 mod request_id;
 mod resolver;
 mod servers_met;
+mod show;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;

@@ -146,7 +146,8 @@ pub fn shutdown(target: &Target) -> Result<ExitCode, Failure> {
     Ok(answer(true))
 }
 
-fn answer(yes: bool) -> ExitCode {
+/// Prints an answer, which the exit code says, too.
+pub fn answer(yes: bool) -> ExitCode {
     match yes {
         true => print("1"),
         false => print_and("0", NO.into()),
@@ -161,15 +162,15 @@ fn variables(lease: &Lease) -> String {
 }
 
 /// Who asks, and about which key.
-struct Asked {
-    client: Client,
-    key: String,
-    is_quiet: bool,
+pub struct Asked {
+    pub client: Client,
+    pub key: String,
+    pub is_quiet: bool,
 }
 
 impl Asked {
     /// Says something beside the answer, unless nobody wants to know.
-    fn say(&self, line: impl FnOnce() -> String) {
+    pub fn say(&self, line: impl FnOnce() -> String) {
         if !self.is_quiet {
             say(&line());
         }
@@ -204,7 +205,8 @@ impl Asked {
 }
 
 impl Question {
-    fn asked(self) -> Result<Asked, Failure> {
+    /// The client that asks.
+    pub fn asked(self) -> Result<Asked, Failure> {
         Ok(Asked {
             client: self.target.client()?,
             key: self.key,

@@ -204,18 +204,28 @@ impl Transport {
         question: &Request,
         timeout: Duration,
     ) -> Result<HttpAnswer, NoAnswer> {
+        let asked = Instant::now();
+        let id = question_id();
+        let response = self.send(question, &id, timeout)?;
+        self.read(question, &id, asked, response)
+    }
+
+    /// Sends a question, and reads the head of its answer.
+    pub(super) fn send(
+        &self,
+        question: &Request,
+        id: &str,
+        timeout: Duration,
+    ) -> Result<Response<Body>, NoAnswer> {
         if let Some((option, reason)) = self.route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
-        let asked = Instant::now();
-        let id = question_id();
         let (agent, url) = (&self.shared().agent, self.url(question));
         let response = match question.verb.row().methods.contain("GET") {
-            true => self.prepare(agent.get(url), &id, timeout).call(),
-            false => self.prepare(agent.post(url), &id, timeout).send_empty(),
+            true => self.prepare(agent.get(url), id, timeout).call(),
+            false => self.prepare(agent.post(url), id, timeout).send_empty(),
         };
-        let response = response.map_err(|error| self.failure(question, error))?;
-        self.read(question, &id, asked, response)
+        response.map_err(|error| self.failure(question, error))
     }
 
     /// With the headers of a question, to be answered in that time.

@@ -1714,8 +1714,8 @@ fn what_the_command_leaves_in_the_background_goes_on() {
 
 // --- on a terminal ---
 
-/// `exec` in a session of its own, on a terminal of its own.
-struct OnTerminal {
+/// The program in a session of its own, on a terminal of its own.
+pub struct OnTerminal {
     child: Child,
     screen: PtyMaster,
     seen: String,
@@ -1730,7 +1730,7 @@ fn terminal() -> nix::Result<PtyMaster> {
 }
 
 impl OnTerminal {
-    fn spawn(command: &mut Command) -> Self {
+    pub fn spawn(command: &mut Command) -> Self {
         let screen = terminal().expect("a terminal");
         let name = ptsname_r(&screen).expect("its name");
         let stream = || {
@@ -1773,18 +1773,18 @@ impl OnTerminal {
         read > 0
     }
 
-    fn until_seen(&mut self, text: &str) {
+    pub fn until_seen(&mut self, text: &str) {
         while !self.seen.contains(text) {
             assert!(self.see(), "no {text:?} in {:?}", self.seen);
         }
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub fn type_in(&mut self, text: &str) {
         self.screen.write_all(text.as_bytes()).expect("it is open");
     }
 
     /// What is left on the screen when it has ended, and its exit code.
-    fn end(mut self) -> (String, Option<i32>) {
+    pub fn end(mut self) -> (String, Option<i32>) {
         while self.see() {}
         let code = Some(shell_code(self.child.wait().expect("a child")));
         let left = self.seen.rsplit("\r\x1b[K").next().unwrap_or_default();
