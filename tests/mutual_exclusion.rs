@@ -495,7 +495,8 @@ impl Crowd {
             match self.dice.below(4) {
                 0 => self.kill(victim),
                 1 => self.stop(victim),
-                _ => self.break_a_hold(),
+                // Most of them are of clients of the original, or of the dead.
+                _ => (0..2).for_each(|_| self.break_a_hold()),
             }
         }
     }
@@ -520,7 +521,7 @@ impl Crowd {
         for _ in 0..20 {
             let key = KEYS[self.dice.below(KEYS.len() as u64) as usize];
             let shown = self.operator.ask(&format!("/locks/{key}")).body;
-            let is_any = self.dice.below(4) == 0;
+            let is_any = self.dice.below(8) == 0;
             let holds = shown.split("\"fence\":").skip(1);
             let holds = holds.filter(|hold| is_any || hold.contains("\"held_seconds\":0.0"));
             let fences = holds.map(|rest| {

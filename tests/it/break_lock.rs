@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::access::{ADMIN, LOCK, READ, TOKENS, TokenFile, bearer};
 use crate::common::program::{Outcome, program};
+use crate::common::proxy::{Break, Cut, Proxy};
 use crate::common::{Reply, Wire, ask, bound, options, start, until, waiting_wire};
 use crate::exec::OnTerminal;
 
@@ -243,6 +244,53 @@ fn the_former_holder_is_told_that_its_lease_was_broken() {
         client.why_not_held("KEYA", None).unwrap(),
         Some(Refusal::Free)
     );
+}
+
+/// Its answer says that nothing was unlocked. Without the word `broken`, that was this very UNLOCK.
+#[test]
+fn an_unlock_of_a_broken_hold_whose_answer_was_lost_has_unlocked_nothing() {
+    let server = server();
+    let lease = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
+    assert!(
+        server
+            .client("OPERATOR")
+            .break_lock("KEYA", lease.fence)
+            .unwrap()
+    );
+    let cut_off = || {
+        let proxy = Proxy::to(server.port(), Cut::Reply(10), Break::Close);
+        (Client::new("CLIENT_A", "127.0.0.1", proxy.port), proxy)
+    };
+    let (client, _proxy) = cut_off();
+    assert!(!client.release(&lease).unwrap());
+    let (client, _proxy) = cut_off();
+    assert!(!client.unlock_fenced("KEYA", lease.fence).unwrap());
+}
+
+#[test]
+fn a_break_whose_answer_was_lost_is_asked_again_and_not_taken_for_a_no() {
+    let server = server();
+    let fence = locked(&server, "KEYA", "CLIENT_A");
+    let proxy = Proxy::to(server.port(), Cut::Reply(10), Break::Close);
+    let operator = Client::new("OPERATOR", "127.0.0.1", proxy.port);
+    let error = operator
+        .break_lock("KEYA", fence)
+        .expect_err("it is not known");
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    assert!(!operator.is_locked("KEYA").unwrap());
+}
+
+#[test]
+fn a_lock_under_the_id_of_a_broken_hold_is_a_lock_like_any_other() {
+    let server = server();
+    let path = "/LOCK/KEYA/CLIENT_A?request=R1";
+    let fence = |reply: Reply| -> u64 { reply.header("Lock-Fence").unwrap().parse().unwrap() };
+    let first = fence(ask(&server, path));
+    assert_eq!(fence(ask(&server, path)), first);
+    let operator = server.client("OPERATOR");
+    assert!(operator.break_lock("KEYA", first).unwrap());
+    assert!(fence(ask(&server, path)) > first);
+    assert_eq!(ask(&server, "/VERIFY/KEYA/CLIENT_A").body, "1\n");
 }
 
 #[test]

@@ -53,6 +53,9 @@
 //! | with tokens it takes an admin's | `break_lock::with_tokens_it_takes_the_role_admin_whatever_the_option_says` |
 //! | the former holder is told, until ten minutes after its lease would have ended | `table::tests::broken::the_former_holder_is_told_until_ten_minutes_after_its_lease_would_have_ended` |
 //! | the client says so | `break_lock::the_former_holder_is_told_that_its_lease_was_broken` |
+//! | and does not take a lost answer for a success | `break_lock::an_unlock_of_a_broken_hold_whose_answer_was_lost_has_unlocked_nothing` |
+//! | nor that to a BREAK for a no | `break_lock::a_break_whose_answer_was_lost_is_asked_again_and_not_taken_for_a_no` |
+//! | a repeat of its LOCK is a new one | `break_lock::a_lock_under_the_id_of_a_broken_hold_is_a_lock_like_any_other` |
 //! | a guard, too | `break_lock::a_guard_learns_at_its_next_renewal_that_it_was_broken` |
 //! | exec ends its command | `break_lock::exec_ends_its_command_when_the_key_is_broken_and_says_so` |
 //! | unlock, renew and verify say so | `break_lock::unlock_renew_and_verify_say_that_the_hold_was_broken` |
