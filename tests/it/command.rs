@@ -463,13 +463,14 @@ fn without_a_verb_the_server_runs() {
 #[test]
 fn the_options_of_the_server_reach_it() {
     let server = Foreground::run(
-        "--lock-timeout 20 --lock-attempt-timeout 0 --max-keys 1 --allow-shutdown --max-waiters 5 \
-         --reconnect-attempts 0 --time-between-attempts 0.1",
+        "--lock-timeout 20 --lock-attempt-timeout 0 --max-keys 1 --allow-shutdown --allow-break \
+         --max-waiters 5 --reconnect-attempts 0 --time-between-attempts 0.1",
     );
     let left = seconds_from_now(&http(&server.address, "/LOCK/KEYA/me"));
     assert!((19.0..=20.0).contains(&left), "{left}");
     assert_eq!(http(&server.address, "/LOCK/KEYA/you"), "0");
     assert!(http(&server.address, "/LOCK/KEYB/you").starts_with("0\n"));
+    server.typed("break --yes KEYA").expect(0, "1\n");
     server.typed("shutdown").expect(0, "1\n");
 }
 
