@@ -495,8 +495,7 @@ impl Crowd {
             match self.dice.below(4) {
                 0 => self.kill(victim),
                 1 => self.stop(victim),
-                // Most of them are of clients of the original, or of the dead.
-                _ => (0..2).for_each(|_| self.break_a_hold()),
+                _ => self.break_a_hold(),
             }
         }
     }
@@ -515,18 +514,21 @@ impl Crowd {
         self.add();
     }
 
-    /// Breaks the hold of one who is seen to hold a key, and another one where that was over by then. Mostly a young
-    /// one: those that are older are mostly those of the dead, who hear nothing.
+    /// Breaks the hold of one who is seen to hold a key, and another one where that was over by then. Mostly one that
+    /// is young, of a client of HTTP: those that are older are mostly those of the dead, who hear nothing, and the
+    /// original's clients hear no word for it.
     fn break_a_hold(&mut self) {
         for _ in 0..20 {
             let key = KEYS[self.dice.below(KEYS.len() as u64) as usize];
             let shown = self.operator.ask(&format!("/locks/{key}")).body;
             let is_any = self.dice.below(8) == 0;
-            let holds = shown.split("\"fence\":").skip(1);
-            let holds = holds.filter(|hold| is_any || hold.contains("\"held_seconds\":0.0"));
-            let fences = holds.map(|rest| {
-                let end = rest.find(',').expect("another field follows");
-                &rest[..end]
+            let people = shown.split("\"name\":\"client-").skip(1);
+            // Who only waits has no fence.
+            let fences = people.filter_map(|one| {
+                let process = one.split('.').next()?.parse().ok()?;
+                let would_hear = one.contains("\"held_seconds\":0.0") && !is_classic(process);
+                let (_, fence) = one.split_once("\"fence\":")?;
+                (is_any || would_hear).then(|| fence.split(',').next())?
             });
             let fences: Vec<&str> = fences.collect();
             if fences.is_empty() {
