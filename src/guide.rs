@@ -3,7 +3,7 @@
 //! - [`slots`]: readers and writers, and at most so many at a time
 //! - [`in_tests`]: a server for tests, in a process or in threads, and how the program under test finds it
 //! - [`wire`]: what goes over HTTP: questions, parameters, answers, and what a client may ask again
-//! - [`looking`]: who holds what, and who waits for it
+//! - [`looking`]: who holds what, who waits for it, and how the server does: status, metrics, alerts
 //! - [`access`]: who may ask: web pages, tokens, and what they do not protect from
 //! - [`in_async_code`]: blocking calls beside an async runtime, and waits that are called off
 //! - [`architecture`]: for maintainers: the rooms, the way of a question, the threads

@@ -55,7 +55,9 @@ pub use error::{Error, OtherServer, TlsFailure, Unreached};
 pub use lease::{Holder, Lease};
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub use options::Options;
-pub use protocol::json::{HeldBy, HeldKey, KeyDetail, LockPage, WaitingBy};
+pub use protocol::json::{
+    HeldBy, HeldKey, KeyDetail, LockPage, Sample, StatusReport, Totals, WaitingBy,
+};
 pub use refusal::Refusal;
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub use server::{Server, ServerState};

@@ -16,14 +16,16 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::journal::Journal;
 pub(crate) use self::look::Moment;
+pub(crate) use self::statistics::{BOUNDS, Histogram, Statistics};
 pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;
-use crate::lease::{self, Fence, Grant, Key, LeaseView};
+use crate::lease::{self, Fence, Grant, Key};
 use crate::refusal::Refusal;
 use crate::table::{Acquired, Ask, BrokenHold, Holding, Limits, LockTable, Terms};
 
 mod journal;
 mod look;
+mod statistics;
 mod waiter;
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
@@ -52,6 +54,7 @@ struct State {
     stopping: bool,
     /// `None` unless it is wanted.
     journal: Option<Journal>,
+    statistics: Statistics,
 }
 
 /// What was decided, to be delivered after the lock is dropped.
@@ -94,6 +97,7 @@ impl LockManager {
                 alarm: None,
                 stopping: false,
                 journal: Journal::begin(),
+                statistics: Statistics::default(),
             }),
             clock: Condvar::new(),
             terms,
@@ -198,6 +202,7 @@ impl LockManager {
         let pending = waiter.pending();
         self.end_wait(pending, |state, now| {
             state.table.reserve(now, &pending.key, pending.ticket);
+            state.statistics.abandoned += 1;
             Outcome::Abandoned
         });
         notify(waiter, Answerer::AnotherThread);
@@ -206,6 +211,7 @@ impl LockManager {
     fn time_out(&self, pending: &Pending) -> Outcome {
         self.end_wait(pending, |state, now| {
             state.table.abandon(now, &pending.key, pending.ticket);
+            state.statistics.timed_out += 1;
             state.refuse(&pending.key, Refusal::Timeout)
         })
     }
@@ -303,22 +309,6 @@ impl LockManager {
         self.state.lock().stopping
     }
 
-    /// The grant as it stands now, on the wall clock and without any.
-    pub fn view(&self, grant: Grant) -> LeaseView {
-        let left = self.left(grant);
-        LeaseView {
-            expires: SystemTime::now() + left,
-            left,
-            fence: grant.fence,
-            slots: grant.slots,
-        }
-    }
-
-    /// How long a grant's lease still lasts.
-    pub fn left(&self, grant: Grant) -> Duration {
-        grant.expires.saturating_duration_since(Instant::now())
-    }
-
     /// The critical section: everything that is decided of a key is decided in `decision`. Its lease has run out by
     /// then if its time has come. Those who were granted a key are notified after the lock is dropped.
     fn decide<R>(
@@ -395,6 +385,7 @@ impl State {
             }
         }
         while let Some(event) = self.table.next_event() {
+            self.statistics.count(&event);
             if let Some(journal) = &mut self.journal {
                 let line = journal.line(now, &event);
                 self.notifications.journal.push(line);

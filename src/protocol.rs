@@ -9,8 +9,8 @@ use std::time::Duration;
 
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
-pub(crate) use self::verbs::{MaxTimes, Parameter, Verb, VerbRow};
-use self::verbs::{PARAMETERS, Repeatable, VERBS};
+pub(crate) use self::verbs::{MaxTimes, Parameter, VERBS, Verb, VerbRow};
+use self::verbs::{PARAMETERS, Repeatable};
 use crate::lease::{LeaseView, MAX_SLOTS, Slots};
 use crate::refusal::Refusal;
 
@@ -223,6 +223,25 @@ pub(crate) enum Status {
     MethodNotAllowed = 405,
     Misdirected = 421,
     Unavailable = 503,
+}
+
+impl Status {
+    pub const ALL: [Status; 8] = [
+        Status::Ok,
+        Status::BadRequest,
+        Status::Unauthorized,
+        Status::Forbidden,
+        Status::NotFound,
+        Status::MethodNotAllowed,
+        Status::Misdirected,
+        Status::Unavailable,
+    ];
+
+    /// Where it stands among [all](Self::ALL).
+    pub fn index(self) -> usize {
+        let position = Status::ALL.iter().position(|status| *status == self);
+        position.expect("they are all there")
+    }
 }
 
 impl Reply {

@@ -49,7 +49,7 @@ pub enum Refusal {
 }
 
 /// The stable words, in the order of the variants.
-static WORDS: [(Refusal, &str); 19] = [
+static WORDS: [(Refusal, &str); Refusal::COUNT] = [
     (Refusal::Timeout, "timeout"),
     (Refusal::AlreadyHolder, "already-holder"),
     (Refusal::AlreadyWaiting, "already-waiting"),
@@ -72,6 +72,9 @@ static WORDS: [(Refusal, &str); 19] = [
 ];
 
 impl Refusal {
+    /// How many variants there are.
+    pub(crate) const COUNT: usize = 19;
+
     /// The stable word.
     pub fn as_str(self) -> &'static str {
         WORDS[self as usize].1

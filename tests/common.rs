@@ -6,6 +6,8 @@
 pub mod gateway;
 #[path = "common/program.rs"]
 pub mod program;
+#[path = "common/prometheus.rs"]
+pub mod prometheus;
 #[path = "common/proxy.rs"]
 pub mod proxy;
 #[path = "common/real_proxy.rs"]

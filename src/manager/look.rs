@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::LockManager;
+use crate::lease::{Grant, LeaseView};
 use crate::table::{Cursor, Filter, KeyPage, KeyView, Size, WaiterView};
 
 /// How many keys are looked at before others have their turns: some tenths of a millisecond.
@@ -44,6 +45,22 @@ impl Moment {
 }
 
 impl LockManager {
+    /// The grant as it stands now, on the wall clock and without any.
+    pub fn view(&self, grant: Grant) -> LeaseView {
+        let left = self.left(grant);
+        LeaseView {
+            expires: SystemTime::now() + left,
+            left,
+            fence: grant.fence,
+            slots: grant.slots,
+        }
+    }
+
+    /// How long a grant's lease still lasts.
+    pub fn left(&self, grant: Grant) -> Duration {
+        grant.expires.saturating_duration_since(Instant::now())
+    }
+
     pub fn size(&self) -> Size {
         self.state.lock().table.size()
     }

@@ -45,6 +45,8 @@ struct Noted {
     pending: Pending,
     notified: Mutex<Vec<(Answerer, thread::ThreadId)>>,
     has_gone: AtomicBool,
+    /// Found out without asking.
+    is_broken: AtomicBool,
 }
 
 impl Waiter for Noted {
@@ -53,7 +55,7 @@ impl Waiter for Noted {
     }
 
     fn is_there(&self) -> bool {
-        true
+        !self.is_broken.load(SeqCst)
     }
 
     fn has_gone(&self) -> bool {
@@ -94,6 +96,7 @@ impl Running {
                 pending,
                 notified: Mutex::default(),
                 has_gone: AtomicBool::new(false),
+                is_broken: AtomicBool::new(false),
             });
             waiter = Some(new.clone());
             new
@@ -675,6 +678,23 @@ fn a_key_is_never_granted_to_a_connection_that_is_known_to_be_broken() {
     grant_of(manager.wait_for(&cat));
     assert_eq!(manager.release("K", "cat", None), Ok(()));
     assert_eq!(manager.holding("K"), None);
+}
+
+/// Seen to fail: counted as one that left.
+#[test]
+fn a_waiter_that_is_passed_over_is_counted_once() {
+    let manager = start(LONG, LONG);
+    manager.granted("K", "ann");
+    let bob = manager.queued("K", "bob");
+    let cat = manager.queued("K", "cat");
+    bob.is_broken.store(true, SeqCst);
+    assert_eq!(manager.release("K", "ann", None), Ok(()));
+    grant_of(manager.wait_for(&cat));
+    manager.give_up(&bob);
+    let (size, statistics) = manager.statistics();
+    assert_eq!((size.keys, size.waiters), (1, 0));
+    assert_eq!((statistics.passed_over, statistics.abandoned), (1, 0));
+    assert_eq!((statistics.granted_at_once, statistics.handed_over), (1, 1));
 }
 
 #[test]

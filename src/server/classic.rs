@@ -45,6 +45,7 @@ use crate::server::access::{Asker, Caller};
 use crate::server::handler::Handler;
 use crate::server::listen;
 use crate::server::poller::Poller;
+use crate::server::status::ConnectionCount;
 
 /// How long a client may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -117,6 +118,15 @@ impl ClassicTransport {
         transport.0.state.lock().begin_thread();
         transport.0.start_thread()?;
         Ok(transport)
+    }
+
+    /// What counts the connections that are open.
+    pub fn connection_count(&self) -> ConnectionCount {
+        let classic = Arc::downgrade(&self.0);
+        Box::new(move || {
+            let classic = classic.upgrade();
+            classic.map_or(0, |classic| classic.state.lock().connections.len())
+        })
     }
 
     /// Accepts nothing more.
@@ -314,7 +324,9 @@ impl Classic {
             }
             Err(Malformed::BadRequest(reason)) => {
                 log::debug!("a classic request was answered 0: {reason}");
-                return Some("0\n".into());
+                let reply = Malformed::BadRequest(reason).into();
+                handler.status.requests.count(None, &reply);
+                return Some(reply.answer.to_string());
             }
         };
         let mut waiter = None;

@@ -79,8 +79,11 @@ impl Handler {
             }
             Verb::Readyz => Reply::yes(),
             Verb::Locks => self.status.locks(question),
+            Verb::Status => self.status.report(self.access.may_break(caller.role)),
+            Verb::Metrics => self.status.metrics(),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
+        self.status.requests.count(Some(question.verb), &reply);
         Some(reply)
     }
 
@@ -164,9 +167,12 @@ impl Handler {
         self.manager.abandon(waiter);
         // What was granted in the last moment is granted.
         let outcome = waiter.pending().outcome();
-        outcome
-            .and_then(|outcome| self.outcome_reply(outcome))
-            .unwrap_or_else(|| full("the machine has no thread left for one more waiter"))
+        if let Some(reply) = outcome.and_then(|outcome| self.outcome_reply(outcome)) {
+            return reply;
+        }
+        let reply = full("the machine has no thread left for one more waiter");
+        self.status.requests.count(Some(Verb::Lock), &reply);
+        reply
     }
 
     /// Gives up the place of a waiter at whose client's end something happened, if it has gone.
@@ -177,14 +183,19 @@ impl Handler {
         }
     }
 
-    /// The reply to a LOCK that is decided. `None` if its client has gone.
+    /// The reply to a LOCK that is decided, to be sent once. `None` if its client has gone.
     pub fn outcome_reply(&self, outcome: &Outcome) -> Option<Reply> {
-        let (refusal, holding) = match outcome {
-            Outcome::Granted(grant) => return Some(Reply::lease(self.manager.view(*grant))),
-            Outcome::Refused(refusal, holding) => (*refusal, holding.as_ref()),
+        let reply = match outcome {
+            Outcome::Granted(grant) => Reply::lease(self.manager.view(*grant)),
+            Outcome::Refused(refusal, holding) => self.refused(*refusal, holding.as_ref()),
             Outcome::Abandoned => return None,
         };
-        Some(match refusal {
+        self.status.requests.count(Some(Verb::Lock), &reply);
+        Some(reply)
+    }
+
+    fn refused(&self, refusal: Refusal, holding: Option<&Holding>) -> Reply {
+        match refusal {
             Refusal::Full => full("the server has as many waiters or held keys as it allows"),
             Refusal::Stopping => Reply::refusal(
                 Status::Unavailable,
@@ -192,7 +203,7 @@ impl Handler {
                 "the server is ending; nothing was locked",
             ),
             _ => self.with_holder(Reply::no(refusal), holding),
-        })
+        }
     }
 
     fn with_holder(&self, reply: Reply, holding: Option<&Holding>) -> Reply {

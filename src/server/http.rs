@@ -20,6 +20,7 @@ use self::leader::Leader;
 use self::parked::Parked;
 use super::handler::Handler;
 use super::poller::Poller;
+use super::status::ConnectionCount;
 use super::tiny::{Exchange, Sockets, TinyHttp};
 use super::workers::Workers;
 use super::workers::leadership::Lead;
@@ -124,6 +125,12 @@ impl HttpTransport {
     /// Whether no crowd takes memory at the moment that is about to be given back.
     pub fn is_calm(&self) -> bool {
         self.tiny.is_calm()
+    }
+
+    /// What counts the connections that are open.
+    pub fn connection_count(&self) -> ConnectionCount {
+        let sockets = self.http.sockets.clone();
+        Box::new(move || sockets.count())
     }
 
     fn tick(&mut self) {

@@ -157,6 +157,10 @@ impl Parts {
             let classic = classic.map_err(start_failed("cannot serve classic clients"))?;
             self.classic.push(classic);
         }
+        let http = self.http.iter().map(HttpTransport::connection_count);
+        let classic = self.classic.iter().map(ClassicTransport::connection_count);
+        let counts = http.chain(classic).collect();
+        self.handler.status.count_connections(counts);
         Ok(())
     }
 
@@ -187,6 +191,7 @@ impl Parts {
             for http in &mut self.http {
                 http.poll(happened.arrival);
             }
+            self.handler.status.tick();
             // It takes the allocator's locks, one after another: beside a thousand threads that allocate it takes long.
             if process_use == ProcessUse::Own && self.http.iter().all(HttpTransport::is_calm) {
                 trim.tick();
@@ -230,10 +235,12 @@ fn handler(
     let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
     let server = name_of_this_run();
     Ok(Arc::new(Handler {
-        status: ServerStatus {
-            manager: manager.clone(),
-            server: server.clone(),
-        },
+        status: ServerStatus::new(
+            manager.clone(),
+            server.clone(),
+            limits,
+            process_use == ProcessUse::Own,
+        ),
         manager,
         access: Access {
             allow_shutdown: options.allow_shutdown,

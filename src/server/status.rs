@@ -1,11 +1,25 @@
-//! What those who look in are shown: made here of what the lock manager holds.
+//! What those who look in are shown: made here of what the lock manager holds, and of what the server counts.
 
-use std::sync::Arc;
+mod history;
+mod metrics;
+mod process;
+mod requests;
 
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use self::history::History;
+use self::metrics::Scrape;
+use self::process::ProcessFigures;
+use self::requests::RequestCounts;
 use crate::manager::{LockManager, Moment};
-use crate::protocol::json::{HeldBy, HeldKey, KeyDetail, LockPage, WaitingBy, to_json};
+use crate::protocol::json::{
+    HeldBy, HeldKey, KeyDetail, LockPage, StatusReport, Totals, WaitingBy, to_json,
+};
 use crate::protocol::{Malformed, Parameter, Reply, Request};
-use crate::table::{Filter, HoldView, KeyView, WaiterView};
+use crate::table::{Filter, HoldView, KeyView, Limits, WaiterView};
 
 /// How many keys a page has whose question does not say.
 const USUAL_LIMIT: u64 = 100;
@@ -19,9 +33,123 @@ pub(crate) struct ServerStatus {
     pub manager: Arc<LockManager>,
     /// What this run of the server is called.
     pub server: Arc<str>,
+    /// The answers of both transports.
+    pub requests: RequestCounts,
+    limits: Limits,
+    /// Whether the process is the server's own.
+    has_process: bool,
+    started: Moment,
+    history: Mutex<History>,
+    /// How many connections each listener has. Not set until there is a transport.
+    connections: OnceLock<Vec<ConnectionCount>>,
 }
 
+/// Counts the connections of one listener.
+pub(crate) type ConnectionCount = Box<dyn Fn() -> usize + Send + Sync>;
+
 impl ServerStatus {
+    pub fn new(
+        manager: Arc<LockManager>,
+        server: Arc<str>,
+        limits: Limits,
+        has_process: bool,
+    ) -> Self {
+        let started = Moment::now();
+        ServerStatus {
+            manager,
+            server,
+            requests: RequestCounts::new(),
+            limits,
+            has_process,
+            started,
+            history: Mutex::new(History::begin(started.instant)),
+            connections: OnceLock::new(),
+        }
+    }
+
+    /// Has the connections counted that come in.
+    pub fn count_connections(&self, counts: Vec<ConnectionCount>) {
+        // There is one server, which serves once.
+        let _ = self.connections.set(counts);
+    }
+
+    fn connections(&self) -> usize {
+        let counts = self.connections.get().into_iter().flatten();
+        counts.map(|count| count()).sum()
+    }
+
+    /// Ends a sample of the history, if it is time. Called by the server's loop.
+    pub fn tick(&self) {
+        if self.history.lock().is_due(Instant::now()) {
+            self.record();
+        }
+    }
+
+    /// Ends a sample, and says in the log which leases have run out, if that is due.
+    pub fn record(&self) {
+        let (size, statistics) = self.manager.statistics();
+        let now = Moment::now();
+        let mut history = self.history.lock();
+        history.record(now, size, statistics);
+        let notice = history.notice(now.instant);
+        drop(history);
+        if let Some(notice) = notice {
+            log::info!("{notice}");
+        }
+    }
+
+    /// The reply to `/status`.
+    pub fn report(&self, may_break: bool) -> Reply {
+        let (size, statistics) = self.manager.statistics();
+        let now = Moment::now();
+        let process = ProcessFigures::read();
+        let is_stopping = self.manager.is_stopping();
+        let report = StatusReport {
+            server: self.server.to_string(),
+            now: now.time,
+            version: env!("CARGO_PKG_VERSION").into(),
+            role: "single".into(),
+            state: if is_stopping { "stopping" } else { "serving" }.into(),
+            started: self.started.time,
+            uptime: now.since(self.started.instant),
+            keys: size.keys,
+            holds: size.holds,
+            waiting: size.waiters,
+            connections: self.connections(),
+            threads: process.threads,
+            memory_bytes: process.resident_bytes,
+            event_streams: 0,
+            may_break,
+            totals: Totals {
+                granted: statistics.granted_at_once,
+                handed_over: statistics.handed_over,
+                released: statistics.released,
+                expired: statistics.expired,
+                renewed: statistics.renewed,
+                broken: statistics.broken,
+                timed_out: statistics.timed_out,
+            },
+            history: self.history.lock().samples(),
+        };
+        Reply::document(JSON, to_json(&report))
+    }
+
+    /// The reply to `/metrics`.
+    pub fn metrics(&self) -> Reply {
+        let (size, statistics) = self.manager.statistics();
+        let scrape = Scrape {
+            started: self.started.time,
+            size,
+            limits: self.limits,
+            statistics,
+            connections: self.connections(),
+            answers: self.requests.answers(),
+            refusals: self.requests.refusals(),
+            process: self.has_process.then(ProcessFigures::read),
+        };
+        Reply::document(metrics::CONTENT_TYPE, scrape.into_text())
+    }
+
     /// The reply to `/locks` and `/locks/key`.
     pub fn locks(&self, question: &Request) -> Reply {
         match question.key.is_empty() {

@@ -111,6 +111,22 @@
 //! | a page of the server's own is let in | `wire::a_page_of_the_servers_own_is_let_in_and_one_from_elsewhere_is_not` |
 //! | a name that is allowed is let in | `wire::a_server_on_loopback_is_asked_under_the_names_that_it_allows` |
 //! | also from nginx on the same machine | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
+//! | **Metrics and status** | |
+//! | each metric has its name, type, help and labels | `metrics::the_metrics_of_a_new_server_have_these_names_types_help_and_labels` |
+//! | as Prometheus has it | `metrics::promtool_finds_nothing_to_improve_in_the_metrics` |
+//! | and is documented | `metrics::each_metric_is_documented_with_its_type_and_its_labels` |
+//! | each counter counts what its row says | `metrics::each_counter_counts_what_its_row_says_and_nothing_else` |
+//! | also on the classic wire | `metrics::each_answer_of_the_classic_wire_is_counted` |
+//! | and waiters that are passed over | `manager::tests::a_waiter_that_is_passed_over_is_counted_once` |
+//! | the histograms add up | `metrics::a_histogram_counts_each_time_in_its_bucket_and_adds_all_up` |
+//! | the gauges | `metrics::the_gauges_show_what_there_is_now` |
+//! | nothing of a process that is a program's | `metrics::a_server_in_the_process_of_a_program_says_nothing_of_that_process` |
+//! | `/status`, and a sample for every five seconds | `metrics::the_status_has_these_fields_and_a_sample_for_every_five_seconds` |
+//! | of the last ten minutes | `server::status::history::ten_minutes_are_kept_and_each_sample_has_what_happened_in_it` |
+//! | the log says which leases ran out | `metrics::the_log_says_that_a_lease_ran_out_and_names_the_key_and_the_holder_escaped` |
+//! | once a minute at most | `server::status::history::leases_that_ran_out_are_told_once_a_minute_at_most_with_the_last_one_escaped` |
+//! | a real Prometheus reads the metrics | `metrics::prometheus_reads_the_metrics_with_and_without_a_token` |
+//! | the guide's alert rules are valid | `metrics::promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist` |
 //! | **Access** | |
 //! | each role of a token may what it is for | `access::each_role_may_what_it_is_for_and_no_more` |
 //! | SHUTDOWN takes an admin's token | `access::shutdown_takes_the_role_admin_whatever_allow_shutdown_says` |
@@ -346,6 +362,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod metrics;
 mod names;
 mod other_server;
 mod proxied;

@@ -104,7 +104,11 @@ impl Http {
     pub(super) fn read_body(self: &Arc<Self>, mut exchange: Exchange) {
         match exchange.turns_out_empty() {
             true => self.answer(exchange),
-            false => exchange.refuse_body(&body_refused()),
+            false => {
+                let reply = body_refused();
+                self.count(exchange.target(), &reply);
+                exchange.refuse_body(&reply);
+            }
         }
     }
 
@@ -121,7 +125,10 @@ impl Http {
                 self.run(Task::Look(exchange.into(), caller));
             }
             Ok(request) => self.carry_out(exchange, &request, &caller),
-            Err(reply) => exchange.answer(&reply),
+            Err(reply) => {
+                self.count(&target, &reply);
+                exchange.answer(&reply);
+            }
         }
     }
 
@@ -130,8 +137,17 @@ impl Http {
         let target = exchange.target().to_owned();
         match understand(&exchange, &target, &self.handler) {
             Ok(request) => self.carry_out(exchange, &request, caller),
-            Err(reply) => exchange.answer(&reply),
+            Err(reply) => {
+                self.count(&target, &reply);
+                exchange.answer(&reply);
+            }
         }
+    }
+
+    /// Counts a reply to what the handler is not asked. The handler counts all others.
+    fn count(&self, target: &str, reply: &Reply) {
+        let verb = Request::verb_row(target).map(|row| row.verb);
+        self.handler.status.requests.count(verb, reply);
     }
 
     /// Answers a request, or parks it until its answer is decided.
@@ -168,6 +184,7 @@ impl Http {
         }
         let is_slow = matches!(why, TurnedAway::WrongToken(_, true));
         let reply = refused(why);
+        self.count(target, &reply);
         match is_slow {
             true => self.delayed.hold_back(exchange, reply),
             false => exchange.answer(&reply),

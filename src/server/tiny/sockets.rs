@@ -85,6 +85,14 @@ impl Sockets {
         Ok(())
     }
 
+    /// How many connections there are; without a descriptor to look with, how many there were.
+    pub fn count(&self) -> usize {
+        match self.look_up() {
+            Ok(connections) => connections.0.len(),
+            Err(_) => self.known.lock().0.len(),
+        }
+    }
+
     /// The connections as they were when last looked up.
     pub(super) fn known(&self) -> Vec<(SocketAddr, SocketPair)> {
         let known = self.known.lock();

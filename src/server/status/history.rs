@@ -1,0 +1,183 @@
+//! The last ten minutes, a sample for every five seconds; and the notice of leases that ran out.
+//!
+//! Kept by the server's loop, which takes the manager's mutex once for each sample.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::manager::{Moment, Statistics};
+use crate::protocol::json::Sample;
+use crate::table::Size;
+
+/// How long a sample is, at the least: the loop may come later.
+const SAMPLE: Duration = Duration::from_secs(5);
+
+/// Ten minutes.
+const MOST_SAMPLES: usize = 120;
+
+/// How often it is said at most that leases ran out.
+const NOTICE: Duration = Duration::from_secs(60);
+
+pub(super) struct History {
+    samples: VecDeque<Sample>,
+    /// What had happened by the end of the last one, and when that was.
+    last: Statistics,
+    last_at: Instant,
+    /// How many leases had run out when that was last said, and when it may be said again.
+    told: u64,
+    next_notice: Instant,
+}
+
+impl History {
+    pub fn begin(now: Instant) -> Self {
+        History {
+            samples: VecDeque::with_capacity(MOST_SAMPLES),
+            last: Statistics::default(),
+            last_at: now,
+            told: 0,
+            next_notice: now,
+        }
+    }
+
+    /// From the oldest to the latest.
+    pub fn samples(&self) -> Vec<Sample> {
+        self.samples.iter().cloned().collect()
+    }
+
+    /// Whether a sample is over.
+    pub fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_at) >= SAMPLE
+    }
+
+    /// Ends a sample.
+    pub fn record(&mut self, now: Moment, size: Size, statistics: Statistics) {
+        let waits = statistics.waits.since(&self.last.waits);
+        if self.samples.len() == MOST_SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(Sample {
+            at: now.time,
+            length: now.since(self.last_at),
+            granted: statistics.granted() - self.last.granted(),
+            waiting: size.waiters,
+            keys: size.keys,
+            wait_p50: waits.quantile(0.5),
+            wait_p99: waits.quantile(0.99),
+        });
+        self.last = statistics;
+        self.last_at = now.instant;
+    }
+
+    /// What is to be said of the leases that have run out by the end of the last sample, if that is due.
+    pub fn notice(&mut self, now: Instant) -> Option<String> {
+        let (key, holder) = self.last.last_expired.as_ref()?;
+        let new = self.last.expired - self.told;
+        if new == 0 || now < self.next_notice {
+            return None;
+        }
+        self.told = self.last.expired;
+        self.next_notice = now + NOTICE;
+        let leases = match new {
+            1 => "1 lease ran out while its holder was silent:".into(),
+            _ => format!("{new} leases ran out while their holders were silent, the last one:"),
+        };
+        Some(format!("{leases} {key:?}, held by {holder:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size {
+        keys: 2,
+        holds: 3,
+        waiters: 1,
+    };
+
+    fn later(moment: Moment, seconds: u64) -> Moment {
+        let later = Duration::from_secs(seconds);
+        Moment {
+            instant: moment.instant + later,
+            time: moment.time + later,
+        }
+    }
+
+    fn expired(count: u64, key: &str) -> Statistics {
+        Statistics {
+            expired: count,
+            last_expired: Some((key.into(), "A\n".into())),
+            ..Statistics::default()
+        }
+    }
+
+    #[test]
+    fn ten_minutes_are_kept_and_each_sample_has_what_happened_in_it() {
+        let begin = Moment::now();
+        let mut history = History::begin(begin.instant);
+        assert!(!history.is_due(later(begin, 4).instant));
+        assert!(history.is_due(later(begin, 5).instant));
+        for number in 1..=130 {
+            let statistics = Statistics {
+                granted_at_once: 2 * number,
+                handed_over: number,
+                repeated: 7 * number,
+                ..Statistics::default()
+            };
+            history.record(later(begin, 5 * number), SIZE, statistics);
+        }
+        let samples = history.samples();
+        assert_eq!(samples.len(), 120);
+        assert_eq!(samples[0].at, later(begin, 55).time);
+        assert_eq!(samples[119].at, later(begin, 650).time);
+        for sample in &samples {
+            assert_eq!((sample.granted, sample.waiting, sample.keys), (3, 1, 2));
+            assert_eq!(sample.length, Duration::from_secs(5));
+            assert_eq!((sample.wait_p50, sample.wait_p99), (None, None));
+        }
+    }
+
+    #[test]
+    fn leases_that_ran_out_are_told_once_a_minute_at_most_with_the_last_one_escaped() {
+        let begin = Moment::now();
+        let mut history = History::begin(begin.instant);
+        let mut told = Vec::new();
+        for (at, count) in [
+            (5, 0),
+            (10, 1),
+            (15, 3),
+            (65, 3),
+            (70, 4),
+            (130, 4),
+            (200, 5),
+        ] {
+            let statistics = match count {
+                0 => Statistics::default(),
+                _ => expired(count, &format!("K{count}")),
+            };
+            let now = later(begin, at);
+            history.record(now, SIZE, statistics);
+            told.extend(history.notice(now.instant).map(|line| (at, line)));
+        }
+        let line = |text: &str| text.to_string();
+        assert_eq!(
+            told,
+            [
+                (
+                    10,
+                    line(r#"1 lease ran out while its holder was silent: "K1", held by "A\n""#)
+                ),
+                (
+                    70,
+                    line(
+                        r#"3 leases ran out while their holders were silent, the last one: "K4", held by "A\n""#
+                    )
+                ),
+                (
+                    200,
+                    line(r#"1 lease ran out while its holder was silent: "K5", held by "A\n""#)
+                ),
+            ]
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! The metrics, in the form that Prometheus reads. Made in one pass over what was copied out for this one answer: nothing
+//! is registered anywhere else. No label is a key or a name.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, prometheus_text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::process::ProcessFigures;
+use crate::manager::{BOUNDS, Histogram, Statistics};
+use crate::table::{Limits, Size};
+
+pub(super) use prometheus_text::CONTENT_TYPE;
+
+/// What one answer is made of.
+#[derive(Debug)]
+pub(super) struct Scrape {
+    pub started: SystemTime,
+    pub size: Size,
+    pub limits: Limits,
+    pub statistics: Statistics,
+    pub connections: usize,
+    pub answers: Vec<(&'static str, u16, u64)>,
+    pub refusals: Vec<(&'static str, u64)>,
+    /// `None` if the process is that of a program.
+    pub process: Option<ProcessFigures>,
+}
+
+impl Scrape {
+    pub fn into_text(self) -> String {
+        let mut registry = Registry::default();
+        if let Some(process) = self.process {
+            let of_process = registry.sub_registry_with_prefix("process");
+            of_process.register_collector(Box::new(process));
+        }
+        let own = registry.sub_registry_with_prefix("lock_server");
+        own.register_collector(Box::new(self));
+        let mut text = String::new();
+        // Only what is written to can fail.
+        prometheus_text::encode(&mut text, &registry).expect("a string takes all that is written");
+        text
+    }
+
+    fn encode_state(&self, to: &mut Families) -> fmt::Result {
+        let version = env!("CARGO_PKG_VERSION");
+        to.info("build", "The version.", ("version", version))?;
+        let started = unix_seconds(self.started);
+        to.gauge(
+            "start_time_seconds",
+            "When the server began, in Unix time.",
+            started,
+        )?;
+        let (size, limits) = (self.size, self.limits);
+        to.gauge("keys", "Keys that are held.", size.keys)?;
+        to.gauge(
+            "holds",
+            "Holds of all keys: more than keys where several hold one.",
+            size.holds,
+        )?;
+        to.gauge(
+            "max_holds",
+            "Holds that there may be: a LOCK beyond them is refused.",
+            limits.holds,
+        )?;
+        to.gauge("waiters", "LOCKs that wait.", size.waiters)?;
+        to.gauge(
+            "max_waiters",
+            "LOCKs that may wait: one beyond them is refused.",
+            limits.waiters,
+        )?;
+        to.gauge(
+            "connections",
+            "Connections of clients that are open.",
+            self.connections,
+        )
+    }
+
+    fn encode_locks(&self, to: &mut Families) -> fmt::Result {
+        let of = &self.statistics;
+        let grants = [
+            ([("how", "at_once".into())], of.granted_at_once),
+            ([("how", "handed_over".into())], of.handed_over),
+            ([("how", "repeated".into())], of.repeated),
+        ];
+        to.counters("grants", "LOCKs that were granted.", grants)?;
+        let left = [
+            ([("why", "timed_out".into())], of.timed_out),
+            ([("why", "gone".into())], of.abandoned),
+        ];
+        to.counters("waiters_left", "Waits that ended without the key.", left)?;
+        let help = "Waiters whose client was gone when their turn came.";
+        to.counter("waiters_passed_over", help, of.passed_over)?;
+        to.counter("releases", "Holds that UNLOCK ended.", of.released)?;
+        to.counter("expiries", "Holds whose lease ran out.", of.expired)?;
+        to.counter("breaks", "Holds that BREAK ended.", of.broken)?;
+        to.counter("renewals", "Leases that were renewed.", of.renewed)
+    }
+
+    fn encode_times(&self, to: &mut Families) -> fmt::Result {
+        let of = &self.statistics;
+        let help = "How long those waited who were granted a key after a wait.";
+        to.histogram("wait_seconds", help, &of.waits)?;
+        to.histogram(
+            "hold_seconds",
+            "How long the holds lasted that are over.",
+            &of.holds,
+        )
+    }
+
+    fn encode_requests(&self, to: &mut Families) -> fmt::Result {
+        let answers = self.answers.iter().map(|(verb, status, count)| {
+            let labels = [("verb", verb.to_string()), ("status", status.to_string())];
+            (labels, *count)
+        });
+        let help = "Requests that were answered. What is no verb is other.";
+        to.counters("requests", help, answers)?;
+        let words = self.refusals.iter();
+        let refusals = words.map(|(word, count)| ([("word", word.to_string())], *count));
+        to.counters(
+            "refusals",
+            "Answers of 0, by the word of Lock-Result.",
+            refusals,
+        )
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut families = Families(encoder);
+        self.encode_state(&mut families)?;
+        self.encode_locks(&mut families)?;
+        self.encode_times(&mut families)?;
+        self.encode_requests(&mut families)
+    }
+}
+
+/// The names are those of Prometheus' own client libraries.
+impl Collector for ProcessFigures {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut to = Families(encoder);
+        let cpu = self.cpu.as_secs_f64();
+        to.counter(
+            "cpu_seconds",
+            "Time computed, of the user and the system.",
+            cpu,
+        )?;
+        to.gauge(
+            "resident_memory_bytes",
+            "Memory in use.",
+            self.resident_bytes,
+        )?;
+        to.gauge(
+            "virtual_memory_bytes",
+            "Memory that has addresses.",
+            self.virtual_bytes,
+        )?;
+        to.gauge(
+            "open_fds",
+            "Descriptors that are open.",
+            self.open_descriptors,
+        )?;
+        to.gauge(
+            "max_fds",
+            "Descriptors that may be open.",
+            self.max_descriptors,
+        )?;
+        to.gauge("threads", "Threads.", self.threads)?;
+        let started = unix_seconds(self.started);
+        to.gauge(
+            "start_time_seconds",
+            "When the process began, in Unix time.",
+            started,
+        )
+    }
+}
+
+/// Writes families of metrics.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn info(&mut self, name: &str, help: &str, label: (&str, &str)) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Info)?;
+        family.encode_info(&[label])
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        family.encode_gauge(&value)
+    }
+
+    /// `_total` is added to the name.
+    fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        family.encode_counter::<NoLabelSet, _, f64>(&value, None)
+    }
+
+    /// A counter for each set of labels.
+    fn counters<const LABELS: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        counters: impl IntoIterator<Item = ([(&'static str, String); LABELS], u64)>,
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, count) in counters {
+            let mut counter = family.encode_family(&labels)?;
+            counter.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
+        }
+        Ok(())
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, times: &Histogram) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let bounds = BOUNDS
+            .iter()
+            .map(Duration::as_secs_f64)
+            .chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(times.counts).collect();
+        family.encode_histogram::<NoLabelSet>(
+            times.sum.as_secs_f64(),
+            times.count(),
+            &buckets,
+            None,
+        )
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
