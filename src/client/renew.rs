@@ -42,7 +42,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`renew`](Self::renew); [`Error::Refused`] with
-    /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the time is out of the server's range.
+    /// [`Refusal::BadRequest`] if the time is out of the server's range.
     pub fn renew_with(&self, key: &str, options: &RenewOptions) -> Result<Option<Lease>, Error> {
         let question = self
             .question(Verb::Renew, key)?
