@@ -14,6 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use self::feed::Feeds;
+pub(crate) use self::feed::{FeedChange, FeedEvent, FeedId, TakenEvents};
 use self::journal::Journal;
 pub(crate) use self::look::Moment;
 pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
@@ -22,6 +24,7 @@ use crate::lease::{self, Fence, Grant, Key, LeaseView};
 use crate::refusal::Refusal;
 use crate::table::{Acquired, Ask, Holding, Limits, LockTable, Terms};
 
+mod feed;
 mod journal;
 mod look;
 mod waiter;
@@ -52,6 +55,7 @@ struct State {
     stopping: bool,
     /// `None` unless it is wanted.
     journal: Option<Journal>,
+    feeds: Feeds,
 }
 
 /// What was decided, to be delivered after the lock is dropped.
@@ -94,6 +98,7 @@ impl LockManager {
                 alarm: None,
                 stopping: false,
                 journal: Journal::begin(),
+                feeds: Feeds::default(),
             }),
             clock: Condvar::new(),
             terms,
@@ -378,6 +383,7 @@ impl State {
             }
         }
         while let Some(event) = self.table.next_event() {
+            self.feeds.note(now, &event);
             if let Some(journal) = &mut self.journal {
                 let line = journal.line(now, &event);
                 self.notifications.journal.push(line);

@@ -2,6 +2,7 @@
 //!
 //! Times stand there twice: as RFC 3339, on the server's clock, and as seconds, which need no clock like the server's.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -114,6 +115,127 @@ pub struct WaitingBy {
     pub left: Duration,
 }
 
+/// A change of a key, or of its queue: what [`Client::events`](crate::Client::events) returns. What an event does not
+/// have is `None`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LockEvent {
+    /// What happened.
+    #[serde(rename = "event")]
+    pub kind: LockEventKind,
+    /// When, on the server's clock.
+    #[serde(with = "rfc3339")]
+    pub at: SystemTime,
+    /// The key. Empty in [`Missed`](LockEventKind::Missed).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub key: String,
+    /// Who holds the key, held it, waits for it or waited for it. Empty in [`Missed`](LockEventKind::Missed).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The number of the grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
+    /// How many may hold the key together with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// How long the lease lasted from then on.
+    #[serde(
+        rename = "left_seconds",
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "seconds_or_none"
+    )]
+    pub left: Option<Duration>,
+    /// How long it had waited for the grant.
+    #[serde(
+        rename = "waited_seconds",
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "seconds_or_none"
+    )]
+    pub waited: Option<Duration>,
+    /// How long it had held the key.
+    #[serde(
+        rename = "held_seconds",
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "seconds_or_none"
+    )]
+    pub held: Option<Duration>,
+    /// Who broke the lock, by its own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// How many events were left out here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<u64>,
+}
+
+impl LockEvent {
+    /// One that has nothing but a kind and a time.
+    pub(crate) fn new(kind: LockEventKind, at: SystemTime) -> Self {
+        LockEvent {
+            kind,
+            at,
+            key: String::new(),
+            name: String::new(),
+            fence: None,
+            slots: None,
+            left: None,
+            waited: None,
+            held: None,
+            by: None,
+            events: None,
+        }
+    }
+}
+
+/// What happened to a key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum LockEventKind {
+    /// It was granted at once: `fence`, `slots`, `left`.
+    Granted,
+    /// It was granted to one who had waited: `fence`, `slots`, `left`, `waited`.
+    HandedOver,
+    /// Its holder unlocked it: `fence`, `held`.
+    Released,
+    /// Its lease ran out: `fence`, `held`. Noticed at that instant if anybody waits for the key, and otherwise within
+    /// a second or so.
+    Expired,
+    /// An operator ended the hold: `fence`, `held`, `by`.
+    Broken,
+    /// Its lease has another end: `fence`, `left`.
+    Renewed,
+    /// Somebody begins to wait for it: `slots`.
+    Queued,
+    /// Somebody waits for it no more, and was not granted it: out of patience, or gone.
+    Left,
+    /// So many `events` came faster than the server sends them, and were left out.
+    Missed,
+    /// What a newer server calls so.
+    #[serde(untagged)]
+    Other(String),
+}
+
+/// The word of the wire, such as `handed-over`.
+impl fmt::Display for LockEventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LockEventKind::Granted => "granted",
+            LockEventKind::HandedOver => "handed-over",
+            LockEventKind::Released => "released",
+            LockEventKind::Expired => "expired",
+            LockEventKind::Broken => "broken",
+            LockEventKind::Renewed => "renewed",
+            LockEventKind::Queued => "queued",
+            LockEventKind::Left => "left",
+            LockEventKind::Missed => "missed",
+            LockEventKind::Other(word) => word,
+        })
+    }
+}
+
 /// What is shown, as JSON, with a line feed in the end.
 pub(crate) fn to_json(shown: &impl Serialize) -> String {
     // Only a map with keys that are no strings, or a type that fails by itself, can't be written.
@@ -158,5 +280,23 @@ pub(crate) mod seconds {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let seconds = f64::deserialize(from)?;
         Duration::try_from_secs_f64(seconds).map_err(Error::custom)
+    }
+}
+
+/// As [`seconds`], where there is one.
+mod seconds_or_none {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => super::seconds::serialize(time, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        super::seconds::deserialize(from).map(Some)
     }
 }

@@ -28,6 +28,7 @@ pub(crate) enum Verb {
     Livez,
     Readyz,
     Locks,
+    Events,
 }
 
 /// A row of the verb table.
@@ -71,7 +72,7 @@ const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::Stale
 /// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 10] = [
+pub(crate) static VERBS: [VerbRow; 11] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
         is_safe: true, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
@@ -96,6 +97,9 @@ pub(crate) static VERBS: [VerbRow; 10] = [
         is_safe: true, role: None, is_classic: false, refusals: &[], names_are_optional: false, is_slow: false },
     VerbRow { verb: Verb::Locks, name: "locks", names: KEY, names_are_optional: true, is_slow: true,
         parameters: &[Parameter::Prefix, Parameter::Holder, Parameter::Limit, Parameter::After],
+        repeatable: Repeatable::Always, is_safe: true, role: Some(Role::Read), is_classic: false, refusals: &[] },
+    VerbRow { verb: Verb::Events, name: "events", names: &[], names_are_optional: false, is_slow: true,
+        parameters: &[Parameter::Prefix],
         repeatable: Repeatable::Always, is_safe: true, role: Some(Role::Read), is_classic: false, refusals: &[] },
 ];
 

@@ -75,6 +75,8 @@ impl Handler {
             }
             Verb::Readyz => Reply::yes(),
             Verb::Locks => self.status.locks(question),
+            // HTTP sends what comes after it.
+            Verb::Events => Reply::event_stream(),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         Some(reply)
@@ -156,11 +158,7 @@ impl Handler {
         };
         Some(match refusal {
             Refusal::Full => full("the server has as many waiters or held keys as it allows"),
-            Refusal::Stopping => Reply::refusal(
-                Status::Unavailable,
-                Refusal::Stopping,
-                "the server is ending; nothing was locked",
-            ),
+            Refusal::Stopping => stopping("nothing was locked"),
             _ => self.with_holder(Reply::no(refusal), holding),
         })
     }
@@ -183,7 +181,14 @@ fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply
     }
 }
 
-fn full(message: &str) -> Reply {
+/// The reply of a server that ends.
+pub(super) fn stopping(then: &str) -> Reply {
+    let message = format!("the server is ending; {then}");
+    Reply::refusal(Status::Unavailable, Refusal::Stopping, message)
+}
+
+/// The reply where the server has as much as it takes.
+pub(super) fn full(message: &str) -> Reply {
     Reply::refusal(
         Status::Unavailable,
         Refusal::Full,

@@ -7,6 +7,8 @@ use crate::protocol::json::{HeldBy, HeldKey, KeyDetail, LockPage, WaitingBy, to_
 use crate::protocol::{Malformed, Parameter, Reply, Request};
 use crate::table::{Filter, HoldView, KeyView, WaiterView};
 
+pub(super) mod events;
+
 /// How many keys a page has whose question does not say.
 const USUAL_LIMIT: u64 = 100;
 
