@@ -3,6 +3,7 @@
 pub mod advice;
 pub mod args;
 pub mod ask;
+pub mod break_lock;
 pub mod completion;
 pub mod daemon;
 pub mod endpoint;

@@ -20,6 +20,7 @@ use crate::token::Token;
 
 mod acquire;
 mod address;
+mod break_lock;
 mod cancel;
 mod connection;
 mod guard;
@@ -34,6 +35,7 @@ mod renewal;
 mod request_id;
 mod resolver;
 mod servers_met;
+mod show;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
@@ -246,7 +248,7 @@ impl Client {
     /// [`Error::LeaseLost`] if it may have run out.
     pub fn keep(&self, lease: Lease) -> Result<Guard, Error> {
         if lease.remaining().is_zero() {
-            return Err(Error::lease_lost(&lease, None));
+            return Err(Error::lease_lost(&lease, None, None));
         }
         Guard::keep(self, lease)
     }

@@ -137,7 +137,8 @@ pub enum Error {
         source: io::Error,
     },
     /// A lease that was to be kept is over, or may be: it was not renewed in time, somebody of the same name
-    /// unlocked its key, or another server than the one that granted it answers now.
+    /// unlocked its key, somebody [broke](crate::Client::break_lock) it, or another server than the one that granted it
+    /// answers now.
     LeaseLost {
         /// The key.
         key: String,
@@ -146,6 +147,10 @@ pub enum Error {
         /// The other server, if that is the reason. At the one that granted it, the key may stay locked until the
         /// lease runs out.
         other_server: Option<OtherServer>,
+        /// What the server said of it: [`Refusal::Free`], [`Refusal::NotHolder`], [`Refusal::StaleFence`] or
+        /// [`Refusal::Broken`]. `None` where it said nothing: the lease was not renewed in time, or another server
+        /// answers.
+        reason: Option<Refusal>,
     },
     /// There is no thread to renew a lease in; its key was unlocked again.
     CannotRenew {
@@ -247,12 +252,17 @@ impl fmt::Display for TlsFailure {
 }
 
 impl Error {
-    /// The lease is lost, perhaps because of another server.
-    pub(crate) fn lease_lost(lease: &Lease, other_server: Option<OtherServer>) -> Self {
+    /// The lease is lost, perhaps because of another server, or as the server says.
+    pub(crate) fn lease_lost(
+        lease: &Lease,
+        other_server: Option<OtherServer>,
+        reason: Option<Refusal>,
+    ) -> Self {
         Error::LeaseLost {
             key: lease.key.clone(),
             fence: lease.fence,
             other_server,
+            reason,
         }
     }
 
@@ -290,13 +300,17 @@ impl Error {
         }
     }
 
-    /// Because of which other server a lease is lost, if one answers, in words.
+    /// Because of which other server a lease is lost, or that somebody broke it, in words.
     fn because_of(&self) -> String {
         match self {
             Error::LeaseLost {
                 other_server: Some(other_server),
                 ..
             } => format!("{other_server}; "),
+            Error::LeaseLost {
+                reason: Some(Refusal::Broken),
+                ..
+            } => "it was broken by an operator; ".into(),
             _ => String::new(),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! The journal's lines and the notifications of those who wait are made of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::lease::{Fence, Grant, Key, Requester, Slots, Ticket};
@@ -30,6 +31,12 @@ pub(crate) enum Change<W> {
     Released(EndedHold),
     /// The lease ran out. Told when it is noticed: at that instant if anyone waits for the key.
     Expired(EndedHold),
+    /// Somebody ended the hold who need not be its holder.
+    Broken {
+        ended: EndedHold,
+        /// Who, by its own words. `None` where it did not say.
+        by: Option<Arc<str>>,
+    },
     Queued {
         ticket: Ticket,
         slots: Slots,

@@ -44,6 +44,9 @@ pub mod wire {
 }
 
 pub mod looking {
+    #![doc = "[`Client::break_lock`]: crate::Client::break_lock"]
+    #![doc = "[`Lease::fence`]: crate::Lease::fence"]
+    #![doc = ""]
     #![doc = include_str!("guide/looking.md")]
 }
 

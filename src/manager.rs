@@ -22,7 +22,7 @@ pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;
 use crate::lease::{self, Fence, Grant, Key, LeaseView};
 use crate::refusal::Refusal;
-use crate::table::{Acquired, Ask, Holding, Limits, LockTable, Terms};
+use crate::table::{Acquired, Ask, BrokenHold, Holding, Limits, LockTable, Terms};
 
 mod feed;
 mod journal;
@@ -233,7 +233,21 @@ impl LockManager {
     /// waits for the next holder to hear of it.
     pub fn release(&self, key: &str, requester: &str, fence: Option<Fence>) -> Result<(), Refusal> {
         self.decide(key, Answerer::ThisThread, |state, now| {
-            state.table.release(now, key, requester, fence)
+            let released = state.table.release(now, key, requester, fence);
+            released.map_err(|no| state.table.why_not(now, key, requester, fence, no))
+        })
+    }
+
+    /// Ends the hold under that fence, whoever has it. Who is next is answered as by [`release`](Self::release). `by` is
+    /// who does so, in its own words.
+    pub fn break_hold(
+        &self,
+        key: &str,
+        fence: Fence,
+        by: Option<Arc<str>>,
+    ) -> Result<BrokenHold, Refusal> {
+        self.decide(key, Answerer::ThisThread, |state, now| {
+            state.table.break_hold(now, key, fence, by)
         })
     }
 
@@ -246,7 +260,9 @@ impl LockManager {
         lock_timeout: Option<Duration>,
     ) -> Result<Grant, Refusal> {
         self.decide(key, Answerer::AnotherThread, |state, now| {
-            state.table.renew(now, key, requester, fence, lock_timeout)
+            let table = &mut state.table;
+            let renewed = table.renew(now, key, requester, fence, lock_timeout);
+            renewed.map_err(|no| table.why_not(now, key, requester, fence, no))
         })
     }
 
@@ -264,8 +280,9 @@ impl LockManager {
         requester: &str,
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
-        self.decide(key, Answerer::AnotherThread, |state, _| {
-            state.table.verify(key, requester, fence)
+        self.decide(key, Answerer::AnotherThread, |state, now| {
+            let held = state.table.verify(key, requester, fence);
+            held.map_err(|no| state.table.why_not(now, key, requester, fence, no))
         })
     }
 

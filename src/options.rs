@@ -59,11 +59,15 @@ pub struct Options {
     /// takes a token of the role `admin`, whatever this says, and this is for the classic port alone.
     pub allow_shutdown: bool,
 
+    /// Whether anybody may end another client's hold with `BREAK`. Default `false`: it gets `403`. With a
+    /// [`token_file`](Self::token_file) it takes a token of the role `admin`, whatever this says.
+    pub allow_break: bool,
+
     /// A file of tokens, of which a client has to show one: `Authorization: Bearer TOKEN`, or as the password of Basic.
     /// Default `None`: everybody may ask everything.
     ///
     /// Each line is `ROLE TOKEN`, up to 100 of them; blank lines and those that begin with `#` do not count. A role is
-    /// `read` (CHECK, VERIFY and the lower-case paths), `lock` (the verbs, too) or `admin` (SHUTDOWN, too); PING, `/livez`
+    /// `read` (CHECK, VERIFY and the lower-case paths), `lock` (the verbs, too) or `admin` (SHUTDOWN and BREAK, too); PING, `/livez`
     /// and `/readyz` take no token. A [`Token`](crate::Token) is 8 to 256 of `A-Z a-z 0-9 - . _ ~ + / =`, and at least
     /// one has to be of the role `lock` or `admin`. The file has to be this user's or root's, and nobody else may have
     /// a right to it (mode 600).
@@ -120,6 +124,7 @@ impl Default for Options {
             host: "127.0.0.1".into(),
             allowed_hosts: Vec::new(),
             allow_shutdown: false,
+            allow_break: false,
             token_file: None,
             reconnect_attempts: 3,
             time_between_attempts: Duration::from_secs(1),

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
 pub(crate) use self::verbs::{MaxTimes, Parameter, Verb, VerbRow};
-use self::verbs::{PARAMETERS, Repeatable, SAFE_METHODS, VERBS};
+use self::verbs::{PARAMETERS, Repeatable, VERBS};
 use crate::lease::{LeaseView, MAX_SLOTS, Slots};
 use crate::refusal::Refusal;
 
@@ -138,9 +138,10 @@ impl<'a> Request<'a> {
 
 /// The reply to a method that this target's path does not take.
 pub(crate) fn method_not_allowed(method: &str, target: &str) -> Reply {
-    let methods = Request::verb_row(target).map_or(SAFE_METHODS, VerbRow::methods);
+    let methods = Request::methods(target).as_str();
     let method = shorten(method);
-    let message = format!("{method} is not for this path; use one of {methods}");
+    let one_of = if methods.contains(',') { "one of " } else { "" };
+    let message = format!("{method} is not for this path; use {one_of}{methods}");
     Reply::refusal(Status::MethodNotAllowed, Refusal::BadMethod, message)
         .with_header("Allow", methods)
 }

@@ -20,15 +20,19 @@ pub enum Refusal {
     Full,
     /// LOCK: the server is ending, and nothing was locked.
     Stopping,
-    /// CHECK, UNLOCK, RENEW, VERIFY: nobody holds the key.
+    /// CHECK, UNLOCK, RENEW, VERIFY, BREAK: nobody holds the key.
     Free,
     /// UNLOCK, RENEW, VERIFY: another name holds the key.
     NotHolder,
-    /// UNLOCK, RENEW, VERIFY: this name holds the key, but under another fence than the question names.
+    /// UNLOCK, RENEW, VERIFY: this name holds the key, but under another fence than the question names. BREAK: somebody
+    /// holds the key, but nobody under that fence.
     StaleFence,
+    /// UNLOCK, RENEW, VERIFY: somebody broke this name's hold of the key, with BREAK, before its lease ran out.
+    Broken,
     /// The server did not understand the question: a time is out of the server's range, for instance.
     BadRequest,
-    /// The server is not allowed to do that: SHUTDOWN without [`allow_shutdown`](crate::Options::allow_shutdown).
+    /// The server is not allowed to do that: SHUTDOWN without [`allow_shutdown`](crate::Options::allow_shutdown), BREAK without
+    /// [`allow_break`](crate::Options::allow_break).
     Forbidden,
     /// The server asks for a [`Token`](crate::Token), and got none that it knows.
     Unauthorized,
@@ -45,7 +49,7 @@ pub enum Refusal {
 }
 
 /// The stable words, in the order of the variants.
-static WORDS: [(Refusal, &str); 18] = [
+static WORDS: [(Refusal, &str); 19] = [
     (Refusal::Timeout, "timeout"),
     (Refusal::AlreadyHolder, "already-holder"),
     (Refusal::AlreadyWaiting, "already-waiting"),
@@ -56,6 +60,7 @@ static WORDS: [(Refusal, &str); 18] = [
     (Refusal::Free, "free"),
     (Refusal::NotHolder, "not-holder"),
     (Refusal::StaleFence, "stale-fence"),
+    (Refusal::Broken, "broken"),
     (Refusal::BadRequest, "bad-request"),
     (Refusal::Forbidden, "forbidden"),
     (Refusal::Unauthorized, "unauthorized"),

@@ -24,6 +24,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::broken::BrokenHold;
+use self::broken::BrokenHolds;
 use self::entry::Entry;
 use self::expiry::{ExpiryIndex, Indexed};
 use self::hand_over::Proposal;
@@ -36,6 +38,7 @@ use crate::refusal::Refusal;
 
 pub(crate) use self::look::{Cursor, Filter, HoldView, KeyPage, KeyView, Size, WaiterView};
 
+mod broken;
 mod entry;
 mod expiry;
 mod hand_over;
@@ -108,6 +111,7 @@ pub(crate) struct LockTable<W> {
 struct Ledger<W> {
     ends: ExpiryIndex,
     reserved: Reserved,
+    broken: BrokenHolds,
     /// For keys that have room: the caller has not yet said who gets them.
     proposals: VecDeque<Proposal<W>>,
     events: VecDeque<TableEvent<W>>,
@@ -132,6 +136,7 @@ impl<W> LockTable<W> {
             ledger: Ledger {
                 ends: ExpiryIndex::default(),
                 reserved: Reserved::default(),
+                broken: BrokenHolds::default(),
                 proposals: VecDeque::new(),
                 events: VecDeque::new(),
                 holds: 0,
@@ -279,7 +284,8 @@ impl<W> LockTable<W> {
 
     /// Whether there is nothing left that time would take away.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.ledger.reserved.is_empty()
+        let ledger = &self.ledger;
+        self.entries.is_empty() && ledger.reserved.is_empty() && ledger.broken.is_empty()
     }
 
     fn acquire_free_key(&mut self, now: Instant, ask: Ask) -> Acquired {
@@ -290,7 +296,7 @@ impl<W> LockTable<W> {
         // Its place is good for nothing once it holds the key.
         ledger.reserved.forget(ask);
         let key = Key::from(ask.key);
-        let hold = ledger.begin_hold(now, ask.claim());
+        let hold = ledger.begin_hold(now, &key, ask.claim());
         let (requester, grant) = (hold.claim.requester.clone(), hold.grant());
         let entry = Entry::new(hold);
         ledger
@@ -308,31 +314,17 @@ impl<W> Ledger<W> {
         (self.holds + 1).saturating_sub(self.limits.holds)
     }
 
-    /// A hold that begins now, under the next fence.
-    fn begin_hold(&mut self, now: Instant, claim: Claim) -> Hold {
-        let fence = self.next_fence;
-        self.next_fence += 1;
-        self.holds += 1;
-        let expires = now + Duration::from(claim.lock_timeout);
-        Hold {
-            claim,
-            since: now,
-            expires,
-            fence,
-        }
-    }
-
     /// Grants the key beside those who hold it.
     fn grant_beside(&mut self, now: Instant, entry: &mut Entry<W>, ask: Ask) -> Acquired {
         if self.missing_room() > 0 {
             return Acquired::Refused(Refusal::Full);
         }
         self.reserved.forget(ask);
-        let hold = self.begin_hold(now, ask.claim());
-        let (requester, grant) = (hold.claim.requester.clone(), hold.grant());
         let before = entry.indexed().expect(SETTLED);
-        entry.push(hold);
         let key = self.ends.key(before).clone();
+        let hold = self.begin_hold(now, &key, ask.claim());
+        let (requester, grant) = (hold.claim.requester.clone(), hold.grant());
+        entry.push(hold);
         self.reindex(before, entry);
         let waited = None;
         self.note(key, requester, Change::Granted { grant, waited });

@@ -1,6 +1,7 @@
 //! The mutual-exclusion trial: client processes that lock, hang up, die and sleep, and a journal that
 //! shows afterwards whether the server ever broke a promise. Every second client speaks the original's
-//! wire, the others HTTP; these are writers, readers and holders of one slot of three on the same keys.
+//! wire, the others HTTP; these are writers, readers and holders of one slot of three on the same keys. Now and then
+//! somebody breaks a hold.
 //!
 //! A binary of its own, without a harness, because it plays the clients as a child of itself, and because they stop
 //! and kill each other for as long as it takes, on a machine that does nothing else. It takes 5 seconds, or as many
@@ -123,9 +124,15 @@ fn processes_that_die_sleep_and_hang_up_take_turns_on_every_key(seconds: u64) {
     let (kills, hang_ups) = (deaths.killed.len(), deaths.hung_up.len());
     println!(
         "trial of {seconds} s: {} locks, {kills} kills, {stops} stops, {hang_ups} hang-ups, \
-         {} leases that ran out, {} grants after waiting, {} beside other readers, {} beside other holders of a \
-         slot; no violation",
-        found.locks, found.ran_out, found.waited, found.shared, found.slots
+         {} leases that ran out, {} that were broken ({} heard so), {} grants after waiting, {} beside other \
+         readers, {} beside other holders of a slot; no violation",
+        found.locks,
+        found.ran_out,
+        found.broken,
+        seen.broken,
+        found.waited,
+        found.shared,
+        found.slots
     );
     for (what, count) in [
         ("reader beside a reader", found.shared),
@@ -136,6 +143,7 @@ fn processes_that_die_sleep_and_hang_up_take_turns_on_every_key(seconds: u64) {
         ("lease that ran out", found.ran_out),
         ("grant after waiting", found.waited),
         ("holder that heard that it was too late", seen.too_late),
+        ("holder that heard that its lease was broken", seen.broken),
     ] {
         assert!(
             count > 0,
@@ -237,7 +245,7 @@ fn client() {
         .map(|argument| argument.parse::<u32>().unwrap());
     let ports = [(); 2].map(|()| arguments.next().unwrap() as u16);
     let number = arguments.next().unwrap();
-    let is_classic = number % 2 == 1;
+    let is_classic = is_classic(number);
     let caller = || Caller::new(ports[usize::from(is_classic)], is_classic);
     let ended = Arc::new(AtomicBool::new(false));
     let told = ended.clone();
@@ -305,12 +313,17 @@ fn client() {
         };
         thread::sleep(hold);
         server.get(&format!("/UNLOCK/{key}/{name}"));
-        let answer = server.reply().body;
+        let reply = server.reply();
+        let word = (reply.result() == "broken").then(|| "broken".to_string());
+        let answer = reply.body;
         assert!(
             !past_the_lease || answer == "0\n",
             "{name} released {key} after {hold:?}"
         );
-        println!("unlocked {key} {name} {}", answer.trim_end());
+        println!(
+            "unlocked {key} {name} {}",
+            word.as_deref().unwrap_or(answer.trim_end())
+        );
         thread::sleep(ms(dice.below(4)));
     }
 }
@@ -335,12 +348,14 @@ impl Dice {
 /// What the clients have said.
 #[derive(Default)]
 struct Seen {
-    /// Each name's grants in their order: the key, and what UNLOCK was answered with, if it was.
-    grants: HashMap<Name, Vec<(usize, Option<bool>)>>,
+    /// Each name's grants in their order: the key, and how it ended as UNLOCK was answered, if it was.
+    grants: Testimony,
     /// When it was heard of.
     hung_up: HashMap<Name, Instant>,
     /// How many UNLOCKs were answered `0`.
     too_late: usize,
+    /// How many of them with the word for a broken hold.
+    broken: usize,
 }
 
 impl Seen {
@@ -359,8 +374,13 @@ impl Seen {
                     .and_then(|all| all.last_mut());
                 let (held, end) = last.expect("nobody unlocks what was not granted");
                 assert_eq!((*held, *end), (key_index(key), None), "{line}");
-                *end = Some(answer == "1");
+                *end = Some(match answer {
+                    "1" => End::Released,
+                    "broken" => End::Broken,
+                    _ => End::RanOut,
+                });
                 self.too_late += usize::from(answer == "0");
+                self.broken += usize::from(answer == "broken");
             }
             ["hung-up", name] => {
                 self.hung_up.insert(name.parse().unwrap(), Instant::now());
@@ -434,6 +454,8 @@ struct Crowd {
     /// For HTTP, and for the original's clients.
     ports: [u16; 2],
     dice: Dice,
+    /// By which somebody breaks holds.
+    operator: Wire,
     runners: Vec<Runner>,
     next: u32,
     seen: Arc<Mutex<Seen>>,
@@ -446,6 +468,7 @@ impl Crowd {
         let mut crowd = Crowd {
             ports,
             dice: Dice::new(std::process::id()),
+            operator: Wire::to_port(ports[0]),
             runners: Vec::new(),
             next: 1,
             seen: Arc::default(),
@@ -469,10 +492,10 @@ impl Crowd {
             thread::sleep(ms(self.dice.below(200)));
             self.resume(|due| due <= Instant::now());
             let victim = self.dice.below(CLIENTS as u64) as usize;
-            if self.dice.below(2) == 0 {
-                self.kill(victim);
-            } else {
-                self.stop(victim);
+            match self.dice.below(3) {
+                0 => self.kill(victim),
+                1 => self.stop(victim),
+                _ => self.break_a_hold(),
             }
         }
     }
@@ -489,6 +512,30 @@ impl Crowd {
         runner.process.wait().unwrap();
         runner.join();
         self.add();
+    }
+
+    /// Breaks the hold of one who is seen to hold a key, and another one where that was over by then.
+    fn break_a_hold(&mut self) {
+        for _ in 0..20 {
+            let key = KEYS[self.dice.below(KEYS.len() as u64) as usize];
+            let shown = self.operator.ask(&format!("/locks/{key}")).body;
+            let fences = shown.split("\"fence\":").skip(1).map(|rest| {
+                let end = rest.find(',').expect("another field follows");
+                &rest[..end]
+            });
+            let fences: Vec<&str> = fences.collect();
+            if fences.is_empty() {
+                continue;
+            }
+            let fence = fences[self.dice.below(fences.len() as u64) as usize];
+            let path = format!("/BREAK/{key}?fence={fence}&by=trial");
+            let head = "Host: localhost\r\nContent-Length: 0";
+            self.operator
+                .send(format!("POST {path} HTTP/1.1\r\n{head}\r\n\r\n"));
+            if self.operator.reply().body == "1\n" {
+                return;
+            }
+        }
     }
 
     /// Stops it for longer than a lease, if enough others run.
@@ -557,7 +604,7 @@ struct Record {
 impl Server {
     fn start() -> Self {
         let [lease, attempt] = [LEASE, ATTEMPT].map(|time| time.as_secs_f64().to_string());
-        let mut command = program(["run", "--port", "0", "--classic-port", "0"]);
+        let mut command = program(["run", "--port", "0", "--classic-port", "0", "--allow-break"]);
         command
             .args(["--lock-timeout", &lease, "--lock-attempt-timeout", &attempt])
             .env("RUST_LOG", "info,lock_server::journal=trace,tiny_http=off");
@@ -687,6 +734,9 @@ enum What {
     Expired {
         fence: u64,
     },
+    Broken {
+        fence: u64,
+    },
 }
 
 impl Event {
@@ -725,6 +775,9 @@ impl Event {
                 ticket: ticket.parse().ok()?,
             },
             ("released", []) => What::Released,
+            ("broken", ["fence", fence]) => What::Broken {
+                fence: fence.parse().ok()?,
+            },
             ("expired", ["fence", fence]) => What::Expired {
                 fence: fence.parse().ok()?,
             },
@@ -789,6 +842,7 @@ impl Deaths {
 struct Found {
     locks: usize,
     ran_out: usize,
+    broken: usize,
     waited: usize,
     /// Grants to readers beside readers, and of one slot of three beside others.
     shared: usize,
@@ -796,7 +850,29 @@ struct Found {
     violations: Vec<String>,
 }
 
-type Testimony = HashMap<Name, Vec<(usize, Option<bool>)>>;
+type Testimony = HashMap<Name, Vec<(usize, Option<End>)>>;
+
+/// How a hold ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Released,
+    Broken,
+    RanOut,
+}
+
+impl End {
+    /// What a client of this name hears of it. The original's clients hear no more than a `0`.
+    fn as_heard_by(self, name: &Name) -> End {
+        match self {
+            End::Broken if is_classic(name.process) => End::RanOut,
+            end => end,
+        }
+    }
+}
+
+fn is_classic(process: u32) -> bool {
+    process % 2 == 1
+}
 
 /// Goes through the journal in the order in which things were decided.
 fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Found {
@@ -836,6 +912,7 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
             What::Left { ticket } => examiner.left(event, ticket),
             What::Released => examiner.released(event),
             What::Expired { fence } => examiner.expired(event, fence),
+            What::Broken { fence } => examiner.broken(event, fence),
         }
         examiner.keys[event.key].note_room(event.at);
     }
@@ -847,8 +924,8 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
 struct Examiner<'a> {
     deaths: &'a Deaths,
     keys: [Key; KEYS.len()],
-    /// Each name's grants in their order: the key, and whether it was released.
-    grants: HashMap<Name, Vec<(usize, bool)>>,
+    /// Each name's grants in their order: the key, and how they ended.
+    grants: HashMap<Name, Vec<(usize, End)>>,
     fence: u64,
     found: Found,
 }
@@ -969,7 +1046,10 @@ impl Examiner<'_> {
             end: at + lease,
             slots,
         });
-        self.grants.entry(name).or_default().push((key, false));
+        self.grants
+            .entry(name)
+            .or_default()
+            .push((key, End::RanOut));
     }
 
     /// The key goes to the first that still waited when it was entitled to it; who never waited gets it only if there
@@ -1054,6 +1134,17 @@ impl Examiner<'_> {
         if self.live(event, None).is_none() {
             return self.complain(event, "released by somebody who does not hold it");
         }
+        self.end(event, End::Released);
+    }
+
+    fn broken(&mut self, event: &Event, fence: u64) {
+        if self.live(event, Some(fence)).is_none() {
+            return self.complain(event, "broken, and was not held");
+        }
+        self.end(event, End::Broken);
+    }
+
+    fn end(&mut self, event: &Event, end: End) {
         let key = &mut self.keys[event.key];
         key.holds.retain(|lease| lease.name != event.name);
         key.ended = event.at;
@@ -1061,10 +1152,10 @@ impl Examiner<'_> {
             .grants
             .get_mut(&event.name)
             .and_then(|all| all.last_mut());
-        granted.expect("the holder was granted it").1 = true;
+        granted.expect("the holder was granted it").1 = end;
     }
 
-    /// A lease that was not released ends no sooner than it was granted for.
+    /// A lease that was neither released nor broken ends no sooner than it was granted for.
     fn expired(&mut self, event: &Event, fence: u64) {
         let key = &mut self.keys[event.key];
         let mut over = key.holds.extract_if(.., |lease| {
@@ -1083,13 +1174,11 @@ impl Examiner<'_> {
     }
 
     fn nobody_is_left(&mut self) {
-        let released = self
-            .grants
-            .values()
-            .flatten()
-            .filter(|(_, released)| *released)
-            .count();
-        self.found.ran_out = self.found.locks - released;
+        let ended = |end| {
+            let grants = self.grants.values().flatten();
+            grants.filter(|(_, ended)| *ended == end).count()
+        };
+        (self.found.ran_out, self.found.broken) = (ended(End::RanOut), ended(End::Broken));
         for (name, key) in KEYS.iter().zip(&self.keys) {
             let last = key.holds.iter().map(|lease| lease.end).max();
             let end = last.unwrap_or(key.ended);
@@ -1114,8 +1203,8 @@ impl Examiner<'_> {
             let agree = decided
                 .iter()
                 .zip(heard)
-                .all(|((key, released), (heard_key, answer))| {
-                    key == heard_key && answer.is_none_or(|answer| answer == *released)
+                .all(|((key, end), (heard_key, answer))| {
+                    key == heard_key && answer.is_none_or(|answer| answer == end.as_heard_by(name))
                 });
             let may_miss = i64::from(self.deaths.of(*name).is_some());
             if !agree || !(0..=may_miss).contains(&missed) {
@@ -1273,6 +1362,14 @@ fn the_examiner_notices_what_it_should() {
         ),
         ("still waits", &[first_lease, patient]),
         (
+            "was not held",
+            &[first_lease, "at 9 broken KEYA client-1.0 fence 2"],
+        ),
+        (
+            "was not held",
+            &[first_lease, "at 500001 broken KEYA client-1.0 fence 1"],
+        ),
+        (
             "not whole",
             &[first_lease, "at 9 released KEYA client-1.0", "skip"],
         ),
@@ -1320,6 +1417,34 @@ fn the_examiner_notices_what_it_should() {
             &examine(&mut doctored(&late), deaths, &nothing),
             "to the dead"
         ));
+    }
+
+    // Who is told that its lease ran out, and its hold was broken. The original's clients are told no more than that.
+    let broken = [
+        "at 0 granted KEYA client-2.0 fence 1 for 500000",
+        "at 9 broken KEYA client-2.0 fence 1",
+        "at 9 granted KEYA client-1.0 fence 2 for 500000",
+        "at 19 broken KEYA client-1.0 fence 2",
+    ];
+    for (answers, is_true) in [
+        (["broken", "0"], true),
+        (["0", "0"], false),
+        (["1", "0"], false),
+    ] {
+        let heard = heard(&[
+            "granted KEYA client-2.0",
+            &format!("unlocked KEYA client-2.0 {}", answers[0]),
+            "granted KEYA client-1.0",
+            &format!("unlocked KEYA client-1.0 {}", answers[1]),
+        ]);
+        let found = examine(&mut doctored(&broken), &nobody, &heard);
+        assert_eq!(
+            found.violations.is_empty(),
+            is_true,
+            "{:?}",
+            found.violations
+        );
+        assert_eq!((found.broken, found.ran_out), (2, 0));
     }
 
     for lie in [

@@ -15,10 +15,10 @@ pub fn explain(error: &Error) -> String {
         reason: reason @ Refusal::Forbidden,
         ..
     } = error
-        && question == "SHUTDOWN"
+        && let Some(option) = option_that_allows(question)
     {
         return format!(
-            "the server refused {question} ({reason}): it allows that if it was started with --allow-shutdown"
+            "the server refused {question} ({reason}): it allows that if it was started with {option}"
         );
     }
     let causes = successors(error.source(), |&cause| cause.source());
@@ -26,6 +26,15 @@ pub fn explain(error: &Error) -> String {
     match advice(error) {
         Some(advice) => format!("{said}; {advice}"),
         None => said,
+    }
+}
+
+/// What a server is started with that allows this question.
+fn option_that_allows(question: &str) -> Option<&'static str> {
+    match question.split('/').next()? {
+        "SHUTDOWN" => Some("--allow-shutdown"),
+        "BREAK" => Some("--allow-break"),
+        _ => None,
     }
 }
 
@@ -52,6 +61,7 @@ fn advice(error: &Error) -> Option<String> {
             ..
         } => advice_on_reaching(address, *cause, source.kind()),
         Error::Interrupted { question, .. } => match question.split('/').next() {
+            Some("BREAK") => "it may or may not have been broken, look with CHECK".into(),
             Some("LOCK" | "UNLOCK" | "RENEW") => {
                 "it may or may not have been done, ask with VERIFY".into()
             }

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 
 pub use self::client::{
-    Check, Exec, Lock, Ping, Question, Renew, Sharing, Shutdown, Target, Unlock, Verify,
+    Break, Check, Exec, Lock, Ping, Question, Renew, Sharing, Shutdown, Target, Unlock, Verify,
 };
 pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};
@@ -165,7 +165,7 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
 LOCK_SERVER (host:port or a URL) and LOCK_SERVER_NAME say where lock, unlock,
-renew, check, verify, exec, ping and shutdown ask, and under which name;
+renew, check, verify, break, exec, ping and shutdown ask, and under which name;
 options win. A server that asks for a token is shown that of the file in
 LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
 
@@ -202,6 +202,7 @@ pub enum Subcommand {
     Renew(Renew),
     Check(Check),
     Verify(Verify),
+    Break(Break),
     Exec(Exec),
     Ping(Ping),
     Shutdown(Shutdown),
@@ -330,5 +331,6 @@ mod tests {
             assert_eq!(rest.split(' ').next(), Some(default.as_str()), "{option}");
         }
         assert!(!defaults.allow_shutdown);
+        assert!(!defaults.allow_break);
     }
 }

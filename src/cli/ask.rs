@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lock_server::{
-    Client, ClientOptions, Error, Holder, Lease, LockOptions, RenewOptions, ServerAddress, Token,
+    Client, ClientOptions, Error, Holder, Lease, LockOptions, Refusal, RenewOptions, ServerAddress,
+    Token,
 };
 use nix::unistd::getppid;
 
@@ -145,7 +146,8 @@ pub fn shutdown(target: &Target) -> Result<ExitCode, Failure> {
     Ok(answer(true))
 }
 
-fn answer(yes: bool) -> ExitCode {
+/// Prints an answer, which the exit code says, too.
+pub fn answer(yes: bool) -> ExitCode {
     match yes {
         true => print("1"),
         false => print_and("0", NO.into()),
@@ -160,15 +162,15 @@ fn variables(lease: &Lease) -> String {
 }
 
 /// Who asks, and about which key.
-struct Asked {
-    client: Client,
-    key: String,
-    is_quiet: bool,
+pub struct Asked {
+    pub client: Client,
+    pub key: String,
+    pub is_quiet: bool,
 }
 
 impl Asked {
     /// Says something beside the answer, unless nobody wants to know.
-    fn say(&self, line: impl FnOnce() -> String) {
+    pub fn say(&self, line: impl FnOnce() -> String) {
         if !self.is_quiet {
             say(&line());
         }
@@ -180,7 +182,11 @@ impl Asked {
             // Questions that change nothing. Without an answer to them, the first answer stands alone.
             if let Ok(holder) = self.client.holder(&self.key) {
                 let (key, me) = (&self.key, self.client.name());
+                let was_broken = self.client.why_not_held(&self.key, fence);
                 say(&match (fence, &holder) {
+                    _ if matches!(was_broken, Ok(Some(Refusal::Broken))) => {
+                        reasons::of_broken(key, me, holder.as_ref())
+                    }
                     (Some(fence), Some(holder)) if self.is_among(holder) => {
                         reasons::of_stale_fence(key, me, fence, holder)
                     }
@@ -199,7 +205,8 @@ impl Asked {
 }
 
 impl Question {
-    fn asked(self) -> Result<Asked, Failure> {
+    /// The client that asks.
+    pub fn asked(self) -> Result<Asked, Failure> {
         Ok(Asked {
             client: self.target.client()?,
             key: self.key,

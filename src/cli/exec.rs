@@ -3,7 +3,8 @@
 //! The first thread decides everything, one event after another, and waits neither for the network nor for a reader
 //! of standard error: the turns of waiting, the renewals and the signals each have a thread that sends it events, and
 //! one thread writes its messages. So neither a server that is silent nor a pipe that is full keeps it from killing the command
-//! in time.
+//! in time. Each of these threads begins when there is something to wait for: where the key is free and the command
+//! short, there is only the first.
 
 mod acquisition;
 mod chance;
@@ -11,6 +12,7 @@ mod command;
 mod event;
 mod held_keys;
 mod holders;
+mod inbox;
 mod key_wait;
 mod looks;
 mod messages;
@@ -32,7 +34,6 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use env_logger::Target;
@@ -42,8 +43,8 @@ use crate::cli::args::{Exec, Sharing};
 use crate::cli::ask::{NAME_VARIABLE, SERVER_VARIABLE, slots};
 use crate::cli::exec::acquisition::{Acquisition, Obtained};
 use crate::cli::exec::command::{CommandLine, Group};
-use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::messages::{LAST_WAIT, Messages};
 use crate::cli::exec::renewer::LazyRenewer;
 use crate::cli::exec::requester::{
@@ -102,15 +103,11 @@ fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failur
         Signals::block().map_err(|error| Failure::system_of_exec("cannot block signals", error))?;
     let job = Job::new(args, words)?;
     job.command.look_up()?;
-    let (events, inbox) = mpsc::channel();
-    let taken = events.clone();
-    signals
-        .take(move |signal| taken.send(ExecEvent::Signal(signal)).is_ok())
-        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))?;
-    match Acquisition::begin(&job.wanted, &job.messages, &events, &inbox).obtain()? {
-        Obtained::Keys(held, before, watchdog) => {
-            let renewer = LazyRenewer::new(&job.wanted.requester, &held, &events, before);
-            job.run(held, renewer, watchdog, signals, &inbox)
+    let inbox = Inbox::new(signals);
+    match Acquisition::begin(&job.wanted, &job.messages, &inbox).obtain()? {
+        Obtained::Keys(held, before) => {
+            let renewer = LazyRenewer::new(&job.wanted.requester, &held, before);
+            job.run(held, renewer, signals, &inbox)
         }
         Obtained::No(why) => {
             job.messages.say(why);
@@ -164,9 +161,8 @@ impl Job {
         &self,
         held: HeldKeys,
         renewer: LazyRenewer,
-        watchdog: Option<Watchdog>,
         signals: Signals,
-        inbox: &Receiver<ExecEvent>,
+        inbox: &Inbox,
     ) -> Result<Exit, Failure> {
         let requester = &self.wanted.requester;
         for Lease { key, fence, .. } in held.leases() {
@@ -174,7 +170,7 @@ impl Job {
             self.messages
                 .tell(format_args!("locked {key} as {name}, fence {fence}"));
         }
-        let (group, watchdog) = match self.start(&held, watchdog, signals) {
+        let (group, watchdog) = match self.start(&held, signals) {
             Ok(started) => started,
             Err(failure) => {
                 held.unlock(requester, &self.messages);
@@ -195,15 +191,9 @@ impl Job {
     }
 
     /// Starts the command, and what watches over it.
-    fn start(
-        &self,
-        held: &HeldKeys,
-        watchdog: Option<Watchdog>,
-        signals: Signals,
-    ) -> Result<(Group, Watchdog), Failure> {
-        let watchdog = watchdog
-            .map_or_else(Watchdog::start, Ok)
-            .map_err(|error| Failure::system_of_exec("cannot fork", error))?;
+    fn start(&self, held: &HeldKeys, signals: Signals) -> Result<(Group, Watchdog), Failure> {
+        let watchdog =
+            Watchdog::start().map_err(|error| Failure::system_of_exec("cannot fork", error))?;
         let Wanted {
             requester, keys, ..
         } = &self.wanted;
@@ -253,12 +243,8 @@ impl Job {
                 let why = format!("the command took longer than --timeout {seconds} and was ended");
                 return Err(Failure::new(TIMED_OUT, why));
             }
-            Ended::Lost(key, other_server) => {
+            Ended::Lost(key, why) => {
                 held.unlock(requester, &self.messages);
-                let why = other_server.map_or_else(
-                    || "the server says the lease is over".into(),
-                    |other_server| other_server.to_string(),
-                );
                 format!("{key} was lost: {why}; the command was killed")
             }
         };

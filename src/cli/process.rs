@@ -1,8 +1,21 @@
 //! What the kernel says of a process: `/proc/PID/stat`, as proc(5) has it.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 
 use nix::unistd::Pid;
+
+/// More than any file has that this program reads in `/proc`.
+const USUAL_SIZE: usize = 4096;
+
+/// Reads a file of `/proc`, whose length nobody knows before: `fs::read` takes it for empty, and reads it piece by piece.
+pub fn read_small(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(USUAL_SIZE);
+    File::open(path)?
+        .take(USUAL_SIZE as u64)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// The fields of a process from the third on.
 pub struct ProcessStat(Vec<String>);
@@ -10,7 +23,7 @@ pub struct ProcessStat(Vec<String>);
 impl ProcessStat {
     /// `None` where there is no such process.
     pub fn of(process: Pid) -> Option<Self> {
-        let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+        let stat = read_small(&format!("/proc/{process}/stat")).ok()?;
         ProcessStat::parse(&stat)
     }
 

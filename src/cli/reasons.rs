@@ -1,6 +1,6 @@
 //! Why an answer is no, and who has the key: in words for standard error, beside the answer on standard output.
 
-use lock_server::{Holder, Refusal};
+use lock_server::{Error, Holder, Refusal};
 
 /// Why a LOCK of a requester was not granted.
 pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Holder>) -> String {
@@ -33,6 +33,30 @@ pub fn of_holder(key: &str, requester: &str, holder: Option<&Holder>) -> String 
 pub fn of_stale_fence(key: &str, requester: &str, fence: u64, holder: &Holder) -> String {
     let held = of_own_name(key, requester, holder);
     format!("{held}, but not under fence {fence}")
+}
+
+/// That a requester's hold of the key was broken, and who holds it now.
+pub fn of_broken(key: &str, requester: &str, holder: Option<&Holder>) -> String {
+    let now = match holder {
+        None => "nobody holds it now".into(),
+        Some(holder) => held_by(key, holder),
+    };
+    format!("the hold of {key} by {requester} was broken by an operator; {now}")
+}
+
+/// Why a lease is lost, as the server says it.
+pub fn of_loss(error: &Error) -> String {
+    match error {
+        Error::LeaseLost {
+            other_server: Some(other_server),
+            ..
+        } => other_server.to_string(),
+        Error::LeaseLost {
+            reason: Some(Refusal::Broken),
+            ..
+        } => "it was broken by an operator".into(),
+        _ => "the server says the lease is over".into(),
+    }
 }
 
 /// That a requester holds the key, alone or with others.

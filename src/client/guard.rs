@@ -16,6 +16,7 @@ use super::renewal::Renewer;
 use crate::error::{Error, OtherServer};
 use crate::lease::Lease;
 use crate::protocol::Verb;
+use crate::refusal::Refusal;
 
 /// How long a drop waits for the UNLOCK. Less than the second that is promised.
 const LAST_WAIT: Duration = Duration::from_millis(900);
@@ -131,7 +132,7 @@ impl Guard {
     }
 
     /// Asks the server whether the lease still stands. Of one that is lost it is not asked: then the error says at once
-    /// whether that was because another server answers there.
+    /// whether that was because another server answers there, or because somebody broke it.
     ///
     /// # Errors
     /// [`Error::LeaseLost`] if it does not stand, may have run out before the answer came, or another server answers
@@ -140,16 +141,22 @@ impl Guard {
     pub fn check(&self) -> Result<(), Error> {
         if self.is_held() {
             match self.verify() {
-                Err(Error::LeaseLost { other_server, .. }) if !self.is_forked() => {
-                    self.held.lose(other_server);
-                }
+                Err(Error::LeaseLost {
+                    other_server,
+                    reason,
+                    ..
+                }) if !self.is_forked() => self.held.lose(other_server, reason),
                 Err(error) if self.is_held() => return Err(error),
                 _ => {}
             }
         }
         match self.is_held() {
             true => Ok(()),
-            false => Err(Error::lease_lost(&self.lease(), self.other_server())),
+            false => Err(Error::lease_lost(
+                &self.lease(),
+                self.other_server(),
+                self.reason(),
+            )),
         }
     }
 
@@ -170,8 +177,17 @@ impl Guard {
         }
     }
 
+    /// What the server said of the lease, if it said that it is over.
+    fn reason(&self) -> Option<Refusal> {
+        match self.is_forked() {
+            false => self.held.state().reason,
+            true => None,
+        }
+    }
+
     /// Calls this when the lease is lost, in a thread of its own; or at once and in this one, if it is lost
-    /// already. It is not called when the guard is dropped or released. It takes the place of one that was given
+    /// already. Where somebody [broke](Client::break_lock) it, that is at the next renewal, when a third of the lease has
+    /// passed. It is not called when the guard is dropped or released. It takes the place of one that was given
     /// before. [`check`](Self::check) says why afterwards. What it captures lives as long as the guard: it had better not be the guard. In a forked process it is
     /// never called.
     pub fn on_lost(&self, call: impl FnOnce() + Send + 'static) {
@@ -193,7 +209,7 @@ impl Guard {
         match other_server {
             None => released,
             // It may have granted the key meanwhile, whatever the first one says now.
-            lost => Err(Error::lease_lost(&lease, lost)),
+            lost => Err(Error::lease_lost(&lease, lost, None)),
         }
     }
 

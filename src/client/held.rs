@@ -9,6 +9,7 @@ use super::Client;
 use super::renewal::Renewal;
 use crate::error::{Error, OtherServer};
 use crate::lease::{Fence, Lease};
+use crate::refusal::Refusal;
 
 /// The least that one try to renew gets.
 pub(super) const LEAST_TRY: Duration = Duration::from_millis(100);
@@ -31,6 +32,8 @@ pub(super) struct HeldState {
     phase: Phase,
     /// Because of which other server it is lost, if it is.
     pub other_server: Option<OtherServer>,
+    /// What the server said of it, once it is over.
+    pub reason: Option<Refusal>,
     on_lost: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -67,6 +70,7 @@ impl Held {
                 lease,
                 phase: Phase::Held,
                 other_server: None,
+                reason: None,
                 on_lost: None,
             }),
         }
@@ -106,9 +110,13 @@ impl Held {
                 state.due = due(&lease);
                 state.lease = lease;
             }
-            Err(Error::LeaseLost { other_server, .. }) => {
+            Err(Error::LeaseLost {
+                other_server,
+                reason,
+                ..
+            }) => {
                 drop(state);
-                self.lose(other_server);
+                self.lose(other_server, reason);
             }
             Err(error) => {
                 let left = state.lease.remaining();
@@ -133,7 +141,7 @@ impl Held {
     }
 
     /// The server has said that the lease is over, or another one has answered.
-    pub fn lose(&self, other_server: Option<OtherServer>) {
+    pub fn lose(&self, other_server: Option<OtherServer>, reason: Option<Refusal>) {
         let mut state = self.state();
         let phase = match other_server {
             None => Phase::Over,
@@ -141,6 +149,7 @@ impl Held {
         };
         state.phase = state.phase.max(phase);
         state.other_server = state.other_server.take().or(other_server);
+        state.reason = state.reason.or(reason);
         drop(state);
         self.call_on_lost();
     }
@@ -302,7 +311,7 @@ mod tests {
     fn a_renewal_that_comes_after_the_release_loses_nothing() {
         let held = held(half_a_minute());
         assert!(held.let_go().is_some());
-        held.tried(Err(Error::lease_lost(&half_a_minute(), None)));
+        held.tried(Err(Error::lease_lost(&half_a_minute(), None, None)));
         assert_eq!(held.state().phase, Phase::LetGo);
     }
 

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::Client;
+use super::transport::HttpAnswer;
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::protocol::{Parameter, Verb};
+use crate::refusal::Refusal;
 
 impl Client {
     /// Unlocks the key, whichever grant this name holds it under. `false` if it does not hold it, or no longer
@@ -32,13 +34,15 @@ impl Client {
         let question = self.question(Verb::Unlock, key)?;
         let question = question.with(Parameter::Fence, Some(fence));
         let answer = self.transport.ask(&question)?;
+        let is_by_others = was_broken(&answer);
         match (self.yes_or_no(&question, &answer)?, answer.broken) {
-            (false, Some(error)) => Err(error),
+            (false, Some(error)) if !is_by_others => Err(error),
             (unlocked, _) => Ok(unlocked),
         }
     }
 
-    /// Unlocks this very lease. `false` if it is over: it ran out, or somebody of this name unlocked the key.
+    /// Unlocks this very lease. `false` if it is over: it ran out, somebody of this name unlocked the
+    /// key, or somebody [broke](Self::break_lock) it.
     ///
     /// Where the answer was lost with its connection, the question is asked again, and the server says that the
     /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. A server
@@ -55,8 +59,9 @@ impl Client {
         self.expect_same_server(lease, &answer)?;
         let unlocked = self.yes_or_no(&question, &answer)?;
         let is_same = lease.server.is_some() && answer.reply.server.is_some();
+        let is_by_others = was_broken(&answer);
         match answer.broken {
-            Some(error) if !unlocked => {
+            Some(error) if !unlocked && !is_by_others => {
                 let may_be_another = answer.was_gone && !is_same;
                 let was_by_this = !may_be_another && !lease.remaining().is_zero();
                 was_by_this.then_some(true).ok_or(error)
@@ -79,4 +84,9 @@ impl Client {
         let question = self.about_lease(Verb::Unlock, lease);
         self.transport.ask_once(&question, timeout).map(drop)
     }
+}
+
+/// Whether the server says that somebody broke the hold: then no UNLOCK of this name ended it.
+fn was_broken(answer: &HttpAnswer) -> bool {
+    answer.reply.refusal == Some(Refusal::Broken)
 }

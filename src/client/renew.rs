@@ -8,11 +8,12 @@ use super::{Client, RenewOptions};
 use crate::error::{Error, OtherServer};
 use crate::lease::Lease;
 use crate::protocol::{Parameter, Request, Verb};
+use crate::refusal::Refusal;
 
 impl Client {
     /// Makes the lease last as long again as it was granted, or last renewed, for. `None` if it is over, and where
     /// another server answers than the one that granted it, which may have granted the key to somebody else:
-    /// [`try_renew`](Self::try_renew) says which.
+    /// [`try_renew`](Self::try_renew) says which, and whether somebody broke it.
     ///
     /// # Errors
     /// As [`unlock_fenced`](Self::unlock_fenced).
@@ -85,6 +86,20 @@ impl Client {
         self.ask_yes_or_no(&question.with(Parameter::Fence, Some(fence)))
     }
 
+    /// Why this name does not hold the key, under that fence if one is given: [`Refusal::Free`], [`Refusal::NotHolder`],
+    /// [`Refusal::StaleFence`], or [`Refusal::Broken`] if somebody [broke](Self::break_lock) its hold. `None` if it holds
+    /// it.
+    ///
+    /// # Errors
+    /// As [`is_locked`](Self::is_locked).
+    pub fn why_not_held(&self, key: &str, fence: Option<u64>) -> Result<Option<Refusal>, Error> {
+        let question = self.question(Verb::Verify, key)?;
+        let question = question.with(Parameter::Fence, fence);
+        let answer = self.transport.ask(&question)?;
+        let reason = answer.reply.refusal.unwrap_or(Refusal::Other);
+        Ok((!self.yes_or_no(&question, &answer)?).then_some(reason))
+    }
+
     /// A question about this very lease, whose names the server knows.
     pub(super) fn about_lease<'a>(&'a self, verb: Verb, lease: &'a Lease) -> Request<'a> {
         Request::new(verb, &*lease.key, &*self.name).with(Parameter::Fence, Some(lease.fence))
@@ -105,7 +120,8 @@ impl Client {
     ) -> Result<Lease, Error> {
         self.expect_same_server(lease, answer)?;
         let renewed = self.granted(question, &lease.key, answer)?;
-        let renewed = renewed.ok_or_else(|| Error::lease_lost(lease, None))?;
+        let renewed =
+            renewed.ok_or_else(|| Error::lease_lost(lease, None, answer.reply.refusal))?;
         Ok(Lease {
             // A header that was dropped once does not make another server of it.
             server: renewed.server.or_else(|| lease.server.clone()),
@@ -123,7 +139,7 @@ impl Client {
         self.expect_same_server(lease, answer)?;
         match self.yes_or_no(question, answer)? {
             true => Ok(()),
-            false => Err(Error::lease_lost(lease, None)),
+            false => Err(Error::lease_lost(lease, None, answer.reply.refusal)),
         }
     }
 
@@ -147,6 +163,6 @@ impl Client {
             answered_by: answered_by.to_string(),
             are_both_there: servers.are_both_there(granted_by, answered_by),
         };
-        Err(Error::lease_lost(lease, Some(other_server)))
+        Err(Error::lease_lost(lease, Some(other_server), None))
     }
 }

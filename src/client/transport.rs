@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ureq::http::{HeaderValue, Response, header};
 #[cfg(feature = "tls")]
 use ureq::unversioned::transport::Connector;
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, RequestBuilder};
 
 use super::ClientOptions;
 use super::address::{ServerAddress, bad_prefix, missing_tls};
@@ -204,27 +204,46 @@ impl Transport {
         question: &Request,
         timeout: Duration,
     ) -> Result<HttpAnswer, NoAnswer> {
+        let asked = Instant::now();
+        let id = question_id();
+        let response = self.send(question, &id, timeout)?;
+        self.read(question, &id, asked, response)
+    }
+
+    /// Sends a question, and reads the head of its answer.
+    pub(super) fn send(
+        &self,
+        question: &Request,
+        id: &str,
+        timeout: Duration,
+    ) -> Result<Response<Body>, NoAnswer> {
         if let Some((option, reason)) = self.route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
-        let asked = Instant::now();
-        let id = question_id();
-        let mut request = self
-            .shared()
-            .agent
-            .get(self.url(question))
-            .header(protocol::LOCK_ECHO, &id);
+        let (agent, url) = (&self.shared().agent, self.url(question));
+        let response = match question.verb.row().methods.contain("GET") {
+            true => self.prepare(agent.get(url), id, timeout).call(),
+            false => self.prepare(agent.post(url), id, timeout).send_empty(),
+        };
+        response.map_err(|error| self.failure(question, error))
+    }
+
+    /// With the headers of a question, to be answered in that time.
+    fn prepare<B>(
+        &self,
+        mut request: RequestBuilder<B>,
+        id: &str,
+        timeout: Duration,
+    ) -> RequestBuilder<B> {
+        request = request.header(protocol::LOCK_ECHO, id);
         if let Some(token) = &self.options.token {
             request = request.header(header::AUTHORIZATION, authorization(token));
         }
-        let response = request
+        request
             .config()
             .timeout_global(Some(timeout.min(LONGEST)))
             .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout / 5 * 4)))
             .build()
-            .call()
-            .map_err(|error| self.failure(question, error))?;
-        self.read(question, &id, asked, response)
     }
 
     /// Reads an answer to its end, so that the connection can be used again.

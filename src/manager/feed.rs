@@ -4,6 +4,7 @@
 //! that sends the events. An event wakes no thread, and where nobody reads along it costs one question.
 
 use std::mem;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::LockManager;
@@ -43,6 +44,10 @@ pub(crate) enum FeedChange {
     },
     Released(EndedHold),
     Expired(EndedHold),
+    Broken {
+        ended: EndedHold,
+        by: Option<Arc<str>>,
+    },
     Queued(Slots),
     Left,
 }
@@ -155,6 +160,10 @@ impl FeedChange {
             },
             Change::Released(ended) => FeedChange::Released(*ended),
             Change::Expired(ended) => FeedChange::Expired(*ended),
+            Change::Broken { ended, by } => FeedChange::Broken {
+                ended: *ended,
+                by: by.clone(),
+            },
             Change::Queued { slots, .. } => FeedChange::Queued(*slots),
             Change::Left { .. } | Change::Reserved { .. } => FeedChange::Left,
             Change::Repeated(_) | Change::TakenOver { .. } => return None,

@@ -39,6 +39,7 @@ impl Journal {
             Change::Renewed(grant) => ("renewed", lease(now, grant)),
             Change::Released(_) => ("released", String::new()),
             Change::Expired(ended) => ("expired", format!(" fence {}", ended.fence)),
+            Change::Broken { ended, .. } => ("broken", format!(" fence {}", ended.fence)),
             Change::Queued { ticket, slots } => ("queued", place(*ticket, *slots)),
             Change::TakenOver { ticket, slots, .. } => ("taken-over", place(*ticket, *slots)),
             Change::Left { ticket, .. } => ("left", format!(" ticket {ticket}")),

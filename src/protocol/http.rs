@@ -11,7 +11,7 @@ use percent_encoding::{percent_decode_str, utf8_percent_encode};
 use super::text::{
     Seconds, VALUE, decode, encode, is_id, parse_seconds, parse_unix_time, parse_whole, shorten,
 };
-use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
+use super::verbs::{MaxTimes, Methods, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
     LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_HOLDERS, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT,
@@ -37,9 +37,9 @@ impl<'a> Request<'a> {
         VerbRow::of(segments.nth(1)?)
     }
 
-    /// Whether HEAD may ask it: whether nothing changes by it. A path of no verb changes nothing, either.
-    pub fn may_be_headed(target: &str) -> bool {
-        Request::verb_row(target).is_none_or(|row| row.is_safe)
+    /// The methods that the target's path takes. A path of no verb changes nothing.
+    pub fn methods(target: &str) -> Methods {
+        Request::verb_row(target).map_or(Methods::Safe, |row| row.methods)
     }
 
     /// Parses what follows the question mark.
@@ -64,6 +64,13 @@ impl<'a> Request<'a> {
         let is_given = |parameter| self.value(parameter).is_some();
         if is_given(Parameter::Slots) && is_given(Parameter::Shared) {
             return bad("slots and shared are both given; give one of them".into());
+        }
+        if let Some(missing) = verb.required.iter().find(|missing| !is_given(**missing)) {
+            let (row, verb) = (missing.row(), verb.name);
+            let (name, range) = (row.name, row.range.in_words(max));
+            return bad(format!(
+                "{verb} takes a {name}, and it is missing; give {range}"
+            ));
         }
         Ok(())
     }

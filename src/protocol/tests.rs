@@ -904,7 +904,7 @@ fn what_was_not_understood_has_a_reply_of_its_own() {
         (
             Status::NotFound,
             "0\nno such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
-         /RENEW/key/requester, /VERIFY/key/requester, /PING, /SHUTDOWN, /livez, /readyz or /locks\n"
+         /RENEW/key/requester, /VERIFY/key/requester, /PING, /SHUTDOWN, /BREAK/key, /livez, /readyz or /locks\n"
                 .into(),
         )
     );

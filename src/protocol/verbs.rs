@@ -25,6 +25,7 @@ pub(crate) enum Verb {
     Verify,
     Ping,
     Shutdown,
+    Break,
     Livez,
     Readyz,
     Locks,
@@ -41,9 +42,10 @@ pub(crate) struct VerbRow {
     /// Whether the path may do without them.
     pub names_are_optional: bool,
     pub parameters: &'static [Parameter],
+    /// Those of them that a question has to carry.
+    pub required: &'static [Parameter],
     pub repeatable: Repeatable,
-    /// Whether it changes nothing, so that HEAD, too, may ask it (RFC 9110, section 9.2.1).
-    pub is_safe: bool,
+    pub methods: Methods,
     /// The least role that a server with tokens asks it for. `None` where it asks for no token.
     pub role: Option<Role>,
     /// Whether its answer takes so long that a thread of its own makes it.
@@ -52,6 +54,32 @@ pub(crate) struct VerbRow {
     pub is_classic: bool,
     /// The words of a `0` with status 200.
     pub refusals: &'static [Refusal],
+}
+
+/// The HTTP methods that may ask a verb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Methods {
+    /// Nothing changes by it, so HEAD may ask it, too (RFC 9110, section 9.2.1).
+    Safe,
+    /// The original's clients change locks with GET.
+    Changing,
+    /// No link that somebody follows, and no image of a page, may ask it.
+    PostAlone,
+}
+
+impl Methods {
+    /// As `Allow` lists them.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Methods::Safe => "GET, HEAD, POST",
+            Methods::Changing => "GET, POST",
+            Methods::PostAlone => "POST",
+        }
+    }
+
+    pub fn contain(self, method: &str) -> bool {
+        self.as_str().split(", ").any(|known| known == method)
+    }
 }
 
 /// Whether a request may be sent again after its answer was lost: it may have been carried out.
@@ -66,45 +94,65 @@ const KEY: &[&str] = &["key"];
 const KEY_AND_REQUESTER: &[&str] = &["key", "requester"];
 
 /// Why a requester does not hold a key.
-const NOT_HELD: &[Refusal] = &[Refusal::Free, Refusal::NotHolder, Refusal::StaleFence];
+const NOT_HELD: &[Refusal] = &[
+    Refusal::Free,
+    Refusal::NotHolder,
+    Refusal::StaleFence,
+    Refusal::Broken,
+];
+
+/// What most rows have in common.
+const USUAL: VerbRow = VerbRow {
+    verb: Verb::Ping,
+    name: "",
+    names: &[],
+    names_are_optional: false,
+    parameters: &[],
+    required: &[],
+    repeatable: Repeatable::Always,
+    methods: Methods::Safe,
+    role: None,
+    is_slow: false,
+    is_classic: false,
+    refusals: &[],
+};
 
 /// The verb table, in the order of [`Verb`]. Upper case is what clients ask; lower case, what people and monitors
 /// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 11] = [
-    VerbRow { verb: Verb::Check, name: "CHECK", names: KEY, parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], names_are_optional: false, is_slow: false },
+pub(crate) static VERBS: [VerbRow; 12] = [
+    VerbRow { verb: Verb::Check, name: "CHECK", names: KEY,
+        role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], ..USUAL },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::LockAttemptTimeout, Parameter::RequestId, Parameter::Note,
             Parameter::Slots, Parameter::Shared],
-        repeatable: Repeatable::With(Parameter::RequestId), is_safe: false, role: Some(Role::Lock), is_classic: true,
-        refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver], names_are_optional: false, is_slow: false },
+        repeatable: Repeatable::With(Parameter::RequestId), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true,
+        refusals: &[Refusal::AlreadyHolder, Refusal::AlreadyWaiting, Refusal::Timeout, Refusal::TakenOver], ..USUAL },
     VerbRow { verb: Verb::Unlock, name: "UNLOCK", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::With(Parameter::Fence), is_safe: false, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
+        repeatable: Repeatable::With(Parameter::Fence), methods: Methods::Changing, role: Some(Role::Lock), is_classic: true, refusals: NOT_HELD, ..USUAL },
     VerbRow { verb: Verb::Renew, name: "RENEW", names: KEY_AND_REQUESTER,
         parameters: &[Parameter::LockTimeout, Parameter::Fence],
-        repeatable: Repeatable::Always, is_safe: false, role: Some(Role::Lock), is_classic: false, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
+        methods: Methods::Changing, role: Some(Role::Lock), refusals: NOT_HELD, ..USUAL },
     VerbRow { verb: Verb::Verify, name: "VERIFY", names: KEY_AND_REQUESTER, parameters: &[Parameter::Fence],
-        repeatable: Repeatable::Always, is_safe: true, role: Some(Role::Read), is_classic: true, refusals: NOT_HELD, names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Ping, name: "PING", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: None, is_classic: true, refusals: &[], names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", names: &[], parameters: &[], repeatable: Repeatable::Never,
-        is_safe: false, role: Some(Role::Admin), is_classic: true, refusals: &[], names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Livez, name: "livez", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: None, is_classic: false, refusals: &[], names_are_optional: false, is_slow: false },
-    VerbRow { verb: Verb::Readyz, name: "readyz", names: &[], parameters: &[], repeatable: Repeatable::Always,
-        is_safe: true, role: None, is_classic: false, refusals: &[], names_are_optional: false, is_slow: false },
+        role: Some(Role::Read), is_classic: true, refusals: NOT_HELD, ..USUAL },
+    VerbRow { verb: Verb::Ping, name: "PING",
+        is_classic: true, ..USUAL },
+    VerbRow { verb: Verb::Shutdown, name: "SHUTDOWN", repeatable: Repeatable::Never,
+        methods: Methods::Changing, role: Some(Role::Admin), is_classic: true, ..USUAL },
+    VerbRow { verb: Verb::Break, name: "BREAK", names: KEY, parameters: &[Parameter::Fence, Parameter::By],
+        required: &[Parameter::Fence], methods: Methods::PostAlone, role: Some(Role::Admin),
+        refusals: &[Refusal::Free, Refusal::StaleFence], ..USUAL },
+    VerbRow { verb: Verb::Livez, name: "livez",
+        ..USUAL },
+    VerbRow { verb: Verb::Readyz, name: "readyz",
+        ..USUAL },
     VerbRow { verb: Verb::Locks, name: "locks", names: KEY, names_are_optional: true, is_slow: true,
         parameters: &[Parameter::Prefix, Parameter::Holder, Parameter::Limit, Parameter::After],
-        repeatable: Repeatable::Always, is_safe: true, role: Some(Role::Read), is_classic: false, refusals: &[] },
-    VerbRow { verb: Verb::Events, name: "events", names: &[], names_are_optional: false, is_slow: true,
-        parameters: &[Parameter::Prefix],
-        repeatable: Repeatable::Always, is_safe: true, role: Some(Role::Read), is_classic: false, refusals: &[] },
+        role: Some(Role::Read), ..USUAL },
+    VerbRow { verb: Verb::Events, name: "events", parameters: &[Parameter::Prefix],
+        role: Some(Role::Read), is_slow: true, ..USUAL },
 ];
-
-/// The methods of what changes nothing.
-pub(super) const SAFE_METHODS: &str = "GET, HEAD, POST";
 
 impl Verb {
     pub fn row(self) -> &'static VerbRow {
@@ -116,14 +164,6 @@ impl VerbRow {
     /// The row of the verb that a path names. Verbs are told apart by upper and lower case, too.
     pub fn of(name: &str) -> Option<&'static VerbRow> {
         VERBS.iter().find(|row| row.name == name)
-    }
-
-    /// The methods that may ask it, as `Allow` lists them.
-    pub fn methods(&self) -> &'static str {
-        match self.is_safe {
-            true => SAFE_METHODS,
-            false => "GET, POST",
-        }
     }
 }
 
@@ -152,6 +192,7 @@ pub(crate) enum Parameter {
     Holder,
     Limit,
     After,
+    By,
 }
 
 /// A row of the parameter table.
@@ -185,7 +226,7 @@ pub(crate) struct MaxTimes {
 /// The parameter table, in the order of [`Parameter`], which is that of a written query. The shortest lease is what a
 /// header can tell of.
 #[rustfmt::skip]
-pub(crate) static PARAMETERS: [ParameterRow; 11] = [
+pub(crate) static PARAMETERS: [ParameterRow; 12] = [
     ParameterRow { parameter: Parameter::LockTimeout, name: "lock_timeout",
         range: Range::Seconds(Duration::from_millis(1), |max| max.lock_timeout) },
     ParameterRow { parameter: Parameter::LockAttemptTimeout, name: "lock_attempt_timeout",
@@ -202,6 +243,7 @@ pub(crate) static PARAMETERS: [ParameterRow; 11] = [
     ParameterRow { parameter: Parameter::Limit, name: "limit",
         range: Range::Number(1..=1000, "a whole number, from 1 to 1000") },
     ParameterRow { parameter: Parameter::After, name: "after", range: Range::Id },
+    ParameterRow { parameter: Parameter::By, name: "by", range: Range::Text(MAX_NAME) },
 ];
 
 impl Parameter {
@@ -274,7 +316,7 @@ mod tests {
     fn a_lower_case_path_changes_nothing() {
         for row in &VERBS {
             let is_lower = row.name.chars().all(|letter| letter.is_ascii_lowercase());
-            assert!(row.is_safe || !is_lower, "{row}");
+            assert!(row.methods == Methods::Safe || !is_lower, "{row}");
         }
     }
 
@@ -290,13 +332,12 @@ mod tests {
                     Repeatable::Never => "no".into(),
                 };
                 let (path, parameters) = (quoted([row]), quoted(parameters));
-                let head = if row.is_safe { "yes" } else { "no" };
                 let role = row.role.map_or("none", Role::as_str);
                 [
                     path,
                     parameters,
                     repeatable,
-                    head.into(),
+                    row.methods.as_str().into(),
                     quoted(row.refusals),
                     role.into(),
                 ]

@@ -3,10 +3,11 @@
 mod attempts;
 mod tokens;
 
+use std::fmt;
 use std::net::IpAddr;
 
-use self::tokens::Shown;
 pub(crate) use self::tokens::{KnownTokens, Tokens};
+use self::tokens::{Shown, user_of_basic};
 use crate::host::bare_host;
 use crate::protocol;
 use crate::protocol::VerbRow;
@@ -16,6 +17,8 @@ use crate::token::Role;
 pub(crate) struct Access {
     /// Whether SHUTDOWN needs no token of the role admin.
     pub allow_shutdown: bool,
+    /// Whether BREAK is for everybody, where there are no tokens.
+    pub allow_break: bool,
     /// The configured host, which a client may call the server by.
     pub host: String,
     /// Further names that it may be asked for under. `*` is any.
@@ -35,6 +38,27 @@ pub(crate) enum TurnedAway {
     /// With whether it is answered slowly.
     WrongToken(String, bool),
     WrongRole(String),
+}
+
+/// Who asks a question that was let in.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    /// `None` where the server asks for no token.
+    pub role: Option<Role>,
+    /// `None` on the classic port.
+    pub from: Option<IpAddr>,
+    /// The user's name of Basic, of one who may do what an administrator does.
+    pub user: Option<String>,
+}
+
+/// Where it is, as a log line ends.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.from {
+            Some(from) => write!(f, " at {}", from.to_canonical()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the header lines of a request say of who asks, and for which server. Of two lines of one name neither counts:
@@ -69,6 +93,11 @@ impl<'h> Asker<'h> {
             }
         }
         asker
+    }
+
+    /// The user's name of Basic, whatever the password is.
+    pub fn user(&self) -> Option<String> {
+        user_of_basic(self.authorization?)
     }
 
     /// Whether the page is this server's own. Its origin is the scheme and the host that the request itself went to
@@ -148,6 +177,14 @@ impl Access {
     /// Whether one of that role may end the server. Without tokens, and on the classic port, nobody has a role.
     pub fn may_shut_down(&self, role: Option<Role>) -> bool {
         self.allow_shutdown || role == Some(Role::Admin)
+    }
+
+    /// Whether one of that role may end another client's hold. Tokens, where there are some, decide it alone.
+    pub fn may_break(&self, role: Option<Role>) -> bool {
+        match self.tokens {
+            None => self.allow_break,
+            Some(_) => role == Some(Role::Admin),
+        }
     }
 
     /// Whether a `Host` header names this machine's loopback, what the server was told to listen on, or what it was

@@ -41,7 +41,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::manager::{Answerer, Pending, Waiter};
 use crate::protocol::classic::{MAX_REQUEST, Progress, Received};
 use crate::protocol::{Malformed, Reply, Status};
-use crate::server::access::Asker;
+use crate::server::access::{Asker, Caller};
 use crate::server::handler::Handler;
 use crate::server::listen;
 use crate::server::poller::Poller;
@@ -318,7 +318,7 @@ impl Classic {
             }
         };
         let mut waiter = None;
-        let reply = handler.answer(&question, None, |pending| {
+        let reply = handler.answer(&question, &Caller::default(), |pending| {
             let stream = connection.stream.clone();
             let new = Arc::new(ClassicWaiter { pending, stream });
             waiter = Some(new.clone());

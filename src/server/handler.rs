@@ -8,10 +8,10 @@ use std::sync::Arc;
 use crate::manager::{LockManager, Outcome, Pending, Waiter};
 use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status, Verb};
 use crate::refusal::Refusal;
-use crate::server::access::Access;
+use crate::server::access::{Access, Caller};
 use crate::server::status::ServerStatus;
 use crate::server::stop::StopSources;
-use crate::table::{Ask, Holding, Terms};
+use crate::table::{Ask, BrokenHold, Holding, Terms};
 use crate::token::Role;
 
 /// What the transports have in common.
@@ -28,13 +28,16 @@ pub(crate) struct Handler {
     pub process: Option<u32>,
 }
 
+/// Why a question carries a parameter.
+const REQUIRED: &str = "the verb table requires it";
+
 impl Handler {
     /// Answers a question. `None` if it has to wait: then `waiter` was called, and is notified of the
-    /// [outcome](Self::outcome_reply). `role` is that of who asks, where the transport asks for one.
+    /// [outcome](Self::outcome_reply). `caller` is who asks, as far as the transport knows it.
     pub fn answer<W: Waiter + 'static>(
         &self,
         question: &Request,
-        role: Option<Role>,
+        caller: &Caller,
         waiter: impl FnOnce(Pending) -> Arc<W>,
     ) -> Option<Reply> {
         let manager = &self.manager;
@@ -68,7 +71,8 @@ impl Handler {
                 holding => self.with_holder(Reply::yes(), holding.as_ref()),
             },
             Verb::Ping => self.ping(),
-            Verb::Shutdown => self.shut_down(role),
+            Verb::Shutdown => self.shut_down(caller.role),
+            Verb::Break => self.break_hold(question, caller),
             Verb::Livez => Reply::yes(),
             Verb::Readyz if manager.is_stopping() => {
                 Reply::refusal(Status::Unavailable, Refusal::Stopping, "")
@@ -129,6 +133,32 @@ impl Handler {
             Refusal::Forbidden,
             "SHUTDOWN is not allowed here; the option allow_shutdown permits it",
         )
+    }
+
+    /// Ends somebody else's hold, and logs who did so.
+    fn break_hold(&self, question: &Request, caller: &Caller) -> Reply {
+        let by = question.text(Parameter::By).or(caller.user.as_deref());
+        let who = by.map_or("somebody".into(), |by| format!("{by:?}"));
+        let key = &*question.key;
+        if !self.access.may_break(caller.role) {
+            log::info!("no hold of {key:?} was broken: {who}{caller} may not do that");
+            return Reply::refusal(
+                Status::Forbidden,
+                Refusal::Forbidden,
+                "BREAK is not allowed here; the option allow_break permits it",
+            );
+        }
+        let fence = question.number(Parameter::Fence).expect(REQUIRED);
+        match self.manager.break_hold(key, fence, by.map(Into::into)) {
+            Ok(BrokenHold { holder, held }) => {
+                let held = held.as_secs_f64();
+                log::info!(
+                    "the hold of {key:?} by {holder:?} under fence {fence} was broken after {held:.3} s, by {who}{caller}"
+                );
+                Reply::yes()
+            }
+            Err(refusal) => Reply::no(refusal),
+        }
     }
 
     /// The reply to a LOCK for which there is no thread to wait in.

@@ -27,7 +27,7 @@ use super::tiny::{Exchange, Sockets, TinyHttp};
 use super::workers::Workers;
 use super::workers::leadership::Lead;
 use crate::manager::Waiter;
-use crate::token::Role;
+use crate::server::access::Caller;
 
 /// How often the transport looks after its waiters and its port.
 const TICK: Duration = Duration::from_millis(100);
@@ -68,7 +68,7 @@ enum Task {
     /// Waits for a LOCK to be decided, and answers it.
     Attend(Arc<Parked>),
     /// Makes an answer that takes longer, for one who was let in in that role.
-    Look(Box<Exchange>, Option<Role>),
+    Look(Box<Exchange>, Caller),
     /// Reads a body, and answers its request if it is empty: nobody asked for one.
     ReadBody(Box<Exchange>),
     /// Writes the answers that were held back for long enough.
@@ -200,7 +200,7 @@ impl Http {
                 match task {
                     Task::Lead(leader, lead) => leader.lead(&lead),
                     Task::Attend(parked) => parked.wait_and_answer(),
-                    Task::Look(exchange, role) => http.look(*exchange, role),
+                    Task::Look(exchange, caller) => http.look(*exchange, &caller),
                     Task::ReadBody(exchange) => http.read_body(*exchange),
                     Task::WriteDelayed => http.delayed.write(),
                 }

@@ -241,6 +241,7 @@ fn handler(
         manager,
         access: Access {
             allow_shutdown: options.allow_shutdown,
+            allow_break: options.allow_break,
             host: options.bare_host().into(),
             allowed_hosts: options.allowed_hosts.clone(),
             loopback: addresses.iter().all(|address| address.ip().is_loopback()),

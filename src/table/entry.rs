@@ -62,6 +62,12 @@ impl<W> Entry<W> {
         }
     }
 
+    /// The hold under that fence.
+    pub fn under(&self, fence: Fence) -> Option<&Hold> {
+        let first = self.first.as_ref().filter(|first| first.fence == fence);
+        first.or_else(|| self.others()?.under(fence))
+    }
+
     /// Whether one more may hold the key, as far as its holders go.
     pub fn has_room(&self) -> bool {
         self.holders() < self.fewest_slots() as usize

@@ -1,12 +1,12 @@
-//! The end of a hold, and who is next.
+//! The beginning and the end of a hold, and who is next.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::entry::Entry;
 use super::queue::Queued;
 use super::{Ledger, LockTable};
 use crate::event::{Change, EndedHold};
-use crate::lease::{Hold, Key, Ticket};
+use crate::lease::{Claim, Hold, Key, Ticket};
 use crate::memory::{shrink_map, shrink_queue};
 
 /// A key that has room for one more holder, and the waiter whose turn it is if its client is still there.
@@ -55,8 +55,8 @@ impl<W> LockTable<W> {
     }
 
     /// Lets happen what time has brought to all keys: those that somebody waits for, and up to `batch` lapsed holds
-    /// of the others. As many places of broken connections are forgotten. `false` if more of
-    /// those two may be left over; of the first, [`is_behind`](Self::is_behind) says it.
+    /// of the others. As many places of broken connections are forgotten, and as many broken holds. `false` if more of
+    /// those may be left over; of the first, [`is_behind`](Self::is_behind) says it.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
         self.ledger.begin_step(ENDS_PER_STEP);
         while self.ledger.ends_left > 0
@@ -69,7 +69,8 @@ impl<W> LockTable<W> {
         self.ledger.is_behind |= self.next_hand_over().is_some_and(|next| next <= now);
         let no_lapsed_left = self.free_lapsed(now, batch);
         let no_reserved_left = self.ledger.reserved.expire(now, batch);
-        no_lapsed_left && no_reserved_left
+        let no_broken_left = self.ledger.broken.expire(now, batch);
+        no_lapsed_left && no_reserved_left && no_broken_left
     }
 
     /// Whether the last step left something over that time has brought by then, because it was too much for one step.
@@ -93,7 +94,7 @@ impl<W> LockTable<W> {
         let waited = now.saturating_duration_since(waiter.since);
         let LockTable { entries, ledger } = self;
         let requester = waiter.claim.requester.clone();
-        let hold = ledger.begin_hold(now, waiter.claim);
+        let hold = ledger.begin_hold(now, &key, waiter.claim);
         let grant = hold.grant();
         let entry = entries.get_mut(&key).expect(PROPOSED);
         entry.push(hold);
@@ -157,13 +158,28 @@ impl<W> Ledger<W> {
         self.is_behind = false;
     }
 
+    /// A hold that begins now, under the next fence.
+    pub(super) fn begin_hold(&mut self, now: Instant, key: &Key, claim: Claim) -> Hold {
+        self.broken.forget(key, &claim.requester);
+        let fence = self.next_fence;
+        self.next_fence += 1;
+        self.holds += 1;
+        let expires = now + Duration::from(claim.lock_timeout);
+        Hold {
+            claim,
+            since: now,
+            expires,
+            fence,
+        }
+    }
+
     /// Takes note of the end of a hold that was taken out of its entry.
     pub(super) fn end_hold(
         &mut self,
         end: Instant,
         key: Key,
         hold: Hold,
-        change: fn(EndedHold) -> Change<W>,
+        change: impl FnOnce(EndedHold) -> Change<W>,
     ) {
         self.holds -= 1;
         let held = end.saturating_duration_since(hold.since);

@@ -54,6 +54,11 @@ impl Others {
         self.by_fence.get(self.by_requester.get(requester)?)
     }
 
+    /// The hold under that fence.
+    pub fn under(&self, fence: Fence) -> Option<&Hold> {
+        self.by_fence.get(&fence)
+    }
+
     pub fn next_end(&self) -> Option<End> {
         self.by_end.first().copied()
     }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestCaseError;
 
+use super::broken::{LEAST_REMEMBERED, REMEMBERED_FOR};
 use super::entry::Entry;
 use super::hand_over::{ENDS_OF_ONE_KEY, ENDS_PER_STEP};
 use super::leave::RESERVED_FOR;
@@ -23,6 +24,8 @@ use crate::memory::SMALL_CAPACITY;
 use crate::refusal::Refusal::*;
 use Said::*;
 
+mod broken;
+mod look;
 mod model;
 mod slots;
 mod world;
@@ -138,7 +141,14 @@ impl<W> Managed<W> {
         self.expire_key(now, key);
         let released = self.table.release(now, key, requester, fence);
         self.settle(now);
-        released
+        released.map_err(|no| self.table.why_not(now, key, requester, fence, no))
+    }
+
+    fn break_hold(&mut self, now: Instant, key: &str, fence: Fence) -> Result<BrokenHold, Refusal> {
+        self.expire_key(now, key);
+        let broken = self.table.break_hold(now, key, fence, None);
+        self.settle(now);
+        broken
     }
 
     fn renew(
@@ -150,7 +160,8 @@ impl<W> Managed<W> {
         lock_timeout: Option<Duration>,
     ) -> Result<Grant, Refusal> {
         self.expire_key(now, key);
-        self.table.renew(now, key, requester, fence, lock_timeout)
+        let renewed = self.table.renew(now, key, requester, fence, lock_timeout);
+        renewed.map_err(|no| self.table.why_not(now, key, requester, fence, no))
     }
 
     fn holding(&mut self, now: Instant, key: &str) -> Option<Holding> {
@@ -166,7 +177,8 @@ impl<W> Managed<W> {
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
         self.expire_key(now, key);
-        self.table.verify(key, requester, fence)
+        let held = self.table.verify(key, requester, fence);
+        held.map_err(|no| self.table.why_not(now, key, requester, fence, no))
     }
 
     fn abandon(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
@@ -421,6 +433,13 @@ impl Desk {
         let released = self.table.release(self.now, key, requester, fence.into());
         self.check();
         released
+    }
+
+    /// Whose hold it was, and for how long.
+    fn break_hold(&mut self, key: Name, fence: Fence) -> Result<(String, u64), Refusal> {
+        let broken = self.table.break_hold(self.now, key, fence);
+        self.check();
+        broken.map(|broken| (broken.holder.to_string(), broken.held.as_millis() as u64))
     }
 
     fn is_held(&mut self, key: Name) -> bool {

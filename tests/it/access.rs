@@ -19,21 +19,21 @@ use tempfile::TempDir;
 use crate::common::program::{Outcome, PROGRAM, clean, program};
 use crate::common::{Reply, Wire, bound, options, ports, run, sleeps, start, until};
 
-const READ: &str = "read-4V1LrMZ0Ut";
-const LOCK: &str = "lock-Vk2Qw7cTt9+/=";
-const ADMIN: &str = "admin-o0Qx3bEw~_.";
+pub const READ: &str = "read-4V1LrMZ0Ut";
+pub const LOCK: &str = "lock-Vk2Qw7cTt9+/=";
+pub const ADMIN: &str = "admin-o0Qx3bEw~_.";
 
-const TOKENS: &str =
+pub const TOKENS: &str =
     "# ours\n\nread read-4V1LrMZ0Ut\n  lock lock-Vk2Qw7cTt9+/=\nadmin admin-o0Qx3bEw~_.\n";
 
 /// A token file that only its owner may read.
-struct TokenFile {
+pub struct TokenFile {
     _folder: TempDir,
     path: PathBuf,
 }
 
 impl TokenFile {
-    fn new(text: &str) -> Self {
+    pub fn new(text: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let file = TokenFile {
             path: folder.path().join("tokens"),
@@ -52,7 +52,7 @@ impl TokenFile {
         fs::set_permissions(&self.path, Permissions::from_mode(mode)).unwrap();
     }
 
-    fn options(&self) -> Options {
+    pub fn options(&self) -> Options {
         Options {
             token_file: Some(self.path.clone()),
             lock_attempt_timeout: Duration::ZERO,
@@ -65,7 +65,7 @@ impl TokenFile {
     }
 }
 
-fn bearer(token: &str) -> String {
+pub fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}\r\n")
 }
 

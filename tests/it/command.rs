@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
 use crate::common::{bound, free_port, options, skip, until, with_hosts};
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "run",
     "start",
     "stop",
@@ -34,6 +34,7 @@ const VERBS: [&str; 14] = [
     "renew",
     "check",
     "verify",
+    "break",
     "exec",
     "ping",
     "shutdown",

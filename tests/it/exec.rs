@@ -134,6 +134,20 @@ impl Running {
         kill(self.pid(), signal).expect("it runs");
     }
 
+    fn has_thread(&self, name: &str) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let names = threads.map(|thread| thread.expect("a thread").path().join("comm"));
+        // A thread may have ended meanwhile.
+        let mut names = names.filter_map(|path| fs::read_to_string(path).ok());
+        names.any(|it| it.trim_end() == name)
+    }
+
+    fn has_socket(&self) -> bool {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs");
+        let mut targets = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        targets.any(|target| target.to_string_lossy().starts_with("socket:"))
+    }
+
     fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("UTF-8");
@@ -1614,6 +1628,45 @@ fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
     next.expect(0, "it runs\n");
 }
 
+/// There were two: one had asked for the key, one took the signals.
+#[test]
+fn a_short_command_under_a_free_key_costs_no_thread() {
+    let server = patient();
+    let count = sh("set -- /proc/$PPID/task/*; echo $#");
+    // On a busy machine the renewals may have begun before it counts.
+    until("the first thread is the only one", || {
+        outcome(&server, "K", &count).stdout == "1\n"
+    });
+}
+
+#[test]
+fn a_server_that_answers_late_grants_the_first_lock_once() {
+    let (server, process) = with_process(LONG);
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    let mut running = Running::spawn(&mut exec(&server, "K", &["echo", "it runs"]));
+    until("a thread asks again", || running.has_thread("turn"));
+    kill(process, Signal::SIGCONT).expect("it runs");
+    assert_eq!(running.line(), "it runs");
+    assert_eq!(running.exit_code(), Some(0));
+    // The first question, whose answer nobody read, comes to nothing later.
+    until("the key is free", || !is_locked(&server, "K"));
+}
+
+#[test]
+fn a_signal_ends_it_while_its_first_question_is_not_answered() {
+    let (server, process) = with_process(LONG);
+    kill(process, Signal::SIGSTOP).expect("it runs");
+    let mut running = Running::spawn(&mut exec(&server, "K", &["echo", "it runs"]));
+    until("it asks", || running.has_socket());
+    let since = Instant::now();
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.ended().signal(), Some(Signal::SIGTERM as i32));
+    // A tenth of a second for the answer, and one second to leave the queue.
+    assert!(since.elapsed() < ms(1100) + bound(ms(500)));
+    assert_eq!(running.line(), "");
+    kill(process, Signal::SIGCONT).expect("it runs");
+}
+
 #[test]
 fn while_it_waits_it_is_one_process() {
     let server = patient();
@@ -1661,8 +1714,8 @@ fn what_the_command_leaves_in_the_background_goes_on() {
 
 // --- on a terminal ---
 
-/// `exec` in a session of its own, on a terminal of its own.
-struct OnTerminal {
+/// The program in a session of its own, on a terminal of its own.
+pub struct OnTerminal {
     child: Child,
     screen: PtyMaster,
     seen: String,
@@ -1677,7 +1730,7 @@ fn terminal() -> nix::Result<PtyMaster> {
 }
 
 impl OnTerminal {
-    fn spawn(command: &mut Command) -> Self {
+    pub fn spawn(command: &mut Command) -> Self {
         let screen = terminal().expect("a terminal");
         let name = ptsname_r(&screen).expect("its name");
         let stream = || {
@@ -1720,18 +1773,18 @@ impl OnTerminal {
         read > 0
     }
 
-    fn until_seen(&mut self, text: &str) {
+    pub fn until_seen(&mut self, text: &str) {
         while !self.seen.contains(text) {
             assert!(self.see(), "no {text:?} in {:?}", self.seen);
         }
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub fn type_in(&mut self, text: &str) {
         self.screen.write_all(text.as_bytes()).expect("it is open");
     }
 
     /// What is left on the screen when it has ended, and its exit code.
-    fn end(mut self) -> (String, Option<i32>) {
+    pub fn end(mut self) -> (String, Option<i32>) {
         while self.see() {}
         let code = Some(shell_code(self.child.wait().expect("a child")));
         let left = self.seen.rsplit("\r\x1b[K").next().unwrap_or_default();

@@ -43,6 +43,25 @@
 //! | lock does after flock's options | `command::lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it` |
 //! | so does exec | `exec::readers_run_together_and_a_writer_alone` |
 //! | the original's wire locks alone | `slots::the_original_s_wire_locks_alone` |
+//! | **Breaking a hold** | |
+//! | BREAK ends the hold under a fence, and who waits has the key | `break_lock::a_hold_is_broken_under_its_fence_and_who_waits_has_the_key_at_once` |
+//! | of several holders, that one | `break_lock::of_several_holders_the_one_under_the_fence_is_broken` |
+//! | who was granted the key since it was looked at keeps it | `break_lock::who_was_granted_the_key_since_it_was_looked_at_keeps_it` |
+//! | BREAK takes POST and a fence, and no page from elsewhere asks it | `break_lock::a_break_takes_post_and_a_fence` |
+//! | the original's wire does not know it | `break_lock::the_original_s_wire_breaks_nothing` |
+//! | without tokens it takes the option | `break_lock::without_tokens_it_takes_the_option` |
+//! | with tokens it takes an admin's | `break_lock::with_tokens_it_takes_the_role_admin_whatever_the_option_says` |
+//! | the former holder is told, until ten minutes after its lease would have ended | `table::tests::broken::the_former_holder_is_told_until_ten_minutes_after_its_lease_would_have_ended` |
+//! | the client says so | `break_lock::the_former_holder_is_told_that_its_lease_was_broken` |
+//! | a guard, too | `break_lock::a_guard_learns_at_its_next_renewal_that_it_was_broken` |
+//! | exec ends its command | `break_lock::exec_ends_its_command_when_the_key_is_broken_and_says_so` |
+//! | unlock, renew and verify say so | `break_lock::unlock_renew_and_verify_say_that_the_hold_was_broken` |
+//! | the log says whose hold was broken by whom, and who was refused | `break_lock::the_log_says_whose_hold_was_broken_by_whom_and_from_where` |
+//! | the command shows the hold and breaks that one | `break_lock::the_command_shows_the_hold_and_breaks_it` |
+//! | of several, the one that is named, or none | `break_lock::the_command_breaks_the_hold_that_was_meant_or_none` |
+//! | it asks on a terminal | `break_lock::on_a_terminal_the_command_asks_first` |
+//! | elsewhere it wants --yes | `break_lock::without_a_terminal_the_command_asks_for_yes` |
+//! | who takes the key while it asks keeps it | `break_lock::who_takes_the_key_while_the_command_asks_keeps_it` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
@@ -264,6 +283,9 @@
 //! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
 //! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
 //! | a script without a first line is run by sh | `exec::a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh` |
+//! | a short command under a free key costs no thread | `exec::a_short_command_under_a_free_key_costs_no_thread` |
+//! | an answer that comes late locks once | `exec::a_server_that_answers_late_grants_the_first_lock_once` |
+//! | a signal ends it before the first answer, too | `exec::a_signal_ends_it_while_its_first_question_is_not_answered` |
 //! | while it waits it is one process | `exec::while_it_waits_it_is_one_process` |
 //! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
 //! | Ctrl-C ends the script that `exec` stands in | `exec::ctrl_c_ends_the_script_that_exec_stands_in` |
@@ -312,6 +334,7 @@ mod common;
 
 mod access;
 mod architecture;
+mod break_lock;
 mod classic;
 mod client;
 mod command;

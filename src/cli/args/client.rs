@@ -200,6 +200,36 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
         #[argh(option, arg_name = "N", from_str_fn(count))]
         fence: Option<u64>,
     }
+
+    #[argh(
+        name = "break",
+        description = "end somebody else's lock of a key, after a question",
+        example = "\
+{command_name} KEYA
+{command_name} --yes --holder CLIENT_A KEYA",
+        note = "\
+Shows who has the key, since when and for how long, and how many wait; asks
+whether to break it, and breaks that very lock or none. Who had it goes on
+until it asks: end it first, where you can. The server logs --name. It takes a
+server with --allow-break, or a token of admin.
+Prints 1; or 0 if nothing was broken.
+Exit codes: 0 broken, 1 nothing was broken, 2 wrong usage, or several have the
+key, or nobody can be asked; 69 it is not allowed, or no server there."
+    )]
+    /// The arguments of `break`.
+    Break {
+        /// only the lock of this fence
+        #[argh(option, arg_name = "N", from_str_fn(count))]
+        fence: Option<u64>,
+
+        /// only the lock of this name
+        #[argh(option, arg_name = "NAME")]
+        holder: Option<String>,
+
+        /// do not ask
+        #[argh(switch)]
+        yes: bool,
+    }
 }
 
 #[derive(FromArgs, ArgsInfo)]

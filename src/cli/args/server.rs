@@ -57,6 +57,10 @@ macro_rules! server_verbs {
             #[argh(switch)]
             allow_shutdown: bool,
 
+            /// let clients end others' locks; default no
+            #[argh(switch)]
+            allow_break: bool,
+
             /// file of tokens that clients have to show
             #[argh(option, arg_name = "FILE")]
             token_file: Option<PathBuf>,
@@ -116,6 +120,7 @@ macro_rules! server_verbs {
                         || defaults.classic_without_token,
                     token_file: args.token_file,
                     allow_shutdown: args.allow_shutdown || defaults.allow_shutdown,
+                    allow_break: args.allow_break || defaults.allow_break,
                     reconnect_attempts: args
                         .reconnect_attempts
                         .unwrap_or(defaults.reconnect_attempts),
@@ -150,9 +155,8 @@ server_verbs! {
 {command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
-Logs to standard error; LOCK_SERVER_LOG=debug logs more. Pid file: none.
-Under systemd: notifies (Type=notify), and serves on the sockets of LISTEN_FDS.
-Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
+Logs to standard error, as LOCK_SERVER_LOG says; no pid file. Under systemd it
+notifies and takes LISTEN_FDS. Exit codes: 0 stopped, 1 failed, 2 wrong usage."
     )]
     /// The arguments of `run`.
     Run
@@ -166,9 +170,8 @@ Exit codes: 0 told to stop, 1 cannot serve, 2 wrong usage."
 {command_name} --log-file lock-server.log
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
-Logs nothing without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid
-or /tmp/lock-server-UID-PORT.pid, PORT as given here; port 0 needs --pid-file.
-Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
+No log without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or
+/tmp/lock-server-UID-PORT.pid. Exit codes: 0 it serves, 1 not, 2 wrong usage."
     )]
     /// The arguments of `start`.
     Start
@@ -178,9 +181,8 @@ Exit codes: 0 it serves, 1 it runs already or cannot serve, 2 wrong usage."
         description = "stop the server in the background, if there is one, and start it again",
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
-All locks are gone then. The options are those given here, not the old server's.
-Log and pid file: as for start. Without one it asks at the port, as stop does.
-Exit codes: 0 it serves, 1 cannot stop or cannot serve, 2 wrong usage."
+All locks are gone. Its options are those given here. Log and pid file: as for
+start and stop. Exit codes: 0 it serves, 1 it does not, 2 wrong usage."
     )]
     /// The arguments of `restart`.
     Restart

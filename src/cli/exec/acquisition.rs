@@ -1,24 +1,22 @@
 //! Waiting for all keys, one after another in the order of their bytes, so that no two of these programs wait for each
 //! other in a circle. While one is waited for, those before it are renewed.
 
-use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::key_wait::{KeyWait, WaitContext, WaitEnd};
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LeaseRenewer;
 use crate::cli::exec::wanted::Wanted;
-use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::Failure;
 
 /// How the wait ended.
 pub enum Obtained {
     /// All keys are held. Those that were obtained before the last one are being renewed.
-    Keys(HeldKeys, Option<LeaseRenewer>, Option<Watchdog>),
+    Keys(HeldKeys, Option<LeaseRenewer>),
     /// Not obtained, and why. None of the keys is held.
     No(String),
     /// A signal asked to end. None of the keys is held.
@@ -36,12 +34,7 @@ pub struct Acquisition<'a> {
 }
 
 impl<'a> Acquisition<'a> {
-    pub fn begin(
-        wanted: &'a Wanted,
-        messages: &'a Messages,
-        events: &'a Sender<ExecEvent>,
-        inbox: &'a Receiver<ExecEvent>,
-    ) -> Self {
+    pub fn begin(wanted: &'a Wanted, messages: &'a Messages, inbox: &'a Inbox) -> Self {
         // What no clock can tell is never.
         let until = wanted.patience;
         let until = until.and_then(|patience| Instant::now().checked_add(patience));
@@ -49,7 +42,6 @@ impl<'a> Acquisition<'a> {
             context: WaitContext {
                 wanted,
                 messages,
-                events,
                 inbox,
                 until,
             },
@@ -62,13 +54,11 @@ impl<'a> Acquisition<'a> {
     /// Waits until it is decided.
     pub fn obtain(mut self) -> Result<Obtained, Failure> {
         let keys = self.context.wanted.in_order();
-        let mut watchdog = None;
         let mut at = 0;
         while let Some(key) = keys.get(at) {
             let is_last = at + 1 == keys.len();
-            at = match self.wait_for(key, is_last) {
-                Ok(WaitEnd::Granted(lease, begun)) => {
-                    watchdog = begun;
+            at = match self.wait_for(key) {
+                Ok(WaitEnd::Granted(lease)) => {
                     self.held.add(lease);
                     if !is_last {
                         self.renew();
@@ -97,21 +87,21 @@ impl<'a> Acquisition<'a> {
                 }
             };
         }
-        Ok(Obtained::Keys(self.held, self.renewer, watchdog))
+        Ok(Obtained::Keys(self.held, self.renewer))
     }
 
-    fn wait_for(&mut self, key: &'a str, is_last: bool) -> Result<WaitEnd, Failure> {
+    fn wait_for(&mut self, key: &'a str) -> Result<WaitEnd, Failure> {
         let mut wait = KeyWait::new(&self.context, key, self.turn);
-        let end = wait.obtain(&mut self.held, is_last);
+        let end = wait.obtain(&mut self.held);
         self.turn = wait.turn() + 1;
         end
     }
 
     /// Renews all that is held, from now on. Where there is no thread for it, it is as if no renewal were answered.
     fn renew(&mut self) {
-        let WaitContext { wanted, events, .. } = self.context;
+        let WaitContext { wanted, inbox, .. } = self.context;
         let leases = self.held.leases().to_vec();
-        self.renewer = LeaseRenewer::begin(&wanted.requester, leases, events);
+        self.renewer = LeaseRenewer::begin(&wanted.requester, leases, inbox);
     }
 
     fn unlock(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lock_server::{Error, Lease, OtherServer, Refusal};
+use lock_server::{Error, Lease, Refusal};
 
 use crate::cli::exec::holders::Holders;
 use crate::cli::exec::signals::SignalClass;
@@ -17,8 +17,8 @@ pub enum ExecEvent {
     Renewed(Lease),
     /// The server could not be asked to.
     NotRenewed(Error),
-    /// The server says that this lease is over, or another server answers.
-    Lost(Lease, Option<OtherServer>),
+    /// The server says that this lease is over, or another server answers: why, in words.
+    Lost(Lease, String),
 }
 
 /// What a turn came to.

@@ -2,7 +2,6 @@
 //! themselves are asked by other threads, and what they came to arrives as an event.
 
 use std::mem;
-use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use lock_server::{Error, Lease, Refusal, ServerAddress};
@@ -13,6 +12,7 @@ use crate::cli::exec::command::reap_others;
 use crate::cli::exec::event::{ExecEvent, LockOutcome};
 use crate::cli::exec::held_keys::HeldKeys;
 use crate::cli::exec::holders::{self, Holders};
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::looks::{self, Looks};
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::notices::Notices;
@@ -20,7 +20,6 @@ use crate::cli::exec::signals::{self, SignalClass};
 use crate::cli::exec::trouble::Trouble;
 use crate::cli::exec::turns::Turns;
 use crate::cli::exec::wanted::Wanted;
-use crate::cli::exec::watchdog::Watchdog;
 use crate::cli::exit::{Failure, UNREACHABLE};
 
 /// How long to wait before a server that is away or can't serve now is asked again: between half of that and all of
@@ -47,8 +46,7 @@ const TOO_LATE: u32 = 10;
 
 /// How a wait ended.
 pub enum WaitEnd {
-    /// With a watchdog, if there was no wait.
-    Granted(Lease, Option<Watchdog>),
+    Granted(Lease),
     /// Not obtained, and why.
     No(String),
     /// A signal asked to end, and the place in the queue is given up.
@@ -62,8 +60,7 @@ pub enum WaitEnd {
 pub struct WaitContext<'a> {
     pub wanted: &'a Wanted,
     pub messages: &'a Messages,
-    pub events: &'a Sender<ExecEvent>,
-    pub inbox: &'a Receiver<ExecEvent>,
+    pub inbox: &'a Inbox,
     /// When all waits are over. `None` is never.
     pub until: Option<Instant>,
 }
@@ -72,8 +69,8 @@ pub struct WaitContext<'a> {
 pub struct KeyWait<'a> {
     wanted: &'a Wanted,
     key: &'a str,
-    turns: Turns,
-    inbox: &'a Receiver<ExecEvent>,
+    turns: Turns<'a>,
+    inbox: &'a Inbox,
     /// When the next one begins, if there is to be one.
     next: Option<Instant>,
     /// When the wait is over. `None` is never.
@@ -89,19 +86,16 @@ pub struct KeyWait<'a> {
     seems_endless: bool,
     /// How often a lease had run out before it was heard of.
     too_late: u32,
-    /// What is needed if the first LOCK is granted.
-    watchdog: Option<Watchdog>,
-    events: &'a Sender<ExecEvent>,
 }
 
 impl<'a> KeyWait<'a> {
     pub fn new(context: &WaitContext<'a>, key: &'a str, first_turn: u32) -> Self {
-        let WaitContext { wanted, events, .. } = *context;
+        let WaitContext { wanted, inbox, .. } = *context;
         KeyWait {
             wanted,
             key,
-            turns: Turns::new(wanted, key, first_turn, events),
-            inbox: context.inbox,
+            turns: Turns::new(wanted, key, first_turn, inbox),
+            inbox,
             next: None,
             until: context.until,
             is_allowed: true,
@@ -110,8 +104,6 @@ impl<'a> KeyWait<'a> {
             looks: None,
             seems_endless: false,
             too_late: 0,
-            watchdog: None,
-            events,
         }
     }
 
@@ -121,12 +113,8 @@ impl<'a> KeyWait<'a> {
     }
 
     /// Waits until it is decided.
-    pub fn obtain(&mut self, held: &mut HeldKeys, is_last: bool) -> Result<WaitEnd, Failure> {
+    pub fn obtain(&mut self, held: &mut HeldKeys) -> Result<WaitEnd, Failure> {
         self.ask(Duration::ZERO)?;
-        if is_last {
-            // While the answer is under way it costs no time. Where there is none, it is tried again.
-            self.watchdog = Watchdog::start().ok();
-        }
         loop {
             let decided = match self.next_event() {
                 Some(ExecEvent::Answer(turn, _)) if turn != self.turns.number() => None,
@@ -142,7 +130,7 @@ impl<'a> KeyWait<'a> {
                 Some(ExecEvent::NotRenewed(_)) => None,
                 Some(ExecEvent::Lost(lease, _)) => held.lost(&lease).then(|| {
                     self.notices.end();
-                    self.turns.leave(self.inbox);
+                    self.turns.leave();
                     WaitEnd::OtherLost(lease.key)
                 }),
                 None => self.woken()?,
@@ -170,11 +158,7 @@ impl<'a> KeyWait<'a> {
             over.filter(|_| self.next.is_none()),
             self.gives_up(),
         ];
-        let Some(alarm) = alarm.into_iter().flatten().min() else {
-            return self.inbox.recv().ok();
-        };
-        let left = alarm.saturating_duration_since(Instant::now());
-        self.inbox.recv_timeout(left).ok()
+        self.inbox.receive_until(alarm.into_iter().flatten().min())
     }
 
     /// Does what is due when no event came.
@@ -183,7 +167,7 @@ impl<'a> KeyWait<'a> {
             self.ask_again()?;
             return Ok(None);
         }
-        self.turns.leave(self.inbox);
+        self.turns.leave();
         let is_silent = self.gives_up().is_some_and(|at| Instant::now() >= at);
         if is_silent || self.is_allowed {
             return Err(self.unanswered());
@@ -223,14 +207,13 @@ impl<'a> KeyWait<'a> {
     /// Asks for a LOCK that waits.
     fn wait(&mut self) -> Result<(), Failure> {
         self.turns.next();
-        self.watchdog = None;
         // One that only tried would leave one that waits in its place.
         let left = self.left().map(|left| left.max(LEAST_WAIT));
         let left = left.filter(|_| self.is_allowed);
         self.ask(left.unwrap_or(Duration::MAX))?;
         if self.silent_since.is_some() && self.wanted.connect_timeout.is_some() {
             // A LOCK that waits does not say whether the server is there again.
-            self.look().once()?;
+            self.look()?.once()?;
         }
         Ok(())
     }
@@ -249,7 +232,7 @@ impl<'a> KeyWait<'a> {
         self.silent_since = None;
         let (reason, holders) = match answer {
             LockOutcome::Granted(lease) if !lease.remaining().is_zero() => {
-                return Ok(Some(WaitEnd::Granted(lease, self.watchdog.take())));
+                return Ok(Some(WaitEnd::Granted(lease)));
             }
             // This program was stopped for longer than the lease.
             LockOutcome::Granted(_) => return self.too_late(),
@@ -336,7 +319,6 @@ impl<'a> KeyWait<'a> {
     /// Goes on asking a server that may come back.
     fn ask_later(&mut self, trouble: &Trouble) -> Result<(), Failure> {
         let now = Instant::now();
-        self.watchdog = None;
         self.turns.end();
         self.silent_since.get_or_insert(now);
         let until = match (self.wanted.is_once(), self.silent_until()) {
@@ -384,7 +366,7 @@ impl<'a> KeyWait<'a> {
         let seemed_endless = mem::replace(&mut self.seems_endless, why.is_some());
         let why = why.filter(|_| seemed_endless)?;
         self.notices.end();
-        self.turns.leave(self.inbox);
+        self.turns.leave();
         Some(WaitEnd::No(why))
     }
 
@@ -395,29 +377,33 @@ impl<'a> KeyWait<'a> {
         let above = holders.filter(|holders| holders.are_above());
         let above = above.map(|_| LOOK_ABOVE_EVERY);
         if let Some(every) = [wanted, needed, above].into_iter().flatten().min() {
-            self.look().every(every)?;
+            self.look()?.every(every)?;
         }
         Ok(())
     }
 
-    fn look(&mut self) -> &mut Looks {
-        let (wanted, key) = (self.wanted, self.key);
-        self.looks.get_or_insert_with(|| {
-            let client = match wanted.connect_timeout {
-                Some(patience) => wanted
-                    .requester
-                    .hasty_client(1, patience.clamp(LEAST_ANSWER_PATIENCE, ANSWER_PATIENCE)),
-                None => wanted.requester.client(),
-            };
-            Looks::new(&wanted.requester, client, key, self.events)
-        })
+    fn look(&mut self) -> Result<&mut Looks, Failure> {
+        let looks = match self.looks.take() {
+            Some(looks) => looks,
+            None => {
+                let me = &self.wanted.requester;
+                let client = match self.wanted.connect_timeout {
+                    Some(patience) => {
+                        me.hasty_client(1, patience.clamp(LEAST_ANSWER_PATIENCE, ANSWER_PATIENCE))
+                    }
+                    None => me.client(),
+                };
+                Looks::new(me, client, self.key, self.inbox)?
+            }
+        };
+        Ok(self.looks.insert(looks))
     }
 
     fn signalled(&mut self, signal: SignalClass) -> Option<WaitEnd> {
         match signal {
             SignalClass::ShutDown(signal) | SignalClass::User(signal) => {
                 self.notices.end();
-                self.turns.leave(self.inbox);
+                self.turns.leave();
                 return Some(WaitEnd::Signal(signal));
             }
             SignalClass::Stop => signals::suspend(),

@@ -9,6 +9,7 @@ use lock_server::Client;
 
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::holders::Holders;
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exit::Failure;
 
@@ -31,14 +32,14 @@ pub struct Looks {
 }
 
 impl Looks {
-    pub fn new(me: &Requester, client: Client, key: &str, events: &Sender<ExecEvent>) -> Self {
-        Looks {
+    pub fn new(me: &Requester, client: Client, key: &str, inbox: &Inbox) -> Result<Self, Failure> {
+        Ok(Looks {
             me: me.clone(),
             client,
             key: key.into(),
-            events: events.clone(),
+            events: inbox.sender().map_err(no_thread)?,
             goes_on: None,
-        }
+        })
     }
 
     /// Looks again and again.
@@ -83,7 +84,9 @@ fn ends_not_within(end: &Receiver<()>, time: Duration) -> bool {
 
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     let spawned: io::Result<_> = thread::Builder::new().name(name.into()).spawn(work);
-    spawned
-        .map(drop)
-        .map_err(|error| Failure::system_of_exec("cannot start a thread", error))
+    spawned.map(drop).map_err(no_thread)
+}
+
+pub fn no_thread(error: io::Error) -> Failure {
+    Failure::system_of_exec("cannot start a thread", error)
 }

@@ -24,8 +24,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::cli::exec::chance::between;
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
+use crate::cli::reasons;
 
 /// How often to ask whether the lease still stands. Two commands run side by side for a second at the most where
 /// somebody unlocked the key. A thousand of these ask the server 1,250 questions per second, which
@@ -60,14 +62,10 @@ pub struct LeaseRenewer {
 impl LeaseRenewer {
     /// Begins to renew leases. It sends an event for each renewal, and for each that failed. Where there is no thread
     /// for it, it is as if no renewal were answered.
-    pub fn begin(
-        requester: &Requester,
-        leases: Vec<Lease>,
-        events: &Sender<ExecEvent>,
-    ) -> Option<Self> {
+    pub fn begin(requester: &Requester, leases: Vec<Lease>, inbox: &Inbox) -> Option<Self> {
         let renewals = Renewals::new(requester.clone(), leases);
-        let events = events.clone();
         let begin = || {
+            let events = inbox.sender()?;
             let (end, goes_on) = io::pipe()?;
             thread::Builder::new()
                 .name("renewals".into())
@@ -83,7 +81,6 @@ impl LeaseRenewer {
 /// Begins to renew the leases of a command once it has run for a moment: most commands that are short cost no thread.
 pub struct LazyRenewer {
     requester: Requester,
-    events: Sender<ExecEvent>,
     /// Until then, those that renew some of them.
     renewer: Option<LeaseRenewer>,
     /// When to begin. `None` once it has.
@@ -91,15 +88,9 @@ pub struct LazyRenewer {
 }
 
 impl LazyRenewer {
-    pub fn new(
-        requester: &Requester,
-        held: &HeldKeys,
-        events: &Sender<ExecEvent>,
-        before: Option<LeaseRenewer>,
-    ) -> Self {
+    pub fn new(requester: &Requester, held: &HeldKeys, before: Option<LeaseRenewer>) -> Self {
         LazyRenewer {
             requester: requester.clone(),
-            events: events.clone(),
             renewer: before,
             begin: Some(Instant::now() + LAZY_FOR.min(held.remaining() / 10)),
         }
@@ -111,11 +102,10 @@ impl LazyRenewer {
     }
 
     /// Begins to renew all that is held, if it is time.
-    pub fn begin_if_due(&mut self, now: Instant, held: &HeldKeys) {
+    pub fn begin_if_due(&mut self, now: Instant, held: &HeldKeys, inbox: &Inbox) {
         if self.begin.is_some_and(|begin| now >= begin) {
             self.begin = None;
-            self.renewer =
-                LeaseRenewer::begin(&self.requester, held.leases().to_vec(), &self.events);
+            self.renewer = LeaseRenewer::begin(&self.requester, held.leases().to_vec(), inbox);
         }
     }
 
@@ -237,8 +227,8 @@ impl Renewals {
                 self.leases[at] = DueLease::of(lease.clone());
                 ExecEvent::Renewed(lease)
             }
-            Err(Error::LeaseLost { other_server, .. }) => {
-                ExecEvent::Lost(self.leases[at].lease.clone(), other_server)
+            Err(error @ Error::LeaseLost { .. }) => {
+                ExecEvent::Lost(self.leases[at].lease.clone(), reasons::of_loss(&error))
             }
             Err(error) => {
                 // The others would not be answered either, and each would take as long.
@@ -268,8 +258,8 @@ impl Renewals {
             self.note(&stands);
             match stands {
                 Ok(()) => {}
-                Err(Error::LeaseLost { other_server, .. }) => {
-                    return Some(ExecEvent::Lost(lease, other_server));
+                Err(error @ Error::LeaseLost { .. }) => {
+                    return Some(ExecEvent::Lost(lease, reasons::of_loss(&error)));
                 }
                 Err(_) => return None,
             }

@@ -1,15 +1,17 @@
-//! The signals that a person or the system sends: taken one by one in a thread of their own, and as they
-//! were for the command.
+//! The signals that a person or the system sends: taken one by one, in the first thread or in one of their own, and as
+//! they were for the command.
 
 use std::io;
 use std::process::ExitCode;
 use std::ptr;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{self, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::sys::time::TimeSpec;
 
 /// Those that are taken. What `nohup`, or a shell without job control, has ignored of those that end a program stays
 /// ignored for both.
@@ -99,6 +101,8 @@ pub fn die_of(signal: i32) -> ExitCode {
 #[derive(Clone, Copy)]
 pub struct Signals {
     before: SigSet,
+    /// Blocked, and taken here.
+    taken: SigSet,
     children_were_ignored: bool,
 }
 
@@ -117,34 +121,47 @@ impl Signals {
             // SAFETY: as above.
             unsafe { signal::signal(Signal::SIGTTIN, SigHandler::SigDfl) }?;
         }
-        let mut blocked: SigSet = TERMINAL.into_iter().collect();
+        let mut taken = SigSet::empty();
         for signal in TAKEN {
             let ends = SignalClass::of(signal).is_some_and(SignalClass::ends_by_default);
             if !(ends && is_ignored(signal)?) {
-                blocked.add(signal);
+                taken.add(signal);
             }
         }
+        let blocked: SigSet = taken.iter().chain(TERMINAL).collect();
         let mut before = SigSet::empty();
         signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
         Ok(Signals {
             before,
+            taken,
             children_were_ignored,
         })
     }
 
+    /// Takes the next one in this thread. `None` if there is none in what is `left`; that is `None` without an end.
+    pub fn wait(&self, left: impl Fn() -> Option<Duration>) -> Option<SignalClass> {
+        loop {
+            let left = left();
+            let timeout = left.map(TimeSpec::from);
+            let timeout = timeout.as_ref().map_or(ptr::null(), |left| left.as_ref());
+            // SAFETY: the set and the time-out, if there is one, outlive the call. Nobody wants to know more of it.
+            let signal =
+                unsafe { libc::sigtimedwait(self.taken.as_ref(), ptr::null_mut(), timeout) };
+            if let Ok(signal) = Signal::try_from(signal) {
+                return SignalClass::of(signal);
+            }
+            // Else this program was stopped in between, which ends the call, too.
+            if left.is_some_and(|left| left.is_zero()) || Errno::last() == Errno::EAGAIN {
+                return None;
+            }
+        }
+    }
+
     /// Starts the thread that takes them, and reports each for as long as somebody is there to hear it.
     pub fn take(self, report: impl Fn(SignalClass) -> bool + Send + 'static) -> io::Result<()> {
-        let mut taken = SigSet::thread_get_mask()?;
-        for signal in TERMINAL {
-            taken.remove(signal);
-        }
         let take = move || {
             // The end of the process ends it.
-            while let Ok(signal) = taken.wait() {
-                if !SignalClass::of(signal).is_none_or(&report) {
-                    break;
-                }
-            }
+            while self.wait(|| None).is_none_or(&report) {}
         };
         thread::Builder::new().name("signals".into()).spawn(take)?;
         Ok(())

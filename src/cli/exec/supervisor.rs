@@ -2,16 +2,15 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use lock_server::OtherServer;
 use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
 use crate::cli::exec::command::{Group, reap_others};
 use crate::cli::exec::event::ExecEvent;
 use crate::cli::exec::held_keys::HeldKeys;
+use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::renewer::LazyRenewer;
 use crate::cli::exec::schedule::{Schedule, longest_kill_after};
@@ -39,8 +38,8 @@ pub enum Ended {
     ByItself(ExitStatus),
     /// The lease of this key could not be renewed in time.
     NotKept(String),
-    /// The server said that the lease of this key is over, or another server answered.
-    Lost(String, Option<OtherServer>),
+    /// The lease of this key is over, and why.
+    Lost(String, String),
     /// It took longer than it may.
     TimedOut,
 }
@@ -109,10 +108,9 @@ impl<'a> Supervisor<'a> {
 
     /// Until the command has ended. If it is made to, until nothing of its group is left. Returns the keys that may
     /// still be held, too.
-    pub fn see_through(mut self, inbox: &Receiver<ExecEvent>) -> (Ended, HeldKeys) {
+    pub fn see_through(mut self, inbox: &Inbox) -> (Ended, HeldKeys) {
         loop {
-            // It is never disconnected: the caller keeps a sender.
-            if let Ok(event) = inbox.recv_timeout(self.patience()) {
+            if let Some(event) = inbox.receive_within(self.patience()) {
                 self.heed(event);
             }
             if let Some(ended) = self.has_ended() {
@@ -123,7 +121,7 @@ impl<'a> Supervisor<'a> {
             }
             let now = Instant::now();
             self.keep_to_schedule(now);
-            self.renewer.begin_if_due(now, &self.held);
+            self.renewer.begin_if_due(now, &self.held, inbox);
         }
     }
 
@@ -157,10 +155,10 @@ impl<'a> Supervisor<'a> {
                 let why = explain(&error);
                 self.messages.tell(format_args!("not renewed: {why}"));
             }
-            ExecEvent::Lost(lease, other_server) if self.ending.is_none() => {
+            ExecEvent::Lost(lease, why) if self.ending.is_none() => {
                 // One that was held before all were waited for again is not meant.
                 if self.held.lost(&lease) {
-                    self.begin_to_end(Ended::Lost(lease.key, other_server));
+                    self.begin_to_end(Ended::Lost(lease.key, why));
                     // Somebody else may have the key already.
                     self.kill();
                 }

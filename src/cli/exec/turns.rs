@@ -3,15 +3,20 @@
 //! The library waits, in a thread of its own, and keeps the place in the queue. The first LOCK only tries: it finds out
 //! who has the key, and what the server allows. All of them have one request ID, so a later one takes over from an
 //! earlier.
+//!
+//! A server on this machine answers the first LOCK faster than a thread begins, so the first thread asks it itself, and
+//! leaves it to a thread where the answer does not come at once.
 
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::net::IpAddr;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use lock_server::{CancelToken, Client, Error, LockOptions};
+use lock_server::{CancelToken, Client, Error, Lease, LockOptions};
 
 use crate::cli::exec::event::{ExecEvent, LockOutcome};
 use crate::cli::exec::holders::Holders;
-use crate::cli::exec::looks::spawn;
+use crate::cli::exec::inbox::Inbox;
+use crate::cli::exec::looks::{no_thread, spawn};
 use crate::cli::exec::requester::Requester;
 use crate::cli::exec::wanted::Wanted;
 use crate::cli::exit::Failure;
@@ -29,10 +34,13 @@ const TRIES: u32 = 2;
 /// How long an answer of a server that is there may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the first thread itself waits for an answer, and lets a signal wait: nobody notices that.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
 /// How long leaving the queue may take.
 const PARTING_PATIENCE: Duration = Duration::from_secs(1);
 
-pub struct Turns {
+pub struct Turns<'a> {
     me: Requester,
     client: Client,
     key: String,
@@ -43,7 +51,9 @@ pub struct Turns {
     may_be_shorter: bool,
     /// Ends the LOCK that waits.
     cancel: CancelToken,
-    events: Sender<ExecEvent>,
+    inbox: &'a Inbox,
+    /// Whether the first thread is to ask the first LOCK itself.
+    at_once: bool,
     /// The number of the first LOCK, which only tries. No two LOCKs of this program have one number.
     first: u32,
     /// The number of the latest LOCK.
@@ -52,8 +62,8 @@ pub struct Turns {
     asked: Option<Instant>,
 }
 
-impl Turns {
-    pub fn new(wanted: &Wanted, key: &str, first: u32, events: &Sender<ExecEvent>) -> Self {
+impl<'a> Turns<'a> {
+    pub fn new(wanted: &Wanted, key: &str, first: u32, inbox: &'a Inbox) -> Self {
         let usual_note = wanted.usual_note.clone();
         let usual_note = usual_note.filter(|_| wanted.note.is_none());
         let cancel = CancelToken::new();
@@ -77,7 +87,8 @@ impl Turns {
             usual_note,
             may_be_shorter: wanted.lock_timeout.is_none(),
             cancel,
-            events: events.clone(),
+            inbox,
+            at_once: is_on_this_machine(&wanted.requester),
             first,
             number: first,
             asked: None,
@@ -125,10 +136,18 @@ impl Turns {
             lock_attempt_timeout: Some(patience),
             ..self.options.clone()
         };
+        let number = self.number;
+        let at_once = self.ask_at_once(&options);
+        if let Some(Ok(lease)) = at_once {
+            let answer = Ok(LockOutcome::Granted(lease));
+            self.inbox.put(ExecEvent::Answer(number, answer));
+            return Ok(());
+        }
         let (client, key, me) = (self.client.clone(), self.key.clone(), self.me.clone());
-        let (events, number) = (self.events.clone(), self.number);
+        let events = self.inbox.sender().map_err(no_thread)?;
         spawn("turn", move || {
-            let answer = match client.lock_with(&key, &options) {
+            let answer = at_once.unwrap_or_else(|| client.lock_with(&key, &options));
+            let answer = match answer {
                 Ok(lease) => Ok(LockOutcome::Granted(lease)),
                 Err(Error::NotGranted { reason, holder, .. }) => {
                     let holders = holder.map(|first| Holders::of(first, &key, &client, &me));
@@ -139,6 +158,22 @@ impl Turns {
             // Nobody listens any more where it was decided otherwise.
             let _ = events.send(ExecEvent::Answer(number, answer));
         })
+    }
+
+    /// Asks in this thread, once. `None` leaves it to a thread: no answer comes in time, or one after which it may have
+    /// to be asked again.
+    fn ask_at_once(&mut self, options: &LockOptions) -> Option<Result<Lease, Error>> {
+        if !(self.at_once && self.is_first()) {
+            return None;
+        }
+        let client = self.me.hasty_client(1, AT_ONCE);
+        match client.lock_with(&self.key, options) {
+            Err(error) if !matches!(error, Error::NotGranted { .. }) => {
+                self.at_once = false;
+                None
+            }
+            answered => Some(answered),
+        }
     }
 
     /// Has the next LOCK ask for less, where the server did not understand one or does not allow it: at first without
@@ -161,7 +196,7 @@ impl Turns {
 
     /// Leaves the queue, so that nobody is passed over later for one that has gone. What was granted in the last moment
     /// is unlocked.
-    pub fn leave(&self, inbox: &Receiver<ExecEvent>) {
+    pub fn leave(&self) {
         let until = Instant::now() + PARTING_PATIENCE;
         let (cancel, (done, parted)) = (self.cancel.clone(), mpsc::channel::<()>());
         let part = move || {
@@ -173,17 +208,22 @@ impl Turns {
         }
         let left = || until.saturating_duration_since(Instant::now());
         let mut others = Vec::new();
-        while let Ok(event) = inbox.recv_timeout(left()) {
+        while let Some(event) = self.inbox.receive_until(Some(until)) {
             if matches!(event, ExecEvent::Answer(number, _) if number == self.number) {
                 break;
             }
             others.push(event);
         }
         for event in others {
-            // Who receives them is the caller.
-            let _ = self.events.send(event);
+            self.inbox.put(event);
         }
         // The LOCK hears that it lost its place before the server has given that place up.
         let _ = parted.recv_timeout(left());
     }
+}
+
+/// A name may take long to be looked up.
+fn is_on_this_machine(requester: &Requester) -> bool {
+    let ip: Result<IpAddr, _> = requester.address.host.parse();
+    ip.is_ok_and(|ip| ip.is_loopback())
 }

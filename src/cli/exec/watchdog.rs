@@ -4,7 +4,9 @@
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::{ForkResult, Pid, fork, getpid, read, setpgid, write};
 
@@ -35,8 +37,8 @@ impl Watchdog {
         move || tell(unsafe { BorrowedFd::borrow_raw(pipe) }, getpid())
     }
 
-    /// The command has ended, or never began; what it left behind may go on.
-    pub fn dismiss(self) {
+    /// The command has ended, or never began; what it left behind may go on. The watchdog ends when this is dropped.
+    pub fn dismiss(&self) {
         tell(self.pipe.as_fd(), Pid::from_raw(0));
     }
 }
@@ -69,8 +71,11 @@ fn close_all_but(pipe: RawFd) {
     }
 }
 
-/// Reads which group it is until nobody is left to say so, and kills that.
+/// Waits until nobody is left to say which group it is, reads that, and kills it. It sleeps until then: woken by each word,
+/// it would take the processor from the command that begins.
 fn kill_in_the_end(told: &PipeReader) {
+    let mut end = [PollFd::new(told.as_fd(), PollFlags::empty())];
+    while poll(&mut end, PollTimeout::NONE) == Err(Errno::EINTR) {}
     let mut group = 0;
     let mut said = [0; LENGTH];
     while let Ok(LENGTH) = read(told, &mut said) {

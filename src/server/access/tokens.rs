@@ -204,6 +204,17 @@ fn with_token<T>(authorization: &str, call: impl FnOnce(&[u8]) -> Option<T>) -> 
     call(&decoded[colon + 1..])
 }
 
+/// The user's name of Basic (RFC 7617), whatever the password is. `None` where there is none.
+pub(super) fn user_of_basic(authorization: &str) -> Option<String> {
+    let (scheme, value) = authorization.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("Basic") {
+        return None;
+    }
+    let decoded = STANDARD.decode(value.trim()).ok()?;
+    let user = decoded.split(|byte| *byte == b':').next()?;
+    (!user.is_empty()).then(|| String::from_utf8_lossy(user).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +242,22 @@ mod tests {
         }
         let long = format!("Basic {}", "YWFh".repeat(200));
         assert_eq!(token(&long), None);
+    }
+
+    #[test]
+    fn basic_names_a_user() {
+        for (authorization, expected) in [
+            ("basic bWU6YWJjZGVmZ2g=", Some("me")),
+            ("Basic OmFiY2RlZmdo", None),
+            ("Basic :", None),
+            ("Bearer abcdefgh", None),
+        ] {
+            assert_eq!(
+                user_of_basic(authorization).as_deref(),
+                expected,
+                "{authorization}"
+            );
+        }
     }
 
     #[test]

@@ -165,6 +165,7 @@ fn encode(options: &Options) -> String {
         host,
         allowed_hosts,
         allow_shutdown,
+        allow_break,
         token_file,
         reconnect_attempts: _,
         time_between_attempts: _,
@@ -184,6 +185,7 @@ fn encode(options: &Options) -> String {
         or_none(classic_port.map(|port| port.to_string())),
         classic_without_token.to_string(),
         allow_shutdown.to_string(),
+        allow_break.to_string(),
         // It was found to be one line of UTF-8.
         or_none(
             token_file
@@ -204,7 +206,7 @@ fn encode(options: &Options) -> String {
 }
 
 fn decode(text: &str) -> Option<Options> {
-    let mut lines = text.splitn(15, '\n');
+    let mut lines = text.splitn(16, '\n');
     let mut next = || lines.next();
     let nanos = |line: &str| {
         let nanos: u128 = line.parse().ok()?;
@@ -220,6 +222,7 @@ fn decode(text: &str) -> Option<Options> {
         classic_port: or_none(next()?).and_then(|port| port.parse().ok()),
         classic_without_token: next()?.parse().ok()?,
         allow_shutdown: next()?.parse().ok()?,
+        allow_break: next()?.parse().ok()?,
         token_file: or_none(next()?).map(Into::into),
         outlive_parent: next()?.parse().ok()?,
         max_lock_timeout: or_none(next()?).and_then(|line| nanos(&line)),
@@ -250,6 +253,7 @@ mod tests {
             allowed_hosts: vec!["locks.example.com".into(), "*".into()],
             classic_without_token: true,
             allow_shutdown: true,
+            allow_break: true,
             token_file: Some("/etc/lock server/tokens".into()),
             outlive_parent: true,
             max_lock_timeout: Some(Duration::from_millis(1)),

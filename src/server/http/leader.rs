@@ -10,7 +10,7 @@ use super::parked::Parked;
 use super::{Http, Task};
 use crate::protocol::{self, Malformed, Parameter, Reply, Request, Status, Verb};
 use crate::refusal::Refusal;
-use crate::server::access::{Access, Asker, TurnedAway};
+use crate::server::access::{Access, Asker, Caller, TurnedAway};
 use crate::server::handler::Handler;
 use crate::server::tiny::{Exchange, Instance};
 use crate::server::workers::leadership::{Lead, Leadership};
@@ -112,30 +112,30 @@ impl Http {
     fn answer(self: &Arc<Self>, exchange: Exchange) {
         let target = exchange.target().to_owned();
         let handler = &self.handler;
-        let role = match let_in(&exchange, &target, &handler.access) {
-            Ok(role) => role,
-            Err(why) => return self.turn_away(exchange, why),
+        let caller = match let_in(&exchange, &target, &handler.access) {
+            Ok(caller) => caller,
+            Err(why) => return self.turn_away(exchange, &target, why),
         };
         match understand(&exchange, &target, handler) {
             Ok(request) if request.verb.row().is_slow => {
-                self.run(Task::Look(exchange.into(), role));
+                self.run(Task::Look(exchange.into(), caller));
             }
-            Ok(request) => self.carry_out(exchange, &request, role),
+            Ok(request) => self.carry_out(exchange, &request, &caller),
             Err(reply) => exchange.answer(&reply),
         }
     }
 
     /// What the worker does.
-    pub(super) fn look(self: &Arc<Self>, exchange: Exchange, role: Option<Role>) {
+    pub(super) fn look(self: &Arc<Self>, exchange: Exchange, caller: &Caller) {
         let target = exchange.target().to_owned();
         match understand(&exchange, &target, &self.handler) {
-            Ok(request) => self.carry_out(exchange, &request, role),
+            Ok(request) => self.carry_out(exchange, &request, caller),
             Err(reply) => exchange.answer(&reply),
         }
     }
 
     /// Answers a request, or parks it until its answer is decided.
-    fn carry_out(self: &Arc<Self>, exchange: Exchange, request: &Request, role: Option<Role>) {
+    fn carry_out(self: &Arc<Self>, exchange: Exchange, request: &Request, caller: &Caller) {
         if request.verb == Verb::Events && exchange.method() != "HEAD" {
             let prefix = request.text(Parameter::Prefix).unwrap_or_default();
             return self.events.open(exchange, prefix);
@@ -143,7 +143,7 @@ impl Http {
         let handler = &self.handler;
         let mut exchange = Some(exchange);
         let mut parked = None;
-        let reply = handler.answer(request, role, |pending| {
+        let reply = handler.answer(request, caller, |pending| {
             let exchange = exchange.take().expect("it waits once");
             let new = Parked::new(pending, exchange, self.clone());
             parked = Some(new.clone());
@@ -160,7 +160,16 @@ impl Http {
     }
 
     /// Refuses a request that is not let in: slowly, if it is one of many that try tokens.
-    fn turn_away(&self, exchange: Exchange, why: TurnedAway) {
+    fn turn_away(&self, exchange: Exchange, target: &str, why: TurnedAway) {
+        if let TurnedAway::WrongRole(reason) | TurnedAway::FromAPage(reason) = &why
+            && Request::verb_row(target).is_some_and(|row| row.verb == Verb::Break)
+        {
+            let (target, from) = (protocol::shorten(target), exchange.client().ip());
+            log::info!(
+                "{target:?} from {} was refused: {reason}",
+                from.to_canonical()
+            );
+        }
         let is_slow = matches!(why, TurnedAway::WrongToken(_, true));
         let reply = refused(why);
         match is_slow {
@@ -170,11 +179,17 @@ impl Http {
     }
 }
 
-/// Whether a request is let in, and in which role, if the server asks for one.
-fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Option<Role>, TurnedAway> {
+/// Whether a request is let in, and of whom.
+fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, TurnedAway> {
     let asker = Asker::of(exchange.headers());
     access.admit(&asker)?;
-    access.role_of(&asker, exchange.client().ip(), Request::verb_row(target))
+    let (from, verb) = (exchange.client().ip(), Request::verb_row(target));
+    let is_of_admin = verb.is_some_and(|verb| verb.role == Some(Role::Admin));
+    Ok(Caller {
+        role: access.role_of(&asker, from, verb)?,
+        from: Some(from),
+        user: if is_of_admin { asker.user() } else { None },
+    })
 }
 
 /// Reads the question from the exchange's target, or finds the reply to what is none.
@@ -187,10 +202,9 @@ fn understand<'a>(
         let reason = "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
         return Err(Malformed::BadRequest(reason.into()).into());
     }
-    match exchange.method() {
-        "GET" | "POST" => {}
-        "HEAD" if Request::may_be_headed(target) => {}
-        method => return Err(protocol::method_not_allowed(method, target)),
+    let method = exchange.method();
+    if !Request::methods(target).contain(method) {
+        return Err(protocol::method_not_allowed(method, target));
     }
     Ok(Request::parse(target, &handler.caps)?)
 }

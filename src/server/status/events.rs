@@ -1,6 +1,7 @@
 //! What happened to keys, as server-sent events (the HTML standard, section 9.2): made here of what the lock manager
 //! kept.
 
+use crate::event::EndedHold;
 use crate::manager::{FeedChange, FeedEvent, Moment, TakenEvents};
 use crate::protocol::json::{LockEvent, LockEventKind, to_json};
 
@@ -65,13 +66,11 @@ fn shown(event: &FeedEvent, now: Moment) -> LockEvent {
             shown.left = Some(*left);
             LockEventKind::Renewed
         }
-        FeedChange::Released(ended) | FeedChange::Expired(ended) => {
-            shown.fence = Some(ended.fence);
-            shown.held = Some(ended.held);
-            match &event.change {
-                FeedChange::Released(_) => LockEventKind::Released,
-                _ => LockEventKind::Expired,
-            }
+        FeedChange::Released(ended) => over(&mut shown, ended, LockEventKind::Released),
+        FeedChange::Expired(ended) => over(&mut shown, ended, LockEventKind::Expired),
+        FeedChange::Broken { ended, by } => {
+            shown.by = by.as_deref().map(Into::into);
+            over(&mut shown, ended, LockEventKind::Broken)
         }
         FeedChange::Queued(slots) => {
             shown.slots = Some(*slots);
@@ -80,4 +79,11 @@ fn shown(event: &FeedEvent, now: Moment) -> LockEvent {
         FeedChange::Left => LockEventKind::Left,
     };
     shown
+}
+
+/// Shows how a hold was, which ended so.
+fn over(shown: &mut LockEvent, ended: &EndedHold, kind: LockEventKind) -> LockEventKind {
+    shown.fence = Some(ended.fence);
+    shown.held = Some(ended.held);
+    kind
 }

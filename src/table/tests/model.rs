@@ -16,6 +16,8 @@ enum Op {
     Abandon(usize),
     /// The connection breaks of the ticket given out as the nth, counted round.
     Orphan(usize),
+    /// The hold of a requester of a key is broken, under which fence.
+    Break(Name, Name, Under),
     Settle(Name),
     Expire(usize),
     DrainWaiters,
@@ -26,6 +28,10 @@ enum Op {
     PassJustBeforeEnd(Name),
     /// To the instant at which the first kept place is forgotten, or a nanosecond before it.
     PassGrace {
+        just_before: bool,
+    },
+    /// To the instant at which the hold that was broken first is forgotten, or a nanosecond before it.
+    PassMemory {
         just_before: bool,
     },
 }
@@ -62,6 +68,12 @@ impl fmt::Debug for Op {
                 write!(f, "{key} is verified for {who} under {under:?} fence")
             }
             Op::Orphan(nth) => write!(f, "the connection of ticket {nth} breaks"),
+            Op::Break(who, key, under) => {
+                write!(
+                    f,
+                    "the hold of {key} by {who} under {under:?} fence is broken"
+                )
+            }
             Op::Abandon(nth) => write!(f, "ticket {nth} is abandoned"),
             Op::Settle(key) => write!(f, "{key} is settled"),
             Op::Expire(batch) => write!(f, "all expire, {batch} in a batch"),
@@ -72,6 +84,10 @@ impl fmt::Debug for Op {
             Op::PassGrace { just_before: false } => write!(f, "a kept place is forgotten"),
             Op::PassGrace { just_before: true } => {
                 write!(f, "a kept place is about to be forgotten")
+            }
+            Op::PassMemory { just_before: false } => write!(f, "a broken hold is forgotten"),
+            Op::PassMemory { just_before: true } => {
+                write!(f, "a broken hold is about to be forgotten")
             }
         }
     }
@@ -84,7 +100,7 @@ fn op() -> impl Strategy<Value = Op> {
     let under = select(&[Under::Any, Under::Its, Under::Another][..]);
     let slots = select(&[1, 1, 2, 2, 3, MAX_SLOTS, MAX_SLOTS][..]);
     let numbers = (1..12u64, 0..16u64, 0..40u8, slots);
-    (0..56, who, key, request, under, numbers).prop_map(
+    (0..60, who, key, request, under, numbers).prop_map(
         |(kind, who, key, request, under, (lease, patience, number, slots))| match kind {
             0..16 => Op::Acquire(who, key, request, lease, patience, slots),
             16..22 => Op::Release(who, key, under),
@@ -105,7 +121,11 @@ fn op() -> impl Strategy<Value = Op> {
                 just_before: number % 2 == 0,
             },
             54 => Op::Settle(key),
-            _ => Op::DrainWaiters,
+            55 => Op::DrainWaiters,
+            56..59 => Op::Break(who, key, under),
+            _ => Op::PassMemory {
+                just_before: number % 2 == 0,
+            },
         },
     )
 }
@@ -120,6 +140,8 @@ struct Model {
     held: Vec<Held>,
     /// The first to be forgotten stands first.
     reserved: Vec<Orphan>,
+    /// The one that was broken first stands first.
+    broken: Vec<Unforgotten>,
     limits: Limits,
     next_fence: Fence,
     next_ticket: Ticket,
@@ -188,6 +210,15 @@ struct Orphan {
     ticket: Ticket,
     /// Key, requester and request ID.
     claim: (String, String, String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unforgotten {
+    key: Name,
+    holder: Name,
+    fence: Fence,
+    /// When it is forgotten.
+    until: Instant,
 }
 
 struct Waiting {
@@ -338,6 +369,8 @@ impl Model {
         request: Option<Name>,
         slots: Slots,
     ) -> Grant {
+        self.broken
+            .retain(|broken| (broken.key, broken.holder) != (key, holder));
         let grant = self.grant(now, lease, slots);
         let held = self.find(key).expect("it is there, if only for this");
         held.holds.push(Owner {
@@ -427,6 +460,34 @@ impl Model {
         Ok(())
     }
 
+    fn break_hold(&mut self, now: Instant, key: Name, fence: Fence) -> Result<Name, Refusal> {
+        self.expire_key(now, key);
+        let held = self.find(key).ok_or(Free)?;
+        let mut holds = held.holds.iter();
+        let place = holds.position(|hold| hold.grant.fence == fence);
+        let hold = held.holds.remove(place.ok_or(StaleFence)?);
+        self.broken.push(Unforgotten {
+            key,
+            holder: hold.holder,
+            fence,
+            until: hold.grant.expires + REMEMBERED_FOR,
+        });
+        if self.broken.len() > self.limits.waiters.max(LEAST_REMEMBERED) {
+            self.broken.remove(0);
+        }
+        self.let_in(now, key, now);
+        Ok(hold.holder)
+    }
+
+    /// Whether a hold that is over was broken.
+    fn was_broken(&self, now: Instant, key: Name, who: Name, fence: Option<Fence>) -> bool {
+        self.broken.iter().any(|broken| {
+            (broken.key, broken.holder) == (key, who)
+                && now < broken.until
+                && fence.is_none_or(|fence| fence == broken.fence)
+        })
+    }
+
     fn renew(
         &mut self,
         now: Instant,
@@ -453,8 +514,10 @@ impl Model {
         fence: Option<Fence>,
     ) -> Result<Grant, Refusal> {
         self.expire_key(now, key);
-        let held = self.find(key).ok_or(Free)?;
-        let hold = held.of(requester).ok_or(NotHolder)?;
+        let was_broken = self.was_broken(now, key, requester, fence);
+        let or_broken = |refusal| if was_broken { Refusal::Broken } else { refusal };
+        let held = self.find(key).ok_or(or_broken(Free))?;
+        let hold = held.of(requester).ok_or(or_broken(NotHolder))?;
         match fence {
             Some(fence) if fence != hold.grant.fence => Err(StaleFence),
             _ => Ok(hold.grant),
@@ -475,7 +538,11 @@ impl Model {
     fn fence(&mut self, now: Instant, key: Name, requester: Name, under: Under) -> Option<Fence> {
         self.expire_key(now, key);
         let hold = self.find(key).and_then(|held| held.of(requester));
-        let current = hold.map_or(FIRST_FENCE, |hold| hold.grant.fence);
+        let of_hold = hold.map(|hold| hold.grant.fence);
+        let mut broken = self.broken.iter();
+        let of_broken = broken.find(|broken| (broken.key, broken.holder) == (key, requester));
+        let of_broken = of_broken.map(|broken| broken.fence);
+        let current = of_hold.or(of_broken).unwrap_or(FIRST_FENCE);
         match under {
             Under::Any => None,
             Under::Its => Some(current),
@@ -548,6 +615,12 @@ impl Model {
     }
 
     fn expire(&mut self, now: Instant, batch: usize) -> bool {
+        // Before anybody is granted a key by the rest of it.
+        let mut broken = 0;
+        while broken < batch && self.broken.first().is_some_and(|first| first.until <= now) {
+            self.broken.remove(0);
+            broken += 1;
+        }
         let contended = self.held.iter().filter(|held| !held.waiters.is_empty());
         let mut due: Vec<_> = contended
             .map(|held| (held.next_change(), held.holds[0].grant.fence, held.key))
@@ -570,7 +643,7 @@ impl Model {
             self.reserved.remove(0);
             forgotten += 1;
         }
-        freed < batch && forgotten < batch
+        freed < batch && forgotten < batch && broken < batch
     }
 
     /// The hold that ended first of a key that nobody waits for. Of two keys at one instant, the one held for longer.
@@ -601,6 +674,23 @@ impl Model {
             queue: held.waiters.iter().map(Waiting::remembered).collect(),
         });
         sorted(contents)
+    }
+
+    fn listed(&self, now: Instant) -> Vec<Listed> {
+        let mut held: Vec<&Held> = self.held.iter().collect();
+        held.sort_by_key(|held| {
+            (
+                held.waiters.is_empty(),
+                held.next_change(),
+                held.holds[0].grant.fence,
+            )
+        });
+        let listed = held.into_iter().map(|held| {
+            let live = held.holds.iter().filter(|hold| hold.grant.expires > now);
+            let fences: Vec<Fence> = live.map(|hold| hold.grant.fence).collect();
+            (held.key.into(), fences, held.waiters.len())
+        });
+        listed.filter(|(_, fences, _)| !fences.is_empty()).collect()
     }
 }
 
@@ -656,6 +746,29 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     }))
 }
 
+/// A key, the fences of those leases that have not ended, and how many wait.
+type Listed = (String, Vec<Fence>, usize);
+
+/// All pages of those who look in, each a key long, and two steps.
+fn listed(table: &LockTable<Handle>, now: Instant) -> Vec<Listed> {
+    let all = Filter {
+        prefix: "",
+        holder: None,
+    };
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let page = table.look(now, all, after, 1, 2);
+        listed.extend(page.found.into_iter().map(|view| {
+            let fences = view.holds.iter().map(|hold| hold.fence).collect();
+            (view.key.to_string(), fences, view.waiters)
+        }));
+        after = page.next;
+        if after.is_none() {
+            return listed;
+        }
+    }
+}
+
 fn asker(claim: &Claim) -> Asker<'_> {
     (&claim.requester, claim.request_id.as_deref())
 }
@@ -703,6 +816,7 @@ impl Race {
             model: Model {
                 held: Vec::new(),
                 reserved: Vec::new(),
+                broken: Vec::new(),
                 limits,
                 next_fence: FIRST_FENCE,
                 next_ticket: 1,
@@ -726,6 +840,12 @@ impl Race {
         check_invariants(&self.table)?;
         prop_assert_eq!(contents(&self.table), self.model.contents());
         prop_assert_eq!(reserved(&self.table), self.model.reserved.clone());
+        let remembered = self.table.ledger.broken.by_number.values();
+        let remembered: Vec<_> = remembered.map(|(key, who)| (&**key, &**who)).collect();
+        let expected = self.model.broken.iter();
+        let expected: Vec<_> = expected.map(|broken| (broken.key, broken.holder)).collect();
+        prop_assert_eq!(remembered, expected);
+        prop_assert_eq!(listed(&self.table, self.now), self.model.listed(self.now));
         let next = self.model.held.iter().filter(|h| !h.waiters.is_empty());
         prop_assert_eq!(
             self.table.next_hand_over(),
@@ -784,6 +904,14 @@ impl Race {
                     );
                 }
             }
+            Op::Break(requester, key, under) => {
+                let fence = model.fence(*now, key, requester, under);
+                let fence = fence.unwrap_or(FIRST_FENCE);
+                let broken = table.break_hold(*now, key, fence);
+                let broken = broken.map(|broken| broken.holder.to_string());
+                let expected = model.break_hold(*now, key, fence);
+                prop_assert_eq!(broken, expected.map(String::from));
+            }
             Op::Settle(key) => {
                 table.expire_key(*now, key);
                 model.expire_key(*now, key);
@@ -804,6 +932,11 @@ impl Race {
             }
             Op::PassGrace { just_before } => {
                 let end = model.reserved.first().map(|reserve| reserve.end);
+                let before = Duration::from_nanos(u64::from(just_before));
+                *now = (*now).max(end.map_or(*now, |end| end - before));
+            }
+            Op::PassMemory { just_before } => {
+                let end = model.broken.first().map(|broken| broken.until);
                 let before = Duration::from_nanos(u64::from(just_before));
                 *now = (*now).max(end.map_or(*now, |end| end - before));
             }

@@ -26,6 +26,8 @@ enum What {
     Renew {
         lease: u64,
     },
+    /// Somebody breaks its hold.
+    BreakHold,
     /// Its connection breaks, over which it waits.
     Break,
 }
@@ -55,6 +57,12 @@ impl fmt::Debug for Act {
                 )
             }
             What::Release => write!(f, "after {after} ms {requester} releases {key}"),
+            What::BreakHold => {
+                write!(
+                    f,
+                    "after {after} ms the hold of {key} by {requester} is broken"
+                )
+            }
             What::Break => write!(f, "after {after} ms {requester} loses its connection"),
             What::Renew { lease } => {
                 write!(
@@ -83,6 +91,7 @@ fn act() -> impl Strategy<Value = Act> {
         12 => acquire,
         4 => Just(What::Release),
         2 => renew,
+        2 => Just(What::BreakHold),
         3 => Just(What::Break)
     ];
     // Now and then it takes until the kept places are about to be forgotten.
@@ -106,6 +115,8 @@ struct Spot {
     /// With the time at which each is forgotten.
     away: Vec<(u64, Stand)>,
     arrivals: usize,
+    /// Whose hold was broken, until it is granted the key anew. No course lasts until that is forgotten.
+    broken: Vec<Name>,
 }
 
 struct Holder {
@@ -141,6 +152,7 @@ impl Spot {
         {
             let next = self.queue.remove(0);
             let end = time + next.lease;
+            self.broken.retain(|name| *name != next.name);
             self.holders.push(Holder {
                 name: next.name,
                 request: next.request,
@@ -198,6 +210,7 @@ impl Spot {
         back.map(|back| self.away.remove(back));
         if is_next && self.admits(slots) {
             let end = time + lease;
+            self.broken.retain(|broken| *broken != name);
             self.holders.push(Holder {
                 name,
                 request,
@@ -232,12 +245,15 @@ impl Spot {
     }
 
     fn find(&mut self, requester: Name) -> Result<usize, Refusal> {
-        if self.holders.is_empty() {
-            return Err(Free);
-        }
         let mut holders = self.holders.iter();
         let place = holders.position(|holder| holder.name == requester);
-        place.ok_or(NotHolder)
+        place.ok_or(if self.broken.contains(&requester) {
+            Refusal::Broken
+        } else if self.holders.is_empty() {
+            Free
+        } else {
+            NotHolder
+        })
     }
 
     fn renew(&mut self, time: u64, requester: Name, lease: u64) -> Result<u64, Refusal> {
@@ -332,6 +348,21 @@ impl Course {
                 let released = desk.release(key, requester);
                 let (expected, next) = spot.release(time, requester);
                 prop_assert_eq!(released, expected);
+                prop_assert_eq!(desk.told(), next);
+            }
+            What::BreakHold => {
+                let held = desk.table.table.verify(key, requester, None);
+                let broken = held.and_then(|grant| desk.break_hold(key, grant.fence));
+                let (expected, next) = match spot.find(requester) {
+                    Ok(_) => {
+                        let (_, next) = spot.release(time, requester);
+                        // By that nobody else than it is granted the key.
+                        spot.broken.push(requester);
+                        (true, next)
+                    }
+                    Err(_) => (false, Vec::new()),
+                };
+                prop_assert_eq!(broken.is_ok(), expected);
                 prop_assert_eq!(desk.told(), next);
             }
             What::Break => {

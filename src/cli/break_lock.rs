@@ -1,0 +1,102 @@
+//! `break`: ends somebody else's hold of a key, after it has shown whose that is.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use lock_server::{HeldBy, KeyDetail};
+
+use crate::cli::args::{Break, Question};
+use crate::cli::ask::answer;
+use crate::cli::exit::Failure;
+use crate::cli::say;
+
+/// Shows who holds the key, asks whether to break that hold, and breaks it.
+pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
+    let asked = Question::from(args).asked()?;
+    let (client, key) = (&asked.client, &asked.key);
+    let detail = client.show(key)?;
+    let is_meant = |hold: &&HeldBy| {
+        args.fence.is_none_or(|fence| hold.fence == fence)
+            && args.holder.as_ref().is_none_or(|name| hold.name == *name)
+    };
+    let meant: Vec<&HeldBy> = detail.held_by.iter().filter(is_meant).collect();
+    // Who is asked has to see about what.
+    if !(asked.is_quiet && args.yes) {
+        show(&detail, &meant);
+    }
+    let hold = match meant.as_slice() {
+        [hold] => hold,
+        [] => {
+            asked.say(|| "nothing was broken".into());
+            return Ok(answer(false));
+        }
+        several => {
+            return Err(Failure::usage(format!(
+                "{} hold {key}; say whose hold to break, with --fence or --holder",
+                several.len()
+            )));
+        }
+    };
+    if !args.yes && !is_wanted()? {
+        asked.say(|| "nothing was broken".into());
+        return Ok(answer(false));
+    }
+    // The fence of the hold that was shown: nobody who was granted the key meanwhile loses it.
+    let was_broken = client.break_lock(key, hold.fence)?;
+    if !was_broken {
+        asked.say(|| "it was over already; nothing was broken".into());
+    }
+    Ok(answer(was_broken))
+}
+
+/// Says who holds the key, or that it is not held as was meant, and how many wait.
+fn show(detail: &KeyDetail, meant: &[&HeldBy]) {
+    let key = &detail.key;
+    for hold in meant {
+        say(&in_words(key, hold));
+    }
+    match (meant.len(), detail.holders) {
+        (0, 0) => say(&format!("nobody has locked {key}")),
+        (0, 1) => say(&format!("{key} is held, but not so")),
+        (0, holders) => say(&format!(
+            "{key} is held by {holders}, but by none of them so"
+        )),
+        _ => {}
+    }
+    match detail.waiters {
+        0 => {}
+        1 => say("1 waits for it"),
+        waiters => say(&format!("{waiters} wait for it")),
+    }
+}
+
+/// One hold, in a line.
+fn in_words(key: &str, hold: &HeldBy) -> String {
+    // Quoted: it may hold what a terminal would obey.
+    let note = hold.note.as_ref().map(|note| format!(" ({note:?})"));
+    format!(
+        "{key} is held by {}{} under fence {}, since {:.1} s, for {:.1} s more, unless it is renewed",
+        hold.name,
+        note.unwrap_or_default(),
+        hold.fence,
+        hold.held.as_secs_f64(),
+        hold.left.as_secs_f64()
+    )
+}
+
+/// Asks on the terminal whether to break it.
+fn is_wanted() -> Result<bool, Failure> {
+    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        let message = "there is no terminal to ask on; give --yes to break it without a question";
+        return Err(Failure::usage(message));
+    }
+    // A terminal that takes no line gives none, either.
+    let _ = write!(io::stderr(), "Break it? [y/N] ");
+    let mut line = String::new();
+    let read = io::stdin().read_line(&mut line);
+    let line = line.trim();
+    Ok(read.is_ok()
+        && ["y", "yes"]
+            .iter()
+            .any(|yes| line.eq_ignore_ascii_case(yes)))
+}

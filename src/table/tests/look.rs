@@ -1,0 +1,87 @@
+//! What those who look in are shown. That it is all that is held, page by page, is compared with the model, too.
+
+use super::*;
+
+impl Desk {
+    /// The keys of all pages, each a key long.
+    fn list(&self, filter: Filter) -> Vec<String> {
+        let (mut keys, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.table.look(self.now, filter, after, 1, 1);
+            keys.extend(page.found.iter().map(|view| view.key.to_string()));
+            after = page.next;
+            if after.is_none() {
+                return keys;
+            }
+        }
+    }
+
+    fn view(&self, key: Name) -> (KeyView, Vec<WaiterView>) {
+        let found = self.table.look_at(self.now, key, usize::MAX);
+        found.unwrap_or_else(|| panic!("{key} is held"))
+    }
+}
+
+const ALL: Filter = Filter {
+    prefix: "",
+    holder: None,
+};
+
+#[test]
+fn keys_that_somebody_waits_for_come_first_and_then_what_ends_first() {
+    let mut desk = Desk::new();
+    desk.acquire_for("late", "ann", 9);
+    desk.acquire_for("soon", "bob", 5);
+    desk.acquire_for("wanted", "cat", 8);
+    desk.acquire("wanted", "dan");
+    assert_eq!(desk.list(ALL), ["wanted", "soon", "late"]);
+    // A lease that has ended is not shown, whether or not that was noticed.
+    assert_eq!(desk.at(5).list(ALL), ["wanted", "late"]);
+}
+
+#[test]
+fn keys_are_looked_for_by_how_they_begin_and_by_any_holder() {
+    let mut desk = Desk::new();
+    desk.acquire("deploy/web", "ann");
+    desk.ask("deploy/db", "ann", slots(2));
+    desk.ask("deploy/db", "bob", slots(2));
+    desk.acquire("backup", "bob");
+    let deploy = Filter {
+        prefix: "deploy/",
+        ..ALL
+    };
+    assert_eq!(desk.list(deploy), ["deploy/web", "deploy/db"]);
+    let of_bob = Filter {
+        holder: Some("bob"),
+        ..ALL
+    };
+    assert_eq!(desk.list(of_bob), ["deploy/db", "backup"]);
+    let both = Filter {
+        holder: Some("bob"),
+        ..deploy
+    };
+    assert_eq!(desk.list(both), ["deploy/db"]);
+}
+
+#[test]
+fn a_hold_stands_since_its_grant_also_when_it_is_renewed_and_a_waiter_waits_since_it_came() {
+    let mut desk = Desk::new();
+    desk.at(1).acquire("K", "ann");
+    desk.at(2).ask("K", "bob", request("1"));
+    desk.at(3).acquire("K", "cat");
+    desk.at(4).renew("K", "ann", None).expect("it is held");
+    // Who asks again keeps its place, and its time in it.
+    desk.at(5).ask("K", "bob", request("1").via("bob-2"));
+    let (view, queue) = desk.view("K");
+    assert_eq!((view.holders, view.waiters), (1, 2));
+    assert_eq!(desk.time(view.holds[0].since), 1);
+    let waits: Vec<_> = queue
+        .iter()
+        .map(|waiter| (&*waiter.requester, desk.time(waiter.since)))
+        .collect();
+    assert_eq!(waits, [("bob", 2), ("cat", 3)]);
+    desk.at(6).release("K", "ann").expect("it is held");
+    let (view, queue) = desk.view("K");
+    assert_eq!(desk.time(view.holds[0].since), 6);
+    assert_eq!(queue.len(), 1);
+}
