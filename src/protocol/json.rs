@@ -221,7 +221,7 @@ pub enum LockEventKind {
 /// The word of the wire, such as `handed-over`.
 impl fmt::Display for LockEventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             LockEventKind::Granted => "granted",
             LockEventKind::HandedOver => "handed-over",
             LockEventKind::Released => "released",

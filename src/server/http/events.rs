@@ -241,7 +241,12 @@ impl Reader {
             self.sent = 0;
         }
         let before_last = self.kept.len().saturating_sub(1);
-        let kept: usize = self.kept.iter().take(before_last).map(|kept| kept.len()).sum();
+        let kept: usize = self
+            .kept
+            .iter()
+            .take(before_last)
+            .map(|kept| kept.len())
+            .sum();
         match kept.saturating_sub(self.sent) > MAX_KEPT {
             true => Err(io::Error::other("its client does not read")),
             false => Ok(()),

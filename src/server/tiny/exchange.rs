@@ -166,7 +166,13 @@ impl Exchange {
         };
         let head = way_back.bytes(reply, &self.instance.server, Some("close"));
         let exchange = self;
-        Ok((AnswerStream { exchange, connection }, head))
+        Ok((
+            AnswerStream {
+                exchange,
+                connection,
+            },
+            head,
+        ))
     }
 
     /// Ends the service of a request whose client has gone.
