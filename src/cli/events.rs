@@ -22,7 +22,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why no more events are printed.
-enum Ended {
+enum Unprinted {
     /// Nobody takes them.
     Unread(io::Error),
     /// None come.
@@ -37,14 +37,14 @@ pub fn events(args: &EventsArgs) -> Result<ExitCode, Failure> {
     let mut events = client.events(prefix)?;
     loop {
         match print_all(&mut events, args.json) {
-            Ended::Unread(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Unprinted::Unread(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 return Ok(ExitCode::SUCCESS);
             }
-            Ended::Unread(error) => {
+            Unprinted::Unread(error) => {
                 let message = format!("cannot write to standard output: {error}");
                 return Err(Failure::new(SYSTEM, message));
             }
-            Ended::Broken(error) => {
+            Unprinted::Broken(error) => {
                 let why = error
                     .source()
                     .map_or(error.to_string(), |why| why.to_string());
@@ -68,7 +68,7 @@ fn come_back(client: &Client, prefix: &str) -> Result<Events, Failure> {
     }
 }
 
-fn print_all(events: &mut Events, as_json: bool) -> Ended {
+fn print_all(events: &mut Events, as_json: bool) -> Unprinted {
     let is_terminal = io::stdout().is_terminal();
     loop {
         let next = match as_json {
@@ -80,10 +80,10 @@ fn print_all(events: &mut Events, as_json: bool) -> Ended {
         match next.expect("nothing calls it off, and an error is its last") {
             Ok(line) => {
                 if let Err(error) = write_line(&line) {
-                    return Ended::Unread(error);
+                    return Unprinted::Unread(error);
                 }
             }
-            Err(error) => return Ended::Broken(error),
+            Err(error) => return Unprinted::Broken(error),
         }
     }
 }

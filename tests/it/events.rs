@@ -284,7 +284,7 @@ fn events_that_come_too_fast_are_counted_and_the_others_are_in_order() {
         keys.for_each(|_| assert_eq!(wire.reply().status, 200));
     }
     wire.ask("/UNLOCK/K0/A");
-    for reader in [0, 99].map(|at| readers.swap_remove(at)).iter_mut() {
+    for reader in [99, 0].map(|at| readers.swap_remove(at)).iter_mut() {
         let (mut told, mut missed, mut last) = (0, 0, None);
         loop {
             let event = reader.event();
@@ -344,7 +344,7 @@ fn a_reader_that_never_reads_is_dropped_and_nobody_waits_for_it() {
 fn a_reader_that_hangs_up_is_noticed_though_nothing_happens() {
     let (server, pid) = server();
     let readers = [along(&server, ""), along(&server, "K")];
-    assert!(has_sender(pid));
+    until("it has its name", || has_sender(pid));
     let begun = Instant::now();
     drop(readers);
     until("nobody reads along", || !has_sender(pid));
@@ -393,7 +393,7 @@ fn a_server_in_threads_leaves_nothing_of_its_streams_behind() {
     let mut server = Server::new(options());
     server.spawn().expect("it starts");
     let mut along = along(&server, "");
-    assert!(has_sender(std::process::id()));
+    until("it has its name", || has_sender(std::process::id()));
     server.stop().unwrap();
     assert!(!has_sender(std::process::id()));
     assert_eq!(along.line(), "");
@@ -497,9 +497,9 @@ fn the_client_reads_along_until_it_is_called_off_or_the_server_ends() {
 
 #[test]
 fn the_client_is_told_why_it_may_not_read_along() {
-    let file = TokenFile::new("read reader-token-1234567890\n");
+    let file = TokenFile::new("lock locker-token-1234567890\n");
     let server = start(file.options());
-    match server.client("A").events("") {
+    match Client::new("A", "127.0.0.1", server.port()).events("") {
         Err(Error::Refused {
             reason: Refusal::Unauthorized,
             question,

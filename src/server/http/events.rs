@@ -79,26 +79,33 @@ impl EventStreams {
         while !exchange.is_located() && searches.next().is_some() {
             thread::sleep(SEARCH_PAUSE);
         }
-        if let Err((exchange, why_not)) = self.add(exchange, prefix) {
+        if let Err(refused) = self.add(exchange, prefix) {
+            let (exchange, why_not) = *refused;
             exchange.answer(&why_not);
         }
     }
 
-    fn add(self: &Arc<Self>, exchange: Exchange, prefix: &str) -> Result<(), (Exchange, Reply)> {
+    fn add(
+        self: &Arc<Self>,
+        exchange: Exchange,
+        prefix: &str,
+    ) -> Result<(), Box<(Exchange, Reply)>> {
         let manager = &self.handler.manager;
         let mut streams = self.streams.lock();
         // What was before is none of its.
         streams.send(manager);
         if streams.is_ending {
-            return Err((exchange, stopping("it has no more events")));
+            return Err(Box::new((exchange, stopping("it has no more events"))));
         }
         if streams.readers.len() >= self.most {
             let message = format!("{} read events already, as many as may", self.most);
-            return Err((exchange, full(&message)));
+            return Err(Box::new((exchange, full(&message))));
         }
         let (stream, head) = exchange
             .stream(&Reply::event_stream())
-            .map_err(|exchange| (exchange, full("no descriptor is left for the events")))?;
+            .map_err(|exchange| {
+                Box::new((*exchange, full("no descriptor is left for the events")))
+            })?;
         let feed = manager.read_along(prefix);
         let mut reader = Reader::new(stream, feed);
         let introduction = introduction(&self.handler.server);

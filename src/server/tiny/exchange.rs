@@ -155,14 +155,14 @@ impl Exchange {
 
     /// Begins an answer that goes on until one end of the connection ends it. Returns its head, which is to be sent first.
     /// The exchange comes back where its connection is not known, or there is no descriptor left.
-    pub fn stream(mut self, reply: &Reply) -> Result<(AnswerStream, Vec<u8>), Self> {
+    pub fn stream(mut self, reply: &Reply) -> Result<(AnswerStream, Vec<u8>), Box<Self>> {
         let found = self.find_connection().is_some();
         let Some(connection) = self.sockets.filter(|_| found).and_then(|pair| pair.copy()) else {
-            return Err(self);
+            return Err(self.into());
         };
         self.park();
         let ExchangeState::Parked(way_back) = &self.state else {
-            return Err(self);
+            return Err(self.into());
         };
         let head = way_back.bytes(reply, &self.instance.server, Some("close"));
         let exchange = self;
