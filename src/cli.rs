@@ -7,6 +7,7 @@ pub mod break_lock;
 pub mod completion;
 pub mod daemon;
 pub mod endpoint;
+pub mod events;
 pub mod exec;
 pub mod exit;
 pub mod help;
@@ -41,17 +42,21 @@ pub fn print(line: &str) -> ExitCode {
 
 /// Prints a line, and returns this exit code, or [`SYSTEM`] if the line could not be written.
 fn print_and(line: &str, code: ExitCode) -> ExitCode {
-    let printed = match was_stdout_closed() {
-        true => Err(Errno::EBADF.into()),
-        // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
-        false => writeln!(io::stdout(), "{line}"),
-    };
-    match printed {
+    match write_line(line) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             say(&format!("cannot write to standard output: {error}"));
             ExitCode::from(SYSTEM)
         }
         _ => code,
+    }
+}
+
+/// Writes a line to standard output.
+fn write_line(line: &str) -> io::Result<()> {
+    match was_stdout_closed() {
+        true => Err(Errno::EBADF.into()),
+        // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
+        false => writeln!(io::stdout(), "{line}"),
     }
 }
 

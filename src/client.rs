@@ -8,6 +8,7 @@ use std::time::Duration;
 
 pub use self::address::ServerAddress;
 pub use self::cancel::CancelToken;
+pub use self::events::Events;
 pub use self::guard::{Guard, Guards};
 pub use self::options::{ClientOptions, LockOptions, RenewOptions};
 use self::transport::HttpAnswer;
@@ -23,6 +24,7 @@ mod address;
 mod break_lock;
 mod cancel;
 mod connection;
+mod events;
 mod guard;
 mod held;
 mod lock_all;

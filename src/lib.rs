@@ -49,14 +49,16 @@ compile_error!(
 );
 
 pub use client::{
-    CancelToken, Client, ClientOptions, Guard, Guards, LockOptions, RenewOptions, ServerAddress,
+    CancelToken, Client, ClientOptions, Events, Guard, Guards, LockOptions, RenewOptions,
+    ServerAddress,
 };
 pub use error::{Error, OtherServer, TlsFailure, Unreached};
 pub use lease::{Holder, Lease};
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub use options::Options;
 pub use protocol::json::{
-    HeldBy, HeldKey, KeyDetail, LockPage, Sample, StatusReport, Totals, WaitingBy,
+    HeldBy, HeldKey, KeyDetail, LockEvent, LockEventKind, LockPage, Sample, StatusReport, Totals,
+    WaitingBy,
 };
 pub use refusal::Refusal;
 #[cfg(all(feature = "server", target_os = "linux"))]

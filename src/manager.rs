@@ -14,6 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use self::feed::Feeds;
+pub(crate) use self::feed::{FeedChange, FeedEvent, FeedId, TakenEvents};
 use self::journal::Journal;
 pub(crate) use self::look::Moment;
 pub(crate) use self::statistics::{BOUNDS, Histogram, Statistics};
@@ -23,6 +25,7 @@ use crate::lease::{self, Fence, Grant, Key};
 use crate::refusal::Refusal;
 use crate::table::{Acquired, Ask, BrokenHold, Holding, Limits, LockTable, Terms};
 
+mod feed;
 mod journal;
 mod look;
 mod statistics;
@@ -55,6 +58,7 @@ struct State {
     /// `None` unless it is wanted.
     journal: Option<Journal>,
     statistics: Statistics,
+    feeds: Feeds,
 }
 
 /// What was decided, to be delivered after the lock is dropped.
@@ -98,6 +102,7 @@ impl LockManager {
                 stopping: false,
                 journal: Journal::begin(),
                 statistics: Statistics::default(),
+                feeds: Feeds::default(),
             }),
             clock: Condvar::new(),
             terms,
@@ -386,6 +391,7 @@ impl State {
         }
         while let Some(event) = self.table.next_event() {
             self.statistics.count(&event);
+            self.feeds.note(now, &event);
             if let Some(journal) = &mut self.journal {
                 let line = journal.line(now, &event);
                 self.notifications.journal.push(line);

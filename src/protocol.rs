@@ -198,6 +198,8 @@ pub(crate) enum ReplyBody {
         content_type: &'static str,
         text: String,
     },
+    /// The head of a stream of events, which goes on for as long as both ends want. HTTP alone has it.
+    EventStream,
 }
 
 /// The first line, with its line feed: the seed's contract on both wires. A document whole.
@@ -208,6 +210,7 @@ impl fmt::Display for ReplyBody {
             ReplyBody::Lease(lease) => writeln!(f, "{}", UnixTime(lease.expires)),
             ReplyBody::No { .. } => f.write_str("0\n"),
             ReplyBody::Document { text, .. } => f.write_str(text),
+            ReplyBody::EventStream => Ok(()),
         }
     }
 }
@@ -266,6 +269,11 @@ impl Reply {
 
     pub fn document(content_type: &'static str, text: String) -> Self {
         Reply::ok(ReplyBody::Document { content_type, text })
+    }
+
+    /// What stands before the events. A proxy that knows the header hands each of them on at once, as nginx does.
+    pub fn event_stream() -> Self {
+        Reply::ok(ReplyBody::EventStream).with_header("X-Accel-Buffering", "no")
     }
 
     fn ok(answer: ReplyBody) -> Self {

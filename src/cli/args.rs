@@ -9,7 +9,8 @@ use std::ffi::OsString;
 use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 
 pub use self::client::{
-    Break, Check, Exec, Lock, Ping, Question, Renew, Sharing, Shutdown, Target, Unlock, Verify,
+    Break, Check, EventsArgs, Exec, Lock, Ping, Question, Renew, Sharing, Shutdown, Target, Unlock,
+    Verify,
 };
 pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};
@@ -165,8 +166,8 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
 LOCK_SERVER (host:port or a URL) and LOCK_SERVER_NAME say where lock, unlock,
-renew, check, verify, break, exec, ping and shutdown ask, and under which
-name; options win. A server that asks for a token is shown that of the file in
+renew, check, verify, break, exec, events, ping and shutdown ask, and under
+which name; options win. A server that asks for a token is shown that of the file in
 LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
 
 Exit codes, but for exec, which has its own:
@@ -203,6 +204,7 @@ pub enum Subcommand {
     Check(Check),
     Verify(Verify),
     Break(Break),
+    Events(EventsArgs),
     Exec(Exec),
     Ping(Ping),
     Shutdown(Shutdown),

@@ -1,6 +1,7 @@
 //! Calling a wait off from another thread.
 
 use std::fmt;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,8 @@ use super::Client;
 /// How long after a wait was asked to leave its queue it is asked again.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// Calls waits off: those that were given a clone of it in [`LockOptions::cancel`](crate::LockOptions::cancel).
+/// Calls waits off: those that were given a clone of it in [`LockOptions::cancel`](crate::LockOptions::cancel), and
+/// [`Events`](crate::Events) that were given it in [`until`](crate::Events::until).
 ///
 /// ```
 /// use std::{thread, time::Duration};
@@ -44,6 +46,8 @@ struct Inner {
 struct CancelState {
     is_cancelled: bool,
     waits: Vec<RegisteredWait>,
+    /// The connections of those who read along.
+    streams: Vec<(u64, TcpStream)>,
     next_number: u64,
 }
 
@@ -69,7 +73,11 @@ impl CancelToken {
     /// given up, which takes up to half a minute more. A LOCK that was granted before stays
     /// granted.
     pub fn cancel(&self) {
-        self.state().is_cancelled = true;
+        {
+            let mut state = self.state();
+            state.is_cancelled = true;
+            state.streams.drain(..).for_each(end);
+        }
         self.0.changed.notify_all();
         let begun = Instant::now();
         loop {
@@ -131,10 +139,33 @@ impl CancelToken {
         !state.is_cancelled
     }
 
+    /// Notes a stream of events, and returns its number. Ends it at once where it was called off before.
+    pub(super) fn enter_stream(&self, connection: TcpStream) -> u64 {
+        let mut state = self.state();
+        let number = state.next_number;
+        state.next_number += 1;
+        match state.is_cancelled {
+            true => end((number, connection)),
+            false => state.streams.push((number, connection)),
+        }
+        number
+    }
+
+    /// Forgets a stream that has ended.
+    pub(super) fn leave_stream(&self, number: u64) {
+        self.state().streams.retain(|(other, _)| *other != number);
+    }
+
     fn state(&self) -> MutexGuard<'_, CancelState> {
         // Each change is one step, whatever panicked beside it.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Ends a stream, for whichever thread reads it.
+fn end((_, connection): (u64, TcpStream)) {
+    // It fails only where the connection is over already.
+    let _ = connection.shutdown(Shutdown::Both);
 }
 
 impl fmt::Debug for CancelToken {

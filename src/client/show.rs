@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use ureq::Body;
+use ureq::http::Response;
+
 use super::no_answer::NoAnswer;
-use super::transport::Transport;
+use super::transport::{Transport, is_status_of_proxy, name_of};
 use super::{Client, valid};
 use crate::error::Error;
 use crate::protocol::http::{NotAnswered, ParsedReply};
 use crate::protocol::json::KeyDetail;
-use crate::protocol::{Request, Verb};
+use crate::protocol::{LOCK_RESULT, Request, Verb};
 
 /// More than 10,000 holders and 10,000 waiters take, with names as long as they may be.
 const MAX_DOCUMENT: u64 = 256 * 1024 * 1024;
@@ -39,15 +42,29 @@ impl Transport {
         if status == 200 {
             return Ok(body);
         }
-        let header = |name: &str| Some(response.headers().get(name)?.as_bytes());
-        let text = String::from_utf8_lossy(&body);
-        Err(match ParsedReply::parse(status, header, &text, "") {
-            Err(NotAnswered::Refused(reason, message)) => NoAnswer::Told(Error::Refused {
-                question: super::transport::name_of(question),
-                reason,
-                message,
-            }),
-            _ => NoAnswer::Told(self.bad_reply(question, &format!("status {status}"))),
-        })
+        Err(refused(self, question, &response, &body))
+    }
+}
+
+/// Why there is no document in an answer.
+pub(super) fn refused(
+    transport: &Transport,
+    question: &Request,
+    response: &Response<Body>,
+    body: &[u8],
+) -> NoAnswer {
+    let status = response.status().as_u16();
+    let header = |name: &str| Some(response.headers().get(name)?.as_bytes());
+    if is_status_of_proxy(status) && header(LOCK_RESULT).is_none() {
+        return NoAnswer::by_proxy(status);
+    }
+    let text = String::from_utf8_lossy(body);
+    match ParsedReply::parse(status, header, &text, "") {
+        Err(NotAnswered::Refused(reason, message)) => NoAnswer::Told(Error::Refused {
+            question: name_of(question),
+            reason,
+            message,
+        }),
+        _ => NoAnswer::Told(transport.bad_reply(question, &format!("status {status}"))),
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Transport {
     /// Whether it is to try again also where the first connection is refused on loopback. Otherwise that is an
     /// answer: nobody is there.
     pub(super) tries_refused: bool,
+    /// How long nothing may come while an answer is waited for or read.
+    longest_silence: Option<Duration>,
 }
 
 /// What all clients of one server share.
@@ -128,6 +130,16 @@ impl Transport {
             }),
             options: ClientOptions::default(),
             tries_refused: false,
+            longest_silence: None,
+        }
+    }
+
+    /// The same way, by a connection of its own on which something comes at least so often.
+    pub(super) fn alone(&self, longest_silence: Duration) -> Self {
+        Transport {
+            options: self.options.clone(),
+            longest_silence: Some(longest_silence),
+            ..Transport::to(&self.route.address)
         }
     }
 
@@ -243,6 +255,7 @@ impl Transport {
             .config()
             .timeout_global(Some(timeout.min(LONGEST)))
             .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout / 5 * 4)))
+            .timeout_per_read(self.longest_silence)
             .build()
     }
 
@@ -401,7 +414,7 @@ impl PooledAgent {
 
 /// Whether a proxy has this status where it does not reach what stands behind it, or gets no answer: those of RFC 9110
 /// and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
-fn is_status_of_proxy(status: u16) -> bool {
+pub(super) fn is_status_of_proxy(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502..=504 | 520..=530)
 }
 

@@ -217,16 +217,23 @@ impl Reply {
         }
         let content_type = match &self.answer {
             ReplyBody::Document { content_type, .. } => content_type,
+            ReplyBody::EventStream => "text/event-stream",
             _ => "text/plain",
         };
         let mut reply = String::with_capacity(320 + body.len());
         // Writing to a string does not fail.
         let _ = write!(
             reply,
-            "HTTP/1.1 {} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{LOCK_SERVER}: {server}\r\n",
+            "HTTP/1.1 {} {}\r\nContent-Type: {content_type}\r\n",
             self.status as u16,
             self.status.reason(),
-            body.len(),
+        );
+        if self.answer != ReplyBody::EventStream {
+            let _ = write!(reply, "Content-Length: {}\r\n", body.len());
+        }
+        let _ = write!(
+            reply,
+            "Cache-Control: no-store\r\n{LOCK_SERVER}: {server}\r\n"
         );
         let _ = match &self.answer {
             ReplyBody::No { result, .. } => write!(reply, "{LOCK_RESULT}: {result}\r\n"),
@@ -237,7 +244,7 @@ impl Reply {
                 lease.fence,
                 lease.slots
             ),
-            ReplyBody::Yes | ReplyBody::Document { .. } => Ok(()),
+            ReplyBody::Yes | ReplyBody::Document { .. } | ReplyBody::EventStream => Ok(()),
         };
         if let Some(connection) = connection {
             let _ = write!(reply, "Connection: {connection}\r\n");

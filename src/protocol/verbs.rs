@@ -31,6 +31,7 @@ pub(crate) enum Verb {
     Locks,
     Status,
     Metrics,
+    Events,
 }
 
 /// A row of the verb table.
@@ -122,7 +123,7 @@ const USUAL: VerbRow = VerbRow {
 /// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 13] = [
+pub(crate) static VERBS: [VerbRow; 14] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY,
         role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], ..USUAL },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
@@ -155,6 +156,8 @@ pub(crate) static VERBS: [VerbRow; 13] = [
         role: Some(Role::Read), ..USUAL },
     VerbRow { verb: Verb::Metrics, name: "metrics", is_slow: true,
         role: Some(Role::Read), ..USUAL },
+    VerbRow { verb: Verb::Events, name: "events", parameters: &[Parameter::Prefix],
+        role: Some(Role::Read), is_slow: true, ..USUAL },
 ];
 
 impl Verb {

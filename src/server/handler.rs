@@ -81,6 +81,8 @@ impl Handler {
             Verb::Locks => self.status.locks(question),
             Verb::Status => self.status.report(self.access.may_break(caller.role)),
             Verb::Metrics => self.status.metrics(),
+            // HTTP sends what comes after it.
+            Verb::Events => Reply::event_stream(),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         self.status.requests.count(Some(question.verb), &reply);
@@ -197,11 +199,7 @@ impl Handler {
     fn refused(&self, refusal: Refusal, holding: Option<&Holding>) -> Reply {
         match refusal {
             Refusal::Full => full("the server has as many waiters or held keys as it allows"),
-            Refusal::Stopping => Reply::refusal(
-                Status::Unavailable,
-                Refusal::Stopping,
-                "the server is ending; nothing was locked",
-            ),
+            Refusal::Stopping => stopping("nothing was locked"),
             _ => self.with_holder(Reply::no(refusal), holding),
         }
     }
@@ -224,7 +222,14 @@ fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply
     }
 }
 
-fn full(message: &str) -> Reply {
+/// The reply of a server that ends.
+pub(super) fn stopping(then: &str) -> Reply {
+    let message = format!("the server is ending; {then}");
+    Reply::refusal(Status::Unavailable, Refusal::Stopping, message)
+}
+
+/// The reply where the server has as much as it takes.
+pub(super) fn full(message: &str) -> Reply {
     Reply::refusal(
         Status::Unavailable,
         Refusal::Full,

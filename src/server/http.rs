@@ -1,9 +1,11 @@
 //! The HTTP transport: requests come as exchanges from [`tiny`](super::tiny), and the handler answers them.
 //!
 //! One thread, the [`leader`], takes the requests and answers them itself. A LOCK that has to wait is
-//! [`parked`]: a worker blocks for it, and for nothing else. An answer to one who tries tokens is [`delayed`].
+//! [`parked`]: a worker blocks for it, and for nothing else. An answer to one who tries tokens is [`delayed`];
+//! one that goes on is a stream of [`events`].
 
 mod delayed;
+mod events;
 mod leader;
 mod parked;
 
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use self::delayed::DelayedAnswers;
+pub(super) use self::events::EventStreams;
 use self::leader::Leader;
 use self::parked::Parked;
 use super::handler::Handler;
@@ -55,6 +58,8 @@ struct Http {
     /// Waiters that came since the last tick.
     new_waiters: Mutex<Vec<Arc<Parked>>>,
     delayed: DelayedAnswers,
+    /// Those of the whole server.
+    events: Arc<EventStreams>,
 }
 
 /// What a worker does.
@@ -78,6 +83,7 @@ impl HttpTransport {
         is_lent: bool,
         handler: Arc<Handler>,
         poller: Arc<Poller>,
+        events: Arc<EventStreams>,
     ) -> io::Result<Self> {
         let tiny = TinyHttp::open(listener, is_lent, handler.server.clone())?;
         let http = Arc::new(Http {
@@ -87,6 +93,7 @@ impl HttpTransport {
             sockets: tiny.sockets(),
             new_waiters: Mutex::default(),
             delayed: DelayedAnswers::default(),
+            events,
         });
         let leader = Leader::start(tiny.instance().clone(), http.clone());
         Ok(HttpTransport {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::access::{Access, Tokens};
 use super::classic::ClassicTransport;
 use super::handler::Handler;
-use super::http::HttpTransport;
+use super::http::{EventStreams, HttpTransport};
 use super::limits::Trim;
 use super::poller::Poller;
 use super::status::ServerStatus;
@@ -112,6 +112,7 @@ pub(crate) fn serve(
 struct Parts {
     handler: Arc<Handler>,
     poller: Arc<Poller>,
+    events: Arc<EventStreams>,
     http: Vec<HttpTransport>,
     classic: Vec<ClassicTransport>,
 }
@@ -122,6 +123,7 @@ impl Parts {
         let poller = Poller::new(&listeners.http, stop.descriptors(), stop.reload())
             .map_err(start_failed("no descriptor left"))?;
         let mut parts = Parts {
+            events: EventStreams::new(handler.clone(), clients),
             handler,
             poller,
             http: Vec::new(),
@@ -145,8 +147,9 @@ impl Parts {
         let parts = || (self.handler.clone(), self.poller.clone());
         for listener in http {
             let (handler, poller) = parts();
+            let events = self.events.clone();
             let http = listen::prepare(&listener)
-                .and_then(|()| HttpTransport::open(listener, are_lent, handler, poller));
+                .and_then(|()| HttpTransport::open(listener, are_lent, handler, poller, events));
             self.http.push(http.map_err(start_failed("cannot serve"))?);
         }
         for listener in classic {
@@ -205,6 +208,7 @@ impl Parts {
         self.classic.iter().for_each(ClassicTransport::refuse);
         self.http.iter().for_each(HttpTransport::refuse);
         self.handler.manager.stop();
+        self.events.end();
         for http in self.http {
             http.close(until);
         }

@@ -21,6 +21,8 @@ use crate::protocol::json::{
 use crate::protocol::{Malformed, Parameter, Reply, Request};
 use crate::table::{Filter, HoldView, KeyView, Limits, WaiterView};
 
+pub(super) mod events;
+
 /// How many keys a page has whose question does not say.
 const USUAL_LIMIT: u64 = 100;
 
@@ -118,7 +120,7 @@ impl ServerStatus {
             connections: self.connections(),
             threads: process.threads,
             memory_bytes: process.resident_bytes,
-            event_streams: 0,
+            event_streams: self.manager.readers(),
             may_break,
             totals: Totals {
                 granted: statistics.granted_at_once,
@@ -143,6 +145,7 @@ impl ServerStatus {
             limits: self.limits,
             statistics,
             connections: self.connections(),
+            event_streams: self.manager.readers(),
             answers: self.requests.answers(),
             refusals: self.requests.refusals(),
             process: self.has_process.then(ProcessFigures::read),

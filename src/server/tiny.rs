@@ -28,7 +28,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use self::exchange::Exchange;
+pub(super) use self::exchange::{AnswerStream, Exchange};
 pub(super) use self::instance::Instance;
 use self::sockets::Connections;
 pub(super) use self::sockets::Sockets;

@@ -65,6 +65,28 @@
 //! | it asks on a terminal | `break_lock::on_a_terminal_the_command_asks_first` |
 //! | elsewhere it wants --yes | `break_lock::without_a_terminal_the_command_asks_for_yes` |
 //! | who takes the key while it asks keeps it | `break_lock::who_takes_the_key_while_the_command_asks_keeps_it` |
+//! | **Events** | |
+//! | each event has its fields, in the order of what happened, of the keys that begin so | `events::each_event_has_its_fields_and_they_come_in_the_order_of_what_happened` |
+//! | a repeat is no event | `events::a_lock_that_is_asked_again_is_told_once` |
+//! | the head is that of a stream, and HEAD answers it alone | `events::the_head_names_a_stream_that_no_proxy_keeps_and_head_answers_it_alone` |
+//! | what is sent behind it is not carried out | `events::what_a_reader_sends_ahead_is_not_carried_out` |
+//! | what comes too fast is counted | `events::events_that_come_too_fast_are_counted_and_the_others_are_in_order` |
+//! | a reader that does not read is dropped, and nobody waits for it | `events::a_reader_that_never_reads_is_dropped_and_nobody_waits_for_it` |
+//! | one that hangs up is noticed | `events::a_reader_that_hangs_up_is_noticed_though_nothing_happens` |
+//! | 200 may read along | `events::of_201_readers_the_last_is_refused_until_another_goes` |
+//! | the server's end ends the streams, after what happened before | `events::the_end_of_the_server_ends_the_streams_at_once_after_what_happened_before` |
+//! | a server in threads leaves nothing of them behind | `events::a_server_in_threads_leaves_nothing_of_its_streams_behind` |
+//! | they take the role read, and no foreign page reads them | `events::a_server_with_tokens_asks_for_the_role_read_and_no_page_from_elsewhere_reads_along` |
+//! | they come through nginx | `events::events_come_through_nginx_as_they_happen` |
+//! | a comment comes where nothing happens | `events::a_comment_comes_where_nothing_happens` |
+//! | the client reads along, and is called off | `events::the_client_reads_along_until_it_is_called_off_or_the_server_ends` |
+//! | it is told why it may not | `events::the_client_is_told_why_it_may_not_read_along` |
+//! | the command prints a line for each event | `events::the_command_prints_a_line_for_each_event_and_ends_quietly` |
+//! | with --json as the server wrote it | `events::the_command_prints_the_json_of_the_server_as_it_is` |
+//! | it ends once nobody reads it | `events::the_command_ends_once_nobody_reads_its_output` |
+//! | on a terminal it shows the time of day | `events::on_a_terminal_the_command_shows_the_time_of_day` |
+//! | it comes back to a server that is started anew | `events::the_command_comes_back_when_the_server_is_started_anew_and_says_so` |
+//! | where nobody is it ends with 69 | `events::the_command_ends_with_69_where_nobody_is_when_it_begins` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
@@ -358,6 +380,7 @@ mod classic;
 mod client;
 mod command;
 mod contention;
+mod events;
 mod exec;
 mod guard;
 mod harness;

@@ -393,3 +393,54 @@ Exit codes: 0 it ends, 2 wrong usage, 69 it is not allowed, or no server there."
     /// The arguments of `shutdown`.
     Shutdown
 }
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "events",
+    description = "print what happens to keys, a line for each event, as it happens",
+    usage = "[options]",
+    help_triggers("-h", "--help", "help"),
+    example = "\
+{command_name}
+{command_name} --prefix deploy/
+{command_name} --json | jq -r 'select(.event == \"expired\") | .key'",
+    note = "\
+Goes on until Ctrl-C, or until nobody reads its output; also when the server is
+started anew: it says so, and comes back. What happened meanwhile is not told.
+Exit codes: 0 nobody reads its output, 2 wrong usage, 69 no server there when it
+began, or it does not allow that, 71 the output could not be written."
+)]
+/// The arguments of `events`.
+pub struct EventsArgs {
+    /// only keys that begin so
+    #[argh(option, arg_name = "P")]
+    pub prefix: Option<String>,
+
+    /// print the server's JSON, an object in each line
+    #[argh(switch)]
+    pub json: bool,
+
+    /// the server; default: LOCK_SERVER, or 127.0.0.1
+    #[argh(option, arg_name = "HOST")]
+    host: Option<String>,
+
+    /// its port; default: LOCK_SERVER, or 8004
+    #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
+    port: Option<u16>,
+
+    /// as for lock, but makes no difference here
+    #[argh(option, arg_name = "NAME")]
+    name: Option<String>,
+}
+
+impl EventsArgs {
+    /// The server, and the name to ask under.
+    pub fn target(&self) -> Target {
+        Target {
+            host: self.host.clone(),
+            port: self.port,
+            name: self.name.clone(),
+        }
+    }
+}

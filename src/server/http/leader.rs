@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::parked::Parked;
 use super::{Http, Task};
-use crate::protocol::{self, Malformed, Reply, Request, Status, Verb};
+use crate::protocol::{self, Malformed, Parameter, Reply, Request, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::{Access, Asker, Caller, TurnedAway};
 use crate::server::handler::Handler;
@@ -152,6 +152,10 @@ impl Http {
 
     /// Answers a request, or parks it until its answer is decided.
     fn carry_out(self: &Arc<Self>, exchange: Exchange, request: &Request, caller: &Caller) {
+        if request.verb == Verb::Events && exchange.method() != "HEAD" {
+            let prefix = request.text(Parameter::Prefix).unwrap_or_default();
+            return self.events.open(exchange, prefix);
+        }
         let handler = &self.handler;
         let mut exchange = Some(exchange);
         let mut parked = None;

@@ -25,6 +25,7 @@ pub(super) struct Scrape {
     pub limits: Limits,
     pub statistics: Statistics,
     pub connections: usize,
+    pub event_streams: usize,
     pub answers: Vec<(&'static str, u16, u64)>,
     pub refusals: Vec<(&'static str, u64)>,
     /// `None` if the process is that of a program.
@@ -77,6 +78,11 @@ impl Scrape {
             "connections",
             "Connections of clients that are open.",
             self.connections,
+        )?;
+        to.gauge(
+            "event_streams",
+            "Clients that read the events.",
+            self.event_streams,
         )
     }
 

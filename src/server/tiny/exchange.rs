@@ -10,7 +10,7 @@ use tiny_http::Request;
 
 use super::body;
 use super::instance::Instance;
-use super::sockets::SocketPair;
+use super::sockets::{OwnedConnection, SocketPair};
 use crate::protocol::{self, Reply};
 
 /// A request that is being served, the first of its connection's pipeline. Dropped, it lets the next one be served;
@@ -146,6 +146,35 @@ impl Exchange {
         self.instance.end_connection(self.client);
     }
 
+    /// Finds its connection, also if it has just been made: looks through all of them then. `false` if it is over, or
+    /// others have looked too often.
+    pub fn is_located(&mut self) -> bool {
+        self.find_connection().is_some()
+            || (self.instance.sockets.search() && self.find_connection().is_some())
+    }
+
+    /// Begins an answer that goes on until one end of the connection ends it. Returns its head, which is to be sent first.
+    /// The exchange comes back where its connection is not known, or there is no descriptor left.
+    pub fn stream(mut self, reply: &Reply) -> Result<(AnswerStream, Vec<u8>), Box<Self>> {
+        let found = self.find_connection().is_some();
+        let Some(connection) = self.sockets.filter(|_| found).and_then(|pair| pair.copy()) else {
+            return Err(self.into());
+        };
+        self.park();
+        let ExchangeState::Parked(way_back) = &self.state else {
+            return Err(self.into());
+        };
+        let head = way_back.bytes(reply, &self.instance.server, Some("close"));
+        let exchange = self;
+        Ok((
+            AnswerStream {
+                exchange,
+                connection,
+            },
+            head,
+        ))
+    }
+
     /// Ends the service of a request whose client has gone.
     pub fn abandon(mut self) {
         self.state = ExchangeState::Over;
@@ -232,10 +261,45 @@ impl WayBack {
 
     /// Writes the reply, as of this run of a server. An error if the client did not take it.
     fn write(mut self, reply: &Reply, server: &str) -> io::Result<()> {
-        log::trace!("{} {}", self.name, reply.status as u16);
-        let bytes = reply.to_bytes(server, self.connection, self.echo.as_deref(), self.head);
+        let bytes = self.bytes(reply, server, self.connection);
         self.writer.write_all(&bytes)?;
         self.writer.flush()
+    }
+
+    fn bytes(&self, reply: &Reply, server: &str, connection: Option<&str>) -> Vec<u8> {
+        log::trace!("{} {}", self.name, reply.status as u16);
+        reply.to_bytes(server, connection, self.echo.as_deref(), self.head)
+    }
+}
+
+/// An answer that goes on, sent by a descriptor of its own: tiny_http's writer would wait for a client that does not
+/// read. Dropped, it ends the connection.
+pub(in crate::server) struct AnswerStream {
+    /// Keeps the connection's next request from being served.
+    exchange: Exchange,
+    connection: OwnedConnection,
+}
+
+impl AnswerStream {
+    /// Sends as much as there is room for, and returns how much that was.
+    pub fn send_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.connection.send_at_once(bytes)
+    }
+
+    /// Whether the client is there, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_connected()
+    }
+}
+
+impl Drop for AnswerStream {
+    fn drop(&mut self) {
+        self.connection.shut_down();
+        let Exchange {
+            instance, client, ..
+        } = &self.exchange;
+        instance.forget_ahead(*client);
+        self.exchange.take_state();
     }
 }
 

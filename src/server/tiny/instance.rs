@@ -218,6 +218,11 @@ impl Instance {
     /// Ends a connection and forgets what it has sent ahead.
     pub(super) fn end_connection(&self, client: SocketAddr) {
         self.sockets.shut_down(client);
+        self.forget_ahead(client);
+    }
+
+    /// Forgets what a client has sent ahead.
+    pub(super) fn forget_ahead(&self, client: SocketAddr) {
         for request in self.pipelines.clear(client) {
             body::forget(client, request, &self.sockets);
         }

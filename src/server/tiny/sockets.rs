@@ -9,12 +9,13 @@ use std::fs::{self, File};
 use std::io;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{self, Shutdown, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, MsgFlags, Shutdown, SockaddrStorage, sockopt};
 use nix::sys::stat;
 use parking_lot::Mutex;
 
@@ -214,18 +215,21 @@ impl SocketPair {
         self.open().and_then(Traffic::of)
     }
 
+    /// A copy of its descriptor, which stays what it is when tiny_http closes its own. `None` if the connection is over,
+    /// or there is no descriptor left.
+    pub fn copy(&self) -> Option<OwnedConnection> {
+        // SAFETY: only copied; where it is not open any more, that fails. Where its number was given to another client
+        // meanwhile, the copy is not taken, see below.
+        let copy = unsafe { BorrowedFd::borrow_raw(self.open()?) }.try_clone_to_owned();
+        let copy = OwnedConnection(copy.ok()?);
+        (inode_of(copy.0.as_raw_fd()) == Some(self.inode)).then_some(copy)
+    }
+
     /// Breaks the connection off. Shut down, it would be read for as long as its client sends.
     pub fn break_off(&self) {
-        // tiny_http may close the descriptor now, and its number be given to another client. A copy stays what it is.
-        //
-        // SAFETY: only copied; where it is not open any more, that fails.
-        let copy = |fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
-        let Some(copy) = self.open().and_then(|fd| copy(fd).ok()) else {
+        let Some(OwnedConnection(copy)) = self.copy() else {
             return;
         };
-        if inode_of(copy.as_raw_fd()) != Some(self.inode) {
-            return;
-        }
         let nobody = libc::sockaddr {
             sa_family: libc::AF_UNSPEC as libc::sa_family_t,
             sa_data: [0; 14],
@@ -247,6 +251,32 @@ impl SocketPair {
     fn is_of(&self, client: SocketAddr, own: OwnAddress) -> bool {
         self.open()
             .is_some_and(|fd| client_of(fd, own) == Some(client))
+    }
+}
+
+/// A connection by a descriptor of one's own.
+pub(super) struct OwnedConnection(OwnedFd);
+
+impl OwnedConnection {
+    /// Sends as much as there is room for, and returns how much that was. Waits for nobody.
+    pub fn send_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match socket::send(self.0.as_raw_fd(), bytes, flags) {
+            Ok(sent) => Ok(sent),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the client has neither closed nor reset nor lost it, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        is_established(self.0.as_raw_fd())
+    }
+
+    /// Ends it, both ways, after what was sent.
+    pub fn shut_down(&self) {
+        // It fails only on a connection that is gone, which is as good.
+        let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 }
 

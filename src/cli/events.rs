@@ -1,0 +1,181 @@
+//! `events`: what happens to keys, as it happens, until nobody wants to read it.
+
+use std::error::Error as _;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::process::{self, ExitCode};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use lock_server::{Client, Error, Events, LockEvent, LockEventKind};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::cli::args::EventsArgs;
+use crate::cli::exit::{Failure, SYSTEM};
+use crate::cli::{say, write_line};
+
+/// How long it waits before it comes back, at first and at the most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Why no more events are printed.
+enum Unprinted {
+    /// Nobody takes them.
+    Unread(io::Error),
+    /// None come.
+    Broken(Error),
+}
+
+/// Prints events.
+pub fn events(args: &EventsArgs) -> Result<ExitCode, Failure> {
+    let client = args.target().client()?;
+    let prefix = args.prefix.as_deref().unwrap_or_default();
+    end_when_unread();
+    let mut events = client.events(prefix)?;
+    loop {
+        match print_all(&mut events, args.json) {
+            Unprinted::Unread(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Ok(ExitCode::SUCCESS);
+            }
+            Unprinted::Unread(error) => {
+                let message = format!("cannot write to standard output: {error}");
+                return Err(Failure::new(SYSTEM, message));
+            }
+            Unprinted::Broken(error) => {
+                let why = error
+                    .source()
+                    .map_or(error.to_string(), |why| why.to_string());
+                say(&format!("no more events ({why}); coming back"));
+            }
+        }
+        events = come_back(&client, prefix)?;
+        say("reading along again; what happened meanwhile is not told");
+    }
+}
+
+/// Asks again until a server answers.
+fn come_back(client: &Client, prefix: &str) -> Result<Events, Failure> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        thread::sleep(pause);
+        match client.events(prefix) {
+            Err(error) if error.is_retryable() => pause = (2 * pause).min(LONGEST_PAUSE),
+            answered => return Ok(answered?),
+        }
+    }
+}
+
+fn print_all(events: &mut Events, as_json: bool) -> Unprinted {
+    let is_terminal = io::stdout().is_terminal();
+    loop {
+        let next = match as_json {
+            true => events.next_json(),
+            false => events
+                .next()
+                .map(|event| event.map(|event| line(&event, is_terminal))),
+        };
+        match next.expect("nothing calls it off, and an error is its last") {
+            Ok(line) => {
+                if let Err(error) = write_line(&line) {
+                    return Unprinted::Unread(error);
+                }
+            }
+            Err(error) => return Unprinted::Broken(error),
+        }
+    }
+}
+
+/// Ends the program once nobody reads its output, also where nothing happens: as in `lock-server events | head -1`.
+fn end_when_unread() {
+    let wait = || {
+        let output = io::stdout();
+        // Of an end poll reports unasked.
+        let mut asked = [PollFd::new(output.as_fd(), PollFlags::empty())];
+        while poll(&mut asked, PollTimeout::NONE) == Err(Errno::EINTR) {}
+        let ends = PollFlags::POLLERR | PollFlags::POLLHUP;
+        if asked[0].revents().is_some_and(|seen| seen.intersects(ends)) {
+            process::exit(0);
+        }
+    };
+    // Without it, the next event finds it out.
+    let _ = thread::Builder::new().name("unread".into()).spawn(wait);
+}
+
+fn line(event: &LockEvent, is_terminal: bool) -> String {
+    let time = time(event.at, is_terminal);
+    let kind = match &event.kind {
+        LockEventKind::Other(kind) => word(kind),
+        kind => format!("{kind:11}"),
+    };
+    let names = [&event.key, &event.name].into_iter();
+    let names = names.filter(|name| !name.is_empty()).map(|name| word(name));
+    let words: Vec<String> = [time, kind]
+        .into_iter()
+        .chain(names)
+        .chain([details(event)])
+        .collect();
+    words.join(" ").trim_end().into()
+}
+
+/// The time of day on a terminal; elsewhere what programs read.
+fn time(at: SystemTime, is_terminal: bool) -> String {
+    let at = Timestamp::try_from(at).unwrap_or(Timestamp::MAX);
+    match is_terminal {
+        true => at
+            .to_zoned(TimeZone::system())
+            .strftime("%H:%M:%S%.3f")
+            .to_string(),
+        false => format!("{at:.6}"),
+    }
+}
+
+/// What an event says beside the key and the name, in words.
+fn details(event: &LockEvent) -> String {
+    let seconds = |before: &str, time: Option<Duration>| {
+        time.map(|time| format!("{before} {:.3} s", time.as_secs_f64()))
+    };
+    let parts = [
+        seconds("after", event.waited.or(event.held)),
+        seconds("for", event.left),
+        event
+            .slots
+            .filter(|slots| *slots != 1)
+            .map(|slots| format!("{slots} slots")),
+        event.by.as_deref().map(|by| format!("by {}", word(by))),
+        event.fence.map(|fence| format!("fence {fence}")),
+        event
+            .events
+            .map(|events| format!("{events} events came too fast")),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// A name as it is where it is one word, and otherwise quoted: it may be any text, also one that would tell the terminal
+/// what to do.
+fn word(name: &str) -> String {
+    let quoted = format!("{name:?}");
+    let is_plain = quoted.len() == name.len() + 2 && !name.contains(char::is_whitespace);
+    if is_plain { name.into() } else { quoted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_no_plain_word_is_quoted_and_cannot_tell_the_terminal_what_to_do() {
+        for (name, shown) in [
+            ("deploy/prod", "deploy/prod"),
+            ("größe", "größe"),
+            ("two words", "\"two words\""),
+            ("a\x1b[2J", "\"a\\u{1b}[2J\""),
+            ("a\u{202e}b", "\"a\\u{202e}b\""),
+            ("a\nb", "\"a\\nb\""),
+        ] {
+            assert_eq!(word(name), shown);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Feeds: what happens to keys, kept for a moment for those who read along.
+//!
+//! Filled under the manager's mutex, so a feed has the order of the journal; emptied some times a second by the thread
+//! that sends the events. An event wakes no thread, and where nobody reads along it costs one question.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::LockManager;
+use crate::event::{Change, EndedHold, TableEvent};
+use crate::lease::{Fence, Key, Requester, Slots};
+
+/// How many events all readers may be sent between two times that the feeds are emptied; how many each may be sent in
+/// any case, and at the most. At ten times a second a single reader gets up to 50,000 events a second, and a hundred of
+/// them cost a busy server some percent of one processor.
+const EVENTS_TOGETHER: usize = 20_000;
+const LEAST_EVENTS: usize = 200;
+const MOST_EVENTS: usize = 5_000;
+
+/// A change of a key, as those who read along are told of it.
+#[derive(Debug)]
+pub(crate) struct FeedEvent {
+    pub at: Instant,
+    pub key: Key,
+    /// Whose hold or place it is.
+    pub requester: Requester,
+    pub change: FeedChange,
+}
+
+#[derive(Debug)]
+pub(crate) enum FeedChange {
+    Granted {
+        fence: Fence,
+        slots: Slots,
+        /// How long the lease lasts.
+        left: Duration,
+        /// `None` if it did not have to wait.
+        waited: Option<Duration>,
+    },
+    Renewed {
+        fence: Fence,
+        left: Duration,
+    },
+    Released(EndedHold),
+    Expired(EndedHold),
+    Broken {
+        ended: EndedHold,
+        by: Option<Arc<str>>,
+    },
+    Queued(Slots),
+    Left,
+}
+
+/// Names a feed. No number is given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FeedId(u64);
+
+/// What a feed had when it was emptied.
+pub(crate) struct TakenEvents {
+    pub feed: FeedId,
+    /// In their order.
+    pub events: Vec<FeedEvent>,
+    /// How many came after them for which there was no room.
+    pub missed: u64,
+}
+
+/// All feeds of a server.
+#[derive(Default)]
+pub(super) struct Feeds {
+    feeds: Vec<Feed>,
+    /// Of all feeds together.
+    readers: usize,
+    next_id: u64,
+}
+
+/// The events of the keys that begin so. Readers with the same prefix share it.
+struct Feed {
+    id: FeedId,
+    prefix: Box<str>,
+    readers: usize,
+    events: Vec<FeedEvent>,
+    missed: u64,
+}
+
+impl Feeds {
+    /// Keeps an event for those who read along.
+    pub fn note<W>(&mut self, now: Instant, event: &TableEvent<W>) {
+        if !self.feeds.is_empty() {
+            self.keep(now, event);
+        }
+    }
+
+    fn keep<W>(&mut self, now: Instant, event: &TableEvent<W>) {
+        let most = (EVENTS_TOGETHER / self.readers).clamp(LEAST_EVENTS, MOST_EVENTS);
+        let key = &event.key;
+        let wanting = self.feeds.iter_mut();
+        for feed in wanting.filter(|feed| key.starts_with(&*feed.prefix)) {
+            let Some(change) = FeedChange::of(now, &event.change) else {
+                return;
+            };
+            if feed.events.len() >= most {
+                feed.missed += 1;
+                continue;
+            }
+            feed.events.push(FeedEvent {
+                at: now,
+                key: key.clone(),
+                requester: event.requester.clone(),
+                change,
+            });
+        }
+    }
+
+    fn add_reader(&mut self, prefix: &str) -> FeedId {
+        self.readers += 1;
+        let mut feeds = self.feeds.iter_mut();
+        if let Some(feed) = feeds.find(|feed| *feed.prefix == *prefix) {
+            feed.readers += 1;
+            return feed.id;
+        }
+        let id = FeedId(self.next_id);
+        self.next_id += 1;
+        self.feeds.push(Feed {
+            id,
+            prefix: prefix.into(),
+            readers: 1,
+            events: Vec::new(),
+            missed: 0,
+        });
+        id
+    }
+
+    fn remove_reader(&mut self, id: FeedId) {
+        let Some(at) = self.feeds.iter().position(|feed| feed.id == id) else {
+            return;
+        };
+        self.readers -= 1;
+        self.feeds[at].readers -= 1;
+        if self.feeds[at].readers == 0 {
+            self.feeds.swap_remove(at);
+        }
+    }
+}
+
+impl FeedChange {
+    /// `None` for what nobody has to hear of: somebody asked again for what it has, or waits for.
+    fn of<W>(now: Instant, change: &Change<W>) -> Option<Self> {
+        let left = |expires: Instant| expires.saturating_duration_since(now);
+        Some(match change {
+            Change::Granted { grant, waited } => FeedChange::Granted {
+                fence: grant.fence,
+                slots: grant.slots,
+                left: left(grant.expires),
+                waited: waited.as_ref().map(|(_, waited)| *waited),
+            },
+            Change::Renewed(grant) => FeedChange::Renewed {
+                fence: grant.fence,
+                left: left(grant.expires),
+            },
+            Change::Released(ended) => FeedChange::Released(*ended),
+            Change::Expired(ended) => FeedChange::Expired(*ended),
+            Change::Broken { ended, by } => FeedChange::Broken {
+                ended: *ended,
+                by: by.clone(),
+            },
+            Change::Queued { slots, .. } => FeedChange::Queued(*slots),
+            Change::Left { .. } | Change::Reserved { .. } => FeedChange::Left,
+            Change::Repeated(_) | Change::TakenOver { .. } => return None,
+        })
+    }
+}
+
+impl LockManager {
+    /// How many read events.
+    pub fn readers(&self) -> usize {
+        self.state.lock().feeds.readers
+    }
+
+    /// Keeps the events of the keys that begin so from now on, for one more reader.
+    pub fn read_along(&self, prefix: &str) -> FeedId {
+        self.state.lock().feeds.add_reader(prefix)
+    }
+
+    /// Ends what [`read_along`](Self::read_along) began.
+    pub fn stop_reading(&self, feed: FeedId) {
+        self.state.lock().feeds.remove_reader(feed);
+    }
+
+    /// Empties the feeds in which something is.
+    pub fn take_events(&self) -> Vec<TakenEvents> {
+        let mut state = self.state.lock();
+        let feeds = state.feeds.feeds.iter_mut();
+        feeds
+            .filter(|feed| !feed.events.is_empty())
+            .map(|feed| TakenEvents {
+                feed: feed.id,
+                events: mem::take(&mut feed.events),
+                missed: mem::take(&mut feed.missed),
+            })
+            .collect()
+    }
+}

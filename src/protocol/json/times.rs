@@ -1,0 +1,60 @@
+//! Times of day and lengths of time in JSON.
+
+/// A time of day in UTC with microseconds, such as `2026-11-26T10:40:11.123456Z`.
+pub(crate) mod rfc3339 {
+    use std::time::SystemTime;
+
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{:.6}", timestamp(*time)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(from)?;
+        let time: Timestamp = text.parse().map_err(Error::custom)?;
+        Ok(time.into())
+    }
+
+    /// Beyond the year 9999 it is the last one that can be written.
+    pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+        Timestamp::try_from(time).unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// A length of time in seconds, to the millisecond, rounded down.
+pub(crate) mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(time.as_millis() as f64 / 1000.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(from)?;
+        Duration::try_from_secs_f64(seconds).map_err(Error::custom)
+    }
+}
+
+/// The same, where it may be missing.
+pub(crate) mod some_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    use super::seconds;
+
+    pub fn serialize<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => seconds::serialize(time, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        seconds::deserialize(from).map(Some)
+    }
+}
