@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::Fence;
 
-/// A part of the keys that are held: `GET /locks`.
+/// A part of the keys that are held: what [`Client::list`](crate::Client::list) returns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LockPage {
@@ -44,7 +44,8 @@ pub struct HeldKey {
     pub held_by: Vec<HeldBy>,
 }
 
-/// One key, with everybody who holds it and waits for it: `GET /locks/key`.
+/// One key, with everybody who holds it and waits for it: what [`Client::show`](crate::Client::show)
+/// returns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct KeyDetail {
