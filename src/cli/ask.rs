@@ -216,7 +216,8 @@ impl Question {
 }
 
 impl Target {
-    fn client(&self) -> Result<Client, Failure> {
+    /// A client of the server that is meant.
+    pub fn client(&self) -> Result<Client, Failure> {
         start_log("warn", None)?;
         let address = self.address()?;
         let name = match &self.name {

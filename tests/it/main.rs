@@ -254,6 +254,13 @@
 //! | what is no list is a bad reply | `looking::what_is_no_list_is_a_bad_reply_and_a_proxy_s_page_an_interruption` |
 //! | a list that breaks off is asked for again | `looking::a_list_that_breaks_off_is_asked_for_again` |
 //! | a bad filter is refused unasked | `looking::a_filter_that_no_name_can_match_is_refused_before_it_is_asked` |
+//! | list is lines with tabs and seconds on a pipe, escaped and uncut | `listing::list_has_a_line_for_each_holder_with_tabs_and_seconds_on_a_pipe` |
+//! | the columns that are asked for | `listing::list_shows_the_columns_that_are_asked_for_of_the_keys_that_are` |
+//! | an empty list is its headings | `listing::an_empty_list_is_its_headings_and_exit_0` |
+//! | on a terminal lines fit | `listing::on_a_terminal_lines_fit_and_times_are_short` |
+//! | all pages, and a quiet end where nobody reads | `listing::list_has_all_pages_as_lines_and_as_json_and_ends_quietly_where_nobody_reads` |
+//! | show has holders and queue, and 1 is free | `listing::show_has_the_holders_and_then_the_queue_and_1_says_that_the_key_is_free` |
+//! | without a server they are 69 | `listing::without_a_server_list_and_show_are_69` |
 //! | **The command** | |
 //! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
@@ -361,6 +368,7 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod listing;
 mod looking;
 mod names;
 mod other_server;
