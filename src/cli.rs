@@ -4,14 +4,17 @@ pub mod advice;
 pub mod args;
 pub mod ask;
 pub mod break_lock;
+pub mod columns;
 pub mod completion;
 pub mod daemon;
 pub mod endpoint;
 pub mod events;
 pub mod exec;
 pub mod exit;
+pub mod grid;
 pub mod help;
 pub mod local_server;
+pub mod look;
 pub mod parsers;
 pub mod pid_file;
 pub mod process;
@@ -25,6 +28,7 @@ pub mod usual_name;
 use std::env;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -42,21 +46,33 @@ pub fn print(line: &str) -> ExitCode {
 
 /// Prints a line, and returns this exit code, or [`SYSTEM`] if the line could not be written.
 fn print_and(line: &str, code: ExitCode) -> ExitCode {
-    match write_line(line) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            say(&format!("cannot write to standard output: {error}"));
-            ExitCode::from(SYSTEM)
-        }
+    match print_part(&format!("{line}\n")) {
+        ControlFlow::Break(failed) if failed != ExitCode::SUCCESS => failed,
         _ => code,
     }
 }
 
-/// Writes a line to standard output.
-fn write_line(line: &str) -> io::Result<()> {
+/// Prints whole lines. Breaks off with an exit code where they could not be written or nobody reads any more, which is
+/// a success.
+fn print_part(lines: &str) -> ControlFlow<ExitCode> {
+    match write_out(lines) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ControlFlow::Break(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            say(&format!("cannot write to standard output: {error}"));
+            ControlFlow::Break(ExitCode::from(SYSTEM))
+        }
+    }
+}
+
+/// Writes to standard output.
+fn write_out(text: &str) -> io::Result<()> {
     match was_stdout_closed() {
         true => Err(Errno::EBADF.into()),
-        // `println!` would panic where the reader is gone, as in `lock-server --help | head -1`.
-        false => writeln!(io::stdout(), "{line}"),
+        // `print!` would panic where the reader is gone, as in `lock-server --help | head -1`.
+        false => io::stdout().write_all(text.as_bytes()),
     }
 }
 

@@ -49,8 +49,8 @@ compile_error!(
 );
 
 pub use client::{
-    CancelToken, Client, ClientOptions, Events, Guard, Guards, LockOptions, RenewOptions,
-    ServerAddress,
+    CancelToken, Client, ClientOptions, Events, Guard, Guards, ListOptions, LockOptions, LockPages,
+    RenewOptions, ServerAddress,
 };
 pub use error::{Error, OtherServer, TlsFailure, Unreached};
 pub use lease::{Holder, Lease};

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use cli::args::{self, Command, Given, Subcommand};
 use cli::exit::Failure;
-use cli::{ask, break_lock, completion, daemon, events, exec, print, serve};
+use cli::{ask, break_lock, completion, daemon, events, exec, look, print, serve};
 
 fn main() -> ExitCode {
     let Given { arguments, words } = match args::from_env() {
@@ -39,6 +39,8 @@ fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode,
         Subcommand::Break(args) => break_lock::break_lock(&args),
         Subcommand::Events(args) => events::events(&args),
         Subcommand::Exec(args) => exec::exec(args, words),
+        Subcommand::List(args) => look::list(&args),
+        Subcommand::Show(args) => look::show(&args),
         Subcommand::Ping(args) => ask::ping(&args.into()),
         Subcommand::Shutdown(args) => ask::shutdown(&args.into()),
         Subcommand::Completion(args) => Ok(print(&completion::script(args.shell))),

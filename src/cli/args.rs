@@ -1,6 +1,7 @@
 //! What may be typed, and how it is taken apart; the verbs, their options and their help in two parts below.
 
 mod client;
+mod look;
 mod server;
 
 use std::env;
@@ -12,6 +13,7 @@ pub use self::client::{
     Break, Check, EventsArgs, Exec, Lock, Ping, Question, Renew, Sharing, Shutdown, Target, Unlock,
     Verify,
 };
+pub use self::look::{List, Show};
 pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};
 use crate::cli::{help, usage};
@@ -166,9 +168,9 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
 LOCK_SERVER (host:port or a URL) and LOCK_SERVER_NAME say where lock, unlock,
-renew, check, verify, break, exec, events, ping and shutdown ask, and under
-which name; options win. A server that asks for a token is shown that of the file in
-LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
+renew, check, verify, break, exec, events, list, show, ping and shutdown ask,
+and under which name; options win. A server that asks for a token is shown that
+of the file in LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
 
 Exit codes, but for exec, which has its own:
   0     done, or the answer is yes
@@ -206,6 +208,8 @@ pub enum Subcommand {
     Break(Break),
     Events(EventsArgs),
     Exec(Exec),
+    List(List),
+    Show(Show),
     Ping(Ping),
     Shutdown(Shutdown),
     Completion(Completion),

@@ -216,7 +216,7 @@ impl Question {
 }
 
 impl Target {
-    /// A client of it.
+    /// A client of the server that is meant.
     pub fn client(&self) -> Result<Client, Failure> {
         start_log("warn", None)?;
         let address = self.address()?;

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::args::EventsArgs;
 use crate::cli::exit::{Failure, SYSTEM};
-use crate::cli::{say, write_line};
+use crate::cli::{say, write_out};
 
 /// How long it waits before it comes back, at first and at the most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -79,7 +79,7 @@ fn print_all(events: &mut Events, as_json: bool) -> Unprinted {
         };
         match next.expect("nothing calls it off, and an error is its last") {
             Ok(line) => {
-                if let Err(error) = write_line(&line) {
+                if let Err(error) = write_out(&format!("{line}\n")) {
                     return Unprinted::Unread(error);
                 }
             }

@@ -9,7 +9,6 @@ use ureq::BodyReader;
 use super::Client;
 use super::cancel::CancelToken;
 use super::no_answer::NoAnswer;
-use super::show::refused;
 use super::transport::{LONGEST, Transport};
 use crate::error::Error;
 use crate::protocol::json::LockEvent;
@@ -20,9 +19,6 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// More than any line takes: three names of 1,024 bytes each, every one of which JSON writes as six.
 const MAX_LINE: u64 = 64 * 1024;
-
-/// More than a refusal takes.
-const MAX_REFUSAL: u64 = 16 * 1024;
 
 /// What happens to keys, as it happens: made by [`Client::events`]. Each event comes within about a tenth of a second.
 ///
@@ -91,14 +87,15 @@ fn question(prefix: &str) -> Request<'_> {
 }
 
 fn open(transport: &Transport, question: &Request) -> Result<BodyReader<'static>, NoAnswer> {
-    let mut response = transport.send(question, "", LONGEST)?;
-    let kind = response.headers().get("Content-Type");
+    let answer = transport.send(question, LONGEST)?;
+    let kind = answer.response.headers().get("Content-Type");
     if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
-        return Ok(response.into_body().into_reader());
+        return Ok(answer.response.into_body().into_reader());
     }
-    let body = response.body_mut().with_config().limit(MAX_REFUSAL);
-    let body = body.read_to_vec().map_err(NoAnswer::in_the_body)?;
-    Err(refused(transport, question, &response, &body))
+    Err(match transport.read(question, answer) {
+        Ok(_) => NoAnswer::Told(transport.bad_reply(question, "no events")),
+        Err(failure) => failure,
+    })
 }
 
 impl Events {

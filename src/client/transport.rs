@@ -78,6 +78,15 @@ struct PooledAgent {
     servers: ServersMet,
 }
 
+/// An answer of which the head alone is read.
+pub(super) struct UnreadAnswer {
+    pub response: Response<Body>,
+    /// What the question was called.
+    pub id: String,
+    /// When it was sent.
+    pub asked: Instant,
+}
+
 /// An answer, whole.
 pub(super) struct HttpAnswer {
     pub reply: ParsedReply,
@@ -216,28 +225,32 @@ impl Transport {
         question: &Request,
         timeout: Duration,
     ) -> Result<HttpAnswer, NoAnswer> {
-        let asked = Instant::now();
-        let id = question_id();
-        let response = self.send(question, &id, timeout)?;
-        self.read(question, &id, asked, response)
+        let response = self.send(question, timeout)?;
+        self.read(question, response)
     }
 
-    /// Sends a question, and reads the head of its answer.
+    /// Sends a question, and reads the head of what comes back.
     pub(super) fn send(
         &self,
         question: &Request,
-        id: &str,
         timeout: Duration,
-    ) -> Result<Response<Body>, NoAnswer> {
+    ) -> Result<UnreadAnswer, NoAnswer> {
         if let Some((option, reason)) = self.route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
+        let asked = Instant::now();
+        let id = question_id();
         let (agent, url) = (&self.shared().agent, self.url(question));
         let response = match question.verb.row().methods.contain("GET") {
-            true => self.prepare(agent.get(url), id, timeout).call(),
-            false => self.prepare(agent.post(url), id, timeout).send_empty(),
+            true => self.prepare(agent.get(url), &id, timeout).call(),
+            false => self.prepare(agent.post(url), &id, timeout).send_empty(),
         };
-        response.map_err(|error| self.failure(question, error))
+        let response = response.map_err(|error| self.failure(question, error))?;
+        Ok(UnreadAnswer {
+            response,
+            id,
+            asked,
+        })
     }
 
     /// With the headers of a question, to be answered in that time.
@@ -260,13 +273,16 @@ impl Transport {
     }
 
     /// Reads an answer to its end, so that the connection can be used again.
-    fn read(
+    pub(super) fn read(
         &self,
         question: &Request,
-        id: &str,
-        asked: Instant,
-        mut response: Response<Body>,
+        answer: UnreadAnswer,
     ) -> Result<HttpAnswer, NoAnswer> {
+        let UnreadAnswer {
+            mut response,
+            id,
+            asked,
+        } = answer;
         let status = response.status().as_u16();
         let is_of_lock_server = response.headers().contains_key(protocol::LOCK_RESULT);
         if is_status_of_proxy(status) && !is_of_lock_server {
@@ -288,7 +304,7 @@ impl Transport {
             Err(error) => return Err(NoAnswer::in_the_body(error)),
         };
         let header = |name: &str| Some(response.headers().get(name)?.as_bytes());
-        match ParsedReply::parse(status, header, &body, id) {
+        match ParsedReply::parse(status, header, &body, &id) {
             Ok(reply) => {
                 if let Some(server) = &reply.server {
                     self.servers().note(server, asked);
@@ -389,7 +405,7 @@ impl PooledAgent {
             .max_idle_connections(MOST_KEPT)
             .max_idle_connections_per_host(MOST_KEPT)
             .user_agent(concat!("lock-server/", env!("CARGO_PKG_VERSION")))
-            .accept("text/plain")
+            .accept("text/plain, application/json")
             .build();
         let known = Arc::<KnownAddresses>::default();
         let latest = Arc::<LatestConnection>::default();

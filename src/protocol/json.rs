@@ -15,7 +15,7 @@ mod events;
 mod status;
 pub(crate) mod times;
 
-/// A part of the keys that are held: `GET /locks`.
+/// A part of the keys that are held: what [`Client::list`](crate::Client::list) returns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LockPage {
@@ -51,7 +51,8 @@ pub struct HeldKey {
     pub held_by: Vec<HeldBy>,
 }
 
-/// One key, with everybody who holds it and waits for it: `GET /locks/key`.
+/// One key, with everybody who holds it and waits for it: what [`Client::show`](crate::Client::show)
+/// returns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct KeyDetail {

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
 use crate::common::{bound, free_port, options, skip, until, with_hosts};
 
-const VERBS: [&str; 15] = [
+const VERBS: [&str; 17] = [
     "run",
     "start",
     "stop",
@@ -36,6 +36,8 @@ const VERBS: [&str; 15] = [
     "verify",
     "break",
     "exec",
+    "list",
+    "show",
     "ping",
     "shutdown",
     "completion",

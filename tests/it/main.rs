@@ -277,6 +277,31 @@
 //! | a port that is busy on one of them is an error | `names::a_port_that_is_busy_on_one_of_the_addresses_is_an_error` |
 //! | a name that looks public and is loopback gets a warning | `names::a_name_that_looks_public_and_is_loopback_gets_one_warning` |
 //! | a client tries each address of a name | `names::a_client_reaches_a_server_that_listens_on_either_address_of_a_name_alone` |
+//! | **Looking in** | |
+//! | keys that somebody waits for come first, then what ends first | `looking::keys_that_somebody_waits_for_stand_first_and_then_what_ends_first` |
+//! | by prefix and by any holder | `looking::keys_are_found_by_how_they_begin_and_by_who_holds_them_also_beside_others` |
+//! | in pages each key is seen once | `looking::of_2500_keys_in_pages_each_is_seen_once_but_for_one_that_is_renewed_meanwhile` |
+//! | a bad limit or cursor is 400 | `looking::a_bad_limit_or_cursor_is_400_in_a_sentence` |
+//! | 100 holders are shown, all are counted | `looking::of_more_than_100_holders_100_are_shown_and_all_are_counted` |
+//! | a lease that has ended is not shown | `looking::a_lease_that_has_ended_is_not_shown` |
+//! | a key with its queue | `looking::a_key_is_shown_with_its_queue_in_order_with_times_patience_slots_and_notes` |
+//! | a free key has nobody | `looking::a_free_key_has_neither_holders_nor_a_queue` |
+//! | names of any text come through | `looking::names_of_any_text_come_through` |
+//! | HEAD and POST ask as GET does | `looking::head_and_post_ask_as_get_does` |
+//! | it takes the role read | `looking::who_looks_in_needs_the_role_read` |
+//! | times of day and seconds agree | `looking::times_of_day_and_seconds_agree` |
+//! | the page of the guide names each field, and no other | `looking::each_field_is_documented_and_each_documented_field_is_there` |
+//! | a server that is too old is said to be | `looking::a_server_that_is_too_old_is_said_to_be` |
+//! | what is no list is a bad reply | `looking::what_is_no_list_is_a_bad_reply_and_a_proxy_s_page_an_interruption` |
+//! | a list that breaks off is asked for again | `looking::a_list_that_breaks_off_is_asked_for_again` |
+//! | a bad filter is refused unasked | `looking::a_filter_that_no_name_can_match_is_refused_before_it_is_asked` |
+//! | list is lines with tabs and seconds on a pipe, escaped and uncut | `listing::list_has_a_line_for_each_holder_with_tabs_and_seconds_on_a_pipe` |
+//! | the columns that are asked for | `listing::list_shows_the_columns_that_are_asked_for_of_the_keys_that_are` |
+//! | an empty list is its headings | `listing::an_empty_list_is_its_headings_and_exit_0` |
+//! | on a terminal lines fit | `listing::on_a_terminal_lines_fit_and_times_are_short` |
+//! | all pages, and a quiet end where nobody reads | `listing::list_has_all_pages_as_lines_and_as_json_and_ends_quietly_where_nobody_reads` |
+//! | show has holders and queue, and 1 is free | `listing::show_has_the_holders_and_then_the_queue_and_1_says_that_the_key_is_free` |
+//! | without a server they are 69 | `listing::without_a_server_list_and_show_are_69` |
 //! | **The command** | |
 //! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
@@ -385,6 +410,8 @@ mod exec;
 mod guard;
 mod harness;
 mod leases;
+mod listing;
+mod looking;
 mod metrics;
 mod names;
 mod other_server;

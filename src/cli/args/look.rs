@@ -1,0 +1,127 @@
+//! The verbs that look in: which keys are held, and one of them whole.
+
+use argh::{ArgsInfo, FromArgs};
+
+use super::Target;
+use crate::cli::columns::Columns;
+use crate::cli::parsers::client_port;
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "list",
+    description = "list the keys that are held, and who holds them",
+    usage = "[options]",
+    help_triggers("-h", "--help", "help"),
+    example = "\
+{command_name}
+{command_name} --prefix deploy/ -o key,holder,expires
+{command_name} --no-headings -o key | sort
+{command_name} --json | jq '.locks[].held_by[].name'",
+    note = "\
+A line for each holder; keys that somebody waits for come first, then what
+ends first. COLUMNS are names with commas between: key,holder,held,left,
+waiters,note is the default; fence, slots, holders, since and expires are the
+others. On a terminal long names are cut and times are short; elsewhere a tab
+stands between columns, times are seconds, and nothing is cut.
+Exit codes: 0 listed, also where nothing is held, 2 wrong usage, 69 no server
+there, or it does not allow that, 71 it could not be written."
+)]
+/// The arguments of `list`.
+pub struct List {
+    /// only keys that begin so
+    #[argh(option, arg_name = "TEXT")]
+    pub prefix: Option<String>,
+
+    /// only keys that this name holds, with all their holders
+    #[argh(option, arg_name = "HOLDER")]
+    pub holder: Option<String>,
+
+    /// what to show, in this order
+    #[argh(option, short = 'o', arg_name = "COLUMNS")]
+    pub columns: Option<Columns>,
+
+    /// no line with the names of the columns
+    #[argh(switch)]
+    pub no_headings: bool,
+
+    /// one JSON object, as GET /locks has it, with all keys
+    #[argh(switch)]
+    pub json: bool,
+
+    /// the server; default: LOCK_SERVER, or 127.0.0.1
+    #[argh(option, arg_name = "HOST")]
+    host: Option<String>,
+
+    /// its port; default: LOCK_SERVER, or 8004
+    #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
+    port: Option<u16>,
+
+    /// as for lock, but makes no difference here
+    #[argh(option, arg_name = "NAME")]
+    name: Option<String>,
+}
+
+impl List {
+    /// The server to ask.
+    pub fn target(&self) -> Target {
+        Target {
+            host: self.host.clone(),
+            port: self.port,
+            name: self.name.clone(),
+        }
+    }
+}
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "show",
+    description = "show who holds a key, and who waits for it in which order",
+    usage = "[options] [--] KEY",
+    help_triggers("-h", "--help"),
+    example = "\
+{command_name} KEYA
+{command_name} --json KEYA | jq -r '.queue[0].name'",
+    note = "\
+A line for each holder, in the order in which they began, and then one for each
+who waits, in the order of the queue: for how long by now, how much longer the
+lease or the patience lasts, how many it lets hold the key together, the fence
+of the grant, and the note. On a terminal long names are cut and times are
+short; elsewhere a tab stands between columns, and times are seconds.
+Exit codes: 0 held, 1 free, 2 wrong usage, 69 no server there, or it does not
+allow that, 71 it could not be written."
+)]
+/// The arguments of `show`.
+pub struct Show {
+    /// up to 1024 bytes; after -- it may begin with -
+    #[argh(positional, arg_name = "KEY")]
+    pub key: String,
+
+    /// one JSON object, as GET /locks/KEY has it
+    #[argh(switch)]
+    pub json: bool,
+
+    /// the server; default: LOCK_SERVER, or 127.0.0.1
+    #[argh(option, arg_name = "HOST")]
+    host: Option<String>,
+
+    /// its port; default: LOCK_SERVER, or 8004
+    #[argh(option, arg_name = "PORT", from_str_fn(client_port))]
+    port: Option<u16>,
+
+    /// as for lock, but makes no difference here
+    #[argh(option, arg_name = "NAME")]
+    name: Option<String>,
+}
+
+impl Show {
+    /// The server to ask.
+    pub fn target(&self) -> Target {
+        Target {
+            host: self.host.clone(),
+            port: self.port,
+            name: self.name.clone(),
+        }
+    }
+}
