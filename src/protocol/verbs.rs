@@ -29,6 +29,8 @@ pub(crate) enum Verb {
     Livez,
     Readyz,
     Locks,
+    /// The status page, at `/`.
+    Page,
 }
 
 /// A row of the verb table.
@@ -120,7 +122,7 @@ const USUAL: VerbRow = VerbRow {
 /// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 11] = [
+pub(crate) static VERBS: [VerbRow; 12] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY,
         role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], ..USUAL },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
@@ -148,6 +150,8 @@ pub(crate) static VERBS: [VerbRow; 11] = [
         ..USUAL },
     VerbRow { verb: Verb::Locks, name: "locks", names: KEY, names_are_optional: true, is_slow: true,
         parameters: &[Parameter::Prefix, Parameter::Holder, Parameter::Limit, Parameter::After],
+        role: Some(Role::Read), ..USUAL },
+    VerbRow { verb: Verb::Page, name: "", is_slow: true,
         role: Some(Role::Read), ..USUAL },
 ];
 

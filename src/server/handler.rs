@@ -79,6 +79,7 @@ impl Handler {
             }
             Verb::Readyz => Reply::yes(),
             Verb::Locks => self.status.locks(question),
+            Verb::Page => self.status.front_page(),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         Some(reply)

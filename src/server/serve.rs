@@ -233,6 +233,7 @@ fn handler(
         status: ServerStatus {
             manager: manager.clone(),
             server: server.clone(),
+            started: Instant::now(),
         },
         manager,
         access: Access {

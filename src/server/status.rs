@@ -1,10 +1,14 @@
 //! What those who look in are shown: made here of what the lock manager holds.
 
+mod page;
+
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::manager::{LockManager, Moment};
 use crate::protocol::json::{HeldBy, HeldKey, KeyDetail, LockPage, WaitingBy, to_json};
 use crate::protocol::{Malformed, Parameter, Reply, Request};
+use crate::server::status::page::{PageFacts, PageRow};
 use crate::table::{Filter, HoldView, KeyView, WaiterView};
 
 /// How many keys a page has whose question does not say.
@@ -19,6 +23,7 @@ pub(crate) struct ServerStatus {
     pub manager: Arc<LockManager>,
     /// What this run of the server is called.
     pub server: Arc<str>,
+    pub started: Instant,
 }
 
 impl ServerStatus {
@@ -28,6 +33,40 @@ impl ServerStatus {
             true => self.page(question),
             false => Reply::document(JSON, to_json(&self.detail(&question.key))),
         }
+    }
+
+    /// The reply to `/`.
+    pub fn front_page(&self) -> Reply {
+        let everything = Filter {
+            prefix: "",
+            holder: None,
+        };
+        let look = self.manager.look(everything, None, page::ROWS);
+        let (now, size) = (Moment::now(), self.manager.size());
+        let facts = PageFacts {
+            is_stopping: self.manager.is_stopping(),
+            now: now.time,
+            uptime: self.started.elapsed(),
+            keys: size.keys,
+            holds: size.holds,
+            waiting: size.waiters,
+        };
+        // A key that is listed has a holder.
+        let rows = look.found.iter().filter_map(|key| {
+            let hold = key.holds.first()?;
+            Some(PageRow {
+                key: &key.key,
+                holder: &hold.requester,
+                holders: key.holders,
+                held: now.since(hold.since),
+                left: now.until(hold.expires),
+                waiters: key.waiters,
+                note: hold.note.as_deref(),
+            })
+        });
+        let html = page::render(&facts, &rows.collect::<Vec<_>>());
+        Reply::document(page::CONTENT_TYPE, html)
+            .with_header("Content-Security-Policy", page::CONTENT_SECURITY_POLICY)
     }
 
     fn page(&self, question: &Request) -> Reply {
@@ -103,6 +142,7 @@ fn held_by(hold: &HoldView, now: Moment) -> HeldBy {
         held: now.since(hold.since),
         expires: now.time_of(hold.expires),
         left: now.until(hold.expires),
+        lease: hold.lock_timeout,
     }
 }
 
