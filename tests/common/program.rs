@@ -39,7 +39,15 @@ pub fn clean(command: &mut Command) -> &mut Command {
 }
 
 /// What `.ci/run` installs: in CI a test that needs one of them fails where it is not there.
-const INSTALLED_BY_CI: [&str; 5] = ["nginx", "haproxy", "openssl", "zsh", "fish"];
+const INSTALLED_BY_CI: [&str; 7] = [
+    "nginx",
+    "haproxy",
+    "openssl",
+    "zsh",
+    "fish",
+    "chromium",
+    "chromedriver",
+];
 
 /// The path of a program. `None` where it is not installed, and that is said.
 pub fn installed(program: &str) -> Option<PathBuf> {
