@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "common/browser.rs"]
+pub mod browser;
 #[path = "common/gateway.rs"]
 pub mod gateway;
 #[path = "common/program.rs"]

@@ -98,6 +98,9 @@ pub struct HeldBy {
     /// How long its lease still lasts.
     #[serde(rename = "left_seconds", with = "seconds")]
     pub left: Duration,
+    /// How long it lasts from a grant or a renewal on: what a LOCK or the latest RENEW asked for.
+    #[serde(rename = "lease_seconds", with = "seconds")]
+    pub lease: Duration,
 }
 
 /// One who waits for a key.

@@ -70,6 +70,8 @@ fn every_verb_is_understood() {
     assert_eq!(parse("/SHUTDOWN"), Ok(Request::bare(Verb::Shutdown)));
     assert_eq!(parse("/livez"), Ok(Request::bare(Verb::Livez)));
     assert_eq!(parse("/readyz"), Ok(Request::bare(Verb::Readyz)));
+    assert_eq!(parse("/"), Ok(Request::bare(Verb::Page)));
+    assert!(reason("//").contains("too many segments"));
 }
 
 #[test]
@@ -100,8 +102,8 @@ fn a_name_is_percent_encoded_utf_8() {
 fn a_whole_address_is_taken_as_its_path() {
     assert_eq!(parse("http://localhost:8004/CHECK/K"), Ok(check("K")));
     assert_eq!(parse("http://[::1]/LOCK/K/ann"), Ok(lock("K", "ann")));
-    assert_eq!(parse("http://localhost"), Err(Malformed::NoSuchVerb));
-    assert_eq!(parse("http://localhost/?x"), Err(Malformed::NoSuchVerb));
+    assert_eq!(parse("http://localhost"), Ok(Request::bare(Verb::Page)));
+    assert!(reason("http://localhost/?x").contains("no parameter"));
     assert!(reason("https://localhost/PING").contains("begin with a slash"));
 }
 
@@ -114,8 +116,6 @@ fn an_empty_query_is_none() {
 #[test]
 fn a_verb_is_upper_case_and_one_of_the_table() {
     for target in [
-        "/",
-        "//",
         "/check/K",
         "/Ping",
         "/LIVEZ",
@@ -904,7 +904,7 @@ fn what_was_not_understood_has_a_reply_of_its_own() {
         (
             Status::NotFound,
             "0\nno such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
-         /RENEW/key/requester, /VERIFY/key/requester, /PING, /SHUTDOWN, /BREAK/key, /livez, /readyz, /locks, /status or /metrics\n"
+         /RENEW/key/requester, /VERIFY/key/requester, /PING, /SHUTDOWN, /BREAK/key, /livez, /readyz, /locks, /status, /metrics, /events or /\n"
                 .into(),
         )
     );

@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     Status,
     Metrics,
     Events,
+    /// The status page, at `/`.
+    Page,
 }
 
 /// A row of the verb table.
@@ -123,7 +125,7 @@ const USUAL: VerbRow = VerbRow {
 /// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
 /// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
 #[rustfmt::skip]
-pub(crate) static VERBS: [VerbRow; 14] = [
+pub(crate) static VERBS: [VerbRow; 15] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY,
         role: Some(Role::Read), is_classic: true, refusals: &[Refusal::Free], ..USUAL },
     VerbRow { verb: Verb::Lock, name: "LOCK", names: KEY_AND_REQUESTER,
@@ -158,6 +160,8 @@ pub(crate) static VERBS: [VerbRow; 14] = [
         role: Some(Role::Read), ..USUAL },
     VerbRow { verb: Verb::Events, name: "events", parameters: &[Parameter::Prefix],
         role: Some(Role::Read), is_slow: true, ..USUAL },
+    VerbRow { verb: Verb::Page, name: "", is_slow: true,
+        role: Some(Role::Read), ..USUAL },
 ];
 
 impl Verb {

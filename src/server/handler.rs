@@ -79,10 +79,11 @@ impl Handler {
             }
             Verb::Readyz => Reply::yes(),
             Verb::Locks => self.status.locks(question),
-            Verb::Status => self.status.report(self.access.may_break(caller.role)),
+            Verb::Status => self.status.status(self.access.may_break(caller.role)),
             Verb::Metrics => self.status.metrics(),
             // HTTP sends what comes after it.
             Verb::Events => Reply::event_stream(),
+            Verb::Page => self.status.front_page(self.access.may_break(caller.role)),
         };
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         self.status.requests.count(Some(question.verb), &reply);

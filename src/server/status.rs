@@ -2,6 +2,7 @@
 
 mod history;
 mod metrics;
+mod page;
 mod process;
 mod requests;
 
@@ -19,6 +20,7 @@ use crate::protocol::json::{
     HeldBy, HeldKey, KeyDetail, LockPage, StatusReport, Totals, WaitingBy, to_json,
 };
 use crate::protocol::{Malformed, Parameter, Reply, Request};
+use crate::server::status::page::PageRow;
 use crate::table::{Filter, HoldView, KeyView, Limits, WaiterView};
 
 pub(super) mod events;
@@ -101,12 +103,16 @@ impl ServerStatus {
     }
 
     /// The reply to `/status`.
-    pub fn report(&self, may_break: bool) -> Reply {
+    pub fn status(&self, may_break: bool) -> Reply {
+        Reply::document(JSON, to_json(&self.report(may_break)))
+    }
+
+    fn report(&self, may_break: bool) -> StatusReport {
         let (size, statistics) = self.manager.statistics();
         let now = Moment::now();
         let process = ProcessFigures::read();
         let is_stopping = self.manager.is_stopping();
-        let report = StatusReport {
+        StatusReport {
             server: self.server.to_string(),
             now: now.time,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -132,8 +138,7 @@ impl ServerStatus {
                 timed_out: statistics.timed_out,
             },
             history: self.history.lock().samples(),
-        };
-        Reply::document(JSON, to_json(&report))
+        }
     }
 
     /// The reply to `/metrics`.
@@ -159,6 +164,32 @@ impl ServerStatus {
             true => self.page(question),
             false => Reply::document(JSON, to_json(&self.detail(&question.key))),
         }
+    }
+
+    /// The reply to `/`.
+    pub fn front_page(&self, may_break: bool) -> Reply {
+        let everything = Filter {
+            prefix: "",
+            holder: None,
+        };
+        let look = self.manager.look(everything, None, page::ROWS);
+        let now = Moment::now();
+        // A key that is listed has a holder.
+        let rows = look.found.iter().filter_map(|key| {
+            let hold = key.holds.first()?;
+            Some(PageRow {
+                key: &key.key,
+                holder: &hold.requester,
+                holders: key.holders,
+                held: now.since(hold.since),
+                left: now.until(hold.expires),
+                waiters: key.waiters,
+                note: hold.note.as_deref(),
+            })
+        });
+        let html = page::render(&self.report(may_break), &rows.collect::<Vec<_>>());
+        Reply::document(page::CONTENT_TYPE, html)
+            .with_header("Content-Security-Policy", page::CONTENT_SECURITY_POLICY)
     }
 
     fn page(&self, question: &Request) -> Reply {
@@ -234,6 +265,7 @@ fn held_by(hold: &HoldView, now: Moment) -> HeldBy {
         held: now.since(hold.since),
         expires: now.time_of(hold.expires),
         left: now.until(hold.expires),
+        lease: hold.lock_timeout,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::LockTable;
 use super::entry::Entry;
@@ -66,6 +66,8 @@ pub(crate) struct HoldView {
     pub fence: Fence,
     pub since: Instant,
     pub expires: Instant,
+    /// How long the lease lasted when it was granted or renewed last.
+    pub lock_timeout: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +88,7 @@ impl HoldView {
             fence: hold.fence,
             since: hold.since,
             expires: hold.expires,
+            lock_timeout: hold.claim.lock_timeout.into(),
         }
     }
 }

@@ -39,7 +39,7 @@ pub fn clean(command: &mut Command) -> &mut Command {
 }
 
 /// What `.ci/run` installs: in CI a test that needs one of them fails where it is not there.
-const INSTALLED_BY_CI: [&str; 7] = [
+const INSTALLED_BY_CI: [&str; 9] = [
     "nginx",
     "haproxy",
     "openssl",
@@ -47,6 +47,8 @@ const INSTALLED_BY_CI: [&str; 7] = [
     "fish",
     "prometheus",
     "promtool",
+    "chromium",
+    "chromedriver",
 ];
 
 /// The path of a program. `None` where it is not installed, and that is said.

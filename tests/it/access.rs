@@ -43,7 +43,7 @@ impl TokenFile {
         file
     }
 
-    fn write(&self, text: &str) {
+    pub fn write(&self, text: &str) {
         fs::write(&self.path, text).unwrap();
         self.allow(0o600);
     }

@@ -166,6 +166,22 @@
 //! | and nobody else | `access::slow_answers_hold_no_thread_each_and_delay_nobody_else` |
 //! | the addresses that are remembered are bounded | `server::access::attempts::the_table_is_bounded_and_the_quietest_is_forgotten` |
 //! | a server that strangers can lock at warns | `access::a_server_beyond_loopback_warns_unless_all_have_to_show_a_token` |
+//! | **The status page** | |
+//! | shows what happens within two seconds | `page::the_page_shows_a_grant_a_wait_and_a_release_within_two_seconds` |
+//! | and how much of a lease is left | `page::the_bar_of_a_lease_knows_how_long_it_lasts_also_for_those_who_come_later` |
+//! | filters, sorts, and shows one key with its queue | `page::keys_are_filtered_sorted_and_looked_at_one_by_one` |
+//! | 100,000 keys page by page | `page::a_hundred_thousand_keys_are_shown_page_by_page` |
+//! | breaks the hold that was shown, after a confirmation | `page::a_hold_is_broken_after_a_confirmation_that_names_it` |
+//! | or nothing | `page::a_hold_that_ended_while_it_was_confirmed_is_not_broken_and_nor_is_the_next_one` |
+//! | says that the server is away, and shows no old number for a new one | `page::a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new_one` |
+//! | also where it has ended | `page::a_server_that_ends_is_called_so` |
+//! | shows the token that the browser was given | `page::the_page_shows_the_token_that_its_browser_was_given` |
+//! | is a table without JavaScript | `page::without_javascript_the_page_is_a_table_of_the_keys` |
+//! | takes names for text, and fits a narrow screen | `page::names_of_any_kind_are_text_and_fit_the_screen` |
+//! | can be read, heard, and used by keyboard | `page::the_page_is_accessible_in_both_schemes_and_by_keyboard` |
+//! | a page from elsewhere reads and breaks nothing | `page::a_page_from_elsewhere_reads_nothing_breaks_nothing_and_shows_no_frame` |
+//! | its policy lets its own script run alone | `server::status::page::the_security_policy_has_the_hashes_of_the_script_and_the_styles` |
+//! | it is smaller than 60 kB and names no other address | `server::status::page::the_page_is_smaller_than_60_kb_and_names_no_other_address` |
 //! | **The classic wire** | |
 //! | each verb answers with the original's bytes | `classic::each_verb_is_answered_with_the_bytes_of_the_original_however_the_request_is_written` |
 //! | both wires share the locks | `classic::each_wire_has_its_own_bytes_and_sees_the_others_locks` |
@@ -415,6 +431,7 @@ mod looking;
 mod metrics;
 mod names;
 mod other_server;
+mod page;
 mod proxied;
 mod proxies;
 mod service;

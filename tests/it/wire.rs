@@ -313,7 +313,7 @@ fn what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing() {
         ("/CHECK/%FF", 400, "bad-request", "not UTF-8"),
         ("/CHECK/KEYA?color=red", 400, "bad-request", "no parameter"),
         (long.as_str(), 400, "bad-request", "30000 bytes long"),
-        ("/", 404, "no-such-verb", "no such verb"),
+        ("//", 400, "bad-request", "too many segments"),
         ("/lock/KEYA/CLIENT_A", 404, "no-such-verb", "no such verb"),
         ("/STATUS", 404, "no-such-verb", "no such verb"),
         ("/SHUTDOWN", 403, "forbidden", "allow_shutdown"),
