@@ -34,6 +34,7 @@ mod look;
 mod no_answer;
 mod options;
 mod per_process;
+mod pooled_agent;
 mod release;
 mod renew;
 mod renewal;

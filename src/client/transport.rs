@@ -3,24 +3,21 @@
 use std::fmt;
 use std::net::{IpAddr, TcpStream};
 use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderValue, Response, header};
-#[cfg(feature = "tls")]
-use ureq::unversioned::transport::Connector;
-use ureq::{Agent, Body, RequestBuilder};
+use ureq::{Body, RequestBuilder};
 
 use super::ClientOptions;
 use super::address::{ServerAddress, bad_prefix, missing_tls};
-use super::connection::{LatestConnection, TrackedConnector};
 use super::no_answer::NoAnswer;
 use super::per_process::PerProcess;
-use super::resolver::{CachingResolver, KnownAddresses};
+use super::pooled_agent::{MAX_REPLY, PooledAgent};
 use super::servers_met::ServersMet;
 #[cfg(feature = "tls")]
-use super::tls::{TlsConnector, TlsError};
+use super::tls::TlsError;
 use crate::error::Error;
 use crate::host::{bad_host, bare_host, host_and_port};
 use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
@@ -33,18 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longer than any server lets a LOCK wait. What is longer than that need not be added to an instant.
 pub(super) const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 
-/// More than any answer takes, its head or its body: two names of 1,024 bytes each, percent-encoded.
-const MAX_REPLY: usize = 16 * 1024;
-
-/// More than any question takes: two such names in the path.
-const MAX_QUESTION: usize = 8 * 1024;
-
 /// Why there is no server at port 0.
 const NO_PORT: &str =
     "it is 0; of a server with any free port, start it first and make its clients then";
-
-/// How many connections are kept open for the next question: as many as threads have asked at once.
-const MOST_KEPT: usize = 1024;
 
 /// The way to one server, and how to take it. A clone shares the connections, which are kept open between
 /// questions.
@@ -67,15 +55,6 @@ struct Route {
     bad: Option<(&'static str, String)>,
     /// Each process has connections of its own.
     own: PerProcess<PooledAgent>,
-}
-
-struct PooledAgent {
-    agent: Agent,
-    known: Arc<KnownAddresses>,
-    latest: Arc<LatestConnection>,
-    /// The times of the server, and when it told them.
-    times: Mutex<Option<(ServerTimes, Instant)>>,
-    servers: ServersMet,
 }
 
 /// An answer of which the head alone is read.
@@ -186,7 +165,7 @@ impl Transport {
     }
 
     fn shared(&self) -> &PooledAgent {
-        self.route.own.get(|| PooledAgent::new(&self.route))
+        self.route.own.get(|| PooledAgent::new(&self.route.address))
     }
 
     /// The times of the server, as far as they are known and not older than this.
@@ -391,40 +370,6 @@ impl Transport {
         let host = &self.route.address.host;
         let is_loopback = |ip: IpAddr| ip.is_loopback();
         host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
-    }
-}
-
-impl PooledAgent {
-    fn new(route: &Route) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .proxy(None)
-            .max_redirects(0)
-            .input_buffer_size(MAX_REPLY)
-            .output_buffer_size(MAX_QUESTION)
-            .max_idle_connections(MOST_KEPT)
-            .max_idle_connections_per_host(MOST_KEPT)
-            .user_agent(concat!("lock-server/", env!("CARGO_PKG_VERSION")))
-            .accept("text/plain, application/json")
-            .build();
-        let known = Arc::<KnownAddresses>::default();
-        let latest = Arc::<LatestConnection>::default();
-        let resolver = CachingResolver::new(&route.address.host, route.address.port, known.clone());
-        let connector = TrackedConnector(latest.clone());
-        #[cfg(feature = "tls")]
-        let connector = connector.chain(TlsConnector::new(&route.address));
-        PooledAgent {
-            known,
-            agent: Agent::with_parts(config, connector, resolver),
-            latest,
-            times: Mutex::default(),
-            servers: ServersMet::default(),
-        }
-    }
-
-    fn times(&self) -> MutexGuard<'_, Option<(ServerTimes, Instant)>> {
-        // Numbers are whole, whatever panicked beside them.
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

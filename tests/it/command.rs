@@ -2046,7 +2046,7 @@ fn wrong_usage_says_what_there_is_instead() {
         (
             "frob K",
             "no such command: frob; one of run, start, stop, restart, status, lock, unlock, renew, \
-             check, verify, break, exec, ping, shutdown, completion\n",
+             check, verify, break, events, exec, list, show, ping, shutdown, completion\n",
         ),
         (
             "start --clasic-port 5",

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::access::{ADMIN, LOCK, READ, TOKENS, TokenFile};
 use crate::common::browser::{Browser, ENTER, ESCAPE, TAB};
-use crate::common::{Wire, ask, bound, ms, options, skip, start, waiting_wire};
+use crate::common::{Wire, ask, bound, ms, options, start, waiting_wire};
 
 /// The rows of the table of all keys, each a list of the texts of its cells.
 const ROWS: &str = "[...document.querySelectorAll('#keys tbody tr')].map(row => [...row.cells].map(cell => cell.innerText.trim().replace(/\\s+/g, ' ')))";

@@ -18,7 +18,7 @@ pub(crate) const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 /// is part of the file: without one, browsers ask for /favicon.ico.
 pub(crate) const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "script-src 'sha256-GdSadVisueFQO1Ux93olAA83d225Lm6P50N1wtp1Vo4='; ",
+    "script-src 'sha256-Od9fFC34AyWLvlp8YSmskW4YIPdCDl4Ea4BusbYctIk='; ",
     "style-src 'sha256-rvhmp5upjO1grELT1/FQbYDswpA/pd6DtOnCQDegA0s='; ",
     "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 );

@@ -39,7 +39,11 @@ impl RequestCounts {
 
     /// Each verb with each status: those that were answered, and of each verb the one that is usual.
     pub(super) fn answers(&self) -> Vec<(&'static str, u16, u64)> {
-        let names = VERBS.iter().map(|row| (row.name, Status::Ok));
+        let names = VERBS.iter().map(|row| match row.name {
+            // The page's path has no name, and Prometheus takes a label without a value for none.
+            "" => ("/", Status::Ok),
+            name => (name, Status::Ok),
+        });
         let names = names.chain([(NO_VERB_NAME, Status::NotFound)]);
         let mut answers = Vec::new();
         for ((name, usual), row) in names.zip(&self.answers) {
