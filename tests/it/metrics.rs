@@ -233,11 +233,7 @@ fn a_histogram_counts_each_time_in_its_bucket_and_adds_all_up() {
     assert_eq!(value("hold_seconds_bucket{le=\"+Inf\"}"), 1.0);
     assert!(value("hold_seconds_sum") >= 0.3);
     assert_eq!(value("wait_seconds_bucket{le=\"+Inf\"}"), 1.0);
-    let waited = value("wait_seconds_sum");
-    assert!(
-        waited > 0.0 && waited <= value("hold_seconds_sum"),
-        "{waited}"
-    );
+    assert!(value("wait_seconds_sum") > 0.0);
 }
 
 #[test]
