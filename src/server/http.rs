@@ -22,6 +22,7 @@ pub(super) use self::events::EventStreams;
 use self::leader::Leader;
 use self::parked::Parked;
 use super::handler::Handler;
+use super::limits;
 use super::poller::Poller;
 use super::status::ConnectionCount;
 use super::tiny::{Exchange, Sockets, TinyHttp};
@@ -54,6 +55,8 @@ struct Http {
     handler: Arc<Handler>,
     poller: Arc<Poller>,
     workers: Workers<Task>,
+    /// Make the answers that take longer, each for one who was let in. They leave the processor to those who lock.
+    lookers: Workers<(Box<Exchange>, Caller)>,
     sockets: Arc<Sockets>,
     /// Waiters that came since the last tick.
     new_waiters: Mutex<Vec<Arc<Parked>>>,
@@ -68,8 +71,6 @@ enum Task {
     Lead(Arc<Leader>, Lead),
     /// Waits for a LOCK to be decided, and answers it.
     Attend(Arc<Parked>),
-    /// Makes an answer that takes longer, for one who was let in in that role.
-    Look(Box<Exchange>, Caller),
     /// Reads a body, and answers its request if it is empty: nobody asked for one.
     ReadBody(Box<Exchange>),
     /// Writes the answers that were held back for long enough.
@@ -90,6 +91,7 @@ impl HttpTransport {
             handler,
             poller,
             workers: Workers::new(),
+            lookers: Workers::new(),
             sockets: tiny.sockets(),
             new_waiters: Mutex::default(),
             delayed: DelayedAnswers::default(),
@@ -182,6 +184,7 @@ impl HttpTransport {
     /// Accepts nothing more. What has come is still answered.
     pub fn refuse(&self) {
         self.http.workers.hold();
+        self.http.lookers.hold();
         self.tiny.refuse();
     }
 
@@ -192,6 +195,7 @@ impl HttpTransport {
         self.write_delayed();
         self.tiny.close(until);
         self.http.workers.close();
+        self.http.lookers.close();
         self.http.delayed.clear();
         // They keep what they are kept by.
         self.http.new_waiters.lock().clear();
@@ -207,7 +211,6 @@ impl Http {
                 match task {
                     Task::Lead(leader, lead) => leader.lead(&lead),
                     Task::Attend(parked) => parked.wait_and_answer(),
-                    Task::Look(exchange, caller) => http.look(*exchange, &caller),
                     Task::ReadBody(exchange) => http.read_body(*exchange),
                     Task::WriteDelayed => http.delayed.write(),
                 }
@@ -223,8 +226,23 @@ impl Http {
             }
             Task::Attend(parked) => parked.do_without(&error),
             // Dropped, it ends its connection.
-            Task::Look(exchange, _) | Task::ReadBody(exchange) => drop(exchange),
+            Task::ReadBody(exchange) => drop(exchange),
             Task::WriteDelayed => self.delayed.do_without(),
+        }
+    }
+
+    /// Has a worker of a lower priority answer a request.
+    fn have_looked(self: &Arc<Self>, exchange: Box<Exchange>, caller: Caller) {
+        let http = self.clone();
+        let work = move || {
+            limits::lower_priority();
+            while let Some((exchange, caller)) = http.lookers.next() {
+                http.look(*exchange, &caller);
+            }
+        };
+        // Dropped, the exchange ends its connection.
+        if let Err((_, error)) = self.lookers.run((exchange, caller), work) {
+            log::warn!("no thread left for one who looks in: {error}");
         }
     }
 

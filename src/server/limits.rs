@@ -120,6 +120,16 @@ pub(crate) fn grow_futex_hash() {
     unsafe { nix::libc::prctl(FUTEX_HASH, SET_SLOTS, SLOTS, none, none) };
 }
 
+/// How much less this thread is to have of a processor that others want, too: with 10, a tenth of what each of them has.
+const NICE: nix::libc::c_int = 10;
+
+/// Has this thread leave the processor to others, for as long as it lives: only a privileged one could take it back.
+pub(crate) fn lower_priority() {
+    let this_thread = 0;
+    // SAFETY: it takes numbers only. Linux changes the thread that calls, and nothing where it may not.
+    unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, this_thread, NICE) };
+}
+
 /// Has the allocator keep little of what is freed. It would keep twice as much as the largest piece that was ever freed.
 pub(crate) fn keep_little_memory() {
     #[cfg(target_env = "gnu")]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -122,7 +123,7 @@ impl Http {
         };
         match understand(&exchange, &target, handler) {
             Ok(request) if request.verb.row().is_slow => {
-                self.run(Task::Look(exchange.into(), caller));
+                self.have_looked(exchange.into(), caller);
             }
             Ok(request) => self.carry_out(exchange, &request, &caller),
             Err(reply) => {
@@ -156,7 +157,7 @@ impl Http {
             let prefix = request.text(Parameter::Prefix).unwrap_or_default();
             return self.events.open(exchange, prefix);
         }
-        let handler = &self.handler;
+        let (handler, begun) = (&self.handler, Instant::now());
         let mut exchange = Some(exchange);
         let mut parked = None;
         let reply = handler.answer(request, caller, |pending| {
@@ -168,6 +169,9 @@ impl Http {
         match (reply, exchange, parked) {
             (Some(reply), Some(exchange), _) => {
                 let from = exchange.client().ip();
+                if request.verb.row().is_slow {
+                    rest(begun.elapsed());
+                }
                 exchange.answer(&handler.with_process(reply, request.verb, from));
             }
             (_, _, Some(parked)) => self.park(parked),
@@ -195,6 +199,20 @@ impl Http {
         }
     }
 }
+
+/// Pauses for as long as an answer took to make, so that who asks for page after page leaves at least half of a processor
+/// to those who lock.
+fn rest(worked: Duration) {
+    if worked > SHORT_WORK {
+        thread::sleep(worked.min(LONGEST_REST));
+    }
+}
+
+/// What takes no longer needs no pause after it.
+const SHORT_WORK: Duration = Duration::from_millis(1);
+
+/// Where an answer takes longer than this, others had the processor meanwhile.
+const LONGEST_REST: Duration = Duration::from_millis(5);
 
 /// Whether a request is let in, and of whom.
 fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, TurnedAway> {
