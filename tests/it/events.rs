@@ -543,11 +543,26 @@ impl Typed {
         kill(Pid::from_raw(self.process.id() as i32), signal).expect("it runs");
     }
 
-    fn end(mut self) -> (i32, String) {
-        drop(self.lines);
-        let code = shell_code(self.process.wait().expect("a child"));
+    /// Ends the reading of what it prints, and waits for its end.
+    fn end_unread(self) -> (i32, String) {
+        let Typed { process, lines } = self;
+        drop(lines);
+        Typed::wait(process)
+    }
+
+    fn end(self) -> (i32, String) {
+        // Not read any more, it would end for that reason.
+        let Typed {
+            process,
+            lines: _lines,
+        } = self;
+        Typed::wait(process)
+    }
+
+    fn wait(mut process: Child) -> (i32, String) {
+        let code = shell_code(process.wait().expect("a child"));
         let mut said = String::new();
-        let stderr = self.process.stderr.as_mut().expect("it is piped");
+        let stderr = process.stderr.as_mut().expect("it is piped");
         stderr.read_to_string(&mut said).expect("UTF-8");
         (code, said)
     }
@@ -596,7 +611,7 @@ fn the_command_prints_the_json_of_the_server_as_it_is() {
 fn the_command_ends_once_nobody_reads_its_output() {
     let (server, pid) = server();
     let typed = Typed::events(&server, pid, "");
-    assert_eq!(typed.end(), (0, String::new()));
+    assert_eq!(typed.end_unread(), (0, String::new()));
     until("it is gone", || !has_sender(pid));
 }
 
