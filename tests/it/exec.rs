@@ -1746,6 +1746,11 @@ impl OnTerminal {
             setsid()?;
             // SAFETY: makes standard input, which is a terminal, that of the session; no memory is involved.
             Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
+            // Ignored where a shell runs the tests in the background, and never on a terminal.
+            for key in [libc::SIGINT, libc::SIGQUIT] {
+                // SAFETY: it sets what is the default, which runs nothing.
+                unsafe { libc::signal(key, libc::SIG_DFL) };
+            }
             Ok(())
         };
         // SAFETY: it only calls the system.
