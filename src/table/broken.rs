@@ -45,7 +45,7 @@ struct Remembered {
 const PAIRED: &str = "every broken hold stands in both maps";
 
 impl<W> LockTable<W> {
-    /// Ends the hold under that fence, whoever has it, and hands the key over. `by` is who does so, for the event.
+    /// Ends the hold under that fence and hands the key over. `by` is who does so, for the event.
     pub fn break_hold(
         &mut self,
         now: Instant,

@@ -214,7 +214,7 @@ const SHORT_WORK: Duration = Duration::from_millis(1);
 /// Where an answer takes longer than this, others had the processor meanwhile.
 const LONGEST_REST: Duration = Duration::from_millis(5);
 
-/// Whether a request is let in, and of whom.
+/// Whether a request is let in, and who asks.
 fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, TurnedAway> {
     let asker = Asker::of(exchange.headers());
     access.admit(&asker)?;
