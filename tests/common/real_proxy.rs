@@ -89,7 +89,7 @@ impl RealProxy {
         fs::write(&file, configuration).unwrap();
         let mut command = Command::new(program);
         command.args(["-db", "-f"]).arg(file);
-        Some(RealProxy::run(folder, &mut command))
+        Some(RealProxy::run(folder, &["front", "stats"], &mut command))
     }
 
     /// nginx that passes everything on to the port of a server, with these further lines. It listens on a port, too,
@@ -122,7 +122,7 @@ impl RealProxy {
         let mut command = Command::new(program);
         command.args(["-e", "stderr", "-p"]).arg(folder.path());
         command.arg("-c").arg(file);
-        RealProxy::run(folder, &mut command)
+        RealProxy::run(folder, &["front"], &mut command)
     }
 
     /// A proxy with the configuration of the operations page, for a server at this port. It has to be
@@ -158,10 +158,11 @@ impl RealProxy {
             }
         };
         fs::write(&file, configuration).unwrap();
-        RealProxy::run(folder, command.arg(file))
+        RealProxy::run(folder, &["front"], command.arg(file))
     }
 
-    fn run(folder: TempDir, command: &mut Command) -> Self {
+    /// Starts it, and returns when it listens at all of these sockets, which it opens one after the other.
+    fn run(folder: TempDir, sockets: &[&str], command: &mut Command) -> Self {
         let said = fs::File::create(folder.path().join("said")).unwrap();
         let process = command
             .current_dir(folder.path())
@@ -174,7 +175,10 @@ impl RealProxy {
         until("the proxy listens", || {
             let ended = proxy.process.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", proxy.said());
-            UnixStream::connect(proxy.folder.path().join("front")).is_ok()
+            let mut paths = sockets
+                .iter()
+                .map(|socket| proxy.folder.path().join(socket));
+            paths.all(|path| UnixStream::connect(path).is_ok())
         });
         proxy
     }
