@@ -12,10 +12,10 @@ use crate::event::{Change, EndedHold, TableEvent};
 use crate::lease::{Fence, Key, Requester, Slots};
 
 /// How many events all readers may be sent between two times that the feeds are emptied; how many each may be sent in
-/// any case, and at the most. At ten times a second a single reader gets up to 50,000 events a second, and a hundred of
-/// them cost a busy server some percent of one processor.
-const EVENTS_TOGETHER: usize = 20_000;
-const LEAST_EVENTS: usize = 200;
+/// any case, and at the most. At ten times a second a single reader gets up to 50,000 events a second, and each of a hundred
+/// 500, so that they cost a busy server no more than some percent.
+const EVENTS_TOGETHER: usize = 5_000;
+const LEAST_EVENTS: usize = 50;
 const MOST_EVENTS: usize = 5_000;
 
 /// A change of a key, as those who read along are told of it.

@@ -2,11 +2,12 @@
 //!
 //! One thread, the [`leader`], takes the requests and answers them itself. A LOCK that has to wait is
 //! [`parked`]: a worker blocks for it, and for nothing else. An answer to one who tries tokens is [`delayed`];
-//! one that goes on is a stream of [`events`].
+//! one that goes on is a stream of [`events`]; those that take longer are made at a [`pace`].
 
 mod delayed;
 mod events;
 mod leader;
+mod pace;
 mod parked;
 
 use std::io;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use self::delayed::DelayedAnswers;
 pub(super) use self::events::EventStreams;
 use self::leader::Leader;
+use self::pace::Pace;
 use self::parked::Parked;
 use super::handler::Handler;
 use super::limits;
@@ -57,6 +59,7 @@ struct Http {
     workers: Workers<Task>,
     /// Make the answers that take longer, each for one who was let in. They leave the processor to those who lock.
     lookers: Workers<(Box<Exchange>, Caller)>,
+    pace: Pace,
     sockets: Arc<Sockets>,
     /// Waiters that came since the last tick.
     new_waiters: Mutex<Vec<Arc<Parked>>>,
@@ -92,6 +95,7 @@ impl HttpTransport {
             poller,
             workers: Workers::new(),
             lookers: Workers::new(),
+            pace: Pace::default(),
             sockets: tiny.sockets(),
             new_waiters: Mutex::default(),
             delayed: DelayedAnswers::default(),

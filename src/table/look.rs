@@ -175,12 +175,15 @@ impl<W> Entry<W> {
     }
 
     fn view(&self, key: Key, now: Instant, most: usize) -> KeyView {
-        let holds = self.holds().filter(|hold| hold.expires > now);
+        // Nearly all keys have one holder: collected, its view would take the memory of four.
+        let mut holds = Vec::with_capacity(most.min(self.holders()));
+        let lasting = self.holds().filter(|hold| hold.expires > now);
+        holds.extend(lasting.take(most).map(HoldView::of));
         KeyView {
             key,
             holders: self.holders(),
             waiters: self.queue().map_or(0, Queue::len),
-            holds: holds.take(most).map(HoldView::of).collect(),
+            holds,
         }
     }
 }

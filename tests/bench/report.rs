@@ -81,6 +81,16 @@ pub const GOALS: &[Goal] = &[
         "rounds beside held keys",
         AtLeast(0.8, "many held", "10 held"),
     ),
+    goal("a page of 1000 keys, p50", Within(20_000.0, "us")),
+    goal("rounds beside lookers", AtLeast(0.8, "a lister", "nobody")),
+    goal(
+        "rounds beside lookers",
+        AtLeast(0.97, "a scraper", "nobody"),
+    ),
+    goal(
+        "rounds beside lookers",
+        AtLeast(0.97, "100 readers", "nobody"),
+    ),
     goal("a command under a lock", AtMost(1.5, OURS, "flock")),
     // "About the same", as far as a bench on a busy machine can tell.
     goal(

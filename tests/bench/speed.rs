@@ -5,6 +5,7 @@
 //! was reached.
 
 mod load;
+mod looking;
 mod report;
 mod systems;
 mod table_alone;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use load::{Framing, Queue, Result, Window};
+use looking::Looker;
 use report::{Report, quantile};
 use systems::System;
 use table_alone::{Crowd, Held};
@@ -122,6 +124,7 @@ fn run(arguments: Arguments) -> Result<()> {
     bench.expiry()?;
     bench.memory();
     bench.held_keys()?;
+    bench.lookers()?;
     bench.waiters()?;
     bench.commands()?;
     bench.table_alone();
@@ -369,6 +372,38 @@ impl Bench {
             })
         });
         self.column(COLUMN, "1/s", contestants.collect());
+        Ok(())
+    }
+
+    /// Who looks in takes little from those who lock.
+    fn lookers(&mut self) -> Result<()> {
+        const ROUNDS: &str = "rounds beside lookers";
+        const PAGE: &str = "a page of 1000 keys";
+        if !self.wanted(ROUNDS) && !self.wanted(PAGE) {
+            return Ok(());
+        }
+        let window = self.window;
+        let many = if self.quick { 100_000 } else { 1_000_000 };
+        self.report
+            .note(format!("{ROUNDS}: {many} keys are held; 16 clients"));
+        let system = systems::ours_with_long_leases()?;
+        load::preload(&system, many)?;
+        let page = || Ok(p50_p99(looking::pages(system.port, window.counting)?));
+        self.column(PAGE, "us", vec![Contestant::new("lock-server", page)]);
+        let lookers = [
+            ("nobody", Looker::Nobody),
+            ("a lister", Looker::Lister),
+            ("a scraper", Looker::Scraper),
+            ("100 readers", Looker::Readers(100)),
+        ];
+        let contestants = lookers.map(|(name, looker)| {
+            let system = &system;
+            Contestant::new(name, move || {
+                let work = || load::rounds(system, CROWD, window);
+                Ok(vec![("", looking::beside(looker, system.port, work)?)])
+            })
+        });
+        self.column(ROUNDS, "1/s", contestants.into());
         Ok(())
     }
 

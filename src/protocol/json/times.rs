@@ -5,10 +5,19 @@ pub(crate) mod rfc3339 {
     use std::time::SystemTime;
 
     use jiff::Timestamp;
+    use jiff::fmt::temporal::DateTimePrinter;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
+    /// At once, and not in the many pieces of a format string: a page has thousands of them.
+    const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
+
+    const LENGTH: usize = "2026-11-26T10:40:11.123456Z".len();
+
     pub fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&format_args!("{:.6}", timestamp(*time)))
+        let mut text = String::with_capacity(LENGTH);
+        let printed = PRINTER.print_timestamp(&timestamp(*time), &mut text);
+        printed.expect("a string takes everything");
+        to.serialize_str(&text)
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {

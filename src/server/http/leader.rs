@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -135,6 +134,7 @@ impl Http {
 
     /// What the worker does.
     pub(super) fn look(self: &Arc<Self>, exchange: Exchange, caller: &Caller) {
+        self.pace.wait();
         let target = exchange.target().to_owned();
         match understand(&exchange, &target, &self.handler) {
             Ok(request) => self.carry_out(exchange, &request, caller),
@@ -170,7 +170,7 @@ impl Http {
             (Some(reply), Some(exchange), _) => {
                 let from = exchange.client().ip();
                 if request.verb.row().is_slow {
-                    rest(begun.elapsed());
+                    self.pace.add(begun.elapsed(), Instant::now());
                 }
                 exchange.answer(&handler.with_process(reply, request.verb, from));
             }
@@ -199,20 +199,6 @@ impl Http {
         }
     }
 }
-
-/// Pauses for as long as an answer took to make, so that who asks for page after page leaves at least half of a processor
-/// to those who lock.
-fn rest(worked: Duration) {
-    if worked > SHORT_WORK {
-        thread::sleep(worked.min(LONGEST_REST));
-    }
-}
-
-/// What takes no longer needs no pause after it.
-const SHORT_WORK: Duration = Duration::from_millis(1);
-
-/// Where an answer takes longer than this, others had the processor meanwhile.
-const LONGEST_REST: Duration = Duration::from_millis(5);
 
 /// Whether a request is let in, and who asks.
 fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, TurnedAway> {
