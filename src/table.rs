@@ -226,8 +226,9 @@ impl<W> LockTable<W> {
         Ok(())
     }
 
-    /// Has the holder's lease end `lock_timeout` from now, be that later or sooner than before. Without
-    /// one it lasts as long again as it was granted, or last renewed, for.
+    /// Has the holder's lease end `lock_timeout` from now, unless it ends later: nothing that a holder was told is taken
+    /// back, since an answer that says so may be lost. Without a time it lasts as long again as it was granted, or last
+    /// renewed, for.
     ///
     /// It stays the same grant, and the waiters keep their places.
     pub fn renew(

@@ -37,8 +37,8 @@ impl Client {
         self.renewed(&question, lease, &answer)
     }
 
-    /// Makes the lease of a key last as long as is said from now on, also if that ends it sooner. `None` if
-    /// this name does not hold the key, or not under that fence.
+    /// Makes the lease of a key last as long as is said from now on, or as long as it lasts already, whichever is later:
+    /// a renewal takes nothing back. `None` if this name does not hold the key, or not under that fence.
     ///
     /// # Errors
     /// As [`renew`](Self::renew); [`Error::Refused`] with

@@ -112,12 +112,12 @@ impl<W> Entry<W> {
         taken.expect(HELD)
     }
 
-    /// Gives the hold with this end another one, and another length to renew it for.
+    /// Gives the hold with this end a later one, and another length to renew it for.
     pub fn renew(&mut self, end: End, now: Instant, lock_timeout: Option<Duration>) -> Grant {
         let renew = |hold: &mut Hold| {
             let claim = &mut hold.claim;
             claim.lock_timeout = lock_timeout.map_or(claim.lock_timeout, Into::into);
-            hold.expires = now + Duration::from(claim.lock_timeout);
+            hold.expires = hold.expires.max(now + Duration::from(claim.lock_timeout));
             hold.grant()
         };
         match &mut self.first {

@@ -1472,11 +1472,14 @@ fn a_renewed_lease_counts_from_the_renewal() {
 }
 
 #[test]
-fn a_renewal_may_end_a_lease_sooner_than_before() {
+fn a_renewal_takes_nothing_back() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 50);
-    assert_eq!(desk.at(1).renew("K", "ann", 2), Ok(3));
-    assert!(desk.at(3).expire(9));
+    assert_eq!(desk.at(1).renew("K", "ann", 2), Ok(50));
+    assert_eq!(desk.at(3).verify("K", "ann"), Ok(()));
+    // The time counts for the next renewal.
+    assert_eq!(desk.at(49).renew("K", "ann", None), Ok(51));
+    assert!(desk.at(51).expire(9));
     assert!(desk.table.is_empty());
 }
 
@@ -1486,8 +1489,8 @@ fn a_renewal_that_names_no_time_lasts_as_long_again_as_the_last_one_named() {
     desk.at(0).acquire_for("K", "ann", 30);
     desk.at(0).acquire_on("K", "bob", 20, PATIENCE);
     assert_eq!(desk.at(1).renew("K", "ann", None), Ok(31));
-    assert_eq!(desk.at(2).renew("K", "ann", 5), Ok(7));
-    assert_eq!(desk.at(3).renew("K", "ann", None), Ok(8));
+    assert_eq!(desk.at(2).renew("K", "ann", 50), Ok(52));
+    assert_eq!(desk.at(3).renew("K", "ann", None), Ok(53));
     // Whoever is handed the key has it for as long as they asked for.
     desk.at(4).release("K", "ann").unwrap();
     assert_eq!(desk.told(), [("bob", 24)]);
@@ -1523,7 +1526,7 @@ fn who_waits_behind_a_renewed_lease_keeps_its_place_and_its_patience() {
 }
 
 #[test]
-fn the_next_hand_over_follows_a_renewal_to_later_and_to_sooner() {
+fn the_next_hand_over_follows_a_renewal() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 30);
     desk.at(0).acquire_for("L", "ann", 20);
@@ -1537,9 +1540,9 @@ fn the_next_hand_over_follows_a_renewal_to_later_and_to_sooner() {
     desk.at(3).renew("K", "ann", 60).unwrap();
     assert_eq!(desk.next_hand_over(), Some(52));
     desk.at(4).renew("K", "ann", 1).unwrap();
-    assert_eq!(desk.next_hand_over(), Some(5));
-    desk.at(5).expire(9);
-    assert_eq!(desk.told(), [("bob", 15)]);
+    assert_eq!(desk.next_hand_over(), Some(52));
+    desk.at(52).expire(9);
+    assert_eq!(desk.told(), [("cat", 62)]);
 }
 
 #[test]

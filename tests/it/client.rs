@@ -220,13 +220,13 @@ fn a_lease_of_long_ago_releases_renews_and_verifies_nothing() {
     assert!(!client.release(&stale).unwrap());
     assert!(!client.unlock_fenced("KEYA", stale.fence).unwrap());
     assert!(client.verify_fenced("KEYA", current.fence).unwrap());
-    let shorter = RenewOptions {
-        lock_timeout: Some(ms(9000)),
+    let longer = RenewOptions {
+        lock_timeout: Some(ms(90_000)),
         ..RenewOptions::default()
     };
-    assert!(granted(client.renew_with("KEYA", &shorter)).remaining() <= ms(9000));
+    assert!(granted(client.renew_with("KEYA", &longer)).remaining() <= ms(90_000));
     assert!(client.unlock_fenced("KEYA", current.fence).unwrap());
-    assert_eq!(client.renew_with("KEYA", &shorter).unwrap(), None);
+    assert_eq!(client.renew_with("KEYA", &longer).unwrap(), None);
 }
 
 #[test]
@@ -590,6 +590,24 @@ fn a_release_that_another_server_answers_is_an_error() {
         let error = released_at(away_for_a_moment(before, after)).unwrap_err();
         assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
     }
+}
+
+/// It went on counting the longer time, and another one was granted the key meanwhile.
+#[test]
+fn what_remains_of_a_lease_is_true_also_where_the_answer_to_a_shorter_renewal_was_lost() {
+    let server = patient();
+    let client = server.client("CLIENT_A");
+    let lease = granted(client.lock("KEYA"));
+    let fence = lease.fence;
+    let unheard = format!("/RENEW/KEYA/CLIENT_A?lock_timeout=0.001&fence={fence}");
+    assert_ne!(ask(&server, &unheard).body, "0\n");
+    let remaining = lease.remaining();
+    let reply = ask(&server, "/VERIFY/KEYA/CLIENT_A");
+    let left = reply.header("Lock-Expires-In").expect("it is held");
+    let left = Duration::from_secs_f64(left.parse().expect("seconds"));
+    assert!(remaining > ms(1000), "{remaining:?}");
+    assert!(left + ms(1000) > remaining, "{left:?} of {remaining:?}");
+    assert!(client.release(&lease).unwrap());
 }
 
 #[test]

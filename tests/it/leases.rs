@@ -268,12 +268,14 @@ fn a_lease_that_is_renewed_again_and_again_goes_on_while_waiters_time_out() {
 }
 
 #[test]
-fn a_lease_cut_short_by_a_renewal_is_handed_over_at_its_new_end() {
+fn a_renewal_takes_nothing_back_of_what_an_earlier_answer_said() {
     let server = patient();
-    ask(&server, "/LOCK/KEYA/CLIENT_A");
-    let mut waiter = queued(&server, "CLIENT_B", 1);
-    fence_of(&ask(&server, "/RENEW/KEYA/CLIENT_A?lock_timeout=0.001"));
-    fence_of(&waiter.reply());
+    let told = ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=60");
+    let renewed = ask(&server, "/RENEW/KEYA/CLIENT_A?lock_timeout=0.001");
+    assert_eq!(fence_of(&renewed), fence_of(&told));
+    // The expiry is computed from both clocks each time.
+    assert!(renewed.expires() + ms(1) > told.expires());
+    assert_eq!(ask(&server, "/VERIFY/KEYA/CLIENT_A").body, "1\n");
 }
 
 // Fences.

@@ -502,7 +502,7 @@ impl Model {
         let hold = holds.find(|hold| hold.holder == requester);
         let hold = hold.expect("it was verified just now");
         hold.lease = lease.unwrap_or(hold.lease);
-        hold.grant.expires = now + hold.lease;
+        hold.grant.expires = hold.grant.expires.max(now + hold.lease);
         Ok(hold.grant)
     }
 

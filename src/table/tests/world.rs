@@ -258,8 +258,9 @@ impl Spot {
 
     fn renew(&mut self, time: u64, requester: Name, lease: u64) -> Result<u64, Refusal> {
         let place = self.find(requester)?;
-        self.holders[place].end = time + lease;
-        Ok(time + lease)
+        let end = &mut self.holders[place].end;
+        *end = (*end).max(time + lease);
+        Ok(*end)
     }
 
     fn release(&mut self, time: u64, requester: Name) -> (Result<(), Refusal>, Vec<(Name, u64)>) {
