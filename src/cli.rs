@@ -29,6 +29,7 @@ use std::env;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -85,8 +86,22 @@ fn say(line: &str) {
 /// A name may be any text, also one that would tell the terminal what to do.
 fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
+        .map(|c| if is_hidden(c) { '?' } else { c })
         .collect()
+}
+
+/// Whether a terminal obeys a character, or turns the text around it round, or shows nothing of it. Joiners stay: emoji and
+/// Persian need them.
+fn is_hidden(c: char) -> bool {
+    const INVISIBLE: [RangeInclusive<char>; 6] = [
+        '\u{61c}'..='\u{61c}',
+        '\u{200b}'..='\u{200b}',
+        '\u{200e}'..='\u{200f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2060}'..='\u{2069}',
+        '\u{feff}'..='\u{feff}',
+    ];
+    c.is_control() || INVISIBLE.iter().any(|range| range.contains(&c))
 }
 
 /// Says how much is logged, to this program alone. `RUST_LOG` is that of a program under test, or of the command
@@ -137,5 +152,9 @@ mod tests {
     #[test]
     fn a_name_cannot_tell_the_terminal_what_to_do() {
         assert_eq!(printable("a\x1b[2Jb\nc\u{9b}"), "a?[2Jb?c?");
+        assert_eq!(
+            printable("A\u{202e}nimda \u{200f}\u{5d0}"),
+            "A?nimda ?\u{5d0}"
+        );
     }
 }

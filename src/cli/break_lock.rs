@@ -57,9 +57,15 @@ fn show(detail: &KeyDetail, meant: &[&HeldBy]) {
     }
     match (meant.len(), detail.holders) {
         (0, 0) => say(&format!("nobody has locked {key}")),
-        (0, 1) => say(&format!("{key} is held, but not so")),
+        (0, 1) => {
+            detail
+                .held_by
+                .iter()
+                .for_each(|hold| say(&in_words(key, hold)));
+            say("that is not the hold that was meant");
+        }
         (0, holders) => say(&format!(
-            "{key} is held by {holders}, but by none of them so"
+            "{key} is held by {holders}, and none of their holds is the one that was meant"
         )),
         _ => {}
     }
@@ -75,7 +81,7 @@ fn in_words(key: &str, hold: &HeldBy) -> String {
     // Quoted: it may hold what a terminal would obey.
     let note = hold.note.as_ref().map(|note| format!(" ({note:?})"));
     format!(
-        "{key} is held by {}{} under fence {}, since {:.1} s, for {:.1} s more, unless it is renewed",
+        "{key} is held by {}{} under fence {}, for {:.1} s by now, and {:.1} s more unless it is renewed",
         hold.name,
         note.unwrap_or_default(),
         hold.fence,
@@ -94,6 +100,10 @@ fn is_wanted() -> Result<bool, Failure> {
     let _ = write!(io::stderr(), "Break it? [y/N] ");
     let mut line = String::new();
     let read = io::stdin().read_line(&mut line);
+    if !line.ends_with('\n') {
+        // Ctrl-D: what is said next stands in a line of its own.
+        let _ = writeln!(io::stderr());
+    }
     let line = line.trim();
     Ok(read.is_ok()
         && ["y", "yes"]

@@ -63,7 +63,7 @@ impl FromStr for Columns {
         };
         names
             .split(',')
-            .map(named)
+            .map(|name| named(name.trim()))
             .collect::<Result<_, _>>()
             .map(Columns)
     }

@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal};
 
 use nix::libc;
 
+use super::is_hidden;
+
 /// Where a terminal does not say how wide it is.
 const USUAL_WIDTH: usize = 80;
 
@@ -109,7 +111,7 @@ fn cut(cell: &str, fit: Fit, width: usize) -> String {
 
 /// Nothing of it tells a terminal what to do, or ends a cell or a line; and what it was can be told.
 fn escape(text: &str) -> String {
-    let is_plain = |c: char| !c.is_control() && c != '\\';
+    let is_plain = |c: char| !is_hidden(c) && c != '\\';
     if text.chars().all(is_plain) {
         return text.into();
     }
@@ -156,5 +158,6 @@ mod tests {
     fn control_characters_are_escaped_and_can_be_told_from_their_escapes() {
         assert_eq!(escape("a\x1b[2J\tb\\n"), r"a\u{1b}[2J\tb\\n");
         assert_eq!(escape("ключ \u{9b}"), r"ключ \u{9b}");
+        assert_eq!(escape("A\u{202e}nimda"), r"A\u{202e}nimda");
     }
 }

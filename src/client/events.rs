@@ -134,7 +134,7 @@ impl Events {
             if !line.ends_with('\n') {
                 let what = match read as u64 {
                     MAX_LINE => "a line has no end",
-                    _ => "the server ended the stream",
+                    _ => "the server ended the stream: it ends, or this reader was too slow",
                 };
                 return Err(io::Error::new(ErrorKind::UnexpectedEof, what));
             }

@@ -145,6 +145,7 @@ fn unknown(verb: &VerbRow, name: &str) -> Malformed {
         taken => format!("; it takes {}", taken.join(", ")),
     };
     let (verb, name) = (verb.name, shorten(name));
+    let verb = if verb.is_empty() { "/" } else { verb };
     Malformed::BadRequest(format!("{verb} takes no parameter {name:?}{only}"))
 }
 

@@ -161,7 +161,12 @@ impl Handler {
                 );
                 Reply::yes()
             }
-            Err(refusal) => Reply::no(refusal),
+            Err(refusal) => {
+                log::info!(
+                    "no hold of {key:?} under fence {fence} was broken, for {who}{caller}: {refusal}"
+                );
+                Reply::no(refusal)
+            }
         }
     }
 

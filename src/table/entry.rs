@@ -44,6 +44,12 @@ impl<W> Entry<W> {
         usize::from(self.first.is_some()) + self.others().map_or(0, Others::len)
     }
 
+    /// How many of them have ended by then, and were not taken out yet.
+    pub fn ended(&self, by: Instant) -> usize {
+        let first = self.first.iter().filter(|hold| hold.expires <= by);
+        first.count() + self.others().map_or(0, |others| others.ended(by))
+    }
+
     /// The requester's hold.
     pub fn find(&self, requester: &str) -> Option<&Hold> {
         let first = self.first.as_ref()?;

@@ -175,13 +175,14 @@ impl<W> Entry<W> {
     }
 
     fn view(&self, key: Key, now: Instant, most: usize) -> KeyView {
+        let holders = self.holders() - self.ended(now);
         // Nearly all keys have one holder: collected, its view would take the memory of four.
-        let mut holds = Vec::with_capacity(most.min(self.holders()));
+        let mut holds = Vec::with_capacity(most.min(holders));
         let lasting = self.holds().filter(|hold| hold.expires > now);
         holds.extend(lasting.take(most).map(HoldView::of));
         KeyView {
             key,
-            holders: self.holders(),
+            holders,
             waiters: self.queue().map_or(0, Queue::len),
             holds,
         }

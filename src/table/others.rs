@@ -63,6 +63,11 @@ impl Others {
         self.by_end.first().copied()
     }
 
+    /// How many have ended by then.
+    pub fn ended(&self, by: Instant) -> usize {
+        self.by_end.range(..=(by, Fence::MAX)).count()
+    }
+
     pub fn fewest_slots(&self) -> Option<Slots> {
         self.by_slots.first_key_value().map(|(&slots, _)| slots)
     }

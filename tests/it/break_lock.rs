@@ -121,7 +121,7 @@ fn a_break_takes_post_and_a_fence() {
     for (query, sentence) in [
         (
             "",
-            "BREAK takes a fence, and it is missing; give the whole number that Lock-Fence told",
+            "BREAK takes a fence, and it is missing; give the whole number that Lock-Fence told, or that fence shows in /locks/key",
         ),
         ("?by=ME", "BREAK takes a fence, and it is missing"),
         ("?fence=x", "fence is \"x\""),
@@ -415,9 +415,9 @@ fn the_command_shows_the_hold_and_breaks_it() {
     outcome.expect(0, "1\n");
     outcome.expect_stderr(&[
         "KEYA is held by CLIENT_A (\"back\\u{1b}up\") under fence ",
-        &format!("{}, since 0.", lease.fence),
-        " s, for ",
-        " s more, unless it is renewed\n",
+        &format!("{}, for 0.", lease.fence),
+        " s by now, and ",
+        " s more unless it is renewed\n",
         "1 waits for it\n",
     ]);
     until("the next one has it", || {
@@ -461,7 +461,11 @@ fn the_command_breaks_the_hold_that_was_meant_or_none() {
     ] {
         let outcome = typed(&server, &line);
         outcome.expect(1, "0\n");
-        outcome.expect_stderr(&["KEYA is held, but not so\n", "nothing was broken\n"]);
+        outcome.expect_stderr(&[
+            "KEYA is held by CLIENT_",
+            "that is not the hold that was meant\n",
+            "nothing was broken\n",
+        ]);
     }
     assert!(server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
 }

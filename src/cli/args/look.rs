@@ -30,7 +30,7 @@ there, or it does not allow that, 71 it could not be written."
 /// The arguments of `list`.
 pub struct List {
     /// only keys that begin so
-    #[argh(option, arg_name = "TEXT")]
+    #[argh(option, arg_name = "P")]
     pub prefix: Option<String>,
 
     /// only keys that this name holds, with all their holders

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::manager::{FeedId, LockManager, Moment};
-use crate::protocol::Reply;
+use crate::protocol::{Reply, Verb};
 use crate::server::handler::{Handler, full, stopping};
 use crate::server::status::events::{HEARTBEAT, block, introduction};
 use crate::server::tiny::{AnswerStream, Exchange};
@@ -79,9 +79,14 @@ impl EventStreams {
         while !exchange.is_located() && searches.next().is_some() {
             thread::sleep(SEARCH_PAUSE);
         }
-        if let Err(refused) = self.add(exchange, prefix) {
-            let (exchange, why_not) = *refused;
-            exchange.answer(&why_not);
+        let requests = &self.handler.status.requests;
+        match self.add(exchange, prefix) {
+            Ok(()) => requests.count(Some(Verb::Events), &Reply::event_stream()),
+            Err(refused) => {
+                let (exchange, why_not) = *refused;
+                requests.count(Some(Verb::Events), &why_not);
+                exchange.answer(&why_not);
+            }
         }
     }
 

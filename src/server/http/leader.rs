@@ -220,7 +220,7 @@ fn understand<'a>(
     handler: &Handler,
 ) -> Result<Request<'a>, Reply> {
     if exchange.has_body() && exchange.headers().any(holds_parameters) {
-        let reason = "parameters stand behind a ? in the URL, not in the body; with curl, add -G";
+        let reason = "parameters stand behind a ? in the URL, not in the body; with curl, add -G, or write them there where it has to be POST";
         return Err(Malformed::BadRequest(reason.into()).into());
     }
     let method = exchange.method();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long nobody makes the next answer, in times that one took to make: of one processor, a quarter is worked.
+/// How long nobody begins the next answer, in times that one took to make.
 const REST: u32 = 3;
 
 /// An answer that took no longer needs no rest.
@@ -16,29 +16,45 @@ const SHORT_WORK: Duration = Duration::from_millis(1);
 const LONGEST_REST: Duration = Duration::from_millis(15);
 
 /// How long an answer waits at the most, however many others are asked for.
-const LONGEST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
-/// The pace of all those who make such answers for one port. The first one is made at once: who asks now and then waits for
-/// nothing.
+/// How long the others wait for one that has begun, and has not yet said how long it took.
+const TURN: Duration = Duration::from_millis(5);
+
+/// The pace of all those who make such answers for one port. Who asks when nobody else does waits for nothing.
 #[derive(Default)]
-pub(super) struct Pace(Mutex<Option<Instant>>);
+pub(super) struct Pace {
+    /// When the next answer may be begun.
+    next: Mutex<Option<Instant>>,
+}
 
 impl Pace {
     /// Waits until the next answer may be made.
     pub fn wait(&self) {
-        let next = *self.0.lock();
-        if let Some(next) = next {
-            thread::sleep(next.saturating_duration_since(Instant::now()));
+        let latest = Instant::now() + LONGEST_WAIT;
+        while let Some(until) = self.begin(Instant::now(), latest) {
+            thread::sleep(until.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Begins an answer that waits until `latest` at the most; or says until when it has to wait before it asks again.
+    fn begin(&self, now: Instant, latest: Instant) -> Option<Instant> {
+        let mut next = self.next.lock();
+        match *next {
+            Some(next) if next > now && now < latest => Some(next.min(latest)),
+            _ => {
+                *next = (*next).max(Some(now + TURN));
+                None
+            }
         }
     }
 
     /// Says how long an answer took to make that is finished now.
     pub fn add(&self, worked: Duration, now: Instant) {
+        let mut next = self.next.lock();
         if worked > SHORT_WORK {
             let rest = (worked * REST).min(LONGEST_REST);
-            let mut next = self.0.lock();
-            let begin = next.map_or(now, |next| next.max(now));
-            *next = Some((begin + rest).min(now + LONGEST_WAIT));
+            *next = (*next).max(Some(now + rest));
         }
     }
 }
@@ -47,29 +63,57 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// How long the next answer waits, after answers that took so long and were finished now.
-    fn wait_after(worked: &[Duration]) -> Duration {
-        let (pace, now) = (Pace::default(), Instant::now());
-        for worked in worked {
-            pace.add(*worked, now);
-        }
-        let next = *pace.0.lock();
-        next.map_or(Duration::ZERO, |next| next - now)
+    const FAR: Duration = Duration::from_secs(60);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
     }
 
     #[test]
-    fn only_what_took_long_makes_the_next_answer_wait() {
-        let ms = Duration::from_millis;
-        assert_eq!(wait_after(&[]), Duration::ZERO);
-        assert_eq!(wait_after(&[SHORT_WORK; 1000]), Duration::ZERO);
-        assert_eq!(wait_after(&[ms(4)]), ms(12));
-        assert_eq!(wait_after(&[ms(4), ms(2)]), ms(18));
+    fn an_answer_waits_for_three_times_as_long_as_the_one_before_took() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        assert_eq!(pace.begin(now, now + FAR), None);
+        pace.add(ms(4), now + ms(4));
+        let next = now + ms(16);
+        assert_eq!(pace.begin(now + ms(5), now + FAR), Some(next));
+        assert_eq!(pace.begin(next, now + FAR), None);
+        pace.add(Duration::from_secs(1), next);
+        assert_eq!(pace.begin(next, now + FAR), Some(next + LONGEST_REST));
+    }
+
+    #[test]
+    fn of_several_that_wait_one_begins_at_a_time() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        pace.begin(now, now + FAR);
+        pace.add(ms(4), now);
+        let next = now + ms(12);
+        assert_eq!(pace.begin(next, now + FAR), None);
+        assert_eq!(pace.begin(next, now + FAR), Some(next + TURN));
     }
 
     /// A scrape is not to wait for seconds because many list.
     #[test]
-    fn no_answer_waits_long_however_many_are_made() {
-        assert_eq!(wait_after(&[Duration::from_secs(1)]), LONGEST_REST);
-        assert_eq!(wait_after(&[Duration::from_secs(1); 1000]), LONGEST_WAIT);
+    fn no_answer_waits_for_long_however_many_are_made() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        let mut time = now;
+        let latest = now + LONGEST_WAIT;
+        pace.begin(now, latest);
+        while let Some(until) = pace.begin(time, latest) {
+            assert!(until <= latest);
+            time = until;
+            // Somebody else was faster.
+            pace.add(ms(100), time);
+        }
+        assert_eq!(time, latest);
+    }
+
+    #[test]
+    fn what_took_no_time_makes_nobody_wait_for_long() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        for _ in 0..1000 {
+            pace.begin(now, now);
+            pace.add(SHORT_WORK, now);
+        }
+        assert_eq!(pace.begin(now + TURN, now + FAR), None);
     }
 }

@@ -40,6 +40,19 @@ fn keys_that_somebody_waits_for_come_first_and_then_what_ends_first() {
 }
 
 #[test]
+fn a_holder_whose_lease_has_ended_is_neither_shown_nor_counted() {
+    let mut desk = Desk::new();
+    let short = |slots| Wish { lease: 5, ..slots };
+    desk.ask("K", "ann", short(slots(3)));
+    desk.ask("K", "bob", slots(3));
+    desk.ask("K", "cat", short(slots(3)));
+    for (time, holders) in [(4, 3), (5, 1)] {
+        let (view, _) = desk.at(time).view("K");
+        assert_eq!((view.holders, view.holds.len()), (holders, holders));
+    }
+}
+
+#[test]
 fn keys_are_looked_for_by_how_they_begin_and_by_any_holder() {
     let mut desk = Desk::new();
     desk.acquire("deploy/web", "ann");
