@@ -3,11 +3,11 @@
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use lock_server::{HeldBy, KeyDetail};
+use lock_server::{Client, HeldBy, KeyDetail};
 
 use crate::cli::args::{Break, Question};
 use crate::cli::ask::answer;
-use crate::cli::exit::Failure;
+use crate::cli::exit::{Failure, UNREACHABLE};
 use crate::cli::say;
 
 /// Shows who holds the key, asks whether to break that hold, and breaks it.
@@ -37,7 +37,7 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
             )));
         }
     };
-    if !args.yes && !is_wanted()? {
+    if !args.yes && !is_wanted(client)? {
         asked.say(|| "nothing was broken".into());
         return Ok(answer(false));
     }
@@ -90,11 +90,16 @@ fn in_words(key: &str, hold: &HeldBy) -> String {
     )
 }
 
-/// Asks on the terminal whether to break it.
-fn is_wanted() -> Result<bool, Failure> {
+/// Asks on the terminal whether to break it, if the server allows that.
+fn is_wanted(client: &Client) -> Result<bool, Failure> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         let message = "there is no terminal to ask on; give --yes to break it without a question";
         return Err(Failure::usage(message));
+    }
+    if !client.status()?.may_break {
+        let message = "this server does not let you break it: that takes a token of the role admin, or --allow-break \
+                       where it has no tokens";
+        return Err(Failure::new(UNREACHABLE, message));
     }
     // A terminal that takes no line gives none, either.
     let _ = write!(io::stderr(), "Break it? [y/N] ");

@@ -1,8 +1,8 @@
-//! Looking in: which keys are held, and who holds and wants one of them.
+//! Looking in: which keys are held, who holds and wants one of them, and how the server does.
 
 use super::{Client, valid};
 use crate::error::Error;
-use crate::protocol::json::{KeyDetail, LockPage};
+use crate::protocol::json::{KeyDetail, LockPage, StatusReport};
 use crate::protocol::{Parameter, Request, Verb};
 
 /// Which held keys to list. Every field has a default, as in [`LockOptions`](crate::LockOptions).
@@ -125,6 +125,29 @@ impl Client {
     pub fn show(&self, key: &str) -> Result<KeyDetail, Error> {
         let question = Request::new(Verb::Locks, valid("key", key)?, "");
         self.transport.ask_document(&question)
+    }
+
+    /// How the server does: how much it holds, what it has done, its last ten minutes, and whether this client may break
+    /// a hold.
+    ///
+    /// ```
+    /// # use lock_server::{Options, Server};
+    /// # fn main() -> Result<(), lock_server::Error> {
+    /// # let mut server = Server::new(Options { port: 0, ..Options::default() });
+    /// # server.start()?;
+    /// # let client = server.client("CLIENT_A");
+    /// let lease = client.lock("KEYA")?;
+    /// let status = client.status()?;
+    /// assert_eq!((status.keys, status.totals.granted), (1, 1));
+    /// assert!(!status.may_break, "the option allow_break permits it");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`show`](Self::show).
+    pub fn status(&self) -> Result<StatusReport, Error> {
+        self.transport.ask_document(&Request::bare(Verb::Status))
     }
 }
 

@@ -500,6 +500,18 @@ fn on_a_terminal_the_command_asks_first() {
 }
 
 #[test]
+fn who_may_not_break_is_told_so_before_the_question() {
+    let server = start(options());
+    locked(&server, "KEYA", "CLIENT_A");
+    let mut terminal = OnTerminal::spawn(&mut command(&server, "break KEYA"));
+    terminal
+        .until_seen("this server does not let you break it: that takes a token of the role admin");
+    let (seen, code) = terminal.end();
+    assert!(!seen.contains("[y/N]"), "{seen}");
+    assert_eq!(code, Some(69));
+}
+
+#[test]
 fn who_takes_the_key_while_the_command_asks_keeps_it() {
     let server = server();
     locked(&server, "KEYA", "CLIENT_A");
