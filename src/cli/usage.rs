@@ -38,6 +38,17 @@ pub fn explain(
     if let Some(unknown) = said.trim_end().strip_prefix("Unrecognized argument: ") {
         return unrecognized(unknown, arguments, verbs);
     }
+    if let Some(missing) = said.strip_prefix("Required positional arguments not provided:") {
+        let missing: Vec<&str> = missing.split_ascii_whitespace().collect();
+        return Some(format!("{} is missing", missing.join(" and ")));
+    }
+    if let Some((option, wrong)) = said
+        .strip_prefix("Error parsing option '")
+        .and_then(|rest| rest.split_once("' with value '"))
+    {
+        let (value, why) = wrong.split_once("': ")?;
+        return Some(format!("{option} {value}: {}", why.trim_end()));
+    }
     // An option at the end lacks its value.
     let option = arguments.last()?;
     if said.trim_end() != format!("No value provided for option '{option}'.") {

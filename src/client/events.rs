@@ -16,6 +16,7 @@ use crate::protocol::{Parameter, Request, Verb};
 
 /// How long nothing may come. A server sends something every 15 s.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+const SILENT: &str = "nothing came for 60 s";
 
 /// More than any line takes: three names of 1,024 bytes each, every one of which JSON writes as six.
 const MAX_LINE: u64 = 64 * 1024;
@@ -130,7 +131,11 @@ impl Events {
         let mut line = String::new();
         loop {
             line.clear();
-            let read = (&mut self.lines).take(MAX_LINE).read_line(&mut line)?;
+            let read = (&mut self.lines).take(MAX_LINE).read_line(&mut line);
+            let read = read.map_err(|error| match error.kind() {
+                ErrorKind::TimedOut => io::Error::new(ErrorKind::TimedOut, SILENT),
+                _ => error,
+            })?;
             if !line.ends_with('\n') {
                 let what = match read as u64 {
                     MAX_LINE => "a line has no end",

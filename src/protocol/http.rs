@@ -51,9 +51,20 @@ impl<'a> Request<'a> {
             let Some(row) = taken.find(|row| row.name == name) else {
                 return Err(unknown(verb, name));
             };
-            // A bad escape stays as it is, and what is not UTF-8 becomes a character that no value has.
-            let value = percent_decode_str(value).decode_utf8_lossy();
-            let value = parse_value(row, value, max)?;
+            if verb.names_are_optional && !self.key.is_empty() {
+                return bad(format!(
+                    "{name} is not for one key; ask /{} for it",
+                    verb.name
+                ));
+            }
+            // A bad escape stays as it is, and what is not UTF-8 becomes a character that only texts have.
+            let decoded = percent_decode_str(value);
+            if row.range.is_text() && decoded.clone().decode_utf8().is_err() {
+                return bad(format!(
+                    "{name} is not UTF-8 once its % escapes are decoded"
+                ));
+            }
+            let value = parse_value(row, decoded.decode_utf8_lossy(), max)?;
             if self.parameters[row.parameter as usize]
                 .replace(value)
                 .is_some()

@@ -263,6 +263,10 @@ impl Parameter {
 }
 
 impl Range {
+    pub fn is_text(&self) -> bool {
+        matches!(self, Range::Text(_) | Range::TextOrNone(_))
+    }
+
     /// What to give, as the sentence about a value out of this range ends.
     pub fn in_words(&self, max: &MaxTimes) -> String {
         match self {

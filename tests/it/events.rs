@@ -335,6 +335,7 @@ fn a_reader_that_never_reads_is_dropped_and_nobody_waits_for_it() {
     let (server, pid) = server();
     let along = along(&server, "");
     setsockopt(along.lines.get_ref(), sockopt::RcvBuf, &4096).unwrap();
+    until("it has its name", || has_sender(pid));
     let (ends, slowest) = (AtomicBool::new(false), AtomicU64::new(0));
     let name = "n".repeat(1000);
     thread::scope(|scope| {
