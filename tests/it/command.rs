@@ -2074,7 +2074,10 @@ fn wrong_usage_says_what_there_is_instead() {
             "lock --lock-timeout x K",
             "--lock-timeout x: give a number of seconds, 0 or more, such as 2.5\n",
         ),
-        ("list -o nope", "-o nope: no such column: \"nope\"; there are key,"),
+        (
+            "list -o nope",
+            "-o nope: no such column: \"nope\"; there are key,",
+        ),
     ] {
         let outcome = typed(line);
         let usage = if line.starts_with("exec") { 64 } else { 2 };
