@@ -930,7 +930,10 @@ fn another_users_server_is_not_stopped_by_its_port_and_its_user_is_named() {
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(directory.path(), open).expect("it is ours");
     let copy = directory.path().join("lock-server");
-    fs::copy(PROGRAM, &copy).expect("copied");
+    // By a process of its own: what another test starts meanwhile would have the copy open for writing, and until it
+    // has become its program nobody could run the copy.
+    let copied = Command::new("cp").arg(PROGRAM).arg(&copy).status();
+    assert!(copied.expect("cp starts").success());
     let mut stop = Command::new(copy);
     clean(&mut stop).args(["stop", "--port", port]).uid(54321);
     let stop = Outcome::of(&mut stop);
