@@ -1329,10 +1329,10 @@ fn several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of
     let server = patient();
     let other = server.client("OTHER");
     other.lock("B").expect("it answers").expect("it is free");
-    let script = "echo $LOCK_SERVER_KEY $LOCK_SERVER_KEYS; sleep 2
+    let script = "echo $LOCK_SERVER_KEY $LOCK_SERVER_KEYS; sleep 4
                   set -- $LOCK_SERVER_FENCES; echo $(($1 == LOCK_SERVER_FENCE)) $(($1 > $2))
                   \"$0\" verify --fence $1 B; \"$0\" verify --fence $2 A";
-    let options = "--lock-timeout 0.6 --also A B";
+    let options = "--lock-timeout 1.5 --also A B";
     let mut waiting = Running::spawn(&mut exec(&server, options, &["sh", "-c", script, PROGRAM]));
     until("it waits", || is_waited_for(&server, "B", 1));
     let fence = || {
@@ -1344,7 +1344,7 @@ fn several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of
     let since = Instant::now();
     until("several leases would have run out", || {
         assert_eq!(fence().as_ref(), Some(&holder));
-        since.elapsed() > ms(2000)
+        since.elapsed() > ms(4000)
     });
     assert!(other.unlock("B").expect("it answers"));
     let lines: Vec<_> = (0..4).map(|_| waiting.line()).collect();
