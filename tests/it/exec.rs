@@ -1593,9 +1593,9 @@ fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {
 fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
     let server = patient();
     let (_reader, full) = full_pipe();
-    let script = "exec 2>/dev/null; sleep 2; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
+    let script = "exec 2>/dev/null; sleep 4; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
     let command = ["sh", "-c", script, PROGRAM];
-    let mut command = exec(&server, "--lock-timeout 0.6 K", &command);
+    let mut command = exec(&server, "--lock-timeout 1.5 K", &command);
     // It was the second one that hung it.
     let command = command
         .env("LOCK_SERVER_LOG", "trace")
