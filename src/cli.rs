@@ -91,7 +91,7 @@ fn printable(text: &str) -> String {
 }
 
 /// Whether a terminal obeys a character, or turns the text around it round, or shows nothing of it. Joiners stay: emoji and
-/// Persian need them.
+/// Persian need them. The status page hides the same, in a room that the command may not use.
 fn is_hidden(c: char) -> bool {
     const INVISIBLE: [RangeInclusive<char>; 6] = [
         '\u{61c}'..='\u{61c}',

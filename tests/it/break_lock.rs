@@ -375,6 +375,10 @@ fn the_log_says_whose_hold_was_broken_by_whom_and_from_where() {
     let fence = locked(&server, "KEYB", "CLIENT_A");
     post(&server, &format!("/BREAK/KEYB?fence={fence}"), "");
     is_logged(" s, by somebody at 127.0.0.1");
+    post(&server, &format!("/BREAK/KEYB?fence={fence}&by=me"), "");
+    is_logged(&format!(
+        "no hold of \"KEYB\" under fence {fence} was broken, for \"me\" at 127.0.0.1: free"
+    ));
     post(
         &server,
         "/BREAK/KEYC?fence=1",
@@ -487,14 +491,16 @@ fn without_a_terminal_the_command_asks_for_yes() {
 fn on_a_terminal_the_command_asks_first() {
     let server = server();
     let fence = locked(&server, "KEYA", "CLIENT_A");
-    for (answer, code) in [("\n", 1), ("n\n", 1), ("yes\n", 0)] {
+    // Ctrl-D ends what is typed: that is no yes.
+    for (answer, code) in [("\n", 1), ("n\n", 1), ("\x04", 1), ("yes\n", 0)] {
         let mut terminal = OnTerminal::spawn(&mut command(&server, "break KEYA"));
         terminal.until_seen(&format!("CLIENT_A under fence {fence}"));
         terminal.until_seen("Break it? [y/N] ");
         assert!(server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
         terminal.type_in(answer);
-        let (_, ended) = terminal.end();
+        let (seen, ended) = terminal.end();
         assert_eq!(ended, Some(code), "{answer:?}");
+        assert!(!seen.contains("[y/N] lock-server:"), "{seen}");
     }
     assert!(!server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
 }

@@ -128,6 +128,8 @@ fn list_shows_the_columns_that_are_asked_for_of_the_keys_that_are() {
         .expect(0, "deploy/web\t3\t1\ndeploy/db\t1\t1\n");
     of(&["KEY,holder", "--holder", "CLIENT_B"])
         .expect(0, "deploy/db\tCLIENT_B\nbackup\tCLIENT_B\n");
+    // A blank after a comma means nothing.
+    of(&["key, holder", "--prefix", "backup"]).expect(0, "backup\tCLIENT_B\n");
     of(&["key", "--prefix", "none"]).expect(0, "");
     let times = of(&["since,expires,fence", "--prefix", "backup"]).stdout;
     let cells: Vec<&str> = times.trim_end().split('\t').collect();

@@ -63,6 +63,7 @@
 //! | the command shows the hold and breaks that one | `break_lock::the_command_shows_the_hold_and_breaks_it` |
 //! | of several, the one that is named, or none | `break_lock::the_command_breaks_the_hold_that_was_meant_or_none` |
 //! | it asks on a terminal | `break_lock::on_a_terminal_the_command_asks_first` |
+//! | and not one who may not | `break_lock::who_may_not_break_is_told_so_before_the_question` |
 //! | elsewhere it wants --yes | `break_lock::without_a_terminal_the_command_asks_for_yes` |
 //! | who takes the key while it asks keeps it | `break_lock::who_takes_the_key_while_the_command_asks_keeps_it` |
 //! | **Events** | |
@@ -81,6 +82,7 @@
 //! | a comment comes where nothing happens | `events::a_comment_comes_where_nothing_happens` |
 //! | the client reads along, and is called off | `events::the_client_reads_along_until_it_is_called_off_or_the_server_ends` |
 //! | it is told why it may not | `events::the_client_is_told_why_it_may_not_read_along` |
+//! | readers, and their questions, are counted | `events::those_who_read_along_are_counted` |
 //! | the command prints a line for each event | `events::the_command_prints_a_line_for_each_event_and_ends_quietly` |
 //! | with --json as the server wrote it | `events::the_command_prints_the_json_of_the_server_as_it_is` |
 //! | it ends once nobody reads it | `events::the_command_ends_once_nobody_reads_its_output` |
@@ -93,6 +95,8 @@
 //! | times have caps | `leases::the_caps_are_an_hour_and_never_less_than_the_servers_own_times` |
 //! | RENEW returns the new end, under the same fence | `leases::a_renewal_says_the_new_expiry_under_the_same_fence` |
 //! | RENEW without a time lasts as long as before | `leases::a_renewal_that_names_no_time_lasts_as_long_as_the_lease_did` |
+//! | RENEW takes nothing back | `leases::a_renewal_takes_nothing_back_of_what_an_earlier_answer_said` |
+//! | also where its answer is lost | `client::what_remains_of_a_lease_is_true_also_where_the_answer_to_a_shorter_renewal_was_lost` |
 //! | only the holder renews | `leases::a_renewal_by_anyone_but_the_holder_is_0` |
 //! | fences grow over all keys, and are exact in a JSON number | `leases::fences_grow_over_all_keys_and_are_exact_in_a_json_number` |
 //! | fences grow over a restart | `leases::fences_grow_over_a_restart` |

@@ -312,6 +312,7 @@ fn what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing() {
         ("/CHECK/%4", 400, "bad-request", "bad escape"),
         ("/CHECK/%FF", 400, "bad-request", "not UTF-8"),
         ("/CHECK/KEYA?color=red", 400, "bad-request", "no parameter"),
+        ("/?color=red", 400, "bad-request", "/ takes no parameter"),
         (
             "/locks?prefix=%FF",
             400,

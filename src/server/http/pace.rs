@@ -51,9 +51,9 @@ impl Pace {
 
     /// Says how long an answer took to make that is finished now.
     pub fn add(&self, worked: Duration, now: Instant) {
-        let mut next = self.next.lock();
         if worked > SHORT_WORK {
             let rest = (worked * REST).min(LONGEST_REST);
+            let mut next = self.next.lock();
             *next = (*next).max(Some(now + rest));
         }
     }
