@@ -158,7 +158,15 @@ impl PidFile {
         let cannot = |error| Failure::system(format_args!("cannot stop process {pid}"), error);
         // The kernel's process numbers fit.
         let process = Pid::from_raw(pid as i32);
+        // Where it ended without removing the file, another server may have locked it by now and say so in it.
+        let is_there = || match read(file) {
+            Ok(text) => Ok(text == Text::Record(server.clone())),
+            Err(error) => Err(self.failed("read", &error)),
+        };
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            if !is_there()? {
+                return Ok(());
+            }
             // It has the lock still, so the number is its own.
             match signal::kill(process, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
@@ -169,6 +177,7 @@ impl PidFile {
                 thread::sleep(POLL);
                 match file.try_lock() {
                     Ok(()) => return self.remove(file),
+                    Err(TryLockError::WouldBlock) if !is_there()? => return Ok(()),
                     Err(TryLockError::WouldBlock) => {}
                     Err(TryLockError::Error(error)) => return Err(cannot(error)),
                 }
@@ -476,6 +485,47 @@ mod tests {
         ] {
             assert!(matches!(parse(text), Text::Other(_)), "{text:?}");
         }
+    }
+
+    /// Seen to fail: of several restarts at once, one waited ten seconds for the lock that the next server had by then,
+    /// and sent a signal to a number that was nobody's any more.
+    #[test]
+    fn a_server_has_ended_once_another_one_has_its_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("lock-server.pid");
+        let sleep = || {
+            let mut sleep = process::Command::new("sleep");
+            sleep.arg("60").spawn().expect("sleep")
+        };
+        let mut server = sleep();
+        let record = |pid| Record {
+            pid,
+            endpoint: Endpoint {
+                address: "127.0.0.1:8004".parse().expect("an address"),
+                others: Vec::new(),
+                classic_port: None,
+            },
+        };
+        let text = |pid| format!("{pid}\n127.0.0.1:8004\n");
+        fs::write(&path, text(server.id())).expect("written");
+        let locked = File::open(&path).expect("it is there");
+        locked.lock().expect("nobody has it");
+        let (old, next) = (record(server.id()), process::id());
+        let pid_file = PidFile::new(Some(path.clone()), 0).expect("a path");
+        let file = File::open(&path).expect("it is there");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                server.wait().expect("ended by its signal");
+                fs::write(&path, text(next)).expect("written");
+            });
+            assert!(pid_file.end(&old, &file).is_ok());
+        });
+        let mut stranger = sleep();
+        assert!(pid_file.end(&record(stranger.id()), &file).is_ok());
+        assert_eq!(stranger.try_wait().expect("a child"), None);
+        stranger.kill().expect("it runs");
+        stranger.wait().expect("a child");
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), text(next));
     }
 
     /// No file system of a usual machine is without flock.
