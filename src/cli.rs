@@ -22,6 +22,7 @@ pub mod reasons;
 pub mod serve;
 pub mod service;
 mod stdout;
+pub mod store;
 pub mod usage;
 pub mod usual_name;
 

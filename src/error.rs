@@ -69,6 +69,12 @@ pub enum Error {
         /// What the system said, if it said anything.
         source: Option<io::Error>,
     },
+    /// The server ended because its [store](crate::Options::store) can't be written any more. Nobody was told of anything
+    /// that may not be stored.
+    StoreFailed {
+        /// What the store says.
+        reason: String,
+    },
     /// The server's process could not be stopped.
     CannotStop {
         /// The process of that server.
@@ -138,7 +144,7 @@ pub enum Error {
     },
     /// A lease that was to be kept is over, or may be: it was not renewed in time, somebody of the same name
     /// unlocked its key, somebody [broke](crate::Client::break_lock) it, or another server than the one that granted it
-    /// answers now.
+    /// answers now. A server that was restarted with its store is not another one.
     LeaseLost {
         /// The key.
         key: String,
@@ -185,13 +191,15 @@ pub enum Unreached {
 /// Where the server was that granted a lease, another one answers: it was restarted, or two stand behind one address.
 ///
 /// It knows nothing of the lease, and may have granted the key to somebody else. Servers are told apart by the header
-/// `Lock-Server`. A server before 0.2.0 sends none, and a proxy may drop it: then this is never reported.
+/// `Lock-Server`. A server before 0.2.0 sends none, and a proxy may drop it: then this is never reported. Nor is it where
+/// both name the same store in `Lock-Store`: the next run of a server with a store knows the leases of the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OtherServer {
     /// `host:port`, or a URL where the client's address has a prefix.
     pub address: String,
-    /// What the run of a server is called that granted the lease, 1 to 64 of `A-Z a-z 0-9 _ . : -`.
+    /// What the run of a server is called that granted the lease, or renewed it last, 1 to 64 of
+    /// `A-Z a-z 0-9 _ . : -`.
     pub granted_by: String,
     /// What the one is called that answers now.
     pub answered_by: String,
@@ -279,7 +287,10 @@ impl Error {
             Error::Unreachable { .. } | Error::Interrupted { .. } => true,
             Error::NotGranted { reason, .. } => *reason == Refusal::Timeout,
             Error::Refused { reason, .. } => {
-                matches!(reason, Refusal::Full | Refusal::Stopping)
+                matches!(
+                    reason,
+                    Refusal::Full | Refusal::StoreFull | Refusal::Stopping
+                )
             }
             Error::CannotListen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
             _ => false,
@@ -358,6 +369,7 @@ impl fmt::Display for Error {
                 write!(f, "this handle already runs a server, in process {pid}")
             }
             Error::CannotStart { reason, .. } => write!(f, "cannot start a server: {reason}"),
+            Error::StoreFailed { reason } => write!(f, "the store failed: {reason}"),
             Error::CannotStop { pid, .. } => write!(f, "cannot stop the server in process {pid}"),
             Error::Unreachable { address, .. } => {
                 write!(f, "no lock server reached at {address} after {times}")

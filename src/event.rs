@@ -3,7 +3,7 @@
 //! The journal's lines and the notifications of those who wait are made of it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lease::{Fence, Grant, Key, Requester, Slots, Ticket};
 
@@ -27,7 +27,11 @@ pub(crate) enum Change<W> {
     /// The requester asked again, and has the grant that it was given before.
     Repeated(Grant),
     /// The same grant, with another end.
-    Renewed(Grant),
+    Renewed {
+        grant: Grant,
+        /// What it was before, if it was asked to last longer from now on.
+        longer_than: Option<LeaseTerms>,
+    },
     Released(EndedHold),
     /// The lease ran out. Told when it is noticed: at that instant if anyone waits for the key.
     Expired(EndedHold),
@@ -57,6 +61,13 @@ pub(crate) enum Change<W> {
         ticket: Ticket,
         gone: Option<W>,
     },
+}
+
+/// How long a lease lasts: what a renewal begins anew, and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseTerms {
+    pub lock_timeout: Duration,
+    pub expires: Instant,
 }
 
 /// A hold that is over.

@@ -5,6 +5,7 @@
 //! - [`wire`]: what goes over HTTP: questions, parameters, answers, and what a client may ask again
 //! - [`looking`]: who holds what, who waits for it, and how the server does: status, metrics, alerts
 //! - [`access`]: who may ask: web pages, tokens, and what they do not protect from
+//! - [`store`]: locks that outlive the server: what is promised, what it costs, the file
 //! - [`in_async_code`]: blocking calls beside an async runtime, and waits that are called off
 //! - [`architecture`]: for maintainers: the rooms, the way of a question, the threads
 //! - [`operations`]: a server as a service, in a container and behind nginx, HAProxy and Caddy
@@ -58,6 +59,10 @@ pub mod access {
     #![doc = "[`Server::start`]: crate::Server::start"]
     #![doc = ""]
     #![doc = include_str!("guide/access.md")]
+}
+
+pub mod store {
+    #![doc = include_str!("guide/store.md")]
 }
 
 pub mod after_a_fork {

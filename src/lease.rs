@@ -16,6 +16,9 @@ pub(crate) type RequestId = Arc<str>;
 /// What one run of a server is called: `Lock-Server`.
 pub(crate) type ServerId = Arc<str>;
 
+/// What a store is called, made once with it: `Lock-Store`.
+pub(crate) type StoreId = Arc<str>;
+
 /// A number that only grows, one per grant.
 pub(crate) type Fence = u64;
 
@@ -160,9 +163,12 @@ pub struct Lease {
     /// How many may hold the key together with this one: see [`LockOptions::slots`](crate::LockOptions::slots).
     pub slots: u32,
 
-    /// Which run of a server granted it. `None` where its answers do not name it: a server before 0.2.0, or a proxy
-    /// that drops the header.
+    /// Which run of a server granted it, or renewed it last. `None` where its answers do not name it: a server before
+    /// 0.2.0, or a proxy that drops the header.
     pub(crate) server: Option<ServerId>,
+
+    /// The store of that server: whichever run has it knows the lease. `None` without one, and as above.
+    pub(crate) store: Option<StoreId>,
 
     /// When the question was sent whose answer told what is left.
     pub(crate) asked: Instant,

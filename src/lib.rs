@@ -40,6 +40,8 @@ mod options;
 #[cfg(all(feature = "server", target_os = "linux"))]
 mod server;
 #[cfg(all(feature = "server", target_os = "linux"))]
+mod store;
+#[cfg(all(feature = "server", target_os = "linux"))]
 mod table;
 
 #[cfg(all(feature = "server", not(target_os = "linux")))]
@@ -55,14 +57,18 @@ pub use client::{
 pub use error::{Error, OtherServer, TlsFailure, Unreached};
 pub use lease::{Holder, Lease};
 #[cfg(all(feature = "server", target_os = "linux"))]
-pub use options::Options;
+pub use options::{Options, StoreAddress};
 pub use protocol::json::{
-    HeldBy, HeldKey, KeyDetail, LockEvent, LockEventKind, LockPage, Sample, StatusReport, Totals,
-    WaitingBy,
+    HeldBy, HeldKey, KeyDetail, LockEvent, LockEventKind, LockPage, Sample, StatusReport,
+    StoreReport, Totals, WaitingBy,
 };
 pub use refusal::Refusal;
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub use server::{Server, ServerState};
+#[cfg(all(feature = "server", target_os = "linux"))]
+pub use store::StoreError;
+#[cfg(all(feature = "server", target_os = "linux"))]
+pub use store::dump::{DumpedHold, StoreDump};
 pub use token::Token;
 
 /// README's examples compile and run, too.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use cli::args::{self, Command, Given, Subcommand};
 use cli::exit::Failure;
-use cli::{ask, break_lock, completion, daemon, events, exec, look, print, serve};
+use cli::{ask, break_lock, completion, daemon, events, exec, look, print, serve, store};
 
 fn main() -> ExitCode {
     let Given { arguments, words } = match args::from_env() {
@@ -43,6 +43,7 @@ fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode,
         Subcommand::Show(args) => look::show(&args),
         Subcommand::Ping(args) => ask::ping(&args.into()),
         Subcommand::Shutdown(args) => ask::shutdown(&args.into()),
+        Subcommand::Store(args) => store::store(&args),
         Subcommand::Completion(args) => Ok(print(&completion::script(args.shell))),
     }
 }

@@ -7,35 +7,33 @@
 //! variable: so a wait that ends in time costs the table nothing. (Where the head of a queue
 //! keeps others from a key with room, the one thread keeps the end of that wait, too.)
 
-use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+pub(crate) use self::commit::OpenStore;
 use self::feed::Feeds;
 pub(crate) use self::feed::{FeedChange, FeedEvent, FeedId, TakenEvents};
 use self::journal::Journal;
 pub(crate) use self::look::Moment;
-pub(crate) use self::statistics::{BOUNDS, Histogram, Statistics};
+pub(crate) use self::statistics::{Histogram, Statistics, StoreState, StoreStatistics};
+use self::unstored::Unstored;
 pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;
-use crate::lease::{self, Fence, Grant, Key};
+use crate::lease::{Fence, Grant, Key};
 use crate::refusal::Refusal;
 use crate::table::{Acquired, Ask, BrokenHold, Holding, Limits, LockTable, Terms};
 
+mod commit;
 mod feed;
 mod journal;
 mod look;
 mod statistics;
+mod time_keeper;
+mod unstored;
 mod waiter;
-
-/// How often lapsed keys that nobody asks for are looked for, to free their memory.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
-/// How many of them go at once, so that a million lapsing together delay nobody by a millisecond.
-const SWEEP_BATCH: usize = 1000;
 
 /// The time keeper needs no depth.
 const STACK: usize = 64 * 1024;
@@ -44,6 +42,11 @@ pub(crate) struct LockManager {
     state: Mutex<State>,
     /// Wakes the time keeper when there is an earlier appointment than the one it sleeps for.
     clock: Condvar,
+    /// Wakes the thread that stores what was decided.
+    decided: Condvar,
+    /// Tells that it has ended.
+    store_ended: Condvar,
+    has_store: bool,
     terms: Terms,
     /// Cursors count from here.
     begun: Instant,
@@ -59,6 +62,8 @@ struct State {
     journal: Option<Journal>,
     statistics: Statistics,
     feeds: Feeds,
+    /// `None` without a store.
+    unstored: Option<Unstored>,
 }
 
 /// What was decided, to be delivered after the lock is dropped.
@@ -92,19 +97,43 @@ fn notify(waiter: &Arc<dyn Waiter>, answerer: Answerer) {
 }
 
 impl LockManager {
-    /// A manager whose time keeper runs in a thread of its own until [`LockManager::stop`].
-    pub fn start(terms: Terms, limits: Limits) -> std::io::Result<Arc<Self>> {
+    /// A manager whose time keeper runs in a thread of its own until [`LockManager::stop`]. With a store it begins with
+    /// what that held, and a further thread stores what is decided until [`LockManager::end_store`].
+    pub fn start(
+        terms: Terms,
+        limits: Limits,
+        store: Option<OpenStore>,
+    ) -> std::io::Result<Arc<Self>> {
+        let (recovered, store) = match store {
+            Some(OpenStore {
+                store,
+                recovered,
+                lost,
+            }) => (Some(recovered), Some((store, lost))),
+            None => (None, None),
+        };
+        let stored = recovered
+            .as_ref()
+            .and_then(|recovered| recovered.greatest_fence);
+        let mut table = LockTable::new(limits, commit::first_fence(stored, SystemTime::now()));
+        if let Some(recovered) = recovered {
+            commit::restore(&mut table, recovered.holds);
+        }
         let manager = Arc::new(LockManager {
             state: Mutex::new(State {
-                table: LockTable::new(limits, lease::first_fence(SystemTime::now())),
+                table,
                 notifications: Notifications::default(),
                 alarm: None,
                 stopping: false,
                 journal: Journal::begin(),
                 statistics: Statistics::default(),
                 feeds: Feeds::default(),
+                unstored: store.as_ref().map(|_| Unstored::new(stored)),
             }),
             clock: Condvar::new(),
+            decided: Condvar::new(),
+            store_ended: Condvar::new(),
+            has_store: store.is_some(),
             terms,
             begun: Instant::now(),
         });
@@ -113,6 +142,12 @@ impl LockManager {
             .name("lock-expiry".into())
             .stack_size(STACK)
             .spawn(move || keeper.keep_time())?;
+        if let Some((store, lost)) = store
+            && let Err(error) = manager.store_in(store, lost)
+        {
+            manager.stop();
+            return Err(error);
+        }
         Ok(manager)
     }
 
@@ -154,6 +189,7 @@ impl LockManager {
             if state.stopping {
                 return Ok(Some(Outcome::Refused(Refusal::Stopping, None)));
             }
+            state.hold_off();
             // A lapsed hold of a key that nobody has asked for since is none.
             while let missing @ 1.. = state.table.missing_room() {
                 let was_all = state.table.expire(now, missing);
@@ -163,7 +199,8 @@ impl LockManager {
                 }
             }
             let handle = |key: &Key, ticket| {
-                let deadline = now + ask.terms.lock_attempt_timeout;
+                // Not from when time stopped for leases, which may be long ago.
+                let deadline = Instant::now() + ask.terms.lock_attempt_timeout;
                 let waiter = waiter
                     .take()
                     .expect("who is queued is not asked to try again");
@@ -314,7 +351,7 @@ impl LockManager {
         self.state.lock().stopping
     }
 
-    /// The critical section: everything that is decided of a key is decided in `decision`. Its lease has run out by
+    /// The critical section, with the time of the leases: everything that is decided of a key is decided in `decision`. Its lease has run out by
     /// then if its time has come. Those who were granted a key are notified after the lock is dropped.
     fn decide<R>(
         &self,
@@ -326,11 +363,15 @@ impl LockManager {
         let now = self.expire_key(&mut state, key);
         let result = decision(&mut state, now);
         state.settle(now);
-        let notifications = mem::take(&mut state.notifications);
+        let notifications = state.take_notifications();
         let earlier = state.next_alarm_is_earlier();
+        let has_marks = state.has_unstored();
         drop(state);
         if earlier {
             self.clock.notify_one();
+        }
+        if has_marks {
+            self.decided.notify_one();
         }
         notifications.deliver(answerer);
         result
@@ -340,40 +381,14 @@ impl LockManager {
     /// others have their turns in between.
     fn expire_key(&self, state: &mut MutexGuard<State>, key: &str) -> Instant {
         loop {
-            let now = Instant::now();
-            state.table.expire_key(now, key);
-            state.settle(now);
+            let time = state.time(Instant::now());
+            state.table.expire_key(time, key);
+            state.settle(time);
             if !state.table.is_behind() {
-                return now;
+                return time;
             }
-            let notifications = mem::take(&mut state.notifications);
+            let notifications = state.take_notifications();
             MutexGuard::unlocked_fair(state, || notifications.deliver(Answerer::AnotherThread));
-        }
-    }
-
-    /// Ends each lease when its time has come, with no request needed.
-    fn keep_time(&self) {
-        let mut state = self.state.lock();
-        while !state.stopping {
-            let now = Instant::now();
-            let swept = state.table.expire(now, SWEEP_BATCH);
-            state.settle(now);
-            let is_done = swept && !state.table.is_behind();
-            let notifications = mem::take(&mut state.notifications);
-            if !notifications.is_empty() || !is_done {
-                MutexGuard::unlocked_fair(&mut state, || {
-                    notifications.deliver(Answerer::AnotherThread);
-                });
-                continue;
-            }
-            let sweep = (!state.table.is_empty()).then(|| now + SWEEP_EVERY);
-            state.alarm = state.table.next_hand_over().into_iter().chain(sweep).min();
-            match state.alarm {
-                Some(alarm) => {
-                    self.clock.wait_until(&mut state, alarm);
-                }
-                None => self.clock.wait(&mut state),
-            }
         }
     }
 }
@@ -391,7 +406,11 @@ impl State {
         }
         while let Some(event) = self.table.next_event() {
             self.statistics.count(&event);
-            self.feeds.note(now, &event);
+            if let Some(unstored) = &mut self.unstored {
+                unstored.note(now, &event);
+            }
+            let changes = self.changes();
+            self.feeds.note(now, &event, changes);
             if let Some(journal) = &mut self.journal {
                 let line = journal.line(now, &event);
                 self.notifications.journal.push(line);
@@ -420,20 +439,6 @@ impl State {
 
     fn refuse(&self, key: &str, refusal: Refusal) -> Outcome {
         Outcome::Refused(refusal, self.table.holding(key))
-    }
-
-    /// Whether the time keeper would sleep too long. It is notified once for each earlier appointment.
-    fn next_alarm_is_earlier(&mut self) -> bool {
-        let next = match self.table.next_hand_over() {
-            Some(end) => end,
-            None if self.alarm.is_none() && !self.table.is_empty() => Instant::now() + SWEEP_EVERY,
-            None => return false,
-        };
-        let earlier = self.alarm.is_none_or(|alarm| next < alarm);
-        if earlier {
-            self.alarm = Some(next);
-        }
-        earlier
     }
 }
 

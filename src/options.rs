@@ -1,6 +1,8 @@
 //! The options of a server, with their defaults and ranges.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -111,6 +113,50 @@ pub struct Options {
     /// Default `None`: it logs nothing. A server of [`run`](crate::Server::run) or
     /// [`spawn`](crate::Server::spawn) ignores it and logs through the program's own [`log`].
     pub log_to: Option<PathBuf>,
+
+    /// Where locks are kept, so that they outlive the server: see [`StoreAddress`]. Default `None`: they end with it.
+    pub store: Option<StoreAddress>,
+
+    /// Whether each answer about a hold waits until the disk has what it tells of. Default `true`: locks outlive a crash
+    /// of the machine. `false` is faster, and they outlive a crash of the server's process alone: after a power failure
+    /// the store may lack the last grants, or be damaged.
+    pub store_sync: bool,
+}
+
+/// Where a server keeps locks that outlive it. Written as `file:PATH`.
+///
+/// ```
+/// use lock_server::StoreAddress;
+///
+/// let store: StoreAddress = "file:/var/lib/lock-server/locks.db".parse().unwrap();
+/// assert_eq!(store, StoreAddress::File("/var/lib/lock-server/locks.db".into()));
+/// assert!("/var/lib/lock-server/locks.db".parse::<StoreAddress>().is_err());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreAddress {
+    /// A file on a local disk, which is made if need be; the file of its log, `PATH-wal`, belongs to it. One server has
+    /// it at a time. Its folder is there and may be written to; the path is UTF-8 without control characters. Not on a
+    /// network file system: what is locked and synced there may be neither.
+    File(PathBuf),
+}
+
+impl FromStr for StoreAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("file", path)) if !path.is_empty() => Ok(StoreAddress::File(path.into())),
+            _ => Err(format!("{text:?} is no store; give file: and a path")),
+        }
+    }
+}
+
+impl fmt::Display for StoreAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StoreAddress::File(path) = self;
+        write!(f, "file:{}", path.display())
+    }
 }
 
 impl Default for Options {
@@ -134,6 +180,8 @@ impl Default for Options {
             max_waiters: 10_000,
             max_keys: 1_000_000,
             log_to: None,
+            store: None,
+            store_sync: true,
         }
     }
 }
@@ -196,6 +244,11 @@ impl Options {
             );
         }
         self.validate_access()?;
+        if let Some(StoreAddress::File(path)) = &self.store
+            && !is_line(path)
+        {
+            return invalid("store", not_a_line(path));
+        }
         if self.max_keys == 0 {
             return invalid("max_keys", "it is 0, so nothing could be locked".into());
         }
@@ -214,13 +267,8 @@ impl Options {
     fn validate_access(&self) -> Result<(), Error> {
         let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
         if let Some(path) = &self.token_file {
-            // It travels to a started server as text.
-            let text = path
-                .to_str()
-                .filter(|path| !path.contains(char::is_control));
-            if text.is_none() {
-                let reason = format!("{path:?} is not UTF-8, or has control characters in it");
-                return invalid("token_file", reason);
+            if !is_line(path) {
+                return invalid("token_file", not_a_line(path));
             }
             if self.classic_port.is_some() && !self.classic_without_token {
                 let reason = "clients of the original have no way to show a token; leave it out, or let them in \
@@ -237,6 +285,16 @@ impl Options {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a path can travel to a started server as a line of text.
+fn is_line(path: &Path) -> bool {
+    path.to_str()
+        .is_some_and(|path| !path.contains(char::is_control))
+}
+
+fn not_a_line(path: &Path) -> String {
+    format!("{path:?} is not UTF-8, or has control characters in it")
 }
 
 fn bad_allowed_host(name: &str) -> Option<String> {

@@ -11,7 +11,7 @@ pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
 pub(crate) use self::verbs::{MaxTimes, Parameter, VERBS, Verb, VerbRow};
 use self::verbs::{PARAMETERS, Repeatable};
-use crate::lease::{LeaseView, MAX_SLOTS, Slots};
+use crate::lease::{Fence, LeaseView, MAX_SLOTS, ServerId, Slots, StoreId};
 use crate::refusal::Refusal;
 
 pub(crate) mod classic;
@@ -36,6 +36,7 @@ pub(crate) const LOCK_MAX_ATTEMPT_TIMEOUT: &str = "Lock-Max-Attempt-Timeout";
 pub(crate) const LOCK_ECHO: &str = "Lock-Echo";
 pub(crate) const LOCK_SERVER: &str = "Lock-Server";
 pub(crate) const LOCK_SERVER_PID: &str = "Lock-Server-Pid";
+pub(crate) const LOCK_STORE: &str = "Lock-Store";
 
 /// A question that was understood. A name that its verb does not take is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +179,15 @@ pub(crate) struct Reply {
     pub answer: ReplyBody,
     /// Header lines of this answer alone, each ended by CR LF.
     pub headers: String,
+}
+
+/// What a server is called in each of its answers.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerNames {
+    /// This run of it.
+    pub server: ServerId,
+    /// Its store. `None` without one.
+    pub store: Option<StoreId>,
 }
 
 /// The body, and what goes with it.
@@ -323,6 +333,22 @@ impl Reply {
         // Writing to a string does not fail.
         let _ = write!(self.headers, "{name}: {value}\r\n");
         self
+    }
+
+    /// The word of a no.
+    pub fn result(&self) -> Option<Refusal> {
+        match &self.answer {
+            ReplyBody::No { result, .. } => Some(*result),
+            _ => None,
+        }
+    }
+
+    /// The number of the requester's grant, if it tells of one.
+    pub fn fence(&self) -> Option<Fence> {
+        match &self.answer {
+            ReplyBody::Lease(lease) | ReplyBody::Holder(lease) => Some(lease.fence),
+            _ => None,
+        }
     }
 
     /// Whether a reply to this verb may say so: no with a word of its row, or whatever is no `0` with status 200.

@@ -18,6 +18,8 @@ pub enum Refusal {
     Cancelled,
     /// LOCK: the server has as many waiters or held keys as it allows.
     Full,
+    /// LOCK: there is no room in the server's store for one more hold. What is held stays, and can be unlocked.
+    StoreFull,
     /// LOCK: the server is ending, and nothing was locked.
     Stopping,
     /// CHECK, UNLOCK, RENEW, VERIFY, BREAK: nobody holds the key.
@@ -56,6 +58,7 @@ static WORDS: [(Refusal, &str); Refusal::COUNT] = [
     (Refusal::TakenOver, "taken-over"),
     (Refusal::Cancelled, "cancelled"),
     (Refusal::Full, "full"),
+    (Refusal::StoreFull, "store-full"),
     (Refusal::Stopping, "stopping"),
     (Refusal::Free, "free"),
     (Refusal::NotHolder, "not-holder"),
@@ -73,7 +76,7 @@ static WORDS: [(Refusal, &str); Refusal::COUNT] = [
 
 impl Refusal {
     /// How many variants there are.
-    pub(crate) const COUNT: usize = 19;
+    pub(crate) const COUNT: usize = 20;
 
     /// The stable word.
     pub fn as_str(self) -> &'static str {

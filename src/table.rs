@@ -31,7 +31,7 @@ use self::expiry::{ExpiryIndex, Indexed};
 use self::hand_over::Proposal;
 use self::queue::Queued;
 use self::reserved::Reserved;
-use crate::event::{Change, TableEvent};
+use crate::event::{Change, LeaseTerms, TableEvent};
 use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, Slots, Ticket};
 use crate::memory::shrink_queue;
 use crate::refusal::Refusal;
@@ -39,6 +39,7 @@ use crate::refusal::Refusal;
 pub(crate) use self::look::{Cursor, Filter, HoldView, KeyPage, KeyView, Size, WaiterView};
 
 mod broken;
+mod durable;
 mod entry;
 mod expiry;
 mod hand_over;
@@ -120,6 +121,8 @@ struct Ledger<W> {
     next_fence: Fence,
     next_ticket: Ticket,
     limits: Limits,
+    /// Why no hold may begin at once, where the caller says so.
+    held_off: Option<Refusal>,
     /// How many holds may still end in this step of time, and whether there were more.
     ends_left: usize,
     is_behind: bool,
@@ -144,6 +147,7 @@ impl<W> LockTable<W> {
                 next_fence: first_fence,
                 next_ticket: 1,
                 limits,
+                held_off: None,
                 ends_left: 0,
                 is_behind: false,
             },
@@ -243,11 +247,17 @@ impl<W> LockTable<W> {
         let entry = entries.get_mut(key).ok_or(Refusal::Free)?;
         let hold = entry.verify(requester, fence)?;
         let (holder, end) = (hold.claim.requester.clone(), others::end(hold));
+        let terms = LeaseTerms {
+            lock_timeout: hold.claim.lock_timeout.into(),
+            expires: hold.expires,
+        };
+        let is_longer = lock_timeout.is_some_and(|time| time > terms.lock_timeout);
+        let longer_than = is_longer.then_some(terms);
         let before = entry.indexed().expect(SETTLED);
         let grant = entry.renew(end, now, lock_timeout);
         let key = ledger.ends.key(before).clone();
         ledger.reindex(before, entry);
-        ledger.note(key, holder, Change::Renewed(grant));
+        ledger.note(key, holder, Change::Renewed { grant, longer_than });
         Ok(grant)
     }
 
@@ -291,8 +301,8 @@ impl<W> LockTable<W> {
 
     fn acquire_free_key(&mut self, now: Instant, ask: Ask) -> Acquired {
         let ledger = &mut self.ledger;
-        if ledger.missing_room() > 0 {
-            return Acquired::Refused(Refusal::Full);
+        if let Some(refusal) = ledger.why_no_hold() {
+            return Acquired::Refused(refusal);
         }
         // Its place is good for nothing once it holds the key.
         ledger.reserved.forget(ask);
@@ -311,14 +321,20 @@ impl<W> LockTable<W> {
 }
 
 impl<W> Ledger<W> {
+    /// Why no hold can begin now, but for those who wait.
+    fn why_no_hold(&self) -> Option<Refusal> {
+        let is_full = self.missing_room() > 0;
+        self.held_off.or(is_full.then_some(Refusal::Full))
+    }
+
     fn missing_room(&self) -> usize {
         (self.holds + 1).saturating_sub(self.limits.holds)
     }
 
     /// Grants the key beside those who hold it.
     fn grant_beside(&mut self, now: Instant, entry: &mut Entry<W>, ask: Ask) -> Acquired {
-        if self.missing_room() > 0 {
-            return Acquired::Refused(Refusal::Full);
+        if let Some(refusal) = self.why_no_hold() {
+            return Acquired::Refused(refusal);
         }
         self.reserved.forget(ask);
         let before = entry.indexed().expect(SETTLED);

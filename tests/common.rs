@@ -14,6 +14,8 @@ pub mod prometheus;
 pub mod proxy;
 #[path = "common/real_proxy.rs"]
 pub mod real_proxy;
+#[path = "common/scripted.rs"]
+pub mod scripted;
 
 use std::ffi::{CStr, CString};
 use std::fs;
@@ -238,6 +240,13 @@ impl Reply {
         self.header("Lock-Result").unwrap_or("")
     }
 
+    /// How long the lease still lasted.
+    pub fn expires_in(&self) -> Duration {
+        let seconds = self.header("Lock-Expires-In");
+        let seconds = seconds.unwrap_or_else(|| panic!("it is no lease: {self:?}"));
+        Duration::from_secs_f64(seconds.parse().unwrap())
+    }
+
     /// The time that a granted LOCK was answered with.
     pub fn expires(&self) -> SystemTime {
         let (seconds, micros) = self
@@ -264,6 +273,13 @@ impl Wire {
 
     pub fn at(address: SocketAddr) -> Self {
         Wire::over(TcpStream::connect(address).expect("the server listens"))
+    }
+
+    /// Asks one question on a connection of its own. An error where there is no server, or none any more.
+    pub fn try_ask(port: u16, path: &str) -> std::io::Result<Reply> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())?;
+        Wire::over(stream).try_reply()
     }
 
     /// From a port of ours, which may have a connection to another one already; 0 is any that is free.

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::iter::successors;
 use std::net::IpAddr;
 
-use lock_server::{Error, Refusal, ServerAddress, TlsFailure, Unreached};
+use lock_server::{Error, Refusal, ServerAddress, StoreError, TlsFailure, Unreached};
 
 /// An error with what is behind it and, where there is something to do, what. One line.
 pub fn explain(error: &Error) -> String {
@@ -27,6 +27,20 @@ pub fn explain(error: &Error) -> String {
         Some(advice) => format!("{said}; {advice}"),
         None => said,
     }
+}
+
+/// Why the file of a store can't be read, and what to do. One line.
+pub fn explain_store(error: &StoreError) -> String {
+    let advice = match error {
+        StoreError::Taken(_) => "if that is a server, ask it with lock-server list, or stop it",
+        StoreError::Foreign(_) => "give the PATH of --store file:PATH",
+        StoreError::Newer(..) => "use that version",
+        StoreError::Damaged(..) => {
+            "keep a copy, and start with a new file once all holders have stopped"
+        }
+        _ => return error.to_string(),
+    };
+    format!("{error}; {advice}")
 }
 
 /// What a server is started with that allows this question.

@@ -13,7 +13,7 @@ pub use self::client::{
     Break, Check, EventsArgs, Exec, Lock, Ping, Question, Renew, Sharing, Shutdown, Target, Unlock,
     Verify,
 };
-pub use self::look::{List, Show};
+pub use self::look::{List, Show, StoreArgs, StoreLook};
 pub use self::server::{Restart, Run, ServerArgs, Start, StatusArgs, Stop};
 use crate::cli::exit::{Failure, USAGE};
 use crate::cli::{help, usage};
@@ -212,6 +212,7 @@ pub enum Subcommand {
     Show(Show),
     Ping(Ping),
     Shutdown(Shutdown),
+    Store(StoreArgs),
     Completion(Completion),
 }
 
@@ -322,10 +323,6 @@ mod tests {
             (
                 "--reconnect-attempts",
                 defaults.reconnect_attempts.to_string(),
-            ),
-            (
-                "--time-between-attempts",
-                defaults.time_between_attempts.as_secs_f64().to_string(),
             ),
             ("--max-waiters", defaults.max_waiters.to_string()),
             ("--max-keys", defaults.max_keys.to_string()),

@@ -153,9 +153,11 @@ _lock_server() {{
     done
     case $verb:$prev in
         completion:completion) words="bash zsh fish" ;;
+        store:store) words="check dump" ;;
+        store:check|store:dump) _lock_server_files "$cur"; return ;;
 {values}    esac
     case $verb in
-        completion) ;;
+        completion|store) ;;
 {options}    esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 }}
@@ -180,6 +182,7 @@ fn zsh(verbs: &[CompletedVerb]) -> String {
         }
         let rest = match name.as_str() {
             "completion" => "'1:shell:(bash zsh fish)'",
+            "store" => "'1:what:(check dump)' '2:file:_files'",
             _ => "'1:key: '",
         };
         let _ = writeln!(cases, "            {rest} ;;");
@@ -236,9 +239,16 @@ fn zsh_quoted(text: &str) -> String {
     text.replace('[', r"\[").replace(']', r"\]")
 }
 
+/// The words that stand behind a verb.
+const FISH_WORDS: &str = "\
+complete -c lock-server -n '__lock_server_verb completion' -a 'bash zsh fish'
+complete -c lock-server -n '__lock_server_verb store' -a 'check dump'
+complete -c lock-server -n '__lock_server_verb store; and test (count (commandline -opc)) -gt 2' -F
+";
+
 fn fish(verbs: &[CompletedVerb]) -> String {
     let quoted = |text: &str| text.replace('\\', r"\\").replace('\'', r"\'");
-    let mut lines = String::new();
+    let mut lines = String::from(FISH_WORDS);
     for verb in verbs {
         let name = &verb.name;
         let about = quoted(&verb.about);
@@ -289,7 +299,6 @@ function __lock_server_complete_command
 end
 
 complete -c lock-server -f
-complete -c lock-server -n '__lock_server_verb completion' -a 'bash zsh fish'
 complete -c lock-server -n __lock_server_command -a '(__lock_server_complete_command)'
 {lines}"#
     )

@@ -9,7 +9,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::{Client, Options, Server};
+use lock_server::{Client, Options, Server, StoreAddress};
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{self, ForkResult, Pid};
@@ -19,7 +19,7 @@ use crate::cli::args::{ServerArgs, StatusArgs, Stop};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::local_server::{self, Answering};
-use crate::cli::pid_file::{Found, PidFile, Record};
+use crate::cli::pid_file::{Found, PidFile, PidRecord};
 use crate::cli::{open_log, print, print_and, say, serve, start_log};
 
 /// How long a server may take to answer. It needs some milliseconds; the rest is for a machine that is busy.
@@ -136,7 +136,7 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let pid_file = PidFile::new(args.pid_file, port)?;
     let path = pid_file.path();
     let not_running = match pid_file.find()? {
-        Found::Running(Record { pid, endpoint }, _) => {
+        Found::Running(PidRecord { pid, endpoint }, _) => {
             let here = endpoint.reachable();
             if Client::new("status", &here.host, here.port).ping() {
                 return Ok(print(&format!("running, process {pid}, on {endpoint}")));
@@ -203,6 +203,9 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
     };
     let log_to = absolute(options.log_to.clone())?;
     options.token_file = absolute(options.token_file)?;
+    if let Some(StoreAddress::File(path)) = options.store {
+        options.store = absolute(Some(path))?.map(StoreAddress::File);
+    }
     let lets_strangers_lock = options.token_file.is_none() || options.classic_port.is_some();
     let pid_file = pid_file.claim(advice)?;
     let mut server = Server::new(options);
@@ -293,7 +296,7 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
     Ok(())
 }
 
-fn end(server: &Record, file: &File, pid_file: &PidFile) -> Result<(), Failure> {
+fn end(server: &PidRecord, file: &File, pid_file: &PidFile) -> Result<(), Failure> {
     pid_file.end(server, file)?;
     print(&format!("stopped process {}", server.pid));
     Ok(())

@@ -4,15 +4,15 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use lock_server::{Error, Refusal};
+use lock_server::{Error, Refusal, StoreError};
 
-use crate::cli::advice::explain;
+use crate::cli::advice::{explain, explain_store};
 use crate::cli::say;
 
 /// The verbs that ask a server: its answer is no. A script may take it for "somebody else has the key", so nothing else
 /// ends them with it.
 pub const NO: u8 = 1;
-/// The verbs that serve, start and stop a server: it does not run, or can't.
+/// The verbs that serve, start and stop a server: it does not run, or can't. `store`: the file is no sound store.
 pub const FAILED: u8 = 1;
 /// The command was called wrongly.
 pub const USAGE: u8 = 2;
@@ -117,6 +117,12 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::new(FAILED, explain_store(&error))
+    }
+}
+
 /// The exit code of a question that the server did not answer with yes or no.
 fn code_of_refusal(reason: Refusal) -> u8 {
     match reason {
@@ -135,6 +141,7 @@ mod tests {
         for (reason, code) in [
             (Refusal::BadRequest, USAGE),
             (Refusal::Full, UNREACHABLE),
+            (Refusal::StoreFull, UNREACHABLE),
             (Refusal::Stopping, UNREACHABLE),
             (Refusal::WrongHost, UNREACHABLE),
             (Refusal::Forbidden, UNREACHABLE),

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use lock_server::LockOptions;
+use lock_server::{LockOptions, StoreAddress};
 
 /// The longest note, in bytes.
 pub const MAX_NOTE: usize = 256;
@@ -47,6 +47,22 @@ pub fn slots(value: &str) -> Result<u32, String> {
         .ok()
         .filter(|slots| (1..=most).contains(slots));
     parsed.ok_or_else(|| format!("give a whole number, 1 to {most}"))
+}
+
+/// Where a server keeps locks.
+pub fn store(value: &str) -> Result<StoreAddress, String> {
+    value
+        .parse()
+        .map_err(|_| "give file:PATH, such as file:/var/lib/lock-server/locks.db".into())
+}
+
+/// A switch that says which way.
+pub fn on_or_off(value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("give on or off".into()),
+    }
 }
 
 /// What those who wait can read.

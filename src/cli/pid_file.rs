@@ -48,7 +48,7 @@ pub struct PidFile {
 
 /// What a pid file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct PidRecord {
     /// The server's process.
     pub pid: u32,
     /// What it listens on.
@@ -60,7 +60,7 @@ pub enum Found {
     /// Nothing.
     Nothing,
     /// The record of a server that runs, and the file that it has locked.
-    Running(Record, File),
+    Running(PidRecord, File),
     /// A pid file that no process has locked, and why it is stale. This process has it locked for as long as it keeps
     /// the file.
     Stale(String, File),
@@ -72,7 +72,7 @@ pub enum Found {
 #[derive(Debug, PartialEq, Eq)]
 enum Text {
     Empty,
-    Record(Record),
+    Record(PidRecord),
     /// No pid file, and why not.
     Other(String),
 }
@@ -122,7 +122,7 @@ impl PidFile {
                     file: Some(file),
                 });
             }
-            Ok(Found::Running(Record { pid, endpoint }, _)) => format!(
+            Ok(Found::Running(PidRecord { pid, endpoint }, _)) => format!(
                 "already running, process {pid}, on {endpoint}, says {}; {advice}",
                 self.path()
             ),
@@ -153,7 +153,7 @@ impl PidFile {
     }
 
     /// Ends a server, waits for its end, and removes what it has left.
-    pub fn end(&self, server: &Record, file: &File) -> Result<(), Failure> {
+    pub fn end(&self, server: &PidRecord, file: &File) -> Result<(), Failure> {
         let pid = server.pid;
         let cannot = |error| Failure::system(format_args!("cannot stop process {pid}"), error);
         // The kernel's process numbers fit.
@@ -215,7 +215,7 @@ impl PidFile {
                 // Its server has removed it since it was opened, or another file has its place.
                 _ if !is_locked && !self.is_at_its_place(&file)? => continue,
                 Text::Empty if !is_locked => return stale("it is empty".into(), file),
-                Text::Record(Record { pid, .. }) if !is_locked => {
+                Text::Record(PidRecord { pid, .. }) if !is_locked => {
                     let why = format!("process {pid} does not have it locked");
                     return stale(why, file);
                 }
@@ -427,7 +427,7 @@ fn parse(text: &str) -> Text {
     let others = lines.skip(usize::from(classic_port.is_some()));
     let others = others.map(str::parse).collect::<Result<_, _>>();
     match (address, others) {
-        (Some(address), Ok(others)) => Text::Record(Record {
+        (Some(address), Ok(others)) => Text::Record(PidRecord {
             pid,
             endpoint: Endpoint {
                 address,
@@ -452,7 +452,7 @@ mod tests {
             others: Vec::new(),
             classic_port: None,
         };
-        let record = |endpoint| Text::Record(Record { pid: 7, endpoint });
+        let record = |endpoint| Text::Record(PidRecord { pid: 7, endpoint });
         assert_eq!(parse("7\n[::1]:8004\n"), record(endpoint.clone()));
         let classic = Endpoint {
             classic_port: Some(8005),
@@ -498,7 +498,7 @@ mod tests {
             sleep.arg("60").spawn().expect("sleep")
         };
         let mut server = sleep();
-        let record = |pid| Record {
+        let record = |pid| PidRecord {
             pid,
             endpoint: Endpoint {
                 address: "127.0.0.1:8004".parse().expect("an address"),

@@ -106,6 +106,7 @@ impl Client {
             fence,
             slots,
             server: answer.reply.server.clone(),
+            store: answer.reply.store.clone(),
             asked: answer.asked,
             left,
         }))

@@ -56,7 +56,7 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// many guards spread. All guards of a process at one server share one thread for that, and up to eight where the
 /// server is slow. A renewal that fails is tried again until the lease may have run out, counted from before the
 /// last one that succeeded was sent. From then on the lease is lost, for good: also if the server can't be
-/// reached, and also if it comes back.
+/// reached, and also if it comes back. A server with a store that comes back in time goes on with it.
 ///
 /// Dropping it unlocks the key, under its fence, also when a panic unwinds. That takes a second at the most
 /// and never panics; where the server does not answer in that time it is tried once more in the background, or else

@@ -92,6 +92,7 @@ impl Held {
                 fence: self.fence,
                 slots: 1,
                 server: None,
+                store: None,
                 asked: Instant::now(),
                 left: Duration::ZERO,
             },
@@ -277,6 +278,7 @@ mod tests {
         Lease {
             slots: 1,
             server: None,
+            store: None,
             key: "K".into(),
             expires: std::time::SystemTime::now(),
             fence: 1,

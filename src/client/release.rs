@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Client;
+use super::renew::knows_the_lease;
 use super::transport::HttpAnswer;
 use crate::error::Error;
 use crate::lease::Lease;
@@ -45,24 +46,24 @@ impl Client {
     /// key, or somebody [broke](Self::break_lock) it.
     ///
     /// Where the answer was lost with its connection, the question is asked again, and the server says that the
-    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it. A server
-    /// that does not name itself, as before 0.2.0, may be another one where nobody was there for a while: then it is
-    /// an error.
+    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it, also where
+    /// the next run of a server with a store answers. A server that does not name itself, as before 0.2.0, may be
+    /// another one where nobody was there for a while: then it is an error.
     ///
     /// # Errors
     /// As [`unlock_fenced`](Self::unlock_fenced); [`Error::LeaseLost`] if another server answers than the one that
-    /// granted the lease. It knows nothing of it: at the first one the key may stay locked until the lease runs out.
+    /// granted the lease, without its store. It knows nothing of the lease: at the first one the key may stay locked until
+    /// that runs out.
     pub fn release(&self, lease: &Lease) -> Result<bool, Error> {
         let question = self.question(Verb::Unlock, &lease.key)?;
         let question = question.with(Parameter::Fence, Some(lease.fence));
         let answer = self.transport.ask(&question)?;
         self.expect_same_server(lease, &answer)?;
         let unlocked = self.yes_or_no(&question, &answer)?;
-        let is_same = lease.server.is_some() && answer.reply.server.is_some();
+        let may_be_another = answer.was_gone && !knows_the_lease(lease, &answer);
         let is_by_others = was_broken(&answer);
         match answer.broken {
             Some(error) if !unlocked && !is_by_others => {
-                let may_be_another = answer.was_gone && !is_same;
                 let was_by_this = !may_be_another && !lease.remaining().is_zero();
                 was_by_this.then_some(true).ok_or(error)
             }

@@ -1,5 +1,5 @@
-//! RENEW and VERIFY, of a lease and of whatever this name holds; and whether the server that answered is the one that
-//! granted the lease.
+//! RENEW and VERIFY, of a lease and of whatever this name holds; and whether the server that answered knows the lease:
+//! it granted it, or has its store.
 
 use std::time::Duration;
 
@@ -14,6 +14,10 @@ impl Client {
     /// Makes the lease last as long again as it was granted, or last renewed, for. `None` if it is over, and where
     /// another server answers than the one that granted it, which may have granted the key to somebody else:
     /// [`try_renew`](Self::try_renew) says which, and whether somebody broke it.
+    ///
+    /// With a store, leases outlive a restart of the server: each run that names the same store in `Lock-Store` counts as
+    /// the server that granted the lease. That holds for [`verify`](Self::verify), [`release`](Self::release) and
+    /// [`Guard`](crate::Guard), too.
     ///
     /// # Errors
     /// As [`unlock_fenced`](Self::unlock_fenced).
@@ -53,7 +57,8 @@ impl Client {
     }
 
     /// Whether this very lease still stands, as the server sees it. `false` also where another server answers than the
-    /// one that granted it: [`try_verify`](Self::try_verify) says so.
+    /// one that granted it: [`try_verify`](Self::try_verify) says so. A server that was restarted with its store is the
+    /// same one.
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
@@ -125,6 +130,7 @@ impl Client {
         Ok(Lease {
             // A header that was dropped once does not make another server of it.
             server: renewed.server.or_else(|| lease.server.clone()),
+            store: renewed.store.or_else(|| lease.store.clone()),
             ..renewed
         })
     }
@@ -144,7 +150,7 @@ impl Client {
     }
 
     /// Whatever another server says proves nothing about the lease. Where one of the two is not named, it counts as the
-    /// same.
+    /// same. Two runs of one store are no two servers: at no time are both there.
     pub(super) fn expect_same_server(
         &self,
         lease: &Lease,
@@ -153,7 +159,7 @@ impl Client {
         let (Some(granted_by), Some(answered_by)) = (&lease.server, &answer.reply.server) else {
             return Ok(());
         };
-        if granted_by == answered_by {
+        if knows_the_lease(lease, answer) {
             return Ok(());
         }
         let servers = self.transport.servers();
@@ -165,4 +171,10 @@ impl Client {
         };
         Err(Error::lease_lost(lease, Some(other_server), None))
     }
+}
+
+/// Whether the server that answered is known to have the lease: it is the run that granted it, or has its store.
+pub(super) fn knows_the_lease(lease: &Lease, answer: &HttpAnswer) -> bool {
+    let is_same = |one: &Option<_>, other: &Option<_>| one.is_some() && one == other;
+    is_same(&lease.server, &answer.reply.server) || is_same(&lease.store, &answer.reply.store)
 }

@@ -74,7 +74,7 @@ pub(super) struct HttpAnswer {
     /// What broke when it was asked before, if it was: the server may have acted then, too.
     pub broken: Option<Error>,
     /// Whether nobody was there in between. Then this may be another server, that knows nothing of the first. Of
-    /// servers that name themselves it is known.
+    /// servers that name themselves, or their store, it is known.
     pub was_gone: bool,
 }
 

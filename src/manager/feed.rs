@@ -22,6 +22,8 @@ const MOST_EVENTS: usize = 5_000;
 #[derive(Debug)]
 pub(crate) struct FeedEvent {
     pub at: Instant,
+    /// How many changes have to be stored before it is told.
+    after: u64,
     pub key: Key,
     /// Whose hold or place it is.
     pub requester: Requester,
@@ -84,14 +86,14 @@ struct Feed {
 }
 
 impl Feeds {
-    /// Keeps an event for those who read along.
-    pub fn note<W>(&mut self, now: Instant, event: &TableEvent<W>) {
+    /// Keeps an event for those who read along. They are told once `after` changes are stored.
+    pub fn note<W>(&mut self, now: Instant, event: &TableEvent<W>, after: u64) {
         if !self.feeds.is_empty() {
-            self.keep(now, event);
+            self.keep(now, event, after);
         }
     }
 
-    fn keep<W>(&mut self, now: Instant, event: &TableEvent<W>) {
+    fn keep<W>(&mut self, now: Instant, event: &TableEvent<W>, after: u64) {
         let most = (EVENTS_TOGETHER / self.readers).clamp(LEAST_EVENTS, MOST_EVENTS);
         let key = &event.key;
         let wanting = self.feeds.iter_mut();
@@ -99,12 +101,14 @@ impl Feeds {
             let Some(change) = FeedChange::of(now, &event.change) else {
                 return;
             };
-            if feed.events.len() >= most {
+            // Nothing comes after a gap before that is told.
+            if feed.events.len() >= most || feed.missed > 0 {
                 feed.missed += 1;
                 continue;
             }
             feed.events.push(FeedEvent {
                 at: now,
+                after,
                 key: key.clone(),
                 requester: event.requester.clone(),
                 change,
@@ -143,6 +147,26 @@ impl Feeds {
     }
 }
 
+impl Feed {
+    /// What may be told where so many changes are stored. `None` where that is nothing.
+    fn take_stored(&mut self, stored: u64) -> Option<TakenEvents> {
+        let told = self.events.partition_point(|event| event.after <= stored);
+        if told == 0 {
+            return None;
+        }
+        let rest = self.events.split_off(told);
+        Some(TakenEvents {
+            feed: self.id,
+            missed: if rest.is_empty() {
+                mem::take(&mut self.missed)
+            } else {
+                0
+            },
+            events: mem::replace(&mut self.events, rest),
+        })
+    }
+}
+
 impl FeedChange {
     /// `None` for what nobody has to hear of: somebody asked again for what it has, or waits for.
     fn of<W>(now: Instant, change: &Change<W>) -> Option<Self> {
@@ -154,7 +178,7 @@ impl FeedChange {
                 left: left(grant.expires),
                 waited: waited.as_ref().map(|(_, waited)| *waited),
             },
-            Change::Renewed(grant) => FeedChange::Renewed {
+            Change::Renewed { grant, .. } => FeedChange::Renewed {
                 fence: grant.fence,
                 left: left(grant.expires),
             },
@@ -187,17 +211,11 @@ impl LockManager {
         self.state.lock().feeds.remove_reader(feed);
     }
 
-    /// Empties the feeds in which something is.
+    /// Takes what may be told from the feeds in which something is.
     pub fn take_events(&self) -> Vec<TakenEvents> {
         let mut state = self.state.lock();
+        let stored = state.stored_changes();
         let feeds = state.feeds.feeds.iter_mut();
-        feeds
-            .filter(|feed| !feed.events.is_empty())
-            .map(|feed| TakenEvents {
-                feed: feed.id,
-                events: mem::take(&mut feed.events),
-                missed: mem::take(&mut feed.missed),
-            })
-            .collect()
+        feeds.filter_map(|feed| feed.take_stored(stored)).collect()
     }
 }

@@ -36,7 +36,7 @@ impl Journal {
                 ("granted", lease(now, grant) + &together(grant.slots))
             }
             Change::Repeated(grant) => ("repeated", lease(now, grant)),
-            Change::Renewed(grant) => ("renewed", lease(now, grant)),
+            Change::Renewed { grant, .. } => ("renewed", lease(now, grant)),
             Change::Released(_) => ("released", String::new()),
             Change::Expired(ended) => ("expired", format!(" fence {}", ended.fence)),
             Change::Broken { ended, .. } => ("broken", format!(" fence {}", ended.fence)),

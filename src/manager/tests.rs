@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
+use super::time_keeper::SWEEP_BATCH;
 use super::*;
+
+mod commit;
 
 const LONG: Duration = Duration::from_secs(60);
 /// How a wait ends with the server.
@@ -25,10 +28,19 @@ impl std::ops::Deref for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop();
+        self.end_store(Instant::now());
     }
 }
 
 fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
+    start_with(lock_timeout, lock_attempt_timeout, None)
+}
+
+fn start_with(
+    lock_timeout: Duration,
+    lock_attempt_timeout: Duration,
+    store: Option<OpenStore>,
+) -> Running {
     let terms = Terms {
         lock_timeout,
         lock_attempt_timeout,
@@ -37,7 +49,7 @@ fn start(lock_timeout: Duration, lock_attempt_timeout: Duration) -> Running {
         holds: usize::MAX,
         waiters: usize::MAX,
     };
-    Running(LockManager::start(terms, limits).expect("the machine has a thread left"))
+    Running(LockManager::start(terms, limits, store).expect("the machine has a thread left"))
 }
 
 /// Notes by which kind of thread it was to be answered.

@@ -57,6 +57,11 @@ impl Pending {
         }
     }
 
+    /// What it waits for.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// When the patience is over.
     pub fn deadline(&self) -> Instant {
         self.deadline
@@ -65,6 +70,20 @@ impl Pending {
     /// How the wait ended, if it has.
     pub fn outcome(&self) -> Option<&Outcome> {
         self.outcome.get()
+    }
+}
+
+impl Outcome {
+    /// Whether it tells of a hold, so that with a store it is told once that is stored.
+    pub fn tells_of_hold(&self) -> bool {
+        match self {
+            Outcome::Granted(_) => true,
+            Outcome::Refused(refusal, _) => !matches!(
+                refusal,
+                Refusal::Timeout | Refusal::Full | Refusal::StoreFull | Refusal::Stopping
+            ),
+            Outcome::Abandoned => false,
+        }
     }
 }
 

@@ -15,10 +15,10 @@ use super::verbs::{MaxTimes, Methods, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
     LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_HOLDERS, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT,
-    LOCK_SERVER, LOCK_SERVER_PID, LOCK_SLOTS, LOCK_WAITERS, Malformed, Parameter, Reply, ReplyBody,
-    Request, Status, Value,
+    LOCK_SERVER, LOCK_SERVER_PID, LOCK_SLOTS, LOCK_STORE, LOCK_WAITERS, Malformed, Parameter,
+    Reply, ReplyBody, Request, ServerNames, Status, Value,
 };
-use crate::lease::{Fence, Holder, ServerId, Slots};
+use crate::lease::{Fence, Holder, ServerId, Slots, StoreId};
 use crate::refusal::Refusal;
 
 impl<'a> Request<'a> {
@@ -210,12 +210,12 @@ impl Status {
 }
 
 impl Reply {
-    /// The reply as it goes on the wire. `server` is what this run of the server is called; `connection` is what to say of the connection's future,
-    /// if that is not what the version implies; `echo` is what the client calls its question; `head` leaves the
+    /// The reply of the server of those names, as it goes on the wire. `connection` is what to say of the connection's
+    /// future, if that is not what the version implies; `echo` is what the client calls its question; `head` leaves the
     /// body out.
     pub fn to_bytes(
         &self,
-        server: &str,
+        names: &ServerNames,
         connection: Option<&str>,
         echo: Option<&str>,
         head: bool,
@@ -227,11 +227,7 @@ impl Reply {
             body.push_str(message);
             body.push('\n');
         }
-        let content_type = match &self.answer {
-            ReplyBody::Document { content_type, .. } => content_type,
-            ReplyBody::EventStream => "text/event-stream",
-            _ => "text/plain",
-        };
+        let content_type = self.content_type();
         let mut reply = String::with_capacity(320 + body.len());
         // Writing to a string does not fail.
         let _ = write!(
@@ -245,8 +241,12 @@ impl Reply {
         }
         let _ = write!(
             reply,
-            "Cache-Control: no-store\r\n{LOCK_SERVER}: {server}\r\n"
+            "Cache-Control: no-store\r\n{LOCK_SERVER}: {}\r\n",
+            names.server
         );
+        if let Some(store) = &names.store {
+            let _ = write!(reply, "{LOCK_STORE}: {store}\r\n");
+        }
         let _ = match &self.answer {
             ReplyBody::No { result, .. } => write!(reply, "{LOCK_RESULT}: {result}\r\n"),
             ReplyBody::Lease(lease) | ReplyBody::Holder(lease) => write!(
@@ -271,6 +271,14 @@ impl Reply {
         }
         reply.into_bytes()
     }
+
+    fn content_type(&self) -> &'static str {
+        match &self.answer {
+            ReplyBody::Document { content_type, .. } => content_type,
+            ReplyBody::EventStream => "text/event-stream",
+            _ => "text/plain",
+        }
+    }
 }
 
 /// A `200`, as the client reads it. A header that is missing, or is not what it should be, is `None`.
@@ -288,6 +296,8 @@ pub(crate) struct ParsedReply {
     pub process: Option<u32>,
     /// Which run of a server sent it.
     pub server: Option<ServerId>,
+    /// The store of that server.
+    pub store: Option<StoreId>,
 }
 
 /// What a server says of a grant.
@@ -352,6 +362,7 @@ impl ParsedReply {
                 .ok()
                 .filter(|text| text.is_ascii())
         };
+        let id = |name: &str| text(name).filter(|id| is_id(id)).map(Into::into);
         let refusal = result.map(|_| Refusal::of_word(text(LOCK_RESULT).unwrap_or_default()));
         let Some(said) = said.filter(|_| status == 200) else {
             let message = body.lines().nth(1).unwrap_or_default();
@@ -365,7 +376,8 @@ impl ParsedReply {
             holder: parse_holder(text),
             times: parse_times(text),
             process: parse_process(text),
-            server: text(LOCK_SERVER).filter(|id| is_id(id)).map(Into::into),
+            server: id(LOCK_SERVER),
+            store: id(LOCK_STORE),
         })
     }
 }

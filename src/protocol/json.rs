@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 pub use self::events::{LockEvent, LockEventKind};
-pub use self::status::{Sample, StatusReport, Totals};
+pub use self::status::{Sample, StatusReport, StoreReport, Totals};
 use self::times::{rfc3339, seconds};
 use crate::lease::Fence;
 

@@ -592,10 +592,23 @@ proptest! {
 // Replies.
 
 /// What the server is called that writes them.
-const SERVER: &str = "5f-1";
+fn names() -> ServerNames {
+    ServerNames {
+        server: "5f-1".into(),
+        store: None,
+    }
+}
+
+/// The same with a store.
+fn with_store() -> ServerNames {
+    ServerNames {
+        store: Some("00112233445566778899aabbccddeeff".into()),
+        ..names()
+    }
+}
 
 fn text(reply: &Reply) -> String {
-    without_server(reply.to_bytes(SERVER, None, None, false))
+    without_server(reply.to_bytes(&names(), None, None, false))
 }
 
 /// The bytes without the header that each reply has.
@@ -755,16 +768,38 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
             "HEAD is not for this path",
         ),
     ] {
-        let head = without_server(reply.to_bytes(SERVER, None, None, true));
+        let head = without_server(reply.to_bytes(&names(), None, None, true));
         assert!(head.ends_with("\r\n\r\n"));
         assert_eq!(head + &body(&reply), text(&reply));
     }
 }
 
 #[test]
+fn a_server_with_a_store_names_it_in_each_answer_and_one_without_says_nothing_of_it() {
+    let line = "Lock-Store: 00112233445566778899aabbccddeeff\r\n";
+    for reply in [
+        Reply::yes(),
+        Reply::no(Refusal::Free),
+        Reply::lease(standing(1, 0)),
+        Reply::refusal(Status::NotFound, Refusal::NoSuchVerb, "why"),
+        Reply::document("text/plain", "all of it".into()),
+        Reply::event_stream(),
+    ] {
+        for head in [false, true] {
+            let [with, without] = [with_store(), names()].map(|names| {
+                let bytes = reply.to_bytes(&names, None, Some("a-1"), head);
+                String::from_utf8(bytes).expect("a reply is text")
+            });
+            assert_eq!(with.replacen(line, "", 1), without);
+            assert!(with.contains(line) && !without.contains(LOCK_STORE));
+        }
+    }
+}
+
+#[test]
 fn the_future_of_the_connection_is_one_header() {
     for future in ["close", "keep-alive"] {
-        let reply = without_server(Reply::yes().to_bytes(SERVER, Some(future), None, false));
+        let reply = without_server(Reply::yes().to_bytes(&names(), Some(future), None, false));
         let header = format!("Connection: {future}\r\n");
         assert!(reply.contains(&header));
         assert_eq!(reply.replace(&header, ""), text(&Reply::yes()));
@@ -791,7 +826,7 @@ fn a_clock_before_1970_says_0_seconds() {
 
 /// Parses the bytes of a reply, as ureq takes them apart.
 fn parsed(reply: &Reply, sent: Option<&str>, expected: &str) -> Result<ParsedReply, NotAnswered> {
-    let text = String::from_utf8(reply.to_bytes(SERVER, None, sent, false)).unwrap();
+    let text = String::from_utf8(reply.to_bytes(&names(), None, sent, false)).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
     let header = |name: &str| {
         let mut lines = head.lines().filter_map(|line| line.split_once(": "));
@@ -812,7 +847,8 @@ fn a_client_reads_what_the_server_wrote() {
         holder: None,
         times: None,
         process: None,
-        server: Some(SERVER.into()),
+        server: Some("5f-1".into()),
+        store: None,
     };
     let lease = Some(ParsedLease {
         fence: view.fence,
@@ -879,6 +915,25 @@ fn a_client_reads_what_the_server_wrote() {
             Ok(expected),
             "{reply:?}"
         );
+    }
+}
+
+#[test]
+fn a_client_reads_which_run_and_which_store_answered_where_each_is_an_id() {
+    let [longest, too_long] = [64, 65].map(|length| "a".repeat(length));
+    let ids = ["00112233445566778899aabbccddeeff", "s", &longest];
+    let others = ["", "a b", "é", "a\u{7f}", &too_long];
+    for (value, is_id) in ids
+        .map(|id| (id, true))
+        .into_iter()
+        .chain(others.map(|other| (other, false)))
+    {
+        let id = is_id.then(|| value.into());
+        for (name, server, store) in [(LOCK_SERVER, id.clone(), None), (LOCK_STORE, None, id)] {
+            let header = |other: &str| (other == name).then_some(value.as_bytes());
+            let parsed = ParsedReply::parse(200, header, "1\n", "a-1").expect("it is a yes");
+            assert_eq!((parsed.server, parsed.store), (server, store), "{value:?}");
+        }
     }
 }
 

@@ -329,6 +329,7 @@ impl Classic {
                 return Some(reply.answer.to_string());
             }
         };
+        let times_taken_back = handler.manager.times_taken_back();
         let mut waiter = None;
         let reply = handler.answer(&question, &Caller::default(), |pending| {
             let stream = connection.stream.clone();
@@ -336,10 +337,17 @@ impl Classic {
             waiter = Some(new.clone());
             new
         });
+        let once_stored = |reply: Reply| match handler.waits_for_store(question.verb, &reply) {
+            true => {
+                let is_stored = handler.manager.wait_until_stored();
+                is_stored.then(|| handler.stored_reply(reply, times_taken_back))
+            }
+            false => Some(reply),
+        };
         let reply = match (reply, waiter) {
             (None, Some(waiter)) if connection.may_wait => self.wait(&waiter)?,
-            (None, Some(waiter)) => handler.give_up(&(waiter as Arc<dyn Waiter>)),
-            (reply, _) => reply?,
+            (None, Some(waiter)) => once_stored(handler.give_up(&(waiter as Arc<dyn Waiter>)))?,
+            (reply, _) => once_stored(reply?)?,
         };
         log::trace!("classic {question} {}", reply.status as u16);
         (reply.status != Status::Forbidden).then(|| reply.answer.to_string())
@@ -351,8 +359,10 @@ impl Classic {
         let client = waiter.stream.as_fd();
         match self.poller.watch(client, Arc::downgrade(&as_waiter)) {
             Ok(_watched) => {
-                let outcome = self.handler.manager.wait(&waiter.pending);
-                self.handler.outcome_reply(&outcome)
+                let manager = &self.handler.manager;
+                let outcome = manager.wait(&waiter.pending);
+                let stored = !outcome.tells_of_hold() || manager.wait_until_stored();
+                stored.then(|| self.handler.outcome_reply(waiter.pending.key(), &outcome))?
             }
             Err(error) => {
                 // Out of memory. Nobody would notice that the client goes.

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::manager::{LockManager, Outcome, Pending, Waiter};
-use crate::protocol::{self, MaxTimes, Parameter, Reply, Request, Seconds, Status, Verb};
+use crate::protocol::{
+    self, MaxTimes, Parameter, Reply, Request, Seconds, ServerNames, Status, Verb,
+};
 use crate::refusal::Refusal;
 use crate::server::access::{Access, Caller};
 use crate::server::status::ServerStatus;
@@ -22,8 +24,8 @@ pub(crate) struct Handler {
     pub caps: MaxTimes,
     pub stop: Arc<StopSources>,
     pub status: ServerStatus,
-    /// What this run of the server is called, and no other.
-    pub server: Arc<str>,
+    /// What this run of the server is called, and no other; and its store.
+    pub names: ServerNames,
     /// The server's process. `None` if the process is that of a program.
     pub process: Option<u32>,
 }
@@ -55,7 +57,7 @@ impl Handler {
                 };
                 let outcome =
                     manager.acquire(ask, |pending| -> Arc<dyn Waiter> { waiter(pending) })?;
-                return self.outcome_reply(&outcome);
+                return self.outcome_reply(key, &outcome);
             }
             Verb::Unlock => verdict(manager.release(key, requester, fence), |()| Reply::yes()),
             Verb::Renew => {
@@ -88,6 +90,43 @@ impl Handler {
         debug_assert!(reply.suits(question.verb), "{reply:?} to {question}");
         self.status.requests.count(Some(question.verb), &reply);
         Some(reply)
+    }
+
+    /// Whether a reply may tell of something that is decided and not stored: then it is sent
+    /// [once that is](LockManager::once_stored).
+    pub fn waits_for_store(&self, verb: Verb, reply: &Reply) -> bool {
+        if !self.manager.has_store() {
+            return false;
+        }
+        const OF_NO_HOLD: [Refusal; 4] = [
+            Refusal::Timeout,
+            Refusal::Full,
+            Refusal::StoreFull,
+            Refusal::Stopping,
+        ];
+        let tells_of_holds = !matches!(
+            verb,
+            Verb::Ping
+                | Verb::Shutdown
+                | Verb::Livez
+                | Verb::Readyz
+                | Verb::Status
+                | Verb::Metrics
+                | Verb::Events
+        );
+        let is_of_no_hold = reply
+            .result()
+            .is_some_and(|word| OF_NO_HOLD.contains(&word));
+        tells_of_holds && !is_of_no_hold
+    }
+
+    /// What a reply that waited for the store comes to: what there was no room for was taken back. `times` is how many
+    /// [times](LockManager::times_taken_back) that had been so before the question was asked.
+    pub fn stored_reply(&self, reply: Reply, times: u64) -> Reply {
+        match reply.fence() {
+            Some(fence) if self.manager.was_taken_back(fence, times) => store_full(),
+            _ => reply,
+        }
     }
 
     /// What a LOCK asks for, which may name its times.
@@ -175,7 +214,8 @@ impl Handler {
         self.manager.abandon(waiter);
         // What was granted in the last moment is granted.
         let outcome = waiter.pending().outcome();
-        if let Some(reply) = outcome.and_then(|outcome| self.outcome_reply(outcome)) {
+        let key = waiter.pending().key();
+        if let Some(reply) = outcome.and_then(|outcome| self.outcome_reply(key, outcome)) {
             return reply;
         }
         let reply = full("the machine has no thread left for one more waiter");
@@ -192,9 +232,12 @@ impl Handler {
     }
 
     /// The reply to a LOCK that is decided, to be sent once. `None` if its client has gone.
-    pub fn outcome_reply(&self, outcome: &Outcome) -> Option<Reply> {
+    pub fn outcome_reply(&self, key: &str, outcome: &Outcome) -> Option<Reply> {
         let reply = match outcome {
-            Outcome::Granted(grant) => Reply::lease(self.manager.view(*grant)),
+            Outcome::Granted(grant) if self.manager.was_taken_back(grant.fence, u64::MAX) => {
+                store_full()
+            }
+            Outcome::Granted(grant) => Reply::lease(self.manager.view_of_waited(key, *grant)),
             Outcome::Refused(refusal, holding) => self.refused(*refusal, holding.as_ref()),
             Outcome::Abandoned => return None,
         };
@@ -205,6 +248,7 @@ impl Handler {
     fn refused(&self, refusal: Refusal, holding: Option<&Holding>) -> Reply {
         match refusal {
             Refusal::Full => full("the server has as many waiters or held keys as it allows"),
+            Refusal::StoreFull => store_full(),
             Refusal::Stopping => stopping("nothing was locked"),
             _ => self.with_holder(Reply::no(refusal), holding),
         }
@@ -232,6 +276,16 @@ fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply
 pub(super) fn stopping(then: &str) -> Reply {
     let message = format!("the server is ending; {then}");
     Reply::refusal(Status::Unavailable, Refusal::Stopping, message)
+}
+
+/// The reply where the server's store has as much as it takes.
+fn store_full() -> Reply {
+    Reply::refusal(
+        Status::Unavailable,
+        Refusal::StoreFull,
+        "there is no room in the server's store; what is held stays, and can be unlocked",
+    )
+    .with_header("Retry-After", 1)
 }
 
 /// The reply where the server has as much as it takes.

@@ -31,6 +31,7 @@ use super::tiny::{Exchange, Sockets, TinyHttp};
 use super::workers::Workers;
 use super::workers::leadership::Lead;
 use crate::manager::Waiter;
+use crate::protocol::Reply;
 use crate::server::access::Caller;
 
 /// How often the transport looks after its waiters and its port.
@@ -76,7 +77,7 @@ enum Task {
     Attend(Arc<Parked>),
     /// Reads a body, and answers its request if it is empty: nobody asked for one.
     ReadBody(Box<Exchange>),
-    /// Writes the answers that were held back for long enough.
+    /// Writes the answers that waited for the store, and those that were held back for long enough.
     WriteDelayed,
 }
 
@@ -89,7 +90,7 @@ impl HttpTransport {
         poller: Arc<Poller>,
         events: Arc<EventStreams>,
     ) -> io::Result<Self> {
-        let tiny = TinyHttp::open(listener, is_lent, handler.server.clone())?;
+        let tiny = TinyHttp::open(listener, is_lent, handler.names.clone())?;
         let http = Arc::new(Http {
             handler,
             poller,
@@ -163,6 +164,7 @@ impl HttpTransport {
 
     fn write_delayed(&self) {
         let http = &self.http;
+        http.delayed.replace_stuck_writer();
         http.delayed.look(|| http.run(Task::WriteDelayed));
     }
 
@@ -233,6 +235,27 @@ impl Http {
             Task::ReadBody(exchange) => drop(exchange),
             Task::WriteDelayed => self.delayed.do_without(),
         }
+    }
+
+    /// Answers a request once everything is stored that was decided before. `times` is as for
+    /// [`stored_reply`](Handler::stored_reply).
+    fn answer_once_stored(self: &Arc<Self>, mut exchange: Exchange, reply: Reply, times: u64) {
+        exchange.park();
+        let http = self.clone();
+        let later = move |(exchange, reply)| {
+            let reply = http.handler.stored_reply(reply, times);
+            http.write_soon(exchange, reply);
+        };
+        let handler = &self.handler;
+        if let Some((exchange, reply)) = handler.manager.once_stored((exchange, reply), later) {
+            exchange.answer(&handler.stored_reply(reply, times));
+        }
+    }
+
+    /// Has a worker write an answer, behind those that it writes already.
+    fn write_soon(self: &Arc<Self>, exchange: Exchange, reply: Reply) {
+        self.delayed.add(exchange, reply);
+        self.delayed.look(|| self.run(Task::WriteDelayed));
     }
 
     /// Has a worker of a lower priority answer a request.

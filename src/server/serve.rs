@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::access::{Access, Tokens};
@@ -17,9 +17,11 @@ use super::status::ServerStatus;
 use super::stop::StopSources;
 use super::{limits, listen};
 use crate::error::Error;
-use crate::manager::LockManager;
-use crate::options::Options;
-use crate::protocol::MaxTimes;
+use crate::manager::{LockManager, OpenStore};
+use crate::options::{Options, StoreAddress};
+use crate::protocol::{MaxTimes, ServerNames};
+use crate::store::file::{FileStore, Sync};
+use crate::store::{Store, StoreError};
 use crate::table::{Limits, Terms};
 
 /// What the server serves on.
@@ -78,11 +80,14 @@ pub(crate) fn serve(
         // Some are left for those who unlock.
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
-    let handler = handler(options, &addresses, limits, stop, process_use)?;
+    let lost = Arc::new(OnceLock::new());
+    let handler = handler(options, &addresses, limits, stop, process_use, &lost)?;
+    let recovered = handler.manager.size().holds;
     let mut parts = match Parts::open(listeners, handler.clone(), clients) {
         Ok(parts) => parts,
         Err(error) => {
             handler.manager.stop();
+            handler.manager.end_store(Instant::now() + FINISH_TIMEOUT);
             return Err(error);
         }
     };
@@ -92,18 +97,19 @@ pub(crate) fn serve(
         listen::and(&addresses),
         limits.waiters
     );
-    let mut exposed = addresses;
-    exposed.retain(|address| !address.ip().is_loopback());
-    if !exposed.is_empty() && options.lets_strangers_lock() {
-        log::warn!(
-            "{} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock",
-            listen::and(&exposed)
-        );
+    if let Some(store) = &options.store {
+        log::info!("{recovered} holds of an earlier run were in {store}");
     }
+    warn_of_strangers(addresses, options);
     parts.run(process_use);
     stop.log_reason();
     notify(ServerState::Stopping);
     parts.close();
+    handler.manager.end_store(Instant::now() + FINISH_TIMEOUT);
+    if let Some(reason) = lost.get() {
+        let reason = String::clone(reason);
+        return Err(Error::StoreFailed { reason });
+    }
     log::info!("ended");
     Ok(())
 }
@@ -218,6 +224,17 @@ impl Parts {
     }
 }
 
+/// Says so in the log where others than those of this machine can lock.
+fn warn_of_strangers(mut addresses: Vec<SocketAddr>, options: &Options) {
+    addresses.retain(|address| !address.ip().is_loopback());
+    if !addresses.is_empty() && options.lets_strangers_lock() {
+        log::warn!(
+            "{} can be reached from other machines, and names are not credentials: all that reach it can lock and unlock",
+            listen::and(&addresses)
+        );
+    }
+}
+
 /// What answers the questions of both transports.
 fn handler(
     options: &Options,
@@ -225,6 +242,7 @@ fn handler(
     limits: Limits,
     stop: &Arc<StopSources>,
     process_use: ProcessUse,
+    lost: &Arc<OnceLock<String>>,
 ) -> Result<Arc<Handler>, Error> {
     let terms = Terms {
         lock_timeout: options.lock_timeout,
@@ -236,13 +254,24 @@ fn handler(
         .as_deref()
         .map(Tokens::open)
         .transpose()?;
-    let manager = LockManager::start(terms, limits).map_err(start_failed("no thread left"))?;
+    let store = open_store(options, stop, lost)?;
+    let store_id = store
+        .as_ref()
+        .map(|store| store.recovered.store.as_str().into());
+    let manager =
+        LockManager::start(terms, limits, store).map_err(start_failed("no thread left"))?;
     let server = name_of_this_run();
+    let names = ServerNames {
+        server: server.clone(),
+        store: store_id,
+    };
+    let store_kind = options.store.as_ref().map(|StoreAddress::File(_)| "file");
     Ok(Arc::new(Handler {
         status: ServerStatus::new(
             manager.clone(),
             server.clone(),
             limits,
+            store_kind,
             process_use == ProcessUse::Own,
         ),
         manager,
@@ -259,8 +288,40 @@ fn handler(
             lock_attempt_timeout: options.longest_lock_attempt_timeout(),
         },
         stop: stop.clone(),
-        server,
+        names,
         process: (process_use == ProcessUse::Own).then(process::id),
+    }))
+}
+
+/// Opens the store, if there is to be one. Where it is lost later, the server ends, and `lost` has why.
+fn open_store(
+    options: &Options,
+    stop: &Arc<StopSources>,
+    lost: &Arc<OnceLock<String>>,
+) -> Result<Option<OpenStore>, Error> {
+    let Some(StoreAddress::File(path)) = &options.store else {
+        return Ok(None);
+    };
+    let sync = match options.store_sync {
+        true => Sync::Disk,
+        false => Sync::Off,
+    };
+    let mut store = Box::new(FileStore::new(path, sync));
+    let recovered = store.open().map_err(|error| Error::CannotStart {
+        reason: error.to_string(),
+        source: None,
+    })?;
+    let (stop, lost) = (stop.clone(), lost.clone());
+    let lost = move |error: StoreError| {
+        log::error!("nothing can be stored any more: {error}");
+        // It is called once.
+        let _ = lost.set(error.to_string());
+        stop.request("its store failed");
+    };
+    Ok(Some(OpenStore {
+        store,
+        recovered,
+        lost: Box::new(lost),
     }))
 }
 

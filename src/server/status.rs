@@ -17,7 +17,7 @@ use self::process::ProcessFigures;
 use self::requests::RequestCounts;
 use crate::manager::{LockManager, Moment};
 use crate::protocol::json::{
-    HeldBy, HeldKey, KeyDetail, LockPage, StatusReport, Totals, WaitingBy, to_json,
+    HeldBy, HeldKey, KeyDetail, LockPage, StatusReport, StoreReport, Totals, WaitingBy, to_json,
 };
 use crate::protocol::{Malformed, Parameter, Reply, Request};
 use crate::server::status::page::PageRow;
@@ -40,6 +40,8 @@ pub(crate) struct ServerStatus {
     /// The answers of both transports.
     pub requests: RequestCounts,
     limits: Limits,
+    /// What the store is called in what is shown. `None` without one.
+    store_kind: Option<&'static str>,
     /// Whether the process is the server's own.
     has_process: bool,
     started: Moment,
@@ -56,6 +58,7 @@ impl ServerStatus {
         manager: Arc<LockManager>,
         server: Arc<str>,
         limits: Limits,
+        store_kind: Option<&'static str>,
         has_process: bool,
     ) -> Self {
         let started = Moment::now();
@@ -64,6 +67,7 @@ impl ServerStatus {
             server,
             requests: RequestCounts::new(),
             limits,
+            store_kind,
             has_process,
             started,
             history: Mutex::new(History::begin(started.instant)),
@@ -92,9 +96,11 @@ impl ServerStatus {
     /// Ends a sample, and says in the log which leases have run out, if that is due.
     pub fn record(&self) {
         let (size, statistics) = self.manager.statistics();
+        let store = self.manager.store_statistics();
+        let commit_times = store.map(|(_, statistics)| statistics.commit_times);
         let now = Moment::now();
         let mut history = self.history.lock();
-        history.record(now, size, statistics);
+        history.record(now, size, statistics, commit_times);
         let notice = history.notice(now.instant);
         drop(history);
         if let Some(notice) = notice {
@@ -111,6 +117,7 @@ impl ServerStatus {
         let (size, statistics) = self.manager.statistics();
         let now = Moment::now();
         let process = ProcessFigures::read();
+        let store = self.store();
         let is_stopping = self.manager.is_stopping();
         StatusReport {
             server: self.server.to_string(),
@@ -137,8 +144,27 @@ impl ServerStatus {
                 broken: statistics.broken,
                 timed_out: statistics.timed_out,
             },
+            store,
             history: self.history.lock().samples(),
         }
+    }
+
+    fn store(&self) -> Option<StoreReport> {
+        let kind = self.store_kind?;
+        let (store, statistics) = self.manager.store_statistics()?;
+        let times = self.history.lock().latest_commits(statistics.commit_times);
+        Some(StoreReport {
+            kind: kind.into(),
+            bytes: statistics.bytes,
+            commits: statistics.commits,
+            records: statistics.records,
+            failures: statistics.failures,
+            is_full: store.is_full,
+            last_error: statistics.last_error,
+            lag: store.lag,
+            commit_p50: times.quantile(0.5),
+            commit_p99: times.quantile(0.99),
+        })
     }
 
     /// The reply to `/metrics`.
@@ -149,6 +175,7 @@ impl ServerStatus {
             size,
             limits: self.limits,
             statistics,
+            store: self.manager.store_statistics(),
             connections: self.connections(),
             event_streams: self.manager.readers(),
             answers: self.requests.answers(),

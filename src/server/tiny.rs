@@ -35,6 +35,7 @@ pub(super) use self::sockets::Sockets;
 use self::stalls::StallBreaker;
 use self::unfinished::{Activity, Look, Observed, Unfinished};
 use super::listen;
+use crate::protocol::ServerNames;
 
 /// How long tiny_http has to accept again before that is logged, and how long it is left alone when it
 /// gave up again.
@@ -58,11 +59,11 @@ pub(super) struct TinyHttp {
 }
 
 impl TinyHttp {
-    /// Accepts connections, for a run of the server that is called so. [`instance`](Self::instance) has what they ask.
-    pub fn open(listener: TcpListener, is_lent: bool, server: Arc<str>) -> io::Result<Self> {
+    /// Accepts connections, for a server of those names. [`instance`](Self::instance) has what they ask.
+    pub fn open(listener: TcpListener, is_lent: bool, names: ServerNames) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let sockets = Arc::new(Sockets::new(address));
-        let instance = Instance::open(&listener, sockets.clone(), server)?;
+        let instance = Instance::open(&listener, sockets.clone(), names)?;
         Ok(TinyHttp {
             listener,
             is_lent,
@@ -178,7 +179,7 @@ impl TinyHttp {
         let instance = Instance::open(
             &self.listener,
             self.sockets.clone(),
-            self.instance.server.clone(),
+            self.instance.names.clone(),
         )?;
         let own = self
             .older

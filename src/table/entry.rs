@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::expiry::Indexed;
 use super::others::{self, End, Others};
 use super::queue::{Queue, Queued};
+use crate::event::LeaseTerms;
 use crate::lease::{Fence, Grant, Hold, Key, MAX_SLOTS, Slots, Ticket};
 use crate::refusal::Refusal;
 
@@ -120,20 +121,32 @@ impl<W> Entry<W> {
 
     /// Gives the hold with this end a later one, and another length to renew it for.
     pub fn renew(&mut self, end: End, now: Instant, lock_timeout: Option<Duration>) -> Grant {
-        let renew = |hold: &mut Hold| {
+        self.change(end, |hold| {
             let claim = &mut hold.claim;
             claim.lock_timeout = lock_timeout.map_or(claim.lock_timeout, Into::into);
             hold.expires = hold.expires.max(now + Duration::from(claim.lock_timeout));
             hold.grant()
-        };
+        })
+    }
+
+    /// Has a lease last as long as this.
+    pub fn set_terms(&mut self, end: End, terms: LeaseTerms) {
+        self.change(end, |hold| {
+            hold.claim.lock_timeout = terms.lock_timeout.into();
+            hold.expires = terms.expires;
+        });
+    }
+
+    /// Changes the hold with that end, which may have another one then.
+    fn change<R>(&mut self, end: End, change: impl FnOnce(&mut Hold) -> R) -> R {
         match &mut self.first {
-            Some(first) if others::end(first) == end => renew(first),
+            Some(first) if others::end(first) == end => change(first),
             _ => {
                 let others = &mut self.crowd_mut().others;
                 let mut hold = others.take(end).expect(HELD);
-                let grant = renew(&mut hold);
+                let changed = change(&mut hold);
                 others.insert(hold);
-                grant
+                changed
             }
         }
     }

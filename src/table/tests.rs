@@ -25,6 +25,7 @@ use crate::refusal::Refusal::*;
 use Said::*;
 
 mod broken;
+mod durable;
 mod look;
 mod model;
 mod slots;

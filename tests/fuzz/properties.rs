@@ -9,7 +9,7 @@ use crate::protocol::http::{NotAnswered, ParsedAnswer, ParsedReply, ServerTimes}
 use crate::protocol::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
     LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDERS, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT, LOCK_SLOTS,
-    LOCK_WAITERS, MAX_NAME, Malformed, MaxTimes, Reply, Request, Seconds, Status,
+    LOCK_WAITERS, MAX_NAME, Malformed, MaxTimes, Reply, Request, Seconds, ServerNames, Status,
 };
 use crate::refusal::Refusal;
 
@@ -120,7 +120,11 @@ pub fn reply(data: &[u8]) {
             .with_header(LOCK_MAX_ATTEMPT_TIMEOUT, Seconds(times[1])),
         _ => reply,
     };
-    let text = reply.to_bytes("5f-1", None, Some("a-1"), false);
+    let names = ServerNames {
+        server: "5f-1".into(),
+        store: None,
+    };
+    let text = reply.to_bytes(&names, None, Some("a-1"), false);
     let text = String::from_utf8(text).expect("a reply is text");
     let (head, body) = text
         .split_once("\r\n\r\n")

@@ -1,11 +1,13 @@
 //! What a client is told of its leases, and what it does when its connections break.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::proxy::{Break, Cut, Proxy};
+use crate::common::scripted::{EXPIRY, names, refused, scripted, told, with_headers};
 use crate::common::{PATIENCE, ask, ms, options, start, until, waiting_wire};
 use lock_server::{
     Client, ClientOptions, Error, Lease, LockOptions, Options, Refusal, RenewOptions, Server,
@@ -245,42 +247,6 @@ fn times_out_of_the_servers_range_are_refused_with_that_range() {
     assert!(!client.is_locked("KEYA").unwrap());
 }
 
-/// A server that answers each path with what the script says, or breaks the connection where that is nothing.
-fn scripted(script: impl Fn(&str) -> String + Send + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = BufReader::new(stream.unwrap());
-            let mut line = String::new();
-            while stream.read_line(&mut line).unwrap_or(0) > 0 {
-                let mut header = String::new();
-                while stream.read_line(&mut header).unwrap_or(0) > 2 {
-                    header.clear();
-                }
-                let path = line.split(' ').nth(1).expect("a path");
-                let answer = script(path);
-                if answer.is_empty() || stream.get_mut().write_all(answer.as_bytes()).is_err() {
-                    break;
-                }
-                line.clear();
-            }
-        }
-    });
-    port
-}
-
-/// An answer under fence 7.
-fn told(body: &str, expires_in: &str) -> String {
-    let length = body.len();
-    format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nLock-Fence: 7\r\n\
-         Lock-Expires-In: {expires_in}\r\n\r\n{body}"
-    )
-}
-
-const EXPIRY: &str = "1463000000.123456\n";
-
 #[test]
 fn after_a_wait_the_server_is_asked_what_is_left() {
     let port = scripted(|path| match path {
@@ -289,6 +255,23 @@ fn after_a_wait_the_server_is_asked_what_is_left() {
             // As one does that waits for its turn.
             thread::sleep(ms(350));
             told(EXPIRY, "3.000")
+        }
+    });
+    let lease = granted(client(port).lock_with("KEYA", &WAITING));
+    assert!(lease.remaining() > ms(3_000_000));
+}
+
+/// The server was restarted between the grant and the question.
+#[test]
+fn after_a_wait_the_next_run_of_the_store_is_asked_what_is_left() {
+    let port = scripted(|path| match path {
+        "/VERIFY/KEYA/CLIENT_A?fence=7" => {
+            with_headers(&told("1\n", "3600.000"), &names("two", Some("s")))
+        }
+        _ => {
+            // As one does that waits for its turn.
+            thread::sleep(ms(350));
+            with_headers(&told(EXPIRY, "3.000"), &names("one", Some("s")))
         }
     });
     let lease = granted(client(port).lock_with("KEYA", &WAITING));
@@ -540,15 +523,15 @@ fn a_release_that_is_not_known_to_have_come_in_time_is_an_error() {
     assert_eq!(fence(&server, "KEYA"), None);
 }
 
-/// Answers one question, and breaks the connection when it has read the next; a moment later one listens there that says
-/// that the key is free. Each answer has the header that is given for it.
-fn away_for_a_moment(before: &'static str, after: &'static str) -> u16 {
+/// Answers one question, and breaks the connection when it has read the next; a moment later one listens there that
+/// says no, with this word. Each answer has the headers that are given for it.
+fn away_for_a_moment(before: String, after: String, word: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
-        let granted = told(EXPIRY, "3600.000").replacen("\r\n", &format!("\r\n{before}"), 1);
+        let granted = with_headers(&told(EXPIRY, "3600.000"), &before);
         stream.write_all(granted.as_bytes()).unwrap();
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
         drop(listener);
@@ -557,15 +540,15 @@ fn away_for_a_moment(before: &'static str, after: &'static str) -> u16 {
         thread::sleep(ms(500));
         let (mut stream, _) = TcpListener::bind(address).unwrap().accept().unwrap();
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
-        let free = "Content-Length: 2\r\nLock-Result: free\r\n\r\n0\n";
-        let answer = format!("HTTP/1.1 200 OK\r\n{after}{free}");
+        let answer = with_headers(&refused(word), &after);
         stream.write_all(answer.as_bytes()).unwrap();
     });
     address.port()
 }
 
 /// Releases a lease where the server was away for a moment after the first UNLOCK.
-fn released_at(port: u16) -> Result<bool, Error> {
+fn released(before: &str, after: &str, word: &'static str) -> Result<bool, Error> {
+    let port = away_for_a_moment(before.into(), after.into(), word);
     let often = ClientOptions {
         reconnect_attempts: 3000,
         time_between_attempts: ms(10),
@@ -578,18 +561,57 @@ fn released_at(port: u16) -> Result<bool, Error> {
 
 #[test]
 fn a_release_that_another_server_answers_is_an_error() {
-    let [one, other] = ["Lock-Server: one\r\n", "Lock-Server: other\r\n"];
-    let error = released_at(away_for_a_moment(one, other)).unwrap_err();
-    let Error::LeaseLost { other_server, .. } = error else {
-        panic!("{error:?}");
-    };
-    assert_eq!(other_server.expect("it is named").answered_by, "other");
+    let [one, other] = ["one", "other"].map(|run| names(run, None));
+    let [of_s, of_t] = ["s", "t"].map(|store| names("one", Some(store)));
+    let other_of_s = names("other", Some("s"));
+    for (before, after) in [
+        (&one, &other),
+        (&of_t, &other_of_s),
+        (&of_s, &other),
+        (&one, &other_of_s),
+    ] {
+        let error = released(before, after, "free").unwrap_err();
+        let Error::LeaseLost { other_server, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(other_server.expect("it is named").answered_by, "other");
+    }
     // Of one that names itself it is known that it is the same; of others it is not.
-    assert!(released_at(away_for_a_moment(one, one)).unwrap());
-    for (before, after) in [("", ""), (one, ""), ("", other)] {
-        let error = released_at(away_for_a_moment(before, after)).unwrap_err();
+    assert!(released(&one, &one, "free").unwrap());
+    for (before, after) in [("", ""), (one.as_str(), ""), ("", other.as_str())] {
+        let error = released(before, after, "free").unwrap_err();
         assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
     }
+}
+
+#[test]
+fn a_release_whose_answer_was_lost_is_true_where_the_next_run_has_the_same_store() {
+    let [before, after] = ["one", "two"].map(|run| names(run, Some("s")));
+    for word in ["free", "not-holder", "stale-fence"] {
+        assert!(released(&before, &after, word).unwrap(), "{word}");
+    }
+    // Somebody else ended it.
+    assert!(!released(&before, &after, "broken").unwrap());
+    // Where something drops the names of the runs, that of the store says as much.
+    let store = "Lock-Store: s\r\n";
+    assert!(released(store, store, "free").unwrap());
+}
+
+#[test]
+fn a_release_at_the_next_run_is_an_error_where_the_lease_may_have_run_out() {
+    let is_restarted = AtomicBool::new(false);
+    let port = scripted(move |path| {
+        let run = |run: &str| names(run, Some("s"));
+        match path.starts_with("/UNLOCK/") {
+            true if is_restarted.swap(true, SeqCst) => with_headers(&refused("free"), &run("two")),
+            true => String::new(),
+            false => with_headers(&told(EXPIRY, "0.050"), &run("one")),
+        }
+    });
+    let lease = granted(client(port).lock_with("KEYA", &WAITING));
+    until("it may have run out", || lease.remaining().is_zero());
+    let error = client(port).release(&lease).unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
 }
 
 /// It went on counting the longer time, and another one was granted the key meanwhile.
@@ -597,17 +619,33 @@ fn a_release_that_another_server_answers_is_an_error() {
 fn what_remains_of_a_lease_is_true_also_where_the_answer_to_a_shorter_renewal_was_lost() {
     let server = patient();
     let client = server.client("CLIENT_A");
-    let lease = granted(client.lock("KEYA"));
-    let fence = lease.fence;
-    let unheard = format!("/RENEW/KEYA/CLIENT_A?lock_timeout=0.001&fence={fence}");
-    assert_ne!(ask(&server, &unheard).body, "0\n");
-    let remaining = lease.remaining();
-    let reply = ask(&server, "/VERIFY/KEYA/CLIENT_A");
-    let left = reply.header("Lock-Expires-In").expect("it is held");
-    let left = Duration::from_secs_f64(left.parse().expect("seconds"));
-    assert!(remaining > ms(1000), "{remaining:?}");
-    assert!(left + ms(1000) > remaining, "{left:?} of {remaining:?}");
-    assert!(client.release(&lease).unwrap());
+    let (guard, lease) = (client.guard("KEYA"), granted(client.lock("KEYB")));
+    let guard = guard.expect("it is free");
+    for lease in [&guard.lease(), &lease] {
+        let proxy = Proxy::to(server.port(), Cut::Reply(0), Break::Close);
+        let once = ClientOptions {
+            reconnect_attempts: 0,
+            ..ClientOptions::default()
+        };
+        let shorter = RenewOptions {
+            lock_timeout: Some(ms(1)),
+            fence: Some(lease.fence),
+        };
+        let unheard = Client::with_options("CLIENT_A", "127.0.0.1", proxy.port, once);
+        let error = unheard.renew_with(&lease.key, &shorter).unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+        let remaining = lease.remaining();
+        let reply = ask(&server, &format!("/VERIFY/{}/CLIENT_A", lease.key));
+        let left = reply.header("Lock-Expires-In").expect("it is held");
+        let left = Duration::from_secs_f64(left.parse().expect("seconds"));
+        assert!(remaining > ms(1000), "{remaining:?}");
+        assert!(left + ms(1000) > remaining, "{left:?} of {remaining:?}");
+    }
+    guard.check().expect("it is held");
+    // A renewal of the usual kind asks for the shorter time, and hears what is left of the longer one.
+    let renewed = granted(client.renew(&lease));
+    assert!(renewed.remaining() + ms(1000) > lease.remaining());
+    assert!(client.release(&renewed).unwrap() && guard.release().unwrap());
 }
 
 #[test]

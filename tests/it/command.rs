@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
 use crate::common::{bound, free_port, options, skip, until, with_hosts};
 
-const VERBS: [&str; 17] = [
+const VERBS: [&str; 18] = [
     "run",
     "start",
     "stop",
@@ -40,6 +40,7 @@ const VERBS: [&str; 17] = [
     "show",
     "ping",
     "shutdown",
+    "store",
     "completion",
 ];
 
@@ -1889,6 +1890,8 @@ fn bash_completes_verbs_options_and_the_command_of_exec() {
     );
     assert!(offered("lock-server lock -- --").is_empty());
     assert_eq!(offered("lock-server completion f"), ["fish"]);
+    assert_eq!(offered("lock-server store d"), ["dump"]);
+    assert_eq!(offered("lock-server store dump Cargo.to"), ["Cargo.toml"]);
 }
 
 #[test]
@@ -1913,9 +1916,9 @@ fn zsh_and_fish_understand_their_completion() {
         let parsed = parsed.expect("it starts");
         assert!(parsed.status.success(), "{shell}: {parsed:?}");
         if shell == "fish" {
-            let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar""#;
+            let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar"; complete -C "lock-server store d""#;
             let offered = Outcome::of(Command::new("fish").args(["-c", ask]).arg(&file));
-            for word in ["unlock\t", "--lock-attempt-timeout\t", "unshare"] {
+            for word in ["unlock\t", "--lock-attempt-timeout\t", "unshare", "dump\n"] {
                 assert!(offered.stdout.contains(word), "{word}: {offered:?}");
             }
         }
@@ -2049,7 +2052,7 @@ fn wrong_usage_says_what_there_is_instead() {
         (
             "frob K",
             "no such command: frob; one of run, start, stop, restart, status, lock, unlock, renew, \
-             check, verify, break, events, exec, list, show, ping, shutdown, completion\n",
+             check, verify, break, events, exec, list, show, ping, shutdown, store, completion\n",
         ),
         (
             "start --clasic-port 5",

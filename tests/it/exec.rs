@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::common::gateway::Gateway;
 use crate::common::program::{Outcome, PROGRAM, clean, program, shell_code};
 use crate::common::proxy::{Break, Cut, Proxy};
+use crate::common::scripted::{Runs, names};
 use crate::common::{ask, bound, ms, options, skip, start, until};
 use lock_server::{Client, LockOptions, Options, Server};
 use nix::errno::Errno;
@@ -1144,6 +1145,26 @@ fn a_restarted_server_knows_no_lease_and_the_command_is_ended() {
     let _server = started_anew(port);
     assert_eq!(running.exit_code(), Some(124));
     assert!(!pids.iter().any(|&pid| lives(pid)));
+}
+
+#[test]
+fn a_server_that_was_restarted_with_its_store_costs_the_command_nothing() {
+    let runs = Runs::of(names("one", Some("s")));
+    let mut command = program(["exec", "K", "--"]);
+    command.args(sh("echo ready; read line; exit 9"));
+    listening(&mut command).env("LOCK_SERVER", format!("127.0.0.1:{}", runs.port));
+    let mut running = Running::spawn(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
+    assert_eq!(running.line(), "ready");
+    for run in ["two", "three"] {
+        runs.restart(names(run, Some("s")));
+        until("it is renewed and verified there, or lost", || {
+            let is_asked = runs.asked("RENEW") > 0 && runs.asked("VERIFY") > 0;
+            is_asked || matches!(running.child.try_wait(), Ok(Some(_)))
+        });
+    }
+    runs.lose_unlock();
+    drop(running.child.stdin.take());
+    assert_eq!((running.exit_code(), &*running.stderr()), (Some(9), ""));
 }
 
 #[test]

@@ -89,6 +89,44 @@
 //! | on a terminal it shows the time of day | `events::on_a_terminal_the_command_shows_the_time_of_day` |
 //! | it comes back to a server that is started anew | `events::the_command_comes_back_when_the_server_is_started_anew_and_says_so` |
 //! | where nobody is it ends with 69 | `events::the_command_ends_with_69_where_nobody_is_when_it_begins` |
+//! | **Locks that outlive the server: the file** | |
+//! | what is held is held after a restart, under its fence | `store::what_is_held_is_held_after_a_restart_under_the_same_fence` |
+//! | and after a kill, where the same LOCK gets the same grant | `store::a_grant_that_was_told_outlives_a_kill_and_the_same_lock_gets_it_again` |
+//! | a server that is killed again and again grants nothing twice and loses nothing it told | `store_trial::a_server_that_is_killed_again_and_again_grants_nothing_twice_and_loses_nothing_it_told` |
+//! | what a renewal promised outlives a kill whole | `store::rules_6_and_7_what_a_renewal_promised_outlives_a_kill_whole` |
+//! | start and restart of the command keep every lock | `store::start_and_restart_of_the_command_keep_every_lock` |
+//! | guards and commands ride over a kill | `store::a_guard_and_a_command_ride_over_a_kill_of_the_server` |
+//! | so does a client that waits | `store::a_client_that_waits_rides_over_a_restart_and_gets_its_turn` |
+//! | each answer names the store | `store::lock_store_names_the_store_in_each_answer_and_stays` |
+//! | a second server does not start on the same file | `store::a_second_server_does_not_start_on_the_same_file_and_says_why` |
+//! | a server in a program closes its store when it stops | `store::a_server_in_this_process_closes_its_store_when_it_stops` |
+//! | what is no store is refused in a sentence | `store::a_store_that_is_none_is_refused_in_a_sentence_and_stays_as_it_is` |
+//! | without syncs locks outlive a kill of the process | `store::without_syncs_locks_outlive_a_kill_of_the_process` |
+//! | no answer leaves before what was decided before it is stored | `manager::tests::commit::rule_1_no_answer_leaves_before_what_was_decided_before_it_is_stored` |
+//! | nor is who was next told before | `manager::tests::commit::rule_1_who_was_next_is_told_once_the_hand_over_is_stored` |
+//! | a hold of an earlier run begins its full lease | `manager::tests::commit::rule_6_what_is_held_begins_its_full_lease_and_its_own_lock_gets_the_same_grant` |
+//! | a renewal that asks for no more is not stored, and one that does is | `manager::tests::commit::rule_7_a_renewal_that_asks_for_no_more_is_not_stored` |
+//! | a batch has the last state of each grant | `manager::tests::commit::rule_10_a_batch_has_the_last_state_of_each_grant` |
+//! | fences go on, whatever the clock says | `manager::tests::commit::rule_11_fences_go_on_above_the_greatest_one_whatever_the_clock_says` |
+//! | a lease begins when its grant is stored | `manager::tests::commit::rule_15_a_lease_that_ended_before_its_grant_was_stored_begins_then` |
+//! | what is not stored is bounded | `manager::tests::commit::rule_18_beyond_10_000_changes_that_are_not_stored_nothing_is_granted` |
+//! | where there is no room grants are taken back and ends are stored | `manager::tests::commit::where_there_is_no_room_grants_are_taken_back_and_ends_are_stored` |
+//! | where the store is lost nobody is answered | `manager::tests::commit::where_a_batch_is_lost_nobody_is_answered` |
+//! | at the end everything is stored | `manager::tests::commit::at_the_end_everything_is_stored` |
+//! | a power failure loses no batch that was committed, and halves none | `store::file::tests::rule_17_a_power_failure_loses_no_batch_that_was_committed_and_halves_none` |
+//! | that trial notices what it has to | `store::file::tests::without_syncs_a_power_failure_loses_batches` |
+//! | what a restarted server has read outlives a power failure | `store::file::tests::rule_17_what_a_restarted_server_has_read_outlives_a_power_failure` |
+//! | a failed sync is an error | `store::file::tests::rule_17_a_failed_sync_is_an_error_also_when_the_log_is_put_into_the_file` |
+//! | a batch without room is not stored, and the next one is | `store::file::tests::a_batch_without_room_is_not_stored_and_the_next_one_is` |
+//! | on a full disk holds end | `store::file::tests::on_a_full_disk_no_hold_begins_and_holds_end` |
+//! | one server has the file; the next one waits a second for it | `store::file::tests::rule_17_a_server_that_ends_within_a_second_gives_the_store_to_the_next_one` |
+//! | a file of anything else stays as it is | `store::file::tests::a_file_of_anything_else_is_refused_and_stays_as_it_is` |
+//! | so does that of a later version | `store::file::tests::a_file_of_a_later_version_is_refused_and_stays_as_it_is` |
+//! | a torn file is never an empty store | `store::file::tests::a_torn_file_is_damaged_or_foreign_and_never_an_empty_store` |
+//! | to read a store changes nothing | `store::file::tests::to_read_a_store_changes_nothing` |
+//! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
+//! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
+//! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
@@ -139,16 +177,22 @@
 //! | also from nginx on the same machine | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
 //! | **Metrics and status** | |
 //! | each metric has its name, type, help and labels | `metrics::the_metrics_of_a_new_server_have_these_names_types_help_and_labels` |
+//! | and more of them with a store | `metrics::a_server_with_a_store_has_these_metrics_more` |
 //! | as Prometheus has it | `metrics::promtool_finds_nothing_to_improve_in_the_metrics` |
 //! | and is documented | `metrics::each_metric_is_documented_with_its_type_and_its_labels` |
 //! | each counter counts what its row says | `metrics::each_counter_counts_what_its_row_says_and_nothing_else` |
 //! | also on the classic wire | `metrics::each_answer_of_the_classic_wire_is_counted` |
 //! | and waiters that are passed over | `manager::tests::a_waiter_that_is_passed_over_is_counted_once` |
 //! | the histograms add up | `metrics::a_histogram_counts_each_time_in_its_bucket_and_adds_all_up` |
+//! | what is stored is counted before it is answered | `metrics::the_metrics_of_a_store_count_what_is_stored_before_it_is_answered` |
+//! | a store that is behind or full is called so | `manager::tests::commit::who_looks_in_is_told_that_a_store_is_behind_or_full` |
 //! | the gauges | `metrics::the_gauges_show_what_there_is_now` |
 //! | nothing of a process that is a program's | `metrics::a_server_in_the_process_of_a_program_says_nothing_of_that_process` |
 //! | `/status`, and a sample for every five seconds | `metrics::the_status_has_these_fields_and_a_sample_for_every_five_seconds` |
+//! | with a store, also how that does | `metrics::the_status_of_a_server_with_a_store_has_these_fields_and_each_is_documented` |
+//! | whose commits are told to the microsecond | `protocol::json::times::the_time_of_a_commit_has_six_decimals` |
 //! | of the last ten minutes | `server::status::history::ten_minutes_are_kept_and_each_sample_has_what_happened_in_it` |
+//! | with the times of commits | `server::status::history::commits_are_those_of_the_last_ten_minutes` |
 //! | the log says which leases ran out | `metrics::the_log_says_that_a_lease_ran_out_and_names_the_key_and_the_holder_escaped` |
 //! | once a minute at most | `server::status::history::leases_that_ran_out_are_told_once_a_minute_at_most_with_the_last_one_escaped` |
 //! | a real Prometheus reads the metrics | `metrics::prometheus_reads_the_metrics_with_and_without_a_token` |
@@ -177,6 +221,7 @@
 //! | 100,000 keys page by page | `page::a_hundred_thousand_keys_are_shown_page_by_page` |
 //! | breaks the hold that was shown, after a confirmation | `page::a_hold_is_broken_after_a_confirmation_that_names_it` |
 //! | or nothing | `page::a_hold_that_ended_while_it_was_confirmed_is_not_broken_and_nor_is_the_next_one` |
+//! | has a line for a store | `server::status::page::a_store_has_one_line_and_a_server_without_one_has_none` |
 //! | says that the server is away, and shows no old number for a new one | `page::a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new_one` |
 //! | also where it has ended | `page::a_server_that_ends_is_called_so` |
 //! | shows the token that the browser was given | `page::the_page_shows_the_token_that_its_browser_was_given` |
@@ -282,6 +327,13 @@
 //! | a restarted server is another one | `other_server::a_server_that_was_restarted_is_another_one` |
 //! | without `Lock-Server` nothing is told apart | `other_server::servers_that_are_not_named_are_not_told_apart` |
 //! | a release asked twice is judged by who answers | `client::a_release_that_another_server_answers_is_an_error` |
+//! | the next run of a server with its store is the same one, for RENEW and VERIFY | `other_server::a_lease_stands_at_the_next_run_of_its_store_and_is_renewed_there` |
+//! | with another store, or none, it is not | `other_server::where_the_store_differs_or_one_has_none_another_server_answers` |
+//! | two runs of one store raise no alarm | `other_server::two_runs_of_one_store_are_never_taken_for_two_servers` |
+//! | a guard goes on there | `other_server::a_guard_goes_on_at_the_next_run_of_its_store` |
+//! | so does a command of `exec` | `exec::a_server_that_was_restarted_with_its_store_costs_the_command_nothing` |
+//! | a release whose answer was lost with the run before is true | `client::a_release_whose_answer_was_lost_is_true_where_the_next_run_has_the_same_store` |
+//! | and an error where the lease may have run out | `client::a_release_at_the_next_run_is_an_error_where_the_lease_may_have_run_out` |
 //! | a guard hears that its lease is over | `guard::a_guard_hears_from_the_server_that_its_lease_is_over` |
 //! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_can_not_be_renewed_is_lost_at_its_deadline_for_good` |
 //! | a thousand guards take a few threads | `process::a_thousand_guards_are_kept_by_a_few_threads` |
@@ -440,6 +492,9 @@ mod proxied;
 mod proxies;
 mod service;
 mod slots;
+mod store;
+mod store_command;
+mod store_trial;
 mod wire;
 mod working_safely;
 

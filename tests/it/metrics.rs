@@ -1,11 +1,11 @@
 //! `/metrics`, `/status` and the lines of the log that tell the same: what is counted, and that Prometheus reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime};
 
-use lock_server::{Options, Server, StatusReport};
+use lock_server::{Options, Server, StatusReport, StoreAddress};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -14,6 +14,9 @@ use crate::common::{Wire, ask, options, start, until, waiting_wire};
 
 /// Names, types, help and labels of all metrics of a server that was asked nothing.
 const SNAPSHOT: &str = include_str!("metrics.txt");
+
+/// Of a server with a store, what comes after them.
+const SNAPSHOT_OF_STORE: &str = include_str!("metrics_of_store.txt");
 
 /// The page with the tables and the rules.
 const LOOKING: &str = include_str!("../../src/guide/looking.md");
@@ -24,6 +27,15 @@ fn patient() -> Server {
     start(Options {
         lock_timeout: PATIENT,
         lock_attempt_timeout: PATIENT,
+        ..options()
+    })
+}
+
+/// With a store in this folder.
+fn stored(folder: &TempDir) -> Server {
+    start(Options {
+        store: Some(StoreAddress::File(folder.path().join("locks.db"))),
+        lock_timeout: PATIENT,
         ..options()
     })
 }
@@ -74,32 +86,44 @@ fn changes(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Vec
     changed.collect()
 }
 
-#[test]
-fn the_metrics_of_a_new_server_have_these_names_types_help_and_labels() {
-    let server = start(options());
-    let text = metrics(&server);
+/// Numbers become N, and the version V.
+fn masked_metrics(text: &str) -> String {
     let lines = text.lines().map(|line| match line.rsplit_once(' ') {
         Some((name, _)) if !line.starts_with('#') => format!("{name} N\n"),
         _ => format!("{line}\n"),
     });
     let version = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
-    let shown: String = lines.collect::<String>().replace(&version, "version=\"V\"");
+    lines.collect::<String>().replace(&version, "version=\"V\"")
+}
+
+#[test]
+fn the_metrics_of_a_new_server_have_these_names_types_help_and_labels() {
+    let shown = masked_metrics(&metrics(&start(options())));
     assert_eq!(shown, SNAPSHOT, "{shown}");
 }
 
 #[test]
+fn a_server_with_a_store_has_these_metrics_more() {
+    let folder = TempDir::new().unwrap();
+    let shown = masked_metrics(&metrics(&stored(&folder)));
+    assert_eq!(shown, format!("{SNAPSHOT}{SNAPSHOT_OF_STORE}"), "{shown}");
+}
+
+#[test]
 fn promtool_finds_nothing_to_improve_in_the_metrics() {
-    let server = start(options());
-    let Some(checked) = promtool(&["metrics"], &metrics(&server)) else {
-        return;
-    };
-    assert_eq!(checked, Ok(()));
+    let folder = TempDir::new().unwrap();
+    for server in [start(options()), stored(&folder)] {
+        let Some(checked) = promtool(&["metrics"], &metrics(&server)) else {
+            return;
+        };
+        assert_eq!(checked, Ok(()));
+    }
 }
 
 #[test]
 fn each_metric_is_documented_with_its_type_and_its_labels() {
-    let server = start(options());
-    let text = metrics(&server);
+    let folder = TempDir::new().unwrap();
+    let text = metrics(&stored(&folder));
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     for (name, kind) in types.map(|line| line.split_once(' ').expect("name and type")) {
         let row = LOOKING
@@ -237,6 +261,34 @@ fn a_histogram_counts_each_time_in_its_bucket_and_adds_all_up() {
 }
 
 #[test]
+fn the_metrics_of_a_store_count_what_is_stored_before_it_is_answered() {
+    let folder = TempDir::new().unwrap();
+    let server = stored(&folder);
+    let value = |name: &str| series(&metrics(&server))[&format!("lock_server_store_{name}")];
+    let counted = || {
+        [
+            "commits_total",
+            "records_total",
+            "commit_seconds_count",
+            "failures_total",
+        ]
+        .map(value)
+    };
+    assert_eq!(counted(), [0.0; 4]);
+    assert!(value("bytes") > 0.0, "it is there from the start");
+    assert_eq!(ask(&server, "/LOCK/KEYA/A?request=1").result(), "");
+    assert_eq!(counted(), [1.0, 1.0, 1.0, 0.0]);
+    assert!(value("commit_seconds_sum") > 0.0);
+    assert_eq!(value("commit_seconds_bucket{le=\"+Inf\"}"), 1.0);
+    // What changes nothing that is stored is no commit.
+    assert_eq!(ask(&server, "/LOCK/KEYA/A?request=1").result(), "");
+    assert_eq!(ask(&server, "/RENEW/KEYA/A").result(), "");
+    assert_eq!(ask(&server, "/UNLOCK/KEYA/A").body, "1\n");
+    assert_eq!(counted(), [2.0, 2.0, 2.0, 0.0]);
+    assert_eq!(value("lag_seconds"), 0.0);
+}
+
+#[test]
 fn the_gauges_show_what_there_is_now() {
     let server = start(Options {
         lock_timeout: PATIENT,
@@ -346,6 +398,43 @@ fn the_status_has_these_fields_and_a_sample_for_every_five_seconds() {
 }
 
 #[test]
+fn the_status_of_a_server_with_a_store_has_these_fields_and_each_is_documented() {
+    let folder = TempDir::new().unwrap();
+    let server = stored(&folder);
+    assert_eq!(ask(&server, "/LOCK/KEYA/A").result(), "");
+    let store = status(&server).store.expect("it has one");
+    assert_eq!((store.commits, store.records, store.failures), (1, 1, 0));
+    assert!(store.bytes > Some(0), "{store:?}");
+    let p50 = store.commit_p50.expect("there was a commit");
+    assert!(!p50.is_zero() && Some(p50) <= store.commit_p99, "{store:?}");
+
+    let body = ask(&server, "/status").body;
+    let mut shown = serde_json::from_str::<Value>(&body).unwrap()["store"].take();
+    masked(&mut shown);
+    let expected = json!({
+        "kind": "file", "bytes": 0, "commits": 0, "records": 0, "failures": 0, "is_full": false,
+        "lag_seconds": 0, "commit_p50_seconds": 0, "commit_p99_seconds": 0
+    });
+    assert_eq!(shown, expected);
+    let path = folder.path().to_str().expect("UTF-8");
+    assert!(
+        !body.contains(path),
+        "where it is, is nobody's business: {body}"
+    );
+
+    let rows = LOOKING.lines().filter(|line| line.starts_with("| `store."));
+    let names = rows.flat_map(|row| {
+        let cell = row.split('|').nth(1).unwrap_or_default();
+        cell.split('`').skip(1).step_by(2)
+    });
+    let names = names.map(|name| name.trim_start_matches("store").trim_start_matches('.'));
+    let documented: BTreeSet<&str> = names.collect();
+    let mut fields: BTreeSet<&str> = BTreeSet::from(["last_error"]);
+    fields.extend(shown.as_object().unwrap().keys().map(String::as_str));
+    assert_eq!(documented, fields);
+}
+
+#[test]
 fn the_log_says_that_a_lease_ran_out_and_names_the_key_and_the_holder_escaped() {
     let folder = TempDir::new().unwrap();
     let log = folder.path().join("log");
@@ -419,7 +508,7 @@ fn promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist() {
     let [rules] = rules[..] else {
         panic!("one block of rules: {rules:?}");
     };
-    assert_eq!(rules.matches("- alert: ").count(), 5);
+    assert_eq!(rules.matches("- alert: ").count(), 7);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(&file, rules).unwrap();
     let path = file.path().to_str().expect("UTF-8");
@@ -431,7 +520,8 @@ fn promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist() {
     let words = LOOKING.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let names =
         words.filter(|word| word.starts_with("lock_server_") || word.starts_with("process_"));
-    let shown: Vec<&str> = SNAPSHOT.split([' ', '{', '\n']).collect();
+    let all = format!("{SNAPSHOT}{SNAPSHOT_OF_STORE}");
+    let shown: Vec<&str> = all.split([' ', '{', '\n']).collect();
     for name in names {
         assert!(shown.contains(&name), "{name}");
     }

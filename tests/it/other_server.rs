@@ -1,10 +1,12 @@
-//! Another server answers than the one that granted a lease: it was restarted, or two stand behind one address.
+//! Another server answers than the one that granted a lease: it was restarted, or two stand behind one address. The next
+//! run of a server with a store is not another one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::common::gateway::Gateway;
 use crate::common::program::{Outcome, program};
+use crate::common::scripted::{Runs, names};
 use crate::common::{PATIENCE, ask, ms, options, start, until};
 use lock_server::{Client, Error, Guard, LockOptions, Options, OtherServer, Server};
 
@@ -204,4 +206,78 @@ fn exec_says_that_another_server_answered_its_unlock() {
         outcome.stderr.contains(&two.gateway.port.to_string()),
         "{outcome:?}"
     );
+}
+
+fn client_of(runs: &Runs) -> Client {
+    Client::new("CLIENT_A", "127.0.0.1", runs.port)
+}
+
+#[test]
+fn a_lease_stands_at_the_next_run_of_its_store_and_is_renewed_there() {
+    let runs = Runs::of(names("one", Some("s")));
+    let client = client_of(&runs);
+    let lease = client.try_lock("KEYA").unwrap().expect("it is free");
+    runs.restart(names("two", Some("s")));
+    client.try_verify(&lease).expect("it stands");
+    let renewed = client.try_renew(&lease).expect("it stands");
+    // From then on it is that run's: also where something drops the name of the store.
+    runs.restart(names("two", None));
+    client.try_verify(&renewed).expect("it stands");
+    let renewed = client.try_renew(&renewed).expect("it stands");
+    let other = other_server(client.try_verify(&lease)).expect("it is named");
+    assert_eq!((&*other.granted_by, &*other.answered_by), ("one", "two"));
+    // One answer without that name does not make it a lease without a store.
+    runs.restart(names("three", Some("s")));
+    client.try_verify(&renewed).expect("it stands");
+    assert!(client.release(&renewed).unwrap());
+}
+
+#[test]
+fn where_the_store_differs_or_one_has_none_another_server_answers() {
+    for (before, after) in [(Some("s"), Some("t")), (Some("s"), None), (None, Some("s"))] {
+        let runs = Runs::of(names("one", before));
+        let client = client_of(&runs);
+        let lease = client.try_lock("KEYA").unwrap().expect("it is free");
+        runs.restart(names("two", after));
+        for answer in [
+            other_server(client.try_renew(&lease)),
+            other_server(client.try_verify(&lease)),
+            other_server(client.release(&lease)),
+        ] {
+            let other = answer.expect("it is named");
+            assert_eq!((&*other.granted_by, &*other.answered_by), ("one", "two"));
+        }
+    }
+}
+
+#[test]
+fn two_runs_of_one_store_are_never_taken_for_two_servers() {
+    let runs = Runs::of(names("one", Some("s")));
+    let client = client_of(&runs);
+    let guard = client.guard("KEYA").expect("it is free");
+    let told = is_told(&guard);
+    // As no two runs do, and as an answer that is late may look.
+    for run in ["two", "one", "two", "one", "two"] {
+        runs.restart(names(run, Some("s")));
+        assert!(client.ping());
+        guard.check().expect("it is held");
+    }
+    assert!(guard.release().unwrap() && !told.load(SeqCst));
+}
+
+#[test]
+fn a_guard_goes_on_at_the_next_run_of_its_store() {
+    let runs = Runs::of(names("one", Some("s")));
+    let guard = client_of(&runs).guard("KEYA").expect("it is free");
+    let told = is_told(&guard);
+    for run in ["two", "three"] {
+        runs.restart(names(run, Some("s")));
+        until("it is renewed there", || {
+            runs.asked("RENEW") > 0 || told.load(SeqCst)
+        });
+        guard.check().expect("it is held");
+    }
+    assert!(guard.is_held() && !told.load(SeqCst));
+    runs.lose_unlock();
+    assert!(guard.release().unwrap());
 }

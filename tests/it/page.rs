@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::{Options, Server};
+use lock_server::{Options, Server, StoreAddress};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -289,12 +289,23 @@ fn a_hold_that_ended_while_it_was_confirmed_is_not_broken_and_nor_is_the_next_on
 
 #[test]
 fn a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new_one() {
-    let Some(visit) = Visit::to(start(long())) else {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = Options {
+        store: Some(StoreAddress::File(folder.path().join("locks.db"))),
+        ..long()
+    };
+    let Some(visit) = Visit::to(start(stored)) else {
         return;
     };
     let browser = &visit.browser;
     visit.lock("KEYA", "CLIENT_A", "");
     visit.until_keys(&["KEYA"]);
+    // `/status` is asked each five seconds.
+    let store = "document.querySelector('#store').innerText";
+    browser.until(&format!(
+        "/^Store: file, \\d.* of the commits within \\d/.test({store})"
+    ));
+    let has_store = "document.querySelector('#store').checkVisibility()";
     let pid = process_of(&visit.server);
     kill(pid, Signal::SIGSTOP).unwrap();
     browser.until("document.querySelector('#state').innerText === 'No answer'");
@@ -304,6 +315,7 @@ fn a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new
             .text("[role=status]")
             .contains("The last answer came at ")
     );
+    assert!(!browser.is(has_store));
     let row = &visit.rows()[0];
     assert_eq!([&*row[2], &*row[3]], ["\u{2013}"; 2]);
     for id in ["keys-held", "uptime", "memory", "threads", "connections"] {
@@ -318,6 +330,7 @@ fn a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new
     browser.until("document.querySelector('#state').innerText === 'Serving'");
     browser.until(&format!("{ROWS}[0][3].startsWith('59 min')"));
     browser.until("document.querySelector('#keys-held').innerText === '1'");
+    browser.until(has_store);
 
     // The same, where a person wants it to stand still.
     browser.click("#pause");

@@ -1,4 +1,6 @@
-//! The verbs that look in: which keys are held, and one of them whole.
+//! The verbs that look in: which keys are held, one of them whole, and the file of a store.
+
+use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
 
@@ -124,4 +126,52 @@ impl Show {
             name: self.name.clone(),
         }
     }
+}
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "store",
+    description = "look into the file of a store, which no server uses just then",
+    usage = "check|dump PATH",
+    help_triggers("-h", "--help", "help"),
+    example = "\
+{command_name} check /var/lib/lock-server/locks.db
+{command_name} dump locks.db | jq -r '.holds[] | [.key, .requester] | @tsv'",
+    note = "\
+check compares everything in it with everything else, and prints one line, such
+as: locks.db: 3 holds, greatest fence 1463000000123456, format 1, ok
+dump prints one JSON object: store, format, greatest_fence, and holds with key,
+requester, fence, lock_timeout in seconds, note, slots and request_id.
+Both change nothing. A server keeps the file to itself: list and show ask it.
+PATH-wal belongs to the file. Where it is there, copy and move both.
+Exit codes: 0 printed, 1 it is no store, is damaged, of a later version, or in
+use, 2 wrong usage, 71 it could not be written."
+)]
+/// The arguments of `store`.
+pub struct StoreArgs {
+    /// check or dump
+    #[argh(positional, arg_name = "WHAT", from_str_fn(parse_look))]
+    pub look: StoreLook,
+
+    /// the file, as in --store file:PATH
+    #[argh(positional, arg_name = "PATH")]
+    pub path: PathBuf,
+}
+
+/// What to look for in the file of a store.
+#[derive(Clone, Copy)]
+pub enum StoreLook {
+    /// Whether it is sound.
+    Check,
+    /// Everything.
+    Dump,
+}
+
+fn parse_look(word: &str) -> Result<StoreLook, String> {
+    Ok(match word {
+        "check" => StoreLook::Check,
+        "dump" => StoreLook::Dump,
+        _ => return Err("give check or dump".into()),
+    })
 }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
-use lock_server::Options;
+use lock_server::{Options, StoreAddress};
 
-use crate::cli::parsers::{count, seconds, server_port};
+use crate::cli::parsers::{count, on_or_off, seconds, server_port, store};
 
 /// How to serve, whichever verb asks for it.
 pub struct ServerArgs {
@@ -38,7 +38,7 @@ macro_rules! server_verbs {
             classic_port: Option<u16>,
 
             /// let its clients in without a token
-            #[argh(switch)]
+            #[argh(switch, hidden_help)]
             classic_without_token: bool,
 
             /// another name to be asked for; repeatable
@@ -65,12 +65,20 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "FILE")]
             token_file: Option<PathBuf>,
 
+            /// keep locks in file:PATH, over restarts
+            #[argh(option, arg_name = "STORE", from_str_fn(store))]
+            store: Option<StoreAddress>,
+
+            /// off: faster; power failures lose locks
+            #[argh(option, arg_name = "ON|OFF", from_str_fn(on_or_off))]
+            store_sync: Option<bool>,
+
             /// more tries of a busy port; default 3
             #[argh(option, arg_name = "N", from_str_fn(count))]
             reconnect_attempts: Option<u32>,
 
             /// pause between these tries; default 1
-            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+            #[argh(option, hidden_help, arg_name = "SECONDS", from_str_fn(seconds))]
             time_between_attempts: Option<Duration>,
 
             /// longest lock to ask for; default 3600
@@ -119,6 +127,8 @@ macro_rules! server_verbs {
                     classic_without_token: args.classic_without_token
                         || defaults.classic_without_token,
                     token_file: args.token_file,
+                    store: args.store,
+                    store_sync: args.store_sync.unwrap_or(defaults.store_sync),
                     allow_shutdown: args.allow_shutdown || defaults.allow_shutdown,
                     allow_break: args.allow_break || defaults.allow_break,
                     reconnect_attempts: args
@@ -153,6 +163,7 @@ server_verbs! {
         example = "\
 {command_name}
 {command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5
+{command_name} --store file:/var/lib/locks.db    # locks outlive the server
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
 Logs to standard error, as LOCK_SERVER_LOG says; no pid file. Under systemd it
@@ -181,8 +192,8 @@ No log without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or
         description = "stop the server in the background, if there is one, and start it again",
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
-All locks are gone. Its options are those given here. Log and pid file: as for
-start and stop. Exit codes: 0 it serves, 1 it does not, 2 wrong usage."
+Locks are gone, but for those in a --store. Its options are those given here.
+Log and pid file: as for start. Exit codes: 0 it serves, 1 not, 2 wrong usage."
     )]
     /// The arguments of `restart`.
     Restart

@@ -20,7 +20,7 @@ impl Trouble {
             Error::Unreachable { .. } => Trouble::Away(explain(error)),
             Error::Interrupted { source, .. } => Trouble::Silent(source.to_string()),
             Error::Refused {
-                reason: Refusal::Full | Refusal::Stopping,
+                reason: Refusal::Full | Refusal::StoreFull | Refusal::Stopping,
                 message,
                 ..
             } => Trouble::Busy(message.clone()),

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::times::{rfc3339, seconds, some_seconds};
+use super::times::{rfc3339, seconds, some_fine_seconds, some_seconds};
 
 /// How the server does: `GET /status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct StatusReport {
     pub may_break: bool,
     /// What has happened since the start.
     pub totals: Totals,
+    /// Where locks are kept, so that they outlive the server. `None` if they end with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreReport>,
     /// The last ten minutes, a sample for every five seconds, the oldest one first.
     pub history: Vec<Sample>,
 }
@@ -68,6 +71,50 @@ pub struct Totals {
     pub broken: u64,
     /// LOCKs that waited until their patience was over. One that tries once does not wait.
     pub timed_out: u64,
+}
+
+/// How the store of a server does. Counts are those since the server began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StoreReport {
+    /// `file`. Which one is said by the server's log alone: who may look in need not know where the server has its files.
+    pub kind: String,
+    /// How large its files are, in bytes. `None` if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Batches that were stored.
+    pub commits: u64,
+    /// Records that were stored, each the state of one grant.
+    pub records: u64,
+    /// Batches that could not be stored. One with something that has to be stored is tried again each 0.1 s, and counts
+    /// each time.
+    pub failures: u64,
+    /// Whether LOCKs are refused now, with `store-full`, since there was no room in the last second.
+    pub is_full: bool,
+    /// What the store said when it could not store a batch, the last time. `None` if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// How long ago the oldest change was decided that is not stored yet: so long has its client waited for an answer. 0
+    /// if everything is stored.
+    #[serde(rename = "lag_seconds", with = "seconds")]
+    pub lag: Duration,
+    /// How long half of the commits of the last ten minutes took at the most: an estimate, made of counts, in JSON in
+    /// seconds with six decimals. `None` if there were none.
+    #[serde(
+        default,
+        rename = "commit_p50_seconds",
+        with = "some_fine_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub commit_p50: Option<Duration>,
+    /// The same of 99 of 100.
+    #[serde(
+        default,
+        rename = "commit_p99_seconds",
+        with = "some_fine_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub commit_p99: Option<Duration>,
 }
 
 /// What happened in some seconds.

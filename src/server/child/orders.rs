@@ -16,8 +16,8 @@ use crate::options::Options;
 use crate::server::listen::MOST_ADDRESSES;
 use crate::server::serve::Listeners;
 
-/// More than any message takes: there are at most 33 hosts of 253 bytes and a path of 4,096, and the rest are numbers.
-const LONGEST: usize = 16 * 1024;
+/// More than any message takes: there are at most 33 hosts of 253 bytes and two paths of 4,096, and the rest are numbers.
+const LONGEST: usize = 20 * 1024;
 
 /// The descriptors that may be sent along: two listeners for each address, and the parent.
 const MOST_DESCRIPTORS: usize = 2 * MOST_ADDRESSES + 1;
@@ -175,6 +175,8 @@ fn encode(options: &Options) -> String {
         max_waiters,
         max_keys,
         log_to,
+        store,
+        store_sync,
     } = options;
     let nanos = |time: Duration| time.as_nanos().to_string();
     let or_none = |text: Option<String>| text.unwrap_or_default();
@@ -198,6 +200,9 @@ fn encode(options: &Options) -> String {
         max_waiters.to_string(),
         max_keys.to_string(),
         log_to.is_some().to_string(),
+        // Its path, too.
+        or_none(store.as_ref().map(ToString::to_string)),
+        store_sync.to_string(),
         // None has a blank in it.
         allowed_hosts.join(" "),
         host.clone(),
@@ -206,7 +211,7 @@ fn encode(options: &Options) -> String {
 }
 
 fn decode(text: &str) -> Option<Options> {
-    let mut lines = text.splitn(16, '\n');
+    let mut lines = text.splitn(18, '\n');
     let mut next = || lines.next();
     let nanos = |line: &str| {
         let nanos: u128 = line.parse().ok()?;
@@ -231,6 +236,11 @@ fn decode(text: &str) -> Option<Options> {
         max_keys: next()?.parse().ok()?,
         // It stands on standard error by now.
         log_to: (next()? == "true").then(Default::default),
+        store: or_none(next()?)
+            .map(|store| store.parse())
+            .transpose()
+            .ok()?,
+        store_sync: next()?.parse().ok()?,
         allowed_hosts: next()?.split_whitespace().map(String::from).collect(),
         host: next()?.into(),
         ..Options::default()
@@ -240,6 +250,7 @@ fn decode(text: &str) -> Option<Options> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::StoreAddress;
 
     #[test]
     fn options_arrive_as_they_were_sent() {
@@ -261,6 +272,8 @@ mod tests {
             max_waiters: 7,
             max_keys: usize::MAX,
             log_to: Some(Default::default()),
+            store: Some(StoreAddress::File("/var/lib/lock server/locks.db".into())),
+            store_sync: false,
             ..Options::default()
         };
         for options in [plain, odd] {

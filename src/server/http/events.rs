@@ -113,7 +113,7 @@ impl EventStreams {
             })?;
         let feed = manager.read_along(prefix);
         let mut reader = Reader::new(stream, feed);
-        let introduction = introduction(&self.handler.server);
+        let introduction = introduction(&self.handler.names.server);
         reader.keep([&head, introduction.as_bytes()].concat().into());
         if reader.send().is_err() {
             // Its client has gone already.

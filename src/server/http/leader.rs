@@ -158,6 +158,7 @@ impl Http {
             return self.events.open(exchange, prefix);
         }
         let (handler, begun) = (&self.handler, Instant::now());
+        let times_taken_back = handler.manager.times_taken_back();
         let mut exchange = Some(exchange);
         let mut parked = None;
         let reply = handler.answer(request, caller, |pending| {
@@ -172,7 +173,11 @@ impl Http {
                 if request.verb.row().is_slow {
                     self.pace.add(begun.elapsed(), Instant::now());
                 }
-                exchange.answer(&handler.with_process(reply, request.verb, from));
+                let reply = handler.with_process(reply, request.verb, from);
+                match handler.waits_for_store(request.verb, &reply) {
+                    true => self.answer_once_stored(exchange, reply, times_taken_back),
+                    false => exchange.answer(&reply),
+                }
             }
             (_, _, Some(parked)) => self.park(parked),
             _ => unreachable!("a request without a reply waits"),

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::{Http, Task};
 use crate::manager::{Answerer, Outcome, Pending, Waiter};
+use crate::protocol::{Reply, Verb};
 use crate::server::poller::Watched;
 use crate::server::tiny::Exchange;
 
@@ -113,9 +114,28 @@ impl Parked {
     }
 
     /// What the worker does.
-    pub fn wait_and_answer(&self) {
-        let outcome = self.http.handler.manager.wait(&self.pending);
-        self.answer(&outcome);
+    pub fn wait_and_answer(self: &Arc<Self>) {
+        let manager = &self.http.handler.manager;
+        let outcome = manager.wait(&self.pending);
+        let is_told_now = !manager.has_store() || !outcome.tells_of_hold();
+        match is_told_now {
+            true => self.answer(&outcome),
+            // Another thread may have taken the exchange by then.
+            false => self.answer_once_stored(outcome),
+        }
+    }
+
+    fn answer_once_stored(self: &Arc<Self>, outcome: Outcome) {
+        let parked = self.clone();
+        let later = move |outcome| {
+            if let Some((exchange, reply)) = parked.take_reply(&outcome) {
+                parked.http.write_soon(exchange, reply);
+            }
+        };
+        let manager = &self.http.handler.manager;
+        if let Some(outcome) = manager.once_stored(outcome, later) {
+            self.answer(&outcome);
+        }
     }
 
     /// Does without a worker, where the system has no thread left.
@@ -136,18 +156,29 @@ impl Parked {
         let exchange = self.attendance.lock().take();
         // Here nobody waits for a client that does not read.
         if let Some(exchange) = exchange.filter(|exchange| !exchange.is_blocked()) {
-            exchange.answer(&reply);
+            match self.http.handler.waits_for_store(Verb::Lock, &reply) {
+                true => self.http.answer_once_stored(exchange, reply, u64::MAX),
+                false => exchange.answer(&reply),
+            }
         }
     }
 
     /// Answers the outcome, if no other thread does.
     fn answer(&self, outcome: &Outcome) {
-        let Some(exchange) = self.attendance.lock().take() else {
-            return;
-        };
-        match self.http.handler.outcome_reply(outcome) {
-            Some(reply) => exchange.answer(&reply),
-            None => exchange.abandon(),
+        if let Some((exchange, reply)) = self.take_reply(outcome) {
+            exchange.answer(&reply);
+        }
+    }
+
+    /// The reply to be sent, if no other thread sends it, and its client has not gone.
+    fn take_reply(&self, outcome: &Outcome) -> Option<(Exchange, Reply)> {
+        let exchange = self.attendance.lock().take()?;
+        match self.http.handler.outcome_reply(self.pending.key(), outcome) {
+            Some(reply) => Some((exchange, reply)),
+            None => {
+                exchange.abandon();
+                None
+            }
         }
     }
 }

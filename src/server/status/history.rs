@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::manager::{Moment, Statistics};
+use crate::manager::{Histogram, Moment, Statistics};
 use crate::protocol::json::Sample;
 use crate::table::Size;
 
@@ -23,6 +23,8 @@ pub(super) struct History {
     /// What had happened by the end of the last one, and when that was.
     last: Statistics,
     last_at: Instant,
+    /// How long all commits had taken by the end of each sample. Empty without a store.
+    commit_times: VecDeque<Histogram>,
     /// How many leases had run out when that was last said, and when it may be said again.
     told: u64,
     next_notice: Instant,
@@ -34,6 +36,7 @@ impl History {
             samples: VecDeque::with_capacity(MOST_SAMPLES),
             last: Statistics::default(),
             last_at: now,
+            commit_times: VecDeque::new(),
             told: 0,
             next_notice: now,
         }
@@ -49,8 +52,28 @@ impl History {
         now.saturating_duration_since(self.last_at) >= SAMPLE
     }
 
-    /// Ends a sample.
-    pub fn record(&mut self, now: Moment, size: Size, statistics: Statistics) {
+    /// Of all commits, those of the last ten minutes.
+    pub fn latest_commits(&self, all: Histogram) -> Histogram {
+        match self.commit_times.front() {
+            Some(before) if self.commit_times.len() == MOST_SAMPLES => all.since(before),
+            _ => all,
+        }
+    }
+
+    /// Ends a sample. With a store, also with how long all commits have taken.
+    pub fn record(
+        &mut self,
+        now: Moment,
+        size: Size,
+        statistics: Statistics,
+        commit_times: Option<Histogram>,
+    ) {
+        if let Some(commit_times) = commit_times {
+            if self.commit_times.len() == MOST_SAMPLES {
+                self.commit_times.pop_front();
+            }
+            self.commit_times.push_back(commit_times);
+        }
         let waits = statistics.waits.since(&self.last.waits);
         if self.samples.len() == MOST_SAMPLES {
             self.samples.pop_front();
@@ -124,7 +147,7 @@ mod tests {
                 repeated: 7 * number,
                 ..Statistics::default()
             };
-            history.record(later(begin, 5 * number), SIZE, statistics);
+            history.record(later(begin, 5 * number), SIZE, statistics, None);
         }
         let samples = history.samples();
         assert_eq!(samples.len(), 120);
@@ -135,6 +158,24 @@ mod tests {
             assert_eq!(sample.length, Duration::from_secs(5));
             assert_eq!((sample.wait_p50, sample.wait_p99), (None, None));
         }
+    }
+
+    /// With the buckets of waits: how many there are is what counts here.
+    #[test]
+    fn commits_are_those_of_the_last_ten_minutes() {
+        let begin = Moment::now();
+        let mut history = History::begin(begin.instant);
+        let mut all = Histogram::default();
+        for number in 1..=130 {
+            all.counts[0] += 1;
+            if number == 119 {
+                assert_eq!(history.latest_commits(all).count(), 119);
+            }
+            let now = later(begin, 5 * number);
+            history.record(now, SIZE, Statistics::default(), Some(all));
+        }
+        all.counts[0] += 1;
+        assert_eq!(history.latest_commits(all).count(), 120);
     }
 
     #[test]
@@ -156,7 +197,7 @@ mod tests {
                 _ => expired(count, &format!("K{count}")),
             };
             let now = later(begin, at);
-            history.record(now, SIZE, statistics);
+            history.record(now, SIZE, statistics, None);
             told.extend(history.notice(now.instant).map(|line| (at, line)));
         }
         let line = |text: &str| text.to_string();

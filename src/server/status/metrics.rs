@@ -12,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::process::ProcessFigures;
-use crate::manager::{BOUNDS, Histogram, Statistics};
+use crate::manager::{Histogram, Statistics, StoreState, StoreStatistics};
 use crate::table::{Limits, Size};
 
 pub(super) use prometheus_text::CONTENT_TYPE;
@@ -24,6 +24,8 @@ pub(super) struct Scrape {
     pub size: Size,
     pub limits: Limits,
     pub statistics: Statistics,
+    /// `None` without a store.
+    pub store: Option<(StoreState, StoreStatistics)>,
     pub connections: usize,
     pub event_streams: usize,
     pub answers: Vec<(&'static str, u16, u64)>,
@@ -133,6 +135,24 @@ impl Scrape {
             refusals,
         )
     }
+
+    fn encode_store(&self, to: &mut Families) -> fmt::Result {
+        let Some((store, of)) = &self.store else {
+            return Ok(());
+        };
+        if let Some(bytes) = of.bytes {
+            to.gauge("store_bytes", "Size of the store's files.", bytes)?;
+        }
+        let help = "How long the oldest change has waited that is not stored.";
+        to.gauge("store_lag_seconds", help, store.lag.as_secs_f64())?;
+        to.counter("store_commits", "Batches that were stored.", of.commits)?;
+        let help = "Records that were stored, each the state of one grant.";
+        to.counter("store_records", help, of.records)?;
+        let help = "Batches that could not be stored, each time that it was tried.";
+        to.counter("store_failures", help, of.failures)?;
+        let help = "How long it took to store a batch.";
+        to.histogram("store_commit_seconds", help, &of.commit_times)
+    }
 }
 
 impl Collector for Scrape {
@@ -141,7 +161,8 @@ impl Collector for Scrape {
         self.encode_state(&mut families)?;
         self.encode_locks(&mut families)?;
         self.encode_times(&mut families)?;
-        self.encode_requests(&mut families)
+        self.encode_requests(&mut families)?;
+        self.encode_store(&mut families)
     }
 }
 
@@ -232,7 +253,8 @@ impl Families<'_> {
         let mut family = self
             .0
             .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        let bounds = BOUNDS
+        let bounds = times
+            .bounds
             .iter()
             .map(Duration::as_secs_f64)
             .chain([f64::INFINITY]);

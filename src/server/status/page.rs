@@ -5,8 +5,8 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-use crate::protocol::json::StatusReport;
 use crate::protocol::json::times::rfc3339::timestamp;
+use crate::protocol::json::{StatusReport, StoreReport};
 
 /// One file: text, styles and script. `{{…}}` are the places of what [`render`] writes.
 const FILE: &str = include_str!("page.html");
@@ -18,7 +18,7 @@ pub(crate) const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 /// is part of the file: without one, browsers ask for /favicon.ico.
 pub(crate) const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "script-src 'sha256-Od9fFC34AyWLvlp8YSmskW4YIPdCDl4Ea4BusbYctIk='; ",
+    "script-src 'sha256-A0uPCh0m0BotG9IRUwi8RCqpqNbpIDHMBsoFaCfg9nQ='; ",
     "style-src 'sha256-rvhmp5upjO1grELT1/FQbYDswpA/pd6DtOnCQDegA0s='; ",
     "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 );
@@ -59,6 +59,7 @@ fn fill(page: &mut String, place: &str, report: &StatusReport, rows: &[PageRow])
         "STATE" => page.write_str("Serving"),
         "NOW" => write!(page, "{}", timestamp(report.now).strftime("%F %T UTC")),
         "FACTS" => write_facts(page, report),
+        "STORE" => write_store(page, report.store.as_ref()),
         "CAPTION" => write_caption(page, report, rows.len()),
         "ROWS" => rows
             .iter()
@@ -88,6 +89,33 @@ fn write_facts(page: &mut String, report: &StatusReport) -> fmt::Result {
     })
 }
 
+/// One line. Empty and hidden without a store: a server may have one after its next start.
+fn write_store(page: &mut String, store: Option<&StoreReport>) -> fmt::Result {
+    let Some(store) = store else {
+        return page.write_str("<p id=\"store\" class=\"hint\" hidden></p>");
+    };
+    let class = if store.is_full { "low" } else { "hint" };
+    write!(
+        page,
+        "<p id=\"store\" class=\"{class}\">Store: {}",
+        store.kind
+    )?;
+    if let Some(bytes) = store.bytes {
+        write!(page, ", {}", Bytes(bytes))?;
+    }
+    if let (Some(p50), Some(p99)) = (store.commit_p50, store.commit_p99) {
+        let (p50, p99) = (Short(p50), Short(p99));
+        write!(
+            page,
+            ", half of the commits within {p50}, 99 % within {p99}"
+        )?;
+    }
+    page.write_str(match store.is_full {
+        true => ". It is full: nothing is granted until it has room.</p>",
+        false => ".</p>",
+    })
+}
+
 /// As a person reads it, with three digits or four.
 struct Bytes(u64);
 
@@ -95,6 +123,7 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let megabytes = self.0 as f64 / 1e6;
         match megabytes {
+            ..1.0 => write!(f, "{:.0} kB", megabytes * 1000.0),
             ..100.0 => write!(f, "{megabytes:.1} MB"),
             ..1000.0 => write!(f, "{megabytes:.0} MB"),
             _ => write!(f, "{:.1} GB", megabytes / 1000.0),
@@ -202,6 +231,20 @@ impl fmt::Display for Span {
     }
 }
 
+/// The same, where it may be less than a second: `0.2 ms`, `41 ms`.
+struct Short(Duration);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let milliseconds = self.0.as_secs_f64() * 1000.0;
+        match milliseconds {
+            ..9.95 => write!(f, "{milliseconds:.1} ms"),
+            ..999.5 => write!(f, "{milliseconds:.0} ms"),
+            _ => Span(self.0).fmt(f),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
@@ -232,6 +275,7 @@ mod tests {
             event_streams: 0,
             may_break: false,
             totals: Totals::default(),
+            store: None,
             history: Vec::new(),
         }
     }
@@ -293,6 +337,29 @@ mod tests {
             assert!(page.contains(text), "no {text}");
         }
         assert!(!page.contains("{{"));
+    }
+
+    #[test]
+    fn a_store_has_one_line_and_a_server_without_one_has_none() {
+        assert!(render(&report(), &[]).contains("<p id=\"store\" class=\"hint\" hidden></p>"));
+        let mut store = StoreReport {
+            kind: "file".into(),
+            bytes: Some(28_672),
+            ..StoreReport::default()
+        };
+        let page = |store: &StoreReport| {
+            let store = Some(store.clone());
+            render(&StatusReport { store, ..report() }, &[])
+        };
+        assert!(page(&store).contains("<p id=\"store\" class=\"hint\">Store: file, 29 kB.</p>"));
+        store.bytes = Some(1_234_567);
+        store.commit_p50 = Some(Duration::from_micros(230));
+        store.commit_p99 = Some(Duration::from_millis(41));
+        store.is_full = true;
+        assert!(page(&store).contains(
+            "<p id=\"store\" class=\"low\">Store: file, 1.2 MB, half of the commits within 0.2 ms, 99 % within 41 ms. \
+             It is full: nothing is granted until it has room.</p>"
+        ));
     }
 
     #[test]

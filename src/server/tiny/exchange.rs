@@ -11,7 +11,7 @@ use tiny_http::Request;
 use super::body;
 use super::instance::Instance;
 use super::sockets::{OwnedConnection, SocketPair};
-use crate::protocol::{self, Reply};
+use crate::protocol::{self, Reply, ServerNames};
 
 /// A request that is being served, the first of its connection's pipeline. Dropped, it lets the next one be served;
 /// dropped without an answer, it ends the connection.
@@ -164,7 +164,7 @@ impl Exchange {
         let ExchangeState::Parked(way_back) = &self.state else {
             return Err(self.into());
         };
-        let head = way_back.bytes(reply, &self.instance.server, Some("close"));
+        let head = way_back.bytes(reply, &self.instance.names, Some("close"));
         let exchange = self;
         Ok((
             AnswerStream {
@@ -217,7 +217,7 @@ impl Exchange {
 
     fn write(&mut self, reply: &Reply) {
         if let ExchangeState::Parked(way_back) = self.take_state()
-            && let Err(error) = way_back.write(reply, &self.instance.server)
+            && let Err(error) = way_back.write(reply, &self.instance.names)
         {
             log::debug!("{} did not take its answer: {error}", self.client);
             // A part of it may have been written: nothing that comes after could be understood.
@@ -259,16 +259,16 @@ impl WayBack {
         }
     }
 
-    /// Writes the reply, as of this run of a server. An error if the client did not take it.
-    fn write(mut self, reply: &Reply, server: &str) -> io::Result<()> {
-        let bytes = self.bytes(reply, server, self.connection);
+    /// Writes the reply of the server of those names. An error if the client did not take it.
+    fn write(mut self, reply: &Reply, names: &ServerNames) -> io::Result<()> {
+        let bytes = self.bytes(reply, names, self.connection);
         self.writer.write_all(&bytes)?;
         self.writer.flush()
     }
 
-    fn bytes(&self, reply: &Reply, server: &str, connection: Option<&str>) -> Vec<u8> {
+    fn bytes(&self, reply: &Reply, names: &ServerNames, connection: Option<&str>) -> Vec<u8> {
         log::trace!("{} {}", self.name, reply.status as u16);
-        reply.to_bytes(server, connection, self.echo.as_deref(), self.head)
+        reply.to_bytes(names, connection, self.echo.as_deref(), self.head)
     }
 }
 

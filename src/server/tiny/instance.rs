@@ -22,6 +22,7 @@ use super::body;
 use super::sockets::{ListenerId, Sockets};
 use super::unfinished::Activity;
 use crate::memory::{shrink_map, shrink_queue};
+use crate::protocol::ServerNames;
 
 /// How long [`Instance::take`] looks for the next request before it sleeps. To wake it takes some 20 µs where
 /// the processor sleeps too; and where others want to run, they do meanwhile.
@@ -30,8 +31,8 @@ const POLL: Duration = Duration::from_micros(50);
 pub(in crate::server) struct Instance {
     tiny: tiny_http::Server,
     pub(super) sockets: Arc<Sockets>,
-    /// What this run of the server is called.
-    pub(super) server: Arc<str>,
+    /// Stand in each answer.
+    pub(super) names: ServerNames,
     pipelines: Pipelines,
     /// The clients whose bodies are read, each since when.
     bodies: Mutex<HashMap<SocketAddr, Instant>>,
@@ -56,7 +57,7 @@ impl Instance {
     pub(super) fn open(
         listener: &TcpListener,
         sockets: Arc<Sockets>,
-        server: Arc<str>,
+        names: ServerNames,
     ) -> io::Result<Arc<Self>> {
         let listener = listener.try_clone()?;
         let own = ListenerId::of(&listener);
@@ -65,7 +66,7 @@ impl Instance {
         Ok(Arc::new(Instance {
             tiny,
             sockets,
-            server,
+            names,
             pipelines: Pipelines::default(),
             bodies: Mutex::default(),
             listener: own,

@@ -1,0 +1,282 @@
+//! What is decided is stored in batches, by one thread, and answers wait for it. Without a store nothing of this happens.
+//!
+//! Decisions are made under the mutex as without a store, and leave a mark with each grant that they change. The thread
+//! takes the marks, reads from the table what those grants have become, and has the store keep that: so a batch is what
+//! all decisions up to one instant have led to, with one record for each grant. An answer waits for the batch that has
+//! everything that was decided before it, whatever it says: one that only reads may tell of a grant that is not stored.
+//!
+//! Until that is done no time passes for leases: a hold whose grant is not stored does not end, nor does anybody follow it.
+//! A lease counts from when its grant was stored.
+
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::MutexGuard;
+
+use super::statistics::{StoreState, StoreStatistics};
+use super::unstored::HAS_STORE;
+use super::{LockManager, State};
+use crate::lease::{self, Claim, Fence, Grant, LeaseView};
+use crate::store::{Recovered, Store, StoreError, StoredHold};
+use crate::table::LockTable;
+
+/// How long until what has to be stored is tried again where there was no room.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long after the last time it is logged again that there is no room.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
+
+/// A store may need more depth than the time keeper: SQLite's.
+const STORE_STACK: usize = 512 * 1024;
+
+/// How far the wall clock may be ahead of the stored fences for fences to begin there: ten years, in microseconds. A start
+/// under a clock that is wrong would else use up for good all that there are.
+const MOST_AHEAD: Fence = 10 * 365 * 24 * 60 * 60 * 1_000_000;
+
+/// A store, and what it held when it was opened.
+pub(crate) struct OpenStore {
+    pub store: Box<dyn Store>,
+    pub recovered: Recovered,
+    /// Called where nothing can be stored any more, with what the store says.
+    pub lost: Box<dyn FnOnce(StoreError) + Send>,
+}
+
+impl LockManager {
+    /// Has a thread store what is decided, until [`end_store`](Self::end_store).
+    pub(super) fn store_in(
+        self: &Arc<Self>,
+        mut store: Box<dyn Store>,
+        lost: Box<dyn FnOnce(StoreError) + Send>,
+    ) -> std::io::Result<()> {
+        let size = store.size();
+        let mut state = self.state.lock();
+        state.unstored.as_mut().expect(HAS_STORE).statistics.bytes = size;
+        drop(state);
+        let manager = self.clone();
+        let work = move || {
+            // Whatever it fails of: nobody may wait for it in vain.
+            let stored = panic::catch_unwind(AssertUnwindSafe(|| manager.store_all(&mut *store)));
+            let stored = stored.unwrap_or(Err(StoreError::Panicked));
+            if let Err(error) = &stored {
+                manager.lose_store(error);
+            }
+            // Another server may have it from now on.
+            drop(store);
+            if let Err(error) = stored {
+                lost(error);
+            }
+            manager.note_end_of_store();
+        };
+        thread::Builder::new()
+            .name("lock-store".into())
+            .stack_size(STORE_STACK)
+            .spawn(work)
+            .map(drop)
+    }
+
+    /// Has what is decided stored, and the store closed, by then. Nothing is decided any more.
+    pub fn end_store(&self, until: Instant) {
+        let mut state = self.state.lock();
+        let Some(unstored) = state.unstored.as_mut() else {
+            return;
+        };
+        unstored.is_ending = true;
+        self.decided.notify_one();
+        let has_ended = |state: &State| {
+            let unstored = state.unstored.as_ref();
+            unstored.is_none_or(|unstored| unstored.has_ended)
+        };
+        while !has_ended(&state) && !self.store_ended.wait_until(&mut state, until).timed_out() {}
+    }
+
+    /// Nobody is told any more of what may not be stored.
+    fn lose_store(&self, error: &StoreError) {
+        let mut state = self.state.lock();
+        let unstored = state.unstored.as_mut().expect(HAS_STORE);
+        unstored.statistics.last_error = Some(error.to_string());
+        unstored.is_lost = true;
+        let never = mem::take(&mut unstored.answers);
+        drop(state);
+        // Each ends its connection, for which the mutex is not needed.
+        drop(never);
+    }
+
+    fn note_end_of_store(&self) {
+        let mut state = self.state.lock();
+        let unstored = state.unstored.as_mut().expect(HAS_STORE);
+        unstored.has_ended = true;
+        // What is decided from now on is not stored any more.
+        unstored.is_lost = true;
+        let never = mem::take(&mut unstored.answers);
+        drop(state);
+        self.store_ended.notify_all();
+        drop(never);
+    }
+
+    /// Calls `answer` once everything is stored that was decided before; or returns the value, where that is so already.
+    /// Where the store is lost, the value is dropped: nobody may be told.
+    pub fn once_stored<T: Send + 'static>(
+        &self,
+        value: T,
+        answer: impl FnOnce(T) + Send + 'static,
+    ) -> Option<T> {
+        let mut state = self.state.lock();
+        let Some(unstored) = state.unstored.as_mut() else {
+            return Some(value);
+        };
+        if unstored.is_lost {
+            drop(state);
+            return None;
+        }
+        if unstored.is_all_stored() {
+            return Some(value);
+        }
+        let made = unstored.made;
+        unstored
+            .answers
+            .push_back((made, Box::new(|| answer(value))));
+        None
+    }
+
+    /// Blocks until everything is stored that was decided before. `false` where the store is lost.
+    pub fn wait_until_stored(&self) -> bool {
+        let (send, stored) = std::sync::mpsc::channel();
+        let now = self.once_stored(send, |send| {
+            // It is waited for.
+            let _ = send.send(());
+        });
+        now.is_some() || stored.recv().is_ok()
+    }
+
+    /// Whether there is a store.
+    pub fn has_store(&self) -> bool {
+        self.has_store
+    }
+
+    /// How many times there was no room in the store, and something was taken back.
+    pub fn times_taken_back(&self) -> u64 {
+        if !self.has_store {
+            return 0;
+        }
+        let state = self.state.lock();
+        let unstored = state.unstored.as_ref();
+        unstored.map_or(0, |unstored| unstored.times_taken_back)
+    }
+
+    /// Whether there was no room in the store for a grant, or for a renewal of it, so that nobody may be told of it.
+    /// `times` is what [`times_taken_back`](Self::times_taken_back) was before the question was asked.
+    pub fn was_taken_back(&self, fence: Fence, times: u64) -> bool {
+        if !self.has_store {
+            return false;
+        }
+        let state = self.state.lock();
+        let unstored = state.unstored.as_ref();
+        unstored.is_some_and(|unstored| unstored.was_taken_back(fence, times))
+    }
+
+    /// The grant that one was given who waited, as it stands now: with a store, its lease began when it was stored.
+    pub fn view_of_waited(&self, key: &str, grant: Grant) -> LeaseView {
+        if !self.has_store {
+            return self.view(grant);
+        }
+        let state = self.state.lock();
+        let now = state
+            .table
+            .hold_under(key, grant.fence)
+            .map(|hold| hold.grant());
+        drop(state);
+        self.view(now.unwrap_or(grant))
+    }
+
+    /// How the store does, and what it has done, at one instant. `None` without one.
+    pub fn store_statistics(&self) -> Option<(StoreState, StoreStatistics)> {
+        let state = self.state.lock();
+        let unstored = state.unstored.as_ref()?;
+        let now = Instant::now();
+        let store = StoreState {
+            is_full: unstored.no_room_until.is_some_and(|until| now < until),
+            lag: now.saturating_duration_since(unstored.time(now)),
+        };
+        Some((store, unstored.statistics.clone()))
+    }
+
+    fn store_all(&self, store: &mut dyn Store) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        loop {
+            let Some((marks, batch)) = state.take_batch(Instant::now()) else {
+                if state.unstored.as_ref().expect(HAS_STORE).is_ending {
+                    return Ok(());
+                }
+                self.decided.wait(&mut state);
+                continue;
+            };
+            let begun = Instant::now();
+            let (committed, bytes) = MutexGuard::unlocked(&mut state, || {
+                let committed = match batch.records.is_empty() {
+                    true => Ok(()),
+                    false => store.commit(&batch),
+                };
+                (committed, store.size())
+            });
+            let now = Instant::now();
+            let unstored = state.unstored.as_mut().expect(HAS_STORE);
+            let statistics = &mut unstored.statistics;
+            statistics.bytes = bytes;
+            match committed {
+                Ok(()) => {
+                    if !batch.records.is_empty() {
+                        statistics.commits += 1;
+                        statistics.records += batch.records.len() as u64;
+                        statistics.commit_times.add(now - begun);
+                    }
+                    let answers = state.stored(&marks, now);
+                    // Time goes on, and so may leases end that were to end meanwhile.
+                    self.clock.notify_one();
+                    MutexGuard::unlocked(&mut state, || {
+                        answers.into_iter().for_each(|answer| answer())
+                    });
+                }
+                Err(error @ StoreError::Full) if !unstored.is_ending => {
+                    statistics.failures += 1;
+                    statistics.last_error = Some(error.to_string());
+                    let before = unstored.no_room_until;
+                    if before.is_none_or(|before| before + LOG_AGAIN < now) {
+                        log::error!("{error}; nothing is granted until there is");
+                    }
+                    state.take_back(marks, now);
+                    MutexGuard::unlocked(&mut state, || thread::sleep(TRY_AGAIN));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The table of an earlier run: every hold begins its full lease now.
+pub(super) fn restore<W>(table: &mut LockTable<W>, holds: Vec<StoredHold>) {
+    let now = Instant::now();
+    for hold in holds {
+        let claim = Claim {
+            requester: hold.requester,
+            request_id: hold.request_id,
+            note: hold.note,
+            lock_timeout: hold.lock_timeout.into(),
+            slots: hold.slots,
+        };
+        table.restore(now, hold.key, claim, hold.fence);
+    }
+}
+
+/// Where fences begin: above all that were ever given out. The wall clock is a floor, for a store that is new or was put
+/// back from a copy.
+pub(super) fn first_fence(greatest: Option<Fence>, started: SystemTime) -> Fence {
+    let floor = lease::first_fence(started);
+    match greatest {
+        None => floor,
+        Some(greatest) if floor > greatest && floor - greatest <= MOST_AHEAD => floor,
+        Some(greatest) => greatest + 1,
+    }
+}

@@ -1,0 +1,71 @@
+//! The thread that ends each lease when its time has come, and keeps the end of a wait that keeps others from a key.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
+
+use super::{Answerer, LockManager, State};
+
+/// How often lapsed keys that nobody asks for are looked for, to free their memory.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// How many of them go at once, so that a million lapsing together delay nobody by a millisecond.
+pub(super) const SWEEP_BATCH: usize = 1000;
+
+impl LockManager {
+    /// Ends each lease when its time has come, with no request needed.
+    pub(super) fn keep_time(&self) {
+        let mut state = self.state.lock();
+        while !state.stopping {
+            let now = Instant::now();
+            let time = state.time(now);
+            // The store comes first: each end is one more thing to be stored.
+            let batch = if state.is_behind_store() {
+                0
+            } else {
+                SWEEP_BATCH
+            };
+            let swept = batch == 0 || state.table.expire(time, batch);
+            state.settle(time);
+            let is_done = swept && !state.table.is_behind();
+            if state.has_unstored() {
+                self.decided.notify_one();
+            }
+            let notifications = state.take_notifications();
+            if !notifications.is_empty() || !is_done {
+                MutexGuard::unlocked_fair(&mut state, || {
+                    notifications.deliver(Answerer::AnotherThread);
+                });
+                continue;
+            }
+            let sweep = (!state.table.is_empty()).then(|| now + SWEEP_EVERY);
+            state.alarm = state.table.next_hand_over().into_iter().chain(sweep).min();
+            if state.time(now) < now || batch == 0 {
+                // Until that is stored no lease ends, and then this thread is woken.
+                state.alarm = sweep;
+            }
+            match state.alarm {
+                Some(alarm) => {
+                    self.clock.wait_until(&mut state, alarm);
+                }
+                None => self.clock.wait(&mut state),
+            }
+        }
+    }
+}
+
+impl State {
+    /// Whether the time keeper would sleep too long. It is notified once for each earlier appointment.
+    pub(super) fn next_alarm_is_earlier(&mut self) -> bool {
+        let next = match self.table.next_hand_over() {
+            Some(end) => end,
+            None if self.alarm.is_none() && !self.table.is_empty() => Instant::now() + SWEEP_EVERY,
+            None => return false,
+        };
+        let earlier = self.alarm.is_none_or(|alarm| next < alarm);
+        if earlier {
+            self.alarm = Some(next);
+        }
+        earlier
+    }
+}

@@ -1,0 +1,325 @@
+//! What is decided and not stored yet, and who waits for that. Kept under the manager's mutex.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
+use std::time::{Duration, Instant};
+
+use super::statistics::StoreStatistics;
+use super::{Answerer, Notifications, State};
+use crate::event::{Change, LeaseTerms, TableEvent};
+use crate::lease::{Fence, Key};
+use crate::refusal::Refusal;
+use crate::store::{Batch, Record, StoredHold};
+
+/// How many grants may be under way to the store before a LOCK is refused that would be granted at once.
+const MOST_UNSTORED: usize = 10_000;
+
+/// How many changes a batch has at the most: those that come after it are not to wait for longer.
+const MOST_IN_BATCH: usize = 2_000;
+
+/// How long after the store had no room nothing is granted.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many grants are remembered that were taken back.
+const MOST_TAKEN_BACK: usize = 100_000;
+
+/// Sends an answer.
+pub(super) type Answer = Box<dyn FnOnce() + Send>;
+
+/// What was decided and is not stored yet, and who waits for that.
+#[derive(Default)]
+pub(super) struct Unstored {
+    /// In the order of the decisions.
+    pub marks: VecDeque<Mark>,
+    /// When the first of the batch that is under way was decided.
+    pub under_way_since: Option<Instant>,
+    /// How many of them the next batch has at the most: fewer where there was no room for more.
+    pub most: usize,
+    /// How many of all marks are grants that are not stored.
+    pub grants: usize,
+    /// How many marks there ever were, and how many of them are stored.
+    pub made: u64,
+    pub stored: u64,
+    /// Each waits for as many marks to be stored, which only grow.
+    pub answers: VecDeque<(u64, Answer)>,
+    pub greatest_fence: Fence,
+    /// Until when nothing is granted, since there was no room in the store.
+    pub no_room_until: Option<Instant>,
+    /// Grants and renewals that there was no room for, each with the number of the time that some were taken back.
+    /// Nobody was told of them.
+    taken_back: BTreeMap<Fence, TakenBack>,
+    pub times_taken_back: u64,
+    /// Nothing is stored any more.
+    pub is_lost: bool,
+    /// Once everything is stored, the thread ends.
+    pub is_ending: bool,
+    pub has_ended: bool,
+    pub statistics: StoreStatistics,
+}
+
+/// What was taken back.
+#[derive(Clone, Copy)]
+struct TakenBack {
+    /// At which time.
+    number: u64,
+    /// The grant, and not a renewal of it alone.
+    is_grant: bool,
+}
+
+/// A grant that has changed.
+pub(super) struct Mark {
+    key: Key,
+    fence: Fence,
+    /// When it was decided.
+    at: Instant,
+    is_new: bool,
+    /// A renewal that was taken back: there is nothing to be stored.
+    is_void: bool,
+    /// What a renewal that asks for more has changed.
+    longer_than: Option<LeaseTerms>,
+}
+
+impl Unstored {
+    /// Nothing yet. `stored` is the greatest fence that the store has.
+    pub fn new(stored: Option<Fence>) -> Self {
+        Unstored {
+            greatest_fence: stored.unwrap_or_default(),
+            most: MOST_IN_BATCH,
+            ..Unstored::default()
+        }
+    }
+
+    /// Makes a mark where the event changes a grant. A renewal changes nothing that is stored, unless it asks for more.
+    pub fn note<W>(&mut self, now: Instant, event: &TableEvent<W>) {
+        let (fence, is_new, longer_than) = match &event.change {
+            Change::Granted { grant, .. } => (grant.fence, true, None),
+            Change::Renewed {
+                grant,
+                longer_than: Some(before),
+            } => (grant.fence, false, Some(*before)),
+            Change::Released(ended) | Change::Expired(ended) => (ended.fence, false, None),
+            Change::Broken { ended, .. } => (ended.fence, false, None),
+            Change::Renewed {
+                longer_than: None, ..
+            }
+            | Change::Repeated(_)
+            | Change::Queued { .. }
+            | Change::TakenOver { .. }
+            | Change::Left { .. }
+            | Change::Reserved { .. } => return,
+        };
+        self.greatest_fence = self.greatest_fence.max(fence);
+        self.made += 1;
+        self.grants += usize::from(is_new);
+        self.marks.push_back(Mark {
+            key: event.key.clone(),
+            fence,
+            at: now,
+            is_new,
+            is_void: false,
+            longer_than,
+        });
+    }
+
+    /// Until when time has passed for leases.
+    pub fn time(&self, now: Instant) -> Instant {
+        let first = || self.marks.front().map(|mark| mark.at);
+        let since = self.under_way_since.or_else(first);
+        since.map_or(now, |since| since.min(now))
+    }
+
+    pub fn is_all_stored(&self) -> bool {
+        self.stored == self.made
+    }
+
+    /// Why nothing is granted now, if that is so.
+    fn why_no_grant(&self, now: Instant) -> Option<Refusal> {
+        if self.no_room_until.is_some_and(|until| now < until) {
+            return Some(Refusal::StoreFull);
+        }
+        (self.grants >= MOST_UNSTORED).then_some(Refusal::Full)
+    }
+
+    /// Puts the marks of a batch that was not stored before the others, and has the next one be smaller: a single end may
+    /// fit where a thousand do not.
+    fn put_back(&mut self, marks: Vec<Mark>) {
+        self.most = (marks.len() / 2).max(1);
+        for mark in marks.into_iter().rev() {
+            self.marks.push_front(mark);
+        }
+        self.under_way_since = None;
+    }
+
+    /// Whether nobody may be told of a grant that was looked at when something had been taken back so many times.
+    pub fn was_taken_back(&self, fence: Fence, times: u64) -> bool {
+        let taken_back = self.taken_back.get(&fence);
+        taken_back.is_some_and(|taken_back| taken_back.is_grant || taken_back.number > times)
+    }
+
+    /// Notes that nobody may be told of this grant as it was until now.
+    fn note_taken_back(&mut self, fence: Fence, is_grant: bool) {
+        let number = self.times_taken_back;
+        let taken_back = TakenBack { number, is_grant };
+        self.taken_back.insert(fence, taken_back);
+        if self.taken_back.len() > MOST_TAKEN_BACK {
+            self.taken_back.pop_first();
+        }
+    }
+}
+
+impl State {
+    /// Until when time has passed for leases.
+    pub(super) fn time(&self, now: Instant) -> Instant {
+        let unstored = self.unstored.as_ref();
+        unstored.map_or(now, |unstored| unstored.time(now))
+    }
+
+    /// Whether anything decided is not stored yet.
+    pub(super) fn has_unstored(&self) -> bool {
+        let unstored = self.unstored.as_ref();
+        unstored.is_some_and(|unstored| !unstored.is_all_stored())
+    }
+
+    /// How many changes there were, and how many of them may be told.
+    pub(super) fn changes(&self) -> u64 {
+        self.unstored.as_ref().map_or(0, |unstored| unstored.made)
+    }
+
+    pub(super) fn stored_changes(&self) -> u64 {
+        self.unstored.as_ref().map_or(0, |unstored| unstored.stored)
+    }
+
+    /// Has nothing granted at once where the store does not keep up, or has no room.
+    pub(super) fn hold_off(&mut self) {
+        if let Some(unstored) = &self.unstored {
+            self.table.hold_off(unstored.why_no_grant(Instant::now()));
+        }
+    }
+
+    /// Whether there is enough to be stored for the store to come first.
+    pub(super) fn is_behind_store(&self) -> bool {
+        let unstored = self.unstored.as_ref();
+        unstored.is_some_and(|unstored| unstored.marks.len() >= MOST_IN_BATCH)
+    }
+
+    /// What is to be delivered now. What waits for the store is delivered by the thread that stores.
+    pub(super) fn take_notifications(&mut self) -> Notifications {
+        let notifications = mem::take(&mut self.notifications);
+        let Some(unstored) = self.unstored.as_mut() else {
+            return notifications;
+        };
+        if notifications.is_empty() || unstored.is_all_stored() {
+            return notifications;
+        }
+        let deliver = || notifications.deliver(Answerer::ThisThread);
+        unstored
+            .answers
+            .push_back((unstored.made, Box::new(deliver)));
+        Notifications::default()
+    }
+
+    /// Takes the marks, and reads what has become of their grants.
+    pub(super) fn take_batch(&mut self, now: Instant) -> Option<(Vec<Mark>, Batch)> {
+        let unstored = self.unstored.as_mut()?;
+        let first = unstored.marks.front()?.at;
+        unstored.under_way_since = Some(first);
+        let most = unstored.most.min(unstored.marks.len());
+        let marks: Vec<_> = unstored.marks.drain(..most).collect();
+        let not_void = marks.iter().filter(|mark| !mark.is_void);
+        let mut fences: Vec<_> = not_void.map(|mark| (mark.fence, &mark.key)).collect();
+        fences.sort_unstable();
+        fences.dedup();
+        let (table, taken_back) = (&self.table, &unstored.taken_back);
+        // Of a grant that was taken back there is nothing to end.
+        let was_never_stored = |fence: &Fence| {
+            taken_back
+                .get(fence)
+                .is_some_and(|taken_back| taken_back.is_grant)
+        };
+        let record = |(fence, key): (Fence, &Key)| match table.hold_under(key, fence) {
+            None => (!was_never_stored(&fence)).then_some(Record::Ended(fence)),
+            Some(hold) => Some(Record::Held(StoredHold {
+                key: key.clone(),
+                requester: hold.claim.requester.clone(),
+                fence,
+                // The longest promise that may still run: a renewal may have asked for less.
+                lock_timeout: hold
+                    .expires
+                    .saturating_duration_since(now)
+                    .max(hold.claim.lock_timeout.into()),
+                request_id: hold.claim.request_id.clone(),
+                note: hold.claim.note.clone(),
+                slots: hold.claim.slots,
+            })),
+        };
+        let batch = Batch {
+            records: fences.into_iter().filter_map(record).collect(),
+            greatest_fence: unstored.greatest_fence,
+        };
+        Some((marks, batch))
+    }
+
+    /// Takes in that those marks are stored. Returns the answers that waited for no more.
+    pub(super) fn stored(&mut self, marks: &[Mark], now: Instant) -> Vec<Answer> {
+        for mark in marks.iter().filter(|mark| mark.is_new) {
+            self.table.begin_lease(now, &mark.key, mark.fence);
+        }
+        let unstored = self.unstored.as_mut().expect(HAS_STORE);
+        unstored.under_way_since = None;
+        unstored.most = (2 * unstored.most).min(MOST_IN_BATCH);
+        unstored.grants -= marks.iter().filter(|mark| mark.is_new).count();
+        unstored.stored += marks.len() as u64;
+        let stored = unstored.stored;
+        let due = unstored
+            .answers
+            .partition_point(|(marks, _)| *marks <= stored);
+        let due = unstored.answers.drain(..due);
+        due.map(|(_, answer)| answer).collect()
+    }
+
+    /// Takes in that there was no room for those marks: what was granted is taken back, also from those who were next, and
+    /// what was asked to last longer; the ends are to be tried again. Nobody was told of any of it.
+    pub(super) fn take_back(&mut self, marks: Vec<Mark>, now: Instant) {
+        let unstored = self.unstored.as_mut().expect(HAS_STORE);
+        unstored.put_back(marks);
+        unstored.no_room_until = Some(now + NO_ROOM_PAUSE);
+        unstored.times_taken_back += 1;
+        let time = unstored.time(now);
+        // Backwards, so that the first of several renewals has the last word.
+        for at in (0..unstored.marks.len()).rev() {
+            let mark = &mut unstored.marks[at];
+            if let Some(before) = mark.longer_than.take() {
+                mark.is_void = true;
+                let fence = mark.fence;
+                self.table.undo_renewal(&mark.key, fence, before);
+                unstored.note_taken_back(fence, false);
+            }
+        }
+        let mut seen = 0;
+        loop {
+            let unstored = self.unstored.as_mut().expect(HAS_STORE);
+            let Some(mark) = unstored.marks.get(seen) else {
+                break;
+            };
+            seen += 1;
+            if !mark.is_new {
+                continue;
+            }
+            let (key, fence) = (mark.key.clone(), mark.fence);
+            unstored.note_taken_back(fence, true);
+            let Some(hold) = self.table.hold_under(&key, fence) else {
+                continue;
+            };
+            let requester = hold.claim.requester.clone();
+            // It was there a moment ago.
+            let _ = self.table.release(time, &key, &requester, Some(fence));
+            self.settle(time);
+        }
+        // They wait for the rest of the marks.
+        let none = self.take_notifications();
+        debug_assert!(none.is_empty());
+    }
+}
+
+/// Why there is something unstored.
+pub(super) const HAS_STORE: &str = "marks are made only where there is a store";

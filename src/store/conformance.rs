@@ -1,0 +1,170 @@
+//! What every store does. Each one runs the whole suite.
+
+use std::time::Duration;
+
+use super::file::{FileStore, Sync};
+use super::{Batch, Record, Recovered, Store, StoreError, StoredHold};
+use crate::lease::Fence;
+
+/// A place for a store: the store there, as a process of its own opens it.
+type Open<'a> = dyn Fn() -> Box<dyn Store> + 'a;
+
+fn on_each_store(test: impl Fn(&Open)) {
+    for sync in [Sync::Disk, Sync::Off] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("locks");
+        test(&|| Box::new(FileStore::new(&path, sync)));
+    }
+}
+
+fn hold(fence: Fence, key: &str) -> StoredHold {
+    StoredHold {
+        key: key.into(),
+        requester: "CLIENT_A".into(),
+        fence,
+        lock_timeout: Duration::from_millis(3500),
+        request_id: None,
+        note: None,
+        slots: 1,
+    }
+}
+
+fn held(fence: Fence, key: &str) -> Record {
+    Record::Held(hold(fence, key))
+}
+
+fn batch(greatest_fence: Fence, records: impl Into<Vec<Record>>) -> Batch {
+    Batch {
+        records: records.into(),
+        greatest_fence,
+    }
+}
+
+/// What a new process finds, once the one before has ended.
+fn found(open: &Open) -> Recovered {
+    open().open().unwrap()
+}
+
+#[test]
+fn a_new_store_is_empty_and_has_a_name_that_stays() {
+    on_each_store(|open| {
+        let first = found(open);
+        assert_eq!((first.greatest_fence, &*first.holds), (None, &[][..]));
+        assert_eq!(first.store.len(), 32);
+        assert_eq!(found(open).store, first.store);
+    });
+    let mut names = Vec::new();
+    on_each_store(|open| assert!(!names.contains(&found(open).store)));
+    names.clear();
+}
+
+#[test]
+fn what_was_committed_is_found_again_whole() {
+    on_each_store(|open| {
+        let full = StoredHold {
+            key: "a key/with \u{202e} and \0".into(),
+            requester: "ann".into(),
+            fence: (1 << 53) - 1,
+            lock_timeout: Duration::from_secs(86_400 * 365),
+            request_id: Some("0123-4567".into()),
+            note: Some("nightly".into()),
+            slots: 1_000_000,
+        };
+        let mut store = open();
+        store.open().unwrap();
+        store
+            .commit(&batch(
+                full.fence,
+                [Record::Held(full.clone()), held(7, "K")],
+            ))
+            .unwrap();
+        drop(store);
+        let found = found(open);
+        assert_eq!(found.greatest_fence, Some(full.fence));
+        assert_eq!(found.holds, [hold(7, "K"), full]);
+    });
+}
+
+/// Rule 11: no fence is given twice, also where nothing is held any more.
+#[test]
+fn rule_11_the_greatest_fence_outlives_its_hold() {
+    on_each_store(|open| {
+        let mut store = open();
+        store.open().unwrap();
+        store.commit(&batch(7, [held(7, "K")])).unwrap();
+        store.commit(&batch(7, [Record::Ended(7)])).unwrap();
+        drop(store);
+        let found = found(open);
+        assert_eq!((found.greatest_fence, &*found.holds), (Some(7), &[][..]));
+    });
+}
+
+/// Rule 9: a key that went from one to the other is held by one.
+#[test]
+fn rule_9_who_was_handed_a_key_holds_it_alone() {
+    on_each_store(|open| {
+        let mut store = open();
+        store.open().unwrap();
+        store.commit(&batch(1, [held(1, "K")])).unwrap();
+        store
+            .commit(&batch(2, [Record::Ended(1), held(2, "K")]))
+            .unwrap();
+        drop(store);
+        assert_eq!(found(open).holds, [hold(2, "K")]);
+    });
+}
+
+/// Rule 10: a grant that was there and gone before the batch went out is a delete, and one of what was never stored is
+/// none the worse.
+#[test]
+fn rule_10_an_end_of_what_was_never_stored_is_no_error() {
+    on_each_store(|open| {
+        let mut store = open();
+        store.open().unwrap();
+        store.commit(&batch(9, [Record::Ended(9)])).unwrap();
+        drop(store);
+        assert_eq!(found(open).greatest_fence, Some(9));
+    });
+}
+
+#[test]
+fn rule_7_a_renewal_for_longer_takes_the_place_of_the_grant() {
+    on_each_store(|open| {
+        let longer = StoredHold {
+            lock_timeout: Duration::from_secs(60),
+            ..hold(1, "K")
+        };
+        let mut store = open();
+        store.open().unwrap();
+        store.commit(&batch(1, [held(1, "K")])).unwrap();
+        store
+            .commit(&batch(1, [Record::Held(longer.clone())]))
+            .unwrap();
+        drop(store);
+        assert_eq!(found(open).holds, [longer]);
+    });
+}
+
+#[test]
+fn a_batch_may_have_thousands_of_records() {
+    on_each_store(|open| {
+        let mut store = open();
+        store.open().unwrap();
+        let records: Vec<_> = (1..=10_000).map(|n| held(n, &format!("K{n}"))).collect();
+        store.commit(&batch(10_000, records)).unwrap();
+        drop(store);
+        assert_eq!(found(open).holds.len(), 10_000);
+    });
+}
+
+#[test]
+fn rule_17_a_second_server_is_refused_while_the_first_has_it() {
+    on_each_store(|open| {
+        let mut first = open();
+        first.open().unwrap();
+        assert!(matches!(open().open(), Err(StoreError::Taken(_))));
+        first.commit(&batch(1, [held(1, "K")])).unwrap();
+        drop(first);
+        assert_eq!(found(open).holds.len(), 1);
+    });
+}

@@ -1,0 +1,222 @@
+//! The database in the file: how it is opened, read whole, and written.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, params};
+
+use super::locked::log_of;
+use super::{Depth, Sync};
+use crate::lease::MAX_SLOTS;
+use crate::store::{Batch, Record, Recovered, StoreError, StoredHold};
+
+/// SQLite's access to the file system on Linux.
+pub(super) const SYSTEM_VFS: &str = "unix";
+/// The same without locks of SQLite's own.
+const VFS_WITHOUT_LOCKS: &str = "unix-none";
+
+const OUTSIDE_A_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
+
+/// A database that this process has locked, to be written. `vfs` is SQLite's way to the file system.
+pub(super) fn open_to_write(path: &Path, sync: Sync, vfs: &str) -> Result<Connection, StoreError> {
+    let log = log_of(path);
+    let mut options = File::options();
+    let options = options.append(true).create(true).mode(0o600);
+    // SQLite says no more than "unable to open" where the folder takes no new file.
+    let opened = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(&log);
+    drop(opened.map_err(|error| StoreError::Io(log, error))?);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database = Connection::open_with_flags_and_vfs(path, flags, vfs);
+    let database = database.map_err(|error| fault(path, error))?;
+    let level = match sync {
+        Sync::Disk => "full",
+        Sync::Off => "off",
+    };
+    let set_up = || {
+        database.busy_timeout(Duration::ZERO)?;
+        // Before the first read: then the index of the log is in memory, and there is no PATH-shm.
+        database.pragma_update(None, "locking_mode", "exclusive")?;
+        database.pragma_update(None, "synchronous", level)?;
+        database.pragma_update(None, "temp_store", "memory")?;
+        database.pragma_update(None, "journal_mode", "wal")?;
+        // SQLite's own checkpoints keep their errors to themselves.
+        database.pragma_update(None, "wal_autocheckpoint", 0)
+    };
+    set_up().map_err(|error| fault(path, error))?;
+    Ok(database)
+}
+
+/// A database that no process writes, to be read. Nothing is written, nor made: neither the log nor its index.
+pub(super) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let has_log = fs::metadata(log_of(path)).is_ok_and(|log| log.len() > 0);
+    if !has_log {
+        // Any other way makes a log.
+        let whole = fs::canonicalize(path);
+        let whole = whole.map_err(|error| StoreError::Io(path.into(), error))?;
+        let whole = percent_encode(whole.as_os_str().as_bytes(), OUTSIDE_A_PATH);
+        let address = format!("file://{whole}?immutable=1");
+        let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+        return Connection::open_with_flags(address, flags).map_err(|error| fault(path, error));
+    }
+    let open = || {
+        // Without locks, which take a file that can be written, and with the index of the log in memory.
+        let database = Connection::open_with_flags_and_vfs(path, flags, VFS_WITHOUT_LOCKS)?;
+        database.pragma_update(None, "locking_mode", "exclusive")?;
+        // Else the log would be put into the file.
+        database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        Ok(database)
+    };
+    open().map_err(|error| fault(path, error))
+}
+
+/// Puts what is in the log into the file, with the syncs that the database is set to.
+///
+/// `Passive` leaves the log as long as it is, to be written over, which is quicker than to make it longer each time.
+pub(super) fn checkpoint(database: &Connection, kind: Checkpoint) -> rusqlite::Result<()> {
+    let statement = match kind {
+        Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
+        Checkpoint::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+    };
+    // Its row says whether another connection was in the way. There is none.
+    database.query_row(statement, [], |_| Ok(()))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checkpoint {
+    Passive,
+    Truncate,
+}
+
+/// Everything that is in it.
+pub(super) fn read(path: &Path, database: &Connection) -> Result<Recovered, StoreError> {
+    let why = |error| fault(path, error);
+    let (store, greatest_fence) = database
+        .query_row("SELECT id, greatest_fence FROM store", [], |row| {
+            Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?))
+        })
+        .map_err(why)?;
+    let mut select = database
+        .prepare(
+            "SELECT fence, key, requester, lock_timeout_ns, request_id, note, slots FROM holds ORDER BY fence",
+        )
+        .map_err(why)?;
+    let mut rows = select.query([]).map_err(why)?;
+    let mut holds = Vec::new();
+    while let Some(row) = rows.next().map_err(why)? {
+        let hold = stored_hold(row).map_err(why)?;
+        if !is_sound(&hold, greatest_fence) {
+            let what = format!("the hold under fence {} can't be", hold.fence);
+            return Err(StoreError::Damaged(path.into(), what));
+        }
+        holds.push(hold);
+    }
+    Ok(Recovered {
+        store,
+        greatest_fence: greatest_fence.map(i64::cast_unsigned),
+        holds,
+    })
+}
+
+/// Looks for damage, before anything is written that would make more of it.
+///
+/// `Read` leaves out what only costs time: half a second for a million holds, where `Check` takes two.
+pub(super) fn check(path: &Path, database: &Connection, depth: Depth) -> Result<(), StoreError> {
+    let statement = match depth {
+        Depth::Read => "PRAGMA quick_check(1)",
+        Depth::Check => "PRAGMA integrity_check(1)",
+    };
+    let found = database.query_row(statement, [], |row| row.get::<_, String>(0));
+    match found.map_err(|error| fault(path, error))? {
+        ok if ok == "ok" => Ok(()),
+        found => Err(StoreError::Damaged(path.into(), found)),
+    }
+}
+
+fn stored_hold(row: &Row) -> rusqlite::Result<StoredHold> {
+    let text = |at: usize| -> rusqlite::Result<Arc<str>> { Ok(row.get_ref(at)?.as_str()?.into()) };
+    let some_text = |at: usize| -> rusqlite::Result<Option<Arc<str>>> {
+        Ok(row.get_ref(at)?.as_str_or_null()?.map(Arc::from))
+    };
+    let number = |at: usize| -> rusqlite::Result<u64> {
+        let number: i64 = row.get(at)?;
+        u64::try_from(number).map_err(|_| Error::IntegralValueOutOfRange(at, number))
+    };
+    Ok(StoredHold {
+        fence: number(0)?,
+        key: text(1)?,
+        requester: text(2)?,
+        lock_timeout: Duration::from_nanos(number(3)?),
+        request_id: some_text(4)?,
+        note: some_text(5)?,
+        slots: row.get(6)?,
+    })
+}
+
+/// Whether a server may have granted it: the database has types, but no ranges.
+fn is_sound(hold: &StoredHold, greatest_fence: Option<i64>) -> bool {
+    let greatest_fence = greatest_fence.map_or(0, i64::cast_unsigned);
+    (1..=greatest_fence).contains(&hold.fence)
+        && (1..=MAX_SLOTS).contains(&hold.slots)
+        && !hold.key.is_empty()
+        && !hold.requester.is_empty()
+}
+
+/// Stores a batch, whole or not at all.
+pub(super) fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
+    // Dropped on the way, it is rolled back.
+    let transaction = database.transaction()?;
+    {
+        let mut put = transaction
+            .prepare_cached("INSERT OR REPLACE INTO holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
+        let mut delete = transaction.prepare_cached("DELETE FROM holds WHERE fence = ?1")?;
+        for record in &batch.records {
+            match record {
+                Record::Held(hold) => put.execute(params![
+                    hold.fence.cast_signed(),
+                    hold.key,
+                    hold.requester,
+                    // Longer than 292 years is as long.
+                    i64::try_from(hold.lock_timeout.as_nanos()).unwrap_or(i64::MAX),
+                    hold.request_id,
+                    hold.note,
+                    hold.slots,
+                ])?,
+                Record::Ended(fence) => delete.execute([fence.cast_signed()])?,
+            };
+        }
+        let mut fence = transaction.prepare_cached("UPDATE store SET greatest_fence = ?1")?;
+        fence.execute([batch.greatest_fence.cast_signed()])?;
+    }
+    transaction.commit()
+}
+
+/// What an error of the database says of the store at this path.
+pub(super) fn fault(path: &Path, error: Error) -> StoreError {
+    let path = path.to_path_buf();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Taken(path),
+        Some(ErrorCode::DiskFull) => StoreError::Full,
+        // It was recognised as ours. `Unknown` is a statement that does not fit its tables.
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
+            StoreError::Damaged(path, error.to_string())
+        }
+        Some(_) => StoreError::Io(path, io::Error::other(error)),
+        // A value or a row that a store has not.
+        None => StoreError::Damaged(path, error.to_string()),
+    }
+}
+
+/// How much of the file is empty, left by what has ended.
+pub(super) fn empty_bytes(database: &Connection) -> rusqlite::Result<u64> {
+    let number = |pragma| database.pragma_query_value(None, pragma, |row| row.get::<_, u32>(0));
+    Ok(u64::from(number("freelist_count")?) * u64::from(number("page_size")?))
+}

@@ -1,0 +1,79 @@
+//! A new store: complete when it gets its name, so that a file which is there is never half of one.
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::Sync;
+use super::database::fault;
+use super::locked::{APPLICATION, FORMAT, beside, folder_of, log_of};
+use crate::store::StoreError;
+
+const TABLES: &str = "
+    CREATE TABLE store (id TEXT NOT NULL, greatest_fence INTEGER);
+    CREATE TABLE holds (
+        fence INTEGER PRIMARY KEY,
+        key TEXT NOT NULL,
+        requester TEXT NOT NULL,
+        lock_timeout_ns INTEGER NOT NULL,
+        request_id TEXT,
+        note TEXT,
+        slots INTEGER NOT NULL
+    );
+";
+
+/// Makes a store where there is no file.
+pub(super) fn make(path: &Path, sync: Sync) -> Result<(), StoreError> {
+    if log_of(path).exists() {
+        // SQLite would put what is in it into the new file.
+        let what = format!("it is missing, and {} is there", log_of(path).display());
+        return Err(StoreError::Damaged(path.into(), what));
+    }
+    // Nobody else makes the same, and what is left by a process that was killed is in nobody's way.
+    let chance = RandomState::new().build_hasher().finish();
+    let unnamed = beside(path, &format!("-new-{chance:016x}"));
+    let made = fill(&unnamed, path, sync).and_then(|()| match fs::hard_link(&unnamed, path) {
+        // Another process was quicker.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked.map_err(|error| StoreError::Io(path.into(), error)),
+    });
+    // It was not made, or the other name stays.
+    let _ = fs::remove_file(&unnamed);
+    made?;
+    if sync == Sync::Disk {
+        let folder = folder_of(path);
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| StoreError::Io(folder.into(), error))?;
+    }
+    Ok(())
+}
+
+fn fill(unnamed: &Path, path: &Path, sync: Sync) -> Result<(), StoreError> {
+    let mut options = File::options();
+    // It names keys and holders. SQLite gives its log the same mode.
+    let options = options.write(true).create_new(true).mode(0o600);
+    // What is wrong is wrong with the folder: it is not there, or takes no new file.
+    let file = options.open(unnamed);
+    let file = file.map_err(|error| StoreError::Io(folder_of(path).into(), error))?;
+    let why = |error| fault(path, error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database = Connection::open_with_flags(unnamed, flags).map_err(why)?;
+    // Without syncs and a journal in a file: nobody reads it before it is complete, and it is synced as a whole.
+    let statements = format!(
+        "PRAGMA locking_mode = exclusive; PRAGMA synchronous = off; PRAGMA journal_mode = memory;
+         BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};
+         {TABLES} INSERT INTO store VALUES (lower(hex(randomblob(16))), NULL); COMMIT;
+         PRAGMA journal_mode = wal;"
+    );
+    database.execute_batch(&statements).map_err(why)?;
+    database.close().map_err(|(_, error)| why(error))?;
+    if sync == Sync::Disk {
+        file.sync_all()
+            .map_err(|error| StoreError::Io(path.into(), error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! A server with a store that is killed again and again, and clients that hold it to what it told them.
+//!
+//! All clients are on one machine and note on one clock what they were told: from when a grant was heard until its lease
+//! ends, counted from before it was asked for, no other client holds the key; fences grow in the order of the grants;
+//! a grant that was told stands, and its UNLOCK is `1`. It takes 5 seconds, or as many as
+//! `LOCK_SERVER_STORE_TRIAL_SECONDS` says.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::{Reply, Wire, ms};
+use crate::store::Place;
+
+const KEYS: [&str; 3] = ["KEYA", "KEYB", "KEYC"];
+const CLIENTS: u64 = 8;
+
+/// A grant, as its client knows of it.
+#[derive(Debug)]
+struct Told {
+    key: &'static str,
+    _client: u64,
+    fence: u64,
+    heard: Instant,
+    /// Until when it held it for sure.
+    until: Instant,
+}
+
+/// Ends the clients also where the trial fails.
+struct Over<'a>(&'a Trial);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, SeqCst);
+    }
+}
+
+struct Trial {
+    port: u16,
+    is_over: AtomicBool,
+    told: Mutex<Vec<Told>>,
+    /// Answers that can't be.
+    wrong: Mutex<Vec<String>>,
+    verified: AtomicU64,
+}
+
+/// Numbers that look random, the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        // Xorshift, by Marsaglia.
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % most
+    }
+}
+
+impl Trial {
+    /// Asks until there is an answer. Also whether it was asked more than once.
+    fn ask(&self, path: &str) -> Option<(Reply, Instant, bool)> {
+        let mut is_again = false;
+        while !self.is_over.load(SeqCst) {
+            let asked = Instant::now();
+            match Wire::try_ask(self.port, path) {
+                // It is ending, or not there yet.
+                Ok(reply) if reply.status == 503 => {}
+                Ok(reply) => {
+                    assert_eq!(reply.status, 200, "{path}: {reply:?}");
+                    return Some((reply, asked, is_again));
+                }
+                Err(_) => is_again = true,
+            }
+            thread::park_timeout(ms(2));
+        }
+        None
+    }
+
+    fn client(&self, client: u64) {
+        let mut dice = Dice(client.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        for number in 0.. {
+            let key = KEYS[dice.below(KEYS.len() as u64) as usize];
+            let lock = format!(
+                "/LOCK/{key}/client{client}?lock_timeout=0.4&lock_attempt_timeout=5&request={client}.{number}"
+            );
+            let Some((reply, asked, _)) = self.ask(&lock) else {
+                return;
+            };
+            let Some(fence) = reply.header("Lock-Fence") else {
+                // It may hold the key by an acquire that it has given up.
+                continue;
+            };
+            let fence: u64 = fence.parse().expect("a number");
+            let heard = Instant::now();
+            let mut until = asked + reply.expires_in();
+            let mut told = Told {
+                key,
+                _client: client,
+                fence,
+                heard,
+                until,
+            };
+            for _ in 0..dice.below(4) {
+                let verb = if dice.below(2) == 0 {
+                    "VERIFY"
+                } else {
+                    "RENEW"
+                };
+                let question = format!("/{verb}/{key}/client{client}?fence={fence}");
+                let Some((reply, asked, _)) = self.ask(&question) else {
+                    break;
+                };
+                let now = Instant::now();
+                if reply.result() != "" && now < until {
+                    let wrong = format!("{question}: {reply:?} {:?} before its end", until - now);
+                    self.wrong.lock().unwrap().push(wrong);
+                } else if verb == "RENEW" && reply.result().is_empty() {
+                    until = until.max(asked + reply.expires_in());
+                }
+                self.verified.fetch_add(1, SeqCst);
+                thread::park_timeout(ms(dice.below(20)));
+            }
+            // Some leave it to its lease.
+            let unlocks = dice.below(8) > 0;
+            let asked = Instant::now();
+            told.until = if unlocks { until.min(asked) } else { until };
+            self.told.lock().unwrap().push(told);
+            if unlocks {
+                let question = format!("/UNLOCK/{key}/client{client}?fence={fence}");
+                let Some((reply, _, is_again)) = self.ask(&question) else {
+                    return;
+                };
+                if reply.body != "1\n" && !is_again && Instant::now() < until {
+                    let wrong = format!("{question}: {reply:?}");
+                    self.wrong.lock().unwrap().push(wrong);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_again_and_again_grants_nothing_twice_and_loses_nothing_it_told() {
+    let seconds = std::env::var("LOCK_SERVER_STORE_TRIAL_SECONDS");
+    let seconds = seconds.map_or(5, |seconds| seconds.parse().expect("a number"));
+    let ends = Instant::now() + Duration::from_secs(seconds);
+    let place = Place::new();
+    let trial = Trial {
+        port: place.port,
+        is_over: AtomicBool::new(false),
+        told: Mutex::default(),
+        wrong: Mutex::default(),
+        verified: AtomicU64::new(0),
+    };
+    let mut kills = 0;
+    thread::scope(|scope| {
+        for client in 1..=CLIENTS {
+            let trial = &trial;
+            scope.spawn(move || trial.client(client));
+        }
+        let _over = Over(&trial);
+        let mut dice = Dice(42);
+        let mut server = place.run(&[]);
+        while Instant::now() < ends {
+            // Mostly longer than a lease: who comes back sooner begins the leases of the dead anew each time.
+            thread::park_timeout(ms(20 + dice.below(1500)));
+            server.kill();
+            kills += 1;
+            server = place.run(&[]);
+        }
+    });
+    let wrong = trial.wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{kills} kills: {wrong:#?}");
+    let mut told = trial.told.into_inner().unwrap();
+    told.sort_by_key(|told| told.fence);
+    for key in KEYS {
+        let grants: Vec<_> = told.iter().filter(|told| told.key == key).collect();
+        for pair in grants.windows(2) {
+            let [one, next] = [pair[0], pair[1]];
+            assert!(one.fence < next.fence, "{one:?} {next:?}");
+            assert!(one.until <= next.heard, "both held it: {one:?} {next:?}");
+        }
+        assert!(grants.len() > 10, "{key}: {} grants", grants.len());
+    }
+    println!(
+        "{kills} kills, {} grants, {} times verified or renewed",
+        told.len(),
+        trial.verified.into_inner()
+    );
+}
