@@ -91,6 +91,14 @@ pub const GOALS: &[Goal] = &[
         "rounds beside lookers",
         AtLeast(0.97, "100 readers", "nobody"),
     ),
+    goal(
+        "rounds with a store, 16 clients",
+        AtLeast(0.6, "no syncs", "none"),
+    ),
+    goal(
+        "rounds with a store, 64 clients",
+        AtLeast(0.6, "no syncs", "none"),
+    ),
     goal("a command under a lock", AtMost(1.5, OURS, "flock")),
     // "About the same", as far as a bench on a busy machine can tell.
     goal(

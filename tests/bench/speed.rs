@@ -7,6 +7,7 @@
 mod load;
 mod looking;
 mod report;
+mod store;
 mod systems;
 mod table_alone;
 
@@ -126,6 +127,7 @@ fn run(arguments: Arguments) -> Result<()> {
     bench.memory();
     bench.held_keys()?;
     bench.lookers()?;
+    bench.stores()?;
     bench.waiters()?;
     bench.commands()?;
     bench.table_alone();
@@ -377,6 +379,56 @@ impl Bench {
             })
         });
         self.column(COLUMN, "1/s", contestants.collect());
+        Ok(())
+    }
+
+    /// What it costs that locks outlive the server. A commit waits for the disk, so its own rate stands beside it.
+    fn stores(&mut self) -> Result<()> {
+        const STORE: &str = "with a store";
+        const START: &str = "start with held keys";
+        let window = self.window;
+        let folder = store::Folder::new()?;
+        if self.wanted(STORE) {
+            let disk = || Ok(vec![("", store::syncs(&folder, window.counting)?)]);
+            self.column(
+                "syncs of the disk, beside those with a store",
+                "1/s",
+                vec![Contestant::new("fdatasync", disk)],
+            );
+            let systems = [
+                systems::ours_with("none", systems::options(systems::HOUR))?,
+                store::system("no syncs", &folder.store("off"), false)?,
+                store::system("in a file", &folder.store("on"), true)?,
+            ];
+            for (clients, column) in [
+                (1, "rounds with a store, 1 client"),
+                (16, "rounds with a store, 16 clients"),
+                (64, "rounds with a store, 64 clients"),
+            ] {
+                let turn = |system: &System| Ok(vec![("", load::rounds(system, clients, window)?)]);
+                self.column(column, "1/s", each(&systems, turn));
+            }
+            let turn = |system: &System| Ok(vec![("", load::hand_overs(system, CROWD, window)?)]);
+            self.column(
+                "hand-overs with a store, 16 clients",
+                "1/s",
+                each(&systems, turn),
+            );
+        }
+        if self.wanted(START) {
+            let (some, many) = if self.quick {
+                (10_000, 100_000)
+            } else {
+                (100_000, 1_000_000)
+            };
+            self.report.note(format!("{START}: {some} and {many}"));
+            let (mut some, mut many) = (store::start(&folder, some)?, store::start(&folder, many)?);
+            let contestants = vec![
+                Contestant::new("some", || Ok(vec![("", some()?)])),
+                Contestant::new("many", || Ok(vec![("", many()?)])),
+            ];
+            self.column(START, "ms", contestants);
+        }
         Ok(())
     }
 

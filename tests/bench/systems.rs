@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 
 use crate::load::{Client, Connection, Framing, Reply, Result};
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Longer than any of them takes to start.
 const STARTING: Duration = Duration::from_secs(20);
@@ -87,9 +87,9 @@ impl Drop for Foreign {
     }
 }
 
-/// Our own server, with room for everything that is measured.
-pub fn ours(lock_timeout: Duration) -> Result<System> {
-    let mut server = Server::new(Options {
+/// Room for everything that is measured.
+pub fn options(lock_timeout: Duration) -> Options {
+    Options {
         port: 0,
         classic_port: Some(0),
         lock_timeout,
@@ -97,11 +97,21 @@ pub fn ours(lock_timeout: Duration) -> Result<System> {
         max_keys: 1_100_000,
         max_waiters: 20_000,
         ..Options::default()
-    });
+    }
+}
+
+/// Our own server.
+pub fn ours(lock_timeout: Duration) -> Result<System> {
+    ours_with("lock-server", options(lock_timeout))
+}
+
+/// Our own server under another name, with these options.
+pub fn ours_with(name: &'static str, options: Options) -> Result<System> {
+    let mut server = Server::new(options);
     let pid = server.start()?;
     let port = server.port();
     System::new(
-        "lock-server",
+        name,
         Accent::Ours,
         port,
         pid,
@@ -321,7 +331,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn folder(name: &str) -> Result<PathBuf> {
+pub fn folder(name: &str) -> Result<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("speed-{name}-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
