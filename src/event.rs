@@ -3,9 +3,9 @@
 //! The journal's lines and the notifications of those who wait are made of it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::lease::{Fence, Grant, Key, Requester, Slots, Ticket};
+use crate::lease::{Fence, Grant, Key, LeaseTerms, Requester, Slots, Ticket};
 
 /// One change of a key. `W` is the handle of a waiter.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,13 +61,6 @@ pub(crate) enum Change<W> {
         ticket: Ticket,
         gone: Option<W>,
     },
-}
-
-/// How long a lease lasts: what a renewal begins anew, and its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LeaseTerms {
-    pub lock_timeout: Duration,
-    pub expires: Instant,
 }
 
 /// A hold that is over.

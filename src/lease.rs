@@ -82,6 +82,13 @@ impl From<Nanos> for Duration {
     }
 }
 
+/// How long a lease lasts: what a renewal begins anew, and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseTerms {
+    pub lock_timeout: Duration,
+    pub expires: Instant,
+}
+
 /// A grant that stands, and whose it is.
 #[derive(Debug)]
 pub(crate) struct Hold {
@@ -93,6 +100,13 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
+    pub fn terms(&self) -> LeaseTerms {
+        LeaseTerms {
+            lock_timeout: self.claim.lock_timeout.into(),
+            expires: self.expires,
+        }
+    }
+
     pub fn grant(&self) -> Grant {
         Grant {
             expires: self.expires,

@@ -31,7 +31,7 @@ use self::expiry::{ExpiryIndex, Indexed};
 use self::hand_over::Proposal;
 use self::queue::Queued;
 use self::reserved::Reserved;
-use crate::event::{Change, LeaseTerms, TableEvent};
+use crate::event::{Change, TableEvent};
 use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, Slots, Ticket};
 use crate::memory::shrink_queue;
 use crate::refusal::Refusal;
@@ -247,10 +247,7 @@ impl<W> LockTable<W> {
         let entry = entries.get_mut(key).ok_or(Refusal::Free)?;
         let hold = entry.verify(requester, fence)?;
         let (holder, end) = (hold.claim.requester.clone(), others::end(hold));
-        let terms = LeaseTerms {
-            lock_timeout: hold.claim.lock_timeout.into(),
-            expires: hold.expires,
-        };
+        let terms = hold.terms();
         let is_longer = lock_timeout.is_some_and(|time| time > terms.lock_timeout);
         let longer_than = is_longer.then_some(terms);
         let before = entry.indexed().expect(SETTLED);
@@ -321,12 +318,6 @@ impl<W> LockTable<W> {
 }
 
 impl<W> Ledger<W> {
-    /// Why no hold can begin now, but for those who wait.
-    fn why_no_hold(&self) -> Option<Refusal> {
-        let is_full = self.missing_room() > 0;
-        self.held_off.or(is_full.then_some(Refusal::Full))
-    }
-
     fn missing_room(&self) -> usize {
         (self.holds + 1).saturating_sub(self.limits.holds)
     }

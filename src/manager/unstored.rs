@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::statistics::StoreStatistics;
 use super::{Answerer, Notifications, State};
-use crate::event::{Change, LeaseTerms, TableEvent};
-use crate::lease::{Fence, Key};
+use crate::event::{Change, TableEvent};
+use crate::lease::{Fence, Key, LeaseTerms};
 use crate::refusal::Refusal;
 use crate::store::{Batch, Record, StoredHold};
 

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::entry::Entry;
-use super::{LockTable, SETTLED, others};
-use crate::event::LeaseTerms;
-use crate::lease::{Claim, Fence, Hold, Key};
+use super::{Ledger, LockTable, SETTLED, others};
+use crate::lease::{Claim, Fence, Hold, Key, LeaseTerms};
 use crate::refusal::Refusal;
 
 impl<W> LockTable<W> {
@@ -74,5 +73,13 @@ impl<W> LockTable<W> {
                 self.entries.insert(key, entry);
             }
         }
+    }
+}
+
+impl<W> Ledger<W> {
+    /// Why no hold can begin now, but for those who wait.
+    pub(super) fn why_no_hold(&self) -> Option<Refusal> {
+        let is_full = self.missing_room() > 0;
+        self.held_off.or(is_full.then_some(Refusal::Full))
     }
 }

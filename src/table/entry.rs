@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use super::expiry::Indexed;
 use super::others::{self, End, Others};
 use super::queue::{Queue, Queued};
-use crate::event::LeaseTerms;
-use crate::lease::{Fence, Grant, Hold, Key, MAX_SLOTS, Slots, Ticket};
+use crate::lease::{Fence, Grant, Hold, Key, LeaseTerms, MAX_SLOTS, Slots, Ticket};
 use crate::refusal::Refusal;
 
 pub(super) struct Entry<W> {
