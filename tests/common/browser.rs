@@ -249,9 +249,16 @@ impl Browser {
     }
 }
 
-/// Starts a driver, and finds out which port it has.
+/// Starts a driver, and finds out which port it has. It takes a free one on IPv6, and ends where another program has the
+/// same on IPv4: then another one is started.
 fn start_driver(mut command: Command, profile: &TempDir) -> (Child, u16) {
-    clean(&mut command)
+    prepare_driver(&mut command, profile);
+    let started = (0..5).find_map(|_| try_driver(&mut command));
+    started.expect("one of five says its port")
+}
+
+fn prepare_driver(command: &mut Command, profile: &TempDir) {
+    clean(command)
         .arg("--port=0")
         // Its files of a session, and what Chromium writes elsewhere.
         .env("TMPDIR", profile.path())
@@ -262,6 +269,10 @@ fn start_driver(mut command: Command, profile: &TempDir) -> (Child, u16) {
         .stderr(Stdio::null());
     // SAFETY: it only calls the system.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+}
+
+/// `None` where it ends before it has said its port.
+fn try_driver(command: &mut Command) -> Option<(Child, u16)> {
     let mut driver = command.spawn().unwrap();
     let stdout = driver.stdout.take().expect("it is piped");
     let mut lines = BufReader::new(stdout).lines();
@@ -273,9 +284,13 @@ fn start_driver(mut command: Command, profile: &TempDir) -> (Child, u16) {
             .parse()
             .ok()
     });
+    let Some(port) = port else {
+        driver.wait().expect("a child");
+        return None;
+    };
     // Nobody reads what else it says, and it goes on.
     thread::spawn(move || lines.for_each(drop));
-    (driver, port.expect("it says its port"))
+    Some((driver, port))
 }
 
 impl Drop for Browser {
