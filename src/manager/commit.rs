@@ -57,7 +57,7 @@ impl LockManager {
         drop(state);
         let manager = self.clone();
         let work = move || {
-            // Whatever it fails of: nobody may wait for it in vain.
+            // Also after a panic: nobody may wait for a thread that is gone.
             let stored = panic::catch_unwind(AssertUnwindSafe(|| manager.store_all(&mut *store)));
             let stored = stored.unwrap_or(Err(StoreError::Panicked));
             if let Err(error) = &stored {

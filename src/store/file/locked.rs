@@ -74,7 +74,7 @@ fn open(path: &Path, usage: FileUse) -> Result<File, StoreError> {
     let io = |error| StoreError::Io(path.into(), error);
     let kind = fs::symlink_metadata(path).map_err(io)?.file_type();
     let wrong = if kind.is_symlink() {
-        // SQLite puts its log beside the file that the link leads to, and whoever moves the link loses it.
+        // SQLite puts its log beside the file that the link leads to, and a link that is moved loses it.
         "it is a symbolic link"
     } else if kind.is_dir() {
         "it is a folder"

@@ -639,44 +639,29 @@ fn without_syncs_a_power_failure_loses_batches() {
 /// The trace `m/file-no-sync`. Seen to fail without the checkpoint and the syncs after the load.
 #[test]
 fn rule_17_what_a_restarted_server_has_read_outlives_a_power_failure() {
-    for seed in 0..30 {
-        live(
-            seed,
-            Sync::Disk,
-            &mut |moment, committed, history, chance| {
-                let (folder, path) = place();
-                moment.continue_in(folder.path());
-                let mut restarted = on_disk(&path, Sync::Disk);
-                let told = restarted.open().unwrap();
-                assert!(history.is_at(committed, &told), "seed {seed}");
-                let (left, path) = place();
-                disk::now(folder.path()).leave_in(left.path(), chance);
-                assert_eq!(opened(&path).1, told, "seed {seed}");
-                disk::end(folder.path());
-            },
-        );
-    }
+    kill_restart_and_cut_power(Sync::Disk);
 }
 
 /// The same for a server that did not sync. Seen to fail with the checkpoint alone.
 #[test]
 fn rule_17_what_a_server_without_syncs_left_is_on_the_disk_before_the_next_one_answers() {
+    kill_restart_and_cut_power(Sync::Off);
+}
+
+/// Kills a server with this sync, and cuts the power once the next one, which syncs, has read what that left.
+fn kill_restart_and_cut_power(sync: Sync) {
     for seed in 0..30 {
-        live(
-            seed,
-            Sync::Off,
-            &mut |moment, committed, history, chance| {
-                let (folder, path) = place();
-                moment.continue_in(folder.path());
-                let mut restarted = on_disk(&path, Sync::Disk);
-                let told = restarted.open().unwrap();
-                assert!(history.is_at(committed, &told), "seed {seed}");
-                let (left, path) = place();
-                disk::now(folder.path()).leave_in(left.path(), chance);
-                assert_eq!(opened(&path).1, told, "seed {seed}");
-                disk::end(folder.path());
-            },
-        );
+        live(seed, sync, &mut |moment, committed, history, chance| {
+            let (folder, path) = place();
+            moment.continue_in(folder.path());
+            let mut restarted = on_disk(&path, Sync::Disk);
+            let told = restarted.open().unwrap();
+            assert!(history.is_at(committed, &told), "seed {seed}");
+            let (left, path) = place();
+            disk::now(folder.path()).leave_in(left.path(), chance);
+            assert_eq!(opened(&path).1, told, "seed {seed}");
+            disk::end(folder.path());
+        });
     }
 }
 

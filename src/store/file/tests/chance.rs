@@ -4,7 +4,7 @@ pub struct Chance(u64);
 
 impl Chance {
     pub fn new(seed: u64) -> Self {
-        // Zero stays zero for ever, and small numbers begin alike.
+        // Zero always stays zero, and small numbers begin alike.
         Chance(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 

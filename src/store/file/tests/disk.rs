@@ -459,7 +459,7 @@ unsafe fn path(name: *const c_char) -> PathBuf {
 pub fn register() {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
-        // SAFETY: the system's VFS is there for ever once SQLite is initialised, which the first call does. Ours is a copy
+        // SAFETY: the system's VFS is never freed once SQLite is initialised, which the first call does. Ours is a copy
         // of it, with the same data of its own, and is never freed.
         let registered = unsafe {
             let system = ffi::sqlite3_vfs_find(ptr::null());
