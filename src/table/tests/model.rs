@@ -621,6 +621,12 @@ impl Model {
             self.broken.remove(0);
             broken += 1;
         }
+        // Before anybody is passed over, whose place may push out one whose time has come.
+        let mut forgotten = 0;
+        while forgotten < batch && self.reserved.first().is_some_and(|first| first.end <= now) {
+            self.reserved.remove(0);
+            forgotten += 1;
+        }
         let contended = self.held.iter().filter(|held| !held.waiters.is_empty());
         let mut due: Vec<_> = contended
             .map(|held| (held.next_change(), held.holds[0].grant.fence, held.key))
@@ -637,11 +643,6 @@ impl Model {
             held.holds.retain(|hold| hold.grant.fence != fence);
             self.held.retain(|held| !held.holds.is_empty());
             freed += 1;
-        }
-        let mut forgotten = 0;
-        while forgotten < batch && self.reserved.first().is_some_and(|first| first.end <= now) {
-            self.reserved.remove(0);
-            forgotten += 1;
         }
         freed < batch && forgotten < batch && broken < batch
     }
