@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::lease::{Fence, Key, Note, RequestId, Requester, Slots};
 
 pub(crate) mod dump;
+pub(crate) mod election;
 pub(crate) mod file;
 
 /// A hold, as it is stored. Its lease begins anew, in full, when it is read: no clock of one run means anything in another.
@@ -56,12 +57,27 @@ pub(crate) struct Recovered {
 
 /// Where holds are stored.
 pub(crate) trait Store: Send {
-    /// Gives back everything that is held. Called once, before anything else.
+    /// Gives back everything that is held. Where one of several servers leads, it blocks until this one does, or is told
+    /// to [stop](StoreError::Stopped). Called before anything else, and again after [`Deposed`](StoreError::Deposed).
     fn open(&mut self) -> Result<Recovered, StoreError>;
 
     /// Makes a batch durable, whole. After an error nobody knows what of it is stored, but for
     /// [`Full`](StoreError::Full): then nothing is, and a later batch may fit.
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// How often it has to be [confirmed](Self::confirm) that this server leads, also where nobody asks anything. `None`
+    /// where no other can.
+    fn confirm_every(&self) -> Option<Duration> {
+        None
+    }
+
+    /// That this server still led at some instant after this call began. A commit says as much.
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Lets another server lead, at once. Nothing is committed any more.
+    fn resign(&mut self) {}
 
     /// How large it is, in bytes. `None` if that is not known.
     fn size(&self) -> Option<u64> {
@@ -84,6 +100,12 @@ pub enum StoreError {
     Damaged(PathBuf, String),
     /// There is no room left on the store's disk. Nothing of what was to be stored is.
     Full,
+    /// Another server leads, or may do so. It is not known what of the batch is stored.
+    Deposed,
+    /// The server ends, and does not want to lead any more.
+    Stopped,
+    /// etcd can't be used as the store, and why.
+    Etcd(String),
     /// The thread that stores has panicked, and the log says of what.
     Panicked,
     /// The file, or one that belongs to it, can't be read or written.
@@ -109,6 +131,9 @@ impl fmt::Display for StoreError {
             StoreError::Damaged(path, what) => {
                 write!(f, "{} is damaged: {what}", path.display())
             }
+            StoreError::Deposed => write!(f, "another server leads"),
+            StoreError::Stopped => write!(f, "the server ends"),
+            StoreError::Etcd(reason) => write!(f, "cannot use etcd: {reason}"),
             StoreError::Panicked => write!(f, "the thread that stores has panicked"),
             StoreError::Full => write!(f, "there is no room left for the store"),
             StoreError::Io(path, error) => {

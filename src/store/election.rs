@@ -1,0 +1,67 @@
+//! Who leads, where one of several servers does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Who leads, as far as this server knows: a store that knows it writes it down, and those read it who answer for a server
+/// that does not lead.
+#[derive(Default)]
+pub(crate) struct Election {
+    state: Mutex<ElectionState>,
+    stopped: Condvar,
+}
+
+#[derive(Default)]
+struct ElectionState {
+    leader: Option<Arc<str>>,
+    since: Option<SystemTime>,
+    is_stopped: bool,
+}
+
+/// Who leads, and since when this server has known it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Elected {
+    /// Where the leader is reached: host and port. `None` while nobody is known to lead.
+    pub leader: Option<Arc<str>>,
+    /// `None` if nothing was ever known.
+    pub since: Option<SystemTime>,
+}
+
+impl Election {
+    pub fn elected(&self) -> Elected {
+        let state = self.state.lock();
+        Elected {
+            leader: state.leader.clone(),
+            since: state.since,
+        }
+    }
+
+    /// Notes where the leader is reached, or that nobody is known to lead.
+    pub fn note(&self, leader: Option<&str>) {
+        let mut state = self.state.lock();
+        if state.since.is_none() || state.leader.as_deref() != leader {
+            state.leader = leader.map(Into::into);
+            state.since = Some(SystemTime::now());
+        }
+    }
+
+    /// Has who waits to lead give up: the server ends.
+    pub fn stop(&self) {
+        self.state.lock().is_stopped = true;
+        self.stopped.notify_all();
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.state.lock().is_stopped
+    }
+
+    /// Waits for so long. `false` as soon as the server ends.
+    pub fn pause(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        let mut state = self.state.lock();
+        while !state.is_stopped && !self.stopped.wait_until(&mut state, until).timed_out() {}
+        !state.is_stopped
+    }
+}
