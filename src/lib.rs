@@ -57,7 +57,7 @@ pub use client::{
 pub use error::{Error, OtherServer, TlsFailure, Unreached};
 pub use lease::{Holder, Lease};
 #[cfg(all(feature = "server", target_os = "linux"))]
-pub use options::{Options, StoreAddress};
+pub use options::{ClusterOptions, Options, StoreAddress};
 pub use protocol::json::{
     HeldBy, HeldKey, KeyDetail, LockEvent, LockEventKind, LockPage, Sample, StatusReport,
     StoreReport, Totals, WaitingBy,

@@ -19,17 +19,20 @@ pub(crate) use self::feed::{FeedChange, FeedEvent, FeedId, TakenEvents};
 use self::journal::Journal;
 pub(crate) use self::look::Moment;
 pub(crate) use self::statistics::{Histogram, Statistics, StoreState, StoreStatistics};
+pub(crate) use self::unstored::Asked;
 use self::unstored::Unstored;
 pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;
-use crate::lease::{Fence, Grant, Key};
+use crate::lease::{self, Fence, Grant, Key};
 use crate::refusal::Refusal;
+use crate::store::election::Election;
 use crate::table::{Acquired, Ask, BrokenHold, Holding, Limits, LockTable, Terms};
 
 mod commit;
 mod feed;
 mod journal;
 mod look;
+mod standby;
 mod statistics;
 mod time_keeper;
 mod unstored;
@@ -47,6 +50,9 @@ pub(crate) struct LockManager {
     /// Tells that it has ended.
     store_ended: Condvar,
     has_store: bool,
+    /// `None` where no other server can lead.
+    election: Option<Arc<Election>>,
+    limits: Limits,
     terms: Terms,
     /// Cursors count from here.
     begun: Instant,
@@ -104,36 +110,23 @@ impl LockManager {
         limits: Limits,
         store: Option<OpenStore>,
     ) -> std::io::Result<Arc<Self>> {
-        let (recovered, store) = match store {
-            Some(OpenStore {
-                store,
-                recovered,
-                lost,
-            }) => (Some(recovered), Some((store, lost))),
-            None => (None, None),
-        };
-        let stored = recovered
-            .as_ref()
-            .and_then(|recovered| recovered.greatest_fence);
-        let mut table = LockTable::new(limits, commit::first_fence(stored, SystemTime::now()));
-        if let Some(recovered) = recovered {
-            commit::restore(&mut table, recovered.holds);
-        }
         let manager = Arc::new(LockManager {
             state: Mutex::new(State {
-                table,
+                table: LockTable::new(limits, lease::first_fence(SystemTime::now())),
                 notifications: Notifications::default(),
                 alarm: None,
                 stopping: false,
                 journal: Journal::begin(),
                 statistics: Statistics::default(),
                 feeds: Feeds::default(),
-                unstored: store.as_ref().map(|_| Unstored::new(stored)),
+                unstored: store.as_ref().map(|open| open.store.as_ref().into()),
             }),
             clock: Condvar::new(),
             decided: Condvar::new(),
             store_ended: Condvar::new(),
             has_store: store.is_some(),
+            election: store.as_ref().and_then(|store| store.election.clone()),
+            limits,
             terms,
             begun: Instant::now(),
         });
@@ -142,8 +135,8 @@ impl LockManager {
             .name("lock-expiry".into())
             .stack_size(STACK)
             .spawn(move || keeper.keep_time())?;
-        if let Some((store, lost)) = store
-            && let Err(error) = manager.store_in(store, lost)
+        if let Some(store) = store
+            && let Err(error) = manager.store_in(store)
         {
             manager.stop();
             return Err(error);
@@ -189,6 +182,9 @@ impl LockManager {
             if state.stopping {
                 return Ok(Some(Outcome::Refused(Refusal::Stopping, None)));
             }
+            if state.stands_by() {
+                return Ok(Some(Outcome::Refused(Refusal::Standby, None)));
+            }
             state.hold_off();
             // A lapsed hold of a key that nobody has asked for since is none.
             while let missing @ 1.. = state.table.missing_room() {
@@ -198,13 +194,14 @@ impl LockManager {
                     break;
                 }
             }
+            let asked = state.asked();
             let handle = |key: &Key, ticket| {
                 // Not from when time stopped for leases, which may be long ago.
                 let deadline = Instant::now() + ask.terms.lock_attempt_timeout;
                 let waiter = waiter
                     .take()
                     .expect("who is queued is not asked to try again");
-                waiter(Pending::new(key.clone(), ticket, deadline))
+                waiter(Pending::new(key.clone(), ticket, deadline, asked))
             };
             let refusal = match state.table.acquire(now, ask, handle) {
                 Acquired::Granted(grant) => return Ok(Some(Outcome::Granted(grant))),
@@ -365,12 +362,12 @@ impl LockManager {
         state.settle(now);
         let notifications = state.take_notifications();
         let earlier = state.next_alarm_is_earlier();
-        let has_marks = state.has_unstored();
+        let wants_store = state.wants_store();
         drop(state);
         if earlier {
             self.clock.notify_one();
         }
-        if has_marks {
+        if wants_store {
             self.decided.notify_one();
         }
         notifications.deliver(answerer);

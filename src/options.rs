@@ -1,12 +1,13 @@
 //! The options of a server, with their defaults and ranges.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
+pub use self::cluster::{ClusterOptions, StoreAddress};
 use crate::error::Error;
 use crate::host::{bad_host, bare_host};
+
+mod cluster;
 
 /// How many [`Options::allowed_hosts`] there may be: they travel to a started server in one message.
 const MOST_ALLOWED_HOSTS: usize = 32;
@@ -120,43 +121,11 @@ pub struct Options {
     /// Whether each answer about a hold waits until the disk has what it tells of. Default `true`: locks outlive a crash
     /// of the machine. `false` is faster, and they outlive a crash of the server's process alone: after a power failure
     /// the store may lack the last grants, or be damaged.
+    /// For a [file](StoreAddress::File) alone.
     pub store_sync: bool,
-}
 
-/// Where a server keeps locks that outlive it. Written as `file:PATH`.
-///
-/// ```
-/// use lock_server::StoreAddress;
-///
-/// let store: StoreAddress = "file:/var/lib/lock-server/locks.db".parse().unwrap();
-/// assert_eq!(store, StoreAddress::File("/var/lib/lock-server/locks.db".into()));
-/// assert!("/var/lib/lock-server/locks.db".parse::<StoreAddress>().is_err());
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StoreAddress {
-    /// A file on a local disk, which is made if need be; the file of its log, `PATH-wal`, belongs to it. One server has
-    /// it at a time. Its folder is there and may be written to; the path is UTF-8 without control characters. Not on a
-    /// network file system: what is locked and synced there may be neither.
-    File(PathBuf),
-}
-
-impl FromStr for StoreAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("file", path)) if !path.is_empty() => Ok(StoreAddress::File(path.into())),
-            _ => Err(format!("{text:?} is no store; give file: and a path")),
-        }
-    }
-}
-
-impl fmt::Display for StoreAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let StoreAddress::File(path) = self;
-        write!(f, "file:{}", path.display())
-    }
+    /// How several servers share a store in [etcd](StoreAddress::Etcd): for that alone.
+    pub cluster: ClusterOptions,
 }
 
 impl Default for Options {
@@ -182,6 +151,7 @@ impl Default for Options {
             log_to: None,
             store: None,
             store_sync: true,
+            cluster: ClusterOptions::default(),
         }
     }
 }
@@ -244,10 +214,8 @@ impl Options {
             );
         }
         self.validate_access()?;
-        if let Some(StoreAddress::File(path)) = &self.store
-            && !is_line(path)
-        {
-            return invalid("store", not_a_line(path));
+        if let Err((option, reason)) = cluster::validate(self.store.as_ref(), &self.cluster) {
+            return invalid(option, reason);
         }
         if self.max_keys == 0 {
             return invalid("max_keys", "it is 0, so nothing could be locked".into());

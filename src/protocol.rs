@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
@@ -37,6 +38,7 @@ pub(crate) const LOCK_ECHO: &str = "Lock-Echo";
 pub(crate) const LOCK_SERVER: &str = "Lock-Server";
 pub(crate) const LOCK_SERVER_PID: &str = "Lock-Server-Pid";
 pub(crate) const LOCK_STORE: &str = "Lock-Store";
+pub(crate) const LOCK_LEADER: &str = "Lock-Leader";
 
 /// A question that was understood. A name that its verb does not take is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,8 +188,8 @@ pub(crate) struct Reply {
 pub(crate) struct ServerNames {
     /// This run of it.
     pub server: ServerId,
-    /// Its store. `None` without one.
-    pub store: Option<StoreId>,
+    /// Its store. Not set without one, and until it is known.
+    pub store: Arc<OnceLock<StoreId>>,
 }
 
 /// The body, and what goes with it.
@@ -229,6 +231,7 @@ impl fmt::Display for ReplyBody {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     Ok = 200,
+    TemporaryRedirect = 307,
     BadRequest = 400,
     Unauthorized = 401,
     Forbidden = 403,
@@ -239,8 +242,9 @@ pub(crate) enum Status {
 }
 
 impl Status {
-    pub const ALL: [Status; 8] = [
+    pub const ALL: [Status; 9] = [
         Status::Ok,
+        Status::TemporaryRedirect,
         Status::BadRequest,
         Status::Unauthorized,
         Status::Forbidden,

@@ -22,6 +22,8 @@ pub enum Refusal {
     StoreFull,
     /// LOCK: the server is ending, and nothing was locked.
     Stopping,
+    /// Another server leads, or none does at the moment: nothing was done, and the question may be asked elsewhere.
+    Standby,
     /// CHECK, UNLOCK, RENEW, VERIFY, BREAK: nobody holds the key.
     Free,
     /// UNLOCK, RENEW, VERIFY: another name holds the key.
@@ -60,6 +62,7 @@ static WORDS: [(Refusal, &str); Refusal::COUNT] = [
     (Refusal::Full, "full"),
     (Refusal::StoreFull, "store-full"),
     (Refusal::Stopping, "stopping"),
+    (Refusal::Standby, "standby"),
     (Refusal::Free, "free"),
     (Refusal::NotHolder, "not-holder"),
     (Refusal::StaleFence, "stale-fence"),
@@ -76,7 +79,7 @@ static WORDS: [(Refusal, &str); Refusal::COUNT] = [
 
 impl Refusal {
     /// How many variants there are.
-    pub(crate) const COUNT: usize = 20;
+    pub(crate) const COUNT: usize = 21;
 
     /// The stable word.
     pub fn as_str(self) -> &'static str {

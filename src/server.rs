@@ -25,6 +25,7 @@ use crate::token::{TOKEN_FILE_VARIABLE, Token};
 mod access;
 mod child;
 mod classic;
+mod durable;
 mod handler;
 mod http;
 mod limits;

@@ -12,6 +12,7 @@ use crate::lease::{Fence, Key, Note, RequestId, Requester, Slots};
 
 pub(crate) mod dump;
 pub(crate) mod election;
+pub(crate) mod etcd;
 pub(crate) mod file;
 
 /// A hold, as it is stored. Its lease begins anew, in full, when it is read: no clock of one run means anything in another.
@@ -64,6 +65,11 @@ pub(crate) trait Store: Send {
     /// Makes a batch durable, whole. After an error nobody knows what of it is stored, but for
     /// [`Full`](StoreError::Full): then nothing is, and a later batch may fit.
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// How many changes are to be stored at once, at the most: those that come after them are not to wait for longer.
+    fn most_in_batch(&self) -> usize {
+        2_000
+    }
 
     /// How often it has to be [confirmed](Self::confirm) that this server leads, also where nobody asks anything. `None`
     /// where no other can.

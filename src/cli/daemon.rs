@@ -206,6 +206,15 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
     if let Some(StoreAddress::File(path)) = options.store {
         options.store = absolute(Some(path))?.map(StoreAddress::File);
     }
+    let cluster = &mut options.cluster;
+    for file in [
+        &mut cluster.password_file,
+        &mut cluster.ca_file,
+        &mut cluster.cert_file,
+        &mut cluster.key_file,
+    ] {
+        *file = absolute(file.take())?;
+    }
     let lets_strangers_lock = options.token_file.is_none() || options.classic_port.is_some();
     let pid_file = pid_file.claim(advice)?;
     let mut server = Server::new(options);

@@ -51,9 +51,7 @@ pub fn slots(value: &str) -> Result<u32, String> {
 
 /// Where a server keeps locks.
 pub fn store(value: &str) -> Result<StoreAddress, String> {
-    value
-        .parse()
-        .map_err(|_| "give file:PATH, such as file:/var/lib/lock-server/locks.db".into())
+    value.parse()
 }
 
 /// A switch that says which way.

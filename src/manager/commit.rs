@@ -8,7 +8,6 @@
 //! Until that is done no time passes for leases: a hold whose grant is not stored does not end, nor does anybody follow it.
 //! A lease counts from when its grant was stored.
 
-use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
@@ -18,8 +17,9 @@ use parking_lot::MutexGuard;
 
 use super::statistics::{StoreState, StoreStatistics};
 use super::unstored::HAS_STORE;
-use super::{LockManager, State};
+use super::{Asked, LockManager, State};
 use crate::lease::{self, Claim, Fence, Grant, LeaseView};
+use crate::store::election::Election;
 use crate::store::{Recovered, Store, StoreError, StoredHold};
 use crate::table::LockTable;
 
@@ -36,10 +36,18 @@ const STORE_STACK: usize = 512 * 1024;
 /// under a clock that is wrong would else use up for good all that there are.
 const MOST_AHEAD: Fence = 10 * 365 * 24 * 60 * 60 * 1_000_000;
 
-/// A store, and what it held when it was opened.
+/// How long after one proof that this server leads the next one is asked for: those who come meanwhile share it.
+const PROOF_PAUSE: Duration = Duration::from_millis(2);
+
+/// A store, and whom it tells what.
 pub(crate) struct OpenStore {
     pub store: Box<dyn Store>,
-    pub recovered: Recovered,
+    /// What it held when it was opened. `None` if that is yet to be done: it may take until another server ends.
+    pub recovered: Option<Recovered>,
+    /// Who leads, where another server may. `None` where none can.
+    pub election: Option<Arc<Election>>,
+    /// Called when this server has begun to lead, with what the store held.
+    pub leads: Box<dyn Fn(&Recovered) + Send>,
     /// Called where nothing can be stored any more, with what the store says.
     pub lost: Box<dyn FnOnce(StoreError) + Send>,
 }
@@ -48,20 +56,31 @@ impl LockManager {
     /// Has a thread store what is decided, until [`end_store`](Self::end_store).
     pub(super) fn store_in(
         self: &Arc<Self>,
-        mut store: Box<dyn Store>,
-        lost: Box<dyn FnOnce(StoreError) + Send>,
+        OpenStore {
+            mut store,
+            recovered,
+            leads,
+            lost,
+            ..
+        }: OpenStore,
     ) -> std::io::Result<()> {
         let size = store.size();
         let mut state = self.state.lock();
         state.unstored.as_mut().expect(HAS_STORE).statistics.bytes = size;
         drop(state);
+        if let Some(recovered) = recovered {
+            leads(&recovered);
+            self.lead(recovered);
+        }
         let manager = self.clone();
         let work = move || {
             // Also after a panic: nobody may wait for a thread that is gone.
-            let stored = panic::catch_unwind(AssertUnwindSafe(|| manager.store_all(&mut *store)));
+            let work = AssertUnwindSafe(|| manager.lead_and_stand_by(&mut *store, &*leads));
+            let stored = panic::catch_unwind(work);
             let stored = stored.unwrap_or(Err(StoreError::Panicked));
-            if let Err(error) = &stored {
-                manager.lose_store(error);
+            match &stored {
+                Ok(()) => store.resign(),
+                Err(error) => manager.lose_store(error),
             }
             // Another server may have it from now on.
             drop(store);
@@ -85,6 +104,9 @@ impl LockManager {
         };
         unstored.is_ending = true;
         self.decided.notify_one();
+        if let Some(election) = &self.election {
+            election.stop();
+        }
         let has_ended = |state: &State| {
             let unstored = state.unstored.as_ref();
             unstored.is_none_or(|unstored| unstored.has_ended)
@@ -98,7 +120,7 @@ impl LockManager {
         let unstored = state.unstored.as_mut().expect(HAS_STORE);
         unstored.statistics.last_error = Some(error.to_string());
         unstored.is_lost = true;
-        let never = mem::take(&mut unstored.answers);
+        let never = unstored.take_answers();
         drop(state);
         // Each ends its connection, for which the mutex is not needed.
         drop(never);
@@ -110,16 +132,18 @@ impl LockManager {
         unstored.has_ended = true;
         // What is decided from now on is not stored any more.
         unstored.is_lost = true;
-        let never = mem::take(&mut unstored.answers);
+        let never = unstored.take_answers();
         drop(state);
         self.store_ended.notify_all();
         drop(never);
     }
 
-    /// Calls `answer` once everything is stored that was decided before; or returns the value, where that is so already.
-    /// Where the store is lost, the value is dropped: nobody may be told.
+    /// Calls `answer` once everything is stored that was decided before, and this server has proved since that it leads;
+    /// or returns the value, where that is so already. Where the store is lost, or another server has led since the
+    /// question was asked, the value is dropped: nobody may be told.
     pub fn once_stored<T: Send + 'static>(
         &self,
+        asked: Asked,
         value: T,
         answer: impl FnOnce(T) + Send + 'static,
     ) -> Option<T> {
@@ -127,24 +151,29 @@ impl LockManager {
         let Some(unstored) = state.unstored.as_mut() else {
             return Some(value);
         };
-        if unstored.is_lost {
+        if !unstored.may_answer(asked) {
             drop(state);
             return None;
         }
-        if unstored.is_all_stored() {
+        if unstored.is_all_stored() && !unstored.needs_proof {
             return Some(value);
         }
         let made = unstored.made;
         unstored
             .answers
             .push_back((made, Box::new(|| answer(value))));
+        let needs_proof = unstored.needs_proof;
+        drop(state);
+        if needs_proof {
+            self.decided.notify_one();
+        }
         None
     }
 
-    /// Blocks until everything is stored that was decided before. `false` where the store is lost.
-    pub fn wait_until_stored(&self) -> bool {
+    /// Blocks until what was asked then may be told, as by [`once_stored`](Self::once_stored). `false` where it may not.
+    pub fn wait_until_stored(&self, asked: Asked) -> bool {
         let (send, stored) = std::sync::mpsc::channel();
-        let now = self.once_stored(send, |send| {
+        let now = self.once_stored(asked, send, |send| {
             // It is waited for.
             let _ = send.send(());
         });
@@ -156,23 +185,22 @@ impl LockManager {
         self.has_store
     }
 
-    /// How many times there was no room in the store, and something was taken back.
-    pub fn times_taken_back(&self) -> u64 {
+    /// What the store has seen, for a question that is asked now.
+    pub fn asked(&self) -> Asked {
         if !self.has_store {
-            return 0;
+            return Asked::default();
         }
-        let state = self.state.lock();
-        let unstored = state.unstored.as_ref();
-        unstored.map_or(0, |unstored| unstored.times_taken_back)
+        self.state.lock().asked()
     }
 
-    /// Whether there was no room in the store for a grant, or for a renewal of it, so that nobody may be told of it.
-    /// `times` is what [`times_taken_back`](Self::times_taken_back) was before the question was asked.
-    pub fn was_taken_back(&self, fence: Fence, times: u64) -> bool {
+    /// Whether there was no room in the store for a grant, or for a renewal of it since that question was asked, so that
+    /// nobody may be told of it.
+    pub fn was_taken_back(&self, fence: Fence, asked: Option<Asked>) -> bool {
         if !self.has_store {
             return false;
         }
         let state = self.state.lock();
+        let times = asked.map_or(u64::MAX, |asked| asked.times_taken_back);
         let unstored = state.unstored.as_ref();
         unstored.is_some_and(|unstored| unstored.was_taken_back(fence, times))
     }
@@ -203,24 +231,43 @@ impl LockManager {
         Some((store, unstored.statistics.clone()))
     }
 
-    fn store_all(&self, store: &mut dyn Store) -> Result<(), StoreError> {
+    /// Stores what is decided, until the server ends or another one leads.
+    pub(super) fn store_all(&self, store: &mut dyn Store) -> Result<(), StoreError> {
+        let every = store.confirm_every();
+        let mut next_proof = Instant::now();
         let mut state = self.state.lock();
         loop {
-            let Some((marks, batch)) = state.take_batch(Instant::now()) else {
-                if state.unstored.as_ref().expect(HAS_STORE).is_ending {
-                    return Ok(());
+            if every.is_some() && !state.has_unstored() {
+                // What is decided meanwhile comes at once, and who asks meanwhile is answered by the same proof.
+                let pause = Instant::now()..next_proof;
+                if !pause.is_empty() && !self.decided.wait_until(&mut state, next_proof).timed_out()
+                {
+                    continue;
                 }
-                self.decided.wait(&mut state);
-                continue;
+            }
+            let (marks, batch) = match state.take_batch(Instant::now()) {
+                Some(taken) => taken,
+                None if state.unstored.as_ref().expect(HAS_STORE).is_ending => return Ok(()),
+                None => match every {
+                    Some(every) if self.decided.wait_for(&mut state, every).timed_out() => {
+                        Default::default()
+                    }
+                    Some(_) => continue,
+                    None => {
+                        self.decided.wait(&mut state);
+                        continue;
+                    }
+                },
             };
             let begun = Instant::now();
             let (committed, bytes) = MutexGuard::unlocked(&mut state, || {
                 let committed = match batch.records.is_empty() {
-                    true => Ok(()),
+                    true => store.confirm(),
                     false => store.commit(&batch),
                 };
                 (committed, store.size())
             });
+            next_proof = Instant::now() + PROOF_PAUSE;
             let now = Instant::now();
             let unstored = state.unstored.as_mut().expect(HAS_STORE);
             let statistics = &mut unstored.statistics;

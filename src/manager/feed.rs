@@ -116,6 +116,14 @@ impl Feeds {
         }
     }
 
+    /// Forgets what was not told.
+    pub fn forget(&mut self) {
+        for feed in &mut self.feeds {
+            feed.events.clear();
+            feed.missed = 0;
+        }
+    }
+
     fn add_reader(&mut self, prefix: &str) -> FeedId {
         self.readers += 1;
         let mut feeds = self.feeds.iter_mut();

@@ -28,10 +28,10 @@ impl LockManager {
             let swept = batch == 0 || state.table.expire(time, batch);
             state.settle(time);
             let is_done = swept && !state.table.is_behind();
-            if state.has_unstored() {
+            let notifications = state.take_notifications();
+            if state.wants_store() {
                 self.decided.notify_one();
             }
-            let notifications = state.take_notifications();
             if !notifications.is_empty() || !is_done {
                 MutexGuard::unlocked_fair(&mut state, || {
                     notifications.deliver(Answerer::AnotherThread);

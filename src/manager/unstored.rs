@@ -5,17 +5,14 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::statistics::StoreStatistics;
-use super::{Answerer, Notifications, State};
+use super::{Answerer, Notifications, State, notify};
 use crate::event::{Change, TableEvent};
 use crate::lease::{Fence, Key, LeaseTerms};
 use crate::refusal::Refusal;
-use crate::store::{Batch, Record, StoredHold};
+use crate::store::{Batch, Record, Store, StoredHold};
 
 /// How many grants may be under way to the store before a LOCK is refused that would be granted at once.
 const MOST_UNSTORED: usize = 10_000;
-
-/// How many changes a batch has at the most: those that come after it are not to wait for longer.
-const MOST_IN_BATCH: usize = 2_000;
 
 /// How long after the store had no room nothing is granted.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
@@ -42,6 +39,15 @@ pub(super) struct Unstored {
     pub stored: u64,
     /// Each waits for as many marks to be stored, which only grow.
     pub answers: VecDeque<(u64, Answer)>,
+    /// How many of them were there when what is under way to the store was taken.
+    pub asked_before: usize,
+    /// Whether this server decides: another one may lead.
+    pub leads: bool,
+    /// How many times it has begun to.
+    pub term: u64,
+    /// Whether an answer needs a proof that this server leads, also where everything is stored.
+    pub needs_proof: bool,
+    most_in_batch: usize,
     pub greatest_fence: Fence,
     /// Until when nothing is granted, since there was no room in the store.
     pub no_room_until: Option<Instant>,
@@ -55,6 +61,15 @@ pub(super) struct Unstored {
     pub is_ending: bool,
     pub has_ended: bool,
     pub statistics: StoreStatistics,
+}
+
+/// What the store had seen when a question was asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// How many times this server had begun to lead.
+    pub(super) term: u64,
+    /// How many times there had been no room, and something was taken back.
+    pub(super) times_taken_back: u64,
 }
 
 /// What was taken back.
@@ -79,14 +94,49 @@ pub(super) struct Mark {
     longer_than: Option<LeaseTerms>,
 }
 
-impl Unstored {
-    /// Nothing yet. `stored` is the greatest fence that the store has.
-    pub fn new(stored: Option<Fence>) -> Self {
+/// Nothing yet.
+impl From<&dyn Store> for Unstored {
+    fn from(store: &dyn Store) -> Self {
+        let most_in_batch = store.most_in_batch();
         Unstored {
-            greatest_fence: stored.unwrap_or_default(),
-            most: MOST_IN_BATCH,
+            most: most_in_batch,
+            most_in_batch,
+            needs_proof: store.confirm_every().is_some(),
             ..Unstored::default()
         }
+    }
+}
+
+impl Unstored {
+    /// This server decides from now on. `stored` is the greatest fence that the store has.
+    pub fn lead(&mut self, stored: Option<Fence>) {
+        self.leads = true;
+        self.term += 1;
+        self.greatest_fence = stored.unwrap_or_default();
+    }
+
+    /// Forgets everything that is not stored. Returns those who wait for that: nobody may be told.
+    pub fn stand_by(&mut self) -> Vec<Answer> {
+        self.leads = false;
+        self.marks.clear();
+        self.under_way_since = None;
+        self.most = self.most_in_batch;
+        self.grants = 0;
+        self.stored = self.made;
+        self.no_room_until = None;
+        self.taken_back.clear();
+        self.take_answers()
+    }
+
+    /// All answers that wait, which are not to be given.
+    pub fn take_answers(&mut self) -> Vec<Answer> {
+        let answers = mem::take(&mut self.answers);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    /// Whether a question that was asked then may be answered: nobody else has led since.
+    pub fn may_answer(&self, asked: Asked) -> bool {
+        !self.is_lost && self.leads && asked.term == self.term
     }
 
     /// Makes a mark where the event changes a grant. A renewal changes nothing that is stored, unless it asks for more.
@@ -108,6 +158,10 @@ impl Unstored {
             | Change::Left { .. }
             | Change::Reserved { .. } => return,
         };
+        if !self.leads {
+            // It was decided by a server that knows nothing any more, and nobody is told.
+            return;
+        }
         self.greatest_fence = self.greatest_fence.max(fence);
         self.made += 1;
         self.grants += usize::from(is_new);
@@ -168,6 +222,21 @@ impl Unstored {
 }
 
 impl State {
+    /// What the store has seen, for a question that is asked now.
+    pub(super) fn asked(&self) -> Asked {
+        let unstored = self.unstored.as_ref();
+        unstored.map_or(Asked::default(), |unstored| Asked {
+            term: unstored.term,
+            times_taken_back: unstored.times_taken_back,
+        })
+    }
+
+    /// Whether another server leads, or may do so.
+    pub(super) fn stands_by(&self) -> bool {
+        let unstored = self.unstored.as_ref();
+        unstored.is_some_and(|unstored| !unstored.leads)
+    }
+
     /// Until when time has passed for leases.
     pub(super) fn time(&self, now: Instant) -> Instant {
         let unstored = self.unstored.as_ref();
@@ -178,6 +247,13 @@ impl State {
     pub(super) fn has_unstored(&self) -> bool {
         let unstored = self.unstored.as_ref();
         unstored.is_some_and(|unstored| !unstored.is_all_stored())
+    }
+
+    /// Whether there is something for the store to do.
+    pub(super) fn wants_store(&self) -> bool {
+        let unstored = self.unstored.as_ref();
+        let has_asked = |unstored: &Unstored| unstored.needs_proof && !unstored.answers.is_empty();
+        self.has_unstored() || unstored.is_some_and(has_asked)
     }
 
     /// How many changes there were, and how many of them may be told.
@@ -199,7 +275,7 @@ impl State {
     /// Whether there is enough to be stored for the store to come first.
     pub(super) fn is_behind_store(&self) -> bool {
         let unstored = self.unstored.as_ref();
-        unstored.is_some_and(|unstored| unstored.marks.len() >= MOST_IN_BATCH)
+        unstored.is_some_and(|unstored| unstored.marks.len() >= unstored.most_in_batch)
     }
 
     /// What is to be delivered now. What waits for the store is delivered by the thread that stores.
@@ -208,21 +284,26 @@ impl State {
         let Some(unstored) = self.unstored.as_mut() else {
             return notifications;
         };
-        if notifications.is_empty() || unstored.is_all_stored() {
+        if notifications.is_empty() || (unstored.is_all_stored() && !unstored.needs_proof) {
             return notifications;
         }
-        let deliver = || notifications.deliver(Answerer::ThisThread);
+        let undelivered = Undelivered(notifications);
+        let deliver = || undelivered.deliver();
         unstored
             .answers
             .push_back((unstored.made, Box::new(deliver)));
         Notifications::default()
     }
 
-    /// Takes the marks, and reads what has become of their grants.
+    /// Takes the marks, and reads what has become of their grants. `None` where nobody waits for a store.
     pub(super) fn take_batch(&mut self, now: Instant) -> Option<(Vec<Mark>, Batch)> {
         let unstored = self.unstored.as_mut()?;
-        let first = unstored.marks.front()?.at;
-        unstored.under_way_since = Some(first);
+        unstored.asked_before = unstored.answers.len();
+        let Some(first) = unstored.marks.front() else {
+            let has_asked = !unstored.answers.is_empty();
+            return has_asked.then(Default::default);
+        };
+        unstored.under_way_since = Some(first.at);
         let most = unstored.most.min(unstored.marks.len());
         let marks: Vec<_> = unstored.marks.drain(..most).collect();
         let not_void = marks.iter().filter(|mark| !mark.is_void);
@@ -266,13 +347,17 @@ impl State {
         }
         let unstored = self.unstored.as_mut().expect(HAS_STORE);
         unstored.under_way_since = None;
-        unstored.most = (2 * unstored.most).min(MOST_IN_BATCH);
+        unstored.most = (2 * unstored.most).min(unstored.most_in_batch);
         unstored.grants -= marks.iter().filter(|mark| mark.is_new).count();
         unstored.stored += marks.len() as u64;
         let stored = unstored.stored;
-        let due = unstored
+        let mut due = unstored
             .answers
             .partition_point(|(marks, _)| *marks <= stored);
+        if unstored.needs_proof {
+            // Who asked since has to be given a proof that was asked for later.
+            due = due.min(unstored.asked_before);
+        }
         let due = unstored.answers.drain(..due);
         due.map(|(_, answer)| answer).collect()
     }
@@ -318,6 +403,29 @@ impl State {
         // They wait for the rest of the marks.
         let none = self.take_notifications();
         debug_assert!(none.is_empty());
+    }
+}
+
+/// Those who wait to hear what is not stored yet. Dropped, it has each of them end its connection.
+struct Undelivered(Notifications);
+
+impl Undelivered {
+    fn deliver(mut self) {
+        let notifications = mem::take(&mut self.0);
+        for waiter in &notifications.waiters {
+            // Nobody else sets it.
+            let _ = waiter.pending().is_stored.set(true);
+        }
+        notifications.deliver(Answerer::ThisThread);
+    }
+}
+
+impl Drop for Undelivered {
+    fn drop(&mut self) {
+        for waiter in mem::take(&mut self.0).waiters {
+            let _ = waiter.pending().is_stored.set(false);
+            notify(&waiter, Answerer::AnotherThread);
+        }
     }
 }
 

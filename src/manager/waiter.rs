@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use parking_lot::Condvar;
 
+use super::unstored::Asked;
+
 use crate::lease::{Grant, Key, Ticket};
 use crate::refusal::Refusal;
 use crate::table::Holding;
@@ -42,17 +44,22 @@ pub(crate) struct Pending {
     deadline: Instant,
     /// Set once, under the manager's mutex.
     pub(super) outcome: OnceLock<Outcome>,
+    /// With a store: whether everything is stored that was decided before the outcome. `false` where nobody will know.
+    pub(super) is_stored: OnceLock<bool>,
+    pub(super) asked: Asked,
     /// Wakes the thread that waits, if there is one.
     pub(super) decided: Condvar,
 }
 
 impl Pending {
-    pub(super) fn new(key: Key, ticket: Ticket, deadline: Instant) -> Self {
+    pub(super) fn new(key: Key, ticket: Ticket, deadline: Instant, asked: Asked) -> Self {
         Pending {
             key,
             ticket,
             deadline,
             outcome: OnceLock::new(),
+            is_stored: OnceLock::new(),
+            asked,
             decided: Condvar::new(),
         }
     }
@@ -69,7 +76,20 @@ impl Pending {
 
     /// How the wait ended, if it has.
     pub fn outcome(&self) -> Option<&Outcome> {
-        self.outcome.get()
+        match self.is_stored.get() {
+            Some(false) => Some(&Outcome::Unknown),
+            _ => self.outcome.get(),
+        }
+    }
+
+    /// What the store had seen when it was asked.
+    pub fn asked(&self) -> Asked {
+        self.asked
+    }
+
+    /// Whether the outcome may be told without asking the store again.
+    pub fn is_stored(&self) -> bool {
+        self.is_stored.get() == Some(&true)
     }
 }
 
@@ -80,9 +100,13 @@ impl Outcome {
             Outcome::Granted(_) => true,
             Outcome::Refused(refusal, _) => !matches!(
                 refusal,
-                Refusal::Timeout | Refusal::Full | Refusal::StoreFull | Refusal::Stopping
+                Refusal::Timeout
+                    | Refusal::Full
+                    | Refusal::StoreFull
+                    | Refusal::Stopping
+                    | Refusal::Standby
             ),
-            Outcome::Abandoned => false,
+            Outcome::Abandoned | Outcome::Unknown => false,
         }
     }
 }
@@ -95,4 +119,6 @@ pub(crate) enum Outcome {
     Refused(Refusal, Option<Holding>),
     /// The client went away while it waited.
     Abandoned,
+    /// It was decided, and nobody knows whether that is stored: the connection ends without an answer.
+    Unknown,
 }

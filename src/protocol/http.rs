@@ -204,6 +204,7 @@ impl Status {
             Status::NotFound => "Not Found",
             Status::MethodNotAllowed => "Method Not Allowed",
             Status::Misdirected => "Misdirected Request",
+            Status::TemporaryRedirect => "Temporary Redirect",
             Status::Unavailable => "Service Unavailable",
         }
     }
@@ -244,7 +245,7 @@ impl Reply {
             "Cache-Control: no-store\r\n{LOCK_SERVER}: {}\r\n",
             names.server
         );
-        if let Some(store) = &names.store {
+        if let Some(store) = names.store.get() {
             let _ = write!(reply, "{LOCK_STORE}: {store}\r\n");
         }
         let _ = match &self.answer {

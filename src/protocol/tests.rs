@@ -595,16 +595,18 @@ proptest! {
 fn names() -> ServerNames {
     ServerNames {
         server: "5f-1".into(),
-        store: None,
+        store: Arc::default(),
     }
 }
 
 /// The same with a store.
 fn with_store() -> ServerNames {
-    ServerNames {
-        store: Some("00112233445566778899aabbccddeeff".into()),
-        ..names()
-    }
+    let names = names();
+    names
+        .store
+        .set("00112233445566778899aabbccddeeff".into())
+        .unwrap();
+    names
 }
 
 fn text(reply: &Reply) -> String {
@@ -750,6 +752,10 @@ fn every_status_has_its_line() {
             "HTTP/1.1 405 Method Not Allowed\r\n",
         ),
         (Status::Misdirected, "HTTP/1.1 421 Misdirected Request\r\n"),
+        (
+            Status::TemporaryRedirect,
+            "HTTP/1.1 307 Temporary Redirect\r\n",
+        ),
         (Status::Unavailable, "HTTP/1.1 503 Service Unavailable\r\n"),
     ] {
         assert!(text(&Reply::refusal(status, Refusal::Other, "why")).starts_with(line));

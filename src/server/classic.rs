@@ -329,7 +329,7 @@ impl Classic {
                 return Some(reply.answer.to_string());
             }
         };
-        let times_taken_back = handler.manager.times_taken_back();
+        let asked = handler.manager.asked();
         let mut waiter = None;
         let reply = handler.answer(&question, &Caller::default(), |pending| {
             let stream = connection.stream.clone();
@@ -339,8 +339,8 @@ impl Classic {
         });
         let once_stored = |reply: Reply| match handler.waits_for_store(question.verb, &reply) {
             true => {
-                let is_stored = handler.manager.wait_until_stored();
-                is_stored.then(|| handler.stored_reply(reply, times_taken_back))
+                let is_stored = handler.manager.wait_until_stored(asked);
+                is_stored.then(|| handler.stored_reply(reply, asked))
             }
             false => Some(reply),
         };
@@ -361,7 +361,10 @@ impl Classic {
             Ok(_watched) => {
                 let manager = &self.handler.manager;
                 let outcome = manager.wait(&waiter.pending);
-                let stored = !outcome.tells_of_hold() || manager.wait_until_stored();
+                let pending = &waiter.pending;
+                let stored = pending.is_stored()
+                    || !outcome.tells_of_hold()
+                    || manager.wait_until_stored(pending.asked());
                 stored.then(|| self.handler.outcome_reply(waiter.pending.key(), &outcome))?
             }
             Err(error) => {

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::manager::{LockManager, Outcome, Pending, Waiter};
+use crate::manager::{Asked, LockManager, Outcome, Pending, Waiter};
 use crate::protocol::{
     self, MaxTimes, Parameter, Reply, Request, Seconds, ServerNames, Status, Verb,
 };
@@ -79,6 +79,7 @@ impl Handler {
             Verb::Readyz if manager.is_stopping() => {
                 Reply::refusal(Status::Unavailable, Refusal::Stopping, "")
             }
+            Verb::Readyz if manager.stands_by() => self.standby("/readyz", false),
             Verb::Readyz => Reply::yes(),
             Verb::Locks => self.status.locks(question),
             Verb::Status => self.status.status(self.access.may_break(caller.role)),
@@ -92,17 +93,55 @@ impl Handler {
         Some(reply)
     }
 
+    /// The reply of a server that stands by to a question that the leader answers. `None` where this server does.
+    pub fn redirect(&self, verb: Verb, target: &str) -> Option<Reply> {
+        let is_of_this_server = matches!(
+            verb,
+            Verb::Ping
+                | Verb::Shutdown
+                | Verb::Livez
+                | Verb::Readyz
+                | Verb::Status
+                | Verb::Metrics
+                | Verb::Page
+        );
+        let is_redirected = !is_of_this_server && self.manager.stands_by();
+        is_redirected.then(|| self.standby(target, true))
+    }
+
+    /// Says who leads, as far as that is known, and redirects there if asked to.
+    fn standby(&self, target: &str, redirects: bool) -> Reply {
+        let leader = self.manager.elected().and_then(|elected| elected.leader);
+        let Some(leader) = leader else {
+            let message = "this server stands by, and does not know who leads; nothing was done";
+            return Reply::refusal(Status::Unavailable, Refusal::Standby, message)
+                .with_header("Retry-After", 1);
+        };
+        let message = format!("this server stands by, and {leader} leads; nothing was done");
+        let status = match redirects {
+            true => Status::TemporaryRedirect,
+            false => Status::Unavailable,
+        };
+        let reply = Reply::refusal(status, Refusal::Standby, message)
+            .with_header(protocol::LOCK_LEADER, &leader);
+        match redirects {
+            true => reply.with_header("Location", format_args!("http://{leader}{target}")),
+            false => reply,
+        }
+    }
+
     /// Whether a reply may tell of something that is decided and not stored: then it is sent
     /// [once that is](LockManager::once_stored).
     pub fn waits_for_store(&self, verb: Verb, reply: &Reply) -> bool {
         if !self.manager.has_store() {
             return false;
         }
-        const OF_NO_HOLD: [Refusal; 4] = [
+        const OF_NO_HOLD: [Refusal; 5] = [
             Refusal::Timeout,
             Refusal::Full,
             Refusal::StoreFull,
             Refusal::Stopping,
+            Refusal::Standby,
         ];
         let tells_of_holds = !matches!(
             verb,
@@ -120,11 +159,11 @@ impl Handler {
         tells_of_holds && !is_of_no_hold
     }
 
-    /// What a reply that waited for the store comes to: what there was no room for was taken back. `times` is how many
-    /// [times](LockManager::times_taken_back) that had been so before the question was asked.
-    pub fn stored_reply(&self, reply: Reply, times: u64) -> Reply {
+    /// What a reply that waited for the store comes to: what there was no room for was taken back. `asked` is from before
+    /// the question was decided.
+    pub fn stored_reply(&self, reply: Reply, asked: Asked) -> Reply {
         match reply.fence() {
-            Some(fence) if self.manager.was_taken_back(fence, times) => store_full(),
+            Some(fence) if self.manager.was_taken_back(fence, Some(asked)) => store_full(),
             _ => reply,
         }
     }
@@ -234,12 +273,12 @@ impl Handler {
     /// The reply to a LOCK that is decided, to be sent once. `None` if its client has gone.
     pub fn outcome_reply(&self, key: &str, outcome: &Outcome) -> Option<Reply> {
         let reply = match outcome {
-            Outcome::Granted(grant) if self.manager.was_taken_back(grant.fence, u64::MAX) => {
+            Outcome::Granted(grant) if self.manager.was_taken_back(grant.fence, None) => {
                 store_full()
             }
             Outcome::Granted(grant) => Reply::lease(self.manager.view_of_waited(key, *grant)),
             Outcome::Refused(refusal, holding) => self.refused(*refusal, holding.as_ref()),
-            Outcome::Abandoned => return None,
+            Outcome::Abandoned | Outcome::Unknown => return None,
         };
         self.status.requests.count(Some(Verb::Lock), &reply);
         Some(reply)
@@ -250,6 +289,7 @@ impl Handler {
             Refusal::Full => full("the server has as many waiters or held keys as it allows"),
             Refusal::StoreFull => store_full(),
             Refusal::Stopping => stopping("nothing was locked"),
+            Refusal::Standby => self.standby("", false),
             _ => self.with_holder(Reply::no(refusal), holding),
         }
     }

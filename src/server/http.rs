@@ -30,7 +30,7 @@ use super::status::ConnectionCount;
 use super::tiny::{Exchange, Sockets, TinyHttp};
 use super::workers::Workers;
 use super::workers::leadership::Lead;
-use crate::manager::Waiter;
+use crate::manager::{Asked, Waiter};
 use crate::protocol::Reply;
 use crate::server::access::Caller;
 
@@ -237,18 +237,18 @@ impl Http {
         }
     }
 
-    /// Answers a request once everything is stored that was decided before. `times` is as for
-    /// [`stored_reply`](Handler::stored_reply).
-    fn answer_once_stored(self: &Arc<Self>, mut exchange: Exchange, reply: Reply, times: u64) {
+    /// Answers a request once everything is stored that was decided before. `asked` is from before it was decided.
+    fn answer_once_stored(self: &Arc<Self>, mut exchange: Exchange, reply: Reply, asked: Asked) {
         exchange.park();
         let http = self.clone();
         let later = move |(exchange, reply)| {
-            let reply = http.handler.stored_reply(reply, times);
+            let reply = http.handler.stored_reply(reply, asked);
             http.write_soon(exchange, reply);
         };
         let handler = &self.handler;
-        if let Some((exchange, reply)) = handler.manager.once_stored((exchange, reply), later) {
-            exchange.answer(&handler.stored_reply(reply, times));
+        let now = handler.manager.once_stored(asked, (exchange, reply), later);
+        if let Some((exchange, reply)) = now {
+            exchange.answer(&handler.stored_reply(reply, asked));
         }
     }
 

@@ -4,11 +4,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::process;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::access::{Access, Tokens};
 use super::classic::ClassicTransport;
+use super::durable::{StoreNews, open_store};
 use super::handler::Handler;
 use super::http::{EventStreams, HttpTransport};
 use super::limits::Trim;
@@ -17,11 +18,9 @@ use super::status::ServerStatus;
 use super::stop::StopSources;
 use super::{limits, listen};
 use crate::error::Error;
-use crate::manager::{LockManager, OpenStore};
+use crate::manager::LockManager;
 use crate::options::{Options, StoreAddress};
 use crate::protocol::{MaxTimes, ServerNames};
-use crate::store::file::{FileStore, Sync};
-use crate::store::{Store, StoreError};
 use crate::table::{Limits, Terms};
 
 /// What the server serves on.
@@ -80,9 +79,8 @@ pub(crate) fn serve(
         // Some are left for those who unlock.
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
-    let lost = Arc::new(OnceLock::new());
-    let handler = handler(options, &addresses, limits, stop, process_use, &lost)?;
-    let recovered = handler.manager.size().holds;
+    let news = StoreNews::default();
+    let handler = handler(options, &addresses, limits, stop, process_use, &news)?;
     let mut parts = match Parts::open(listeners, handler.clone(), clients) {
         Ok(parts) => parts,
         Err(error) => {
@@ -97,16 +95,13 @@ pub(crate) fn serve(
         listen::and(&addresses),
         limits.waiters
     );
-    if let Some(store) = &options.store {
-        log::info!("{recovered} holds of an earlier run were in {store}");
-    }
     warn_of_strangers(addresses, options);
     parts.run(process_use);
     stop.log_reason();
     notify(ServerState::Stopping);
     parts.close();
     handler.manager.end_store(Instant::now() + FINISH_TIMEOUT);
-    if let Some(reason) = lost.get() {
+    if let Some(reason) = news.lost.get() {
         let reason = String::clone(reason);
         return Err(Error::StoreFailed { reason });
     }
@@ -242,7 +237,7 @@ fn handler(
     limits: Limits,
     stop: &Arc<StopSources>,
     process_use: ProcessUse,
-    lost: &Arc<OnceLock<String>>,
+    news: &StoreNews,
 ) -> Result<Arc<Handler>, Error> {
     let terms = Terms {
         lock_timeout: options.lock_timeout,
@@ -254,18 +249,18 @@ fn handler(
         .as_deref()
         .map(Tokens::open)
         .transpose()?;
-    let store = open_store(options, stop, lost)?;
-    let store_id = store
-        .as_ref()
-        .map(|store| store.recovered.store.as_str().into());
+    let store = open_store(options, addresses, stop, news)?;
     let manager =
         LockManager::start(terms, limits, store).map_err(start_failed("no thread left"))?;
     let server = name_of_this_run();
     let names = ServerNames {
         server: server.clone(),
-        store: store_id,
+        store: news.id.clone(),
     };
-    let store_kind = options.store.as_ref().map(|StoreAddress::File(_)| "file");
+    let store_kind = options.store.as_ref().map(|store| match store {
+        StoreAddress::File(_) => "file",
+        StoreAddress::Etcd(_) => "etcd",
+    });
     Ok(Arc::new(Handler {
         status: ServerStatus::new(
             manager.clone(),
@@ -290,38 +285,6 @@ fn handler(
         stop: stop.clone(),
         names,
         process: (process_use == ProcessUse::Own).then(process::id),
-    }))
-}
-
-/// Opens the store, if there is to be one. Where it is lost later, the server ends, and `lost` has why.
-fn open_store(
-    options: &Options,
-    stop: &Arc<StopSources>,
-    lost: &Arc<OnceLock<String>>,
-) -> Result<Option<OpenStore>, Error> {
-    let Some(StoreAddress::File(path)) = &options.store else {
-        return Ok(None);
-    };
-    let sync = match options.store_sync {
-        true => Sync::Disk,
-        false => Sync::Off,
-    };
-    let mut store = Box::new(FileStore::new(path, sync));
-    let recovered = store.open().map_err(|error| Error::CannotStart {
-        reason: error.to_string(),
-        source: None,
-    })?;
-    let (stop, lost) = (stop.clone(), lost.clone());
-    let lost = move |error: StoreError| {
-        log::error!("nothing can be stored any more: {error}");
-        // It is called once.
-        let _ = lost.set(error.to_string());
-        stop.request("its store failed");
-    };
-    Ok(Some(OpenStore {
-        store,
-        recovered,
-        lost: Box::new(lost),
     }))
 }
 

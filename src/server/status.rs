@@ -119,11 +119,16 @@ impl ServerStatus {
         let process = ProcessFigures::read();
         let store = self.store();
         let is_stopping = self.manager.is_stopping();
+        let elected = self.manager.elected();
         StatusReport {
             server: self.server.to_string(),
             now: now.time,
             version: env!("CARGO_PKG_VERSION").into(),
-            role: "single".into(),
+            role: self.role().into(),
+            leader: elected
+                .as_ref()
+                .and_then(|elected| elected.leader.as_deref().map(Into::into)),
+            leader_since: elected.and_then(|elected| elected.since),
             state: if is_stopping { "stopping" } else { "serving" }.into(),
             started: self.started.time,
             uptime: now.since(self.started.instant),
@@ -146,6 +151,15 @@ impl ServerStatus {
             },
             store,
             history: self.history.lock().samples(),
+        }
+    }
+
+    /// `single` where no other server can lead.
+    fn role(&self) -> &'static str {
+        match (self.manager.elected(), self.manager.stands_by()) {
+            (None, _) => "single",
+            (Some(_), true) => "standby",
+            (Some(_), false) => "leader",
         }
     }
 
@@ -176,6 +190,7 @@ impl ServerStatus {
             limits: self.limits,
             statistics,
             store: self.manager.store_statistics(),
+            leads: (self.role() != "single").then(|| self.role() == "leader"),
             connections: self.connections(),
             event_streams: self.manager.readers(),
             answers: self.requests.answers(),

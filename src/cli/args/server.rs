@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
-use lock_server::{Options, StoreAddress};
+use lock_server::{ClusterOptions, Options, StoreAddress};
 
 use crate::cli::parsers::{count, on_or_off, seconds, server_port, store};
 
@@ -16,6 +16,15 @@ pub struct ServerArgs {
     pub pid_file: Option<PathBuf>,
     /// The first option that says where to listen, if one is given.
     pub listens_by: Option<&'static str>,
+}
+
+/// How long a lock lasts by default where another server may have to take over meanwhile: that takes 6 s or so, and a
+/// holder asks for more time when a third of it is over.
+const FAILOVER_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A prefix, also where its slashes were left out.
+fn between_slashes(prefix: String) -> String {
+    format!("/{}/", prefix.trim_matches('/'))
 }
 
 /// The parser has no way to share options between verbs, but a macro has.
@@ -65,9 +74,41 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "FILE")]
             token_file: Option<PathBuf>,
 
-            /// keep locks in file:PATH, over restarts
+            /// keep locks in file:PATH or etcd:URL
             #[argh(option, arg_name = "STORE", from_str_fn(store))]
             store: Option<StoreAddress>,
+
+            /// the names of its keys in etcd begin with this
+            #[argh(option, hidden_help, arg_name = "PREFIX")]
+            store_prefix: Option<String>,
+
+            /// user of etcd
+            #[argh(option, hidden_help, arg_name = "NAME")]
+            store_user: Option<String>,
+
+            /// file with that user's password
+            #[argh(option, hidden_help, arg_name = "FILE")]
+            store_password_file: Option<PathBuf>,
+
+            /// how long etcd waits for a leader; default 5
+            #[argh(option, hidden_help, arg_name = "SECONDS", from_str_fn(seconds))]
+            store_ttl: Option<Duration>,
+
+            /// who signed etcd's certificate
+            #[argh(option, hidden_help, arg_name = "FILE")]
+            store_ca: Option<PathBuf>,
+
+            /// certificate to show to etcd
+            #[argh(option, hidden_help, arg_name = "FILE")]
+            store_cert: Option<PathBuf>,
+
+            /// its key
+            #[argh(option, hidden_help, arg_name = "FILE")]
+            store_key: Option<PathBuf>,
+
+            /// where clients and other servers reach this one
+            #[argh(option, hidden_help, arg_name = "HOST:PORT")]
+            advertise: Option<String>,
 
             /// off: faster; power failures lose locks
             #[argh(option, arg_name = "ON|OFF", from_str_fn(on_or_off))]
@@ -115,12 +156,26 @@ macro_rules! server_verbs {
                 ];
                 let listens_by = listens_by.iter().find(|(_, is_given)| *is_given);
                 let defaults = Options::default();
+                let cluster = defaults.cluster;
                 let options = Options {
+                    cluster: ClusterOptions {
+                        prefix: args.store_prefix.map_or(cluster.prefix, between_slashes),
+                        user: args.store_user,
+                        password_file: args.store_password_file,
+                        ttl: args.store_ttl.unwrap_or(cluster.ttl),
+                        advertise: args.advertise,
+                        ca_file: args.store_ca,
+                        cert_file: args.store_cert,
+                        key_file: args.store_key,
+                    },
                     host: args.host.unwrap_or(defaults.host),
                     allowed_hosts: args.allow_host,
                     port: args.port.unwrap_or(defaults.port),
                     classic_port: args.classic_port.or(defaults.classic_port),
-                    lock_timeout: args.lock_timeout.unwrap_or(defaults.lock_timeout),
+                    lock_timeout: args.lock_timeout.unwrap_or(match args.store {
+                        Some(StoreAddress::Etcd(_)) => FAILOVER_LOCK_TIMEOUT,
+                        _ => defaults.lock_timeout,
+                    }),
                     lock_attempt_timeout: args
                         .lock_attempt_timeout
                         .unwrap_or(defaults.lock_attempt_timeout),
@@ -164,6 +219,7 @@ server_verbs! {
 {command_name}
 {command_name} --port 0 --lock-timeout 10 --lock-attempt-timeout 0.5
 {command_name} --store file:/var/lib/locks.db    # locks outlive the server
+{command_name} --store etcd:http://10.0.0.1:2379 --advertise 10.0.0.7:8004
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
 Logs to standard error, as LOCK_SERVER_LOG says; no pid file. Under systemd it

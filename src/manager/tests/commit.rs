@@ -18,11 +18,13 @@ fn restart(
     let (lost, losses) = channel();
     let store = OpenStore {
         store: Box::new(store),
-        recovered: Recovered {
+        recovered: Some(Recovered {
             store: "fake".into(),
             greatest_fence,
             holds,
-        },
+        }),
+        election: None,
+        leads: Box::new(|_| {}),
         // Where the test has ended nobody wants to know.
         lost: Box::new(move |error| {
             let _ = lost.send(error);
@@ -35,7 +37,12 @@ fn start_stored(lock_timeout: Duration) -> (Running, Steps, Receiver<StoreError>
     restart(lock_timeout, None, Vec::new())
 }
 
-fn stored_hold(key: &str, requester: &str, fence: Fence, lock_timeout: Duration) -> StoredHold {
+pub(super) fn stored_hold(
+    key: &str,
+    requester: &str,
+    fence: Fence,
+    lock_timeout: Duration,
+) -> StoredHold {
     StoredHold {
         key: key.into(),
         requester: requester.into(),
@@ -48,23 +55,23 @@ fn stored_hold(key: &str, requester: &str, fence: Fence, lock_timeout: Duration)
 }
 
 /// An answer to be sent once everything is stored: whether it was.
-fn answer(manager: &LockManager) -> Receiver<()> {
+pub(super) fn answer(manager: &LockManager) -> Receiver<()> {
     let (sender, sent) = channel();
     // Where the test has ended nobody waits for it.
     let send = |sender: Sender<()>| {
         let _ = sender.send(());
     };
-    if let Some(sender) = manager.once_stored(sender, send) {
+    if let Some(sender) = manager.once_stored(manager.asked(), sender, send) {
         send(sender);
     }
     sent
 }
 
-fn was_sent(answer: &Receiver<()>) -> bool {
+pub(super) fn was_sent(answer: &Receiver<()>) -> bool {
     answer.try_recv().is_ok()
 }
 
-fn fences_held(batch: &Batch) -> Vec<Fence> {
+pub(super) fn fences_held(batch: &Batch) -> Vec<Fence> {
     let held = batch.records.iter().filter_map(|record| match record {
         Record::Held(hold) => Some(hold.fence),
         Record::Ended(_) => None,
@@ -170,7 +177,7 @@ fn rule_1_who_was_next_is_told_once_the_hand_over_is_stored() {
     assert!(bob.pending().outcome().is_some());
     assert!(bob.notified.lock().is_empty());
     steps.apply();
-    assert!(manager.wait_until_stored());
+    assert!(manager.wait_until_stored(manager.asked()));
     until(|| !bob.notified.lock().is_empty());
 }
 
@@ -197,7 +204,7 @@ fn rule_7_a_renewal_that_asks_for_no_more_is_not_stored() {
     manager.granted("K", "ann");
     steps.next();
     steps.apply();
-    assert!(manager.wait_until_stored());
+    assert!(manager.wait_until_stored(manager.asked()));
     manager.renew("K", "ann", None, None).unwrap();
     manager.renew("K", "ann", None, Some(SHORT)).unwrap();
     assert!(was_sent(&answer(&manager)));
@@ -256,7 +263,7 @@ fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
     let ann = manager.granted("K", "ann").fence;
     steps.next();
     steps.apply();
-    assert!(manager.wait_until_stored());
+    assert!(manager.wait_until_stored(manager.asked()));
     let bob = manager.queued("K", "bob");
     let cat = manager.queued("K", "cat");
     manager.release("K", "ann", Some(ann)).unwrap();
@@ -274,7 +281,10 @@ fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
     steps.apply();
     released.recv().expect("it is sent");
     until(|| !bob.notified.lock().is_empty() && !cat.notified.lock().is_empty());
-    assert!(manager.was_taken_back(ann + 1, 0) && manager.was_taken_back(ann + 2, 0));
+    assert!(
+        manager.was_taken_back(ann + 1, Some(Asked::default()))
+            && manager.was_taken_back(ann + 2, Some(Asked::default()))
+    );
     assert_eq!(manager.holding("K"), None);
     // Once there is room, all is as before.
     until(|| {
@@ -283,7 +293,7 @@ fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
     });
     steps.next();
     steps.apply();
-    assert!(manager.wait_until_stored());
+    assert!(manager.wait_until_stored(manager.asked()));
 }
 
 #[test]
@@ -301,7 +311,7 @@ fn who_looks_in_is_told_that_a_store_is_behind_or_full() {
     assert_eq!((statistics.commits, statistics.failures), (0, 1));
     assert!(statistics.last_error.is_some());
     // The grant is taken back, and nothing is left to be stored.
-    assert!(manager.wait_until_stored());
+    assert!(manager.wait_until_stored(manager.asked()));
     assert_eq!(look().0.lag, Duration::ZERO);
     until(|| !look().0.is_full);
 }
@@ -315,7 +325,7 @@ fn where_there_is_no_room_a_longer_renewal_is_taken_back_and_unlocks_go_on() {
     steps.apply();
     // What comes while a batch is under way is in the next one, whole.
     steps.next();
-    let times = manager.times_taken_back();
+    let asked = manager.asked();
     manager.renew("K", "ann", None, Some(10 * LONG)).unwrap();
     manager.release("L", "bob", None).unwrap();
     let answered = answer(&manager);
@@ -327,12 +337,12 @@ fn where_there_is_no_room_a_longer_renewal_is_taken_back_and_unlocks_go_on() {
     steps.apply();
     answered.recv().expect("it is sent");
     // Who asked for it is told so, and nothing of it stays.
-    assert!(manager.was_taken_back(ann, times));
-    assert!(!manager.was_taken_back(ann, manager.times_taken_back()));
+    assert!(manager.was_taken_back(ann, Some(asked)));
+    assert!(!manager.was_taken_back(ann, Some(manager.asked())));
     let left = manager.left(manager.verify("K", "ann", None).unwrap());
     assert!(left <= LONG, "{left:?}");
     manager.renew("K", "ann", None, None).unwrap();
-    assert!(manager.wait_until_stored());
+    assert!(manager.wait_until_stored(manager.asked()));
     let left = manager.left(manager.verify("K", "ann", None).unwrap());
     assert!(left <= LONG, "{left:?}");
 }
@@ -365,7 +375,7 @@ fn rule_13_a_batch_that_does_not_fit_is_split() {
     steps.apply();
     assert_eq!(steps.next().records.len(), 1);
     steps.apply();
-    assert!(manager.wait_until_stored());
+    assert!(manager.wait_until_stored(manager.asked()));
 }
 
 #[test]
@@ -422,7 +432,7 @@ fn where_a_batch_is_lost_nobody_is_answered() {
     assert!(matches!(lost.recv(), Ok(StoreError::Io(..))));
     assert!(granted.recv().is_err());
     assert!(answer(&manager).recv().is_err());
-    assert!(!manager.wait_until_stored());
+    assert!(!manager.wait_until_stored(manager.asked()));
 }
 
 #[test]

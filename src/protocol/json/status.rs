@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::times::{rfc3339, seconds, some_fine_seconds, some_seconds};
+use super::times::{rfc3339, seconds, some_fine_seconds, some_rfc3339, some_seconds};
 
 /// How the server does: `GET /status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,8 +17,20 @@ pub struct StatusReport {
     pub now: SystemTime,
     /// The version of the server, such as `0.2.0`.
     pub version: String,
-    /// `single`: it has the locks for itself alone.
+    /// `single`: it has the locks for itself alone. With a store that several servers share: `leader`, or `standby`, where
+    /// another one leads or none does.
     pub role: String,
+    /// Where clients reach the server that leads: host and port. `None` where no other can lead, and while it is not known
+    /// which one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// Since when this server knows so of the leader. `None` as long as it has known nothing.
+    #[serde(
+        default,
+        with = "some_rfc3339",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub leader_since: Option<SystemTime>,
     /// `serving`, or `stopping` once it was asked to stop.
     pub state: String,
     /// When it began.
@@ -77,7 +89,7 @@ pub struct Totals {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StoreReport {
-    /// `file`. Which one is said by the server's log alone: who may look in need not know where the server has its files.
+    /// `file` or `etcd`. Which one is said by the server's log alone: who may look in need not know where the server has its files.
     pub kind: String,
     /// How large its files are, in bytes. `None` if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]

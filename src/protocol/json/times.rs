@@ -1,6 +1,26 @@
 //! Times of day and lengths of time in JSON.
 
 /// A time of day in UTC with microseconds, such as `2026-11-26T10:40:11.123456Z`.
+pub(crate) mod some_rfc3339 {
+    use std::time::SystemTime;
+
+    use serde::{Deserializer, Serializer};
+
+    use super::rfc3339;
+
+    /// What is missing is left out, and not written as null.
+    pub fn serialize<S: Serializer>(time: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => rfc3339::serialize(time, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
+        rfc3339::deserialize(from).map(Some)
+    }
+}
+
 pub(crate) mod rfc3339 {
     use std::time::SystemTime;
 

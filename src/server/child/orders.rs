@@ -12,7 +12,7 @@ use nix::libc;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::unistd::{self, Pid};
 
-use crate::options::Options;
+use crate::options::{ClusterOptions, Options};
 use crate::server::listen::MOST_ADDRESSES;
 use crate::server::serve::Listeners;
 
@@ -177,6 +177,7 @@ fn encode(options: &Options) -> String {
         log_to,
         store,
         store_sync,
+        cluster,
     } = options;
     let nanos = |time: Duration| time.as_nanos().to_string();
     let or_none = |text: Option<String>| text.unwrap_or_default();
@@ -203,6 +204,7 @@ fn encode(options: &Options) -> String {
         // Its path, too.
         or_none(store.as_ref().map(ToString::to_string)),
         store_sync.to_string(),
+        cluster.to_line(),
         // None has a blank in it.
         allowed_hosts.join(" "),
         host.clone(),
@@ -211,7 +213,7 @@ fn encode(options: &Options) -> String {
 }
 
 fn decode(text: &str) -> Option<Options> {
-    let mut lines = text.splitn(18, '\n');
+    let mut lines = text.splitn(19, '\n');
     let mut next = || lines.next();
     let nanos = |line: &str| {
         let nanos: u128 = line.parse().ok()?;
@@ -241,6 +243,7 @@ fn decode(text: &str) -> Option<Options> {
             .transpose()
             .ok()?,
         store_sync: next()?.parse().ok()?,
+        cluster: ClusterOptions::of_line(next()?)?,
         allowed_hosts: next()?.split_whitespace().map(String::from).collect(),
         host: next()?.into(),
         ..Options::default()
@@ -274,6 +277,16 @@ mod tests {
             log_to: Some(Default::default()),
             store: Some(StoreAddress::File("/var/lib/lock server/locks.db".into())),
             store_sync: false,
+            cluster: ClusterOptions {
+                prefix: "/a \"b\"/".into(),
+                user: Some("ann".into()),
+                password_file: Some("/etc/lock server/password".into()),
+                ttl: Duration::from_secs(600),
+                advertise: Some("locks-1.example.com:8004".into()),
+                ca_file: Some("ca".into()),
+                cert_file: Some("cert".into()),
+                key_file: Some("key".into()),
+            },
             ..Options::default()
         };
         for options in [plain, odd] {

@@ -121,6 +121,10 @@ impl Http {
             Err(why) => return self.turn_away(exchange, &target, why),
         };
         match understand(&exchange, &target, handler) {
+            Ok(request) if let Some(reply) = handler.redirect(request.verb, &target) => {
+                self.count(&target, &reply);
+                exchange.answer(&reply);
+            }
             Ok(request) if request.verb.row().is_slow => {
                 self.have_looked(exchange.into(), caller);
             }
@@ -158,7 +162,7 @@ impl Http {
             return self.events.open(exchange, prefix);
         }
         let (handler, begun) = (&self.handler, Instant::now());
-        let times_taken_back = handler.manager.times_taken_back();
+        let asked = handler.manager.asked();
         let mut exchange = Some(exchange);
         let mut parked = None;
         let reply = handler.answer(request, caller, |pending| {
@@ -175,7 +179,7 @@ impl Http {
                 }
                 let reply = handler.with_process(reply, request.verb, from);
                 match handler.waits_for_store(request.verb, &reply) {
-                    true => self.answer_once_stored(exchange, reply, times_taken_back),
+                    true => self.answer_once_stored(exchange, reply, asked),
                     false => exchange.answer(&reply),
                 }
             }

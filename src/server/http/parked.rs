@@ -117,7 +117,8 @@ impl Parked {
     pub fn wait_and_answer(self: &Arc<Self>) {
         let manager = &self.http.handler.manager;
         let outcome = manager.wait(&self.pending);
-        let is_told_now = !manager.has_store() || !outcome.tells_of_hold();
+        let is_stored = !manager.has_store() || self.pending.is_stored();
+        let is_told_now = is_stored || !outcome.tells_of_hold();
         match is_told_now {
             true => self.answer(&outcome),
             // Another thread may have taken the exchange by then.
@@ -133,7 +134,7 @@ impl Parked {
             }
         };
         let manager = &self.http.handler.manager;
-        if let Some(outcome) = manager.once_stored(outcome, later) {
+        if let Some(outcome) = manager.once_stored(self.pending.asked(), outcome, later) {
             self.answer(&outcome);
         }
     }
@@ -157,7 +158,10 @@ impl Parked {
         // Here nobody waits for a client that does not read.
         if let Some(exchange) = exchange.filter(|exchange| !exchange.is_blocked()) {
             match self.http.handler.waits_for_store(Verb::Lock, &reply) {
-                true => self.http.answer_once_stored(exchange, reply, u64::MAX),
+                true => {
+                    let asked = self.pending.asked();
+                    self.http.answer_once_stored(exchange, reply, asked);
+                }
                 false => exchange.answer(&reply),
             }
         }
@@ -176,7 +180,10 @@ impl Parked {
         match self.http.handler.outcome_reply(self.pending.key(), outcome) {
             Some(reply) => Some((exchange, reply)),
             None => {
-                exchange.abandon();
+                // Dropped, it ends its connection: its client is there.
+                if *outcome != Outcome::Unknown {
+                    exchange.abandon();
+                }
                 None
             }
         }

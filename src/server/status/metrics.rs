@@ -26,6 +26,8 @@ pub(super) struct Scrape {
     pub statistics: Statistics,
     /// `None` without a store.
     pub store: Option<(StoreState, StoreStatistics)>,
+    /// `None` where no other server can.
+    pub leads: Option<bool>,
     pub connections: usize,
     pub event_streams: usize,
     pub answers: Vec<(&'static str, u16, u64)>,
@@ -162,6 +164,10 @@ impl Collector for Scrape {
         self.encode_locks(&mut families)?;
         self.encode_times(&mut families)?;
         self.encode_requests(&mut families)?;
+        if let Some(leads) = self.leads {
+            let help = "Whether this server leads: 1 or, on one that stands by, 0.";
+            families.gauge("leads", help, u32::from(leads))?;
+        }
         self.encode_store(&mut families)
     }
 }

@@ -5,8 +5,8 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
+use crate::protocol::json::StatusReport;
 use crate::protocol::json::times::rfc3339::timestamp;
-use crate::protocol::json::{StatusReport, StoreReport};
 
 /// One file: text, styles and script. `{{…}}` are the places of what [`render`] writes.
 const FILE: &str = include_str!("page.html");
@@ -59,7 +59,7 @@ fn fill(page: &mut String, place: &str, report: &StatusReport, rows: &[PageRow])
         "STATE" => page.write_str("Serving"),
         "NOW" => write!(page, "{}", timestamp(report.now).strftime("%F %T UTC")),
         "FACTS" => write_facts(page, report),
-        "STORE" => write_store(page, report.store.as_ref()),
+        "STORE" => write_store(page, report),
         "CAPTION" => write_caption(page, report, rows.len()),
         "ROWS" => rows
             .iter()
@@ -90,8 +90,8 @@ fn write_facts(page: &mut String, report: &StatusReport) -> fmt::Result {
 }
 
 /// One line. Empty and hidden without a store: a server may have one after its next start.
-fn write_store(page: &mut String, store: Option<&StoreReport>) -> fmt::Result {
-    let Some(store) = store else {
+fn write_store(page: &mut String, report: &StatusReport) -> fmt::Result {
+    let Some(store) = &report.store else {
         return page.write_str("<p id=\"store\" class=\"hint\" hidden></p>");
     };
     let class = if store.is_full { "low" } else { "hint" };
@@ -110,10 +110,16 @@ fn write_store(page: &mut String, store: Option<&StoreReport>) -> fmt::Result {
             ", half of the commits within {p50}, 99 % within {p99}"
         )?;
     }
-    page.write_str(match store.is_full {
-        true => ". It is full: nothing is granted until it has room.</p>",
-        false => ".</p>",
-    })
+    page.write_str(".")?;
+    if store.is_full {
+        page.write_str(" It is full: nothing is granted until it has room.")?;
+    }
+    if let Some(since) = report.leader_since {
+        let leader = report.leader.as_deref().unwrap_or("Nobody that is known");
+        let for_so_long = Span(report.now.duration_since(since).unwrap_or_default());
+        write!(page, " {} leads, for {for_so_long}.", Escaped(leader))?;
+    }
+    page.write_str("</p>")
 }
 
 /// As a person reads it, with three digits or four.
@@ -249,6 +255,7 @@ impl fmt::Display for Short {
 mod tests {
     use std::time::SystemTime;
 
+    use crate::protocol::json::StoreReport;
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
     use sha2::{Digest, Sha256};
@@ -263,6 +270,8 @@ mod tests {
             now,
             version: "0.2.0".into(),
             role: "single".into(),
+            leader: None,
+            leader_since: None,
             state: "serving".into(),
             started: now - Duration::from_secs(7_500),
             uptime: Duration::from_secs(7_500),
@@ -360,6 +369,23 @@ mod tests {
             "<p id=\"store\" class=\"low\">Store: file, 1.2 MB, half of the commits within 0.2 ms, 99 % within 41 ms. \
              It is full: nothing is granted until it has room.</p>"
         ));
+    }
+
+    #[test]
+    fn a_server_of_a_cluster_says_who_leads_and_for_how_long() {
+        let page = |leader: Option<&str>| {
+            let mut report = report();
+            report.store = Some(StoreReport {
+                kind: "etcd".into(),
+                ..StoreReport::default()
+            });
+            report.leader = leader.map(Into::into);
+            report.leader_since = Some(report.now - Duration::from_secs(12));
+            render(&report, &[])
+        };
+        let led = "Store: etcd. 10.0.0.7:8004 leads, for 12 s.</p>";
+        assert!(page(Some("10.0.0.7:8004")).contains(led));
+        assert!(page(None).contains("Store: etcd. Nobody that is known leads, for 12 s.</p>"));
     }
 
     #[test]

@@ -1,0 +1,93 @@
+//! One of several servers leads, and the others stand by: what a server does when that changes.
+//!
+//! Who stands by decides nothing. Its table is empty, and everything it had decided and not stored is forgotten, so nobody
+//! may be told of it: those connections end. Who leads again begins with what the store holds.
+
+use std::mem;
+use std::time::SystemTime;
+
+use super::commit::{first_fence, restore};
+use super::unstored::HAS_STORE;
+use super::{Answerer, LockManager, Outcome, notify};
+use crate::lease;
+use crate::refusal::Refusal;
+use crate::store::election::Elected;
+use crate::store::{Recovered, Store, StoreError};
+use crate::table::LockTable;
+
+impl LockManager {
+    /// Whether another server leads, or may do so: then nothing is decided here.
+    pub fn stands_by(&self) -> bool {
+        self.election.is_some() && self.state.lock().stands_by()
+    }
+
+    /// Who leads, as far as this server knows. `None` where no other one can.
+    pub fn elected(&self) -> Option<Elected> {
+        self.election.as_ref().map(|election| election.elected())
+    }
+
+    /// Leads whenever the store lets it, until the server ends. `leads` is told each time.
+    pub(super) fn lead_and_stand_by(
+        &self,
+        store: &mut dyn Store,
+        leads: &dyn Fn(&Recovered),
+    ) -> Result<(), StoreError> {
+        loop {
+            if self.stands_by() {
+                match store.open() {
+                    Ok(recovered) => {
+                        leads(&recovered);
+                        self.lead(recovered);
+                    }
+                    Err(StoreError::Stopped) => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+            match self.store_all(store) {
+                Err(error @ StoreError::Deposed) => {
+                    log::warn!("{error}; this server stands by");
+                    self.stand_by(&error);
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Decides from now on, on what the store holds. Every hold begins its full lease.
+    pub(super) fn lead(&self, recovered: Recovered) {
+        let stored = recovered.greatest_fence;
+        let mut table = LockTable::new(self.limits, first_fence(stored, SystemTime::now()));
+        restore(&mut table, recovered.holds);
+        let mut state = self.state.lock();
+        let unstored = state.unstored.as_mut().expect(HAS_STORE);
+        unstored.lead(stored);
+        let before = mem::replace(&mut state.table, table);
+        drop(state);
+        self.clock.notify_one();
+        drop(before);
+    }
+
+    /// Forgets what it knows, and refuses those who wait: they may ask elsewhere.
+    fn stand_by(&self, why: &StoreError) {
+        let mut state = self.state.lock();
+        let unstored = state.unstored.as_mut().expect(HAS_STORE);
+        unstored.statistics.last_error = Some(why.to_string());
+        let never = unstored.stand_by();
+        state.feeds.forget();
+        let waiters = state.table.drain_waiters();
+        for waiter in &waiters {
+            // Already set means already granted, and that may not be told.
+            let standby = Outcome::Refused(Refusal::Standby, None);
+            let _ = waiter.pending().outcome.set(standby);
+        }
+        let empty = LockTable::new(self.limits, lease::first_fence(SystemTime::now()));
+        let before = mem::replace(&mut state.table, empty);
+        drop(state);
+        // Each ends its connection, for which the mutex is not needed.
+        drop(never);
+        for waiter in waiters {
+            notify(&waiter, Answerer::AnotherThread);
+        }
+        drop(before);
+    }
+}

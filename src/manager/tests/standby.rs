@@ -1,0 +1,189 @@
+//! With a store that several servers share, which the test steps: who leads, and what becomes of it.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::commit::{answer, fences_held, stored_hold, was_sent};
+use super::*;
+use crate::store::election::Election;
+use crate::store::fake::{Steps, shared};
+use crate::store::{Recovered, StoredHold};
+
+/// A server of several, and what makes it lead.
+struct Cluster {
+    manager: Running,
+    steps: Steps,
+    lead: Sender<Recovered>,
+    /// How many holds it began with, each time that it leads.
+    leads: Receiver<usize>,
+}
+
+impl Cluster {
+    /// One that stands by.
+    fn start(lock_timeout: Duration) -> Self {
+        let (store, steps, lead) = shared();
+        let (told, leads) = channel();
+        let store = OpenStore {
+            store: Box::new(store),
+            recovered: None,
+            election: Some(Arc::new(Election::default())),
+            // Where the test has ended nobody wants to know.
+            leads: Box::new(move |recovered| {
+                let _ = told.send(recovered.holds.len());
+            }),
+            lost: Box::new(|_| {}),
+        };
+        Cluster {
+            manager: start_with(lock_timeout, LONG, Some(store)),
+            steps,
+            lead,
+            leads,
+        }
+    }
+
+    fn lead(&self, greatest_fence: Option<Fence>, holds: Vec<StoredHold>) {
+        let recovered = Recovered {
+            store: "fake".into(),
+            greatest_fence,
+            holds,
+        };
+        self.lead.send(recovered).expect("it stands by");
+        self.leads.recv().expect("it leads");
+        until(|| !self.manager.stands_by());
+    }
+
+    /// One that leads, with nothing held.
+    fn leading(lock_timeout: Duration) -> Self {
+        let cluster = Cluster::start(lock_timeout);
+        cluster.lead(None, Vec::new());
+        cluster
+    }
+
+    /// The next thing that is stored has no records: it is a proof that this server leads.
+    fn expect_proof(&self) {
+        assert_eq!(self.steps.next().records, []);
+    }
+}
+
+const STANDBY: Outcome = Outcome::Refused(Refusal::Standby, None);
+
+fn usual() -> Terms {
+    Terms {
+        lock_timeout: LONG,
+        lock_attempt_timeout: LONG,
+    }
+}
+
+#[test]
+fn a_server_that_stands_by_decides_nothing() {
+    let cluster = Cluster::start(LONG);
+    let manager = &cluster.manager;
+    assert!(manager.stands_by());
+    let acquired = manager.try_acquire("K", "ann", usual(), None);
+    assert!(matches!(acquired, Attempt::Decided(outcome) if outcome == STANDBY));
+    // Whatever else was decided of what it does not know is told to nobody.
+    let asked = manager.asked();
+    assert!(manager.verify("K", "ann", None).is_err());
+    assert!(!manager.wait_until_stored(asked));
+}
+
+#[test]
+fn rule_3_an_answer_that_only_reads_waits_for_a_proof_that_was_asked_for_after_its_decision() {
+    let cluster = Cluster::leading(LONG);
+    let (manager, steps) = (&cluster.manager, &cluster.steps);
+    manager.granted("K", "ann");
+    let granted = answer(manager);
+    steps.next();
+    // Everything that it tells of is under way, but what is under way was sent before it was decided.
+    manager.verify("K", "ann", None).unwrap();
+    let verified = answer(manager);
+    steps.apply();
+    granted.recv().expect("it is sent");
+    cluster.expect_proof();
+    assert!(!was_sent(&verified));
+    manager.verify("K", "ann", None).unwrap();
+    let later = answer(manager);
+    steps.apply();
+    verified.recv().expect("it is sent");
+    cluster.expect_proof();
+    assert!(!was_sent(&later));
+    steps.apply();
+    later.recv().expect("it is sent");
+}
+
+#[test]
+fn rule_3_many_who_ask_at_the_same_time_share_a_proof() {
+    let cluster = Cluster::leading(LONG);
+    let first = answer(&cluster.manager);
+    cluster.expect_proof();
+    let others: Vec<_> = (0..100).map(|_| answer(&cluster.manager)).collect();
+    cluster.steps.apply();
+    first.recv().expect("it is sent");
+    cluster.expect_proof();
+    cluster.steps.apply();
+    for other in others {
+        other.recv().expect("it is sent");
+    }
+    assert!(cluster.steps.has_none());
+}
+
+#[test]
+fn rule_12_nobody_is_told_of_what_a_server_had_decided_that_another_one_follows() {
+    let cluster = Cluster::leading(LONG);
+    let (manager, steps) = (&cluster.manager, &cluster.steps);
+    let ann = manager.granted("K", "ann").fence;
+    let granted = answer(manager);
+    assert_eq!(fences_held(&steps.next()), [ann]);
+    let next = manager.queued("K", "bob");
+    manager.release("K", "ann", None).unwrap();
+    let (released, waits) = (answer(manager), manager.queued("K", "cat"));
+    let asked = manager.asked();
+    steps.refuse();
+    // Nobody knows whether that is stored: their connections end.
+    assert!(granted.recv().is_err() && released.recv().is_err());
+    until(|| !next.notified.lock().is_empty());
+    assert_eq!(next.pending().outcome(), Some(&Outcome::Unknown));
+    assert_eq!(manager.wait_for(&next), Outcome::Unknown);
+    // Who only waited has lost nothing and may ask elsewhere.
+    until(|| !waits.notified.lock().is_empty());
+    assert_eq!(manager.wait_for(&waits), STANDBY);
+    assert!(manager.stands_by());
+    assert_eq!(manager.size().holds, 0);
+    // Nor later, when this server leads again.
+    cluster.lead(Some(ann), Vec::new());
+    assert!(!manager.wait_until_stored(asked));
+    assert!(steps.has_none());
+}
+
+#[test]
+fn rule_6_who_leads_again_begins_with_what_is_stored_and_each_lease_anew() {
+    let cluster = Cluster::leading(LONG);
+    let (manager, steps) = (&cluster.manager, &cluster.steps);
+    manager.granted("K", "ann");
+    steps.next();
+    steps.refuse();
+    until(|| manager.stands_by());
+    let now = Instant::now();
+    let held = stored_hold("K", "bob", 1 << 52, 2 * LONG);
+    cluster.lead(Some(1 << 52), vec![held]);
+    let grant = manager.verify("K", "bob", None).unwrap();
+    assert!(grant.fence == 1 << 52 && grant.expires >= now + 2 * LONG);
+    assert!(manager.verify("K", "ann", None).is_err());
+    assert_eq!(manager.granted("L", "ann").fence, (1 << 52) + 1);
+    assert_eq!(fences_held(&steps.next()), [(1 << 52) + 1]);
+    steps.apply();
+}
+
+#[test]
+fn a_server_that_ends_has_stored_what_it_decided_and_proved_what_it_said() {
+    let cluster = Cluster::leading(LONG);
+    let (manager, steps) = (&cluster.manager, &cluster.steps);
+    let fence = manager.granted("K", "ann").fence;
+    let granted = answer(manager);
+    manager.stop();
+    let ending = manager.0.clone();
+    let ends = thread::spawn(move || ending.end_store(Instant::now() + LONG));
+    assert_eq!(fences_held(&steps.next()), [fence]);
+    steps.apply();
+    granted.recv().expect("it is sent");
+    ends.join().expect("it ends");
+}

@@ -1,0 +1,123 @@
+//! The store that the options name, opened for the lock manager.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use super::stop::StopSources;
+use crate::error::Error;
+use crate::host::host_and_port;
+use crate::lease::StoreId;
+use crate::manager::OpenStore;
+use crate::options::{Options, StoreAddress};
+use crate::store::election::Election;
+use crate::store::etcd::{EtcdOptions, EtcdStore};
+use crate::store::file::{FileStore, Sync};
+use crate::store::{Recovered, Store, StoreError};
+
+/// What a store tells the server that has it.
+#[derive(Default)]
+pub(super) struct StoreNews {
+    /// What it is called, once that is known: `Lock-Store`.
+    pub id: Arc<OnceLock<StoreId>>,
+    /// Why nothing can be stored any more, once that is so.
+    pub lost: Arc<OnceLock<String>>,
+}
+
+/// Opens the store, if there is to be one. Where it is lost later, the server is asked to stop.
+pub(super) fn open_store(
+    options: &Options,
+    addresses: &[SocketAddr],
+    stop: &Arc<StopSources>,
+    news: &StoreNews,
+) -> Result<Option<OpenStore>, Error> {
+    let Some(address) = &options.store else {
+        return Ok(None);
+    };
+    let (id, lost, stop) = (news.id.clone(), news.lost.clone(), stop.clone());
+    let name = address.to_string();
+    let leads = move |recovered: &Recovered| {
+        // One server has one store.
+        let _ = id.set(recovered.store.as_str().into());
+        log::info!("{} holds were in {name}", recovered.holds.len());
+    };
+    let lost = move |error: StoreError| {
+        log::error!("nothing can be stored any more: {error}");
+        // It is called once.
+        let _ = lost.set(error.to_string());
+        stop.request("its store failed");
+    };
+    let (store, recovered, election): (Box<dyn Store>, _, _) = match address {
+        StoreAddress::File(path) => {
+            let sync = match options.store_sync {
+                true => Sync::Disk,
+                false => Sync::Off,
+            };
+            let mut store = Box::new(FileStore::new(path, sync));
+            let recovered = store
+                .open()
+                .map_err(|error| cannot_start(error.to_string()))?;
+            (store, Some(recovered), None)
+        }
+        StoreAddress::Etcd(members) => {
+            let election = Arc::new(Election::default());
+            let etcd = etcd_options(options, members, addresses)?;
+            log::info!(
+                "others are told that clients reach this server at {}",
+                etcd.address
+            );
+            let store = EtcdStore::new(etcd, election.clone());
+            (Box::new(store), None, Some(election))
+        }
+    };
+    Ok(Some(OpenStore {
+        store,
+        recovered,
+        election,
+        leads: Box::new(leads),
+        lost: Box::new(lost),
+    }))
+}
+
+fn etcd_options(
+    options: &Options,
+    members: &[String],
+    addresses: &[SocketAddr],
+) -> Result<EtcdOptions, Error> {
+    let cluster = &options.cluster;
+    let address = match &cluster.advertise {
+        Some(address) => address.clone(),
+        None => own_address(addresses)?,
+    };
+    let user = cluster.user.clone().zip(cluster.password_file.clone());
+    Ok(EtcdOptions {
+        endpoints: members.to_vec(),
+        prefix: cluster.prefix.clone(),
+        user,
+        ttl: cluster.ttl,
+        address,
+    })
+}
+
+/// Where others reach what listens there: by the machine's name, where it listens on all addresses.
+fn own_address(addresses: &[SocketAddr]) -> Result<String, Error> {
+    let address = addresses[0];
+    if !address.ip().is_unspecified() {
+        return Ok(address.to_string());
+    }
+    let name = nix::unistd::gethostname()
+        .map_err(io::Error::from)
+        .map_err(|error| {
+            cannot_start(format!(
+                "this machine has no name to be reached by ({error}); say it with the option advertise"
+            ))
+        })?;
+    Ok(host_and_port(&name.to_string_lossy(), address.port()))
+}
+
+fn cannot_start(reason: String) -> Error {
+    Error::CannotStart {
+        reason,
+        source: None,
+    }
+}
