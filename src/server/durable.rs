@@ -35,11 +35,13 @@ pub(super) fn open_store(
         return Ok(None);
     };
     let (id, lost, stop) = (news.id.clone(), news.lost.clone(), stop.clone());
-    let name = address.to_string();
+    let is_shared = matches!(address, StoreAddress::Etcd(_));
     let leads = move |recovered: &Recovered| {
         // One server has one store.
         let _ = id.set(recovered.store.as_str().into());
-        log::info!("{} holds were in {name}", recovered.holds.len());
+        if is_shared {
+            log::info!("this server leads, with {} holds", recovered.holds.len());
+        }
     };
     let lost = move |error: StoreError| {
         log::error!("nothing can be stored any more: {error}");
