@@ -12,6 +12,8 @@ use crate::lease::{Fence, Key, Note, RequestId, Requester, Slots};
 
 pub(crate) mod dump;
 pub(crate) mod election;
+#[cfg_attr(not(test), allow(dead_code))] // Until a server has it as an option.
+pub(crate) mod etcd;
 pub(crate) mod file;
 
 /// A hold, as it is stored. Its lease begins anew, in full, when it is read: no clock of one run means anything in another.
