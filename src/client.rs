@@ -24,6 +24,7 @@ mod acquire;
 mod address;
 mod break_lock;
 mod cancel;
+mod cluster;
 mod connection;
 mod document;
 mod events;
@@ -40,6 +41,7 @@ mod renew;
 mod renewal;
 mod request_id;
 mod resolver;
+mod round;
 mod servers_met;
 #[cfg(feature = "tls")]
 mod tls;
@@ -112,36 +114,60 @@ impl Client {
         Client::of(name, Transport::to(address).with_options(options))
     }
 
-    /// A client of the server that the environment names in `LOCK_SERVER`, as [`ServerAddress`] reads it; without it,
-    /// or where it is empty, of `127.0.0.1:8004`. It shows the token that [`Token::from_env`] finds.
+    /// As [`at`](Self::at), of several servers that share a store, of which one leads. They are asked as
+    /// [`connect`](Self::connect) says, and shown one token.
+    pub fn of_cluster(name: &str, addresses: &[ServerAddress], options: ClientOptions) -> Self {
+        Client::of(name, Transport::to_all(addresses).with_options(options))
+    }
+
+    /// A client of the server that the environment names in `LOCK_SERVER`, or of the servers, as
+    /// [`ServerAddress::parse_list`] reads it; without it, or where it is empty, of `127.0.0.1:8004`. It shows the token that [`Token::from_env`] finds.
     /// [`Server::env`](crate::Server::env) makes such an environment.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if the variable holds no address; those of [`Token::from_env`].
     pub fn from_env(name: &str) -> Result<Self, Error> {
-        let address = match env::var(SERVER_VARIABLE) {
-            Ok(text) if !text.is_empty() => ServerAddress::read(SERVER_VARIABLE, &text)?,
+        let addresses = match env::var(SERVER_VARIABLE) {
+            Ok(text) if !text.is_empty() => ServerAddress::read_list(SERVER_VARIABLE, &text)?,
             Err(env::VarError::NotUnicode(_)) => {
                 return Err(Error::InvalidOption {
                     option: SERVER_VARIABLE,
                     reason: "it is not UTF-8".into(),
                 });
             }
-            _ => ServerAddress::default(),
+            _ => vec![ServerAddress::default()],
         };
-        let transport = Transport::to(&address).with_token(Token::from_env()?);
+        let transport = Transport::to_all(&addresses).with_token(Token::from_env()?);
         Ok(Client::of(name, transport))
     }
 
     /// A client of the server at an address as [`ServerAddress`] reads it, after it has answered there. Its name is
     /// unique, such as `client-4711-18b2c`; [`named`](Self::named) gives it another.
     ///
+    /// Of several servers that share a store one leads, and the others stand by. Give all their addresses, with commas
+    /// between:
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), lock_server::Error> {
+    /// let client = lock_server::Client::connect("a:8004,b:8004,c:8004")?;
+    /// let guard = client.guard("KEYA")?; // stays held while another one begins to lead
+    /// # drop(guard);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The client asks the one that answered last. Where nobody is there, or it stands by, the next one is asked, or the one
+    /// that it names as the leader; that one need not be in the list. While none leads it asks again for as
+    /// long as a LOCK may wait, and other questions for [`answer_timeout`](ClientOptions::answer_timeout): that is
+    /// [`Unreached::NoLeader`](crate::Unreached::NoLeader) in the end. A question that may have been carried out is asked
+    /// elsewhere only where it may be asked twice.
+    ///
     /// # Errors
     /// [`Error::InvalidOption`] if that is no address; those of [`try_ping`](Self::try_ping).
     pub fn connect(address: &str) -> Result<Self, Error> {
-        let address: ServerAddress = address.parse()?;
+        let addresses = ServerAddress::parse_list(address)?;
         let name = format!("client-{}", request_id::unique());
-        let client = Client::of(&name, Transport::to(&address));
+        let client = Client::of(&name, Transport::to_all(&addresses));
         client.try_ping()?;
         Ok(client)
     }
@@ -178,7 +204,7 @@ impl Client {
         &self.name
     }
 
-    /// The server's `host:port`, an IPv6 host in brackets; with a prefix, its URL.
+    /// The server's `host:port`, an IPv6 host in brackets; with a prefix, its URL. Of several, with commas between.
     pub fn address(&self) -> String {
         self.transport.address()
     }

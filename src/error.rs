@@ -82,9 +82,11 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// No connection to the server was made, so it has not acted.
+    /// No connection to the server was made, so it has not acted. Of [several](crate::Client::of_cluster): none was
+    /// reached that leads.
     Unreachable {
-        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
+        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS. Of several servers all,
+        /// with commas between.
         address: String,
         /// How many times it was tried.
         attempts: u32,
@@ -186,6 +188,8 @@ pub enum Unreached {
     Connect,
     /// It took too long.
     Timeout,
+    /// Of several servers that share a store none leads, as far as those know that are there and stand by.
+    NoLeader,
 }
 
 /// Where the server was that granted a lease, another one answers: it was restarted, or two stand behind one address.
@@ -289,7 +293,7 @@ impl Error {
             Error::Refused { reason, .. } => {
                 matches!(
                     reason,
-                    Refusal::Full | Refusal::StoreFull | Refusal::Stopping
+                    Refusal::Full | Refusal::StoreFull | Refusal::Stopping | Refusal::Standby
                 )
             }
             Error::CannotListen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
@@ -371,6 +375,11 @@ impl fmt::Display for Error {
             Error::CannotStart { reason, .. } => write!(f, "cannot start a server: {reason}"),
             Error::StoreFailed { reason } => write!(f, "the store failed: {reason}"),
             Error::CannotStop { pid, .. } => write!(f, "cannot stop the server in process {pid}"),
+            Error::Unreachable {
+                address,
+                cause: Unreached::NoLeader,
+                ..
+            } => write!(f, "no lock server leads at {address} after {times}"),
             Error::Unreachable { address, .. } => {
                 write!(f, "no lock server reached at {address} after {times}")
             }

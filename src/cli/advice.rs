@@ -121,6 +121,14 @@ fn advice_on_tls(cause: TlsFailure) -> Option<&'static str> {
 }
 
 fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> String {
+    if cause == Unreached::NoLeader {
+        return "the next one leads a few seconds after the last one has gone; if none does, do they reach their store? \
+                Their logs say so"
+            .into();
+    }
+    if address.contains(',') {
+        return "are they running there, and does this machine reach them?".into();
+    }
     // An error's address can be read back, unless what was given was none.
     let ServerAddress {
         host,
@@ -157,7 +165,7 @@ mod tests {
 
     #[test]
     fn where_no_server_is_the_advice_leads_to_one() {
-        use Unreached::{Connect, Resolve};
+        use Unreached::{Connect, NoLeader, Resolve};
         for (address, cause, advice) in [
             ("127.0.0.1:9", Connect, "with: lock-server start --port 9"),
             ("localhost:9", Connect, "with: lock-server start --port 9"),
@@ -169,6 +177,8 @@ mod tests {
                 Resolve,
                 "is \"nohost\" the server's name or address?",
             ),
+            ("a:9,b:9", Connect, "does this machine reach them?"),
+            ("a:9", NoLeader, "Their logs say so"),
         ] {
             let said = advice_on_reaching(address, cause, ErrorKind::Other);
             assert!(said.ends_with(advice), "{said}");

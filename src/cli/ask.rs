@@ -142,6 +142,12 @@ pub fn ping(target: &Target) -> Result<ExitCode, Failure> {
 
 /// Stops the server, if it lets itself be stopped.
 pub fn shutdown(target: &Target) -> Result<ExitCode, Failure> {
+    if let [one, _, ..] = target.addresses()?.as_slice() {
+        let (host, port) = (&one.host, one.port);
+        return Err(Failure::usage(format!(
+            "several servers are named, and one is stopped; say which, as in --host {host} --port {port}"
+        )));
+    }
     target.client()?.shutdown()?;
     Ok(answer(true))
 }
@@ -219,36 +225,45 @@ impl Target {
     /// A client of the server that is meant.
     pub fn client(&self) -> Result<Client, Failure> {
         start_log("warn", None)?;
-        let address = self.address()?;
+        let addresses = self.addresses()?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
         // Given options, it tries again also where nobody is there yet: the server may be about to start.
-        Ok(Client::at(&name, &address, client_options()?))
+        Ok(Client::of_cluster(&name, &addresses, client_options()?))
     }
 
-    /// What the options say wins over what the environment says.
-    pub fn address(&self) -> Result<ServerAddress, Failure> {
+    /// The server, or the servers of which one leads. What the options say wins over what the environment says.
+    pub fn addresses(&self) -> Result<Vec<ServerAddress>, Failure> {
         let said = match variable(SERVER_VARIABLE)? {
             // Options that say it all spare looking at what can't be read.
             Some(text) if self.host.is_none() || self.port.is_none() => {
-                text.parse().map_err(|error| match error {
+                ServerAddress::parse_list(&text).map_err(|error| match error {
                     Error::InvalidOption { reason, .. } => {
                         Failure::usage(format!("bad {SERVER_VARIABLE}: {reason}"))
                     }
                     error => error.into(),
                 })?
             }
-            _ => ServerAddress::default(),
+            _ => vec![ServerAddress::default()],
         };
-        // The prefix of a URL belongs to its host and port. Its TLS stays, or a token would go out for all to read.
-        let is_said = self.host.is_none() && self.port.is_none();
-        Ok(ServerAddress {
-            host: self.host.clone().unwrap_or(said.host),
-            port: self.port.unwrap_or(said.port),
-            prefix: if is_said { said.prefix } else { String::new() },
-            is_https: said.is_https,
+        // The prefix of a URL belongs to its host and port. Their TLS stays, or a token would go out for all to read.
+        let is_https = said.iter().any(|address| address.is_https);
+        let at = |host: &str, port| ServerAddress {
+            host: host.into(),
+            port,
+            prefix: String::new(),
+            is_https,
+        };
+        Ok(match (&self.host, self.port) {
+            (None, None) => said,
+            (None, Some(port)) => said.iter().map(|said| at(&said.host, port)).collect(),
+            (Some(hosts), port) => {
+                // There is one: an empty list is none.
+                let port = port.unwrap_or_else(|| said[0].port);
+                hosts.split(',').map(|host| at(host.trim(), port)).collect()
+            }
         })
     }
 }

@@ -206,7 +206,7 @@ impl Job {
             (NAME_VARIABLE, requester.name.clone()),
             (FENCE_VARIABLE, fences.first().cloned().unwrap_or_default()),
             (FENCES_VARIABLE, fences.join(" ")),
-            (SERVER_VARIABLE, requester.address.to_string()),
+            (SERVER_VARIABLE, requester.address()),
         ];
         match self
             .command

@@ -229,6 +229,9 @@ impl<'a> Acquire<'a> {
         if let Some(until) = proxy_until {
             tries = tries.by_proxy_until(until);
         }
+        if let Some(until) = self.leaderless_until(patience) {
+            tries = tries.leaderless_until(until);
+        }
         // When the server may have had the question for the first time.
         let mut since = None;
         loop {
@@ -246,7 +249,9 @@ impl<'a> Acquire<'a> {
                 Ok(answer) => return Ok(tries.answered(answer)),
                 Err(failure) => failure,
             };
-            if failure.has_reached_the_server() {
+            // One that stepped down let those who waited there go.
+            let has_waited = failure.is_leaderless() && asked.elapsed() >= QUEUED_AFTER;
+            if failure.has_reached_the_server() || has_waited {
                 since.get_or_insert(asked);
                 if asked.elapsed() >= QUEUED_AFTER {
                     tries.begin_anew();
@@ -282,6 +287,16 @@ impl<'a> Acquire<'a> {
     fn proxy_until(&self, patience: Patience) -> Option<Instant> {
         let timeout = self.options.proxy_timeout.unwrap_or(match patience {
             Patience::Until(patience) => patience,
+            Patience::Endless(_) => LONGEST,
+        });
+        Instant::now().checked_add(timeout.min(LONGEST))
+    }
+
+    /// Until when it is asked again where servers stand by and none leads.
+    fn leaderless_until(&self, patience: Patience) -> Option<Instant> {
+        let timeout = self.options.proxy_timeout.unwrap_or(match patience {
+            // One that only tries, too, outlasts the change from one leader to the next.
+            Patience::Until(patience) => patience.max(self.client.answer_timeout()),
             Patience::Endless(_) => LONGEST,
         });
         Instant::now().checked_add(timeout.min(LONGEST))

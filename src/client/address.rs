@@ -89,6 +89,32 @@ impl ServerAddress {
     }
 }
 
+impl ServerAddress {
+    /// Several addresses with commas between, each in the form of its own, as `LOCK_SERVER` names the servers of which one
+    /// leads. One alone is a list of one. A comma in a prefix is written `%2C` here.
+    ///
+    /// ```
+    /// use lock_server::ServerAddress;
+    ///
+    /// let three = ServerAddress::parse_list("a:8004, b, http://proxy.example/locks")?;
+    /// let ports: Vec<u16> = three.iter().map(|address| address.port).collect();
+    /// assert_eq!(ports, [8004, 8004, 80]);
+    /// # Ok::<(), lock_server::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if one of them is none.
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, Error> {
+        ServerAddress::read_list("address", text)
+    }
+
+    /// `option` is what holds the text.
+    pub(super) fn read_list(option: &'static str, text: &str) -> Result<Vec<Self>, Error> {
+        let each = text.split(',').map(str::trim);
+        each.map(|text| ServerAddress::read(option, text)).collect()
+    }
+}
+
 /// Where a server is if nothing says it: `127.0.0.1:8004`.
 impl Default for ServerAddress {
     fn default() -> Self {

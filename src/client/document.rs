@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use ureq::http::header::CONTENT_TYPE;
 
+use super::cluster::Route;
 use super::no_answer::NoAnswer;
-use super::transport::{Transport, UnreadAnswer};
+use super::transport::{Transport, UnreadAnswer, bad_reply};
 use super::tries::Tries;
 use crate::error::Error;
 use crate::lease::ServerId;
@@ -24,8 +25,12 @@ impl Transport {
         let mut tries = Tries::new(self);
         loop {
             let asked = Instant::now();
-            match self.call_document(question, self.timeout_of_one_try(question)) {
-                Ok(document) => return Ok(document),
+            let timeout = self.timeout_of_one_try(question);
+            let document = self.in_round(timeout, |route, timeout| {
+                self.call_document(route, question, timeout)
+            });
+            match document {
+                Ok((document, _)) => return Ok(document),
                 Err(failure) => thread::sleep(tries.failed(question, asked, failure)?),
             }
         }
@@ -33,13 +38,15 @@ impl Transport {
 
     fn call_document<T: DeserializeOwned>(
         &self,
+        route: &Route,
         question: &Request,
         timeout: Duration,
     ) -> Result<T, NoAnswer> {
-        let answer = self.send(question, timeout)?;
+        let no_document = |reply: &str| NoAnswer::Told(bad_reply(&route.address, question, reply));
+        let answer = self.send(route, question, timeout)?;
         if !is_json(&answer) {
-            return Err(match self.read(question, answer) {
-                Ok(_) => self.no_document(question, "no document"),
+            return Err(match self.read(route, question, answer) {
+                Ok(_) => no_document("no document"),
                 Err(NoAnswer::Told(error)) => NoAnswer::Told(if_too_old(error)),
                 Err(failure) => failure,
             });
@@ -52,7 +59,7 @@ impl Transport {
         let header = |name: &str| Some(response.headers().get(name)?.as_bytes());
         // A proxy may drop the header, so its absence proves nothing.
         if header(protocol::LOCK_ECHO).is_some_and(|echoed| echoed != id.as_bytes()) {
-            return Err(self.no_document(question, "the answer to another question"));
+            return Err(no_document("the answer to another question"));
         }
         let server = header(protocol::LOCK_SERVER).and_then(|id| str::from_utf8(id).ok());
         if let Some(server) = server.filter(|id| protocol::is_id(id)) {
@@ -62,16 +69,11 @@ impl Transport {
         let body = match body.read_to_vec() {
             Ok(body) => body,
             Err(ureq::Error::BodyExceedsLimit(_)) => {
-                return Err(self.no_document(question, "more than 64 MiB; ask for fewer keys"));
+                return Err(no_document("more than 64 MiB; ask for fewer keys"));
             }
             Err(error) => return Err(NoAnswer::in_the_body(error)),
         };
-        serde_json::from_slice(&body)
-            .map_err(|error| self.no_document(question, &format!("other JSON: {error}")))
-    }
-
-    fn no_document(&self, question: &Request, reply: &str) -> NoAnswer {
-        NoAnswer::Told(self.bad_reply(question, reply))
+        serde_json::from_slice(&body).map_err(|error| no_document(&format!("other JSON: {error}")))
     }
 }
 

@@ -8,6 +8,7 @@ use ureq::BodyReader;
 
 use super::Client;
 use super::cancel::CancelToken;
+use super::cluster::Route;
 use super::no_answer::NoAnswer;
 use super::transport::{LONGEST, Transport};
 use crate::error::Error;
@@ -70,8 +71,10 @@ impl Client {
     pub fn events(&self, prefix: &str) -> Result<Events, Error> {
         let transport = self.transport.alone(LONGEST_SILENCE);
         let question = question(prefix);
-        let opened = open(&transport, &question);
-        let lines = opened.map_err(|why| transport.error(&question, why, 1, false))?;
+        let opened = transport.in_round(LONGEST, |route, timeout| {
+            open(&transport, route, &question, timeout)
+        });
+        let (lines, _) = opened.map_err(|why| transport.error(&question, why, 1, false))?;
         Ok(Events {
             lines: BufReader::new(lines),
             transport,
@@ -87,13 +90,18 @@ fn question(prefix: &str) -> Request<'_> {
     Request::bare(Verb::Events).with(Parameter::Prefix, prefix)
 }
 
-fn open(transport: &Transport, question: &Request) -> Result<BodyReader<'static>, NoAnswer> {
-    let answer = transport.send(question, LONGEST)?;
+fn open(
+    transport: &Transport,
+    route: &Route,
+    question: &Request,
+    timeout: Duration,
+) -> Result<BodyReader<'static>, NoAnswer> {
+    let answer = transport.send(route, question, timeout)?;
     let kind = answer.response.headers().get("Content-Type");
     if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
         return Ok(answer.response.into_body().into_reader());
     }
-    Err(match transport.read(question, answer) {
+    Err(match transport.read(route, question, answer) {
         Ok(_) => NoAnswer::Told(transport.bad_reply(question, "no events")),
         Err(failure) => failure,
     })

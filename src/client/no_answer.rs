@@ -28,15 +28,35 @@ pub(super) enum NoAnswer {
     NotConnected(Unreached, io::Error),
     /// It may have.
     Interrupted(io::Error),
+    /// Another one leads, and this one has not acted.
+    Standby(Standby),
     /// What came back, or why nothing can.
     Told(Error),
 }
+
+/// What a server says that stands by.
+#[derive(Debug)]
+pub(super) struct Standby {
+    /// Where the leader is, as it says. `None` if it does not know it.
+    pub leader: Option<String>,
+}
+
+impl fmt::Display for Standby {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.leader {
+            Some(leader) => write!(f, "it stands by for {leader}"),
+            None => f.write_str("it stands by"),
+        }
+    }
+}
+
+impl error::Error for Standby {}
 
 impl NoAnswer {
     /// Whether the question may have reached a server that did not answer it, or that was ending.
     pub fn has_reached_the_server(&self) -> bool {
         match self {
-            NoAnswer::NotConnected(..) => false,
+            NoAnswer::NotConnected(..) | NoAnswer::Standby(_) => false,
             NoAnswer::Interrupted(_) => true,
             NoAnswer::Told(error) => {
                 matches!(error, Error::Refused { reason, .. } if *reason == Refusal::Stopping)
@@ -73,6 +93,17 @@ impl NoAnswer {
             }),
             None => NoAnswer::NotConnected(Unreached::Connect, source),
         }
+    }
+
+    /// At the address that another server named there is one that is none of theirs.
+    pub fn of_another_service() -> Self {
+        let source = io::Error::other("another service answers there");
+        NoAnswer::NotConnected(Unreached::Connect, source)
+    }
+
+    /// Whether nobody leads, and servers are there that stand by.
+    pub fn is_leaderless(&self) -> bool {
+        matches!(self, NoAnswer::NotConnected(Unreached::NoLeader, _))
     }
 
     /// Whether a proxy answered in the server's place.

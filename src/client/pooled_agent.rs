@@ -10,7 +10,6 @@ use ureq::unversioned::transport::Connector;
 use super::address::ServerAddress;
 use super::connection::{LatestConnection, TrackedConnector};
 use super::resolver::{CachingResolver, KnownAddresses};
-use super::servers_met::ServersMet;
 #[cfg(feature = "tls")]
 use super::tls::TlsConnector;
 use crate::protocol::http::ServerTimes;
@@ -31,7 +30,6 @@ pub(super) struct PooledAgent {
     pub latest: Arc<LatestConnection>,
     /// The times of the server, and when it told them.
     times: Mutex<Option<(ServerTimes, Instant)>>,
-    pub servers: ServersMet,
 }
 
 impl PooledAgent {
@@ -58,7 +56,6 @@ impl PooledAgent {
             agent: Agent::with_parts(config, connector, resolver),
             latest,
             times: Mutex::default(),
-            servers: ServersMet::default(),
         }
     }
 

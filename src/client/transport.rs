@@ -1,8 +1,10 @@
 //! One question and its answer over HTTP; asked again where the connection broke and that is safe.
 
 use std::fmt;
-use std::net::{IpAddr, TcpStream};
+use std::io;
+use std::net::TcpStream;
 use std::process;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -11,17 +13,17 @@ use ureq::http::{HeaderValue, Response, header};
 use ureq::{Body, RequestBuilder};
 
 use super::ClientOptions;
-use super::address::{ServerAddress, bad_prefix, missing_tls};
-use super::no_answer::NoAnswer;
-use super::per_process::PerProcess;
+use super::address::ServerAddress;
+use super::cluster::{Cluster, Route, is_of_one_machine};
+use super::no_answer::{NoAnswer, Standby};
 use super::pooled_agent::{MAX_REPLY, PooledAgent};
 use super::servers_met::ServersMet;
 #[cfg(feature = "tls")]
 use super::tls::TlsError;
-use crate::error::Error;
-use crate::host::{bad_host, bare_host, host_and_port};
+use crate::error::{Error, Unreached};
 use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
 use crate::protocol::{self, Request};
+use crate::refusal::Refusal;
 use crate::token::Token;
 
 /// How long a connection may take to be made, at the most.
@@ -30,31 +32,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longer than any server lets a LOCK wait. What is longer than that need not be added to an instant.
 pub(super) const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 
-/// Why there is no server at port 0.
-const NO_PORT: &str =
-    "it is 0; of a server with any free port, start it first and make its clients then";
-
-/// The way to one server, and how to take it. A clone shares the connections, which are kept open between
-/// questions.
+/// The way to one server, or to several of which one leads, and how to take it. A clone shares the connections, which are
+/// kept open between questions.
 #[derive(Clone)]
 pub(crate) struct Transport {
-    route: Arc<Route>,
+    pub(super) cluster: Arc<Cluster>,
     pub(super) options: ClientOptions,
     /// Whether it is to try again also where the first connection is refused on loopback. Otherwise that is an
     /// answer: nobody is there.
     pub(super) tries_refused: bool,
     /// How long nothing may come while an answer is waited for or read.
     longest_silence: Option<Duration>,
-}
-
-/// What all clients of one server share.
-struct Route {
-    /// The host of an IPv6 address has no brackets.
-    address: ServerAddress,
-    /// Which part of it is none, if one is, and why.
-    bad: Option<(&'static str, String)>,
-    /// Each process has connections of its own.
-    own: PerProcess<PooledAgent>,
 }
 
 /// An answer of which the head alone is read.
@@ -97,25 +85,17 @@ impl Transport {
 
     /// As [`new`](Self::new), perhaps with a prefix before each path.
     pub fn to(address: &ServerAddress) -> Self {
-        let ServerAddress {
-            host, port, prefix, ..
-        } = address;
-        let bad = match port {
-            0 => Some(("port", NO_PORT.into())),
-            _ => bad_host(host)
-                .map(|reason| ("host", reason))
-                .or_else(|| Some(("prefix", bad_prefix(prefix)?)))
-                .or_else(|| Some(("is_https", missing_tls(address)?))),
-        };
+        Transport::to_all(slice::from_ref(address))
+    }
+
+    /// To those servers, of which one leads.
+    pub fn to_all(addresses: &[ServerAddress]) -> Self {
+        Transport::within(Cluster::of(addresses))
+    }
+
+    fn within(cluster: Cluster) -> Self {
         Transport {
-            route: Arc::new(Route {
-                address: ServerAddress {
-                    host: bare_host(host).into(),
-                    ..address.clone()
-                },
-                bad,
-                own: PerProcess::new(),
-            }),
+            cluster: Arc::new(cluster),
             options: ClientOptions::default(),
             tries_refused: false,
             longest_silence: None,
@@ -127,7 +107,7 @@ impl Transport {
         Transport {
             options: self.options.clone(),
             longest_silence: Some(longest_silence),
-            ..Transport::to(&self.route.address)
+            ..Transport::within(self.cluster.apart())
         }
     }
 
@@ -147,25 +127,14 @@ impl Transport {
         self
     }
 
-    /// `host:port`, an IPv6 host in brackets; with a prefix or over TLS, a URL.
+    /// `host:port`, an IPv6 host in brackets; with a prefix or over TLS, a URL. A comma stands between two.
     pub(super) fn address(&self) -> String {
-        self.route.address.to_string()
+        self.cluster.to_string()
     }
 
-    fn url(&self, question: &Request) -> String {
-        let ServerAddress {
-            host,
-            port,
-            prefix,
-            is_https,
-        } = &self.route.address;
-        let scheme = if *is_https { "https" } else { "http" };
-        let authority = host_and_port(host, *port);
-        format!("{scheme}://{authority}{prefix}{question}")
-    }
-
+    /// The connections to the server that answered last.
     fn shared(&self) -> &PooledAgent {
-        self.route.own.get(|| PooledAgent::new(&self.route.address))
+        self.cluster.route(self.cluster.first()).shared()
     }
 
     /// The times of the server, as far as they are known and not older than this.
@@ -186,7 +155,7 @@ impl Transport {
 
     /// Which servers have answered here.
     pub(super) fn servers(&self) -> &ServersMet {
-        &self.shared().servers
+        self.cluster.servers()
     }
 
     /// Asks a question a single time.
@@ -199,32 +168,47 @@ impl Transport {
             .map_err(|failure| self.error(question, failure, 1, false))
     }
 
+    /// Asks a question once of each server, until one answers.
     pub(super) fn call(
         &self,
         question: &Request,
         timeout: Duration,
     ) -> Result<HttpAnswer, NoAnswer> {
-        let response = self.send(question, timeout)?;
-        self.read(question, response)
+        let (answer, was_another) = self.in_round(timeout, |route, timeout| {
+            let response = self.send(route, question, timeout)?;
+            self.read(route, question, response)
+        })?;
+        Ok(HttpAnswer {
+            was_gone: was_another,
+            ..answer
+        })
     }
 
     /// Sends a question, and reads the head of what comes back.
     pub(super) fn send(
         &self,
+        route: &Route,
         question: &Request,
         timeout: Duration,
     ) -> Result<UnreadAnswer, NoAnswer> {
-        if let Some((option, reason)) = self.route.bad.clone() {
+        if let Some((option, reason)) = route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
         let asked = Instant::now();
         let id = question_id();
-        let (agent, url) = (&self.shared().agent, self.url(question));
+        let (agent, url) = (&route.shared().agent, route.url(question));
         let response = match question.verb.row().methods.contain("GET") {
             true => self.prepare(agent.get(url), &id, timeout).call(),
             false => self.prepare(agent.post(url), &id, timeout).send_empty(),
         };
-        let response = response.map_err(|error| self.failure(question, error))?;
+        let response = response.map_err(|error| self.failure(route, question, error))?;
+        if route.is_learned {
+            let header = |name| response.headers().get(name)?.to_str().ok();
+            let stands_by = header(protocol::LOCK_RESULT) == Some(Refusal::Standby.as_str());
+            if !stands_by && !self.cluster.has_store(header(protocol::LOCK_STORE)) {
+                return Err(NoAnswer::of_another_service());
+            }
+        }
         Ok(UnreadAnswer {
             response,
             id,
@@ -246,14 +230,24 @@ impl Transport {
         request
             .config()
             .timeout_global(Some(timeout.min(LONGEST)))
-            .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout / 5 * 4)))
+            .timeout_connect(Some(self.connect_timeout(timeout)))
             .timeout_per_read(self.longest_silence)
             .build()
+    }
+
+    /// How long a connection may take to be made. Where others may be asked, there is time left for them.
+    fn connect_timeout(&self, timeout: Duration) -> Duration {
+        let part = match self.cluster.count() {
+            1 => timeout / 5 * 4,
+            _ => timeout / 2,
+        };
+        CONNECT_TIMEOUT.min(part)
     }
 
     /// Reads an answer to its end, so that the connection can be used again.
     pub(super) fn read(
         &self,
+        route: &Route,
         question: &Request,
         answer: UnreadAnswer,
     ) -> Result<HttpAnswer, NoAnswer> {
@@ -278,7 +272,7 @@ impl Transport {
             // The page of some other server. The connection is not used again.
             Err(ureq::Error::BodyExceedsLimit(_)) => {
                 let reply = format!("status {status} and more than {MAX_REPLY} bytes");
-                return Err(NoAnswer::Told(self.bad_reply(question, &reply)));
+                return Err(NoAnswer::Told(bad_reply(&route.address, question, &reply)));
             }
             Err(error) => return Err(NoAnswer::in_the_body(error)),
         };
@@ -288,6 +282,9 @@ impl Transport {
                 if let Some(server) = &reply.server {
                     self.servers().note(server, asked);
                 }
+                if let Some(store) = &reply.store {
+                    self.cluster.note_store(route, store);
+                }
                 Ok(HttpAnswer {
                     reply,
                     asked,
@@ -295,34 +292,40 @@ impl Transport {
                     was_gone: false,
                 })
             }
+            Err(NotAnswered::Refused(Refusal::Standby, _)) => {
+                let leader =
+                    header(protocol::LOCK_LEADER).and_then(|name| str::from_utf8(name).ok());
+                let leader = leader.map(String::from);
+                Err(NoAnswer::Standby(Standby { leader }))
+            }
             Err(NotAnswered::Refused(reason, message)) => Err(NoAnswer::Told(Error::Refused {
                 question: name_of(question),
                 reason,
                 message,
             })),
             Err(NotAnswered::Foreign(reply)) => {
-                Err(NoAnswer::Told(self.bad_reply(question, &reply)))
+                Err(NoAnswer::Told(bad_reply(&route.address, question, &reply)))
             }
         }
     }
 
     /// Whether the question can have reached the server.
-    fn failure(&self, question: &Request, error: ureq::Error) -> NoAnswer {
+    fn failure(&self, route: &Route, question: &Request, error: ureq::Error) -> NoAnswer {
         // The questions are well formed, so it is the answer that is not.
         if let ureq::Error::Protocol(_) = error {
             return NoAnswer::Told(Error::NotHttp {
                 question: name_of(question),
-                address: self.address(),
+                address: route.address.to_string(),
             });
         }
         #[cfg(feature = "tls")]
         let error = match TlsError::of(error) {
-            Ok(error) => return NoAnswer::of_tls(error, self.address()),
+            Ok(error) => return NoAnswer::of_tls(error, route.address.to_string()),
             Err(error) => error,
         };
         let failure = NoAnswer::from(error);
         if let NoAnswer::NotConnected(..) = failure {
-            self.shared().known.doubt();
+            route.shared().known.doubt();
         }
         failure
     }
@@ -338,6 +341,13 @@ impl Transport {
         let address = self.address();
         match failure {
             NoAnswer::Told(error) => error,
+            // A round has no such end; asked of one server alone, it is this.
+            NoAnswer::Standby(standby) => Error::Unreachable {
+                address,
+                attempts,
+                cause: Unreached::NoLeader,
+                source: io::Error::other(standby),
+            },
             NoAnswer::NotConnected(cause, source) if !may_have_acted => Error::Unreachable {
                 address,
                 attempts,
@@ -357,19 +367,24 @@ impl Transport {
 
     /// What came back is no answer to this question.
     pub(super) fn bad_reply(&self, question: &Request, reply: &str) -> Error {
-        let reply = protocol::shorten(reply.lines().next().unwrap_or_default());
-        Error::BadReply {
-            question: name_of(question),
-            address: self.address(),
-            reply,
-        }
+        let route = self.cluster.route(self.cluster.first());
+        bad_reply(&route.address, question, reply)
     }
 
     /// Whether only this machine has the server's address.
     pub(super) fn is_loopback(&self) -> bool {
-        let host = &self.route.address.host;
-        let is_loopback = |ip: IpAddr| ip.is_loopback();
-        host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
+        let mut addresses = self.cluster.addresses();
+        addresses.all(|address| is_of_one_machine(&address.host))
+    }
+}
+
+/// What came back from there is no answer to this question.
+pub(super) fn bad_reply(address: &ServerAddress, question: &Request, reply: &str) -> Error {
+    let reply = protocol::shorten(reply.lines().next().unwrap_or_default());
+    Error::BadReply {
+        question: name_of(question),
+        address: address.to_string(),
+        reply,
     }
 }
 

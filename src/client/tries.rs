@@ -11,6 +11,9 @@ use crate::error::{Error, Unreached};
 use crate::protocol::Request;
 use crate::refusal::Refusal;
 
+/// The least time between two rounds through servers of which none leads.
+const LEADERLESS_PAUSE: Duration = Duration::from_millis(100);
+
 impl Transport {
     /// Asks a question, and again as often as the options allow.
     pub(super) fn ask(&self, question: &Request) -> Result<HttpAnswer, Error> {
@@ -53,6 +56,11 @@ pub(super) struct Tries<'a> {
     /// Until when it is tried again, however often, where a proxy answers in the server's place. `None` counts
     /// such an answer as any other try.
     by_proxy_until: Option<Instant>,
+    /// Until when it is tried again, however often, while servers stand by and none leads. `None` is for as long as an
+    /// answer may take.
+    leaderless_until: Option<Instant>,
+    /// When the first one was asked that was not answered.
+    begun: Option<Instant>,
 }
 
 impl<'a> Tries<'a> {
@@ -64,6 +72,8 @@ impl<'a> Tries<'a> {
             was_gone: false,
             was_there: false,
             by_proxy_until: None,
+            leaderless_until: None,
+            begun: None,
         }
     }
 
@@ -71,6 +81,14 @@ impl<'a> Tries<'a> {
     pub fn by_proxy_until(self, until: Instant) -> Self {
         Tries {
             by_proxy_until: Some(until),
+            ..self
+        }
+    }
+
+    /// The same, where it is tried until then at the least while no server leads.
+    pub fn leaderless_until(self, until: Instant) -> Self {
+        Tries {
+            leaderless_until: Some(until),
             ..self
         }
     }
@@ -97,11 +115,14 @@ impl<'a> Tries<'a> {
         self.attempts += 1;
         let pause = self.pause_after(&failure, question);
         let reached = matches!(failure, NoAnswer::Interrupted(_));
-        // Behind a proxy that answers itself there may have been nobody, and another server may be there next time.
-        self.was_gone |= matches!(failure, NoAnswer::NotConnected(..)) || failure.is_by_proxy();
+        // Behind a proxy that answers itself there may have been nobody, and another server may be there next time. Of
+        // several, another one is asked next.
+        self.was_gone |= matches!(failure, NoAnswer::NotConnected(..))
+            || failure.is_by_proxy()
+            || self.transport.cluster.is_several();
         self.was_there |= !matches!(failure, NoAnswer::NotConnected(..));
         let may_have_acted = self.may_have_acted();
-        let goes_on = failure.is_by_proxy() && self.by_proxy_until > Some(Instant::now());
+        let goes_on = self.goes_on(asked, &failure);
         let error = self
             .transport
             .error(question, failure, self.attempts, may_have_acted);
@@ -117,10 +138,21 @@ impl<'a> Tries<'a> {
         Ok(pause)
     }
 
+    /// Whether it is tried again, however often it was: a proxy or servers without a leader are there, and it is not late.
+    fn goes_on(&mut self, asked: Instant, failure: &NoAnswer) -> bool {
+        let begun = *self.begun.get_or_insert(asked);
+        let now = Instant::now();
+        if failure.is_leaderless() {
+            let usual = || begun.checked_add(self.transport.options.answer_timeout);
+            return self.leaderless_until.or_else(usual) > Some(now);
+        }
+        failure.is_by_proxy() && self.by_proxy_until > Some(now)
+    }
+
     /// An answer, with what happened before it.
     pub fn answered(self, mut answer: HttpAnswer) -> HttpAnswer {
         answer.broken = self.broken.map(|(_, error)| error);
-        answer.was_gone = self.was_gone;
+        answer.was_gone |= self.was_gone;
         answer
     }
 
@@ -133,6 +165,10 @@ impl<'a> Tries<'a> {
                 Some(pause)
             }
             NoAnswer::Told(_) => None,
+            // Also for a caller that pauses itself: those who stand by are asked by all clients.
+            NoAnswer::Standby(_) | NoAnswer::NotConnected(Unreached::NoLeader, _) => {
+                Some(pause.max(spread(LEADERLESS_PAUSE)))
+            }
             NoAnswer::Interrupted(_) if !question.is_repeatable() => None,
             NoAnswer::Interrupted(_) if failure.is_by_proxy() => Some(pause),
             // The place in the queue is not kept for long.

@@ -4,7 +4,7 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use lock_server::{Error, Lease, Refusal, ServerAddress};
+use lock_server::{Error, Lease, Refusal};
 use nix::sys::signal::Signal;
 
 use crate::cli::exec::chance::between;
@@ -329,7 +329,7 @@ impl<'a> KeyWait<'a> {
         if until.is_some_and(|until| now >= until) {
             return Err(self.failure(trouble));
         }
-        self.notices.say_trouble(trouble, self.address());
+        self.notices.say_trouble(trouble, &self.address());
         let next = now + between(PAUSE / 2, PAUSE);
         self.next = Some(until.map_or(next, |until| next.min(until)));
         Ok(())
@@ -353,7 +353,7 @@ impl<'a> KeyWait<'a> {
         // The LOCK that waits finds out what else is wrong.
         if let Some(trouble) = trouble {
             self.silent_since.get_or_insert(asked);
-            self.notices.say_trouble(&trouble, self.address());
+            self.notices.say_trouble(&trouble, &self.address());
         }
         Ok(None)
     }
@@ -413,8 +413,8 @@ impl<'a> KeyWait<'a> {
         None
     }
 
-    fn address(&self) -> &'a ServerAddress {
-        &self.wanted.requester.address
+    fn address(&self) -> String {
+        self.wanted.requester.address()
     }
 
     fn unanswered(&self) -> Failure {
@@ -423,7 +423,7 @@ impl<'a> KeyWait<'a> {
 
     /// Why this program gives up.
     fn failure(&self, trouble: &Trouble) -> Failure {
-        let mut why = trouble.said(self.address());
+        let mut why = trouble.said(&self.address());
         if let Trouble::Silent(_) = trouble {
             let (key, seconds) = (self.key, self.turns.lock_timeout().as_secs_f64());
             why += &format!(

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lock_server::{Holder, ServerAddress};
+use lock_server::Holder;
 
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::status_line::StatusLine;
@@ -70,7 +70,7 @@ impl<'a> Notices<'a> {
     }
 
     /// Says once, or shows, that the server does not answer or can't serve.
-    pub fn say_trouble(&mut self, trouble: &Trouble, address: &ServerAddress) {
+    pub fn say_trouble(&mut self, trouble: &Trouble, address: &str) {
         if let Some(line) = &self.line {
             line.show_trouble(trouble.in_short());
         } else if !self.is_trouble_said {

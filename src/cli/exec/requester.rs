@@ -29,7 +29,8 @@ const MAX_NAME: usize = 1024;
 #[derive(Clone)]
 pub struct Requester {
     pub name: String,
-    pub address: ServerAddress,
+    /// Of the server, or of those of which one leads.
+    pub addresses: Vec<ServerAddress>,
     /// Its connections, and the address that its host was looked up to, serve all questions of this process.
     client: Client,
     /// Under whose lease this runs, if it does.
@@ -41,7 +42,7 @@ impl Requester {
     /// is, unless it is that of an `exec` that this runs under: each of several in one such command needs a name of
     /// its own.
     pub fn new(target: &Target) -> Result<Self, Failure> {
-        let address = target.address()?;
+        let addresses = target.addresses()?;
         let said = variable(NAME_VARIABLE)?;
         let above = said
             .clone()
@@ -51,10 +52,10 @@ impl Requester {
             (None, Some(above)) => name_under(above),
             (None, None) => said.unwrap_or_else(|| usual_name(getpid())),
         };
-        let client = Client::at(&name, &address, client_options()?);
+        let client = Client::of_cluster(&name, &addresses, client_options()?);
         Ok(Requester {
             name,
-            address,
+            addresses,
             client,
             above,
         })
@@ -62,13 +63,18 @@ impl Requester {
 
     #[cfg(test)]
     pub fn of(name: &str, address: &str) -> Self {
-        let address = address.parse().expect("an address");
+        let addresses = ServerAddress::parse_list(address).expect("addresses");
         Requester {
             name: name.into(),
-            client: Client::at(name, &address, ClientOptions::default()),
-            address,
+            client: Client::of_cluster(name, &addresses, ClientOptions::default()),
+            addresses,
             above: None,
         }
+    }
+
+    /// Where it asks, as `LOCK_SERVER` says it.
+    pub fn address(&self) -> String {
+        self.client.address()
     }
 
     pub fn client(&self) -> Client {

@@ -1,6 +1,6 @@
 //! Why the server does not lock the key just now, and may a little later: in the words of this command.
 
-use lock_server::{Error, Refusal, ServerAddress};
+use lock_server::{Error, Refusal};
 
 use crate::cli::advice::explain;
 
@@ -28,8 +28,8 @@ impl Trouble {
         })
     }
 
-    /// What it is, of the server at that address.
-    pub fn said(&self, address: &ServerAddress) -> String {
+    /// What it is, of the server at that address, or of one of several.
+    pub fn said(&self, address: &str) -> String {
         match self {
             Trouble::Away(why) => why.clone(),
             Trouble::Silent(why) => format!("the server at {address} does not answer: {why}"),

@@ -224,6 +224,8 @@ impl<'a> Turns<'a> {
 
 /// A name may take long to be looked up.
 fn is_on_this_machine(requester: &Requester) -> bool {
-    let ip: Result<IpAddr, _> = requester.address.host.parse();
-    ip.is_ok_and(|ip| ip.is_loopback())
+    requester.addresses.iter().all(|address| {
+        let ip: Result<IpAddr, _> = address.host.parse();
+        ip.is_ok_and(|ip| ip.is_loopback())
+    })
 }

@@ -1,0 +1,273 @@
+//! The servers that a client may ask: those that it was given, and those that these name as their leader. It asks the one
+//! that answered last.
+//!
+//! Knows no question. A question to a server that answers costs one atomic load here.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{LazyLock, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::address::{ServerAddress, bad_prefix, missing_tls};
+use super::per_process::PerProcess;
+use super::pooled_agent::PooledAgent;
+use super::servers_met::ServersMet;
+use crate::host::{bad_host, bare_host, host_and_port, parse_address};
+use crate::lease::StoreId;
+use crate::protocol::Request;
+
+/// How many leaders that are not in the list are remembered. Servers in containers get a new address with each start; a
+/// client that has met so many asks those of its list from then on.
+const MOST_LEARNED: usize = 64;
+
+/// How long a leader that is not in the list is not asked after it could not be reached: its address may be one that only
+/// the other servers reach, and each try may take seconds.
+const UNREACHABLE_FOR: Duration = Duration::from_secs(10);
+
+/// Why there is no server at port 0.
+const NO_PORT: &str =
+    "it is 0; of a server with any free port, start it first and make its clients then";
+
+/// What [`Route::failed`] counts from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The servers that share their locks, as one client and its clones know them.
+pub(super) struct Cluster {
+    /// Those of the list, at least one.
+    listed: Box<[Route]>,
+    /// Those that one of them named. A place is filled once: a question by the old route may be under way.
+    learned: Box<[OnceLock<Box<Route>>]>,
+    /// Who is asked first: an index into the list, or behind it into those that were learned.
+    first: AtomicUsize,
+    /// The store that one of the list named.
+    store: OnceLock<StoreId>,
+    /// Which of them have answered. Each process has its own.
+    servers: PerProcess<ServersMet>,
+}
+
+/// The way to one server.
+pub(super) struct Route {
+    /// The host of an IPv6 address has no brackets.
+    pub address: ServerAddress,
+    /// Which part of it is none, if one is, and why.
+    pub bad: Option<(&'static str, String)>,
+    /// Whether another server named it, and no user.
+    pub is_learned: bool,
+    /// When it could not be reached the last time, in milliseconds; 0 is never.
+    failed: AtomicU64,
+    /// Each process has connections of its own.
+    own: PerProcess<PooledAgent>,
+}
+
+impl Cluster {
+    /// Those of the list. Where it is empty, each question returns that this is no option.
+    pub fn of(addresses: &[ServerAddress]) -> Self {
+        let mut listed: Vec<_> = addresses.iter().map(Route::to).collect();
+        if listed.is_empty() {
+            let bad = Some(("addresses", "none is given".into()));
+            let route = Route::to(&ServerAddress::default());
+            listed.push(Route { bad, ..route });
+        }
+        Cluster {
+            listed: listed.into(),
+            learned: (0..MOST_LEARNED).map(|_| OnceLock::new()).collect(),
+            first: AtomicUsize::new(0),
+            store: OnceLock::new(),
+            servers: PerProcess::new(),
+        }
+    }
+
+    /// The same servers, with connections of their own.
+    pub fn apart(&self) -> Self {
+        let addresses: Vec<_> = self.addresses().cloned().collect();
+        let apart = Cluster::of(&addresses);
+        let first = self.first();
+        if first < apart.listed.len() {
+            apart.prefer(first);
+        }
+        apart
+    }
+
+    /// Those of the list.
+    pub fn addresses(&self) -> impl Iterator<Item = &ServerAddress> {
+        self.listed.iter().map(|route| &route.address)
+    }
+
+    /// Who is asked first.
+    pub fn first(&self) -> usize {
+        self.first.load(Relaxed)
+    }
+
+    pub fn route(&self, at: usize) -> &Route {
+        let beyond = at.checked_sub(self.listed.len());
+        let learned = beyond.and_then(|at| self.learned[at].get());
+        // Who was not learned is in the list: no other index is given out.
+        learned.map_or_else(|| &self.listed[at], |route| route)
+    }
+
+    /// How many are in the list.
+    pub fn count(&self) -> usize {
+        self.listed.len()
+    }
+
+    /// Whether a question may go to more than one.
+    pub fn is_several(&self) -> bool {
+        self.listed.len() > 1 || self.learned[0].get().is_some()
+    }
+
+    /// Has that one asked first.
+    pub fn prefer(&self, at: usize) {
+        self.first.store(at, Relaxed);
+    }
+
+    /// Has the next one of the list asked first, unless another thread has chosen one meanwhile.
+    pub fn leave(&self, at: usize) {
+        let next = self.after(at);
+        let _ = self.first.compare_exchange(at, next, Relaxed, Relaxed);
+    }
+
+    /// The next one of the list.
+    pub fn after(&self, at: usize) -> usize {
+        match at < self.listed.len() {
+            true => (at + 1) % self.listed.len(),
+            false => 0,
+        }
+    }
+
+    /// Which servers have answered.
+    pub fn servers(&self) -> &ServersMet {
+        self.servers.get(ServersMet::default)
+    }
+
+    /// Takes in which store one of the list has named.
+    pub fn note_store(&self, route: &Route, store: &StoreId) {
+        if self.store.get().is_none() && !route.is_learned {
+            // Another thread may have noted it.
+            let _ = self.store.set(store.clone());
+        }
+    }
+
+    /// Whether a server that is not in the list is one of this cluster, by the store that it names: at an address that
+    /// means something else here, a server of somebody else's may listen, and would grant what is held already.
+    pub fn has_store(&self, named: Option<&str>) -> bool {
+        match (named, self.store.get()) {
+            (Some(named), Some(known)) => *named == **known,
+            (named, _) => named.is_some(),
+        }
+    }
+
+    /// The server that another one names as its leader. `None` if it is not asked.
+    ///
+    /// One that is not in the list has the scheme and the prefix of the server that named it. So a token, which that one
+    /// was shown already, goes from https to https alone, and there to whoever has a certificate of that name.
+    pub fn leader(&self, teller: usize, leader: &str) -> Option<usize> {
+        let (host, Some(port)) = parse_address(leader).ok()? else {
+            return None;
+        };
+        let is_same = |address: &ServerAddress| {
+            address.port == port && address.host.eq_ignore_ascii_case(&host)
+        };
+        if let Some(at) = self.addresses().position(is_same) {
+            return Some(at);
+        }
+        let teller = &self.route(teller).address;
+        // Of another machine's server, it is an address of that machine's own: here, anything may be there.
+        if is_of_one_machine(&host) && !is_of_one_machine(&teller.host) {
+            return None;
+        }
+        let address = ServerAddress {
+            host,
+            port,
+            ..teller.clone()
+        };
+        let at = self.learned(&address)?;
+        let is_doubtful = self.learned[at].get()?.has_failed_lately();
+        (!is_doubtful).then_some(self.listed.len() + at)
+    }
+
+    /// The place of a server that is not in the list. `None` if there is none left.
+    fn learned(&self, address: &ServerAddress) -> Option<usize> {
+        self.learned.iter().position(|place| {
+            if place.get().is_none() {
+                let route = Route {
+                    is_learned: true,
+                    ..Route::to(address)
+                };
+                // Where another thread was faster, its route is there.
+                let _ = place.set(route.into());
+            }
+            place.get().is_some_and(|route| route.address == *address)
+        })
+    }
+}
+
+impl Route {
+    fn to(address: &ServerAddress) -> Self {
+        let ServerAddress {
+            host, port, prefix, ..
+        } = address;
+        let bad = match port {
+            0 => Some(("port", NO_PORT.into())),
+            _ => bad_host(host)
+                .map(|reason| ("host", reason))
+                .or_else(|| Some(("prefix", bad_prefix(prefix)?)))
+                .or_else(|| Some(("is_https", missing_tls(address)?))),
+        };
+        Route {
+            address: ServerAddress {
+                host: bare_host(host).into(),
+                ..address.clone()
+            },
+            bad,
+            is_learned: false,
+            failed: AtomicU64::new(0),
+            own: PerProcess::new(),
+        }
+    }
+
+    pub fn url(&self, question: &Request) -> String {
+        let ServerAddress {
+            host,
+            port,
+            prefix,
+            is_https,
+        } = &self.address;
+        let scheme = if *is_https { "https" } else { "http" };
+        let authority = host_and_port(host, *port);
+        format!("{scheme}://{authority}{prefix}{question}")
+    }
+
+    pub fn shared(&self) -> &PooledAgent {
+        self.own.get(|| PooledAgent::new(&self.address))
+    }
+
+    /// Notes that it could not be reached just now.
+    pub fn fail(&self) {
+        let now = START.elapsed().as_millis() as u64;
+        self.failed.store(now.max(1), Relaxed);
+    }
+
+    fn has_failed_lately(&self) -> bool {
+        let failed = Duration::from_millis(self.failed.load(Relaxed));
+        !failed.is_zero() && START.elapsed().saturating_sub(failed) < UNREACHABLE_FOR
+    }
+}
+
+/// `host:port`, with a comma between two: the form of the variable `LOCK_SERVER`.
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, address) in self.addresses().enumerate() {
+            let comma = if number == 0 { "" } else { "," };
+            write!(f, "{comma}{address}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether each machine has this address for itself.
+pub(super) fn is_of_one_machine(host: &str) -> bool {
+    let ip: Result<IpAddr, _> = host.parse();
+    host.eq_ignore_ascii_case("localhost")
+        || ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+}
