@@ -64,10 +64,8 @@ pub(super) fn open_store(
         StoreAddress::Etcd(members) => {
             let election = Arc::new(Election::default());
             let etcd = etcd_options(options, members, addresses)?;
-            log::info!(
-                "others are told that clients reach this server at {}",
-                etcd.address
-            );
+            warn_of_a_lone_address(options, &etcd.address);
+            warn_of_short_leases(options);
             let store = EtcdStore::new(etcd, election.clone());
             (Box::new(store), None, Some(election))
         }
@@ -116,6 +114,32 @@ fn own_address(addresses: &[SocketAddr]) -> Result<String, Error> {
             ))
         })?;
     Ok(host_and_port(&name.to_string_lossy(), address.port()))
+}
+
+/// Says so in the log where servers and clients on other machines are sent to their own ones.
+fn warn_of_a_lone_address(options: &Options, address: &str) {
+    let is_loopback = |address: SocketAddr| address.ip().is_loopback();
+    let is_lone = options.cluster.advertise.is_none() && address.parse().is_ok_and(is_loopback);
+    match is_lone {
+        true => log::warn!(
+            "other servers send clients to {address}, which is this machine alone; the option advertise says it otherwise"
+        ),
+        false => log::info!("clients and other servers reach this server at {address}"),
+    }
+}
+
+/// Says so in the log where a lease may end before another server has taken over.
+fn warn_of_short_leases(options: &Options) {
+    // Until etcd gives the leader up, until that is noticed, and as long again for a renewal.
+    let enough = 2 * options.cluster.ttl;
+    let usual = options.lock_timeout;
+    if usual < enough {
+        log::warn!(
+            "a lock lasts {} s here, and a failover may take longer; the option lock_timeout should be {} s or more",
+            usual.as_secs_f64(),
+            enough.as_secs()
+        );
+    }
 }
 
 fn cannot_start(reason: String) -> Error {

@@ -121,7 +121,9 @@ impl Http {
             Err(why) => return self.turn_away(exchange, &target, why),
         };
         match understand(&exchange, &target, handler) {
-            Ok(request) if let Some(reply) = handler.redirect(request.verb, &target) => {
+            Ok(request)
+                if let Some(reply) = handler.redirect(request.verb, origin_form(&target)) =>
+            {
                 self.count(&target, &reply);
                 exchange.answer(&reply);
             }
