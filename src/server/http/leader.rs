@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::parked::Parked;
 use super::{Http, Task};
+use crate::protocol::http::origin_form;
 use crate::protocol::{self, Malformed, Parameter, Reply, Request, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::{Access, Asker, Caller, TurnedAway};
