@@ -39,6 +39,9 @@ const MOST_AHEAD: Fence = 10 * 365 * 24 * 60 * 60 * 1_000_000;
 /// How long after one proof that this server leads the next one is asked for: those who come meanwhile share it.
 const PROOF_PAUSE: Duration = Duration::from_millis(2);
 
+/// How long what is decided waits for its answer, so that both are sent off together.
+const ANSWER_PAUSE: Duration = Duration::from_micros(200);
+
 /// A store, and whom it tells what.
 pub(crate) struct OpenStore {
     pub store: Box<dyn Store>,
@@ -239,7 +242,13 @@ impl LockManager {
         every: Option<Duration>,
         next_proof: Instant,
     ) -> Option<(Vec<Mark>, Batch)> {
+        let mut is_awaited = every.is_some();
         loop {
+            if is_awaited && state.is_unasked() {
+                // It was decided a moment ago, and its answer comes in the next one: then no second proof is needed for it.
+                is_awaited = !self.decided.wait_for(state, ANSWER_PAUSE).timed_out();
+                continue;
+            }
             let is_early = every.is_some() && !state.has_unstored() && Instant::now() < next_proof;
             // What is decided meanwhile comes at once, and who asks meanwhile is answered by the same proof.
             if is_early && !self.decided.wait_until(state, next_proof).timed_out() {

@@ -249,6 +249,12 @@ impl State {
         unstored.is_some_and(|unstored| !unstored.is_all_stored())
     }
 
+    /// Whether something is to be stored, and nobody waits for it.
+    pub(super) fn is_unasked(&self) -> bool {
+        let unstored = self.unstored.as_ref();
+        self.has_unstored() && unstored.is_some_and(|unstored| unstored.answers.is_empty())
+    }
+
     /// Whether there is something for the store to do.
     pub(super) fn wants_store(&self) -> bool {
         let unstored = self.unstored.as_ref();
