@@ -79,15 +79,21 @@ pub fn start(options: Options) -> Server {
 /// Starts a `lock-server run`, and returns what it says first and the rest of its log. It is killed when the thread of
 /// this test ends: a test that fails leaves no server behind.
 pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
-    // SAFETY: it only calls the system.
-    unsafe { command.pre_exec(hand_down_no_descriptors) };
-    // SAFETY: as above.
-    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    ends_with_this_thread(command);
     let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
     let mut introduction = String::new();
     stderr.read_line(&mut introduction).unwrap();
     (process, introduction, stderr)
+}
+
+/// Has what is started be killed when this thread ends, and hands it no descriptors down.
+pub fn ends_with_this_thread(command: &mut Command) -> &mut Command {
+    // SAFETY: it only calls the system.
+    unsafe { command.pre_exec(hand_down_no_descriptors) };
+    // SAFETY: as above.
+    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    command
 }
 
 /// What whoever runs the tests has open counts against a server's limits, too.

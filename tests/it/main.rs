@@ -127,6 +127,9 @@
 //! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
+//! | **Locks that outlive the server: etcd** | |
+//! | a trial's history is read whole | `etcd::history::tests::a_long_history_is_read_whole` |
+//! | and its examiner notices what it has to | `etcd::history::tests::the_examiner_notices_what_it_should` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
@@ -477,6 +480,7 @@ mod classic;
 mod client;
 mod command;
 mod contention;
+mod etcd;
 mod events;
 mod exec;
 mod guard;
