@@ -11,6 +11,7 @@ pub mod api;
 pub mod fault_proxy;
 pub mod framing;
 pub mod history;
+pub mod lock_servers;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -217,9 +218,7 @@ impl Etcds {
             _folder: folder,
         };
         etcds.members.iter_mut().for_each(Member::start);
-        until("etcd answers", || {
-            etcds.members.iter_mut().all(Member::is_ready)
-        });
+        until("etcd answers", || etcds.are_ready());
         Some(etcds)
     }
 
@@ -240,8 +239,9 @@ impl Etcds {
         found.expect("a member that answers")
     }
 
-    pub fn len(&self) -> usize {
-        self.members.len()
+    /// Whether all members answer. A panic where one has ended by itself.
+    pub fn are_ready(&mut self) -> bool {
+        self.members.iter_mut().all(Member::is_ready)
     }
 
     /// A member's process, which runs.
@@ -301,9 +301,7 @@ fn three_etcds_go_on_without_one_and_stand_still_without_two() {
     assert!(!api.is_ready());
     etcds.process(2).go_on();
     etcds.restart(0);
-    until("all answer", || {
-        etcds.members.iter_mut().all(Member::is_ready)
-    });
+    until("all answer", || etcds.are_ready());
     assert_eq!(etcds.api().get("a").expect("it is there").value, "2");
 }
 

@@ -128,6 +128,8 @@
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
 //! | **Locks that outlive the server: etcd** | |
+//! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
+//! | its judge notices what it has to | `trial::tests::the_judge_notices_what_it_should` |
 //! | a trial's history is read whole | `etcd::history::tests::a_long_history_is_read_whole` |
 //! | and its examiner notices what it has to | `etcd::history::tests::the_examiner_notices_what_it_should` |
 //! | **Leases and fences** | |
@@ -478,6 +480,7 @@ mod architecture;
 mod break_lock;
 mod classic;
 mod client;
+mod cluster_trial;
 mod command;
 mod contention;
 mod etcd;
@@ -499,6 +502,7 @@ mod slots;
 mod store;
 mod store_command;
 mod store_trial;
+mod trial;
 mod wire;
 mod working_safely;
 
