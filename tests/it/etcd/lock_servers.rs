@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::api::{Api, KeyValue};
@@ -65,6 +66,12 @@ impl LockServer {
         ask_at(self.address, path, PATIENCE)
     }
 
+    /// Asks one question, and returns its answer.
+    #[track_caller]
+    pub fn reply(&self, path: &str) -> Reply {
+        self.ask(path).expect("it answers")
+    }
+
     /// Sends a question, for the answer to be read later.
     pub fn get(&self, path: &str) -> Wire {
         let mut wire = Wire::at(self.address);
@@ -113,61 +120,60 @@ pub struct LockServers {
 impl LockServers {
     /// So many servers, the first of which leads. `None` where etcd is not there.
     pub fn start(many: usize, etcds: Option<Etcds>) -> Option<Self> {
-        LockServers::start_with(many, etcds, &[])
+        LockServers::start_with(many, etcds, TTL)
     }
 
-    pub fn start_with(many: usize, etcds: Option<Etcds>, more: &[&str]) -> Option<Self> {
+    /// The same where etcd keeps a leader that is not heard of for so long.
+    pub fn start_with(many: usize, etcds: Option<Etcds>, ttl: Duration) -> Option<Self> {
+        let mut servers = LockServers::prepare(many, etcds, ttl)?;
+        (0..many).for_each(|number| servers.start_one(number));
+        Some(servers)
+    }
+
+    /// Servers that are not started yet.
+    pub fn prepare(many: usize, etcds: Option<Etcds>, ttl: Duration) -> Option<Self> {
         let etcds = etcds?;
         let folder = tempfile::tempdir().expect("a folder");
         let server = |number: usize| {
             let address = own_port();
             let proxy = FaultProxy::to(&etcds.addresses());
-            let urls: Vec<String> = proxy
-                .addresses()
-                .iter()
-                .map(|address| format!("http://{address}"))
-                .collect();
-            let mut options = vec!["run".to_string()];
-            let (host, port) = (address.ip().to_string(), address.port().to_string());
-            let ttl = TTL.as_secs().to_string();
-            for (name, value) in [
-                ("--host", &host),
-                ("--port", &port),
-                ("--advertise", &address.to_string()),
-                ("--store", &format!("etcd:{}", urls.join(","))),
-                ("--store-prefix", &PREFIX.to_string()),
-                ("--store-ttl", &ttl),
-            ] {
-                options.extend([name.to_string(), value.clone()]);
-            }
-            options.extend(more.iter().map(ToString::to_string));
+            let urls = proxy.addresses().iter();
+            let urls: Vec<String> = urls.map(|address| format!("http://{address}")).collect();
+            let options = [
+                ("--host", address.ip().to_string()),
+                ("--port", address.port().to_string()),
+                ("--advertise", address.to_string()),
+                ("--store", format!("etcd:{}", urls.join(","))),
+                ("--store-prefix", PREFIX.to_string()),
+                ("--store-ttl", ttl.as_secs().to_string()),
+            ];
+            let options = options.into_iter();
+            let options = options.flat_map(|(name, value)| [name.to_string(), value]);
             LockServer {
                 address,
                 proxy,
                 process: None,
-                options,
+                options: ["run".to_string()].into_iter().chain(options).collect(),
                 log: folder.path().join(format!("{number}.log")),
             }
         };
-        let servers = (0..many).map(server).collect();
-        let mut all = LockServers {
-            servers,
+        Some(LockServers {
+            servers: (0..many).map(server).collect(),
             etcds,
             _folder: folder,
-        };
-        for number in 0..many {
-            all.servers[number].start();
-            let server = &mut all.servers[number];
-            until("the server runs, and the first one leads", || {
-                let has_ended = server.process().has_ended();
-                assert!(!has_ended, "it ended: {}", server.log());
-                match number {
-                    0 => server.is_leader(),
-                    _ => server.is_standby(),
-                }
-            });
-        }
-        Some(all)
+        })
+    }
+
+    /// Starts a server, and waits until it leads or stands by.
+    pub fn start_one(&mut self, number: usize) {
+        self.servers[number].start();
+        let is_led = self.leader().is_some();
+        let server = &mut self.servers[number];
+        until("the server leads or stands by", || {
+            let has_ended = server.process().has_ended();
+            assert!(!has_ended, "it ended: {}", server.log());
+            server.is_leader() || is_led && server.is_standby()
+        });
     }
 
     pub fn addresses(&self) -> Vec<SocketAddr> {
@@ -204,6 +210,19 @@ impl LockServers {
     /// The key under which a server leads.
     pub fn leader_key(&self) -> Option<KeyValue> {
         self.api().get(&format!("{PREFIX}leader"))
+    }
+
+    /// What is stored of a lock that one holds alone.
+    pub fn stored(&self, lock: &str) -> Option<Value> {
+        let found = self.api().get(&format!("{PREFIX}h/{lock}/0"))?;
+        Some(serde_json::from_str(&found.value).expect("it is JSON"))
+    }
+
+    /// Waits until this server leads.
+    pub fn until_leads(&self, number: usize) -> &LockServer {
+        let server = &self.servers[number];
+        until("the other server leads", || server.is_leader());
+        server
     }
 
     /// What the logs say, for a test that fails.
