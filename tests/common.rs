@@ -79,15 +79,21 @@ pub fn start(options: Options) -> Server {
 /// Starts a `lock-server run`, and returns what it says first and the rest of its log. It is killed when the thread of
 /// this test ends: a test that fails leaves no server behind.
 pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
-    // SAFETY: it only calls the system.
-    unsafe { command.pre_exec(hand_down_no_descriptors) };
-    // SAFETY: as above.
-    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    ends_with_this_thread(command);
     let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
     let mut introduction = String::new();
     stderr.read_line(&mut introduction).unwrap();
     (process, introduction, stderr)
+}
+
+/// Has what is started be killed when this thread ends, and hands it no descriptors down.
+pub fn ends_with_this_thread(command: &mut Command) -> &mut Command {
+    // SAFETY: it only calls the system.
+    unsafe { command.pre_exec(hand_down_no_descriptors) };
+    // SAFETY: as above.
+    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    command
 }
 
 /// What whoever runs the tests has open counts against a server's limits, too.
@@ -272,14 +278,21 @@ impl Wire {
     }
 
     pub fn at(address: SocketAddr) -> Self {
-        Wire::over(TcpStream::connect(address).expect("the server listens"))
+        let stream = TcpStream::connect(address).expect("the server listens");
+        Wire::over(stream, PATIENCE)
     }
 
     /// Asks one question on a connection of its own. An error where there is no server, or none any more.
     pub fn try_ask(port: u16, path: &str) -> std::io::Result<Reply> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())?;
-        Wire::over(stream).try_reply()
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        Wire::over(stream, PATIENCE).try_once(path)
+    }
+
+    /// Asks one question. An error where its connection ends, or no answer comes in its time.
+    pub fn try_once(mut self, path: &str) -> std::io::Result<Reply> {
+        let question = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.reader.get_mut().write_all(question.as_bytes())?;
+        self.try_reply()
     }
 
     /// From a port of ours, which may have a connection to another one already; 0 is any that is free.
@@ -291,11 +304,12 @@ impl Wire {
         let [from, to] = [own, port].map(|port| SockaddrIn::new(127, 0, 0, 1, port));
         bind(socket.as_raw_fd(), &from).unwrap();
         connect(socket.as_raw_fd(), &to).expect("the server listens");
-        Wire::over(socket.into())
+        Wire::over(socket.into(), PATIENCE)
     }
 
-    fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    /// A connection that waits so long for what comes.
+    pub fn over(stream: TcpStream, patience: Duration) -> Self {
+        stream.set_read_timeout(Some(patience)).unwrap();
         stream.set_nodelay(true).unwrap();
         Wire {
             reader: BufReader::new(stream),

@@ -127,6 +127,40 @@
 //! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
+//! | **Locks that outlive the server: etcd** | |
+//! | nobody is told of what was decided and not stored | `cluster::rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_knows_nothing_of_it` |
+//! | what was stored and not told is had by the same LOCK at the next leader | `cluster::rule_1_a_grant_that_was_stored_and_not_told_is_had_by_the_same_lock_at_the_next_leader` |
+//! | a commit that arrives after a failover changes nothing | `cluster::rule_2_a_commit_that_arrives_after_a_failover_changes_nothing` |
+//! | a leader whose lease in etcd is gone says yes to nobody | `cluster::rule_3_a_leader_whose_lease_was_revoked_says_yes_to_nobody` |
+//! | nor does one whose key is gone | `cluster::rule_3_a_leader_whose_key_was_deleted_says_yes_to_nobody` |
+//! | one that was stopped past a failover answers nothing of what lay in its sockets | `cluster::rule_3_a_leader_that_was_stopped_past_a_failover_answers_nothing_of_what_lay_in_its_sockets` |
+//! | without a quorum of etcd nobody is answered | `cluster::rule_3_without_a_quorum_of_etcd_nobody_is_answered` |
+//! | a server that comes back takes its old key in etcd for another's | `cluster::rule_4_a_server_that_is_killed_and_restarted_at_once_takes_its_old_key_for_anothers` |
+//! | a win whose answer was lost is one | `cluster::rule_4_a_server_whose_win_was_not_answered_leads_under_the_key_that_it_made` |
+//! | who wins while a commit is under way knows what it stored | `cluster::rule_5_who_wins_while_a_commit_is_under_way_knows_what_it_stored` |
+//! | who wins before a commit arrives never sees it | `cluster::rule_5_who_wins_before_a_commit_arrives_never_sees_it` |
+//! | a load whose revision is compacted begins anew | `cluster::rule_5_a_load_whose_revision_is_compacted_between_two_pages_begins_anew` |
+//! | who can't read a hold does not lead | `cluster::rule_5_a_server_that_can_not_read_a_hold_does_not_lead` |
+//! | what a renewal promised outlives a failover whole | `cluster::rules_6_and_7_what_a_renewal_promised_outlives_a_failover_whole` |
+//! | who waits after it is granted no sooner than the holder was told | `cluster::rule_6_who_waits_after_a_failover_is_granted_no_sooner_than_the_holder_was_told` |
+//! | who lapsed before it does not hold after it | `cluster::rule_9_who_lapsed_before_a_failover_does_not_hold_after_it_what_another_was_granted` |
+//! | a queue outlives a store that stands still for ten leases | `cluster::rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases` |
+//! | fences grow over a failover | `cluster::rule_11_fences_grow_over_a_failover_also_where_nothing_is_held_any_more` |
+//! | a commit that arrives twice counts once | `cluster::rule_12_a_commit_that_arrives_twice_counts_once_now_and_later` |
+//! | one whose answer was lost is sent again | `cluster::rule_12_a_commit_whose_answer_was_lost_is_sent_again_whether_it_was_applied_or_not` |
+//! | so is a confirmation | `cluster::rule_12_a_confirmation_whose_answer_was_lost_is_asked_again` |
+//! | a leader whose committer stands still loses its key | `cluster::rule_18_a_leader_whose_committer_stands_still_loses_its_key` |
+//! | where etcd is full nothing is locked, and what is held is unlocked | `cluster::where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there_is_room_again` |
+//! | a leader takes locks again once there is room | `cluster::a_leader_takes_locks_again_once_etcd_has_room_again` |
+//! | after an orderly end a standby serves within half a second | `cluster::after_an_orderly_end_a_standby_serves_within_half_a_second` |
+//! | after a kill, within the leadership's time and a second | `cluster::after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second` |
+//! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_says_who_it_is` |
+//! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |
+//! | who waits is refused when its server stands by, and may wait at the next leader | `cluster::who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader` |
+//! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
+//! | its judge notices what it has to | `trial::tests::the_judge_notices_what_it_should` |
+//! | a trial's history is read whole | `etcd::history::tests::a_long_history_is_read_whole` |
+//! | and its examiner notices what it has to | `etcd::history::tests::the_examiner_notices_what_it_should` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
@@ -475,8 +509,11 @@ mod architecture;
 mod break_lock;
 mod classic;
 mod client;
+mod cluster;
+mod cluster_trial;
 mod command;
 mod contention;
+mod etcd;
 mod events;
 mod exec;
 mod guard;
@@ -495,6 +532,7 @@ mod slots;
 mod store;
 mod store_command;
 mod store_trial;
+mod trial;
 mod wire;
 mod working_safely;
 
