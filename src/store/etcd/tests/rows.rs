@@ -434,7 +434,7 @@ fn row_a_keepalive_that_fails_for_the_ttl_steps_down() {
     gateway.script(|path, _| {
         let message = "etcdserver: request timed out";
         let error = json!({"error": {"grpc_code": 14, "http_code": 503, "message": message}});
-        (path == KEEPALIVE).then(|| Fate::Says(503, error))
+        (path == KEEPALIVE).then_some(Fate::Says(503, error))
     });
     assert_deposed(until_it_fails(&mut store));
 }
