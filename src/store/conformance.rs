@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::etcd::tests::real_etcd;
 use super::file::{FileStore, Sync};
 use super::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 use crate::lease::Fence;
@@ -10,6 +11,14 @@ use crate::lease::Fence;
 type Open<'a> = dyn Fn() -> Box<dyn Store> + 'a;
 
 fn on_each_store(test: impl Fn(&Open)) {
+    on_each_file(&test);
+    if let Some(etcd) = real_etcd::shared() {
+        let prefix = real_etcd::new_prefix();
+        test(&|| etcd.store(&prefix));
+    }
+}
+
+fn on_each_file(test: impl Fn(&Open)) {
     for sync in [Sync::Disk, Sync::Off] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("locks");
@@ -159,7 +168,7 @@ fn a_batch_may_have_thousands_of_records() {
 
 #[test]
 fn rule_17_a_second_server_is_refused_while_the_first_has_it() {
-    on_each_store(|open| {
+    on_each_file(|open| {
         let mut first = open();
         first.open().unwrap();
         assert!(matches!(open().open(), Err(StoreError::Taken(_))));
