@@ -475,6 +475,7 @@ mod architecture;
 mod break_lock;
 mod classic;
 mod client;
+mod cluster_client;
 mod command;
 mod contention;
 mod events;
