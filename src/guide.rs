@@ -65,6 +65,10 @@ pub mod store {
     #![doc = include_str!("guide/store.md")]
 }
 
+pub mod cluster {
+    #![doc = include_str!("guide/cluster.md")]
+}
+
 pub mod after_a_fork {
     #![doc = "[in tests]: super::in_tests"]
     #![doc = "[`Client`]: crate::Client"]

@@ -19,7 +19,7 @@ pub(crate) use self::feed::{FeedChange, FeedEvent, FeedId, TakenEvents};
 use self::journal::Journal;
 pub(crate) use self::look::Moment;
 pub(crate) use self::statistics::{Histogram, Statistics, StoreState, StoreStatistics};
-pub(crate) use self::unstored::Asked;
+pub(crate) use self::unstored::StoreEpoch;
 use self::unstored::Unstored;
 pub(crate) use self::waiter::{Answerer, Outcome, Pending, Waiter};
 use crate::event::Change;

@@ -214,6 +214,10 @@ impl Options {
             );
         }
         self.validate_access()?;
+        if !self.store_sync && matches!(self.store, Some(StoreAddress::Etcd(_))) {
+            let reason = "it is for a store in a file; etcd syncs what it takes";
+            return invalid("store_sync", reason.into());
+        }
         if let Err((option, reason)) = cluster::validate(self.store.as_ref(), &self.cluster) {
             return invalid(option, reason);
         }

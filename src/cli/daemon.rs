@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::RawFd;
-use std::path::{self, Path, PathBuf};
+use std::path::{self, Path};
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -195,26 +195,29 @@ fn close_inherited() {
     }
 }
 
-fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<ExitCode, Failure> {
-    // The server goes to another directory.
-    let absolute = |path: Option<PathBuf>| {
-        let path = path.map(path::absolute).transpose();
-        path.map_err(|error| Failure::system("no current directory", error))
-    };
-    let log_to = absolute(options.log_to.clone())?;
-    options.token_file = absolute(options.token_file)?;
-    if let Some(StoreAddress::File(path)) = options.store {
-        options.store = absolute(Some(path))?.map(StoreAddress::File);
+/// The server goes to another directory.
+fn make_absolute(options: &mut Options) -> io::Result<()> {
+    if let Some(StoreAddress::File(path)) = &mut options.store {
+        *path = path::absolute(&path)?;
     }
     let cluster = &mut options.cluster;
-    for file in [
+    let paths = [
+        &mut options.log_to,
+        &mut options.token_file,
         &mut cluster.password_file,
         &mut cluster.ca_file,
         &mut cluster.cert_file,
         &mut cluster.key_file,
-    ] {
-        *file = absolute(file.take())?;
+    ];
+    for path in paths.into_iter().flatten() {
+        *path = path::absolute(&path)?;
     }
+    Ok(())
+}
+
+fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<ExitCode, Failure> {
+    make_absolute(&mut options).map_err(|error| Failure::system("no current directory", error))?;
+    let log_to = options.log_to.clone();
     let lets_strangers_lock = options.token_file.is_none() || options.classic_port.is_some();
     let pid_file = pid_file.claim(advice)?;
     let mut server = Server::new(options);

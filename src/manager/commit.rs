@@ -16,11 +16,11 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::MutexGuard;
 
 use super::statistics::{StoreState, StoreStatistics};
-use super::unstored::HAS_STORE;
-use super::{Asked, LockManager, State};
+use super::unstored::{HAS_STORE, Mark};
+use super::{LockManager, State, StoreEpoch};
 use crate::lease::{self, Claim, Fence, Grant, LeaseView};
 use crate::store::election::Election;
-use crate::store::{Recovered, Store, StoreError, StoredHold};
+use crate::store::{Batch, Recovered, Store, StoreError, StoredHold};
 use crate::table::LockTable;
 
 /// How long until what has to be stored is tried again where there was no room.
@@ -38,6 +38,9 @@ const MOST_AHEAD: Fence = 10 * 365 * 24 * 60 * 60 * 1_000_000;
 
 /// How long after one proof that this server leads the next one is asked for: those who come meanwhile share it.
 const PROOF_PAUSE: Duration = Duration::from_millis(2);
+
+/// How long what is decided waits for its answer, so that both are sent off together.
+const ANSWER_PAUSE: Duration = Duration::from_micros(200);
 
 /// A store, and whom it tells what.
 pub(crate) struct OpenStore {
@@ -143,7 +146,7 @@ impl LockManager {
     /// question was asked, the value is dropped: nobody may be told.
     pub fn once_stored<T: Send + 'static>(
         &self,
-        asked: Asked,
+        asked: StoreEpoch,
         value: T,
         answer: impl FnOnce(T) + Send + 'static,
     ) -> Option<T> {
@@ -171,7 +174,7 @@ impl LockManager {
     }
 
     /// Blocks until what was asked then may be told, as by [`once_stored`](Self::once_stored). `false` where it may not.
-    pub fn wait_until_stored(&self, asked: Asked) -> bool {
+    pub fn wait_until_stored(&self, asked: StoreEpoch) -> bool {
         let (send, stored) = std::sync::mpsc::channel();
         let now = self.once_stored(asked, send, |send| {
             // It is waited for.
@@ -186,16 +189,16 @@ impl LockManager {
     }
 
     /// What the store has seen, for a question that is asked now.
-    pub fn asked(&self) -> Asked {
+    pub fn asked(&self) -> StoreEpoch {
         if !self.has_store {
-            return Asked::default();
+            return StoreEpoch::default();
         }
         self.state.lock().asked()
     }
 
     /// Whether there was no room in the store for a grant, or for a renewal of it since that question was asked, so that
     /// nobody may be told of it.
-    pub fn was_taken_back(&self, fence: Fence, asked: Option<Asked>) -> bool {
+    pub fn was_taken_back(&self, fence: Fence, asked: Option<StoreEpoch>) -> bool {
         if !self.has_store {
             return false;
         }
@@ -231,33 +234,50 @@ impl LockManager {
         Some((store, unstored.statistics.clone()))
     }
 
+    /// Waits for what is to be stored, or proved: then the batch is empty. It is proved each `every`, and not before
+    /// `next_proof`. `None` where the server ends.
+    fn next_batch(
+        &self,
+        state: &mut MutexGuard<State>,
+        every: Option<Duration>,
+        next_proof: Instant,
+    ) -> Option<(Vec<Mark>, Batch)> {
+        let mut is_awaited = every.is_some();
+        loop {
+            if is_awaited && state.is_unasked() {
+                // It was decided a moment ago, and its answer comes in the next one: then no second proof is needed for it.
+                is_awaited = !self.decided.wait_for(state, ANSWER_PAUSE).timed_out();
+                continue;
+            }
+            let is_early = every.is_some() && !state.has_unstored() && Instant::now() < next_proof;
+            // What is decided meanwhile comes at once, and who asks meanwhile is answered by the same proof.
+            if is_early && !self.decided.wait_until(state, next_proof).timed_out() {
+                continue;
+            }
+            if let Some(batch) = state.take_batch(Instant::now()) {
+                return Some(batch);
+            }
+            if state.unstored.as_ref().expect(HAS_STORE).is_ending {
+                return None;
+            }
+            match every {
+                None => self.decided.wait(state),
+                Some(every) if self.decided.wait_for(state, every).timed_out() => {
+                    return Some(Default::default());
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
     /// Stores what is decided, until the server ends or another one leads.
     pub(super) fn store_all(&self, store: &mut dyn Store) -> Result<(), StoreError> {
         let every = store.confirm_every();
         let mut next_proof = Instant::now();
         let mut state = self.state.lock();
         loop {
-            if every.is_some() && !state.has_unstored() {
-                // What is decided meanwhile comes at once, and who asks meanwhile is answered by the same proof.
-                let pause = Instant::now()..next_proof;
-                if !pause.is_empty() && !self.decided.wait_until(&mut state, next_proof).timed_out()
-                {
-                    continue;
-                }
-            }
-            let (marks, batch) = match state.take_batch(Instant::now()) {
-                Some(taken) => taken,
-                None if state.unstored.as_ref().expect(HAS_STORE).is_ending => return Ok(()),
-                None => match every {
-                    Some(every) if self.decided.wait_for(&mut state, every).timed_out() => {
-                        Default::default()
-                    }
-                    Some(_) => continue,
-                    None => {
-                        self.decided.wait(&mut state);
-                        continue;
-                    }
-                },
+            let Some((marks, batch)) = self.next_batch(&mut state, every, next_proof) else {
+                return Ok(());
             };
             let begun = Instant::now();
             let (committed, bytes) = MutexGuard::unlocked(&mut state, || {

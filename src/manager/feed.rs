@@ -116,11 +116,10 @@ impl Feeds {
         }
     }
 
-    /// Forgets what was not told.
+    /// Forgets what was not told: those who read on hear of a gap.
     pub fn forget(&mut self) {
         for feed in &mut self.feeds {
-            feed.events.clear();
-            feed.missed = 0;
+            feed.missed += mem::take(&mut feed.events).len() as u64;
         }
     }
 

@@ -65,7 +65,7 @@ pub(super) struct Unstored {
 
 /// What the store had seen when a question was asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct StoreEpoch {
     /// How many times this server had begun to lead.
     pub(super) term: u64,
     /// How many times there had been no room, and something was taken back.
@@ -135,7 +135,7 @@ impl Unstored {
     }
 
     /// Whether a question that was asked then may be answered: nobody else has led since.
-    pub fn may_answer(&self, asked: Asked) -> bool {
+    pub fn may_answer(&self, asked: StoreEpoch) -> bool {
         !self.is_lost && self.leads && asked.term == self.term
     }
 
@@ -223,9 +223,9 @@ impl Unstored {
 
 impl State {
     /// What the store has seen, for a question that is asked now.
-    pub(super) fn asked(&self) -> Asked {
+    pub(super) fn asked(&self) -> StoreEpoch {
         let unstored = self.unstored.as_ref();
-        unstored.map_or(Asked::default(), |unstored| Asked {
+        unstored.map_or(StoreEpoch::default(), |unstored| StoreEpoch {
             term: unstored.term,
             times_taken_back: unstored.times_taken_back,
         })
@@ -247,6 +247,12 @@ impl State {
     pub(super) fn has_unstored(&self) -> bool {
         let unstored = self.unstored.as_ref();
         unstored.is_some_and(|unstored| !unstored.is_all_stored())
+    }
+
+    /// Whether something is to be stored, and nobody waits for it.
+    pub(super) fn is_unasked(&self) -> bool {
+        let unstored = self.unstored.as_ref();
+        self.has_unstored() && unstored.is_some_and(|unstored| unstored.answers.is_empty())
     }
 
     /// Whether there is something for the store to do.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use parking_lot::Condvar;
 
-use super::unstored::Asked;
+use super::unstored::StoreEpoch;
 
 use crate::lease::{Grant, Key, Ticket};
 use crate::refusal::Refusal;
@@ -16,7 +16,7 @@ pub(crate) trait Waiter: Send + Sync {
     /// What it was made with.
     fn pending(&self) -> &Pending;
 
-    /// Whether the client is still there, as far as is known. Asked under the manager's mutex: may not block.
+    /// Whether the client is still there, as far as is known. StoreEpoch under the manager's mutex: may not block.
     fn is_there(&self) -> bool;
 
     /// Whether the client has gone, found out now: that may take milliseconds. Never asked under the manager's mutex.
@@ -46,13 +46,13 @@ pub(crate) struct Pending {
     pub(super) outcome: OnceLock<Outcome>,
     /// With a store: whether everything is stored that was decided before the outcome. `false` where nobody will know.
     pub(super) is_stored: OnceLock<bool>,
-    pub(super) asked: Asked,
+    pub(super) asked: StoreEpoch,
     /// Wakes the thread that waits, if there is one.
     pub(super) decided: Condvar,
 }
 
 impl Pending {
-    pub(super) fn new(key: Key, ticket: Ticket, deadline: Instant, asked: Asked) -> Self {
+    pub(super) fn new(key: Key, ticket: Ticket, deadline: Instant, asked: StoreEpoch) -> Self {
         Pending {
             key,
             ticket,
@@ -83,7 +83,7 @@ impl Pending {
     }
 
     /// What the store had seen when it was asked.
-    pub fn asked(&self) -> Asked {
+    pub fn asked(&self) -> StoreEpoch {
         self.asked
     }
 

@@ -112,7 +112,7 @@ fn parse_path(path: &str) -> Result<Request<'_>, Malformed> {
 }
 
 /// `http://host/path` as `/path`: RFC 9112, section 3.2.2, asks a server to take both.
-fn origin_form(target: &str) -> &str {
+pub(crate) fn origin_form(target: &str) -> &str {
     match target.strip_prefix("http://") {
         None => target,
         Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),

@@ -329,6 +329,10 @@ impl Classic {
                 return Some(reply.answer.to_string());
             }
         };
+        if handler.redirect(question.verb, "").is_some() {
+            log::debug!("a classic request got no answer: another server leads");
+            return None;
+        }
         let asked = handler.manager.asked();
         let mut waiter = None;
         let reply = handler.answer(&question, &Caller::default(), |pending| {

@@ -11,7 +11,7 @@ use crate::lease::StoreId;
 use crate::manager::OpenStore;
 use crate::options::{Options, StoreAddress};
 use crate::store::election::Election;
-use crate::store::etcd::{EtcdOptions, EtcdStore};
+use crate::store::etcd::{EtcdOptions, EtcdStore, PasswordSource};
 use crate::store::file::{FileStore, Sync};
 use crate::store::{Recovered, Store, StoreError};
 
@@ -35,11 +35,13 @@ pub(super) fn open_store(
         return Ok(None);
     };
     let (id, lost, stop) = (news.id.clone(), news.lost.clone(), stop.clone());
-    let name = address.to_string();
+    let is_shared = matches!(address, StoreAddress::Etcd(_));
     let leads = move |recovered: &Recovered| {
         // One server has one store.
         let _ = id.set(recovered.store.as_str().into());
-        log::info!("{} holds were in {name}", recovered.holds.len());
+        if is_shared {
+            log::info!("this server leads, with {} holds", recovered.holds.len());
+        }
     };
     let lost = move |error: StoreError| {
         log::error!("nothing can be stored any more: {error}");
@@ -62,10 +64,8 @@ pub(super) fn open_store(
         StoreAddress::Etcd(members) => {
             let election = Arc::new(Election::default());
             let etcd = etcd_options(options, members, addresses)?;
-            log::info!(
-                "others are told that clients reach this server at {}",
-                etcd.address
-            );
+            warn_of_a_lone_address(options, &etcd.address);
+            warn_of_short_leases(options);
             let store = EtcdStore::new(etcd, election.clone());
             (Box::new(store), None, Some(election))
         }
@@ -89,7 +89,8 @@ fn etcd_options(
         Some(address) => address.clone(),
         None => own_address(addresses)?,
     };
-    let user = cluster.user.clone().zip(cluster.password_file.clone());
+    let password = cluster.password_file.clone().map(PasswordSource::File);
+    let user = cluster.user.clone().zip(password);
     Ok(EtcdOptions {
         endpoints: members.to_vec(),
         prefix: cluster.prefix.clone(),
@@ -113,6 +114,32 @@ fn own_address(addresses: &[SocketAddr]) -> Result<String, Error> {
             ))
         })?;
     Ok(host_and_port(&name.to_string_lossy(), address.port()))
+}
+
+/// Says so in the log where servers and clients on other machines are sent to their own ones.
+fn warn_of_a_lone_address(options: &Options, address: &str) {
+    let is_loopback = |address: SocketAddr| address.ip().is_loopback();
+    let is_lone = options.cluster.advertise.is_none() && address.parse().is_ok_and(is_loopback);
+    match is_lone {
+        true => log::warn!(
+            "other servers send clients to {address}, which is this machine alone; the option advertise says it otherwise"
+        ),
+        false => log::info!("clients and other servers reach this server at {address}"),
+    }
+}
+
+/// Says so in the log where a lease may end before another server has taken over.
+fn warn_of_short_leases(options: &Options) {
+    // Until etcd gives the leader up, until that is noticed, and as long again for a renewal.
+    let enough = 2 * options.cluster.ttl;
+    let usual = options.lock_timeout;
+    if usual < enough {
+        log::warn!(
+            "a lock lasts {} s here, and a failover may take longer; the option lock_timeout should be {} s or more",
+            usual.as_secs_f64(),
+            enough.as_secs()
+        );
+    }
 }
 
 fn cannot_start(reason: String) -> Error {

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::manager::{Asked, LockManager, Outcome, Pending, Waiter};
+use crate::manager::{LockManager, Outcome, Pending, StoreEpoch, Waiter};
 use crate::protocol::{
     self, MaxTimes, Parameter, Reply, Request, Seconds, ServerNames, Status, Verb,
 };
@@ -161,7 +161,7 @@ impl Handler {
 
     /// What a reply that waited for the store comes to: what there was no room for was taken back. `asked` is from before
     /// the question was decided.
-    pub fn stored_reply(&self, reply: Reply, asked: Asked) -> Reply {
+    pub fn stored_reply(&self, reply: Reply, asked: StoreEpoch) -> Reply {
         match reply.fence() {
             Some(fence) if self.manager.was_taken_back(fence, Some(asked)) => store_full(),
             _ => reply,

@@ -30,7 +30,7 @@ use super::status::ConnectionCount;
 use super::tiny::{Exchange, Sockets, TinyHttp};
 use super::workers::Workers;
 use super::workers::leadership::Lead;
-use crate::manager::{Asked, Waiter};
+use crate::manager::{StoreEpoch, Waiter};
 use crate::protocol::Reply;
 use crate::server::access::Caller;
 
@@ -238,7 +238,12 @@ impl Http {
     }
 
     /// Answers a request once everything is stored that was decided before. `asked` is from before it was decided.
-    fn answer_once_stored(self: &Arc<Self>, mut exchange: Exchange, reply: Reply, asked: Asked) {
+    fn answer_once_stored(
+        self: &Arc<Self>,
+        mut exchange: Exchange,
+        reply: Reply,
+        asked: StoreEpoch,
+    ) {
         exchange.park();
         let http = self.clone();
         let later = move |(exchange, reply)| {

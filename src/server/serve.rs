@@ -81,6 +81,7 @@ pub(crate) fn serve(
     };
     let news = StoreNews::default();
     let handler = handler(options, &addresses, limits, stop, process_use, &news)?;
+    let recovered = handler.manager.size().holds;
     let mut parts = match Parts::open(listeners, handler.clone(), clients) {
         Ok(parts) => parts,
         Err(error) => {
@@ -95,6 +96,10 @@ pub(crate) fn serve(
         listen::and(&addresses),
         limits.waiters
     );
+    if let Some(StoreAddress::File(path)) = &options.store {
+        let path = path.display();
+        log::info!("{recovered} holds of an earlier run were in file:{path}");
+    }
     warn_of_strangers(addresses, options);
     parts.run(process_use);
     stop.log_reason();

@@ -282,8 +282,8 @@ fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
     released.recv().expect("it is sent");
     until(|| !bob.notified.lock().is_empty() && !cat.notified.lock().is_empty());
     assert!(
-        manager.was_taken_back(ann + 1, Some(Asked::default()))
-            && manager.was_taken_back(ann + 2, Some(Asked::default()))
+        manager.was_taken_back(ann + 1, Some(StoreEpoch::default()))
+            && manager.was_taken_back(ann + 2, Some(StoreEpoch::default()))
     );
     assert_eq!(manager.holding("K"), None);
     // Once there is room, all is as before.

@@ -174,6 +174,10 @@ impl Streams {
         if self.readers.is_empty() {
             return;
         }
+        if manager.stands_by() {
+            // What happens now is told by the server that leads.
+            return self.clear(manager);
+        }
         let now = Moment::now();
         let most = (BYTES_TOGETHER / self.readers.len()).clamp(LEAST_BYTES, MOST_BYTES);
         for taken in manager.take_events() {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::parked::Parked;
 use super::{Http, Task};
+use crate::protocol::http::origin_form;
 use crate::protocol::{self, Malformed, Parameter, Reply, Request, Status, Verb};
 use crate::refusal::Refusal;
 use crate::server::access::{Access, Asker, Caller, TurnedAway};
@@ -121,7 +122,9 @@ impl Http {
             Err(why) => return self.turn_away(exchange, &target, why),
         };
         match understand(&exchange, &target, handler) {
-            Ok(request) if let Some(reply) = handler.redirect(request.verb, &target) => {
+            Ok(request)
+                if let Some(reply) = handler.redirect(request.verb, origin_form(&target)) =>
+            {
                 self.count(&target, &reply);
                 exchange.answer(&reply);
             }

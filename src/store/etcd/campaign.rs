@@ -1,0 +1,307 @@
+//! The way to lead: stand by until nobody leads, win the leader key, read what is stored.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{Duration, Instant};
+
+use super::EtcdOptions;
+use super::failure::{CallFailure, FailureClass};
+use super::gateway::EtcdGateway;
+use super::keepalive::{Keepalive, try_time};
+use super::layout::{Layout, LeaderValue, Sequence};
+use super::load::{LoadFailure, Loaded, load};
+use super::messages::{
+    Base64, Compare, Equal, EtcdTxn, GrantRequest, KeyRange, KeyValue, LeaseAnswer, LeaseRequest,
+    NumberText, Op, PlainAnswer, RangeAnswer, TxnAnswer,
+};
+use super::term::{Term, fatal};
+use crate::store::election::Election;
+use crate::store::{Recovered, StoreError};
+
+/// How often it is looked whether somebody leads.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How long until the next try after one that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// 32 hexadecimal digits that nobody else has.
+fn random_name() -> String {
+    let chance = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", chance(), chance())
+}
+
+/// A lease that was granted for a campaign.
+#[derive(Clone, Copy)]
+struct GrantedLease {
+    id: i64,
+    ttl: Duration,
+    /// When it was asked for.
+    asked: Instant,
+}
+
+/// One way to lead.
+pub(super) struct Campaign<'a> {
+    pub gateway: &'a mut EtcdGateway,
+    pub layout: &'a Layout,
+    pub options: &'a EtcdOptions,
+    pub election: &'a Election,
+    /// Random, of one leadership: a leader key that another campaign has made is never one's own, also where that was
+    /// this process's.
+    id: String,
+    granted: Option<GrantedLease>,
+    /// When etcd last said who leads.
+    heard: Instant,
+    page: i64,
+}
+
+impl<'a> Campaign<'a> {
+    pub fn new(
+        gateway: &'a mut EtcdGateway,
+        layout: &'a Layout,
+        options: &'a EtcdOptions,
+        election: &'a Election,
+        page: i64,
+    ) -> Self {
+        Campaign {
+            gateway,
+            layout,
+            options,
+            election,
+            id: random_name(),
+            granted: None,
+            heard: Instant::now(),
+            page,
+        }
+    }
+
+    /// Blocks until this server leads and has read everything, or is to end.
+    pub fn run(mut self) -> Result<(Term, Recovered), StoreError> {
+        loop {
+            if self.election.is_stopped() {
+                self.give_lease_back();
+                return Err(StoreError::Stopped);
+            }
+            match self.win() {
+                Ok(Some(term)) => {
+                    if let Some(leader) = self.take_over(term)? {
+                        self.election.note(Some(&self.options.address));
+                        return Ok(leader);
+                    }
+                    self.id = random_name();
+                }
+                Ok(None) => {
+                    self.gateway.log_success();
+                    self.election.pause(POLL);
+                }
+                Err(failure) => self.after_failure("lead", &failure)?,
+            }
+        }
+    }
+
+    /// Wins, if nobody leads. `None` if somebody does.
+    fn win(&mut self) -> Result<Option<Term>, CallFailure> {
+        let leader = KeyRange::of(self.layout.leader());
+        let time = self.time();
+        let found: RangeAnswer = self.gateway.call("/v3/kv/range", &leader, time)?;
+        if let Some(leader) = found.kvs.first() {
+            return self.meet(leader);
+        }
+        self.heard = Instant::now();
+        self.election.note(None);
+        let lease = self.lease()?;
+        let txn = EtcdTxn {
+            compare: vec![Compare::Create {
+                result: Equal::Equal,
+                key: Base64(self.layout.leader()),
+                create_revision: NumberText(0),
+            }],
+            success: vec![Op::Put {
+                key: Base64(self.layout.leader()),
+                value: Base64(LeaderValue::new(&self.id, &self.options.address).bytes()),
+                lease: Some(NumberText(lease.id)),
+            }],
+            failure: vec![Op::get(self.layout.leader())],
+        };
+        // Where its answer is lost, the next round reads the key.
+        let answer: TxnAnswer = self.gateway.call("/v3/kv/txn", &txn, time)?;
+        if answer.succeeded {
+            let revision = answer.header.revision;
+            return Ok(self.term(revision, lease.id));
+        }
+        match answer.read(0) {
+            Some(leader) => self.meet(leader),
+            None => Ok(None),
+        }
+    }
+
+    /// There is a leader key: it is this campaign's, or another server leads.
+    fn meet(&mut self, leader: &KeyValue) -> Result<Option<Term>, CallFailure> {
+        self.heard = Instant::now();
+        let value = LeaderValue::parse(&leader.value.0).ok();
+        if value.as_ref().is_some_and(|value| value.id == self.id) {
+            return Ok(self.term(leader.create_revision, leader.lease));
+        }
+        self.give_lease_back();
+        let address = value.map(|value| value.addr);
+        // That of this server is an earlier run's, or an earlier leadership's, which answers nothing any more.
+        let address = address.filter(|address| *address != self.options.address);
+        self.election.note(address.as_deref());
+        Ok(None)
+    }
+
+    /// A lease that is fresh enough to win with.
+    fn lease(&mut self) -> Result<GrantedLease, CallFailure> {
+        if let Some(granted) = self.granted {
+            if granted.asked.elapsed() < granted.ttl / 2 {
+                return Ok(granted);
+            }
+        }
+        let asked = Instant::now();
+        let seconds = i64::try_from(self.options.ttl.as_secs()).unwrap_or(i64::MAX);
+        let request = GrantRequest {
+            ttl: NumberText(seconds),
+        };
+        let time = self.time();
+        let answer: LeaseAnswer = self.gateway.call("/v3/lease/grant", &request, time)?;
+        let granted = GrantedLease {
+            id: answer.id,
+            ttl: Duration::from_secs(u64::try_from(answer.ttl).unwrap_or(0)),
+            asked,
+        };
+        self.granted = Some(granted);
+        Ok(granted)
+    }
+
+    /// The leadership that was won. `None` if there is no thread to keep it.
+    fn term(&mut self, create_revision: i64, lease: i64) -> Option<Term> {
+        let granted = self.granted.take();
+        let ttl = granted.map_or(self.options.ttl, |granted| granted.ttl);
+        let asked = granted.map_or_else(Instant::now, |granted| granted.asked);
+        let keepalive = match Keepalive::start(self.options, lease, ttl, asked) {
+            Ok(keepalive) => keepalive,
+            Err(error) => {
+                log::error!("cannot lead: no thread to keep the lease alive: {error}");
+                revoke(self.gateway, lease, self.time());
+                return None;
+            }
+        };
+        let sequence = Sequence {
+            number: 0,
+            greatest_fence: 0,
+            store: random_name(),
+        };
+        let term = Term::new(self.layout, create_revision, keepalive, ttl, sequence);
+        Some(term)
+    }
+
+    /// Reads what is stored. `None` if the leadership is over.
+    fn take_over(&mut self, mut term: Term) -> Result<Option<(Term, Recovered)>, StoreError> {
+        let loaded = match self.load(&term) {
+            Ok(Some(loaded)) => loaded,
+            refused => {
+                revoke(self.gateway, term.lease(), self.time());
+                return refused.map(|_| None);
+            }
+        };
+        let is_new = loaded.sequence.is_none();
+        term.resume(loaded.sequence, loaded.version, loaded.slots);
+        while is_new {
+            match term.begin(self.gateway) {
+                Ok(()) => break,
+                Err(StoreError::Full) if self.election.pause(POLL) => {}
+                Err(StoreError::Full | StoreError::Deposed) => {
+                    revoke(self.gateway, term.lease(), self.time());
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.gateway.log_success();
+        let (store, greatest_fence) = term.named();
+        let recovered = Recovered {
+            store,
+            greatest_fence,
+            holds: loaded.holds,
+        };
+        Ok(Some((term, recovered)))
+    }
+
+    /// Reads until it is read, or the leadership is over.
+    fn load(&mut self, term: &Term) -> Result<Option<Loaded>, StoreError> {
+        let (keepalive, election) = (term.keepalive(), self.election);
+        let goes_on = || {
+            keepalive.moves();
+            !keepalive.is_lost() && !election.is_stopped()
+        };
+        loop {
+            let time = 2 * try_time(term.ttl());
+            match load(self.gateway, self.layout, self.page, time, goes_on) {
+                Ok(loaded) => return Ok(Some(loaded)),
+                Err(LoadFailure::CalledOff) => return Ok(None),
+                Err(LoadFailure::Unreadable(why)) => return Err(StoreError::Etcd(why)),
+                Err(LoadFailure::Call(failure)) => match failure.class {
+                    FailureClass::AnswerTooLarge if self.page > 1 => self.page /= 2,
+                    FailureClass::Compacted => log::debug!("reads anew: {failure}"),
+                    _ => self.after_failure("read what is stored", &failure)?,
+                },
+            }
+        }
+    }
+
+    /// Returns to try again, after a pause.
+    fn after_failure(&mut self, doing: &str, failure: &CallFailure) -> Result<(), StoreError> {
+        let pause = match failure.class {
+            FailureClass::Wrong | FailureClass::Untrusted | FailureClass::AnswerTooLarge => {
+                self.give_lease_back();
+                return Err(fatal(failure));
+            }
+            FailureClass::NoLease => {
+                self.granted = None;
+                Duration::ZERO
+            }
+            FailureClass::TokenExpired => RETRY_PAUSE,
+            FailureClass::Denied | FailureClass::NoSpace => {
+                self.gateway.log_failure(doing, failure);
+                POLL
+            }
+            FailureClass::NotSent
+            | FailureClass::Unknown
+            | FailureClass::Busy
+            | FailureClass::NoUsers
+            | FailureClass::NoService
+            | FailureClass::Compacted => {
+                self.gateway.log_failure(doing, failure);
+                RETRY_PAUSE
+            }
+        };
+        if self.heard.elapsed() >= self.options.ttl {
+            self.election.note(None);
+        }
+        self.election.pause(pause);
+        Ok(())
+    }
+
+    /// So that etcd has not to wait for its end.
+    fn give_lease_back(&mut self) {
+        if let Some(granted) = self.granted.take() {
+            revoke(self.gateway, granted.id, self.time());
+        }
+    }
+
+    fn time(&self) -> Duration {
+        try_time(self.options.ttl)
+    }
+}
+
+/// Ends a lease, and the leader key with it, if etcd can be asked at once. Else it ends by itself.
+pub(super) fn revoke(gateway: &mut EtcdGateway, lease: i64, time: Duration) {
+    let request = LeaseRequest {
+        id: NumberText(lease),
+    };
+    for _ in 0..gateway.endpoints().min(2) {
+        match gateway.call::<PlainAnswer>("/v3/lease/revoke", &request, time) {
+            Ok(_) => return,
+            Err(failure) if failure.class == FailureClass::NoLease => return,
+            Err(failure) => log::debug!("a lease is left to end by itself: {failure}"),
+        }
+    }
+}

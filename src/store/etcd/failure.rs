@@ -1,0 +1,206 @@
+//! Why a call of etcd failed, by what follows from it.
+
+use std::fmt;
+use std::io::ErrorKind;
+
+use serde::Deserialize;
+
+/// What follows from a failed call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureClass {
+    /// It did not reach etcd.
+    NotSent,
+    /// It may have been carried out, or still be.
+    Unknown,
+    /// Not carried out: there is too much to do.
+    Busy,
+    /// There is no room in etcd. **It may have been carried out all the same**: etcd checks once more when it applies, and
+    /// reports that after it has applied. It is not under way any more.
+    NoSpace,
+    /// Not carried out: the token is none any more.
+    TokenExpired,
+    /// Not carried out: the user may not do this, or can't be told from others.
+    Denied,
+    /// Not carried out, and never is: etcd has no users to authenticate.
+    NoUsers,
+    /// Not carried out: this member takes no such calls.
+    NoService,
+    /// Not carried out: the lease is over.
+    NoLease,
+    /// Not carried out: the revision that was asked for is gone.
+    Compacted,
+    /// Not carried out: the answer would be too large.
+    AnswerTooLarge,
+    /// Not carried out, and never is: the call is wrong.
+    Wrong,
+    /// It can't be relied on any more that etcd keeps what it is given.
+    Untrusted,
+}
+
+/// A call that failed.
+#[derive(Clone, Debug)]
+pub(super) struct CallFailure {
+    pub class: FailureClass,
+    /// Where it was sent.
+    pub endpoint: String,
+    pub message: String,
+}
+
+impl fmt::Display for CallFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.endpoint, self.message)
+    }
+}
+
+impl FailureClass {
+    /// What somebody who reads the log can do.
+    pub fn advice(self) -> &'static str {
+        match self {
+            FailureClass::NotSent => "is etcd running there, and is the address right?",
+            FailureClass::Unknown => "does etcd have a leader and a majority of its members?",
+            FailureClass::Busy => "etcd has too much to do",
+            FailureClass::NoSpace => {
+                "make room: etcdctl compact, etcdctl defrag, then etcdctl alarm disarm"
+            }
+            FailureClass::TokenExpired | FailureClass::NoUsers => "the server authenticates anew",
+            FailureClass::Denied => {
+                "is the user's password right, and has the user a role with readwrite on all keys of the prefix?"
+            }
+            FailureClass::NoService => {
+                "this has to be a voting member of etcd 3.4 or later whose JSON gateway is switched on"
+            }
+            FailureClass::NoLease | FailureClass::Compacted | FailureClass::AnswerTooLarge => {
+                "the server begins anew"
+            }
+            FailureClass::Wrong => "this is a bug of the lock server",
+            FailureClass::Untrusted => "check etcd before the server is started again",
+        }
+    }
+
+    /// Whether another member may do better.
+    pub fn is_of_the_member(self) -> bool {
+        matches!(
+            self,
+            FailureClass::NotSent
+                | FailureClass::Unknown
+                | FailureClass::Busy
+                | FailureClass::NoService
+        )
+    }
+}
+
+/// Both forms that an error comes in.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ErrorAnswer {
+    error: ErrorField,
+    code: Option<i64>,
+    message: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ErrorField {
+    Text(String),
+    /// Of a stream: keepalives.
+    InStream {
+        #[serde(default, alias = "code")]
+        grpc_code: i64,
+        #[serde(default)]
+        message: String,
+    },
+    None(()),
+}
+
+impl Default for ErrorField {
+    fn default() -> Self {
+        ErrorField::None(())
+    }
+}
+
+/// What an answer says that is no success: its class, and it in words. `None` if it is one.
+pub(super) fn failure_in(status: u16, body: &[u8]) -> Option<(FailureClass, String)> {
+    let answer = serde_json::from_slice::<ErrorAnswer>(body);
+    let (code, message) = match answer {
+        // What answers is not etcd, or etcd without its gateway.
+        Err(_) if status == 404 || status == 501 => {
+            let message = format!("it answers with status {status}");
+            return Some((FailureClass::NoService, message));
+        }
+        Err(_) => {
+            let message = format!("it answers with status {status} and without JSON");
+            return Some((FailureClass::Unknown, message));
+        }
+        Ok(answer) => match (answer.error, answer.message) {
+            (ErrorField::InStream { grpc_code, message }, _) => (grpc_code, message),
+            (ErrorField::Text(text), message) => {
+                (answer.code.unwrap_or(0), message.unwrap_or(text))
+            }
+            (ErrorField::None(()), _) if status == 200 => return None,
+            (ErrorField::None(()), message) => {
+                (answer.code.unwrap_or(0), message.unwrap_or_default())
+            }
+        },
+    };
+    let class = classify(status, code, &message);
+    Some((class, format!("{message} (status {status}, code {code})")))
+}
+
+/// etcd gives the same code to errors that have nothing in common, so that its words have to be looked at, too. They are the
+/// same in 3.4 to 3.6.
+fn classify(status: u16, code: i64, message: &str) -> FailureClass {
+    let says = |text: &str| message.contains(text);
+    match code {
+        _ if says("learner") => FailureClass::NoService,
+        3 if says("revision of auth store is old") => FailureClass::TokenExpired,
+        3 if says("user name is empty") || says("authentication failed") => FailureClass::Denied,
+        3 => FailureClass::Wrong,
+        5 if says("requested lease not found") => FailureClass::NoLease,
+        5 | 12 => FailureClass::NoService,
+        7 => FailureClass::Denied,
+        8 if says("database space exceeded") => FailureClass::NoSpace,
+        8 if says("larger than max") => FailureClass::AnswerTooLarge,
+        8 => FailureClass::Busy,
+        9 if says("authentication is not enabled") => FailureClass::NoUsers,
+        9 if says("user name not found") => FailureClass::Denied,
+        11 => FailureClass::Compacted,
+        15 => FailureClass::Untrusted,
+        16 => FailureClass::TokenExpired,
+        0 if status == 404 || status == 501 => FailureClass::NoService,
+        _ => FailureClass::Unknown,
+    }
+}
+
+/// What ureq says where there is no answer.
+pub(super) fn no_answer(error: &ureq::Error) -> (FailureClass, String) {
+    let class = match error {
+        // What only a connect says. A reset can come later, too.
+        ureq::Error::Io(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::NetworkDown
+                    | ErrorKind::AddrNotAvailable
+            ) =>
+        {
+            FailureClass::NotSent
+        }
+        ureq::Error::HostNotFound
+        | ureq::Error::BadUri(_)
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+            FailureClass::NotSent
+        }
+        _ => FailureClass::Unknown,
+    };
+    let message = match error {
+        ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+            "no connection was made in time".into()
+        }
+        ureq::Error::Timeout(_) => "no answer came in time".into(),
+        error => error.to_string(),
+    };
+    (class, message)
+}

@@ -1,0 +1,310 @@
+//! The JSON of etcd's gateway: keys and values in base64, 64-bit numbers as text, and what is 0 or false left out.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Bytes, which JSON has as base64.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Base64(pub Vec<u8>);
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        STANDARD.decode(text).map(Base64).map_err(D::Error::custom)
+    }
+}
+
+/// A number that JSON has as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub(super) struct NumberText(pub i64);
+
+impl From<NumberText> for String {
+    fn from(NumberText(number): NumberText) -> Self {
+        number.to_string()
+    }
+}
+
+/// A transaction: what is compared, what is done if all of it is so, and what if not.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct EtcdTxn {
+    pub compare: Vec<Compare>,
+    pub success: Vec<Op>,
+    pub failure: Vec<Op>,
+}
+
+/// That a number of a key is this one. Of a key that is not there each is 0.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "target", rename_all = "UPPERCASE")]
+pub(super) enum Compare {
+    Create {
+        result: Equal,
+        key: Base64,
+        create_revision: NumberText,
+    },
+    Version {
+        result: Equal,
+        key: Base64,
+        version: NumberText,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum Equal {
+    Equal,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) enum Op {
+    #[serde(rename = "request_put")]
+    Put {
+        key: Base64,
+        value: Base64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lease: Option<NumberText>,
+    },
+    #[serde(rename = "request_delete_range")]
+    Delete { key: Base64 },
+    #[serde(rename = "request_range")]
+    Range(KeyRange),
+}
+
+impl Op {
+    pub fn put(key: Vec<u8>, value: Vec<u8>) -> Self {
+        Op::Put {
+            key: Base64(key),
+            value: Base64(value),
+            lease: None,
+        }
+    }
+
+    pub fn get(key: Vec<u8>) -> Self {
+        Op::Range(KeyRange::of(key))
+    }
+}
+
+/// Keys to be read. Never `serializable`: a member that is cut off would answer from what it had.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct KeyRange {
+    pub key: Base64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range_end: Option<Base64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<NumberText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<NumberText>,
+    #[serde(skip_serializing_if = "is_false")]
+    pub count_only: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl KeyRange {
+    pub fn of(key: Vec<u8>) -> Self {
+        KeyRange {
+            key: Base64(key),
+            ..KeyRange::default()
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct GrantRequest {
+    #[serde(rename = "TTL")]
+    pub ttl: NumberText,
+}
+
+/// For a keepalive and a revocation.
+#[derive(Debug, Serialize)]
+pub(super) struct LeaseRequest {
+    #[serde(rename = "ID")]
+    pub id: NumberText,
+}
+
+#[derive(Serialize)]
+pub(super) struct AuthRequest<'a> {
+    pub name: &'a str,
+    pub password: &'a str,
+}
+
+/// In every answer.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct AnswerHeader {
+    /// 0 if there is none: then the answer is not etcd's.
+    #[serde(deserialize_with = "number")]
+    pub cluster_id: u64,
+    #[serde(deserialize_with = "number")]
+    pub revision: i64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct KeyValue {
+    pub key: Base64,
+    pub value: Base64,
+    #[serde(deserialize_with = "number")]
+    pub create_revision: i64,
+    #[serde(deserialize_with = "number")]
+    pub version: i64,
+    #[serde(deserialize_with = "number")]
+    pub lease: i64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RangeAnswer {
+    pub header: AnswerHeader,
+    pub kvs: Vec<KeyValue>,
+    pub more: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct TxnAnswer {
+    pub header: AnswerHeader,
+    pub succeeded: bool,
+    pub responses: Vec<OpAnswer>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct OpAnswer {
+    pub response_range: RangeAnswer,
+}
+
+impl TxnAnswer {
+    /// What was read of the key that its operation of this number asked for. `None` if there is no such key.
+    pub fn read(&self, number: usize) -> Option<&KeyValue> {
+        self.responses.get(number)?.response_range.kvs.first()
+    }
+}
+
+/// Of a grant and of a keepalive.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct LeaseAnswer {
+    pub header: AnswerHeader,
+    #[serde(rename = "ID", deserialize_with = "number")]
+    pub id: i64,
+    /// In seconds. 0 if the lease is lost.
+    #[serde(rename = "TTL", deserialize_with = "number")]
+    pub ttl: i64,
+}
+
+/// One answer of the stream of keepalives.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct KeepaliveAnswer {
+    pub result: LeaseAnswer,
+}
+
+/// Of a call of which nothing is to be known but that it was carried out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PlainAnswer {
+    pub header: AnswerHeader,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct AuthAnswer {
+    pub header: AnswerHeader,
+    pub token: String,
+}
+
+/// An answer of etcd's.
+pub(super) trait Answer: for<'de> Deserialize<'de> {
+    fn header(&self) -> AnswerHeader;
+
+    /// The revision of the keys, if the answer has it.
+    fn revision(&self) -> Option<i64> {
+        None
+    }
+}
+
+impl Answer for RangeAnswer {
+    fn header(&self) -> AnswerHeader {
+        self.header
+    }
+
+    fn revision(&self) -> Option<i64> {
+        Some(self.header.revision)
+    }
+}
+
+impl Answer for TxnAnswer {
+    fn header(&self) -> AnswerHeader {
+        self.header
+    }
+
+    fn revision(&self) -> Option<i64> {
+        Some(self.header.revision)
+    }
+}
+
+impl Answer for LeaseAnswer {
+    fn header(&self) -> AnswerHeader {
+        self.header
+    }
+}
+
+impl Answer for KeepaliveAnswer {
+    fn header(&self) -> AnswerHeader {
+        self.result.header
+    }
+}
+
+impl Answer for PlainAnswer {
+    fn header(&self) -> AnswerHeader {
+        self.header
+    }
+}
+
+impl Answer for AuthAnswer {
+    fn header(&self) -> AnswerHeader {
+        self.header
+    }
+}
+
+/// A number, as text or as what it is.
+fn number<'de, D: Deserializer<'de>, T>(from: D) -> Result<T, D::Error>
+where
+    T: FromStr + TryFrom<i128>,
+{
+    struct Number<T>(std::marker::PhantomData<T>);
+    impl<T: FromStr + TryFrom<i128>> Visitor<'_> for Number<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a number")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(|_| E::custom("not a number"))
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+            T::try_from(number.into()).map_err(|_| E::custom("too great a number"))
+        }
+
+        fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+            T::try_from(number.into()).map_err(|_| E::custom("too small a number"))
+        }
+    }
+    from.deserialize_any(Number(std::marker::PhantomData))
+}

@@ -1,0 +1,410 @@
+//! One leadership: everything that is written and confirmed under one create revision of the leader key. One transaction at a
+//! time; where it is not known what became of it, the same bytes again, until that is known or the leadership may be over.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::failure::{CallFailure, FailureClass};
+use super::gateway::EtcdGateway;
+use super::keepalive::{Keepalive, try_time};
+use super::layout::{Layout, Sequence};
+use super::messages::{
+    Base64, Compare, Equal, EtcdTxn, KeyRange, KeyValue, NumberText, Op, TxnAnswer,
+};
+use super::part::{Part, PartLimits};
+use super::slots::SlotMap;
+use crate::lease::Fence;
+use crate::store::{Batch, Record, StoreError};
+
+/// How long until the next try after every endpoint has failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// A leadership, from the win to the first failure.
+pub(super) struct Term {
+    layout: Layout,
+    /// The revision at which the leader key was made. No other leadership has it.
+    create_revision: i64,
+    keepalive: Keepalive,
+    ttl: Duration,
+    /// How many times `seq` was put since it was made: what the next transaction compares.
+    version: i64,
+    sequence: Sequence,
+    slots: SlotMap,
+    limits: PartLimits,
+    last_success: Instant,
+}
+
+/// What a transaction that had to be sent has led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Submitted {
+    Applied,
+    /// There was no room. Nothing of it is stored, nor under way.
+    NoSpace,
+}
+
+/// What of a transaction is known before its answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TxnKind {
+    /// It puts, so it raises the sequence number to this one.
+    Puts(u64),
+    /// It only deletes or reads. Whether it is carried out once or twice makes no difference.
+    PutsNothing,
+}
+
+impl Term {
+    pub fn new(
+        layout: &Layout,
+        create_revision: i64,
+        keepalive: Keepalive,
+        ttl: Duration,
+        sequence: Sequence,
+    ) -> Self {
+        Term {
+            layout: layout.clone(),
+            create_revision,
+            keepalive,
+            ttl,
+            version: 0,
+            sequence,
+            slots: SlotMap::default(),
+            limits: PartLimits::DEFAULT,
+            last_success: Instant::now(),
+        }
+    }
+
+    pub fn lease(&self) -> i64 {
+        self.keepalive.lease()
+    }
+
+    pub fn keepalive(&self) -> &Keepalive {
+        &self.keepalive
+    }
+
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// Goes on from what was loaded: the sequence and how many times it was put, and who has which slot.
+    pub fn resume(&mut self, sequence: Option<Sequence>, version: i64, slots: SlotMap) {
+        if let Some(sequence) = sequence {
+            self.sequence = sequence;
+        }
+        self.version = version;
+        self.slots = slots;
+        self.last_success = Instant::now();
+    }
+
+    /// What the store is called, and the greatest fence that was ever given out.
+    pub fn named(&self) -> (String, Option<Fence>) {
+        let greatest = self.sequence.greatest_fence;
+        (
+            self.sequence.store.clone(),
+            (greatest > 0).then_some(greatest),
+        )
+    }
+
+    /// Puts the sequence, which gives the store its name.
+    pub fn begin(&mut self, gateway: &mut EtcdGateway) -> Result<(), StoreError> {
+        match self.submit_part(gateway, &Part::default(), 0, true)? {
+            Submitted::Applied => Ok(()),
+            Submitted::NoSpace => Err(StoreError::Full),
+        }
+    }
+
+    /// Makes a batch durable, in as many transactions as it takes, in order.
+    pub fn commit(&mut self, gateway: &mut EtcdGateway, batch: &Batch) -> Result<(), StoreError> {
+        let mut records = &batch.records[..];
+        let mut new = Vec::new();
+        let mut is_sent = false;
+        while !records.is_empty() {
+            let mut part = Part::take(&mut records, &mut self.slots, &self.layout, self.limits);
+            // A fence that was given out is stored with its grant, also where that is over already. One that is greater
+            // than those of all records was given out to nobody yet. So ends need no put, and pass where there is no room.
+            let puts = part.has_puts() || part.greatest > self.sequence.greatest_fence;
+            if !puts && part.ops.is_empty() {
+                continue;
+            }
+            let fence = batch.greatest_fence.max(part.greatest);
+            match self.submit_part(gateway, &part, fence, puts)? {
+                Submitted::Applied => {
+                    is_sent = true;
+                    new.append(&mut part.new);
+                }
+                Submitted::NoSpace => {
+                    part.undo(&mut self.slots);
+                    self.take_back(gateway, &new)?;
+                    return Err(StoreError::Full);
+                }
+            }
+        }
+        match is_sent {
+            true => Ok(()),
+            // A commit says as much as a confirmation.
+            false => self.confirm(gateway),
+        }
+    }
+
+    /// Deletes the holds that earlier parts of a batch have stored, since a later part found no room: to the caller
+    /// nothing of the batch is stored, so it gives these keys to others, in slots of their own. Deletes need no room. What
+    /// else those parts did may stay: an end that nobody was told of comes again, and a longer lease is the longer one
+    /// of two that may run.
+    fn take_back(&mut self, gateway: &mut EtcdGateway, new: &[Fence]) -> Result<(), StoreError> {
+        let ends: Vec<_> = new.iter().copied().map(Record::Ended).collect();
+        let mut records = &ends[..];
+        while !records.is_empty() {
+            let part = Part::take(&mut records, &mut self.slots, &self.layout, self.limits);
+            let fence = self.sequence.greatest_fence;
+            if self.submit_part(gateway, &part, fence, false)? == Submitted::NoSpace {
+                let reason = "etcd has no room even for deletes, and a part of a batch is stored";
+                return Err(StoreError::Etcd(reason.into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn submit_part(
+        &mut self,
+        gateway: &mut EtcdGateway,
+        part: &Part,
+        greatest_fence: Fence,
+        puts: bool,
+    ) -> Result<Submitted, StoreError> {
+        let mut success = Vec::with_capacity(part.ops.len() + 1);
+        let mut kind = TxnKind::PutsNothing;
+        let next = Sequence {
+            number: self.sequence.number + 1,
+            greatest_fence: self.sequence.greatest_fence.max(greatest_fence),
+            store: self.sequence.store.clone(),
+        };
+        if puts {
+            kind = TxnKind::Puts(next.number);
+            success.push(Op::put(self.layout.seq(), next.bytes()));
+        }
+        success.extend(part.ops.iter().cloned().map(|(key, value)| match value {
+            Some(value) => Op::put(key, value),
+            None => Op::Delete { key: Base64(key) },
+        }));
+        let submitted = self.submit(gateway, success, kind)?;
+        if puts && submitted == Submitted::Applied {
+            self.version += 1;
+            self.sequence = next;
+        }
+        Ok(submitted)
+    }
+
+    /// That this leadership lasts at an instant after this call began. It reads a key: a member that is cut off answers a
+    /// transaction without operations from what it has.
+    pub fn confirm(&mut self, gateway: &mut EtcdGateway) -> Result<(), StoreError> {
+        let leader = KeyRange {
+            count_only: true,
+            ..KeyRange::of(self.layout.leader())
+        };
+        self.submit(gateway, vec![Op::Range(leader)], TxnKind::PutsNothing)?;
+        Ok(())
+    }
+
+    /// Sends one transaction until it is known to be applied, or this leadership to be over.
+    fn submit(
+        &mut self,
+        gateway: &mut EtcdGateway,
+        success: Vec<Op>,
+        kind: TxnKind,
+    ) -> Result<Submitted, StoreError> {
+        let txn = EtcdTxn {
+            compare: self.guard(),
+            success,
+            failure: vec![Op::get(self.layout.leader()), Op::get(self.layout.seq())],
+        };
+        let txn = serde_json::to_vec(&txn).expect("its keys are text");
+        let mut may_be_under_way = false;
+        let mut tries = 0;
+        loop {
+            let failure = match self.send(gateway, &txn)? {
+                Ok(answer) if answer.succeeded => {
+                    self.last_success = Instant::now();
+                    gateway.log_success();
+                    return Ok(Submitted::Applied);
+                }
+                Ok(answer) => return self.refused(&answer, kind, may_be_under_way),
+                Err(failure) => failure,
+            };
+            match failure.class {
+                FailureClass::Unknown => may_be_under_way = true,
+                FailureClass::NoSpace => {
+                    return self.find_out(gateway, &failure, kind, may_be_under_way);
+                }
+                FailureClass::Wrong => {
+                    log::error!("etcd refused {}", String::from_utf8_lossy(&txn));
+                }
+                _ => {}
+            }
+            tries += 1;
+            self.after_failure(gateway, &failure, tries)?;
+        }
+    }
+
+    /// Both compares of each transaction: that this leadership lasts, and that nothing was put since what it has put.
+    fn guard(&self) -> Vec<Compare> {
+        vec![
+            Compare::Create {
+                result: Equal::Equal,
+                key: Base64(self.layout.leader()),
+                create_revision: NumberText(self.create_revision),
+            },
+            Compare::Version {
+                result: Equal::Equal,
+                key: Base64(self.layout.seq()),
+                version: NumberText(self.version),
+            },
+        ]
+    }
+
+    /// One try.
+    fn send(
+        &mut self,
+        gateway: &mut EtcdGateway,
+        txn: &[u8],
+    ) -> Result<Result<TxnAnswer, CallFailure>, StoreError> {
+        if self.keepalive.is_lost() {
+            return Err(StoreError::Deposed);
+        }
+        self.keepalive.moves();
+        let answer = gateway.send("/v3/kv/txn", txn, try_time(self.ttl));
+        self.keepalive.moves();
+        Ok(answer)
+    }
+
+    /// Returns to try again, after a pause where every endpoint has failed.
+    fn after_failure(
+        &self,
+        gateway: &mut EtcdGateway,
+        failure: &CallFailure,
+        tries: usize,
+    ) -> Result<(), StoreError> {
+        match failure.class {
+            FailureClass::Denied => {
+                gateway.log_failure("write to etcd", failure);
+                return Err(StoreError::Deposed);
+            }
+            FailureClass::Wrong
+            | FailureClass::Untrusted
+            | FailureClass::NoLease
+            | FailureClass::Compacted
+            | FailureClass::AnswerTooLarge => return Err(fatal(failure)),
+            FailureClass::NotSent
+            | FailureClass::Unknown
+            | FailureClass::Busy
+            | FailureClass::NoSpace
+            | FailureClass::TokenExpired
+            | FailureClass::NoUsers
+            | FailureClass::NoService => gateway.log_failure("write to etcd", failure),
+        }
+        if self.last_success.elapsed() >= self.ttl {
+            log::warn!(
+                "etcd has confirmed nothing for {:?}; the server stops leading",
+                self.ttl
+            );
+            return Err(StoreError::Deposed);
+        }
+        let is_at_once = failure.class == FailureClass::TokenExpired && tries == 1;
+        if !is_at_once
+            && (tries.is_multiple_of(gateway.endpoints()) || failure.class == FailureClass::Busy)
+        {
+            thread::sleep(RETRY_PAUSE);
+        }
+        Ok(())
+    }
+
+    /// A compare was not so. The answer has the leader key and the sequence.
+    fn refused(
+        &mut self,
+        answer: &TxnAnswer,
+        kind: TxnKind,
+        was_sent_before: bool,
+    ) -> Result<Submitted, StoreError> {
+        let (leader, seq) = (answer.read(0), answer.read(1));
+        if leader.is_none_or(|leader| leader.create_revision != self.create_revision) {
+            return Err(StoreError::Deposed);
+        }
+        match kind {
+            // An earlier copy was applied. One that was sent once has no earlier copy.
+            TxnKind::Puts(number) if was_sent_before && self.is_next(seq, number) => {
+                self.last_success = Instant::now();
+                Ok(Submitted::Applied)
+            }
+            _ => Err(self.somebody_else_writes(seq)),
+        }
+    }
+
+    fn is_next(&self, seq: Option<&KeyValue>, number: u64) -> bool {
+        seq.is_some_and(|seq| {
+            let sequence = Sequence::parse(&seq.value.0);
+            seq.version == self.version + 1
+                && sequence.is_ok_and(|sequence| {
+                    sequence.number == number && sequence.store == self.sequence.store
+                })
+        })
+    }
+
+    fn somebody_else_writes(&self, seq: Option<&KeyValue>) -> StoreError {
+        let found = seq.map_or(0, |seq| seq.version);
+        StoreError::Etcd(format!(
+            "somebody else writes under {}: the sequence has version {found} and not {}; no other program may write there",
+            self.layout.prefix(),
+            self.version
+        ))
+    }
+
+    /// etcd has no room, and may have applied the transaction all the same before it found that out.
+    fn find_out(
+        &mut self,
+        gateway: &mut EtcdGateway,
+        failure: &CallFailure,
+        kind: TxnKind,
+        may_be_under_way: bool,
+    ) -> Result<Submitted, StoreError> {
+        gateway.log_failure("write to etcd", failure);
+        let TxnKind::Puts(number) = kind else {
+            // Deletes that are carried out once more hit nothing that was put since.
+            return Ok(Submitted::NoSpace);
+        };
+        let look = EtcdTxn {
+            compare: Vec::new(),
+            success: vec![Op::get(self.layout.leader()), Op::get(self.layout.seq())],
+            failure: Vec::new(),
+        };
+        let look = serde_json::to_vec(&look).expect("its keys are text");
+        let mut tries = 0;
+        let answer = loop {
+            match self.send(gateway, &look)? {
+                Ok(answer) => break answer,
+                Err(failure) => {
+                    tries += 1;
+                    self.after_failure(gateway, &failure, tries)?;
+                }
+            }
+        };
+        let (leader, seq) = (answer.read(0), answer.read(1));
+        if leader.is_none_or(|leader| leader.create_revision != self.create_revision) {
+            return Err(StoreError::Deposed);
+        }
+        self.last_success = Instant::now();
+        if self.is_next(seq, number) {
+            return Ok(Submitted::Applied);
+        }
+        if seq.map_or(0, |seq| seq.version) != self.version {
+            return Err(self.somebody_else_writes(seq));
+        }
+        match may_be_under_way {
+            false => Ok(Submitted::NoSpace),
+            true => Err(StoreError::Etcd(format!(
+                "{failure}; and what was to be written was sent more than once, so that a part of it may be written later"
+            ))),
+        }
+    }
+}
+
+/// A failure after which the process has to end.
+pub(super) fn fatal(failure: &CallFailure) -> StoreError {
+    StoreError::Etcd(format!("{failure}; {}", failure.class.advice()))
+}

@@ -1,0 +1,73 @@
+//! The store in etcd: what a batch becomes; each row of errors, against a gateway that a test scripts; and everything that
+//! can be seen of a real etcd.
+//!
+//! Tests with a real etcd need Debian's package `etcd-server`. Where it is not installed they pass, and say so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{EtcdOptions, EtcdStore};
+use crate::lease::Fence;
+use crate::store::election::Election;
+use crate::store::{Batch, Record, Recovered, Store, StoreError, StoredHold};
+
+mod ops;
+mod real;
+pub(in crate::store) mod real_etcd;
+
+/// Longer than anything takes that does not fail.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) fn options(endpoints: &[String], prefix: &str) -> EtcdOptions {
+    EtcdOptions {
+        endpoints: endpoints.to_vec(),
+        prefix: prefix.into(),
+        user: None,
+        ttl: Duration::from_secs(2),
+        address: "127.0.0.1:8004".into(),
+    }
+}
+
+fn store(options: &EtcdOptions) -> EtcdStore {
+    EtcdStore::new(options.clone(), Arc::default())
+}
+
+/// A store that leads, what it found, and where it writes who leads.
+fn opened(options: &EtcdOptions) -> (EtcdStore, Recovered, Arc<Election>) {
+    let election = Arc::<Election>::default();
+    let mut store = EtcdStore::new(options.clone(), election.clone());
+    let recovered = store.open().expect("it leads");
+    (store, recovered, election)
+}
+
+fn hold(fence: Fence, key: &str) -> StoredHold {
+    StoredHold {
+        key: key.into(),
+        requester: "CLIENT_A".into(),
+        fence,
+        lock_timeout: Duration::from_millis(3500),
+        request_id: None,
+        note: None,
+        slots: 1,
+    }
+}
+
+fn held(fence: Fence, key: &str) -> Record {
+    Record::Held(hold(fence, key))
+}
+
+fn batch(greatest_fence: Fence, records: impl Into<Vec<Record>>) -> Batch {
+    Batch {
+        records: records.into(),
+        greatest_fence,
+    }
+}
+
+fn fences(recovered: &Recovered) -> Vec<Fence> {
+    recovered.holds.iter().map(|hold| hold.fence).collect()
+}
+
+#[track_caller]
+fn assert_deposed(result: Result<(), StoreError>) {
+    assert!(matches!(result, Err(StoreError::Deposed)), "{result:?}");
+}

@@ -1,0 +1,191 @@
+//! A real etcd on free ports, in a temporary folder.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::PATIENCE;
+
+/// Runs the program until standard input ends: also where the process of the tests is killed.
+const UNTIL_STDIN_ENDS: &str = r#"
+folder=$1; shift
+"$@" </dev/null >"$folder/log" 2>&1 &
+echo $!
+cat >/dev/null
+kill -9 $!
+wait $! 2>/dev/null
+rm -rf "$folder"
+"#;
+
+/// One etcd of one member, or of several. It ends when it is dropped, or with the process.
+pub(in crate::store) struct RealEtcd {
+    members: Vec<Member>,
+    pub endpoints: Vec<String>,
+}
+
+struct Member {
+    shell: Child,
+    pid: Pid,
+}
+
+/// Whether etcd is there. Where it is not, that is said; in CI it is a failure.
+pub(in crate::store) fn is_installed() -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_there = env::split_paths(&path).any(|folder| folder.join("etcd").is_file());
+    if !is_there {
+        let is_needed = env::var_os("CI").is_some();
+        assert!(!is_needed, "etcd is not installed, and CI needs it");
+        eprintln!("skipped: etcd is not installed");
+    }
+    is_there
+}
+
+/// The one that tests share, each with a prefix of its own. `None` where etcd is not installed.
+pub(in crate::store) fn shared() -> Option<&'static RealEtcd> {
+    static SHARED: OnceLock<Option<RealEtcd>> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| is_installed().then(|| RealEtcd::start(1, &[])));
+    shared.as_ref()
+}
+
+/// A prefix that no other test has.
+pub(in crate::store) fn new_prefix() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("/lock-server/test-{}/", NEXT.fetch_add(1, Relaxed))
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+impl RealEtcd {
+    pub fn start(members: usize, more: &[&str]) -> Self {
+        // A port may be taken between its choice and its use.
+        for _ in 0..5 {
+            let etcd = RealEtcd::try_start(members, more);
+            if etcd.answers() {
+                return etcd;
+            }
+        }
+        panic!("etcd does not start");
+    }
+
+    fn try_start(members: usize, more: &[&str]) -> Self {
+        let ports: Vec<_> = (0..members).map(|_| (free_port(), free_port())).collect();
+        let cluster: Vec<_> = ports
+            .iter()
+            .enumerate()
+            .map(|(number, (_, peer))| format!("m{number}=http://127.0.0.1:{peer}"))
+            .collect();
+        let cluster = cluster.join(",");
+        let start = |(number, (client, peer)): (usize, &(u16, u16))| {
+            let folder = TempDir::new().expect("a folder").keep();
+            let client = format!("http://127.0.0.1:{client}");
+            let peer = format!("http://127.0.0.1:{peer}");
+            let mut shell = Command::new("sh");
+            shell.args(["-c", UNTIL_STDIN_ENDS, "sh"]).arg(&folder);
+            shell.args(["etcd", "--logger", "zap", "--log-level", "warn"]);
+            shell.args(["--name", &format!("m{number}")]);
+            shell.arg("--data-dir").arg(folder.join("data"));
+            for option in ["--listen-client-urls", "--advertise-client-urls"] {
+                shell.args([option, &client]);
+            }
+            for option in ["--listen-peer-urls", "--initial-advertise-peer-urls"] {
+                shell.args([option, &peer]);
+            }
+            shell.args(["--initial-cluster", &cluster]).args(more);
+            let shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut shell = shell.spawn().expect("there is a shell");
+            let mut line = String::new();
+            let stdout = shell.stdout.as_mut().expect("it is piped");
+            BufReader::new(stdout).read_line(&mut line).expect("a pid");
+            let pid = Pid::from_raw(line.trim().parse().expect("a pid"));
+            Member { shell, pid }
+        };
+        let endpoint = |(client, _): &(u16, u16)| format!("http://127.0.0.1:{client}");
+        RealEtcd {
+            endpoints: ports.iter().map(endpoint).collect(),
+            members: ports.iter().enumerate().map(start).collect(),
+        }
+    }
+
+    /// Waits until it takes writes. `false` if a member has ended.
+    fn answers(&self) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let put = serde_json::json!({"key": "eA==", "value": "eA=="});
+            let is_ready = |endpoint: &String| ask(endpoint, "/v3/kv/put", &put, "").0 == 200;
+            if self.endpoints.iter().all(is_ready) {
+                return true;
+            }
+            // A process that has ended and is not waited for has no command line.
+            let is_gone = |member: &Member| {
+                let command = fs::read(format!("/proc/{}/cmdline", member.pid));
+                command.is_ok_and(|command| command.is_empty())
+            };
+            if self.members.iter().any(is_gone) {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        false
+    }
+
+    /// What it answers to a call that must succeed.
+    pub fn ask(&self, path: &str, request: &Value) -> Value {
+        let (status, answer) = ask(&self.endpoints[0], path, request, "");
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    }
+
+    pub fn signal(&self, member: usize, signal: Signal) {
+        signal::kill(self.members[member].pid, signal).expect("it runs");
+    }
+}
+
+impl Drop for RealEtcd {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            drop(member.shell.stdin.take());
+            let mut rest = String::new();
+            let stdout = member.shell.stdout.as_mut().expect("it is piped");
+            let _ = stdout.read_to_string(&mut rest);
+            let _ = member.shell.wait();
+        }
+    }
+}
+
+/// The status and the answer of one call. 0 if there is none.
+pub(in crate::store) fn ask(
+    endpoint: &str,
+    path: &str,
+    request: &Value,
+    token: &str,
+) -> (u16, Value) {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(5)))
+        .proxy(None);
+    let agent = ureq::Agent::new_with_config(config.build());
+    let mut post = agent.post(format!("{endpoint}{path}"));
+    if !token.is_empty() {
+        post = post.header("Authorization", token);
+    }
+    let Ok(mut response) = post.send(request.to_string()) else {
+        return (0, Value::Null);
+    };
+    let body = response.body_mut().read_to_vec().unwrap_or_default();
+    let answer = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    (response.status().as_u16(), answer)
+}
