@@ -511,6 +511,7 @@ mod classic;
 mod client;
 mod cluster;
 mod cluster_trial;
+mod cluster_client;
 mod command;
 mod contention;
 mod etcd;

@@ -1,0 +1,463 @@
+//! Clients of several servers of which one leads: who is asked, who is asked next, and what stays locked while another one
+//! begins to lead. Before one real server with a store stand [`Front`]s, which lead, stand by, and end as a test says.
+
+mod front;
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lock_server::{
+    Client, ClientOptions, Error, LockEventKind, LockOptions, Options, Server, ServerAddress,
+    StoreAddress, Token, Unreached,
+};
+use tempfile::TempDir;
+
+use self::front::Role::{Leads, StandsBy, StandsByFor};
+use self::front::{Front, header, target};
+use crate::common::program::{Outcome, program};
+use crate::common::{ask, free_port, ms, options, start, until};
+
+/// Three servers that share a store. The third one leads.
+struct Three {
+    server: Server,
+    fronts: [Front; 3],
+    directory: TempDir,
+}
+
+impl Three {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let server = start(Options {
+            store: Some(StoreAddress::File(directory.path().join("locks.db"))),
+            ..options()
+        });
+        let port = server.port();
+        let [a, b, c] = ["a", "b", "c"].map(|name| Front::of(port, name, Leads));
+        for front in [&a, &b] {
+            front.be(StandsByFor(c.address()));
+        }
+        Three {
+            server,
+            fronts: [a, b, c],
+            directory,
+        }
+    }
+
+    /// As `LOCK_SERVER` names all of them.
+    fn list(&self) -> String {
+        list(self.fronts.iter().map(Front::address))
+    }
+
+    fn client(&self, name: &str) -> Client {
+        client(name, &self.list())
+    }
+
+    /// The third one is no leader any more, and the second one is.
+    fn change(&self) {
+        let [a, b, c] = &self.fronts;
+        b.be(Leads);
+        for front in [a, c] {
+            front.be(StandsByFor(b.address()));
+        }
+    }
+
+    /// The third one is killed; the first one has not heard of it yet.
+    fn lose_leader(&self) {
+        let [_, b, c] = &self.fronts;
+        c.end();
+        b.be(Leads);
+    }
+}
+
+fn list(addresses: impl IntoIterator<Item = String>) -> String {
+    addresses.into_iter().collect::<Vec<_>>().join(",")
+}
+
+fn client(name: &str, list: &str) -> Client {
+    of_cluster(name, list, ClientOptions::default())
+}
+
+fn of_cluster(name: &str, list: &str, options: ClientOptions) -> Client {
+    let addresses = ServerAddress::parse_list(list).expect("addresses");
+    Client::of_cluster(name, &addresses, options)
+}
+
+fn nobody() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
+
+fn for_seconds(seconds: u64) -> LockOptions {
+    LockOptions {
+        lock_timeout: Some(Duration::from_secs(seconds)),
+        ..LockOptions::default()
+    }
+}
+
+#[test]
+fn the_leader_is_found_behind_two_that_are_not_there_and_asked_first_from_then_on() {
+    let three = Three::new();
+    let leader = &three.fronts[2];
+    let client = Client::connect(&list([nobody(), nobody(), leader.address()]));
+    let client = client.expect("the last one answers");
+    let lease = client
+        .lock("KEYA")
+        .expect("it answers")
+        .expect("it is free");
+    assert!(client.verify(&lease).expect("it answers"));
+    assert!(client.release(&lease).expect("it answers"));
+    assert_eq!((leader.asked("LOCK"), leader.asked("UNLOCK")), (1, 1));
+}
+
+#[test]
+fn who_stands_by_names_the_leader_and_it_is_asked_next_whether_or_not_it_is_in_the_list() {
+    let three = Three::new();
+    let [a, b, c] = &three.fronts;
+    for list in [three.list(), a.address()] {
+        let client = client("CLIENT_A", &list);
+        let lease = client
+            .lock("KEYA")
+            .expect("it answers")
+            .expect("it is free");
+        assert!(client.release(&lease).expect("it answers"));
+    }
+    assert_eq!(
+        (a.asked("LOCK"), b.asked("LOCK"), c.asked("LOCK")),
+        (2, 0, 2)
+    );
+    assert_eq!((a.asked("UNLOCK"), c.asked("UNLOCK")), (0, 2));
+}
+
+#[test]
+fn a_lock_asks_with_pauses_until_somebody_leads() {
+    let three = Three::new();
+    let [a, b, c] = &three.fronts;
+    for front in [a, b, c] {
+        front.be(StandsBy);
+    }
+    let impatient = ClientOptions {
+        time_between_attempts: Duration::ZERO,
+        answer_timeout: ms(100),
+        ..ClientOptions::default()
+    };
+    let client = of_cluster("CLIENT_A", &three.list(), impatient);
+    let begun = Instant::now();
+    let waits = thread::spawn(move || {
+        let patient = LockOptions {
+            lock_attempt_timeout: Some(Duration::from_secs(60)),
+            ..LockOptions::default()
+        };
+        client.lock_with("KEYA", &patient)
+    });
+    until("each was asked six times", || {
+        three.fronts.iter().all(|front| front.asked("LOCK") >= 6)
+    });
+    // Five pauses of 100 ms, each up to a quarter shorter.
+    assert!(begun.elapsed() >= ms(5 * 75));
+    c.be(Leads);
+    let lease = waits.join().expect("no panic").expect("it is granted");
+    assert_eq!(lease.key, "KEYA");
+    let heads = three.fronts.iter().flat_map(|front| front.heads("LOCK"));
+    let ids: BTreeSet<String> = heads.filter_map(|head| id(&head)).collect();
+    assert_eq!(ids.len(), 1, "one LOCK, one ID");
+}
+
+/// The ID of a LOCK.
+fn id(head: &str) -> Option<String> {
+    let (_, rest) = target(head).split_once("request=")?;
+    Some(rest.split('&').next().unwrap_or_default().into())
+}
+
+#[test]
+fn where_none_leads_the_error_says_so_and_who_was_asked() {
+    let three = Three::new();
+    let [a, b, _] = &three.fronts;
+    let gone = nobody();
+    for front in [a, b] {
+        front.be(StandsByFor(gone.clone()));
+    }
+    let hasty = ClientOptions {
+        reconnect_attempts: 1,
+        time_between_attempts: Duration::ZERO,
+        answer_timeout: ms(300),
+        ..ClientOptions::default()
+    };
+    let list = list([a.address(), gone.clone(), b.address()]);
+    let client = of_cluster("CLIENT_A", &list, hasty);
+    let error = client.is_locked("KEYA").expect_err("nobody leads");
+    assert!(error.is_retryable());
+    let Error::Unreachable {
+        cause, attempts, ..
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!(*cause, Unreached::NoLeader);
+    assert!(*attempts > 1);
+    let said = error.to_string();
+    assert!(
+        said.starts_with(&format!("no lock server leads at {list} after")),
+        "{said}"
+    );
+    let why = std::error::Error::source(&error)
+        .expect("it has one")
+        .to_string();
+    for server in [a.address(), b.address()] {
+        assert!(
+            why.contains(&format!("{server} stands by for {gone}")),
+            "{why}"
+        );
+    }
+    assert!(why.contains(&format!("{gone}: ")), "{why}");
+}
+
+#[test]
+fn a_leader_that_is_not_in_the_list_and_not_there_sends_back_to_the_list() {
+    let three = Three::new();
+    let [a, _, c] = &three.fronts;
+    a.be(StandsByFor(nobody()));
+    let client = client("CLIENT_A", &list([a.address(), c.address()]));
+    assert!(client.lock("KEYA").expect("it answers").is_some());
+    assert_eq!((a.asked("LOCK"), c.asked("LOCK")), (1, 1));
+}
+
+#[test]
+fn a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed() {
+    let three = Three::new();
+    let [a, _, c] = &three.fronts;
+    // As where an address of another machine's own network is one of somebody else's here.
+    let other = start(options());
+    a.be(StandsByFor(format!("127.0.0.1:{}", other.port())));
+    let list = list([a.address(), c.address()]);
+    let lease = client("CLIENT_A", &list).lock("KEYA").expect("it answers");
+    assert!(lease.is_some());
+    assert_eq!(ask(&three.server, "/CHECK/KEYA").body, "1\n");
+    // Alone, it is no service at all.
+    let hasty = ClientOptions {
+        reconnect_attempts: 0,
+        ..ClientOptions::default()
+    };
+    let client = of_cluster("CLIENT_B", &a.address(), hasty);
+    assert!(matches!(
+        client.lock("KEYB"),
+        Err(Error::Unreachable { .. })
+    ));
+}
+
+#[test]
+fn a_token_is_shown_to_each_of_them_and_to_the_leader_that_they_name() {
+    let three = Three::new();
+    let [a, _, c] = &three.fronts;
+    let token: Token = "0123456789abcdef0123456789abcdef".parse().expect("a token");
+    let options = ClientOptions {
+        token: Some(token),
+        ..ClientOptions::default()
+    };
+    let client = of_cluster("CLIENT_A", &a.address(), options);
+    assert!(client.lock("KEYA").expect("it answers").is_some());
+    let shown = c.heads("LOCK").pop().expect("it was asked");
+    let shown = header(&shown, "authorization").expect("it is shown");
+    assert_eq!(shown, "Bearer 0123456789abcdef0123456789abcdef");
+}
+
+/// Rule 16: this name may have been granted the key again since the first one was carried out.
+#[test]
+fn an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer() {
+    let three = Three::new();
+    let [a, b, c] = &three.fronts;
+    let client = three.client("CLIENT_A");
+    client
+        .lock("KEYA")
+        .expect("it answers")
+        .expect("it is free");
+    // Who stands by has not carried it out, so the leader is asked.
+    three.change();
+    assert!(client.unlock("KEYA").expect("it answers"));
+    assert_eq!((c.asked("UNLOCK"), b.asked("UNLOCK")), (1, 1));
+    client
+        .lock("KEYA")
+        .expect("it answers")
+        .expect("it is free");
+    b.cut("UNLOCK");
+    let broken = client.unlock("KEYA").expect_err("it broke");
+    assert!(
+        matches!(broken, Error::Interrupted { attempts: 1, .. }),
+        "{broken:?}"
+    );
+    let asked = [a, b, c].map(|front| front.asked("UNLOCK"));
+    assert_eq!(asked, [0, 2, 1]);
+}
+
+#[test]
+fn a_release_whose_answer_was_lost_with_the_leader_is_asked_again_of_the_next_one() {
+    let three = Three::new();
+    let [a, b, c] = &three.fronts;
+    let client = three.client("CLIENT_A");
+    let lease = client
+        .lock("KEYA")
+        .expect("it answers")
+        .expect("it is free");
+    c.cut("UNLOCK");
+    b.be(Leads);
+    a.be(StandsByFor(b.address()));
+    // The first one has unlocked it, and the other one, which has the same store, says that it is free.
+    assert!(client.release(&lease).expect("it answers"));
+    assert_eq!(ask(&three.server, "/CHECK/KEYA").body, "0\n");
+    assert_eq!(c.asked("UNLOCK"), 1);
+}
+
+#[test]
+fn a_guard_keeps_its_key_while_another_one_begins_to_lead() {
+    for is_lost in [false, true] {
+        let three = Three::new();
+        let [_, b, c] = &three.fronts;
+        let guard = three.client("CLIENT_A").guard_with("KEYA", &for_seconds(3));
+        let guard = guard.expect("it is free");
+        until("it is renewed there", || c.asked("RENEW") > 0);
+        match is_lost {
+            false => three.change(),
+            true => three.lose_leader(),
+        }
+        until("it is renewed here", || b.asked("RENEW") > 1);
+        guard.check().expect("it is held");
+        assert!(guard.release().expect("it answers"));
+    }
+}
+
+#[test]
+fn exec_keeps_its_key_while_another_one_begins_to_lead_and_says_the_list_to_its_command() {
+    let three = Three::new();
+    let [_, b, _] = &three.fronts;
+    let [begun, end] = ["begun", "end"].map(|name| three.directory.path().join(name));
+    let script = format!(
+        "echo $LOCK_SERVER; touch {}; until [ -e {} ]; do sleep 0.02; done",
+        begun.display(),
+        end.display()
+    );
+    let mut exec = program([
+        "exec",
+        "--lock-timeout",
+        "6",
+        "KEYA",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ]);
+    exec.env("LOCK_SERVER", three.list());
+    let runs = thread::spawn(move || Outcome::of(&mut exec));
+    until("the command runs", || begun.exists());
+    three.lose_leader();
+    until("it is renewed here", || b.asked("RENEW") > 1);
+    std::fs::write(end, "").expect("a file");
+    let outcome = runs.join().expect("no panic");
+    outcome.expect(0, &format!("{}\n", three.list()));
+    assert_eq!(outcome.stderr, "");
+    assert_eq!(ask(&three.server, "/CHECK/KEYA").body, "0\n");
+}
+
+#[test]
+fn a_wait_goes_on_at_the_next_leader_under_its_id() {
+    let three = Three::new();
+    let [_, b, c] = &three.fronts;
+    let held = three.client("HOLDER").lock("KEYA");
+    let held = held.expect("it answers").expect("it is free");
+    let client = three.client("CLIENT_A");
+    let waits = thread::spawn(move || client.guard_with("KEYA", &LockOptions::endless()));
+    until("it waits", || waiters(&three) == 1);
+    three.lose_leader();
+    until("it waits here", || {
+        b.asked("LOCK") > 0 && waiters(&three) == 1
+    });
+    assert!(three.client("HOLDER").release(&held).expect("it answers"));
+    waits.join().expect("no panic").expect("it is granted");
+    let ids = [c, b].map(|front| id(front.heads("LOCK").last().expect("it was asked")));
+    assert!(ids[0].is_some() && ids[0] == ids[1], "{ids:?}");
+}
+
+fn waiters(three: &Three) -> usize {
+    let client = Client::new("anybody", "127.0.0.1", three.server.port());
+    client.show("KEYA").expect("it answers").queue.len()
+}
+
+#[test]
+fn who_reads_along_or_looks_in_is_led_to_the_leader() {
+    let three = Three::new();
+    let client = three.client("CLIENT_A");
+    let mut events = client.events("").expect("it answers");
+    let lease = client
+        .lock("KEYA")
+        .expect("it answers")
+        .expect("it is free");
+    let granted = events.next().expect("it goes on").expect("it answers");
+    assert_eq!(granted.kind, LockEventKind::Granted);
+    let fresh = three.client("CLIENT_B");
+    assert_eq!(fresh.show("KEYA").expect("it answers").holders, 1);
+    let listed = three.client("CLIENT_B").list(&Default::default());
+    assert_eq!(listed.expect("it answers").locks.len(), 1);
+    let fresh = three.client("CLIENT_A");
+    assert!(fresh.verify(&lease).expect("it answers"));
+    let broken = three.client("CLIENT_B").break_lock("KEYA", lease.fence);
+    assert!(
+        matches!(broken, Err(Error::Refused { .. })),
+        "the leader says so"
+    );
+}
+
+/// Types a line after `lock-server`, with that in `LOCK_SERVER`.
+fn typed_at(list: &str, line: &str) -> Outcome {
+    let mut program = program(line.split_ascii_whitespace());
+    Outcome::of(program.env("LOCK_SERVER", list))
+}
+
+#[test]
+fn the_command_asks_the_servers_that_the_variable_or_the_option_names() {
+    let three = Three::new();
+    let [a, b, c] = &three.fronts;
+    let list = list([nobody(), a.address(), c.address()]);
+    let locked = typed_at(&list, "lock --name A --lock-timeout 60 KEYA");
+    assert_eq!(locked.code, Some(0), "{locked:?}");
+    typed_at(&list, "check --quiet KEYA").expect(0, "1\n");
+    typed_at(&list, "verify --name A KEYA").expect(0, "1\n");
+    let shown = typed_at(&list, "list --no-headings --columns key");
+    shown.expect(0, "KEYA\n");
+    typed_at(&list, "unlock --name A KEYA").expect(0, "1\n");
+    assert_eq!(b.asked("LOCK"), 0);
+    // Several hosts on one port.
+    let port = b.port.to_string();
+    let option = [
+        "check",
+        "--quiet",
+        "--host",
+        "localhost, 127.0.0.1",
+        "--port",
+        &port,
+        "KEYA",
+    ];
+    Outcome::of(&mut program(option)).expect(1, "0\n");
+}
+
+#[test]
+fn the_command_says_that_none_leads_and_stops_none_that_is_not_named() {
+    let three = Three::new();
+    for front in &three.fronts {
+        front.be(StandsBy);
+    }
+    let said = typed_at(&three.list(), "exec --connect-timeout 0.5 KEYA -- true");
+    assert_eq!(said.code, Some(69), "{said:?}");
+    said.expect_stderr(&["no lock server leads at", &three.list(), "stands by"]);
+    let refused = typed_at(&three.list(), "shutdown");
+    assert_eq!(refused.code, Some(2));
+    refused.expect_stderr(&["several servers are named"]);
+}
+
+#[test]
+fn an_address_in_the_list_that_is_none_is_refused() {
+    for list in ["127.0.0.1:8004,", "a:8004,,b", "a:8004,b:0", ""] {
+        assert!(ServerAddress::parse_list(list).is_err(), "{list:?}");
+        assert!(Client::connect(list).is_err(), "{list:?}");
+    }
+    let refused = typed_at("a:8004,b:x", "ping");
+    assert_eq!(refused.code, Some(2));
+    refused.expect_stderr(&["bad LOCK_SERVER", "b:x"]);
+}
