@@ -5,8 +5,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::*;
 use crate::lease;
 use crate::manager::commit;
-use crate::store::fake::{Steps, stepped};
-use crate::store::{Batch, Record, Recovered, StoreError, StoredHold};
+use crate::store::fake::{FakeDisk, Steps};
+use crate::store::{Batch, Record, StoreError, StoredHold};
 
 /// A manager with a store that holds this, and what the store said where it was lost.
 fn restart(
@@ -14,15 +14,19 @@ fn restart(
     greatest_fence: Option<Fence>,
     holds: Vec<StoredHold>,
 ) -> (Running, Steps, Receiver<StoreError>) {
-    let (store, steps) = stepped();
+    start_on(&FakeDisk::with(greatest_fence, holds), lock_timeout)
+}
+
+/// A manager with a store on this disk, which a manager may have had that nobody hears any more.
+pub(super) fn start_on(
+    disk: &FakeDisk,
+    lock_timeout: Duration,
+) -> (Running, Steps, Receiver<StoreError>) {
+    let (store, steps) = disk.stepped();
     let (lost, losses) = channel();
     let store = OpenStore {
         store: Box::new(store),
-        recovered: Recovered {
-            store: "fake".into(),
-            greatest_fence,
-            holds,
-        },
+        recovered: disk.recovered(),
         // Where the test has ended nobody wants to know.
         lost: Box::new(move |error| {
             let _ = lost.send(error);
@@ -35,7 +39,12 @@ fn start_stored(lock_timeout: Duration) -> (Running, Steps, Receiver<StoreError>
     restart(lock_timeout, None, Vec::new())
 }
 
-fn stored_hold(key: &str, requester: &str, fence: Fence, lock_timeout: Duration) -> StoredHold {
+pub(super) fn stored_hold(
+    key: &str,
+    requester: &str,
+    fence: Fence,
+    lock_timeout: Duration,
+) -> StoredHold {
     StoredHold {
         key: key.into(),
         requester: requester.into(),
@@ -48,7 +57,7 @@ fn stored_hold(key: &str, requester: &str, fence: Fence, lock_timeout: Duration)
 }
 
 /// An answer to be sent once everything is stored: whether it was.
-fn answer(manager: &LockManager) -> Receiver<()> {
+pub(super) fn answer(manager: &LockManager) -> Receiver<()> {
     let (sender, sent) = channel();
     // Where the test has ended nobody waits for it.
     let send = |sender: Sender<()>| {
@@ -60,11 +69,11 @@ fn answer(manager: &LockManager) -> Receiver<()> {
     sent
 }
 
-fn was_sent(answer: &Receiver<()>) -> bool {
+pub(super) fn was_sent(answer: &Receiver<()>) -> bool {
     answer.try_recv().is_ok()
 }
 
-fn fences_held(batch: &Batch) -> Vec<Fence> {
+pub(super) fn fences_held(batch: &Batch) -> Vec<Fence> {
     let held = batch.records.iter().filter_map(|record| match record {
         Record::Held(hold) => Some(hold.fence),
         Record::Ended(_) => None,
