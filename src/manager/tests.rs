@@ -7,6 +7,7 @@ use super::time_keeper::SWEEP_BATCH;
 use super::*;
 
 mod commit;
+mod traces;
 
 const LONG: Duration = Duration::from_secs(60);
 /// How a wait ends with the server.

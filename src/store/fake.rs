@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 use crate::lease::Fence;
+
+/// Longer than a batch takes to come where there is one.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is stored. It outlives the stores that are opened on it, as a disk does.
 #[derive(Clone)]
@@ -137,7 +141,8 @@ pub(crate) struct Steps {
 impl Steps {
     /// The batch that is to be stored next. It is not, until the test says so.
     pub fn next(&self) -> Batch {
-        let batch = self.batches.recv().expect("the store is there");
+        let batch = self.batches.recv_timeout(PATIENCE);
+        let batch = batch.expect("a batch comes");
         self.under_way.replace(Some(batch.clone()));
         batch
     }
