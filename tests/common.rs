@@ -25,6 +25,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -162,16 +163,36 @@ pub fn with_hosts(hosts: &str, test: impl FnOnce() + Send) {
     fs::write(&file, hosts).unwrap();
     // Everybody may read it, as the one that it hides.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-    let hides = || {
+    let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
+    let hides = || mount(&path, c"/etc/hosts", c"", libc::MS_BIND, c"");
+    with_mounts("no /etc/hosts of one's own", hides, test);
+}
+
+/// Does a test with a disk of its own, of the size that mount(8) is given for a tmpfs. It is there for the thread of the
+/// test alone, and for what that starts. Skips the test where the machine lets nobody mount.
+pub fn with_disk(size: &str, test: impl FnOnce(&Path) + Send) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
+    let data = CString::new(format!("size={size}")).unwrap();
+    let add = || mount(c"none", &path, c"tmpfs", 0, &data);
+    with_mounts("no disk of one's own", add, || test(folder.path()));
+}
+
+/// Does a test in a thread that has mounted something which nobody else sees.
+fn with_mounts(
+    missing: &str,
+    mounts: impl FnOnce() -> nix::Result<()> + Send,
+    test: impl FnOnce() + Send,
+) {
+    let unshared = || {
         unshare(CloneFlags::CLONE_NEWNS)?;
-        let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
-        mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE)?;
-        mount(&path, c"/etc/hosts", libc::MS_BIND)
+        mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE, c"")?;
+        mounts()
     };
     thread::scope(|scope| {
-        let tested = scope.spawn(|| match hides() {
+        let tested = scope.spawn(|| match unshared() {
             Ok(()) => test(),
-            Err(errno) => skip(&format!("no /etc/hosts of one's own: {errno}")),
+            Err(errno) => skip(&format!("{missing}: {errno}")),
         });
         if let Err(panic) = tested.join() {
             std::panic::resume_unwind(panic);
@@ -179,16 +200,21 @@ pub fn with_hosts(hosts: &str, test: impl FnOnce() + Send) {
     });
 }
 
-fn mount(source: &CStr, target: &CStr, flags: libc::c_ulong) -> nix::Result<()> {
-    let nothing = std::ptr::null();
-    // SAFETY: the strings outlive the call, which takes no data with these flags.
+fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: &CStr,
+    flags: libc::c_ulong,
+    data: &CStr,
+) -> nix::Result<()> {
+    // SAFETY: the strings outlive the call. mount(2) does not look at an empty kind, nor at data, with the flags above.
     let result = unsafe {
         libc::mount(
             source.as_ptr(),
             target.as_ptr(),
-            nothing,
+            kind.as_ptr(),
             flags,
-            nothing.cast(),
+            data.as_ptr().cast(),
         )
     };
     Errno::result(result).map(drop)

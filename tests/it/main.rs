@@ -103,12 +103,30 @@
 //! | what is no store is refused in a sentence | `store::a_store_that_is_none_is_refused_in_a_sentence_and_stays_as_it_is` |
 //! | without syncs locks outlive a kill of the process | `store::without_syncs_locks_outlive_a_kill_of_the_process` |
 //! | no answer leaves before what was decided before it is stored | `manager::tests::commit::rule_1_no_answer_leaves_before_what_was_decided_before_it_is_stored` |
+//! | on the wire neither, while all that tells of no hold is answered | `store_held::rule_1_while_a_batch_is_under_way_no_answer_tells_of_a_hold_and_all_others_come` |
+//! | what was not stored before a kill nobody was told | `store_held::rule_1_what_was_not_stored_when_the_server_was_killed_nobody_was_told` |
+//! | nor does that of a repeated LOCK | `manager::tests::traces::rule_1_a_repeated_lock_is_told_of_its_grant_once_that_is_stored` |
+//! | of a VERIFY, RENEW or CHECK | `manager::tests::traces::rule_1_a_question_about_a_grant_is_answered_once_that_is_stored` |
+//! | or of a repeated UNLOCK | `manager::tests::traces::rule_1_a_no_to_a_repeated_unlock_is_told_once_the_end_is_stored` |
 //! | nor is who was next told before | `manager::tests::commit::rule_1_who_was_next_is_told_once_the_hand_over_is_stored` |
 //! | a hold of an earlier run begins its full lease | `manager::tests::commit::rule_6_what_is_held_begins_its_full_lease_and_its_own_lock_gets_the_same_grant` |
+//! | whatever was left of it | `manager::tests::traces::rule_6_a_lease_begins_anew_in_full_whatever_was_left_of_it` |
 //! | a renewal that asks for no more is not stored, and one that does is | `manager::tests::commit::rule_7_a_renewal_that_asks_for_no_more_is_not_stored` |
+//! | one that does is told once it is stored | `manager::tests::traces::rule_7_a_renewal_for_longer_is_told_once_it_is_stored` |
+//! | one for less shortens nothing that is stored | `manager::tests::traces::rule_7_a_renewal_for_less_does_not_shorten_what_is_stored` |
+//! | nor does it in memory, also where its answer is lost | `manager::tests::traces::rule_8_a_renewal_for_less_whose_answer_is_lost_takes_nothing_back` |
+//! | a hold that ended by itself is not found beside the next one | `manager::tests::traces::rule_9_a_hold_that_ended_by_itself_is_not_found_beside_the_next_one` |
+//! | nor one that was swept | `manager::tests::traces::rule_9_a_hold_that_was_swept_is_not_found_beside_the_next_one` |
+//! | nor one of several | `manager::tests::traces::rule_9_a_hold_that_ended_is_not_found_beside_two_that_share_the_key` |
+//! | nor where a batch is split between them | `manager::tests::traces::rule_9_where_a_batch_is_split_the_end_of_a_hold_comes_before_the_next_one` |
 //! | a batch has the last state of each grant | `manager::tests::commit::rule_10_a_batch_has_the_last_state_of_each_grant` |
+//! | a grant that ended before it was stored leaves no older one behind | `manager::tests::traces::rule_10_a_grant_that_ended_before_it_was_stored_leaves_no_older_one_behind` |
 //! | fences go on, whatever the clock says | `manager::tests::commit::rule_11_fences_go_on_above_the_greatest_one_whatever_the_clock_says` |
+//! | also where nothing is held any more | `manager::tests::traces::rule_11_where_nothing_is_held_any_more_fences_go_on_after_a_crash` |
+//! | of many changes the first are stored and told first | `manager::tests::traces::rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_told_first` |
+//! | a LOCK that is repeated after a crash gets its own grant | `manager::tests::traces::rule_14_a_lock_that_is_repeated_after_a_crash_gets_its_own_grant` |
 //! | a lease begins when its grant is stored | `manager::tests::commit::rule_15_a_lease_that_ended_before_its_grant_was_stored_begins_then` |
+//! | where the store stalls a whole queue gets whole leases in turn | `manager::tests::traces::rule_15_where_the_store_stalls_for_longer_than_a_lease_each_waiter_gets_a_whole_one_in_turn` |
 //! | what is not stored is bounded | `manager::tests::commit::rule_18_beyond_10_000_changes_that_are_not_stored_nothing_is_granted` |
 //! | where there is no room grants are taken back and ends are stored | `manager::tests::commit::where_there_is_no_room_grants_are_taken_back_and_ends_are_stored` |
 //! | where the store is lost nobody is answered | `manager::tests::commit::where_a_batch_is_lost_nobody_is_answered` |
@@ -119,11 +137,15 @@
 //! | a failed sync is an error | `store::file::tests::rule_17_a_failed_sync_is_an_error_also_when_the_log_is_put_into_the_file` |
 //! | a batch without room is not stored, and the next one is | `store::file::tests::a_batch_without_room_is_not_stored_and_the_next_one_is` |
 //! | on a full disk holds end | `store::file::tests::on_a_full_disk_no_hold_begins_and_holds_end` |
+//! | the same with a whole server, which serves on | `store_full::on_a_full_disk_no_lock_is_granted_the_rest_goes_on_and_nothing_is_lost` |
 //! | one server has the file; the next one waits a second for it | `store::file::tests::rule_17_a_server_that_ends_within_a_second_gives_the_store_to_the_next_one` |
 //! | a file of anything else stays as it is | `store::file::tests::a_file_of_anything_else_is_refused_and_stays_as_it_is` |
 //! | so does that of a later version | `store::file::tests::a_file_of_a_later_version_is_refused_and_stays_as_it_is` |
 //! | a torn file is never an empty store | `store::file::tests::a_torn_file_is_damaged_or_foreign_and_never_an_empty_store` |
 //! | to read a store changes nothing | `store::file::tests::to_read_a_store_changes_nothing` |
+//! | a store of each earlier format is looked into | `store_format::a_store_of_each_format_is_looked_into_and_stays_as_it_is` |
+//! | a server that starts on it has every hold of it | `store_format::a_server_that_starts_on_a_store_of_each_format_has_every_hold_of_it` |
+//! | and leaves what the earlier version reads | `store_format::what_a_server_leaves_of_a_store_of_each_format_is_of_that_format` |
 //! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
@@ -510,8 +532,8 @@ mod break_lock;
 mod classic;
 mod client;
 mod cluster;
-mod cluster_trial;
 mod cluster_client;
+mod cluster_trial;
 mod command;
 mod contention;
 mod etcd;
@@ -532,6 +554,9 @@ mod service;
 mod slots;
 mod store;
 mod store_command;
+mod store_format;
+mod store_full;
+mod store_held;
 mod store_trial;
 mod trial;
 mod wire;
