@@ -103,7 +103,10 @@ impl Cluster {
         let beyond = at.checked_sub(self.listed.len());
         let learned = beyond.and_then(|at| self.learned[at].get());
         // Who was not learned is in the list: no other index is given out.
-        learned.map_or_else(|| &self.listed[at], |route| route)
+        match learned {
+            Some(route) => route,
+            None => &self.listed[at],
+        }
     }
 
     /// How many are in the list.

@@ -128,7 +128,7 @@ impl<'a> Round<'a> {
         if let Some((_, failure)) = self.asked.pop_if(|_| is_one) {
             return failure;
         }
-        let causes = self.asked.iter().map(|(_, failure)| match failure {
+        let mut causes = self.asked.iter().map(|(_, failure)| match failure {
             NoAnswer::NotConnected(cause, source) => (*cause, source.kind()),
             _ => (Unreached::Connect, io::ErrorKind::Other),
         });
@@ -138,7 +138,9 @@ impl<'a> Round<'a> {
         let cause = match standby {
             Some(_) => Unreached::NoLeader,
             // `asked` has at least one, which `in_round` has taken in.
-            None => causes.last().map_or(Unreached::Connect, |(cause, _)| cause),
+            None => causes
+                .next_back()
+                .map_or(Unreached::Connect, |(cause, _)| cause),
         };
         let told = self.asked.into_iter().map(|(at, failure)| {
             let address = self.cluster.route(at).address.to_string();

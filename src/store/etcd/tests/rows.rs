@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::fake_gateway::{AUTHENTICATE, FakeGateway, Fate, KEEPALIVE, RANGE, TXN, error};
 use super::*;
-use crate::store::etcd::PasswordSource;
+use crate::store::etcd::PasswordFile;
 
 const P: &str = "/lock-server/default/";
 
@@ -216,6 +216,12 @@ fn row_no_space_there_is_no_way_to_lead_until_there_is_space() {
     assert_eq!(gateway.calls("/v3/lease/grant").len(), 3);
 }
 
+fn password_in(folder: &tempfile::TempDir, password: &str) -> PasswordFile {
+    let file = folder.path().join("password");
+    std::fs::write(&file, password).unwrap();
+    PasswordFile(file)
+}
+
 #[test]
 fn row_401_authenticates_and_sends_the_same_again() {
     for (status, code, message) in [
@@ -223,7 +229,8 @@ fn row_401_authenticates_and_sends_the_same_again() {
         (400, 3, "etcdserver: revision of auth store is old"),
     ] {
         let gateway = FakeGateway::start();
-        let user = ("lock".into(), PasswordSource::Text("secret".into()));
+        let folder = tempfile::tempdir().unwrap();
+        let user = ("lock".into(), password_in(&folder, "secret\n"));
         let options = EtcdOptions {
             user: Some(user),
             ..options(&gateway.endpoints(), P)
@@ -246,7 +253,7 @@ fn a_password_in_a_file_is_read_at_each_authentication() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("password");
     std::fs::write(&file, "old\n").unwrap();
-    let user = ("lock".into(), PasswordSource::File(file.clone()));
+    let user = ("lock".into(), PasswordFile(file.clone()));
     let options = EtcdOptions {
         user: Some(user),
         ..options(&gateway.endpoints(), P)
@@ -264,7 +271,8 @@ fn a_password_in_a_file_is_read_at_each_authentication() {
 #[test]
 fn an_etcd_without_users_needs_no_token() {
     let gateway = FakeGateway::start();
-    let user = ("lock".into(), PasswordSource::Text("secret".into()));
+    let folder = tempfile::tempdir().unwrap();
+    let user = ("lock".into(), password_in(&folder, "secret\n"));
     let options = EtcdOptions {
         user: Some(user),
         ..options(&gateway.endpoints(), P)
