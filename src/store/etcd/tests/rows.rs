@@ -619,3 +619,10 @@ fn rule_12_ends_alone_put_nothing() {
     assert!(!txn.to_string().contains("request_put"), "{txn}");
     assert_eq!(number(&gateway), before);
 }
+
+#[test]
+fn an_endpoint_with_tls_is_refused() {
+    let endpoints = ["https://127.0.0.1:2379".to_string()];
+    let opened = store(&options(&endpoints, P)).open();
+    assert_ends(opened.map(drop), "TLS");
+}
