@@ -125,8 +125,12 @@ fn row_no_succeeded_and_the_leader_is_the_same_somebody_else_writes() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.etcd(|etcd| {
-        let value = r#"{"v":1,"n":2,"fence":"7","store":"x"}"#;
-        etcd.put(&format!("{P}seq"), value, 0);
+        let seq = format!("{P}seq");
+        let value = String::from_utf8(etcd.keys[seq.as_bytes()].value.clone()).unwrap();
+        // What this commit would have put: as a process does whose memory was set back.
+        let next = value.replace(r#""n":1,"fence":"0""#, r#""n":2,"fence":"7""#);
+        assert_ne!(next, value);
+        etcd.put(&seq, &next, 0);
     });
     let result = store.commit(&batch(7, [held(7, "K")]));
     assert_ends(result, "somebody else writes");
