@@ -33,7 +33,7 @@ pub(super) mod tests;
 /// Where etcd is, and how this server takes part.
 #[derive(Clone, Debug)]
 pub(crate) struct EtcdOptions {
-    /// `http://HOST:2379` or `https://HOST:2379`, at least one. All are members of one cluster.
+    /// `http://HOST:2379`, at least one. All are members of one cluster.
     pub endpoints: Vec<String>,
     /// What all keys begin with: a slash, a name, and a slash at the end. Servers that share it are one lock server.
     pub prefix: String,
@@ -119,6 +119,12 @@ impl EtcdStore {
 
 impl Store for EtcdStore {
     fn open(&mut self) -> Result<Recovered, StoreError> {
+        let is_https = |endpoint: &&String| endpoint.starts_with("https://");
+        if let Some(endpoint) = self.options.endpoints.iter().find(is_https) {
+            // It would never be reached.
+            let reason = format!("{endpoint} is asked over TLS, which is not there for etcd yet");
+            return Err(StoreError::Etcd(reason));
+        }
         self.step_down();
         self.revoke_left();
         let campaign = Campaign::new(

@@ -125,8 +125,12 @@ fn row_no_succeeded_and_the_leader_is_the_same_somebody_else_writes() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.etcd(|etcd| {
-        let value = r#"{"v":1,"n":2,"fence":"7","store":"x"}"#;
-        etcd.put(&format!("{P}seq"), value, 0);
+        let seq = format!("{P}seq");
+        let value = String::from_utf8(etcd.keys[seq.as_bytes()].value.clone()).unwrap();
+        // What this commit would have put: as a process does whose memory was set back.
+        let next = value.replace(r#""n":1,"fence":"0""#, r#""n":2,"fence":"7""#);
+        assert_ne!(next, value);
+        etcd.put(&seq, &next, 0);
     });
     let result = store.commit(&batch(7, [held(7, "K")]));
     assert_ends(result, "somebody else writes");
@@ -626,4 +630,11 @@ fn rule_12_ends_alone_put_nothing() {
     let (txn, _) = gateway.calls(TXN).pop().unwrap();
     assert!(!txn.to_string().contains("request_put"), "{txn}");
     assert_eq!(number(&gateway), before);
+}
+
+#[test]
+fn an_endpoint_with_tls_is_refused() {
+    let endpoints = ["https://127.0.0.1:2379".to_string()];
+    let opened = store(&options(&endpoints, P)).open();
+    assert_ends(opened.map(drop), "TLS");
 }
