@@ -127,6 +127,25 @@
 //! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
+//! | **Clients of a cluster** | |
+//! | the leader is found behind two that are not there | `cluster_client::the_leader_is_found_behind_two_that_are_not_there_and_asked_first_from_then_on` |
+//! | who stands by leads to it, in the list or not | `cluster_client::who_stands_by_names_the_leader_and_it_is_asked_next_whether_or_not_it_is_in_the_list` |
+//! | a LOCK asks with pauses until somebody leads, under one ID | `cluster_client::a_lock_asks_with_pauses_until_somebody_leads` |
+//! | where none leads the error says so, and who was asked | `cluster_client::where_none_leads_the_error_says_so_and_who_was_asked` |
+//! | a leader that is not in the list and not there sends back to the list | `cluster_client::a_leader_that_is_not_in_the_list_and_not_there_sends_back_to_the_list` |
+//! | one that does not name the store is not believed | `cluster_client::a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed` |
+//! | one token for all | `cluster_client::a_token_is_shown_to_each_of_them_and_to_the_leader_that_they_name` |
+//! | an UNLOCK without a fence is not repeated elsewhere after a broken answer | `cluster_client::an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer` |
+//! | a release whose answer was lost is asked again of the next leader | `cluster_client::a_release_whose_answer_was_lost_with_the_leader_is_asked_again_of_the_next_one` |
+//! | a guard keeps its key while another one begins to lead | `cluster_client::a_guard_keeps_its_key_while_another_one_begins_to_lead` |
+//! | so does exec | `cluster_client::exec_keeps_its_key_while_another_one_begins_to_lead_and_says_the_list_to_its_command` |
+//! | a wait goes on at the next leader | `cluster_client::a_wait_goes_on_at_the_next_leader_under_its_id` |
+//! | events and looks follow | `cluster_client::who_reads_along_or_looks_in_is_led_to_the_leader` |
+//! | the command takes several servers | `cluster_client::the_command_asks_the_servers_that_the_variable_or_the_option_names` |
+//! | it says that none leads, and stops none that is not named | `cluster_client::the_command_says_that_none_leads_and_stops_none_that_is_not_named` |
+//! | a list with an address that is none is refused | `cluster_client::an_address_in_the_list_that_is_none_is_refused` |
+//! | no other machine's server leads to an address of this one | `client::cluster::tests::no_other_machine_s_server_leads_to_an_address_of_this_one` |
+//! | a leader outside of the list has the scheme and prefix of the server that named it | `client::cluster::tests::another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
