@@ -25,6 +25,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -79,15 +80,21 @@ pub fn start(options: Options) -> Server {
 /// Starts a `lock-server run`, and returns what it says first and the rest of its log. It is killed when the thread of
 /// this test ends: a test that fails leaves no server behind.
 pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
-    // SAFETY: it only calls the system.
-    unsafe { command.pre_exec(hand_down_no_descriptors) };
-    // SAFETY: as above.
-    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    ends_with_this_thread(command);
     let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));
     let mut introduction = String::new();
     stderr.read_line(&mut introduction).unwrap();
     (process, introduction, stderr)
+}
+
+/// Has what is started be killed when this thread ends, and hands it no descriptors down.
+pub fn ends_with_this_thread(command: &mut Command) -> &mut Command {
+    // SAFETY: it only calls the system.
+    unsafe { command.pre_exec(hand_down_no_descriptors) };
+    // SAFETY: as above.
+    unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    command
 }
 
 /// What whoever runs the tests has open counts against a server's limits, too.
@@ -156,16 +163,36 @@ pub fn with_hosts(hosts: &str, test: impl FnOnce() + Send) {
     fs::write(&file, hosts).unwrap();
     // Everybody may read it, as the one that it hides.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-    let hides = || {
+    let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
+    let hides = || mount(&path, c"/etc/hosts", c"", libc::MS_BIND, c"");
+    with_mounts("no /etc/hosts of one's own", hides, test);
+}
+
+/// Does a test with a disk of its own, of the size that mount(8) is given for a tmpfs. It is there for the thread of the
+/// test alone, and for what that starts. Skips the test where the machine lets nobody mount.
+pub fn with_disk(size: &str, test: impl FnOnce(&Path) + Send) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
+    let data = CString::new(format!("size={size}")).unwrap();
+    let add = || mount(c"none", &path, c"tmpfs", 0, &data);
+    with_mounts("no disk of one's own", add, || test(folder.path()));
+}
+
+/// Does a test in a thread that has mounted something which nobody else sees.
+fn with_mounts(
+    missing: &str,
+    mounts: impl FnOnce() -> nix::Result<()> + Send,
+    test: impl FnOnce() + Send,
+) {
+    let unshared = || {
         unshare(CloneFlags::CLONE_NEWNS)?;
-        let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
-        mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE)?;
-        mount(&path, c"/etc/hosts", libc::MS_BIND)
+        mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE, c"")?;
+        mounts()
     };
     thread::scope(|scope| {
-        let tested = scope.spawn(|| match hides() {
+        let tested = scope.spawn(|| match unshared() {
             Ok(()) => test(),
-            Err(errno) => skip(&format!("no /etc/hosts of one's own: {errno}")),
+            Err(errno) => skip(&format!("{missing}: {errno}")),
         });
         if let Err(panic) = tested.join() {
             std::panic::resume_unwind(panic);
@@ -173,16 +200,21 @@ pub fn with_hosts(hosts: &str, test: impl FnOnce() + Send) {
     });
 }
 
-fn mount(source: &CStr, target: &CStr, flags: libc::c_ulong) -> nix::Result<()> {
-    let nothing = std::ptr::null();
-    // SAFETY: the strings outlive the call, which takes no data with these flags.
+fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: &CStr,
+    flags: libc::c_ulong,
+    data: &CStr,
+) -> nix::Result<()> {
+    // SAFETY: the strings outlive the call. mount(2) does not look at an empty kind, nor at data, with the flags above.
     let result = unsafe {
         libc::mount(
             source.as_ptr(),
             target.as_ptr(),
-            nothing,
+            kind.as_ptr(),
             flags,
-            nothing.cast(),
+            data.as_ptr().cast(),
         )
     };
     Errno::result(result).map(drop)
@@ -272,14 +304,21 @@ impl Wire {
     }
 
     pub fn at(address: SocketAddr) -> Self {
-        Wire::over(TcpStream::connect(address).expect("the server listens"))
+        let stream = TcpStream::connect(address).expect("the server listens");
+        Wire::over(stream, PATIENCE)
     }
 
     /// Asks one question on a connection of its own. An error where there is no server, or none any more.
     pub fn try_ask(port: u16, path: &str) -> std::io::Result<Reply> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())?;
-        Wire::over(stream).try_reply()
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        Wire::over(stream, PATIENCE).try_once(path)
+    }
+
+    /// Asks one question. An error where its connection ends, or no answer comes in its time.
+    pub fn try_once(mut self, path: &str) -> std::io::Result<Reply> {
+        let question = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.reader.get_mut().write_all(question.as_bytes())?;
+        self.try_reply()
     }
 
     /// From a port of ours, which may have a connection to another one already; 0 is any that is free.
@@ -291,11 +330,12 @@ impl Wire {
         let [from, to] = [own, port].map(|port| SockaddrIn::new(127, 0, 0, 1, port));
         bind(socket.as_raw_fd(), &from).unwrap();
         connect(socket.as_raw_fd(), &to).expect("the server listens");
-        Wire::over(socket.into())
+        Wire::over(socket.into(), PATIENCE)
     }
 
-    fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    /// A connection that waits so long for what comes.
+    pub fn over(stream: TcpStream, patience: Duration) -> Self {
+        stream.set_read_timeout(Some(patience)).unwrap();
         stream.set_nodelay(true).unwrap();
         Wire {
             reader: BufReader::new(stream),

@@ -101,9 +101,11 @@ impl Cluster {
 
     pub fn route(&self, at: usize) -> &Route {
         let beyond = at.checked_sub(self.listed.len());
-        let learned = beyond.and_then(|at| self.learned[at].get());
-        // Who was not learned is in the list: no other index is given out.
-        learned.map_or_else(|| &self.listed[at], |route| route)
+        match beyond.and_then(|at| self.learned[at].get()) {
+            Some(learned) => learned,
+            // No other index is given out than those of the list and of places that are filled.
+            None => &self.listed[at],
+        }
     }
 
     /// How many are in the list.

@@ -8,6 +8,7 @@ use super::*;
 
 mod commit;
 mod standby;
+mod traces;
 
 const LONG: Duration = Duration::from_secs(60);
 /// How a wait ends with the server.

@@ -1,7 +1,11 @@
 //! What every store does. Each one runs the whole suite.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::etcd::tests::real_etcd;
+use super::fake::FakeDisk;
 use super::file::{FileStore, Sync};
 use super::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 use crate::lease::Fence;
@@ -10,11 +14,22 @@ use crate::lease::Fence;
 type Open<'a> = dyn Fn() -> Box<dyn Store> + 'a;
 
 fn on_each_store(test: impl Fn(&Open)) {
+    on_each_file(&test);
+    if let Some(etcd) = real_etcd::shared() {
+        let prefix = real_etcd::new_prefix();
+        test(&|| etcd.store(&prefix));
+    }
+}
+
+fn on_each_file(test: impl Fn(&Open)) {
     for sync in [Sync::Disk, Sync::Off] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("locks");
         test(&|| Box::new(FileStore::new(&path, sync)));
     }
+    // What the manager's tests take for a store does what they do.
+    let disk = FakeDisk::new();
+    test(&|| Box::new(disk.store()));
 }
 
 fn hold(fence: Fence, key: &str) -> StoredHold {
@@ -53,9 +68,11 @@ fn a_new_store_is_empty_and_has_a_name_that_stays() {
         assert_eq!(first.store.len(), 32);
         assert_eq!(found(open).store, first.store);
     });
-    let mut names = Vec::new();
-    on_each_store(|open| assert!(!names.contains(&found(open).store)));
-    names.clear();
+    let names = RefCell::new(BTreeSet::new());
+    on_each_store(|open| {
+        let is_new = names.borrow_mut().insert(found(open).store);
+        assert!(is_new, "two stores have one name");
+    });
 }
 
 #[test]
@@ -159,7 +176,7 @@ fn a_batch_may_have_thousands_of_records() {
 
 #[test]
 fn rule_17_a_second_server_is_refused_while_the_first_has_it() {
-    on_each_store(|open| {
+    on_each_file(|open| {
         let mut first = open();
         first.open().unwrap();
         assert!(matches!(open().open(), Err(StoreError::Taken(_))));

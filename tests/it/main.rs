@@ -103,12 +103,30 @@
 //! | what is no store is refused in a sentence | `store::a_store_that_is_none_is_refused_in_a_sentence_and_stays_as_it_is` |
 //! | without syncs locks outlive a kill of the process | `store::without_syncs_locks_outlive_a_kill_of_the_process` |
 //! | no answer leaves before what was decided before it is stored | `manager::tests::commit::rule_1_no_answer_leaves_before_what_was_decided_before_it_is_stored` |
+//! | on the wire neither, while all that tells of no hold is answered | `store_held::rule_1_while_a_batch_is_under_way_no_answer_tells_of_a_hold_and_all_others_come` |
+//! | what was not stored before a kill nobody was told | `store_held::rule_1_what_was_not_stored_when_the_server_was_killed_nobody_was_told` |
+//! | nor does that of a repeated LOCK | `manager::tests::traces::rule_1_a_repeated_lock_is_told_of_its_grant_once_that_is_stored` |
+//! | of a VERIFY, RENEW or CHECK | `manager::tests::traces::rule_1_a_question_about_a_grant_is_answered_once_that_is_stored` |
+//! | or of a repeated UNLOCK | `manager::tests::traces::rule_1_a_no_to_a_repeated_unlock_is_told_once_the_end_is_stored` |
 //! | nor is who was next told before | `manager::tests::commit::rule_1_who_was_next_is_told_once_the_hand_over_is_stored` |
 //! | a hold of an earlier run begins its full lease | `manager::tests::commit::rule_6_what_is_held_begins_its_full_lease_and_its_own_lock_gets_the_same_grant` |
+//! | whatever was left of it | `manager::tests::traces::rule_6_a_lease_begins_anew_in_full_whatever_was_left_of_it` |
 //! | a renewal that asks for no more is not stored, and one that does is | `manager::tests::commit::rule_7_a_renewal_that_asks_for_no_more_is_not_stored` |
+//! | one that does is told once it is stored | `manager::tests::traces::rule_7_a_renewal_for_longer_is_told_once_it_is_stored` |
+//! | one for less shortens nothing that is stored | `manager::tests::traces::rule_7_a_renewal_for_less_does_not_shorten_what_is_stored` |
+//! | nor does it in memory, also where its answer is lost | `manager::tests::traces::rule_8_a_renewal_for_less_whose_answer_is_lost_takes_nothing_back` |
+//! | a hold that ended by itself is not found beside the next one | `manager::tests::traces::rule_9_a_hold_that_ended_by_itself_is_not_found_beside_the_next_one` |
+//! | nor one that was swept | `manager::tests::traces::rule_9_a_hold_that_was_swept_is_not_found_beside_the_next_one` |
+//! | nor one of several | `manager::tests::traces::rule_9_a_hold_that_ended_is_not_found_beside_two_that_share_the_key` |
+//! | nor where a batch is split between them | `manager::tests::traces::rule_9_where_a_batch_is_split_the_end_of_a_hold_comes_before_the_next_one` |
 //! | a batch has the last state of each grant | `manager::tests::commit::rule_10_a_batch_has_the_last_state_of_each_grant` |
+//! | a grant that ended before it was stored leaves no older one behind | `manager::tests::traces::rule_10_a_grant_that_ended_before_it_was_stored_leaves_no_older_one_behind` |
 //! | fences go on, whatever the clock says | `manager::tests::commit::rule_11_fences_go_on_above_the_greatest_one_whatever_the_clock_says` |
+//! | also where nothing is held any more | `manager::tests::traces::rule_11_where_nothing_is_held_any_more_fences_go_on_after_a_crash` |
+//! | of many changes the first are stored and told first | `manager::tests::traces::rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_told_first` |
+//! | a LOCK that is repeated after a crash gets its own grant | `manager::tests::traces::rule_14_a_lock_that_is_repeated_after_a_crash_gets_its_own_grant` |
 //! | a lease begins when its grant is stored | `manager::tests::commit::rule_15_a_lease_that_ended_before_its_grant_was_stored_begins_then` |
+//! | where the store stalls a whole queue gets whole leases in turn | `manager::tests::traces::rule_15_where_the_store_stalls_for_longer_than_a_lease_each_waiter_gets_a_whole_one_in_turn` |
 //! | what is not stored is bounded | `manager::tests::commit::rule_18_beyond_10_000_changes_that_are_not_stored_nothing_is_granted` |
 //! | where there is no room grants are taken back and ends are stored | `manager::tests::commit::where_there_is_no_room_grants_are_taken_back_and_ends_are_stored` |
 //! | where the store is lost nobody is answered | `manager::tests::commit::where_a_batch_is_lost_nobody_is_answered` |
@@ -119,11 +137,15 @@
 //! | a failed sync is an error | `store::file::tests::rule_17_a_failed_sync_is_an_error_also_when_the_log_is_put_into_the_file` |
 //! | a batch without room is not stored, and the next one is | `store::file::tests::a_batch_without_room_is_not_stored_and_the_next_one_is` |
 //! | on a full disk holds end | `store::file::tests::on_a_full_disk_no_hold_begins_and_holds_end` |
+//! | the same with a whole server, which serves on | `store_full::on_a_full_disk_no_lock_is_granted_the_rest_goes_on_and_nothing_is_lost` |
 //! | one server has the file; the next one waits a second for it | `store::file::tests::rule_17_a_server_that_ends_within_a_second_gives_the_store_to_the_next_one` |
 //! | a file of anything else stays as it is | `store::file::tests::a_file_of_anything_else_is_refused_and_stays_as_it_is` |
 //! | so does that of a later version | `store::file::tests::a_file_of_a_later_version_is_refused_and_stays_as_it_is` |
 //! | a torn file is never an empty store | `store::file::tests::a_torn_file_is_damaged_or_foreign_and_never_an_empty_store` |
 //! | to read a store changes nothing | `store::file::tests::to_read_a_store_changes_nothing` |
+//! | a store of each earlier format is looked into | `store_format::a_store_of_each_format_is_looked_into_and_stays_as_it_is` |
+//! | a server that starts on it has every hold of it | `store_format::a_server_that_starts_on_a_store_of_each_format_has_every_hold_of_it` |
+//! | and leaves what the earlier version reads | `store_format::what_a_server_leaves_of_a_store_of_each_format_is_of_that_format` |
 //! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
@@ -146,6 +168,40 @@
 //! | a list with an address that is none is refused | `cluster_client::an_address_in_the_list_that_is_none_is_refused` |
 //! | no other machine's server leads to an address of this one | `client::cluster::tests::no_other_machine_s_server_leads_to_an_address_of_this_one` |
 //! | a leader outside of the list has the scheme and prefix of the server that named it | `client::cluster::tests::another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it` |
+//! | **Locks that outlive the server: etcd** | |
+//! | nobody is told of what was decided and not stored | `cluster::rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_knows_nothing_of_it` |
+//! | what was stored and not told is had by the same LOCK at the next leader | `cluster::rule_1_a_grant_that_was_stored_and_not_told_is_had_by_the_same_lock_at_the_next_leader` |
+//! | a commit that arrives after a failover changes nothing | `cluster::rule_2_a_commit_that_arrives_after_a_failover_changes_nothing` |
+//! | a leader whose lease in etcd is gone says yes to nobody | `cluster::rule_3_a_leader_whose_lease_was_revoked_says_yes_to_nobody` |
+//! | nor does one whose key is gone | `cluster::rule_3_a_leader_whose_key_was_deleted_says_yes_to_nobody` |
+//! | one that was stopped past a failover answers nothing of what lay in its sockets | `cluster::rule_3_a_leader_that_was_stopped_past_a_failover_answers_nothing_of_what_lay_in_its_sockets` |
+//! | without a quorum of etcd nobody is answered | `cluster::rule_3_without_a_quorum_of_etcd_nobody_is_answered` |
+//! | a server that comes back takes its old key in etcd for another's | `cluster::rule_4_a_server_that_is_killed_and_restarted_at_once_takes_its_old_key_for_anothers` |
+//! | a win whose answer was lost is one | `cluster::rule_4_a_server_whose_win_was_not_answered_leads_under_the_key_that_it_made` |
+//! | who wins while a commit is under way knows what it stored | `cluster::rule_5_who_wins_while_a_commit_is_under_way_knows_what_it_stored` |
+//! | who wins before a commit arrives never sees it | `cluster::rule_5_who_wins_before_a_commit_arrives_never_sees_it` |
+//! | a load whose revision is compacted begins anew | `cluster::rule_5_a_load_whose_revision_is_compacted_between_two_pages_begins_anew` |
+//! | who can't read a hold does not lead | `cluster::rule_5_a_server_that_can_not_read_a_hold_does_not_lead` |
+//! | what a renewal promised outlives a failover whole | `cluster::rules_6_and_7_what_a_renewal_promised_outlives_a_failover_whole` |
+//! | who waits after it is granted no sooner than the holder was told | `cluster::rule_6_who_waits_after_a_failover_is_granted_no_sooner_than_the_holder_was_told` |
+//! | who lapsed before it does not hold after it | `cluster::rule_9_who_lapsed_before_a_failover_does_not_hold_after_it_what_another_was_granted` |
+//! | a queue outlives a store that stands still for ten leases | `cluster::rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases` |
+//! | fences grow over a failover | `cluster::rule_11_fences_grow_over_a_failover_also_where_nothing_is_held_any_more` |
+//! | a commit that arrives twice counts once | `cluster::rule_12_a_commit_that_arrives_twice_counts_once_now_and_later` |
+//! | one whose answer was lost is sent again | `cluster::rule_12_a_commit_whose_answer_was_lost_is_sent_again_whether_it_was_applied_or_not` |
+//! | so is a confirmation | `cluster::rule_12_a_confirmation_whose_answer_was_lost_is_asked_again` |
+//! | a leader whose committer stands still loses its key | `cluster::rule_18_a_leader_whose_committer_stands_still_loses_its_key` |
+//! | where etcd is full nothing is locked, and what is held is unlocked | `cluster::where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there_is_room_again` |
+//! | a leader takes locks again once there is room | `cluster::a_leader_takes_locks_again_once_etcd_has_room_again` |
+//! | after an orderly end a standby serves within half a second | `cluster::after_an_orderly_end_a_standby_serves_within_half_a_second` |
+//! | after a kill, within the leadership's time and a second | `cluster::after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second` |
+//! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_says_who_it_is` |
+//! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |
+//! | who waits is refused when its server stands by, and may wait at the next leader | `cluster::who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader` |
+//! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
+//! | its judge notices what it has to | `trial::tests::the_judge_notices_what_it_should` |
+//! | a trial's history is read whole | `etcd::history::tests::a_long_history_is_read_whole` |
+//! | and its examiner notices what it has to | `etcd::history::tests::the_examiner_notices_what_it_should` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
@@ -494,9 +550,12 @@ mod architecture;
 mod break_lock;
 mod classic;
 mod client;
+mod cluster;
 mod cluster_client;
+mod cluster_trial;
 mod command;
 mod contention;
+mod etcd;
 mod events;
 mod exec;
 mod guard;
@@ -514,7 +573,11 @@ mod service;
 mod slots;
 mod store;
 mod store_command;
+mod store_format;
+mod store_full;
+mod store_held;
 mod store_trial;
+mod trial;
 mod wire;
 mod working_safely;
 

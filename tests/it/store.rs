@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::BufReader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,8 +23,13 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
+        Place::within(&std::env::temp_dir())
+    }
+
+    /// A place on the disk that this folder is on.
+    pub fn within(folder: &Path) -> Self {
         Place {
-            directory: tempfile::tempdir().expect("a directory"),
+            directory: tempfile::tempdir_in(folder).expect("a directory"),
             port: free_port(),
         }
     }
@@ -63,10 +68,10 @@ impl Place {
 
 /// A server in a process, killed at the end of a test.
 pub struct Stored {
-    child: Child,
+    pub child: Child,
     /// It goes on being read from, or the server would be told that nobody does.
     _log: BufReader<ChildStderr>,
-    classic_port: Option<u16>,
+    pub classic_port: Option<u16>,
 }
 
 impl Stored {
@@ -75,7 +80,7 @@ impl Stored {
         self.child.wait().expect("a child");
     }
 
-    fn end(&mut self) -> Option<i32> {
+    pub fn end(&mut self) -> Option<i32> {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("it runs");
         self.child.wait().expect("a child").code()
     }

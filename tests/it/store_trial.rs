@@ -1,9 +1,7 @@
 //! A server with a store that is killed again and again, and clients that hold it to what it told them.
 //!
-//! All clients are on one machine and note on one clock what they were told: from when a grant was heard until its lease
-//! ends, counted from before it was asked for, no other client holds the key; fences grow in the order of the grants;
-//! a grant that was told stands, and its UNLOCK is `1`. It takes 5 seconds, or as many as
-//! `LOCK_SERVER_STORE_TRIAL_SECONDS` says.
+//! Never two hold a key at once, and fences grow in the order of the grants; a grant that was told stands, and its UNLOCK is
+//! `1`. It takes 5 seconds, or as many as `LOCK_SERVER_STORE_TRIAL_SECONDS` says.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -12,20 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Reply, Wire, ms};
 use crate::store::Place;
+use crate::trial::{Dice, Told, judge};
 
 const KEYS: [&str; 3] = ["KEYA", "KEYB", "KEYC"];
 const CLIENTS: u64 = 8;
-
-/// A grant, as its client knows of it.
-#[derive(Debug)]
-struct Told {
-    key: &'static str,
-    _client: u64,
-    fence: u64,
-    heard: Instant,
-    /// Until when it held it for sure.
-    until: Instant,
-}
 
 /// Ends the clients also where the trial fails.
 struct Over<'a>(&'a Trial);
@@ -43,19 +31,6 @@ struct Trial {
     /// Answers that can't be.
     wrong: Mutex<Vec<String>>,
     verified: AtomicU64,
-}
-
-/// Numbers that look random, the same in each run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, most: u64) -> u64 {
-        // Xorshift, by Marsaglia.
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most
-    }
 }
 
 impl Trial {
@@ -79,12 +54,13 @@ impl Trial {
     }
 
     fn client(&self, client: u64) {
-        let mut dice = Dice(client.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut dice = Dice::of(client);
         for number in 0.. {
             let key = KEYS[dice.below(KEYS.len() as u64) as usize];
             let lock = format!(
                 "/LOCK/{key}/client{client}?lock_timeout=0.4&lock_attempt_timeout=5&request={client}.{number}"
             );
+            let first = Instant::now();
             let Some((reply, asked, _)) = self.ask(&lock) else {
                 return;
             };
@@ -97,8 +73,9 @@ impl Trial {
             let mut until = asked + reply.expires_in();
             let mut told = Told {
                 key,
-                _client: client,
+                client: client.to_string(),
                 fence,
+                asked: first,
                 heard,
                 until,
             };
@@ -161,7 +138,7 @@ fn a_server_that_is_killed_again_and_again_grants_nothing_twice_and_loses_nothin
             scope.spawn(move || trial.client(client));
         }
         let _over = Over(&trial);
-        let mut dice = Dice(42);
+        let mut dice = Dice::of(42);
         let mut server = place.run(&[]);
         while Instant::now() < ends {
             // Mostly longer than a lease: who comes back sooner begins the leases of the dead anew each time.
@@ -173,16 +150,12 @@ fn a_server_that_is_killed_again_and_again_grants_nothing_twice_and_loses_nothin
     });
     let wrong = trial.wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{kills} kills: {wrong:#?}");
-    let mut told = trial.told.into_inner().unwrap();
-    told.sort_by_key(|told| told.fence);
+    let told = trial.told.into_inner().unwrap();
+    let wrong = judge(&told);
+    assert!(wrong.is_empty(), "{kills} kills: {wrong:#?}");
     for key in KEYS {
-        let grants: Vec<_> = told.iter().filter(|told| told.key == key).collect();
-        for pair in grants.windows(2) {
-            let [one, next] = [pair[0], pair[1]];
-            assert!(one.fence < next.fence, "{one:?} {next:?}");
-            assert!(one.until <= next.heard, "both held it: {one:?} {next:?}");
-        }
-        assert!(grants.len() > 10, "{key}: {} grants", grants.len());
+        let grants = told.iter().filter(|told| told.key == key).count();
+        assert!(grants > 10, "{key}: {grants} grants");
     }
     println!(
         "{kills} kills, {} grants, {} times verified or renewed",

@@ -5,8 +5,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::*;
 use crate::lease;
 use crate::manager::commit;
-use crate::store::fake::{Steps, stepped};
-use crate::store::{Batch, Record, Recovered, StoreError, StoredHold};
+use crate::store::fake::{FakeDisk, Steps};
+use crate::store::{Batch, Record, StoreError, StoredHold};
 
 /// A manager with a store that holds this, and what the store said where it was lost.
 fn restart(
@@ -14,15 +14,19 @@ fn restart(
     greatest_fence: Option<Fence>,
     holds: Vec<StoredHold>,
 ) -> (Running, Steps, Receiver<StoreError>) {
-    let (store, steps) = stepped();
+    start_on(&FakeDisk::with(greatest_fence, holds), lock_timeout)
+}
+
+/// A manager with a store on this disk, which a manager may have had that nobody hears any more.
+pub(super) fn start_on(
+    disk: &FakeDisk,
+    lock_timeout: Duration,
+) -> (Running, Steps, Receiver<StoreError>) {
+    let (store, steps) = disk.stepped();
     let (lost, losses) = channel();
     let store = OpenStore {
         store: Box::new(store),
-        recovered: Some(Recovered {
-            store: "fake".into(),
-            greatest_fence,
-            holds,
-        }),
+        recovered: Some(disk.recovered()),
         election: None,
         leads: Box::new(|_| {}),
         // Where the test has ended nobody wants to know.

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::commit::{answer, fences_held, stored_hold, was_sent};
 use super::*;
 use crate::store::election::Election;
-use crate::store::fake::{Steps, shared};
+use crate::store::fake::{FakeDisk, Steps};
 use crate::store::{Recovered, StoredHold};
 
 /// A server of several, and what makes it lead.
@@ -20,7 +20,7 @@ struct Cluster {
 impl Cluster {
     /// One that stands by.
     fn start(lock_timeout: Duration) -> Self {
-        let (store, steps, lead) = shared();
+        let (store, steps, lead) = FakeDisk::new().shared();
         let (told, leads) = channel();
         let store = OpenStore {
             store: Box::new(store),

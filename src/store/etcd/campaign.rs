@@ -150,10 +150,9 @@ impl<'a> Campaign<'a> {
 
     /// A lease that is fresh enough to win with.
     fn lease(&mut self) -> Result<GrantedLease, CallFailure> {
-        if let Some(granted) = self.granted {
-            if granted.asked.elapsed() < granted.ttl / 2 {
-                return Ok(granted);
-            }
+        let is_fresh = |granted: &GrantedLease| granted.asked.elapsed() < granted.ttl / 2;
+        if let Some(granted) = self.granted.filter(is_fresh) {
+            return Ok(granted);
         }
         let asked = Instant::now();
         let seconds = i64::try_from(self.options.ttl.as_secs()).unwrap_or(i64::MAX);
@@ -204,16 +203,9 @@ impl<'a> Campaign<'a> {
         };
         let is_new = loaded.sequence.is_none();
         term.resume(loaded.sequence, loaded.version, loaded.slots);
-        while is_new {
-            match term.begin(self.gateway) {
-                Ok(()) => break,
-                Err(StoreError::Full) if self.election.pause(POLL) => {}
-                Err(StoreError::Full | StoreError::Deposed) => {
-                    revoke(self.gateway, term.lease(), self.time());
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            }
+        if is_new && !self.begin(&mut term)? {
+            revoke(self.gateway, term.lease(), self.time());
+            return Ok(None);
         }
         self.gateway.log_success();
         let (store, greatest_fence) = term.named();
@@ -223,6 +215,18 @@ impl<'a> Campaign<'a> {
             holds: loaded.holds,
         };
         Ok(Some((term, recovered)))
+    }
+
+    /// Gives a new store its name. `false` if the leadership is over.
+    fn begin(&mut self, term: &mut Term) -> Result<bool, StoreError> {
+        loop {
+            match term.begin(self.gateway) {
+                Ok(()) => return Ok(true),
+                Err(StoreError::Full) if self.election.pause(POLL) => {}
+                Err(StoreError::Full | StoreError::Deposed) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Reads until it is read, or the leadership is over.

@@ -11,9 +11,11 @@ use crate::lease::Fence;
 use crate::store::election::Election;
 use crate::store::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 
+mod fake_gateway;
 mod ops;
 mod real;
 pub(in crate::store) mod real_etcd;
+mod rows;
 
 /// Longer than anything takes that does not fail.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);

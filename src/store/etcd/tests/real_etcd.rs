@@ -16,6 +16,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use crate::store::etcd::EtcdStore;
+use crate::store::{Batch, Recovered, Store, StoreError};
 
 /// Runs the program until standard input ends: also where the process of the tests is killed.
 const UNTIL_STDIN_ENDS: &str = r#"
@@ -149,8 +151,34 @@ impl RealEtcd {
         answer
     }
 
+    /// The store under a prefix, in a process that ends in an orderly way when this is dropped.
+    pub fn store(&self, prefix: &str) -> Box<dyn Store> {
+        Box::new(OrderlyStore(super::store(&super::options(
+            &self.endpoints,
+            prefix,
+        ))))
+    }
+
     pub fn signal(&self, member: usize, signal: Signal) {
         signal::kill(self.members[member].pid, signal).expect("it runs");
+    }
+}
+
+struct OrderlyStore(EtcdStore);
+
+impl Store for OrderlyStore {
+    fn open(&mut self) -> Result<Recovered, StoreError> {
+        self.0.open()
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        self.0.commit(batch)
+    }
+}
+
+impl Drop for OrderlyStore {
+    fn drop(&mut self) {
+        self.0.resign();
     }
 }
 

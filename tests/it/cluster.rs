@@ -1,0 +1,908 @@
+//! Several lock servers before one etcd or three: one leads, the others stand by and take over. Real processes all, and
+//! accidents on the way between them.
+//!
+//! The rules are those of a store that several servers share: see the guide's page about how a cluster works.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::common::{Reply, Wire, bound, ms, skip, sleeps, until};
+use crate::etcd::Etcds;
+use crate::etcd::api::b64;
+use crate::etcd::fault_proxy::{Accident, Request};
+use crate::etcd::lock_servers::{LockServer, LockServers, PREFIX, TTL};
+
+/// Long enough for a commit to be held for a while without an end of the leadership.
+const PATIENT_TTL: Duration = Duration::from_secs(10);
+
+const ALL: usize = usize::MAX;
+
+fn one_leads_one_stands_by() -> Option<LockServers> {
+    LockServers::start(2, Etcds::one())
+}
+
+#[track_caller]
+fn fence(reply: &Reply) -> u64 {
+    let fence = reply.header("Lock-Fence");
+    let fence = fence.unwrap_or_else(|| panic!("it is no grant: {reply:?}"));
+    fence.parse().expect("a number")
+}
+
+/// Whether an answer says anything about a hold. A connection that ends says nothing, nor does who stands by.
+fn is_answer(reply: &std::io::Result<Reply>) -> bool {
+    reply.as_ref().is_ok_and(|reply| reply.status == 200)
+}
+
+/// Waits until the server has done all that it can with what has come.
+fn until_idle(server: &mut LockServer) {
+    let pid = server.process().id();
+    until("the server has nothing to do", || {
+        sleeps(pid) && sleeps(pid)
+    });
+}
+
+fn verify(server: &LockServer, key: &str, who: &str, fence: u64) -> Reply {
+    server.reply(&format!("/VERIFY/{key}/{who}?fence={fence}"))
+}
+
+// Rule 1.
+
+/// What was decided and is not stored is nobody's to know, whoever asks and whatever.
+#[test]
+fn rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_knows_nothing_of_it()
+ {
+    let Some(mut servers) = LockServers::start_with(2, Etcds::one(), PATIENT_TTL) else {
+        return;
+    };
+    let trap = servers.servers[0]
+        .proxy
+        .trap(ALL, Accident::Held, Request::is_commit);
+    let lock = "/LOCK/K/A?lock_timeout=60&request=1";
+    let server = &mut servers.servers[0];
+    let mut wires = vec![server.get(lock)];
+    trap.until_caught(1);
+    for question in [
+        lock,
+        "/VERIFY/K/A",
+        "/RENEW/K/A",
+        "/CHECK/K",
+        "/LOCK/K/A",
+        "/UNLOCK/K/A",
+        "/UNLOCK/K/A",
+        "/CHECK/K",
+    ] {
+        wires.push(server.get(question));
+        until_idle(server);
+    }
+    for wire in &wires {
+        assert!(!wire.has_answer());
+    }
+    // A look at the server itself tells of no hold.
+    assert_eq!(server.reply("/PING").body, "1\n");
+    server.kill();
+    for mut wire in wires {
+        assert_eq!(wire.rest(), "");
+    }
+    let next = servers.until_leads(1);
+    assert_eq!(next.reply("/CHECK/K").result(), "free");
+    assert_eq!(next.reply("/VERIFY/K/A").result(), "free");
+    let granted = fence(&next.reply("/LOCK/K/B?lock_timeout=60"));
+    drop(trap);
+    assert_eq!(verify(next, "K", "B", granted).body, "1\n");
+}
+
+/// What is stored and was not told is held all the same, and its own LOCK gets it.
+#[test]
+fn rule_1_a_grant_that_was_stored_and_not_told_is_had_by_the_same_lock_at_the_next_leader() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let trap = servers.servers[0]
+        .proxy
+        .trap(1, Accident::AnswerHeld, Request::is_commit);
+    let lock = "/LOCK/K/A?lock_timeout=60&request=1";
+    let wire = servers.servers[0].get(lock);
+    trap.until_answered(1);
+    assert!(!wire.has_answer());
+    servers.servers[0].kill();
+    let next = servers.until_leads(1);
+    let other = next.reply("/LOCK/K/B?lock_attempt_timeout=0");
+    assert_eq!(other.result(), "timeout");
+    let again = fence(&next.reply(lock));
+    let stored = servers.stored("K").expect("it is held");
+    assert_eq!(stored["fence"], again.to_string());
+}
+
+// Rule 2.
+
+#[test]
+fn rule_2_a_commit_that_arrives_after_a_failover_changes_nothing() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let trap = servers.servers[0]
+        .proxy
+        .trap(ALL, Accident::Held, Request::is_commit);
+    let _wire = servers.servers[0].get("/LOCK/K/A?lock_timeout=60");
+    trap.until_caught(1);
+    servers.servers[0].kill();
+    let next = servers.until_leads(1);
+    let granted = fence(&next.reply("/LOCK/K/B?lock_timeout=60"));
+    trap.let_go();
+    trap.until_answered(1);
+    assert_eq!(servers.stored("K").expect("it is held")["who"], "B");
+    assert_eq!(verify(next, "K", "B", granted).body, "1\n");
+}
+
+// Rule 3.
+
+/// Takes the leadership away, behind the leader's back, and keeps everybody from winning it.
+fn rule_3_under(deposes: impl Fn(&LockServers)) {
+    let Some(servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let leader = &servers.servers[0];
+    let granted = fence(&leader.reply("/LOCK/K/A?lock_timeout=60"));
+    let campaign =
+        |server: &LockServer| server.proxy.trap(ALL, Accident::Held, Request::is_campaign);
+    let traps: Vec<_> = servers.servers.iter().map(campaign).collect();
+    deposes(&servers);
+    for question in [
+        format!("/VERIFY/K/A?fence={granted}"),
+        format!("/RENEW/K/A?fence={granted}"),
+        "/CHECK/K".into(),
+        "/LOCK/K/B?lock_attempt_timeout=0".into(),
+        "/LOCK/J/B".into(),
+        format!("/UNLOCK/K/A?fence={granted}"),
+    ] {
+        let answer = leader.ask(&question);
+        assert!(!is_answer(&answer), "{question}: {answer:?}");
+    }
+    drop(traps);
+    let next = &servers.servers[servers.until_led()];
+    assert_eq!(verify(next, "K", "A", granted).body, "1\n");
+}
+
+#[test]
+fn rule_3_a_leader_whose_lease_was_revoked_says_yes_to_nobody() {
+    rule_3_under(|servers| {
+        let leader = servers.leader_key().expect("one leads");
+        servers.api().revoke(leader.lease);
+    });
+}
+
+#[test]
+fn rule_3_a_leader_whose_key_was_deleted_says_yes_to_nobody() {
+    rule_3_under(|servers| {
+        assert_eq!(servers.api().delete(&format!("{PREFIX}leader")), 1);
+    });
+}
+
+/// The leader is stopped for longer than its leadership and the hold, and goes on with everything that lay in its sockets.
+#[test]
+fn rule_3_a_leader_that_was_stopped_past_a_failover_answers_nothing_of_what_lay_in_its_sockets() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let leader = &mut servers.servers[0];
+    let granted = fence(&leader.reply("/LOCK/K/A?lock_timeout=1"));
+    let mut kept = Wire::at(leader.address);
+    assert_eq!(kept.ask("/PING").body, "1\n");
+    leader.process().stop();
+    let questions = [
+        format!("/VERIFY/K/A?fence={granted}"),
+        format!("/RENEW/K/A?fence={granted}&lock_timeout=60"),
+        "/CHECK/K".into(),
+        format!("/UNLOCK/K/A?fence={granted}"),
+        "/LOCK/K/C?lock_timeout=60".into(),
+        "/LOCK/J/C?lock_timeout=60".into(),
+    ];
+    let mut wires: Vec<Wire> = questions
+        .iter()
+        .map(|question| leader.get(question))
+        .collect();
+    kept.get(&questions[0]);
+    wires.push(kept);
+    let next = servers.until_leads(1);
+    let next_granted = fence(&next.reply("/LOCK/K/B?lock_timeout=60"));
+    assert!(next_granted > granted);
+    servers.servers[0].process().go_on();
+    for (mut wire, question) in wires
+        .into_iter()
+        .zip(questions.iter().chain(&questions[..1]))
+    {
+        let answer = wire.try_reply();
+        assert!(!is_answer(&answer), "{question}: {answer:?}");
+    }
+    let next = &servers.servers[1];
+    assert_eq!(verify(next, "K", "B", next_granted).body, "1\n");
+    assert_eq!(next.reply("/CHECK/J").result(), "free");
+    until("it stands by", || servers.servers[0].is_standby());
+}
+
+/// Without a quorum a member of etcd answers a transaction that asks for nothing by itself.
+#[test]
+fn rule_3_without_a_quorum_of_etcd_nobody_is_answered() {
+    let Some(mut servers) = LockServers::start(1, Etcds::three()) else {
+        return;
+    };
+    let granted = fence(&servers.servers[0].reply("/LOCK/K/A?lock_timeout=60"));
+    for stopped in [[0, 1], [1, 2], [0, 2]] {
+        for member in stopped {
+            servers.etcds.process(member).stop();
+        }
+        for question in [format!("/VERIFY/K/A?fence={granted}"), "/CHECK/K".into()] {
+            let answer = servers.servers[0].ask(&question);
+            assert!(!is_answer(&answer), "{question}: {answer:?}");
+        }
+        for member in stopped {
+            servers.etcds.process(member).go_on();
+        }
+        let leader = servers.until_leads(0);
+        assert_eq!(verify(leader, "K", "A", granted).body, "1\n");
+    }
+}
+
+// Rule 4.
+
+#[test]
+fn rule_4_a_server_that_is_killed_and_restarted_at_once_takes_its_old_key_for_anothers() {
+    let Some(mut servers) = LockServers::start(1, Etcds::one()) else {
+        return;
+    };
+    let before = servers.leader_key().expect("it leads");
+    let trap = servers.servers[0]
+        .proxy
+        .trap(1, Accident::Held, Request::is_commit);
+    let _wire = servers.servers[0].get("/LOCK/K/A?lock_timeout=60");
+    trap.until_caught(1);
+    servers.servers[0].start();
+    let again = servers.until_leads(0);
+    let after = servers.leader_key().expect("it leads");
+    assert!(after.create_revision > before.create_revision, "{after:?}");
+    let granted = fence(&again.reply("/LOCK/K/B?lock_timeout=60"));
+    trap.let_go();
+    trap.until_answered(1);
+    assert_eq!(servers.stored("K").expect("it is held")["who"], "B");
+    assert_eq!(verify(again, "K", "B", granted).body, "1\n");
+}
+
+#[test]
+fn rule_4_a_server_whose_win_was_not_answered_leads_under_the_key_that_it_made() {
+    let Some(mut servers) = LockServers::prepare(1, Etcds::one(), TTL) else {
+        return;
+    };
+    for accident in [Accident::AnswerCut, Accident::Dropped, Accident::Doubled] {
+        let trap = servers.servers[0]
+            .proxy
+            .trap(1, accident, Request::is_campaign);
+        servers.start_one(0);
+        trap.until_caught(1);
+        let leader = &servers.servers[0];
+        let granted = fence(&leader.reply("/LOCK/K/A?lock_timeout=60"));
+        assert_eq!(
+            leader.reply(&format!("/UNLOCK/K/A?fence={granted}")).body,
+            "1\n"
+        );
+        assert_eq!(servers.leader_key().expect("it leads").version, 1);
+        servers.servers[0].process().end();
+    }
+}
+
+// Rule 5.
+
+/// The commit of the old leader is applied, and its answer is under way, while the next one wins.
+#[test]
+fn rule_5_who_wins_while_a_commit_is_under_way_knows_what_it_stored() {
+    let Some(servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let [old, next] = &servers.servers[..] else {
+        unreachable!("there are two")
+    };
+    let _out = old.proxy.trap(ALL, Accident::Held, Request::is_campaign);
+    let trap = old.proxy.trap(ALL, Accident::AnswerHeld, |request| {
+        request.is_commit_of("K")
+    });
+    let lock = "/LOCK/K/A?lock_timeout=60&request=1";
+    let mut wire = old.get(lock);
+    trap.until_answered(1);
+    servers
+        .api()
+        .revoke(servers.leader_key().expect("one leads").lease);
+    servers.until_leads(1);
+    assert_eq!(
+        next.reply("/LOCK/K/B?lock_attempt_timeout=0").result(),
+        "timeout"
+    );
+    let granted = fence(&next.reply(lock));
+    drop(trap);
+    // It was stored under the old leadership, so the old leader may tell of it. It may do so under the same fence alone.
+    if let Ok(reply) = wire.try_reply().and_then(|reply| match reply.status {
+        200 => Ok(reply),
+        _ => Err(std::io::ErrorKind::Other.into()),
+    }) {
+        assert_eq!(fence(&reply), granted);
+    }
+}
+
+/// The load is slow, and the commit of the old leader comes after the win.
+#[test]
+fn rule_5_who_wins_before_a_commit_arrives_never_sees_it() {
+    let Some(servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let [old, next] = &servers.servers[..] else {
+        unreachable!("there are two")
+    };
+    let _out = old.proxy.trap(ALL, Accident::Held, Request::is_campaign);
+    let commit = old
+        .proxy
+        .trap(ALL, Accident::Held, |request| request.is_commit_of("K"));
+    let load = next.proxy.trap(1, Accident::Held, Request::is_load);
+    let mut wire = old.get("/LOCK/K/A?lock_timeout=60");
+    commit.until_caught(1);
+    servers
+        .api()
+        .revoke(servers.leader_key().expect("one leads").lease);
+    load.until_caught(1);
+    commit.let_go();
+    commit.until_answered(1);
+    load.let_go();
+    let answer = wire.try_reply();
+    assert!(!is_answer(&answer), "{answer:?}");
+    servers.until_leads(1);
+    assert_eq!(servers.stored("K"), None);
+    assert_eq!(next.reply("/CHECK/K").result(), "free");
+}
+
+/// Holds as a leader stores them, of locks `k0`, `k1` and so on.
+fn store_holds(servers: &LockServers, many: usize) {
+    let put = |key: &str, value: Value| {
+        let put = json!({ "key": b64(format!("{PREFIX}{key}")), "value": b64(value.to_string()) });
+        json!({ "request_put": put })
+    };
+    let first = 1_000_000;
+    let holds = (0..many).map(|number| {
+        let fence = (first + number).to_string();
+        let hold = json!({ "v": 1, "who": "A", "fence": fence, "ms": 600_000, "slots": 1 });
+        put(&format!("h/k{number}/0"), hold)
+    });
+    let holds: Vec<Value> = holds.collect();
+    for some in holds.chunks(100) {
+        servers.api().txn(&json!({ "success": some }));
+    }
+    let seq = json!({ "v": 1, "n": 1, "fence": (first + many).to_string(), "store": "s" });
+    servers.api().txn(&json!({ "success": [put("seq", seq)] }));
+}
+
+#[test]
+fn rule_5_a_load_whose_revision_is_compacted_between_two_pages_begins_anew() {
+    let Some(mut servers) = LockServers::prepare(1, Etcds::one(), TTL) else {
+        return;
+    };
+    // A page has a thousand.
+    let many = 2500;
+    store_holds(&servers, many);
+    let first = servers.servers[0]
+        .proxy
+        .trap(1, Accident::AnswerHeld, Request::is_load);
+    servers.servers[0].start();
+    first.until_answered(1);
+    let revision = servers.api().put("other", "");
+    servers.api().compact(revision);
+    let further = servers.servers[0]
+        .proxy
+        .trap(ALL, Accident::Seen, Request::is_load);
+    first.let_go();
+    let leader = servers.until_leads(0);
+    for number in [0, 999, 1000, 1001, many - 1] {
+        let check = leader.reply(&format!("/CHECK/k{number}"));
+        assert_eq!(check.header("Lock-Holder"), Some("A"), "k{number}");
+    }
+    assert_eq!(leader.reply(&format!("/CHECK/k{many}")).result(), "free");
+    // The second page that failed, and all of them anew.
+    assert!(further.caught().len() >= 4, "{}", further.caught().len());
+    assert!(fence(&leader.reply("/LOCK/new/B")) > 1_000_000 + many as u64);
+}
+
+/// What can't be read may be a grant.
+#[test]
+fn rule_5_a_server_that_can_not_read_a_hold_does_not_lead() {
+    let Some(mut servers) = LockServers::prepare(1, Etcds::one(), TTL) else {
+        return;
+    };
+    store_holds(&servers, 2);
+    let newer = json!({ "v": 2, "who": "A", "fence": "1000000", "ms": 600_000, "slots": 1 });
+    servers
+        .api()
+        .put(&format!("{PREFIX}h/k0/0"), &newer.to_string());
+    let trap = servers.servers[0]
+        .proxy
+        .trap(ALL, Accident::Seen, Request::is_load);
+    servers.servers[0].start();
+    trap.until_answered(1);
+    let process = servers.servers[0].process().id();
+    until("it has thought about it", || {
+        let is_gone = !fs::exists(format!("/proc/{process}/task")).unwrap_or(false);
+        is_gone || servers.servers[0].process().has_ended() || sleeps(process)
+    });
+    assert!(!servers.servers[0].is_leader());
+}
+
+// Rules 6 and 7.
+
+#[test]
+fn rules_6_and_7_what_a_renewal_promised_outlives_a_failover_whole() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let leader = &mut servers.servers[0];
+    leader.reply("/LOCK/K/A?lock_timeout=1");
+    let renewed = leader.reply("/RENEW/K/A?lock_timeout=60");
+    assert!(
+        renewed.expires_in() > Duration::from_secs(55),
+        "{renewed:?}"
+    );
+    assert_eq!(leader.reply("/RENEW/K/A?lock_timeout=1").status, 200);
+    leader.kill();
+    let next = servers.until_leads(1);
+    let other = next.reply("/LOCK/K/B?lock_attempt_timeout=0");
+    assert_eq!(other.result(), "timeout");
+    let left = other.header("Lock-Holder-Expires-In").expect("it is held");
+    let left: f64 = left.parse().expect("a number");
+    assert!(left > 55.0, "{left}");
+}
+
+#[test]
+fn rule_6_who_waits_after_a_failover_is_granted_no_sooner_than_the_holder_was_told() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let leader = &mut servers.servers[0];
+    let asked = Instant::now();
+    let granted = leader.reply("/LOCK/K/A?lock_timeout=4");
+    let renewed_at = Instant::now();
+    let renewed = leader.reply("/RENEW/K/A");
+    let until = (asked + granted.expires_in()).max(renewed_at + renewed.expires_in());
+    leader.kill();
+    let next = servers.until_leads(1);
+    let other = fence(&next.reply("/LOCK/K/B?lock_attempt_timeout=60"));
+    assert!(Instant::now() >= until);
+    assert!(other > fence(&granted));
+}
+
+// Rule 9.
+
+#[test]
+fn rule_9_who_lapsed_before_a_failover_does_not_hold_after_it_what_another_was_granted() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let leader = &mut servers.servers[0];
+    let lapsed = fence(&leader.reply("/LOCK/K/A?lock_timeout=0.2"));
+    let granted = fence(&leader.reply("/LOCK/K/B?lock_timeout=60"));
+    leader.kill();
+    let next = servers.until_leads(1);
+    for verb in ["RENEW", "VERIFY", "UNLOCK"] {
+        let answer = next.reply(&format!("/{verb}/K/A?fence={lapsed}"));
+        let is_no = ["stale-fence", "not-holder"].contains(&answer.result());
+        assert!(is_no, "{verb}: {answer:?}");
+    }
+    assert_eq!(verify(next, "K", "B", granted).body, "1\n");
+}
+
+// Rules 10 and 15.
+
+#[test]
+fn rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases() {
+    let Some(mut servers) = LockServers::start_with(1, Etcds::one(), PATIENT_TTL) else {
+        return;
+    };
+    let lease = ms(200);
+    let trap = servers.servers[0]
+        .proxy
+        .trap(ALL, Accident::Held, Request::is_commit);
+    let server = &mut servers.servers[0];
+    let mut wires = Vec::new();
+    for who in ["A", "B", "C", "D", "E"] {
+        wires.push(server.get(&format!("/LOCK/K/{who}?lock_timeout=0.2")));
+        until_idle(server);
+    }
+    trap.until_caught(1);
+    // This is what happens, and no wait for something.
+    thread::sleep(10 * lease);
+    assert!(!wires.iter().any(Wire::has_answer));
+    trap.let_go();
+    let mut latest = 0;
+    for mut wire in wires {
+        let reply = wire.reply();
+        assert!(fence(&reply) > latest, "{reply:?}");
+        latest = fence(&reply);
+        // Whole when it began; on its way to here it gets a little shorter.
+        assert!(reply.expires_in() > lease / 2, "{reply:?}");
+    }
+}
+
+// Rule 11.
+
+#[test]
+fn rule_11_fences_grow_over_a_failover_also_where_nothing_is_held_any_more() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let leader = &mut servers.servers[0];
+    let mut greatest = 0;
+    for key in ["K", "J"] {
+        greatest = fence(&leader.reply(&format!("/LOCK/{key}/A?lock_timeout=60")));
+    }
+    for key in ["K", "J"] {
+        assert_eq!(leader.reply(&format!("/UNLOCK/{key}/A")).body, "1\n");
+    }
+    assert_eq!(servers.stored("K").or(servers.stored("J")), None);
+    servers.servers[0].kill();
+    let next = servers.until_leads(1);
+    assert!(fence(&next.reply("/LOCK/K/B")) > greatest);
+}
+
+// Rule 12.
+
+#[test]
+fn rule_12_a_commit_that_arrives_twice_counts_once_now_and_later() {
+    let Some(servers) = LockServers::start(1, Etcds::one()) else {
+        return;
+    };
+    let leader = &servers.servers[0];
+    let leadership = servers.leader_key();
+    let doubled = leader
+        .proxy
+        .trap(2, Accident::Doubled, |request| request.is_commit_of("K"));
+    let granted = fence(&leader.reply("/LOCK/K/A?lock_timeout=60"));
+    assert_eq!(
+        servers.stored("K").expect("it is held")["fence"],
+        granted.to_string()
+    );
+    let unlocked = leader.reply(&format!("/UNLOCK/K/A?fence={granted}"));
+    assert_eq!(unlocked.body, "1\n");
+    assert_eq!(servers.stored("K"), None);
+    // Two further commits.
+    leader.reply("/LOCK/J/A?lock_timeout=60");
+    let next = fence(&leader.reply("/LOCK/K/B?lock_timeout=60"));
+    let stored = servers.stored("K");
+    for (which, what) in ["the grant", "the unlock"].iter().enumerate() {
+        let answer = doubled.send_again(which);
+        assert_ne!(answer["succeeded"], true, "{what}: {answer}");
+        assert_eq!(servers.stored("K"), stored, "{what}");
+    }
+    assert_eq!(verify(leader, "K", "B", next).body, "1\n");
+    assert!(fence(&leader.reply("/LOCK/I/A")) > next);
+    assert_eq!(servers.leader_key(), leadership, "it leads on");
+}
+
+#[test]
+fn rule_12_a_commit_whose_answer_was_lost_is_sent_again_whether_it_was_applied_or_not() {
+    let Some(servers) = LockServers::start(1, Etcds::one()) else {
+        return;
+    };
+    let leader = &servers.servers[0];
+    let leadership = servers.leader_key();
+    for accident in [Accident::AnswerCut, Accident::Dropped] {
+        let trap = leader
+            .proxy
+            .trap(1, accident, |request| request.is_commit_of("K"));
+        let granted = fence(&leader.reply("/LOCK/K/A?lock_timeout=60"));
+        trap.until_caught(1);
+        assert_eq!(
+            servers.stored("K").expect("it is held")["fence"],
+            granted.to_string()
+        );
+        let trap = leader
+            .proxy
+            .trap(1, accident, |request| request.is_commit_of("K"));
+        assert_eq!(
+            leader.reply(&format!("/UNLOCK/K/A?fence={granted}")).body,
+            "1\n"
+        );
+        trap.until_caught(1);
+        assert_eq!(servers.stored("K"), None);
+    }
+    assert_eq!(servers.leader_key(), leadership, "it leads on");
+}
+
+/// The same where only a question is under way.
+#[test]
+fn rule_12_a_confirmation_whose_answer_was_lost_is_asked_again() {
+    let Some(servers) = LockServers::start(1, Etcds::one()) else {
+        return;
+    };
+    let leader = &servers.servers[0];
+    let granted = fence(&leader.reply("/LOCK/K/A?lock_timeout=60"));
+    for accident in [Accident::AnswerCut, Accident::Dropped, Accident::Doubled] {
+        let trap = leader.proxy.trap(1, accident, Request::is_confirm);
+        assert_eq!(verify(leader, "K", "A", granted).body, "1\n");
+        trap.until_caught(1);
+    }
+}
+
+// Rule 18.
+
+/// A thread that stands still for as long as this lives.
+struct StoppedThread(Pid);
+
+impl StoppedThread {
+    /// `None` where nobody may trace, and that is said.
+    fn of(server: &mut LockServer, name: &str) -> Option<Self> {
+        let tasks = format!("/proc/{}/task", server.process().id());
+        let tasks = fs::read_dir(tasks).expect("it runs");
+        let mut tasks = tasks.map(|task| task.expect("an entry").path());
+        let comm = |task: &std::path::PathBuf| fs::read_to_string(task.join("comm"));
+        let found = tasks.find(|task| comm(task).is_ok_and(|comm| comm.trim_end() == name));
+        let found = found.unwrap_or_else(|| panic!("it has no thread {name}"));
+        let tid = found.file_name().and_then(|tid| tid.to_str()?.parse().ok());
+        let tid = Pid::from_raw(tid.expect("a number"));
+        let stopped = ptrace::seize(tid, ptrace::Options::empty())
+            .and_then(|()| ptrace::interrupt(tid))
+            .and_then(|()| waitpid(tid, Some(WaitPidFlag::__WALL)));
+        if let Err(error) = stopped {
+            skip(&format!("no thread can be traced here: {error}"));
+            return None;
+        }
+        Some(StoppedThread(tid))
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        // It fails where the process has ended.
+        let _ = ptrace::detach(self.0, None);
+    }
+}
+
+#[test]
+fn rule_18_a_leader_whose_committer_stands_still_loses_its_key() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let granted = fence(&servers.servers[0].reply("/LOCK/K/A?lock_timeout=60"));
+    let Some(stopped) = StoppedThread::of(&mut servers.servers[0], "lock-store") else {
+        return;
+    };
+    let verify_path = format!("/VERIFY/K/A?fence={granted}");
+    let mut wire = servers.servers[0].get(&verify_path);
+    let next = servers.until_leads(1);
+    assert_eq!(verify(next, "K", "A", granted).body, "1\n");
+    assert!(!wire.has_answer());
+    drop(stopped);
+    let answer = wire.try_reply();
+    assert!(!is_answer(&answer), "{answer:?}");
+    until("it stands by", || servers.servers[0].is_standby());
+}
+
+// etcd's room.
+
+#[test]
+fn where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there_is_room_again() {
+    let etcd = Etcds::with_quota(400_000);
+    let Some(mut servers) = LockServers::start(1, etcd) else {
+        return;
+    };
+    let api = servers.api();
+    let leader = &servers.servers[0];
+    let granted =
+        ["K", "J"].map(|key| fence(&leader.reply(&format!("/LOCK/{key}/A?lock_timeout=600"))));
+    let page = json!({ "key": b64("other"), "value": b64("x".repeat(10_000)) });
+    until("etcd is full", || {
+        let answer = api.try_ask("/v3/kv/put", &page);
+        answer.expect("it answers").0 != 200
+    });
+    let refused = leader.reply("/LOCK/L/A");
+    assert_eq!(
+        (refused.status, refused.result()),
+        (503, "store-full"),
+        "{refused:?}"
+    );
+    assert_eq!(leader.reply("/RENEW/K/A").status, 200);
+    assert_eq!(verify(leader, "K", "A", granted[0]).body, "1\n");
+    assert_eq!(leader.reply("/CHECK/L").result(), "free");
+    assert_eq!(leader.reply("/UNLOCK/K/A").body, "1\n");
+    assert_eq!(servers.stored("K"), None);
+    // Nobody can win: that takes a lease of etcd's.
+    servers.servers[0].start();
+    until("it stands by", || servers.servers[0].is_standby());
+    api.compact(api.revision());
+    api.defragment();
+    api.disarm();
+    let leader = servers.until_leads(0);
+    assert_eq!(verify(leader, "J", "A", granted[1]).body, "1\n");
+    assert!(fence(&leader.reply("/LOCK/L/A")) > granted[1]);
+}
+
+#[test]
+fn a_leader_takes_locks_again_once_etcd_has_room_again() {
+    let etcd = Etcds::with_quota(400_000);
+    let Some(servers) = LockServers::start(1, etcd) else {
+        return;
+    };
+    let api = servers.api();
+    let leader = &servers.servers[0];
+    let leadership = servers.leader_key();
+    let page = json!({ "key": b64("other"), "value": b64("x".repeat(10_000)) });
+    until("etcd is full", || {
+        let answer = api.try_ask("/v3/kv/put", &page);
+        answer.expect("it answers").0 != 200
+    });
+    assert_eq!(leader.reply("/LOCK/K/A").result(), "store-full");
+    api.compact(api.revision());
+    api.defragment();
+    api.disarm();
+    until("it takes locks again", || {
+        let reply = leader.reply("/LOCK/K/A?lock_attempt_timeout=0");
+        reply.header("Lock-Fence").is_some()
+    });
+    assert_eq!(servers.leader_key(), leadership, "it leads on");
+}
+
+// Taking over.
+
+/// How long it takes from now until the second server leads.
+fn failover(servers: &LockServers, begun: Instant) -> Duration {
+    servers.until_leads(1);
+    begun.elapsed()
+}
+
+#[test]
+fn after_an_orderly_end_a_standby_serves_within_half_a_second() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let granted = fence(&servers.servers[0].reply("/LOCK/K/A?lock_timeout=60"));
+    let code = servers.servers[0].process().end();
+    assert_eq!(code, Some(0), "{}", servers.servers[0].log());
+    let taken = failover(&servers, Instant::now());
+    println!("after {taken:?}");
+    assert!(taken < bound(ms(500)), "{taken:?}");
+    assert_eq!(verify(&servers.servers[1], "K", "A", granted).body, "1\n");
+}
+
+#[test]
+fn after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let granted = fence(&servers.servers[0].reply("/LOCK/K/A?lock_timeout=60"));
+    let begun = Instant::now();
+    servers.servers[0].kill();
+    let taken = failover(&servers, begun);
+    println!("after {taken:?}");
+    assert!(taken < bound(TTL + Duration::from_secs(1)), "{taken:?}");
+    assert_eq!(verify(&servers.servers[1], "K", "A", granted).body, "1\n");
+}
+
+#[test]
+fn a_standby_redirects_to_the_leader_and_says_who_it_is() {
+    let Some(servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let [leader, standby] = &servers.servers[..] else {
+        unreachable!("there are two")
+    };
+    let target = "/LOCK/a%2Fb/A?lock_timeout=60&request=1";
+    let redirected = standby.reply(target);
+    assert_eq!(
+        (redirected.status, redirected.result()),
+        (307, "standby"),
+        "{redirected:?}"
+    );
+    let address = leader.address.to_string();
+    assert_eq!(redirected.header("Lock-Leader"), Some(&*address));
+    // As `curl -L` does.
+    let location = redirected.header("Location").expect("it redirects");
+    let there = location.strip_prefix(&format!("http://{address}"));
+    assert_eq!(there, Some(target));
+    let granted = fence(&leader.reply(target));
+    for question in [
+        "/CHECK/K",
+        "/VERIFY/K/A",
+        "/RENEW/K/A",
+        "/UNLOCK/K/A",
+        "/locks",
+        "/locks/K",
+    ] {
+        let reply = standby.reply(question);
+        assert_eq!(
+            (reply.status, reply.result()),
+            (307, "standby"),
+            "{question}: {reply:?}"
+        );
+        let location = format!("http://{address}{question}");
+        assert_eq!(reply.header("Location"), Some(&*location));
+    }
+    assert_eq!(verify(leader, "a%2Fb", "A", granted).body, "1\n");
+}
+
+#[test]
+fn a_server_says_by_readyz_livez_and_status_whether_it_leads() {
+    let Some(mut servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let status = |server: &LockServer| -> (Value, Value) {
+        let status = server.reply("/status").body;
+        let status: Value = serde_json::from_str(&status).expect("it is JSON");
+        (status["role"].clone(), status["leader"].clone())
+    };
+    let address = servers.servers[0].address.to_string();
+    for (server, ready, role) in [(0, 200, "leader"), (1, 503, "standby")] {
+        let server = &servers.servers[server];
+        assert_eq!(server.reply("/livez").status, 200);
+        let is_ready = server.reply("/readyz");
+        assert_eq!(is_ready.status, ready);
+        if role == "standby" {
+            assert_eq!(is_ready.result(), "standby");
+        }
+        assert_eq!(status(server), (json!(role), json!(address)));
+    }
+    // Nobody leads, and nobody can.
+    let campaign =
+        |server: &LockServer| server.proxy.trap(ALL, Accident::Held, Request::is_campaign);
+    let traps: Vec<_> = servers.servers.iter().map(campaign).collect();
+    servers.servers[0].kill();
+    let left = &servers.servers[1];
+    until("it knows that nobody leads", || {
+        left.reply("/CHECK/K").status == 503
+    });
+    let nowhere = left.reply("/CHECK/K");
+    assert_eq!(nowhere.result(), "standby");
+    assert_eq!(
+        (nowhere.header("Location"), nowhere.header("Lock-Leader")),
+        (None, None)
+    );
+    assert_eq!(left.reply("/livez").status, 200);
+    assert_eq!(left.reply("/readyz").status, 503);
+    assert_eq!(status(left).0, json!("standby"));
+    drop(traps);
+    servers.until_leads(1);
+    let address = servers.servers[1].address.to_string();
+    assert_eq!(
+        status(&servers.servers[1]),
+        (json!("leader"), json!(address))
+    );
+}
+
+/// Who waited at the old leader is told nothing, and asks again at the next one.
+#[test]
+fn who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader() {
+    let Some(servers) = one_leads_one_stands_by() else {
+        return;
+    };
+    let [old, next] = &servers.servers[..] else {
+        unreachable!("there are two")
+    };
+    let granted = fence(&old.reply("/LOCK/K/A?lock_timeout=60"));
+    let _out = old.proxy.trap(ALL, Accident::Held, Request::is_campaign);
+    let lock = "/LOCK/K/B?lock_timeout=60&lock_attempt_timeout=60&request=1";
+    let mut waits = old.get(lock);
+    until("it waits", || {
+        old.reply("/CHECK/K").header("Lock-Waiters") == Some("1")
+    });
+    servers
+        .api()
+        .revoke(servers.leader_key().expect("one leads").lease);
+    let answer = waits.try_reply();
+    assert!(!is_answer(&answer), "{answer:?}");
+    servers.until_leads(1);
+    let mut waits = next.get(lock);
+    until("it waits", || {
+        next.reply("/CHECK/K").header("Lock-Waiters") == Some("1")
+    });
+    assert_eq!(
+        next.reply(&format!("/UNLOCK/K/A?fence={granted}")).body,
+        "1\n"
+    );
+    assert!(fence(&waits.reply()) > granted);
+}
