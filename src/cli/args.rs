@@ -167,7 +167,8 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 {command_name} stop",
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
-LOCK_SERVER (host:port or a URL) and LOCK_SERVER_NAME say where lock, unlock,
+LOCK_SERVER (host:port or a URL; of several servers of which one leads, with
+commas between) and LOCK_SERVER_NAME say where lock, unlock,
 renew, check, verify, break, exec, events, list, show, ping and shutdown ask,
 and under which name; options win. A server that asks for a token is shown
 that of the file in LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.

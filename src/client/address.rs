@@ -12,7 +12,7 @@ const HAS_TLS: bool = cfg!(feature = "tls");
 /// Why an address can't be `https://` where it can't.
 const NO_TLS: &str = "this program was built without TLS; build it with --features tls";
 
-/// The address of a server, in the form of the variable `LOCK_SERVER`.
+/// The address of a server, in the form of the variable `LOCK_SERVER`; [`parse_list`](Self::parse_list) reads several.
 ///
 /// ```
 /// use lock_server::ServerAddress;

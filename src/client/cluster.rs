@@ -101,10 +101,9 @@ impl Cluster {
 
     pub fn route(&self, at: usize) -> &Route {
         let beyond = at.checked_sub(self.listed.len());
-        let learned = beyond.and_then(|at| self.learned[at].get());
-        // Who was not learned is in the list: no other index is given out.
-        match learned {
-            Some(route) => route,
+        match beyond.and_then(|at| self.learned[at].get()) {
+            Some(learned) => learned,
+            // No other index is given out than those of the list and of places that are filled.
             None => &self.listed[at],
         }
     }
@@ -273,4 +272,93 @@ pub(super) fn is_of_one_machine(host: &str) -> bool {
     let ip: Result<IpAddr, _> = host.parse();
     host.eq_ignore_ascii_case("localhost")
         || ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(list: &str) -> Cluster {
+        Cluster::of(&ServerAddress::parse_list(list).expect("addresses"))
+    }
+
+    /// What the first one of a list is led to.
+    fn led(list: &str, leader: &str) -> Option<String> {
+        let cluster = cluster(list);
+        let at = cluster.leader(0, leader)?;
+        Some(cluster.route(at).address.to_string())
+    }
+
+    #[test]
+    fn a_leader_of_the_list_is_asked_as_the_list_says() {
+        let list = "a:8004,http://B/locks";
+        assert_eq!(led(list, "b:80").as_deref(), Some("http://B:80/locks"));
+        assert_eq!(led(list, "a:8004").as_deref(), Some("a:8004"));
+    }
+
+    #[test]
+    fn another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it() {
+        assert_eq!(led("a:8004", "c:9").as_deref(), Some("c:9"));
+        assert_eq!(led("http://a/x", "c:9").as_deref(), Some("http://c:9/x"));
+        assert_eq!(led("a:8004", "[fe80::1]:9").as_deref(), Some("[fe80::1]:9"));
+        #[cfg(feature = "tls")]
+        assert_eq!(led("https://a", "c:9").as_deref(), Some("https://c:9"));
+        for none in ["c", "c:0", "", "http://c:9", "c:9/x", "me@c:9"] {
+            assert_eq!(led("a:8004", none), None, "{none:?}");
+        }
+    }
+
+    /// A server of its own may listen here at such an address.
+    #[test]
+    fn no_other_machine_s_server_leads_to_an_address_of_this_one() {
+        for leader in [
+            "127.0.0.1:8004",
+            "localhost:8004",
+            "[::1]:8004",
+            "0.0.0.0:8004",
+        ] {
+            assert_eq!(led("10.0.0.7:8004", leader), None, "{leader}");
+        }
+        let led = led("localhost:8004", "127.0.0.1:8005");
+        assert_eq!(led.as_deref(), Some("127.0.0.1:8005"));
+    }
+
+    #[test]
+    fn a_leader_that_was_not_reached_is_left_alone_for_a_while() {
+        let cluster = cluster("a:8004");
+        let at = cluster.leader(0, "c:9").expect("it is asked");
+        assert_eq!(cluster.leader(0, "c:9"), Some(at));
+        cluster.route(at).fail();
+        assert_eq!(cluster.leader(0, "c:9"), None);
+        assert!(cluster.leader(0, "d:9").is_some());
+    }
+
+    #[test]
+    fn no_more_leaders_are_remembered_than_there_are_places_for() {
+        let cluster = cluster("a:8004");
+        let leaders = (1..=MOST_LEARNED as u16).map(|port| format!("c:{port}"));
+        assert!(
+            leaders
+                .into_iter()
+                .all(|leader| cluster.leader(0, &leader).is_some())
+        );
+        assert_eq!(cluster.leader(0, "d:9"), None);
+        assert_eq!(cluster.leader(0, "a:8004"), Some(0));
+    }
+
+    #[test]
+    fn only_a_server_with_the_store_of_the_list_is_one_of_them() {
+        let cluster = cluster("a:8004");
+        assert!(!cluster.has_store(None) && cluster.has_store(Some("x")));
+        cluster.note_store(cluster.route(0), &"y".into());
+        assert!(!cluster.has_store(Some("x")) && cluster.has_store(Some("y")));
+    }
+
+    #[test]
+    fn of_two_threads_that_leave_one_server_the_second_goes_no_further() {
+        let cluster = cluster("a,b,c");
+        cluster.leave(0);
+        cluster.leave(0);
+        assert_eq!(cluster.first(), 1);
+    }
 }

@@ -10,7 +10,9 @@ use crate::token::Token;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
     /// How often to try again when no connection can be made, or when one broke before the answer was there.
-    /// Default 3; 0 gives up after the first try. Where no answer comes in time, there is one more try at the most.
+    /// Default 3; 0 gives up after the first try. Where no answer comes in time, there is one more try at the most. Of
+    /// several servers each is asked in one try, and while some stand by and none leads there are more tries, for as long as
+    /// [`answer_timeout`](Self::answer_timeout).
     ///
     /// A first connection that is refused on loopback is an answer, nobody is there, and only a client that was
     /// given options ([`Client::with_options`](crate::Client::with_options)) tries again then: for one that
@@ -93,6 +95,9 @@ pub struct LockOptions {
     /// In any case it is asked as often as [`reconnect_attempts`](ClientOptions::reconnect_attempts) says, so
     /// [`Duration::ZERO`] means just that, and a single question where that is 0, too. Then the answer is
     /// [`Error::Interrupted`](crate::Error::Interrupted).
+    ///
+    /// It says the same for [several servers](crate::Client::of_cluster) of which none leads. There the default is at least
+    /// [`answer_timeout`](ClientOptions::answer_timeout), so that a LOCK that does not wait outlasts a failover.
     pub proxy_timeout: Option<Duration>,
 }
 

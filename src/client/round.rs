@@ -128,32 +128,19 @@ impl<'a> Round<'a> {
         if let Some((_, failure)) = self.asked.pop_if(|_| is_one) {
             return failure;
         }
-        let mut causes = self.asked.iter().map(|(_, failure)| match failure {
-            NoAnswer::NotConnected(cause, source) => (*cause, source.kind()),
+        let of_last = match self.asked.last() {
+            Some((_, NoAnswer::NotConnected(cause, source))) => (*cause, source.kind()),
             _ => (Unreached::Connect, io::ErrorKind::Other),
-        });
-        let kinds: Vec<_> = causes.clone().map(|(_, kind)| kind).collect();
-        let kind = kinds[0];
-        let is_one_kind = standby.is_none() && kinds.iter().all(|other| *other == kind);
-        let cause = match standby {
-            Some(_) => Unreached::NoLeader,
-            // `asked` has at least one, which `in_round` has taken in.
-            None => causes
-                .next_back()
-                .map_or(Unreached::Connect, |(cause, _)| cause),
+        };
+        let (cause, kind) = match standby {
+            Some(_) => (Unreached::NoLeader, io::ErrorKind::Other),
+            None => of_last,
         };
         let told = self.asked.into_iter().map(|(at, failure)| {
             let address = self.cluster.route(at).address.to_string();
             in_words(&address, failure)
         });
-        let told = AllAsked(told.collect());
-        NoAnswer::NotConnected(
-            cause,
-            match is_one_kind {
-                true => io::Error::new(kind, told),
-                false => io::Error::other(told),
-            },
-        )
+        NoAnswer::NotConnected(cause, io::Error::new(kind, AllAsked(told.collect())))
     }
 }
 

@@ -149,6 +149,25 @@
 //! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
+//! | **Clients of a cluster** | |
+//! | the leader is found behind two that are not there | `cluster_client::the_leader_is_found_behind_two_that_are_not_there_and_asked_first_from_then_on` |
+//! | who stands by leads to it, in the list or not | `cluster_client::who_stands_by_names_the_leader_and_it_is_asked_next_whether_or_not_it_is_in_the_list` |
+//! | a LOCK asks with pauses until somebody leads, under one ID | `cluster_client::a_lock_asks_with_pauses_until_somebody_leads` |
+//! | where none leads the error says so, and who was asked | `cluster_client::where_none_leads_the_error_says_so_and_who_was_asked` |
+//! | a leader that is not in the list and not there sends back to the list | `cluster_client::a_leader_that_is_not_in_the_list_and_not_there_sends_back_to_the_list` |
+//! | one that does not name the store is not believed | `cluster_client::a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed` |
+//! | one token for all | `cluster_client::a_token_is_shown_to_each_of_them_and_to_the_leader_that_they_name` |
+//! | an UNLOCK without a fence is not repeated elsewhere after a broken answer | `cluster_client::an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer` |
+//! | a release whose answer was lost is asked again of the next leader | `cluster_client::a_release_whose_answer_was_lost_with_the_leader_is_asked_again_of_the_next_one` |
+//! | a guard keeps its key while another one begins to lead | `cluster_client::a_guard_keeps_its_key_while_another_one_begins_to_lead` |
+//! | so does exec | `cluster_client::exec_keeps_its_key_while_another_one_begins_to_lead_and_says_the_list_to_its_command` |
+//! | a wait goes on at the next leader | `cluster_client::a_wait_goes_on_at_the_next_leader_under_its_id` |
+//! | events and looks follow | `cluster_client::who_reads_along_or_looks_in_is_led_to_the_leader` |
+//! | the command takes several servers | `cluster_client::the_command_asks_the_servers_that_the_variable_or_the_option_names` |
+//! | it says that none leads, and stops none that is not named | `cluster_client::the_command_says_that_none_leads_and_stops_none_that_is_not_named` |
+//! | a list with an address that is none is refused | `cluster_client::an_address_in_the_list_that_is_none_is_refused` |
+//! | no other machine's server leads to an address of this one | `client::cluster::tests::no_other_machine_s_server_leads_to_an_address_of_this_one` |
+//! | a leader outside of the list has the scheme and prefix of the server that named it | `client::cluster::tests::another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it` |
 //! | **Locks that outlive the server: etcd** | |
 //! | nobody is told of what was decided and not stored | `cluster::rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_knows_nothing_of_it` |
 //! | what was stored and not told is had by the same LOCK at the next leader | `cluster::rule_1_a_grant_that_was_stored_and_not_told_is_had_by_the_same_lock_at_the_next_leader` |
@@ -174,7 +193,7 @@
 //! | a leader whose committer stands still loses its key | `cluster::rule_18_a_leader_whose_committer_stands_still_loses_its_key` |
 //! | where etcd is full nothing is locked, and what is held is unlocked | `cluster::where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there_is_room_again` |
 //! | a leader takes locks again once there is room | `cluster::a_leader_takes_locks_again_once_etcd_has_room_again` |
-//! | after an orderly end a standby serves after its next look, which comes within half a second | `cluster::after_an_orderly_end_a_standby_serves_after_its_next_look` |
+//! | after an orderly end a standby serves after its next look, which comes within half a second | `cluster::after_an_orderly_end_a_standby_serves_within_half_a_second` |
 //! | after a kill, within the leadership's time and a second | `cluster::after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second` |
 //! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_says_who_it_is` |
 //! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |
