@@ -11,7 +11,7 @@ use crate::lease::StoreId;
 use crate::manager::OpenStore;
 use crate::options::{Options, StoreAddress};
 use crate::store::election::Election;
-use crate::store::etcd::{EtcdOptions, EtcdStore, PasswordSource};
+use crate::store::etcd::{EtcdOptions, EtcdStore, PasswordFile};
 use crate::store::file::{FileStore, Sync};
 use crate::store::{Recovered, Store, StoreError};
 
@@ -89,7 +89,7 @@ fn etcd_options(
         Some(address) => address.clone(),
         None => own_address(addresses)?,
     };
-    let password = cluster.password_file.clone().map(PasswordSource::File);
+    let password = cluster.password_file.clone().map(PasswordFile);
     let user = cluster.user.clone().zip(password);
     Ok(EtcdOptions {
         endpoints: members.to_vec(),

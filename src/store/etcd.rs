@@ -4,7 +4,6 @@
 //! the leader key's create revision, which no two leaderships share, and a sequence number, which no transaction
 //! passes twice. So nothing here depends on a clock but for how long something is tried.
 
-use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,43 +33,27 @@ pub(super) mod tests;
 /// Where etcd is, and how this server takes part.
 #[derive(Clone, Debug)]
 pub(crate) struct EtcdOptions {
-    /// `http://HOST:2379` or `https://HOST:2379`, at least one. All are members of one cluster.
+    /// `http://HOST:2379`, at least one. All are members of one cluster.
     pub endpoints: Vec<String>,
     /// What all keys begin with: a slash, a name, and a slash at the end. Servers that share it are one lock server.
     pub prefix: String,
     /// A user of etcd's, where etcd has users.
-    pub user: Option<(String, PasswordSource)>,
+    pub user: Option<(String, PasswordFile)>,
     /// How long a leader that is silent is waited for: whole seconds, at least 2. etcd may make it longer.
     pub ttl: Duration,
     /// Where clients reach this server, host and port: what the others tell theirs.
     pub address: String,
 }
 
-/// Where the password of a user is.
-#[derive(Clone)]
-pub(crate) enum PasswordSource {
-    Text(String),
-    /// In the first line of a file, which is read each time.
-    File(PathBuf),
-}
+/// A file with the password of a user, in its first line. It is read each time.
+#[derive(Clone, Debug)]
+pub(crate) struct PasswordFile(pub PathBuf);
 
-impl fmt::Debug for PasswordSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PasswordSource::Text(_) => f.write_str("Text"),
-            PasswordSource::File(path) => f.debug_tuple("File").field(path).finish(),
-        }
-    }
-}
-
-impl PasswordSource {
+impl PasswordFile {
     fn read(&self) -> Result<String, String> {
-        match self {
-            PasswordSource::Text(password) => Ok(password.clone()),
-            PasswordSource::File(path) => match fs::read_to_string(path) {
-                Ok(text) => Ok(text.lines().next().unwrap_or_default().into()),
-                Err(error) => Err(format!("cannot read {}: {error}", path.display())),
-            },
+        match fs::read_to_string(&self.0) {
+            Ok(text) => Ok(text.lines().next().unwrap_or_default().into()),
+            Err(error) => Err(format!("cannot read {}: {error}", self.0.display())),
         }
     }
 }
@@ -136,6 +119,12 @@ impl EtcdStore {
 
 impl Store for EtcdStore {
     fn open(&mut self) -> Result<Recovered, StoreError> {
+        let is_https = |endpoint: &&String| endpoint.starts_with("https://");
+        if let Some(endpoint) = self.options.endpoints.iter().find(is_https) {
+            // It would never be reached.
+            let reason = format!("{endpoint} is asked over TLS, which is not there for etcd yet");
+            return Err(StoreError::Etcd(reason));
+        }
         self.step_down();
         self.revoke_left();
         let campaign = Campaign::new(

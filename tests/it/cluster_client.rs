@@ -370,7 +370,7 @@ fn a_wait_goes_on_at_the_next_leader_under_its_id() {
         b.asked("LOCK") > 0 && waiters(&three) == 1
     });
     assert!(three.client("HOLDER").release(&held).expect("it answers"));
-    waits.join().expect("no panic").expect("it is granted");
+    let _granted = waits.join().expect("no panic").expect("it is granted");
     let ids = [c, b].map(|front| id(front.heads("LOCK").last().expect("it was asked")));
     assert!(ids[0].is_some() && ids[0] == ids[1], "{ids:?}");
 }

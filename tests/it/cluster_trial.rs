@@ -131,7 +131,7 @@ impl Asker<'_> {
     fn run(mut self) {
         for number in 0.. {
             // A slow hold is held over a failover.
-            let is_slow = self.dice.below(4) == 0;
+            let is_slow = self.dice.below(8) == 0;
             let lock_timeout = if is_slow { "6" } else { "0.7" };
             let key = KEYS[self.dice.below(KEYS.len() as u64) as usize];
             let path = key.replace('/', "%2F");

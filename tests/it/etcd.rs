@@ -311,11 +311,7 @@ fn an_etcd_with_a_quota_is_full_until_it_is_compacted_defragmented_and_disarmed(
         return;
     };
     let api = etcd.api();
-    let page = serde_json::json!({ "key": api::b64("a"), "value": api::b64("x".repeat(10_000)) });
-    until("it is full", || {
-        let (status, _) = api.try_ask("/v3/kv/put", &page).expect("it answers");
-        status != 200
-    });
+    api.fill();
     assert!(api.is_full());
     api.compact(api.revision());
     api.defragment();

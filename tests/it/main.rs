@@ -193,7 +193,7 @@
 //! | a leader whose committer stands still loses its key | `cluster::rule_18_a_leader_whose_committer_stands_still_loses_its_key` |
 //! | where etcd is full nothing is locked, and what is held is unlocked | `cluster::where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there_is_room_again` |
 //! | a leader takes locks again once there is room | `cluster::a_leader_takes_locks_again_once_etcd_has_room_again` |
-//! | after an orderly end a standby serves within half a second | `cluster::after_an_orderly_end_a_standby_serves_within_half_a_second` |
+//! | after an orderly end a standby serves after its next look, which comes within half a second | `cluster::after_an_orderly_end_a_standby_serves_within_half_a_second` |
 //! | after a kill, within the leadership's time and a second | `cluster::after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second` |
 //! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_says_who_it_is` |
 //! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |

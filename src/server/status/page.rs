@@ -18,7 +18,7 @@ pub(crate) const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 /// is part of the file: without one, browsers ask for /favicon.ico.
 pub(crate) const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "script-src 'sha256-A0uPCh0m0BotG9IRUwi8RCqpqNbpIDHMBsoFaCfg9nQ='; ",
+    "script-src 'sha256-mWYVZ8HWBvm/LqJax4rU35ZN8NEfSFMkVnhE4KtqL+0='; ",
     "style-src 'sha256-rvhmp5upjO1grELT1/FQbYDswpA/pd6DtOnCQDegA0s='; ",
     "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 );

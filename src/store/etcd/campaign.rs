@@ -17,8 +17,12 @@ use super::term::{Term, fatal};
 use crate::store::election::Election;
 use crate::store::{Recovered, StoreError};
 
-/// How often it is looked whether somebody leads.
-const POLL: Duration = Duration::from_millis(500);
+/// How often it is looked whether somebody leads. It is a read of one key, and half a second after an orderly end another
+/// server is to answer.
+const LOOK: Duration = Duration::from_millis(150);
+
+/// How long until the next try where etcd has no room, or does not let this server do it.
+const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long until the next try after one that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -90,7 +94,7 @@ impl<'a> Campaign<'a> {
                 }
                 Ok(None) => {
                     self.gateway.log_success();
-                    self.election.pause(POLL);
+                    self.election.pause(LOOK);
                 }
                 Err(failure) => self.after_failure("lead", &failure)?,
             }
@@ -222,7 +226,7 @@ impl<'a> Campaign<'a> {
         loop {
             match term.begin(self.gateway) {
                 Ok(()) => return Ok(true),
-                Err(StoreError::Full) if self.election.pause(POLL) => {}
+                Err(StoreError::Full) if self.election.pause(REFUSED_PAUSE) => {}
                 Err(StoreError::Full | StoreError::Deposed) => return Ok(false),
                 Err(error) => return Err(error),
             }
@@ -265,7 +269,7 @@ impl<'a> Campaign<'a> {
             FailureClass::TokenExpired => RETRY_PAUSE,
             FailureClass::Denied | FailureClass::NoSpace => {
                 self.gateway.log_failure(doing, failure);
-                POLL
+                REFUSED_PAUSE
             }
             FailureClass::NotSent
             | FailureClass::Unknown

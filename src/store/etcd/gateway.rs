@@ -15,7 +15,7 @@ use ureq::unversioned::transport::NextTimeout;
 
 use super::failure::{CallFailure, FailureClass, failure_in, no_answer};
 use super::messages::{Answer, AuthAnswer, AuthRequest};
-use super::{EtcdOptions, PasswordSource};
+use super::{EtcdOptions, PasswordFile};
 
 /// More than any answer: a page of holds with the longest names.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
@@ -29,7 +29,7 @@ pub(super) struct EtcdGateway {
     addresses: Arc<KnownEndpoints>,
     endpoints: Vec<String>,
     current: usize,
-    user: Option<(String, PasswordSource)>,
+    user: Option<(String, PasswordFile)>,
     token: Option<String>,
     /// 0 before the first answer.
     cluster_id: u64,

@@ -189,6 +189,16 @@ impl Api {
         self.ask("/v3/maintenance/defragment", &json!({}));
     }
 
+    /// Puts until there is no room left.
+    #[track_caller]
+    pub fn fill(&self) {
+        let page = json!({ "key": b64("filling"), "value": b64("x".repeat(10_000)) });
+        crate::common::until("etcd is full", || {
+            let answer = self.try_ask("/v3/kv/put", &page);
+            answer.expect("it answers").0 != 200
+        });
+    }
+
     /// The members whose alarm for want of space is on.
     #[track_caller]
     fn full_members(&self) -> Vec<Value> {

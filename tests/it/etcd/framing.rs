@@ -62,18 +62,25 @@ fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     found.map(|(_, value)| value)
 }
 
-/// One chunk of a body. `None` for the last one, which is empty. What was read is put behind `raw`.
+/// One chunk of a body. `None` for the last one, which is empty, with the trailer behind it: etcd's errors have one. What
+/// was read is put behind `raw`.
 pub fn chunk(from: &mut impl BufRead, raw: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
-    let mut line = String::new();
-    if from.read_line(&mut line)? == 0 {
-        return Err(ended());
-    }
+    let mut next_line = |raw: &mut Vec<u8>| {
+        let mut line = String::new();
+        let length = from.read_line(&mut line)?;
+        raw.extend_from_slice(line.as_bytes());
+        if length == 0 { Err(ended()) } else { Ok(line) }
+    };
+    let line = next_line(raw)?;
     let length = usize::from_str_radix(line.trim_end(), 16).map_err(|_| ended())?;
+    if length == 0 {
+        while next_line(raw)? != "\r\n" {}
+        return Ok(None);
+    }
     let mut bytes = exactly(from, length + 2)?;
-    raw.extend_from_slice(line.as_bytes());
     raw.extend_from_slice(&bytes);
     bytes.truncate(length);
-    Ok((length > 0).then_some(bytes))
+    Ok(Some(bytes))
 }
 
 fn exactly(from: &mut impl BufRead, length: usize) -> io::Result<Vec<u8>> {
@@ -89,7 +96,7 @@ fn ended() -> io::Error {
 #[test]
 fn a_message_ends_where_its_length_or_its_last_chunk_says() {
     let bytes = b"POST /v3/kv/put HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}\
-        HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n\
+        HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\nA-Trailer: x\r\n\r\n\
         HTTP/1.1 204 No\r\n\r\n";
     let mut from = &bytes[..];
     let mut next = || Message::read(&mut from).expect("whole");

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -54,9 +55,30 @@ const AT_A_TIME: i64 = 1000;
 /// As many watches read beside each other: more would make each pass of etcd's over the history slower.
 const MOST_WATCHES: i64 = 32;
 
+/// How long a watch may be silent.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// All that ever happened to the keys that begin so, in order. It puts one more, to know the end.
+///
+/// Once in many times a watch of etcd 3.4 stayed silent; then it is asked anew, which changes nothing of what it reads.
 pub fn read(api: &Api, prefix: &str) -> io::Result<Vec<Change>> {
+    let patient = Api {
+        timeout: SILENCE,
+        ..*api
+    };
     let last = api.put(&format!("{prefix}end-of-history"), "");
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match read_until(&patient, prefix, last) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < 3 => {}
+            result => return result,
+        }
+    }
+}
+
+/// What happened until that revision, which is the last one, and without it.
+fn read_until(api: &Api, prefix: &str, last: i64) -> io::Result<Vec<Change>> {
     let watches = (last / AT_A_TIME + 1).min(MOST_WATCHES);
     let each = last / watches + 1;
     let begins = |watch: i64| 1 + watch * each;

@@ -93,6 +93,12 @@ impl LockServer {
         ready.is_some_and(|ready| ready.status == 503 && ready.result() == "standby")
     }
 
+    /// Where the leader is, as far as a server that stands by knows.
+    pub fn known_leader(&self) -> Option<String> {
+        let ready = self.look("/readyz")?;
+        ready.header("Lock-Leader").map(Into::into)
+    }
+
     pub fn is_alive(&self) -> bool {
         let alive = self.look("/livez");
         alive.is_some_and(|alive| alive.status == 200)
@@ -172,7 +178,7 @@ impl LockServers {
         until("the server leads or stands by", || {
             let has_ended = server.process().has_ended();
             assert!(!has_ended, "it ended: {}", server.log());
-            server.is_leader() || is_led && server.is_standby()
+            server.is_leader() || is_led && server.is_standby() && server.known_leader().is_some()
         });
     }
 

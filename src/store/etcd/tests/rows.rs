@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::fake_gateway::{AUTHENTICATE, FakeGateway, Fate, KEEPALIVE, RANGE, TXN, error};
 use super::*;
-use crate::store::etcd::PasswordSource;
+use crate::store::etcd::PasswordFile;
 
 const P: &str = "/lock-server/default/";
 
@@ -125,8 +125,12 @@ fn row_no_succeeded_and_the_leader_is_the_same_somebody_else_writes() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.etcd(|etcd| {
-        let value = r#"{"v":1,"n":2,"fence":"7","store":"x"}"#;
-        etcd.put(&format!("{P}seq"), value, 0);
+        let seq = format!("{P}seq");
+        let value = String::from_utf8(etcd.keys[seq.as_bytes()].value.clone()).unwrap();
+        // What this commit would have put: as a process does whose memory was set back.
+        let next = value.replace(r#""n":1,"fence":"0""#, r#""n":2,"fence":"7""#);
+        assert_ne!(next, value);
+        etcd.put(&seq, &next, 0);
     });
     let result = store.commit(&batch(7, [held(7, "K")]));
     assert_ends(result, "somebody else writes");
@@ -216,6 +220,12 @@ fn row_no_space_there_is_no_way_to_lead_until_there_is_space() {
     assert_eq!(gateway.calls("/v3/lease/grant").len(), 3);
 }
 
+fn password_in(folder: &tempfile::TempDir, password: &str) -> PasswordFile {
+    let file = folder.path().join("password");
+    std::fs::write(&file, password).unwrap();
+    PasswordFile(file)
+}
+
 #[test]
 fn row_401_authenticates_and_sends_the_same_again() {
     for (status, code, message) in [
@@ -223,7 +233,8 @@ fn row_401_authenticates_and_sends_the_same_again() {
         (400, 3, "etcdserver: revision of auth store is old"),
     ] {
         let gateway = FakeGateway::start();
-        let user = ("lock".into(), PasswordSource::Text("secret".into()));
+        let folder = tempfile::tempdir().unwrap();
+        let user = ("lock".into(), password_in(&folder, "secret\n"));
         let options = EtcdOptions {
             user: Some(user),
             ..options(&gateway.endpoints(), P)
@@ -246,7 +257,7 @@ fn a_password_in_a_file_is_read_at_each_authentication() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("password");
     std::fs::write(&file, "old\n").unwrap();
-    let user = ("lock".into(), PasswordSource::File(file.clone()));
+    let user = ("lock".into(), PasswordFile(file.clone()));
     let options = EtcdOptions {
         user: Some(user),
         ..options(&gateway.endpoints(), P)
@@ -264,7 +275,8 @@ fn a_password_in_a_file_is_read_at_each_authentication() {
 #[test]
 fn an_etcd_without_users_needs_no_token() {
     let gateway = FakeGateway::start();
-    let user = ("lock".into(), PasswordSource::Text("secret".into()));
+    let folder = tempfile::tempdir().unwrap();
+    let user = ("lock".into(), password_in(&folder, "secret\n"));
     let options = EtcdOptions {
         user: Some(user),
         ..options(&gateway.endpoints(), P)
@@ -618,4 +630,11 @@ fn rule_12_ends_alone_put_nothing() {
     let (txn, _) = gateway.calls(TXN).pop().unwrap();
     assert!(!txn.to_string().contains("request_put"), "{txn}");
     assert_eq!(number(&gateway), before);
+}
+
+#[test]
+fn an_endpoint_with_tls_is_refused() {
+    let endpoints = ["https://127.0.0.1:2379".to_string()];
+    let opened = store(&options(&endpoints, P)).open();
+    assert_ends(opened.map(drop), "TLS");
 }
