@@ -41,6 +41,16 @@ pub(super) struct Standby {
     pub leader: Option<String>,
 }
 
+impl Standby {
+    /// As its header says.
+    pub fn by(leader: Option<&[u8]>) -> Self {
+        let leader = leader.and_then(|leader| str::from_utf8(leader).ok());
+        Standby {
+            leader: leader.map(String::from),
+        }
+    }
+}
+
 impl fmt::Display for Standby {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.leader {

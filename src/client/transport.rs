@@ -292,12 +292,9 @@ impl Transport {
                     was_gone: false,
                 })
             }
-            Err(NotAnswered::Refused(Refusal::Standby, _)) => {
-                let leader =
-                    header(protocol::LOCK_LEADER).and_then(|name| str::from_utf8(name).ok());
-                let leader = leader.map(String::from);
-                Err(NoAnswer::Standby(Standby { leader }))
-            }
+            Err(NotAnswered::Refused(Refusal::Standby, _)) => Err(NoAnswer::Standby(Standby::by(
+                header(protocol::LOCK_LEADER),
+            ))),
             Err(NotAnswered::Refused(reason, message)) => Err(NoAnswer::Told(Error::Refused {
                 question: name_of(question),
                 reason,

@@ -166,8 +166,8 @@
 //! | the command takes several servers | `cluster_client::the_command_asks_the_servers_that_the_variable_or_the_option_names` |
 //! | it says that none leads, and stops none that is not named | `cluster_client::the_command_says_that_none_leads_and_stops_none_that_is_not_named` |
 //! | a list with an address that is none is refused | `cluster_client::an_address_in_the_list_that_is_none_is_refused` |
-//! | no other machine's server leads to an address of this one | `client::cluster::tests::no_other_machine_s_server_leads_to_an_address_of_this_one` |
-//! | a leader outside of the list has the scheme and prefix of the server that named it | `client::cluster::tests::another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it` |
+//! | no other machine's server leads to an address of this one | `client::cluster::no_other_machine_s_server_leads_to_an_address_of_this_one` |
+//! | a leader outside of the list has the scheme and prefix of the server that named it | `client::cluster::another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it` |
 //! | **Locks that outlive the server: etcd** | |
 //! | nobody is told of what was decided and not stored | `cluster::rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_knows_nothing_of_it` |
 //! | what was stored and not told is had by the same LOCK at the next leader | `cluster::rule_1_a_grant_that_was_stored_and_not_told_is_had_by_the_same_lock_at_the_next_leader` |

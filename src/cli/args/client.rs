@@ -48,7 +48,7 @@ macro_rules! key_verbs {
             #[argh(switch, short = 'q')]
             quiet: bool,
 
-            /// the server, or HOST,HOST...; default: LOCK_SERVER, or 127.0.0.1
+            /// server, or A,B; else LOCK_SERVER, or 127.0.0.1
             #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
@@ -310,7 +310,7 @@ pub struct Exec {
     #[argh(switch, short = 'v')]
     pub verbose: bool,
 
-    /// the server, or HOST,HOST...; default: LOCK_SERVER, or 127.0.0.1
+    /// server, or A,B; else LOCK_SERVER, or 127.0.0.1
     #[argh(option, arg_name = "HOST")]
     pub host: Option<String>,
 
@@ -349,7 +349,7 @@ macro_rules! plain_verbs {
         #[argh(subcommand, usage = "[options]", help_triggers("-h", "--help", "help"))]
         $(#[$about])*
         pub struct $verb {
-            /// the server, or HOST,HOST...; default: LOCK_SERVER, or 127.0.0.1
+            /// server, or A,B; else LOCK_SERVER, or 127.0.0.1
             #[argh(option, arg_name = "HOST")]
             host: Option<String>,
 
@@ -421,7 +421,7 @@ pub struct EventsArgs {
     #[argh(switch)]
     pub json: bool,
 
-    /// the server, or HOST,HOST...; default: LOCK_SERVER, or 127.0.0.1
+    /// server, or A,B; else LOCK_SERVER, or 127.0.0.1
     #[argh(option, arg_name = "HOST")]
     host: Option<String>,
 

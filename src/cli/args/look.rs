@@ -51,7 +51,7 @@ pub struct List {
     #[argh(switch)]
     pub json: bool,
 
-    /// the server, or HOST,HOST...; default: LOCK_SERVER, or 127.0.0.1
+    /// server, or A,B; else LOCK_SERVER, or 127.0.0.1
     #[argh(option, arg_name = "HOST")]
     host: Option<String>,
 
@@ -104,7 +104,7 @@ pub struct Show {
     #[argh(switch)]
     pub json: bool,
 
-    /// the server, or HOST,HOST...; default: LOCK_SERVER, or 127.0.0.1
+    /// server, or A,B; else LOCK_SERVER, or 127.0.0.1
     #[argh(option, arg_name = "HOST")]
     host: Option<String>,
 
