@@ -25,7 +25,6 @@ mod address;
 mod break_lock;
 mod cancel;
 mod cluster;
-mod connection;
 mod document;
 mod events;
 mod guard;
@@ -43,8 +42,6 @@ mod request_id;
 mod resolver;
 mod round;
 mod servers_met;
-#[cfg(feature = "tls")]
-mod tls;
 mod transport;
 mod tries;
 

@@ -8,6 +8,7 @@
 )]
 
 mod client;
+mod connection;
 mod error;
 pub mod guide;
 mod host;
@@ -22,6 +23,8 @@ mod lease;
 )]
 mod protocol;
 mod refusal;
+#[cfg(feature = "tls")]
+mod tls;
 mod token;
 
 #[cfg(fuzzing)]

@@ -1,9 +1,12 @@
-//! The client over TLS, behind a real nginx with certificates that openssl makes.
+//! The client over TLS, behind a real nginx, and a server that has a store in an etcd with TLS. openssl makes the
+//! certificates.
 //!
 //! A binary of its own, because the others are compiled without the feature `tls`:
 //! `cargo test --features tls --test tls`.
 
 mod common;
+#[path = "tls/etcd.rs"]
+mod etcd;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -5,10 +5,10 @@ use std::fmt;
 use std::io;
 
 use super::resolver::Unresolved;
-#[cfg(feature = "tls")]
-use super::tls::TlsError;
 use crate::error::{Error, Unreached};
 use crate::refusal::Refusal;
+#[cfg(feature = "tls")]
+use crate::tls::TlsError;
 
 /// The status of an answer that no lock server gives: one in between answers in its place.
 #[derive(Debug)]

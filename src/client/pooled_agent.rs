@@ -8,11 +8,11 @@ use ureq::Agent;
 use ureq::unversioned::transport::Connector;
 
 use super::address::ServerAddress;
-use super::connection::{LatestConnection, TrackedConnector};
 use super::resolver::{CachingResolver, KnownAddresses};
-#[cfg(feature = "tls")]
-use super::tls::TlsConnector;
+use crate::connection::{LatestConnection, TrackedConnector};
 use crate::protocol::http::ServerTimes;
+#[cfg(feature = "tls")]
+use crate::tls::{TlsConnector, of_system};
 
 /// More than any answer takes, its head or its body: two names of 1,024 bytes each, percent-encoded.
 pub(super) const MAX_REPLY: usize = 16 * 1024;
@@ -50,7 +50,11 @@ impl PooledAgent {
         let resolver = CachingResolver::new(&address.host, address.port, known.clone());
         let connector = TrackedConnector(latest.clone());
         #[cfg(feature = "tls")]
-        let connector = connector.chain(TlsConnector::new(address));
+        let connector = {
+            // The roots are read where they are needed: once in the life of a pool.
+            let config = address.is_https.then(of_system);
+            connector.chain(TlsConnector(config))
+        };
         PooledAgent {
             known,
             agent: Agent::with_parts(config, connector, resolver),

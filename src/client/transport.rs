@@ -18,12 +18,12 @@ use super::cluster::{Cluster, Route, is_of_one_machine};
 use super::no_answer::{NoAnswer, Standby};
 use super::pooled_agent::{MAX_REPLY, PooledAgent};
 use super::servers_met::ServersMet;
-#[cfg(feature = "tls")]
-use super::tls::TlsError;
 use crate::error::{Error, Unreached};
 use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
 use crate::protocol::{self, Request};
 use crate::refusal::Refusal;
+#[cfg(feature = "tls")]
+use crate::tls::TlsError;
 use crate::token::Token;
 
 /// How long a connection may take to be made, at the most.
@@ -316,10 +316,9 @@ impl Transport {
             });
         }
         #[cfg(feature = "tls")]
-        let error = match TlsError::of(error) {
-            Ok(error) => return NoAnswer::of_tls(error, route.address.to_string()),
-            Err(error) => error,
-        };
+        if let Some(error) = TlsError::of(&error) {
+            return NoAnswer::of_tls(error.clone(), route.address.to_string());
+        }
         let failure = NoAnswer::from(error);
         if let NoAnswer::NotConnected(..) = failure {
             route.shared().known.doubt();

@@ -96,14 +96,15 @@ pub struct ClusterOptions {
     /// listens on, and where that is every address of the machine, the machine's name.
     pub advertise: Option<String>,
 
-    /// Certificates of those who signed etcd's, a PEM file. Default `None`: those that the system trusts. This and the
-    /// next two take the feature `tls`.
+    /// Certificates of those who may sign etcd's, a PEM file. Default `None`: those that the system trusts. This and the
+    /// next two take the feature `tls` and a member with `https://`. They are read once, when the server starts: a new
+    /// certificate takes a restart.
     pub ca_file: Option<PathBuf>,
 
-    /// The certificate to show to etcd, a PEM file. Default `None`: none is shown.
+    /// The certificate to show to etcd, and those of intermediate CAs behind it, a PEM file. Default `None`: none is shown.
     pub cert_file: Option<PathBuf>,
 
-    /// Its key, a PEM file.
+    /// Its key, a PEM file, without a password.
     pub key_file: Option<PathBuf>,
 }
 
@@ -140,6 +141,13 @@ pub(super) fn validate(
             if is_tls && !cfg!(feature = "tls") {
                 let reason = "https:// takes the feature tls, which this server was built without";
                 return Err(("store", reason.into()));
+            }
+            let (option, is_given) = match cluster.ca_file {
+                Some(_) => ("store_ca", true),
+                None => ("store_cert", cluster.cert_file.is_some()),
+            };
+            if is_given && !is_tls {
+                return Err((option, "it is for URLs of etcd with https://".into()));
             }
             cluster.validate()
         }
@@ -315,6 +323,9 @@ mod tests {
             ),
             "store_cert"
         );
+        let ca_file = Some("ca".into());
+        let with_ca = ClusterOptions { ca_file, ..usual() };
+        assert_eq!(refused(etcd, with_ca), "store_ca");
         assert_eq!(refused("file:x", ttl(Duration::from_secs(2))), "cluster");
     }
 }

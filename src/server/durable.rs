@@ -9,8 +9,11 @@ use crate::error::Error;
 use crate::host::host_and_port;
 use crate::lease::StoreId;
 use crate::manager::OpenStore;
-use crate::options::{Options, StoreAddress};
+use crate::options::{ClusterOptions, Options, StoreAddress};
 use crate::store::election::Election;
+use crate::store::etcd::tls::EtcdTls;
+#[cfg(feature = "tls")]
+use crate::store::etcd::tls::TlsFiles;
 use crate::store::etcd::{EtcdOptions, EtcdStore, PasswordFile};
 use crate::store::file::{FileStore, Sync};
 use crate::store::{Recovered, Store, StoreError};
@@ -95,9 +98,30 @@ fn etcd_options(
         endpoints: members.to_vec(),
         prefix: cluster.prefix.clone(),
         user,
+        tls: etcd_tls(cluster, members)?,
         ttl: cluster.ttl,
         address,
     })
+}
+
+/// Reads the files of TLS, where a member is asked over it.
+#[cfg(feature = "tls")]
+fn etcd_tls(cluster: &ClusterOptions, members: &[String]) -> Result<EtcdTls, Error> {
+    if !members.iter().any(|member| member.starts_with("https://")) {
+        return Ok(EtcdTls::default());
+    }
+    let shown = cluster.cert_file.clone().zip(cluster.key_file.clone());
+    let files = TlsFiles {
+        ca: cluster.ca_file.clone(),
+        shown,
+    };
+    EtcdTls::read(&files).map_err(cannot_start)
+}
+
+/// The options refuse a member that is asked over it.
+#[cfg(not(feature = "tls"))]
+fn etcd_tls(_: &ClusterOptions, _: &[String]) -> Result<EtcdTls, Error> {
+    Ok(EtcdTls::default())
 }
 
 /// Where others reach what listens there: by the machine's name, where it listens on all addresses.

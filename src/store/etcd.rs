@@ -14,6 +14,7 @@ use self::gateway::EtcdGateway;
 use self::keepalive::try_time;
 use self::layout::Layout;
 use self::term::Term;
+use self::tls::EtcdTls;
 use super::election::Election;
 use super::{Batch, Recovered, Store, StoreError};
 
@@ -29,16 +30,19 @@ mod slots;
 mod term;
 #[cfg(test)]
 pub(super) mod tests;
+pub(crate) mod tls;
 
 /// Where etcd is, and how this server takes part.
 #[derive(Clone, Debug)]
 pub(crate) struct EtcdOptions {
-    /// `http://HOST:2379`, at least one. All are members of one cluster.
+    /// `http://HOST:2379` or `https://HOST:2379`, at least one. All are members of one cluster.
     pub endpoints: Vec<String>,
     /// What all keys begin with: a slash, a name, and a slash at the end. Servers that share it are one lock server.
     pub prefix: String,
     /// A user of etcd's, where etcd has users.
     pub user: Option<(String, PasswordFile)>,
+    /// How those with `https://` are asked.
+    pub tls: EtcdTls,
     /// How long a leader that is silent is waited for: whole seconds, at least 2. etcd may make it longer.
     pub ttl: Duration,
     /// Where clients reach this server, host and port: what the others tell theirs.
@@ -120,9 +124,10 @@ impl EtcdStore {
 impl Store for EtcdStore {
     fn open(&mut self) -> Result<Recovered, StoreError> {
         let is_https = |endpoint: &&String| endpoint.starts_with("https://");
-        if let Some(endpoint) = self.options.endpoints.iter().find(is_https) {
+        let endpoint = self.options.endpoints.iter().find(is_https);
+        if let Some(endpoint) = endpoint.filter(|_| !self.options.tls.is_there()) {
             // It would never be reached.
-            let reason = format!("{endpoint} is asked over TLS, which is not there for etcd yet");
+            let reason = format!("{endpoint} takes TLS, which this server was built without");
             return Err(StoreError::Etcd(reason));
         }
         self.step_down();

@@ -198,6 +198,11 @@
 //! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_says_who_it_is` |
 //! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |
 //! | who waits is refused when its server stands by, and may wait at the next leader | `cluster::who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader` |
+//! | with the feature `tls` a server leads over TLS, with a certificate of its own | `tls::etcd::a_server_with_a_certificate_leads_keeps_its_lease_and_stores_over_tls` |
+//! | without one that etcd takes it stands by, and says why | `tls::etcd::without_a_certificate_that_etcd_takes_a_server_stands_by_and_says_so` |
+//! | as with an etcd that is not to be trusted | `tls::etcd::an_etcd_that_is_not_to_be_trusted_is_not_asked_and_the_log_says_why` |
+//! | until etcd's certificate is mended | `tls::etcd::once_etcd_has_a_certificate_for_its_name_a_server_leads_that_stood_by_without` |
+//! | bad files are refused at the start | `tls::etcd::bad_files_for_tls_are_refused_in_a_sentence` |
 //! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
 //! | its judge notices what it has to | `trial::tests::the_judge_notices_what_it_should` |
 //! | a trial's history is read whole | `etcd::history::tests::a_long_history_is_read_whole` |

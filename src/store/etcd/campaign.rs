@@ -27,6 +27,9 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 /// How long until the next try after one that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long until the next try where there was TLS with no endpoint: somebody has to mend that, and etcd logs each try.
+const TLS_PAUSE: Duration = Duration::from_secs(5);
+
 /// 32 hexadecimal digits that nobody else has.
 fn random_name() -> String {
     let chance = || RandomState::new().build_hasher().finish();
@@ -54,6 +57,8 @@ pub(super) struct Campaign<'a> {
     granted: Option<GrantedLease>,
     /// When etcd last said who leads.
     heard: Instant,
+    /// How many tries failed for want of TLS, since one did not fail and since the last long pause.
+    without_tls: usize,
     page: i64,
 }
 
@@ -73,6 +78,7 @@ impl<'a> Campaign<'a> {
             id: random_name(),
             granted: None,
             heard: Instant::now(),
+            without_tls: 0,
             page,
         }
     }
@@ -93,6 +99,7 @@ impl<'a> Campaign<'a> {
                     self.id = random_name();
                 }
                 Ok(None) => {
+                    self.without_tls = 0;
                     self.gateway.log_success();
                     self.election.pause(LOOK);
                 }
@@ -271,6 +278,10 @@ impl<'a> Campaign<'a> {
                 self.gateway.log_failure(doing, failure);
                 REFUSED_PAUSE
             }
+            FailureClass::NoTls(_) => {
+                self.gateway.log_failure(doing, failure);
+                self.pause_without_tls()
+            }
             FailureClass::NotSent
             | FailureClass::Unknown
             | FailureClass::Busy
@@ -286,6 +297,16 @@ impl<'a> Campaign<'a> {
         }
         self.election.pause(pause);
         Ok(())
+    }
+
+    /// Long only where every endpoint has been tried: another one may have TLS.
+    fn pause_without_tls(&mut self) -> Duration {
+        self.without_tls += 1;
+        if self.without_tls < self.gateway.endpoints() {
+            return RETRY_PAUSE;
+        }
+        self.without_tls = 0;
+        TLS_PAUSE
     }
 
     /// So that etcd has not to wait for its end.

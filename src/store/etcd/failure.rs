@@ -5,11 +5,22 @@ use std::io::ErrorKind;
 
 use serde::Deserialize;
 
+use crate::error::TlsFailure;
+#[cfg(feature = "tls")]
+use crate::tls::TlsError;
+
 /// What follows from a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureClass {
     /// It did not reach etcd.
     NotSent,
+    /// It did not reach etcd: there is no TLS with what answers. `None` where that does not take the certificate of this
+    /// server, or wants one.
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(dead_code, reason = "there is no TLS to fail")
+    )]
+    NoTls(Option<TlsFailure>),
     /// It may have been carried out, or still be.
     Unknown,
     /// Not carried out: there is too much to do.
@@ -57,6 +68,7 @@ impl FailureClass {
     pub fn advice(self) -> &'static str {
         match self {
             FailureClass::NotSent => "is etcd running there, and is the address right?",
+            FailureClass::NoTls(cause) => advice_on_tls(cause),
             FailureClass::Unknown => "does etcd have a leader and a majority of its members?",
             FailureClass::Busy => "etcd has too much to do",
             FailureClass::NoSpace => {
@@ -82,10 +94,28 @@ impl FailureClass {
         matches!(
             self,
             FailureClass::NotSent
+                | FailureClass::NoTls(_)
                 | FailureClass::Unknown
                 | FailureClass::Busy
                 | FailureClass::NoService
         )
+    }
+}
+
+fn advice_on_tls(cause: Option<TlsFailure>) -> &'static str {
+    match cause {
+        None => {
+            "the options store_cert and store_key have to name a certificate that etcd's --trusted-ca-file has signed, and its key"
+        }
+        Some(TlsFailure::UnknownIssuer | TlsFailure::NoRoots) => {
+            "the option store_ca has to name the certificate of who signed it"
+        }
+        Some(TlsFailure::OtherName) => {
+            "etcd needs one for the host in the option store, a name or an IP address"
+        }
+        Some(TlsFailure::OutOfDate) => "etcd needs a new one, or a clock is wrong",
+        Some(TlsFailure::BadCertificate) => "etcd needs another one",
+        Some(TlsFailure::NoHandshake) => "if etcd has no TLS there, write http:// for https://",
     }
 }
 
@@ -173,6 +203,10 @@ fn classify(status: u16, code: i64, message: &str) -> FailureClass {
 
 /// What ureq says where there is no answer.
 pub(super) fn no_answer(error: &ureq::Error) -> (FailureClass, String) {
+    #[cfg(feature = "tls")]
+    if let Some(error) = TlsError::of(error) {
+        return no_tls(error);
+    }
     let class = match error {
         // What only a connect says. A reset can come later, too.
         ureq::Error::Io(error)
@@ -203,4 +237,19 @@ pub(super) fn no_answer(error: &ureq::Error) -> (FailureClass, String) {
         error => error.to_string(),
     };
     (class, message)
+}
+
+#[cfg(feature = "tls")]
+fn no_tls(error: &TlsError) -> (FailureClass, String) {
+    match error.cause {
+        _ if error.is_about_ours => {
+            let message = format!("it does not take the certificate of this server: {error}");
+            (FailureClass::NoTls(None), message)
+        }
+        Some(cause) => (
+            FailureClass::NoTls(Some(cause)),
+            format!("it {cause}: {error}"),
+        ),
+        None => (FailureClass::NotSent, error.to_string()),
+    }
 }

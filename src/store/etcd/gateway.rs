@@ -36,6 +36,8 @@ pub(super) struct EtcdGateway {
     /// The latest of the keys that an answer had.
     revision: i64,
     logged: Option<Instant>,
+    /// The same for want of TLS: what fails otherwise, perhaps at another endpoint, hides no cause that somebody has to mend.
+    logged_tls: Option<Instant>,
 }
 
 impl EtcdGateway {
@@ -50,10 +52,9 @@ impl EtcdGateway {
             .build();
         let addresses = Arc::<KnownEndpoints>::default();
         let resolver = EndpointResolver(addresses.clone());
-        let connector = ureq::unversioned::transport::DefaultConnector::default();
         let endpoints = options.endpoints.iter();
         EtcdGateway {
-            agent: Agent::with_parts(config, connector, resolver),
+            agent: options.tls.agent(config, resolver),
             addresses,
             endpoints: endpoints
                 .map(|endpoint| endpoint.trim_end_matches('/').into())
@@ -64,6 +65,7 @@ impl EtcdGateway {
             cluster_id: 0,
             revision: 0,
             logged: None,
+            logged_tls: None,
         }
     }
 
@@ -227,8 +229,12 @@ impl EtcdGateway {
 
     /// Logs that etcd fails: at once, and then from time to time.
     pub fn log_failure(&mut self, doing: &str, failure: &CallFailure) {
-        if self.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-            self.logged = Some(Instant::now());
+        let logged = match failure.class {
+            FailureClass::NoTls(_) => &mut self.logged_tls,
+            _ => &mut self.logged,
+        };
+        if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            *logged = Some(Instant::now());
             let advice = failure.class.advice();
             log::warn!("cannot {doing}, and tries again: etcd at {failure}; {advice}");
         }
@@ -236,7 +242,8 @@ impl EtcdGateway {
 
     /// Logs that etcd does what it is asked to, if it failed before.
     pub fn log_success(&mut self) {
-        if self.logged.take().is_some() {
+        let failed = [self.logged.take(), self.logged_tls.take()];
+        if failed.iter().any(Option::is_some) {
             log::info!("etcd at {} answers", self.endpoints[self.current]);
         }
     }

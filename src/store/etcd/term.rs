@@ -292,6 +292,7 @@ impl Term {
             | FailureClass::Compacted
             | FailureClass::AnswerTooLarge => return Err(fatal(failure)),
             FailureClass::NotSent
+            | FailureClass::NoTls(_)
             | FailureClass::Unknown
             | FailureClass::Busy
             | FailureClass::NoSpace

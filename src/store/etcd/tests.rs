@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tls::EtcdTls;
 use super::{EtcdOptions, EtcdStore};
 use crate::lease::Fence;
 use crate::store::election::Election;
@@ -25,6 +26,7 @@ pub(super) fn options(endpoints: &[String], prefix: &str) -> EtcdOptions {
         endpoints: endpoints.to_vec(),
         prefix: prefix.into(),
         user: None,
+        tls: EtcdTls::default(),
         ttl: Duration::from_secs(2),
         address: "127.0.0.1:8004".into(),
     }

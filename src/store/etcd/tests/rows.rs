@@ -633,7 +633,7 @@ fn rule_12_ends_alone_put_nothing() {
 }
 
 #[test]
-fn an_endpoint_with_tls_is_refused() {
+fn an_endpoint_with_tls_is_refused_where_there_is_none() {
     let endpoints = ["https://127.0.0.1:2379".to_string()];
     let opened = store(&options(&endpoints, P)).open();
     assert_ends(opened.map(drop), "TLS");

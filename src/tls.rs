@@ -1,5 +1,6 @@
-//! TLS over the connections to a server: rustls with the roots that the system trusts. And why there is none on a
-//! connection, as data.
+//! TLS over the connections of a client to a server, and of a server to etcd: rustls, with the roots that the system
+//! trusts or with others. And why there is none on a connection, as data. Knows no options, and reads no files but the
+//! system's.
 //!
 //! ureq's own connector reads the roots anew for each connection whose question has a time-out, and holds a connection
 //! for ended by which the other side has sent a record between two questions, as TLS 1.3 allows it.
@@ -10,55 +11,43 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::WantsClientCert;
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore, Stream};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, ConfigBuilder,
+    RootCertStore, Stream,
+};
 use ureq::unversioned::transport::time::Instant;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
 };
 
-use super::address::ServerAddress;
-use super::connection::{TrackedConnection, TrackedStream, deadline, in_time};
+use crate::connection::{TrackedConnection, TrackedStream, deadline, in_time};
 use crate::error::TlsFailure;
+use crate::host::bare_host;
 
-/// Sets TLS up on the connections of one pool, where its server is asked so.
+/// Sets TLS up on the connections of one pool that are to URLs with `https`. They share what is in here, with the
+/// sessions that they may resume. `None` where no URL has it.
 #[derive(Debug)]
-pub(super) struct TlsConnector(Option<Result<TlsSettings, TlsError>>);
+pub(crate) struct TlsConnector(pub Option<Result<Arc<ClientConfig>, TlsError>>);
 
-/// What all connections share, with the sessions that they may resume.
-#[derive(Clone, Debug)]
-struct TlsSettings {
-    name: ServerName<'static>,
-    config: Arc<ClientConfig>,
+/// A configuration with these roots, before it has a certificate to show.
+pub(crate) fn builder(roots: RootCertStore) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let provider = Arc::new(ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has all that TLS 1.2 and 1.3 need")
+        .with_root_certificates(roots)
 }
 
-impl TlsConnector {
-    /// Reads the roots, if the address needs them: once in the life of a pool.
-    pub fn new(address: &ServerAddress) -> Self {
-        TlsConnector(address.is_https.then(|| TlsSettings::of(&address.host)))
-    }
-}
-
-impl TlsSettings {
-    fn of(host: &str) -> Result<Self, TlsError> {
-        let name = ServerName::try_from(host.to_string())
-            .map_err(|error| TlsError::new(TlsFailure::OtherName, error))?;
-        let provider = Arc::new(ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring has all that TLS 1.2 and 1.3 need")
-            .with_root_certificates(roots()?)
-            .with_no_client_auth();
-        Ok(TlsSettings {
-            name,
-            config: Arc::new(config),
-        })
-    }
+/// A configuration with the roots of the system and nothing to show.
+pub(crate) fn of_system() -> Result<Arc<ClientConfig>, TlsError> {
+    Ok(Arc::new(builder(roots_of_system()?).with_no_client_auth()))
 }
 
 /// Those of the system, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
-fn roots() -> Result<RootCertStore, TlsError> {
+pub(crate) fn roots_of_system() -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     // One that can't be read is no reason to distrust the others.
@@ -81,13 +70,16 @@ impl Connector<TrackedConnection> for TlsConnector {
         details: &ConnectionDetails,
         chained: Option<TrackedConnection>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
-        let (settings, connection) = match (&self.0, chained) {
-            (Some(settings), Some(connection)) => (settings.clone()?, connection),
+        let (config, connection) = match (&self.0, chained) {
+            (Some(config), Some(connection)) if details.needs_tls() => {
+                (config.clone()?, connection)
+            }
             (_, connection) => return Ok(connection.map(Either::A)),
         };
+        let name = server_name(details.uri.host().unwrap_or_default())?;
         let tcp = connection.into_stream();
-        let mut tls = ClientConnection::new(settings.config, settings.name)
-            .map_err(|error| TlsError::of_rustls(&error))?;
+        let mut tls =
+            ClientConnection::new(config, name).map_err(|error| TlsError::of_rustls(&error))?;
         // The time is for both, and the connection has taken a part of it.
         let spent = match details.now {
             Instant::Exact(begin) => begin.elapsed(),
@@ -107,6 +99,12 @@ impl Connector<TrackedConnection> for TlsConnector {
     }
 }
 
+/// Whom a certificate has to be for.
+fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(bare_host(host).to_string())
+        .map_err(|error| TlsError::new(TlsFailure::OtherName, error))
+}
+
 /// No question was sent yet.
 fn in_handshake(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     let of_rustls = error.get_ref().and_then(|inner| inner.downcast_ref());
@@ -115,6 +113,7 @@ fn in_handshake(error: io::Error, timeout: NextTimeout) -> ureq::Error {
         (None, ErrorKind::WouldBlock | ErrorKind::TimedOut) => in_time(error, timeout),
         (None, _) => TlsError {
             cause: None,
+            is_about_ours: false,
             said: format!("the connection ended before TLS was agreed on ({error})"),
         }
         .into(),
@@ -123,9 +122,11 @@ fn in_handshake(error: io::Error, timeout: NextTimeout) -> ureq::Error {
 
 /// Why there is no TLS on a connection that was made. It travels through ureq.
 #[derive(Clone, Debug)]
-pub(super) struct TlsError {
+pub(crate) struct TlsError {
     /// `None` where the connection ended meanwhile, as it may by chance.
     pub cause: Option<TlsFailure>,
+    /// Whether the other side wants a certificate of this one, or another one than it was shown.
+    pub is_about_ours: bool,
     said: String,
 }
 
@@ -133,24 +134,55 @@ impl TlsError {
     fn new(cause: TlsFailure, said: impl fmt::Display) -> Self {
         TlsError {
             cause: Some(cause),
+            is_about_ours: false,
             said: said.to_string(),
         }
     }
 
     fn of_rustls(error: &rustls::Error) -> Self {
-        TlsError::new(failure(error), error)
+        TlsError {
+            is_about_ours: is_about_ours(error),
+            ..TlsError::new(failure(error), error)
+        }
+    }
+
+    /// That of a connection's errors which says that this side's certificate is not accepted. In TLS 1.3 that comes
+    /// after the handshake; the other side has read no question by then.
+    fn about_ours(error: &io::Error) -> Option<Self> {
+        let error = error.get_ref()?.downcast_ref()?;
+        is_about_ours(error).then(|| TlsError::of_rustls(error))
     }
 
     /// That of ureq's errors which is one.
-    pub fn of(error: ureq::Error) -> Result<Self, ureq::Error> {
-        match &error {
-            ureq::Error::Io(source) => {
-                let inner = source.get_ref().and_then(|inner| inner.downcast_ref());
-                inner.cloned().ok_or(error)
-            }
-            _ => Err(error),
+    pub fn of(error: &ureq::Error) -> Option<&Self> {
+        match error {
+            ureq::Error::Io(source) => source.get_ref()?.downcast_ref(),
+            _ => None,
         }
     }
+}
+
+/// Whether the other side wants a certificate of this one, or another one.
+fn is_about_ours(error: &rustls::Error) -> bool {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, NoCertificate, UnknownCA, UnsupportedCertificate,
+    };
+    let rustls::Error::AlertReceived(alert) = error else {
+        return false;
+    };
+    matches!(
+        alert,
+        AccessDenied
+            | BadCertificate
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | NoCertificate
+            | UnknownCA
+            | UnsupportedCertificate
+    )
 }
 
 fn failure(error: &rustls::Error) -> TlsFailure {
@@ -187,10 +219,41 @@ impl From<TlsError> for ureq::Error {
 
 /// A connection with TLS, for ureq.
 #[derive(Debug)]
-pub(super) struct TlsConnection {
+pub(crate) struct TlsConnection {
     tcp: TrackedStream,
     tls: ClientConnection,
     buffers: LazyBuffers,
+}
+
+impl TlsConnection {
+    /// Takes in what is there. "Would block" where that is no answer, and not the end.
+    fn take_in(&mut self) -> io::Result<()> {
+        let TlsConnection { tcp, tls, .. } = self;
+        tcp.at_once(|mut stream| {
+            loop {
+                if tls.read_tls(&mut stream)? == 0 {
+                    return Ok(());
+                }
+                let state = tls.process_new_packets().map_err(io::Error::other)?;
+                if state.peer_has_closed() || state.plaintext_bytes_to_read() > 0 {
+                    return Ok(());
+                }
+            }
+        })
+    }
+
+    /// Why nothing goes out. The other side may have said so, and ended the connection.
+    fn cannot_send(&mut self, error: io::Error, timeout: NextTimeout) -> ureq::Error {
+        let is_ended = matches!(
+            error.kind(),
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+        );
+        let said = is_ended.then(|| self.take_in()).and_then(Result::err);
+        match said.and_then(|said| TlsError::about_ours(&said)) {
+            Some(said) => said.into(),
+            None => in_time(error, timeout),
+        }
+    }
 }
 
 impl Transport for TlsConnection {
@@ -204,17 +267,18 @@ impl Transport for TlsConnection {
         let mut tcp = self.tcp.until(deadline(timeout));
         let mut stream = Stream::new(&mut self.tls, &mut tcp);
         // `write` leaves it to `flush` to report that nothing goes out.
-        stream
-            .write_all(output)
-            .and_then(|()| stream.flush())
-            .map_err(|error| in_time(error, timeout))
+        let sent = stream.write_all(output).and_then(|()| stream.flush());
+        sent.map_err(|error| self.cannot_send(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         let timeout = timeout.for_read();
         let mut tcp = self.tcp.until(deadline(timeout));
         let read = Stream::new(&mut self.tls, &mut tcp).read(self.buffers.input_append_buf());
-        let amount = read.map_err(|error| in_time(error, timeout))?;
+        let amount = read.map_err(|error| match TlsError::about_ours(&error) {
+            Some(said) => said.into(),
+            None => in_time(error, timeout),
+        })?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }
@@ -222,19 +286,7 @@ impl Transport for TlsConnection {
     /// Between two questions no answer comes from the server. Records of TLS may come: a ticket for the next session,
     /// a new key. They are taken in here, so that the socket is silent again for who waits for its end.
     fn is_open(&mut self) -> bool {
-        let TlsConnection { tcp, tls, .. } = self;
-        let taken = tcp.at_once(|mut stream| {
-            loop {
-                if tls.read_tls(&mut stream)? == 0 {
-                    return Ok(());
-                }
-                let state = tls.process_new_packets().map_err(io::Error::other)?;
-                if state.peer_has_closed() || state.plaintext_bytes_to_read() > 0 {
-                    return Ok(());
-                }
-            }
-        });
-        matches!(taken, Err(error) if error.kind() == ErrorKind::WouldBlock)
+        matches!(self.take_in(), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
     fn is_tls(&self) -> bool {
@@ -248,14 +300,30 @@ mod tests {
 
     #[test]
     fn a_host_that_no_certificate_can_be_for_has_another_name() {
-        let address = ServerAddress {
-            host: "a..b".into(),
-            is_https: true,
-            ..ServerAddress::default()
-        };
-        let TlsConnector(settings) = TlsConnector::new(&address);
-        let error = settings.expect("it is https").expect_err("no name");
+        let error = server_name("a..b").expect_err("no name");
         assert_eq!(error.cause, Some(TlsFailure::OtherName), "{error}");
+    }
+
+    #[test]
+    fn an_address_in_brackets_is_a_name() {
+        for host in ["[::1]", "127.0.0.1", "etcd.example.com"] {
+            assert!(server_name(host).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn an_alert_about_this_sides_certificate_is_told_from_others() {
+        for (alert, is_ours) in [
+            (AlertDescription::CertificateRequired, true),
+            (AlertDescription::BadCertificate, true),
+            (AlertDescription::UnknownCA, true),
+            (AlertDescription::InternalError, false),
+        ] {
+            let error = rustls::Error::AlertReceived(alert);
+            assert_eq!(TlsError::of_rustls(&error).is_about_ours, is_ours);
+            let error = io::Error::other(error);
+            assert_eq!(TlsError::about_ours(&error).is_some(), is_ours);
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The connections to a server: made for ureq, which keeps them open, and noted here, so that somebody can wait for the
-//! end of the one that is in use. ureq's own TCP transport hides its socket.
+//! The connections of a client to a server, and with TLS those of a server to etcd: made for ureq, which keeps them open,
+//! and noted here, so that somebody can wait for the end of the one that is in use. ureq's own TCP transport hides its socket.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use ureq::unversioned::transport::{
 
 /// The connection by which the latest question went.
 #[derive(Debug, Default)]
-pub(super) struct LatestConnection(Mutex<Weak<TcpStream>>);
+pub(crate) struct LatestConnection(Mutex<Weak<TcpStream>>);
 
 impl LatestConnection {
     /// Another handle of it, if it is open still.
@@ -32,7 +32,7 @@ impl LatestConnection {
 
 /// Makes the connections of one pool.
 #[derive(Debug)]
-pub(super) struct TrackedConnector(pub Arc<LatestConnection>);
+pub(crate) struct TrackedConnector(pub Arc<LatestConnection>);
 
 impl Connector for TrackedConnector {
     type Out = TrackedConnection;
@@ -79,13 +79,13 @@ fn connect(details: &ConnectionDetails) -> Result<TcpStream, ureq::Error> {
     Err(failure)
 }
 
-pub(super) fn deadline(timeout: NextTimeout) -> Option<Instant> {
+pub(crate) fn deadline(timeout: NextTimeout) -> Option<Instant> {
     let left = timeout.not_zero()?;
     Instant::now().checked_add(*left)
 }
 
 /// The system says "would block" where a time-out of a socket has passed.
-pub(super) fn in_time(error: io::Error, timeout: NextTimeout) -> ureq::Error {
+pub(crate) fn in_time(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
         _ => ureq::Error::Io(error),
@@ -94,7 +94,7 @@ pub(super) fn in_time(error: io::Error, timeout: NextTimeout) -> ureq::Error {
 
 /// A connection for ureq.
 #[derive(Debug)]
-pub(super) struct TrackedConnection {
+pub(crate) struct TrackedConnection {
     stream: TrackedStream,
     buffers: LazyBuffers,
 }
@@ -141,7 +141,7 @@ impl Transport for TrackedConnection {
 
 /// A socket, which is the latest connection once something is sent by it.
 #[derive(Debug)]
-pub(super) struct TrackedStream {
+pub(crate) struct TrackedStream {
     stream: Arc<TcpStream>,
     latest: Arc<LatestConnection>,
 }
@@ -165,7 +165,7 @@ impl TrackedStream {
 }
 
 /// A socket whose calls end in time.
-pub(super) struct TimedStream<'a> {
+pub(crate) struct TimedStream<'a> {
     tracked: &'a TrackedStream,
     until: Option<Instant>,
 }

@@ -1,0 +1,302 @@
+//! TLS between a lock server and a real etcd that wants a certificate of it.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::{Authority, LOCALHOST};
+use crate::common::program::{Outcome, clean, installed, program};
+use crate::common::{PATIENCE, Reply, Wire, ends_with_this_thread, free_port, ms, until};
+
+/// A process, which is killed when this is dropped.
+struct Running(Child);
+
+impl Running {
+    /// With what it says in this file.
+    fn start(command: &mut Command, log: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log);
+        command.stdout(Stdio::null()).stderr(log.unwrap());
+        Running(ends_with_this_thread(command).spawn().unwrap())
+    }
+
+    /// Its exit code, after SIGTERM.
+    fn end(&mut self) -> Option<i32> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only where it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An etcd that takes who has a certificate of its CA, and shows a certificate of it itself.
+struct TlsEtcd {
+    port: u16,
+    peer: u16,
+    program: PathBuf,
+    process: Option<Running>,
+    folder: TempDir,
+}
+
+impl TlsEtcd {
+    /// `None` where etcd is not installed, and that is said.
+    fn start(authority: &Authority, certificate: &str) -> Option<Self> {
+        let mut etcd = TlsEtcd {
+            port: free_port(),
+            peer: free_port(),
+            program: installed("etcd")?,
+            process: None,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        etcd.show(authority, certificate);
+        Some(etcd)
+    }
+
+    /// Starts it, perhaps anew, with another certificate.
+    fn show(&mut self, authority: &Authority, certificate: &str) {
+        self.process = None;
+        let client = format!("https://127.0.0.1:{}", self.port);
+        let peer = format!("http://127.0.0.1:{}", self.peer);
+        let file = |name: &str| authority.file(name).display().to_string();
+        let mut command = Command::new(&self.program);
+        clean(&mut command).args([
+            format!("--data-dir={}", self.folder.path().join("data").display()),
+            format!("--listen-client-urls={client}"),
+            format!("--advertise-client-urls={client}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=default={peer}"),
+            format!("--cert-file={}", file(&format!("{certificate}.pem"))),
+            format!("--key-file={}", file(&format!("{certificate}.key"))),
+            format!("--trusted-ca-file={}", file("ca.pem")),
+            "--client-cert-auth".into(),
+            "--heartbeat-interval=40".into(),
+            "--election-timeout=400".into(),
+            "--logger=zap".into(),
+        ]);
+        let log = self.folder.path().join("log");
+        self.process = Some(Running::start(&mut command, &log));
+    }
+
+    fn url(&self) -> String {
+        format!("etcd:https://127.0.0.1:{}", self.port)
+    }
+}
+
+/// A lock server with a store in etcd.
+struct Served {
+    process: Running,
+    address: SocketAddr,
+    log: PathBuf,
+    _folder: TempDir,
+}
+
+impl Served {
+    /// With these options for TLS.
+    fn start(etcd: &TlsEtcd, options: &[(&str, &Path)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (port, log) = (free_port(), folder.path().join("log"));
+        let mut command = program(["run", "--host", "127.0.0.1", "--store-ttl", "2", "--store"]);
+        command.arg(etcd.url()).args(["--port", &port.to_string()]);
+        for (option, file) in options {
+            command.arg(option).arg(file);
+        }
+        let served = Served {
+            process: Running::start(&mut command, &log),
+            address: ([127, 0, 0, 1], port).into(),
+            log,
+            _folder: folder,
+        };
+        until("the server answers", || served.ask("/livez").is_some());
+        served
+    }
+
+    /// With the CA and a certificate of this name.
+    fn with(etcd: &TlsEtcd, ca: &Authority, signed_by: &Authority, name: &str) -> Self {
+        Served::start(
+            etcd,
+            &[
+                ("--store-ca", &ca.file("ca.pem")),
+                ("--store-cert", &signed_by.file(&format!("{name}.pem"))),
+                ("--store-key", &signed_by.file(&format!("{name}.key"))),
+            ],
+        )
+    }
+
+    fn ask(&self, path: &str) -> Option<Reply> {
+        let stream = std::net::TcpStream::connect(self.address).ok()?;
+        Wire::over(stream, PATIENCE).try_once(path).ok()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    fn until_leads(&self) {
+        until("the server leads", || {
+            self.ask("/readyz").is_some_and(|ready| ready.status == 200)
+        });
+    }
+
+    /// Waits until the log has all of this in one line, while the server stands by.
+    #[track_caller]
+    fn until_says(&self, words: &[&str]) {
+        let begun = Instant::now();
+        let has_all = |line: &str| words.iter().all(|word| line.contains(word));
+        while !self.log().lines().any(has_all) {
+            assert!(begun.elapsed() < PATIENCE, "no {words:?}: {}", self.log());
+            std::thread::sleep(ms(10));
+        }
+        let ready = self.ask("/readyz").expect("it answers");
+        assert_eq!((ready.status, ready.result()), (503, "standby"));
+    }
+}
+
+/// A CA with certificates for etcd and for a lock server. `None` where openssl or etcd is not installed.
+fn authority() -> Option<Authority> {
+    installed("etcd")?;
+    let authority = Authority::new()?;
+    authority.sign("etcd", LOCALHOST);
+    authority.sign("locks", "DNS:locks.example.com");
+    Some(authority)
+}
+
+#[test]
+fn a_server_with_a_certificate_leads_keeps_its_lease_and_stores_over_tls() {
+    let Some(authority) = authority() else { return };
+    let Some(etcd) = TlsEtcd::start(&authority, "etcd") else {
+        return;
+    };
+    let mut first = Served::with(&etcd, &authority, &authority, "locks");
+    first.until_leads();
+    let locked = first.ask("/LOCK/KEYA/A?lock_timeout=600").unwrap();
+    assert!(locked.header("Lock-Fence").is_some(), "{locked:?}");
+    // For longer than a lease lasts that nobody keeps alive, on connections that stay open.
+    let begun = Instant::now();
+    while begun.elapsed() < ms(3000) {
+        let verified = first.ask("/VERIFY/KEYA/A").unwrap();
+        assert_eq!(verified.body, "1\n", "{verified:?}");
+    }
+    assert!(!first.log().contains("stops leading"), "{}", first.log());
+    assert_eq!(first.process.end(), Some(0), "{}", first.log());
+    let second = Served::with(&etcd, &authority, &authority, "locks");
+    second.until_leads();
+    let verified = second.ask("/VERIFY/KEYA/A").unwrap();
+    assert_eq!(verified.body, "1\n", "{verified:?}");
+}
+
+#[test]
+fn without_a_certificate_that_etcd_takes_a_server_stands_by_and_says_so() {
+    let (Some(authority), Some(other)) = (authority(), Authority::new()) else {
+        return;
+    };
+    other.sign("locks", "DNS:locks.example.com");
+    let Some(etcd) = TlsEtcd::start(&authority, "etcd") else {
+        return;
+    };
+    let said = [
+        "cannot lead",
+        "does not take the certificate of this server",
+        "store_cert and store_key",
+        "--trusted-ca-file",
+    ];
+    let ca = authority.file("ca.pem");
+    Served::start(&etcd, &[("--store-ca", &ca)]).until_says(&said);
+    Served::with(&etcd, &authority, &other, "locks").until_says(&said);
+}
+
+#[test]
+fn an_etcd_that_is_not_to_be_trusted_is_not_asked_and_the_log_says_why() {
+    let (Some(authority), Some(other)) = (authority(), Authority::new()) else {
+        return;
+    };
+    let Some(etcd) = TlsEtcd::start(&authority, "etcd") else {
+        return;
+    };
+    let issuer = "of an issuer that is not trusted";
+    let foreign = Served::with(&etcd, &other, &authority, "locks");
+    foreign.until_says(&["cannot lead", issuer, "store_ca"]);
+    // Those of the system.
+    let mine = Served::start(&etcd, &[]);
+    mine.until_says(&["cannot lead", issuer, "store_ca"]);
+}
+
+#[test]
+fn once_etcd_has_a_certificate_for_its_name_a_server_leads_that_stood_by_without() {
+    let Some(authority) = authority() else { return };
+    let Some(mut etcd) = TlsEtcd::start(&authority, "locks") else {
+        return;
+    };
+    let served = Served::with(&etcd, &authority, &authority, "locks");
+    served.until_says(&["cannot lead", "of another name", "locks.example.com"]);
+    etcd.show(&authority, "etcd");
+    served.until_leads();
+    assert!(served.log().contains("answers"), "{}", served.log());
+}
+
+/// It is the end at the start, with a sentence that names the file and its option. Nobody has to be asked for that.
+#[test]
+fn bad_files_for_tls_are_refused_in_a_sentence() {
+    let Some(authority) = Authority::new() else {
+        return;
+    };
+    authority.sign("locks", LOCALHOST);
+    authority.sign("other", LOCALHOST);
+    let (ca, cert, key) = (
+        authority.file("ca.pem"),
+        authority.file("locks.pem"),
+        authority.file("locks.key"),
+    );
+    let (missing, empty, broken) = (
+        authority.file("missing"),
+        authority.file("empty"),
+        authority.file("broken"),
+    );
+    fs::write(&empty, "no PEM\n").unwrap();
+    let begin = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    fs::write(&broken, begin).unwrap();
+    let other = authority.file("other.key");
+    for (ca, cert, key, file, words) in [
+        (&missing, &cert, &key, &missing, "cannot read,store_ca"),
+        (&empty, &cert, &key, &empty, "store_ca,no certificate"),
+        (&broken, &cert, &key, &broken, "store_ca,bad certificate"),
+        (&ca, &missing, &key, &missing, "cannot read,store_cert"),
+        (&ca, &empty, &key, &empty, "store_cert,no certificate"),
+        (&ca, &broken, &key, &broken, "store_cert,cannot be used"),
+        (&ca, &cert, &missing, &missing, "cannot read,store_key"),
+        (&ca, &cert, &cert, &cert, "store_key,no key"),
+        (&ca, &cert, &other, &other, "store_key,does not belong to"),
+    ] {
+        let mut command = program(["run", "--port", "0", "--store", "etcd:https://127.0.0.1:1"]);
+        command.arg("--store-ca").arg(ca).arg("--store-cert");
+        command.arg(cert).arg("--store-key").arg(key);
+        let outcome = Outcome::of(&mut command);
+        assert!(outcome.code.is_some_and(|code| code > 0), "{outcome:?}");
+        outcome.expect_stderr(&[file.to_str().unwrap(), "cannot start a server"]);
+        outcome.expect_stderr(&words.split(',').collect::<Vec<_>>());
+    }
+    for (option, file, said) in [
+        ("--store-key", &key, "--store-cert"),
+        ("--store-cert", &cert, "--store-cert"),
+    ] {
+        let mut command = program(["run", "--port", "0", "--store", "etcd:https://127.0.0.1:1"]);
+        let outcome = Outcome::of(command.arg(option).arg(file));
+        outcome.expect_stderr(&[said, "go together"]);
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    }
+    let mut command = program(["run", "--port", "0", "--store", "etcd:http://127.0.0.1:1"]);
+    let outcome = Outcome::of(command.arg("--store-ca").arg(&ca));
+    outcome.expect_stderr(&["--store-ca", "https://"]);
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+}
