@@ -192,6 +192,16 @@ pub enum Unreached {
     NoLeader,
 }
 
+impl Unreached {
+    /// What no server is or does.
+    fn lacking(self) -> &'static str {
+        match self {
+            Unreached::NoLeader => "leads",
+            _ => "reached",
+        }
+    }
+}
+
 /// Where the server was that granted a lease, another one answers: it was restarted, or two stand behind one address.
 ///
 /// It knows nothing of the lease, and may have granted the key to somebody else. Servers are told apart by the header
@@ -375,13 +385,12 @@ impl fmt::Display for Error {
             Error::CannotStart { reason, .. } => write!(f, "cannot start a server: {reason}"),
             Error::StoreFailed { reason } => write!(f, "the store failed: {reason}"),
             Error::CannotStop { pid, .. } => write!(f, "cannot stop the server in process {pid}"),
-            Error::Unreachable {
-                address,
-                cause: Unreached::NoLeader,
-                ..
-            } => write!(f, "no lock server leads at {address} after {times}"),
-            Error::Unreachable { address, .. } => {
-                write!(f, "no lock server reached at {address} after {times}")
+            Error::Unreachable { address, cause, .. } => {
+                write!(
+                    f,
+                    "no lock server {} at {address} after {times}",
+                    cause.lacking()
+                )
             }
             Error::Interrupted {
                 question, address, ..

@@ -199,9 +199,9 @@
 //! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |
 //! | who waits is refused when its server stands by, and may wait at the next leader | `cluster::who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader` |
 //! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
-//! | its judge notices what it has to | `trial::tests::the_judge_notices_what_it_should` |
-//! | a trial's history is read whole | `etcd::history::tests::a_long_history_is_read_whole` |
-//! | and its examiner notices what it has to | `etcd::history::tests::the_examiner_notices_what_it_should` |
+//! | its judge notices what it has to | `trial::the_judge_notices_what_it_should` |
+//! | a trial's history is read whole | `etcd::history::a_long_history_is_read_whole` |
+//! | and its examiner notices what it has to | `etcd::history::the_examiner_notices_what_it_should` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
