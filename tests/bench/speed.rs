@@ -408,16 +408,20 @@ impl Bench {
                 let turn = |system: &System| Ok(vec![("", load::rounds(system, clients, window)?)]);
                 self.column(column, "1/s", each(&systems, turn));
             }
-            let turn = |system: &System| Ok(vec![("", load::hand_overs(system, CROWD, window)?)]);
-            self.column(
-                "hand-overs with a store, 16 clients",
-                "1/s",
-                each(&systems, turn),
-            );
+            for (clients, column) in [
+                (4, "hand-overs with a store, 4 clients"),
+                (16, "hand-overs with a store, 16 clients"),
+                (64, "hand-overs with a store, 64 clients"),
+            ] {
+                let turn =
+                    |system: &System| Ok(vec![("", load::hand_overs(system, clients, window)?)]);
+                self.column(column, "1/s", each(&systems, turn));
+            }
         }
+        self.memory_with_a_store(&folder)?;
         if self.wanted(START) {
             let (some, many) = if self.quick {
-                (10_000, 100_000)
+                (1_000, 10_000)
             } else {
                 (100_000, 1_000_000)
             };
@@ -428,6 +432,24 @@ impl Bench {
                 Contestant::new("many", || Ok(vec![("", many()?)])),
             ];
             self.column(START, "ms", contestants);
+        }
+        Ok(())
+    }
+
+    /// A fresh server for each, once: to fill one through its store takes long.
+    fn memory_with_a_store(&mut self, folder: &store::Folder) -> Result<()> {
+        const COLUMN: &str = "memory of held keys";
+        if !self.wanted(COLUMN) {
+            return Ok(());
+        }
+        let many = if self.quick { 10_000 } else { 100_000 };
+        self.report.note(format!("{COLUMN}: of {many}"));
+        for system in [
+            systems::ours_with("none", systems::options(systems::HOUR))?,
+            store::system("in a file", &folder.store("memory"), false)?,
+        ] {
+            let memory = store::memory(&system, many)?;
+            self.report.add(COLUMN, "kB", system.name, memory);
         }
         Ok(())
     }

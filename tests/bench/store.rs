@@ -75,3 +75,12 @@ pub fn start(folder: &Folder, many: usize) -> Result<impl FnMut() -> Result<f64>
         Ok(taken.as_secs_f64() * 1e3)
     })
 }
+
+/// How much more memory a server needs once it holds so many keys; in kB of 1024 bytes.
+pub fn memory(system: &System, many: usize) -> Result<f64> {
+    system.until_settled()?;
+    let before = system.resident()?;
+    load::preload(system, many)?;
+    system.until_settled()?;
+    Ok(system.resident()? - before)
+}

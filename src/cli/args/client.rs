@@ -149,7 +149,7 @@ there."
 
     #[argh(
         name = "renew",
-        description = "make a lock last longer, or shorter, counted from now",
+        description = "make a lock last longer, counted from now",
         example = "\
 {command_name} KEYA
 {command_name} --lock-timeout 60 --fence \"$LOCK_SERVER_FENCE\" KEYA
