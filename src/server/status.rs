@@ -190,7 +190,7 @@ impl ServerStatus {
             limits: self.limits,
             statistics,
             store: self.manager.store_statistics(),
-            leads: (self.role() != "single").then(|| self.role() == "leader"),
+            leads: !self.manager.stands_by(),
             connections: self.connections(),
             event_streams: self.manager.readers(),
             answers: self.requests.answers(),

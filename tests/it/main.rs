@@ -204,9 +204,9 @@
 //! | until etcd's certificate is mended | `tls::etcd::once_etcd_has_a_certificate_for_its_name_a_server_leads_that_stood_by_without` |
 //! | bad files are refused at the start | `tls::etcd::bad_files_for_tls_are_refused_in_a_sentence` |
 //! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
-//! | its judge notices what it has to | `trial::tests::the_judge_notices_what_it_should` |
-//! | a trial's history is read whole | `etcd::history::tests::a_long_history_is_read_whole` |
-//! | and its examiner notices what it has to | `etcd::history::tests::the_examiner_notices_what_it_should` |
+//! | its judge notices what it has to | `trial::the_judge_notices_what_it_should` |
+//! | a trial's history is read whole | `etcd::history::a_long_history_is_read_whole` |
+//! | and its examiner notices what it has to | `etcd::history::the_examiner_notices_what_it_should` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |

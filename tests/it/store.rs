@@ -345,7 +345,7 @@ fn a_store_that_is_none_is_refused_in_a_sentence_and_stays_as_it_is() {
     let place = Place::new();
     for (store, words) in [
         ("locks.db", "give file:PATH"),
-        ("etcd:http://127.0.0.1:2379", "give file:PATH"),
+        ("etcd:127.0.0.1:2379", "give http:// or https://"),
         ("file:", "give file:PATH"),
     ] {
         let outcome = typed(&format!("run --port 0 --store {store}"));

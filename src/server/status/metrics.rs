@@ -26,8 +26,8 @@ pub(super) struct Scrape {
     pub statistics: Statistics,
     /// `None` without a store.
     pub store: Option<(StoreState, StoreStatistics)>,
-    /// `None` where no other server can.
-    pub leads: Option<bool>,
+    /// Whether it decides: another server may.
+    pub leads: bool,
     pub connections: usize,
     pub event_streams: usize,
     pub answers: Vec<(&'static str, u16, u64)>,
@@ -60,6 +60,8 @@ impl Scrape {
             "When the server began, in Unix time.",
             started,
         )?;
+        let help = "Whether this server decides: 0 where it stands by.";
+        to.gauge("leads", help, u32::from(self.leads))?;
         let (size, limits) = (self.size, self.limits);
         to.gauge("keys", "Keys that are held.", size.keys)?;
         to.gauge(
@@ -164,10 +166,6 @@ impl Collector for Scrape {
         self.encode_locks(&mut families)?;
         self.encode_times(&mut families)?;
         self.encode_requests(&mut families)?;
-        if let Some(leads) = self.leads {
-            let help = "Whether this server leads: 1 or, on one that stands by, 0.";
-            families.gauge("leads", help, u32::from(leads))?;
-        }
         self.encode_store(&mut families)
     }
 }

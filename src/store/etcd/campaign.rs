@@ -8,7 +8,7 @@ use super::failure::{CallFailure, FailureClass};
 use super::gateway::EtcdGateway;
 use super::keepalive::{Keepalive, try_time};
 use super::layout::{Layout, LeaderValue, Sequence};
-use super::load::{LoadFailure, Loaded, load};
+use super::load::{LoadFailure, Loaded, keeps_history, load};
 use super::messages::{
     Base64, Compare, Equal, EtcdTxn, GrantRequest, KeyRange, KeyValue, LeaseAnswer, LeaseRequest,
     NumberText, Op, PlainAnswer, RangeAnswer, TxnAnswer,
@@ -23,6 +23,9 @@ const LOOK: Duration = Duration::from_millis(150);
 
 /// How long until the next try where etcd has no room, or does not let this server do it.
 const REFUSED_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many changes etcd may keep before that is odd: some 165 MB, of its usual 2 GB.
+const MOST_HISTORY: i64 = 1_000_000;
 
 /// How long until the next try after one that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -219,6 +222,11 @@ impl<'a> Campaign<'a> {
             return Ok(None);
         }
         self.gateway.log_success();
+        if keeps_history(self.gateway, self.layout, MOST_HISTORY, self.time()) {
+            log::warn!(
+                "etcd keeps more than {MOST_HISTORY} changes of old, and is full some day:                  give it --auto-compaction-mode=periodic --auto-compaction-retention=5m"
+            );
+        }
         let (store, greatest_fence) = term.named();
         let recovered = Recovered {
             store,

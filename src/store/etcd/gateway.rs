@@ -41,6 +41,11 @@ pub(super) struct EtcdGateway {
 }
 
 impl EtcdGateway {
+    /// The latest that an answer had.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
     pub fn new(options: &EtcdOptions) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)

@@ -100,6 +100,25 @@ pub(super) fn load(
     Ok(loaded)
 }
 
+/// Whether etcd has kept what the keys were so many revisions ago: then nobody compacts it. Where it does not answer, `false`.
+pub(super) fn keeps_history(
+    gateway: &mut EtcdGateway,
+    layout: &Layout,
+    revisions: i64,
+    time: Duration,
+) -> bool {
+    let then = gateway.revision() - revisions;
+    if then < 1 {
+        return false;
+    }
+    let range = KeyRange {
+        revision: Some(NumberText(then)),
+        ..KeyRange::of(layout.seq())
+    };
+    let found: Result<RangeAnswer, _> = gateway.call("/v3/kv/range", &range, time);
+    found.is_ok()
+}
+
 impl Loaded {
     fn take_in(&mut self, layout: &Layout, found: &KeyValue) -> Result<(), LoadFailure> {
         let key = &found.key.0;

@@ -202,6 +202,32 @@ fn rule_5_pages_of_one_and_a_compaction_between_two_of_them() {
     second.resign();
 }
 
+#[test]
+fn it_is_seen_whether_etcd_was_ever_compacted() {
+    if !is_installed() {
+        return;
+    }
+    // Of its own: others compact the shared one.
+    let etcd = RealEtcd::start(1, &[]);
+    let options = options(&etcd.endpoints, &new_prefix());
+    let (mut store, _, _) = opened(&options);
+    for fence in 1..=5 {
+        store.commit(&batch(fence, [held(fence, "K")])).unwrap();
+    }
+    let time = Duration::from_secs(5);
+    let mut keeps = |most| {
+        crate::store::etcd::load::keeps_history(&mut store.gateway, &store.layout, most, time)
+    };
+    assert!(keeps(3));
+    // It has not had so many.
+    assert!(!keeps(1_000_000));
+    let status = etcd.ask("/v3/maintenance/status", &json!({}));
+    let compact = json!({"revision": status["header"]["revision"]});
+    etcd.ask("/v3/kv/compaction", &compact);
+    assert!(!keeps(3));
+    store.resign();
+}
+
 /// Rule 3: a member that is cut off answers a transaction without operations by itself.
 #[test]
 fn rule_3_a_member_without_a_quorum_confirms_nothing() {
