@@ -331,6 +331,25 @@ pub fn hand_overs(system: &System, clients: usize, window: Window) -> Result<f64
     count_clients(window, clients.collect::<Result<_>>()?)
 }
 
+/// Grants per second on so many keys, each wanted by as many of the clients.
+pub fn hand_overs_of(system: &System, clients: usize, keys: usize, window: Window) -> Result<f64> {
+    let client = |n| system.client(&format!("wanted-{}", n % keys), &format!("client-{n}"));
+    count_clients(window, (0..clients).map(client).collect::<Result<_>>()?)
+}
+
+/// How often in a second one client gets an answer to this request.
+pub fn repeated(system: &System, request: &[u8], window: Window) -> Result<f64> {
+    let mut connection = [Connection::to(system.port, Framing::Http)?];
+    let accent = system.accent;
+    count(window, &mut connection, |connection| {
+        let reply = connection.ask(request)?;
+        match accent.is_yes(&reply)? {
+            true => Ok(()),
+            false => Err(format!("refused: {}", reply.text()).into()),
+        }
+    })
+}
+
 /// Rounds per second of clients that hold one key together, so many at a time.
 pub fn shared(system: &System, clients: usize, slots: u32, window: Window) -> Result<f64> {
     let client = |n| system.sharing_client("shared", &format!("client-{n}"), slots);

@@ -1,9 +1,10 @@
-//! `cargo bench`: how fast the server is, beside throttle and Redis where they are installed.
+//! `cargo bench`: how fast the server is, beside throttle, Redis and etcd where they are installed.
 //!
 //! Each column is measured several times, and within each time every system has its turn, so that what
 //! else the machine does hits all of them alike. Nothing here fails: the goals are printed with what
 //! was reached.
 
+mod etcd;
 mod load;
 mod looking;
 mod report;
@@ -46,6 +47,7 @@ usage: cargo bench -- [--quick] [--only SUBSTRING]... [--json PATH]
   --help            this text
 
 throttle (cargo install throttle-server) and redis-server are measured, too, if they are on the path.
+With etcd there the locks in it are, ours and its own: --only etcd, with failovers, takes about five minutes.
 ";
 
 struct Arguments {
@@ -128,6 +130,7 @@ fn run(arguments: Arguments) -> Result<()> {
     bench.held_keys()?;
     bench.lookers()?;
     bench.stores()?;
+    etcd::columns(&mut bench)?;
     bench.waiters()?;
     bench.commands()?;
     bench.table_alone();

@@ -8,12 +8,16 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use lock_server::{Options, Server};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::load::{Client, Connection, Framing, Reply, Result};
 
@@ -33,13 +37,14 @@ pub enum Accent {
     Ours,
     Throttle,
     Redis,
+    Etcd,
 }
 
 impl Accent {
     pub fn is_yes(self, reply: &Reply) -> Result<bool> {
         match (self, reply.status) {
             (Accent::Ours, 200) => Ok(reply.body() != b"0\n"),
-            (Accent::Throttle, 200) => Ok(true),
+            (Accent::Throttle | Accent::Etcd, 200) => Ok(true),
             (Accent::Throttle, 202) => Ok(false),
             (Accent::Redis, 200) => Ok(matches!(reply.body(), b"OK" | b"1")),
             (_, status) => Err(format!("{status}: {}", reply.text()).into()),
@@ -178,6 +183,36 @@ pub fn redis() -> Result<Option<System>> {
     Ok(Some(system))
 }
 
+/// etcd, one member with its own settings, which syncs to the disk of the target folder. `None` if it is not on the path.
+///
+/// A round is `/v3/lock/lock` and `/v3/lock/unlock` of its JSON gateway, under a lease that each client was granted
+/// beforehand and that outlasts the bench; so a round of it is two requests, as one of ours is.
+pub fn etcd() -> Result<Option<System>> {
+    let Some(program) = on_path("etcd") else {
+        return Ok(None);
+    };
+    let folder = folder("etcd")?;
+    let port = free_port()?;
+    let url = format!("http://127.0.0.1:{port}");
+    let mut command = Command::new(program);
+    command
+        .args(["--listen-client-urls", &url])
+        .args(["--advertise-client-urls", &url])
+        // No other member comes.
+        .args(["--listen-peer-urls", "http://127.0.0.1:0"])
+        .args(["--logger", "zap", "--data-dir"])
+        .arg(folder.join("data"));
+    let (pid, process) = spawn(command, folder, port)?;
+    System::new("etcd", Accent::Etcd, port, pid, process).map(Some)
+}
+
+/// A transaction of etcd's that puts one key, with about as much as a hold of ours has.
+pub fn txn_of_one_put() -> Vec<u8> {
+    let (key, value) = (b64("put"), b64(&"x".repeat(100)));
+    let put = format!(r#"{{"request_put":{{"key":"{key}","value":"{value}"}}}}"#);
+    http_with_body("POST", "/v3/kv/txn", &format!(r#"{{"success":[{put}]}}"#))
+}
+
 impl System {
     fn new(
         name: &'static str,
@@ -187,7 +222,7 @@ impl System {
         process: Process,
     ) -> Result<Self> {
         let framing = match accent {
-            Accent::Ours | Accent::Throttle => Framing::Http,
+            Accent::Ours | Accent::Throttle | Accent::Etcd => Framing::Http,
             Accent::Redis => Framing::Resp,
         };
         Ok(System {
@@ -206,7 +241,7 @@ impl System {
         let mut client = self.waiter(key, name)?;
         let greeting = match self.accent {
             Accent::Ours => http("GET", "/PING"),
-            Accent::Throttle => http("GET", "/health"),
+            Accent::Throttle | Accent::Etcd => http("GET", "/health"),
             Accent::Redis => resp(&["PING"]),
         };
         client.connection.ask(&greeting)?;
@@ -223,7 +258,7 @@ impl System {
             }
             // The count stands in its configuration.
             Accent::Throttle => self.client(&format!("slots-{slots}"), name),
-            Accent::Redis => Err("it has no such lock".into()),
+            Accent::Redis | Accent::Etcd => Err("it has no such lock".into()),
         }
     }
 
@@ -252,6 +287,19 @@ impl System {
                 resp(&["EVALSHA", &self.script, "1", key, name]),
                 None,
             ),
+            Accent::Etcd => {
+                let lease = self.etcd_lease()?;
+                let lock = format!(r#"{{"name":"{}","lease":"{lease}"}}"#, b64(key));
+                // The name of what it puts, which its answer has, too.
+                let unlock = format!(r#"{{"key":"{}"}}"#, b64(&format!("{key}/{lease:x}")));
+                let revoke = format!(r#"{{"ID":"{lease}"}}"#);
+                (
+                    Framing::Http,
+                    http_with_body("POST", "/v3/lock/lock", &lock),
+                    http_with_body("POST", "/v3/lock/unlock", &unlock),
+                    Some(http_with_body("POST", "/v3/lease/revoke", &revoke)),
+                )
+            }
         };
         Ok(Client {
             connection: Connection::to(self.port, framing)?,
@@ -265,6 +313,31 @@ impl System {
     fn throttle_id(&self) -> Result<String> {
         let request = http_with_body("POST", "/new_peer", r#"{"expires_in":"1h"}"#);
         Ok(self.desk.borrow_mut().ask(&request)?.text())
+    }
+
+    /// A lease of etcd's that outlasts the bench. Who asks may choose its number.
+    fn etcd_lease(&self) -> Result<u64> {
+        static LEASES: AtomicU64 = AtomicU64::new(1);
+        let lease = LEASES.fetch_add(1, Relaxed);
+        let grant = format!(r#"{{"TTL":"{}","ID":"{lease}"}}"#, HOUR.as_secs());
+        let grant = http_with_body("POST", "/v3/lease/grant", &grant);
+        let granted = self.desk.borrow_mut().ask(&grant)?;
+        match self.accent.is_yes(&granted)? {
+            true => Ok(lease),
+            false => Err(granted.text().into()),
+        }
+    }
+
+    /// Ends it in order. Only ours knows how.
+    pub fn stop(&mut self) -> Result<()> {
+        match &mut self.process {
+            Process::Ours(server) => Ok(server.stop().map(drop)?),
+            Process::Foreign { .. } => Err("it is not ours".into()),
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.pid as i32), signal)?)
     }
 
     /// The port that speaks the original's bare lines, if the server has one.
@@ -305,7 +378,7 @@ impl System {
     }
 }
 
-fn http(method: &str, path: &str) -> Vec<u8> {
+pub fn http(method: &str, path: &str) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes()
 }
 
@@ -315,6 +388,11 @@ fn http_with_body(method: &str, path: &str, json: &str) -> Vec<u8> {
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{json}"
     )
     .into_bytes()
+}
+
+/// As etcd has bytes in JSON.
+fn b64(text: &str) -> String {
+    BASE64_STANDARD.encode(text)
 }
 
 fn resp(words: &[&str]) -> Vec<u8> {

@@ -1,0 +1,218 @@
+//! Locks in etcd: ours, which have it for a store, beside etcd's own in the same etcd; and how long nobody answers when the
+//! leader of two of ours is lost.
+
+use std::cell::RefCell;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lock_server::{ClusterOptions, Options, StoreAddress};
+use nix::sys::signal::Signal;
+
+use crate::load::{self, Connection, Framing, Reply, Result};
+use crate::systems::{self, Accent, System};
+use crate::{Bench, Contestant, each};
+
+/// The clients of each column, and whether `--quick` has time for it.
+const ROUNDS: [(usize, &str, bool); 4] = [
+    (1, "rounds with etcd, 1 client", false),
+    (16, "rounds with etcd, 16 clients", true),
+    (64, "rounds with etcd, 64 clients", false),
+    (256, "rounds with etcd, 256 clients", false),
+];
+
+/// The same, with the number of keys that all of them want.
+const HAND_OVERS: [(usize, usize, &str, bool); 4] = [
+    (4, 1, "hand-overs with etcd, 4 clients", false),
+    (16, 1, "hand-overs with etcd, 16 clients", true),
+    (64, 1, "hand-overs with etcd, 64 clients", false),
+    (64, 8, "hand-overs with etcd, 64 on 8 keys", true),
+];
+
+/// What etcd alone takes of one client that waits for each: the measure of all that ours can do one after the other.
+const TXNS: &str = "txns of one put in etcd, 1 client";
+
+const FAILOVER: &str = "failover with etcd";
+
+/// How long a leader that is not heard of is waited for: the default of the option.
+const TTL: Duration = Duration::from_secs(5);
+
+/// How long until a server is asked again that does not lead yet.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Longer than a server takes to lead or to stand by.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn columns(bench: &mut Bench) -> Result<()> {
+    let rounds = ROUNDS.map(|(.., column, _)| column);
+    let hand_overs = HAND_OVERS.map(|(.., column, _)| column);
+    let others = [TXNS, FAILOVER];
+    let mut columns = rounds.iter().chain(&hand_overs).chain(&others);
+    if !columns.any(|column| bench.wanted(column)) {
+        return Ok(());
+    }
+    let Some(etcd) = systems::etcd()? else {
+        bench.report.note("etcd is not on the path".into());
+        return Ok(());
+    };
+    let (window, quick) = (bench.window, bench.quick);
+    let txn = systems::txn_of_one_put();
+    let puts = || Ok(vec![("", load::repeated(&etcd, &txn, window)?)]);
+    bench.column(TXNS, "1/s", vec![Contestant::new("etcd", puts)]);
+    let systems = [leader_before(&etcd, "/lock-server/bench/")?, etcd];
+    for (clients, column, _) in ROUNDS.into_iter().filter(|column| !quick || column.2) {
+        let turn = |system: &System| Ok(vec![("", load::rounds(system, clients, window)?)]);
+        bench.column(column, "1/s", each(&systems, turn));
+    }
+    for (clients, keys, column, _) in HAND_OVERS.into_iter().filter(|column| !quick || column.3) {
+        let turn = |system: &System| {
+            let rate = load::hand_overs_of(system, clients, keys, window)?;
+            Ok(vec![("", rate)])
+        };
+        bench.column(column, "1/s", each(&systems, turn));
+    }
+    let [_, etcd] = systems;
+    failovers(bench, &etcd)
+}
+
+/// Our own server, which leads.
+fn leader_before(etcd: &System, prefix: &str) -> Result<System> {
+    let system = standby_before(etcd, prefix)?;
+    until("it leads", || has_answered_lock(&system, "first"))?;
+    Ok(system)
+}
+
+/// Our own server, which leads where no other one does.
+fn standby_before(etcd: &System, prefix: &str) -> Result<System> {
+    let cluster = ClusterOptions {
+        prefix: prefix.into(),
+        ttl: TTL,
+        ..ClusterOptions::default()
+    };
+    systems::ours_with(
+        "lock-server",
+        Options {
+            store: Some(StoreAddress::Etcd(vec![format!(
+                "http://127.0.0.1:{}",
+                etcd.port
+            )])),
+            cluster,
+            ..systems::options(systems::HOUR)
+        },
+    )
+}
+
+/// On a connection of its own, as a client that has lost its server asks.
+fn lock(system: &System, key: &str) -> Result<Reply> {
+    let lock = systems::http("GET", &format!("/LOCK/{key}/bench"));
+    Connection::to(system.port, Framing::Http)?.ask(&lock)
+}
+
+fn has_answered_lock(system: &System, key: &str) -> bool {
+    let granted = lock(system, key).and_then(|reply| Accent::Ours.is_yes(&reply));
+    granted.unwrap_or(false)
+}
+
+/// Whether it stands by, and knows who leads.
+fn stands_by(system: &System) -> bool {
+    lock(system, "any").is_ok_and(|reply| reply.status == 307)
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        if Instant::now() > deadline {
+            return Err(format!("waited for {PATIENCE:?} until {what}").into());
+        }
+        thread::sleep(ASK_AGAIN);
+    }
+    Ok(())
+}
+
+/// What happens to a leader.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Stopped,
+    Killed,
+    /// It goes on when another one has taken over.
+    Suspended,
+}
+
+/// From the event to the first LOCK that the other one of two grants.
+fn failovers(bench: &mut Bench, etcd: &System) -> Result<()> {
+    if !bench.wanted(FAILOVER) {
+        return Ok(());
+    }
+    if bench.quick {
+        bench.report.note(format!("{FAILOVER}: not with --quick"));
+        return Ok(());
+    }
+    let pair = RefCell::new(Pair::before(etcd)?);
+    let events = [
+        ("stopped", Event::Stopped),
+        ("killed", Event::Killed),
+        ("suspended", Event::Suspended),
+    ];
+    let contestants = events.map(|(name, event)| {
+        let pair = &pair;
+        Contestant::new(name, move || {
+            let taken = pair.borrow_mut().fail_over(event)?;
+            Ok(vec![("", taken.as_secs_f64() * 1e3)])
+        })
+    });
+    bench.column(FAILOVER, "ms", contestants.into());
+    Ok(())
+}
+
+/// Two servers before one etcd.
+struct Pair<'a> {
+    etcd: &'a System,
+    leader: System,
+    standby: System,
+    /// How many times the leader was lost.
+    times: usize,
+}
+
+impl<'a> Pair<'a> {
+    const PREFIX: &'static str = "/lock-server/failover/";
+
+    fn before(etcd: &'a System) -> Result<Self> {
+        let leader = leader_before(etcd, Self::PREFIX)?;
+        let standby = standby_before(etcd, Self::PREFIX)?;
+        until("the other one stands by", || stands_by(&standby))?;
+        Ok(Pair {
+            etcd,
+            leader,
+            standby,
+            times: 0,
+        })
+    }
+
+    /// How long nobody answers. Then there are a leader and one that stands by again.
+    fn fail_over(&mut self, event: Event) -> Result<Duration> {
+        self.times += 1;
+        let key = format!("key-{}", self.times);
+        let (leader, standby) = (&mut self.leader, &self.standby);
+        let begun = Instant::now();
+        let until_answered = || until("it leads", || has_answered_lock(standby, &key));
+        let taken = thread::scope(|scope| {
+            match event {
+                // It returns when the server has ended.
+                Event::Stopped => drop(scope.spawn(|| leader.stop())),
+                Event::Killed => leader.signal(Signal::SIGKILL)?,
+                Event::Suspended => leader.signal(Signal::SIGSTOP)?,
+            }
+            until_answered().map(|()| begun.elapsed())
+        });
+        if let Event::Suspended = event {
+            // Also where nobody has taken over: it could not be ended.
+            self.leader.signal(Signal::SIGCONT)?;
+        }
+        let taken = taken?;
+        std::mem::swap(&mut self.leader, &mut self.standby);
+        if !matches!(event, Event::Suspended) {
+            self.standby = standby_before(self.etcd, Self::PREFIX)?;
+        }
+        until("the other one stands by", || stands_by(&self.standby))?;
+        Ok(taken)
+    }
+}
