@@ -271,7 +271,10 @@ impl fmt::Display for Cluster {
 pub(super) fn is_of_one_machine(host: &str) -> bool {
     let ip: Result<IpAddr, _> = host.parse();
     host.eq_ignore_ascii_case("localhost")
-        || ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+        || ip.is_ok_and(|ip| {
+            let ip = ip.to_canonical();
+            ip.is_loopback() || ip.is_unspecified()
+        })
 }
 
 #[cfg(test)]

@@ -205,7 +205,10 @@ impl Transport {
         if route.is_learned {
             let header = |name| response.headers().get(name)?.to_str().ok();
             let stands_by = header(protocol::LOCK_RESULT) == Some(Refusal::Standby.as_str());
-            if !stands_by && !self.cluster.has_store(header(protocol::LOCK_STORE)) {
+            // What a proxy says tells nothing of who is behind it, nor whether that has acted.
+            let is_of_proxy = is_status_of_proxy(response.status().as_u16())
+                && header(protocol::LOCK_RESULT).is_none();
+            if !stands_by && !is_of_proxy && !self.cluster.has_store(header(protocol::LOCK_STORE)) {
                 return Err(NoAnswer::of_another_service());
             }
         }

@@ -83,7 +83,12 @@ impl LockManager {
             let stored = stored.unwrap_or(Err(StoreError::Panicked));
             match &stored {
                 Ok(()) => store.resign(),
-                Err(error) => manager.lose_store(error),
+                Err(error) => {
+                    manager.lose_store(error);
+                    if !matches!(error, StoreError::Panicked) {
+                        store.resign();
+                    }
+                }
             }
             // Another server may have it from now on.
             drop(store);

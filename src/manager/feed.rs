@@ -158,7 +158,8 @@ impl Feed {
     /// What may be told where so many changes are stored. `None` where that is nothing.
     fn take_stored(&mut self, stored: u64) -> Option<TakenEvents> {
         let told = self.events.partition_point(|event| event.after <= stored);
-        if told == 0 {
+        let has_gap_alone = self.events.is_empty() && self.missed > 0;
+        if told == 0 && !has_gap_alone {
             return None;
         }
         let rest = self.events.split_off(told);

@@ -21,6 +21,14 @@ impl LockManager {
         self.election.is_some() && self.state.lock().stands_by()
     }
 
+    /// How many times this server has begun to lead. 0 where no other one can.
+    pub fn term(&self) -> u64 {
+        match self.election {
+            Some(_) => self.asked().term,
+            None => 0,
+        }
+    }
+
     /// Who leads, as far as this server knows. `None` where no other one can.
     pub fn elected(&self) -> Option<Elected> {
         self.election.as_ref().map(|election| election.elected())
@@ -57,10 +65,11 @@ impl LockManager {
     pub(super) fn lead(&self, recovered: Recovered) {
         let stored = recovered.greatest_fence;
         let mut table = LockTable::new(self.limits, first_fence(stored, SystemTime::now()));
+        let held: Vec<_> = recovered.holds.iter().map(|hold| hold.fence).collect();
         restore(&mut table, recovered.holds);
         let mut state = self.state.lock();
         let unstored = state.unstored.as_mut().expect(HAS_STORE);
-        unstored.lead(stored);
+        unstored.lead(stored, held.into_iter());
         let before = mem::replace(&mut state.table, table);
         drop(state);
         self.clock.notify_one();

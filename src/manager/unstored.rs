@@ -108,8 +108,13 @@ impl From<&dyn Store> for Unstored {
 }
 
 impl Unstored {
-    /// This server decides from now on. `stored` is the greatest fence that the store has.
-    pub fn lead(&mut self, stored: Option<Fence>) {
+    /// This server decides from now on. `stored` is the greatest fence that the store has, and those are held.
+    pub fn lead(&mut self, stored: Option<Fence>, held: impl Iterator<Item = Fence>) {
+        if !self.taken_back.is_empty() {
+            for fence in held {
+                self.taken_back.remove(&fence);
+            }
+        }
         self.leads = true;
         self.term += 1;
         self.greatest_fence = stored.unwrap_or_default();
@@ -124,7 +129,7 @@ impl Unstored {
         self.grants = 0;
         self.stored = self.made;
         self.no_room_until = None;
-        self.taken_back.clear();
+        // What was taken back stays known: a waiter that was granted it may be about to be answered.
         self.take_answers()
     }
 
@@ -161,6 +166,10 @@ impl Unstored {
         if !self.leads {
             // It was decided by a server that knows nothing any more, and nobody is told.
             return;
+        }
+        if is_new {
+            // One that was never stored may be given out again by who leads next.
+            self.taken_back.remove(&fence);
         }
         self.greatest_fence = self.greatest_fence.max(fence);
         self.made += 1;

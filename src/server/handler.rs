@@ -111,7 +111,10 @@ impl Handler {
 
     /// Says who leads, as far as that is known, and redirects there if asked to.
     fn standby(&self, target: &str, redirects: bool) -> Reply {
-        let leader = self.manager.elected().and_then(|elected| elected.leader);
+        let elected = self.manager.elected();
+        // One that has just won does not send anybody to itself.
+        let leader = elected.filter(|elected| !elected.is_self);
+        let leader = leader.and_then(|elected| elected.leader);
         let Some(leader) = leader else {
             let message = "this server stands by, and does not know who leads; nothing was done";
             return Reply::refusal(Status::Unavailable, Refusal::Standby, message)
@@ -143,6 +146,9 @@ impl Handler {
             Refusal::Stopping,
             Refusal::Standby,
         ];
+        if verb == Verb::Page && self.manager.stands_by() {
+            return false;
+        }
         let tells_of_holds = !matches!(
             verb,
             Verb::Ping

@@ -17,6 +17,7 @@ pub(crate) struct Election {
 struct ElectionState {
     leader: Option<Arc<str>>,
     since: Option<SystemTime>,
+    is_self: bool,
     is_stopped: bool,
 }
 
@@ -27,6 +28,8 @@ pub(crate) struct Elected {
     pub leader: Option<Arc<str>>,
     /// `None` if nothing was ever known.
     pub since: Option<SystemTime>,
+    /// Whether it is this server.
+    pub is_self: bool,
 }
 
 impl Election {
@@ -35,12 +38,23 @@ impl Election {
         Elected {
             leader: state.leader.clone(),
             since: state.since,
+            is_self: state.is_self,
         }
+    }
+
+    /// Notes that this server leads, and is reached there.
+    pub fn win(&self, address: &str) {
+        self.note_leader(Some(address), true);
     }
 
     /// Notes where the leader is reached, or that nobody is known to lead.
     pub fn note(&self, leader: Option<&str>) {
+        self.note_leader(leader, false);
+    }
+
+    fn note_leader(&self, leader: Option<&str>, is_self: bool) {
         let mut state = self.state.lock();
+        state.is_self = is_self;
         if state.since.is_none() || state.leader.as_deref() != leader {
             state.leader = leader.map(Into::into);
             state.since = Some(SystemTime::now());

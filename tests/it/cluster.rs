@@ -838,7 +838,9 @@ fn a_server_says_by_readyz_livez_and_status_whether_it_leads() {
     let address = servers.servers[0].address.to_string();
     for (server, ready, role) in [(0, 200, "leader"), (1, 503, "standby")] {
         let server = &servers.servers[server];
-        assert_eq!(server.reply("/livez").status, 200);
+        for own in ["/livez", "/PING", "/", "/status", "/metrics"] {
+            assert_eq!(server.reply(own).status, 200, "{own} at the {role}");
+        }
         let is_ready = server.reply("/readyz");
         assert_eq!(is_ready.status, ready);
         if role == "standby" {

@@ -6,7 +6,7 @@ use super::commit::{answer, fences_held, stored_hold, was_sent};
 use super::*;
 use crate::store::election::Election;
 use crate::store::fake::{FakeDisk, Steps};
-use crate::store::{Recovered, StoredHold};
+use crate::store::{Recovered, StoreError, StoredHold};
 
 /// A server of several, and what makes it lead.
 struct Cluster {
@@ -186,4 +186,48 @@ fn a_server_that_ends_has_stored_what_it_decided_and_proved_what_it_said() {
     steps.apply();
     granted.recv().expect("it is sent");
     ends.join().expect("it ends");
+}
+
+#[test]
+fn what_was_taken_back_stays_untold_also_when_the_server_leads_no_more() {
+    let cluster = Cluster::leading(LONG);
+    let (manager, steps) = (&cluster.manager, &cluster.steps);
+    let ann = manager.granted("K", "ann").fence;
+    steps.next();
+    steps.apply();
+    let bob = manager.queued("K", "bob");
+    manager.release("K", "ann", None).unwrap();
+    assert_eq!(fences_held(&steps.next()), [ann + 1]);
+    steps.lose(StoreError::Full);
+    // The end has room. Then bob's wait is over, and whoever answers him asks whether it was for nothing.
+    steps.next();
+    steps.apply();
+    until(|| !bob.notified.lock().is_empty());
+    let _asked = answer(manager);
+    cluster.expect_proof();
+    steps.refuse();
+    until(|| manager.stands_by());
+    assert!(manager.was_taken_back(ann + 1, None));
+    // Another server may give that fence out.
+    let held = stored_hold("K", "cat", ann + 1, LONG);
+    cluster.lead(Some(ann + 1), vec![held]);
+    assert!(!manager.was_taken_back(ann + 1, None));
+}
+
+#[test]
+fn who_reads_along_hears_of_a_gap_where_another_server_may_have_led() {
+    let cluster = Cluster::leading(LONG);
+    let (manager, steps) = (&cluster.manager, &cluster.steps);
+    let term = manager.term();
+    manager.read_along("");
+    manager.granted("K", "ann");
+    steps.next();
+    steps.refuse();
+    until(|| manager.stands_by());
+    cluster.lead(None, Vec::new());
+    assert_ne!(manager.term(), term);
+    let taken = manager.take_events();
+    assert!(taken[0].events.is_empty());
+    assert_eq!(taken[0].missed, 1);
+    assert!(manager.take_events().is_empty());
 }

@@ -112,7 +112,7 @@ impl EventStreams {
                 Box::new((*exchange, full("no descriptor is left for the events")))
             })?;
         let feed = manager.read_along(prefix);
-        let mut reader = Reader::new(stream, feed);
+        let mut reader = Reader::new(stream, feed, manager.term());
         let introduction = introduction(&self.handler.names.server);
         reader.keep([&head, introduction.as_bytes()].concat().into());
         if reader.send().is_err() {
@@ -174,8 +174,9 @@ impl Streams {
         if self.readers.is_empty() {
             return;
         }
-        if manager.stands_by() {
-            // What happens now is told by the server that leads.
+        let term = manager.term();
+        if manager.stands_by() || self.readers.iter().any(|reader| reader.term != term) {
+            // What happens now is told by the server that leads, and another one may have led since.
             return self.clear(manager);
         }
         let now = Moment::now();
@@ -207,6 +208,8 @@ impl Streams {
 struct Reader {
     stream: AnswerStream,
     feed: FeedId,
+    /// Under which leadership of this server it began.
+    term: u64,
     /// What the client has not taken. Readers of a feed share the bytes.
     kept: VecDeque<Arc<[u8]>>,
     /// How much of the first of them it has taken.
@@ -215,10 +218,11 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(stream: AnswerStream, feed: FeedId) -> Self {
+    fn new(stream: AnswerStream, feed: FeedId, term: u64) -> Self {
         Reader {
             stream,
             feed,
+            term,
             kept: VecDeque::new(),
             sent: 0,
             last: Instant::now(),

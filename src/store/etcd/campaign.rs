@@ -96,7 +96,7 @@ impl<'a> Campaign<'a> {
             match self.win() {
                 Ok(Some(term)) => {
                     if let Some(leader) = self.take_over(term)? {
-                        self.election.note(Some(&self.options.address));
+                        self.election.win(&self.options.address);
                         return Ok(leader);
                     }
                     self.id = random_name();
@@ -264,6 +264,11 @@ impl<'a> Campaign<'a> {
                 Err(LoadFailure::Call(failure)) => match failure.class {
                     FailureClass::AnswerTooLarge if self.page > 1 => self.page /= 2,
                     FailureClass::Compacted => log::debug!("reads anew: {failure}"),
+                    FailureClass::Denied => {
+                        // Another server may be allowed to: the leadership is given up.
+                        self.after_failure("read what is stored", &failure)?;
+                        return Ok(None);
+                    }
                     _ => self.after_failure("read what is stored", &failure)?,
                 },
             }
@@ -279,7 +284,7 @@ impl<'a> Campaign<'a> {
             }
             FailureClass::NoLease => {
                 self.granted = None;
-                Duration::ZERO
+                RETRY_PAUSE
             }
             FailureClass::TokenExpired => RETRY_PAUSE,
             FailureClass::Denied | FailureClass::NoSpace => {

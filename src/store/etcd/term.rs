@@ -199,8 +199,12 @@ impl Term {
             count_only: true,
             ..KeyRange::of(self.layout.leader())
         };
-        self.submit(gateway, vec![Op::Range(leader)], TxnKind::PutsNothing)?;
-        Ok(())
+        match self.submit(gateway, vec![Op::Range(leader)], TxnKind::PutsNothing)? {
+            Submitted::Applied => Ok(()),
+            // It was compared with nothing: some versions before 3.4.20 and 3.5.7 refuse every transaction so where they
+            // are full.
+            Submitted::NoSpace => Err(StoreError::Full),
+        }
     }
 
     /// Sends one transaction until it is known to be applied, or this leadership to be over.

@@ -178,6 +178,16 @@ fn row_no_space_and_sent_more_than_once_ends() {
     assert_ends(result, "more than once");
 }
 
+/// Rule 3: it was refused before anything was compared.
+#[test]
+fn row_no_space_is_no_proof_of_leadership() {
+    let gateway = FakeGateway::start();
+    let mut store = led(&gateway);
+    gateway.next(TXN, [no_space()]);
+    assert!(matches!(store.confirm(), Err(StoreError::Full)));
+    store.confirm().unwrap();
+}
+
 #[test]
 fn row_no_space_where_another_leads_meanwhile_is_deposed() {
     let gateway = FakeGateway::start();
