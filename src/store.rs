@@ -137,7 +137,7 @@ impl fmt::Display for StoreError {
             StoreError::Damaged(path, what) => {
                 write!(f, "{} is damaged: {what}", path.display())
             }
-            StoreError::Deposed => write!(f, "another server leads"),
+            StoreError::Deposed => write!(f, "this server leads no more, or could not prove it"),
             StoreError::Stopped => write!(f, "the server ends"),
             StoreError::Etcd(reason) => write!(f, "cannot use etcd: {reason}"),
             StoreError::Panicked => write!(f, "the thread that stores has panicked"),

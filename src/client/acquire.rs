@@ -19,6 +19,9 @@ const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
 /// nothing. It keeps its place by its request ID.
 const TURN: Duration = Duration::from_secs(30);
 
+/// The same where another server may lead meanwhile: one that is suspended, or whose machine has gone, says nothing.
+const CLUSTER_TURN: Duration = Duration::from_secs(10);
+
 /// The shortest turn, where the server's longest wait is shorter than twice that.
 const LEAST_TURN: Duration = Duration::from_millis(250);
 
@@ -277,7 +280,8 @@ impl<'a> Acquire<'a> {
         Ok(match self.options.lock_attempt_timeout {
             None => Patience::Until(times()?.lock_attempt_timeout),
             Some(Duration::MAX) => {
-                Patience::Endless(times()?.max_lock_attempt_timeout.min(2 * TURN))
+                let longest = 2 * self.longest_turn();
+                Patience::Endless(times()?.max_lock_attempt_timeout.min(longest))
             }
             Some(patience) => Patience::Until(patience),
         })
@@ -302,6 +306,13 @@ impl<'a> Acquire<'a> {
         Instant::now().checked_add(timeout.min(LONGEST))
     }
 
+    fn longest_turn(&self) -> Duration {
+        match self.client.transport.cluster.count() {
+            1 => TURN,
+            _ => CLUSTER_TURN,
+        }
+    }
+
     /// The next question, for a LOCK that the server may have had since then.
     fn turn(&self, patience: Patience, since: Option<Instant>) -> TimedQuestion<'a> {
         let answers_in = self.client.transport.timeout_of_one_try(&self.question);
@@ -314,12 +325,13 @@ impl<'a> Acquire<'a> {
             Patience::Until(patience) => {
                 let left = since.map(|since| patience_left(patience, since));
                 let listens = left.unwrap_or(patience);
-                let goes_on = listens > TURN;
+                let longest = self.longest_turn();
+                let goes_on = listens > longest;
                 TimedQuestion {
                     // Asked for the first time, it names what the options do.
                     question: self.question_with(left.or(self.options.lock_attempt_timeout)),
                     timeout: match goes_on {
-                        true => TURN,
+                        true => longest,
                         false => listens.saturating_add(answers_in),
                     },
                     goes_on,

@@ -53,7 +53,7 @@ impl LockManager {
             }
             match self.store_all(store) {
                 Err(error @ StoreError::Deposed) => {
-                    log::warn!("{error}; this server stands by");
+                    log::warn!("{error}; it stands by");
                     self.stand_by(&error);
                 }
                 ended => return ended,

@@ -79,7 +79,7 @@ impl fmt::Display for StoreAddress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterOptions {
     /// What the names of all keys in etcd begin with: servers with the same one share their locks. Begins and ends with a
-    /// slash, 2 to 256 bytes, without control characters. Default `/lock-server/default/`.
+    /// slash, 3 to 256 bytes, without control characters. Default `/lock-server/default/`.
     pub prefix: String,
 
     /// The user of etcd. Default `None`: it asks for none.
@@ -151,20 +151,39 @@ pub(super) fn validate(
             }
             cluster.validate()
         }
-        _ if *cluster != ClusterOptions::default() => Err((
-            "cluster",
-            "it is for a store in etcd, as in store etcd:http://HOST:2379".into(),
-        )),
-        _ => Ok(()),
+        _ => match cluster.given() {
+            Some(option) => {
+                let reason = "it is for a store in etcd, as in store etcd:http://HOST:2379";
+                Err((option, reason.into()))
+            }
+            None => Ok(()),
+        },
     }
 }
 
 impl ClusterOptions {
+    /// The first option that is not as usual.
+    fn given(&self) -> Option<&'static str> {
+        let usual = ClusterOptions::default();
+        let options = [
+            ("store_prefix", self.prefix != usual.prefix),
+            ("store_user", self.user.is_some()),
+            ("store_password_file", self.password_file.is_some()),
+            ("store_ttl", self.ttl != usual.ttl),
+            ("advertise", self.advertise.is_some()),
+            ("store_ca", self.ca_file.is_some()),
+            ("store_cert", self.cert_file.is_some()),
+            ("store_key", self.key_file.is_some()),
+        ];
+        let given = options.into_iter().find(|(_, is_given)| *is_given);
+        given.map(|(option, _)| option)
+    }
+
     fn validate(&self) -> Result<(), (&'static str, String)> {
         let prefix = &self.prefix;
         let is_path = prefix.starts_with('/') && prefix.ends_with('/');
-        if !is_path || !(2..=256).contains(&prefix.len()) || prefix.contains(char::is_control) {
-            let reason = format!("{prefix:?} is not 2 to 256 bytes between two slashes");
+        if !is_path || !(3..=256).contains(&prefix.len()) || prefix.contains(char::is_control) {
+            let reason = format!("{prefix:?} is not 1 to 254 bytes between two slashes");
             return Err(("store_prefix", reason));
         }
         let ttl = self.ttl;
@@ -183,16 +202,10 @@ impl ClusterOptions {
                 return Err(("store_user", format!("{user:?} is no name")));
             }
             (Some(_), None) => {
-                return Err((
-                    "store_user",
-                    "give the file with its password, too: store_password_file".into(),
-                ));
+                return Err(("store_user", "give the file with its password, too".into()));
             }
             (None, Some(_)) => {
-                return Err((
-                    "store_password_file",
-                    "give the user, too: store_user".into(),
-                ));
+                return Err(("store_password_file", "give the user, too".into()));
             }
             _ => {}
         }
@@ -292,7 +305,7 @@ mod tests {
             let ttl = ttl(Duration::from_secs_f64(seconds));
             assert_eq!(refused(etcd, ttl), "store_ttl");
         }
-        for prefix in ["", "/", "a/", "/a", "/a\n/"] {
+        for prefix in ["", "/", "//", "a/", "/a", "/a\n/"] {
             let prefix = prefix.into();
             assert_eq!(
                 refused(etcd, ClusterOptions { prefix, ..usual() }),
@@ -326,6 +339,6 @@ mod tests {
         let ca_file = Some("ca".into());
         let with_ca = ClusterOptions { ca_file, ..usual() };
         assert_eq!(refused(etcd, with_ca), "store_ca");
-        assert_eq!(refused("file:x", ttl(Duration::from_secs(2))), "cluster");
+        assert_eq!(refused("file:x", ttl(Duration::from_secs(2))), "store_ttl");
     }
 }

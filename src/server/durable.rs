@@ -92,6 +92,14 @@ fn etcd_options(
         Some(address) => address.clone(),
         None => own_address(addresses)?,
     };
+    if let Some(path) = &cluster.password_file {
+        std::fs::read_to_string(path).map_err(|error| {
+            let path = path.display();
+            cannot_start(format!(
+                "cannot read {path}, the option store_password_file: {error}"
+            ))
+        })?;
+    }
     let password = cluster.password_file.clone().map(PasswordFile);
     let user = cluster.user.clone().zip(password);
     Ok(EtcdOptions {
