@@ -74,7 +74,7 @@ fn free_port() -> u16 {
 impl RealEtcd {
     pub fn start(members: usize, more: &[&str]) -> Self {
         // A port may be taken between its choice and its use.
-        for _ in 0..5 {
+        for _ in 0..10 {
             let etcd = RealEtcd::try_start(members, more);
             if etcd.answers() {
                 return etcd;
@@ -131,15 +131,16 @@ impl RealEtcd {
             if self.endpoints.iter().all(is_ready) {
                 return true;
             }
-            // A process that has ended and is not waited for has no command line.
+            thread::sleep(Duration::from_millis(50));
+            // Not by its command line: one that is just being executed has none.
             let is_gone = |member: &Member| {
-                let command = fs::read(format!("/proc/{}/cmdline", member.pid));
-                command.is_ok_and(|command| command.is_empty())
+                let stat = fs::read_to_string(format!("/proc/{}/stat", member.pid));
+                let state = stat.as_ref().map(|stat| stat.rsplit(") ").next());
+                state.is_ok_and(|state| state.is_none_or(|state| state.starts_with('Z')))
             };
             if self.members.iter().any(is_gone) {
                 return false;
             }
-            thread::sleep(Duration::from_millis(50));
         }
         false
     }
