@@ -122,7 +122,7 @@ pub fn reply(data: &[u8]) {
     };
     let names = ServerNames {
         server: "5f-1".into(),
-        store: None,
+        store: Default::default(),
     };
     let text = reply.to_bytes(&names, None, Some("a-1"), false);
     let text = String::from_utf8(text).expect("a reply is text");
