@@ -10,6 +10,18 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
+/// Whether only a connect fails so: nothing was sent. A reset can come later, too.
+pub(crate) fn is_of_connect(error: ErrorKind) -> bool {
+    matches!(
+        error,
+        ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+            | ErrorKind::AddrNotAvailable
+    )
+}
+
 /// The connection by which the latest question went.
 #[derive(Debug, Default)]
 pub(crate) struct LatestConnection(Mutex<Weak<TcpStream>>);

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use super::resolver::Unresolved;
+use crate::connection::is_of_connect;
 use crate::error::{Error, Unreached};
 use crate::refusal::Refusal;
 #[cfg(feature = "tls")]
@@ -145,17 +146,7 @@ impl From<ureq::Error> for NoAnswer {
             ureq::Error::Io(error) if is_unresolved(&error) => {
                 NoAnswer::NotConnected(Unreached::Resolve, error)
             }
-            // What only a connect says. A reset can come later, too.
-            ureq::Error::Io(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ConnectionRefused
-                        | ErrorKind::HostUnreachable
-                        | ErrorKind::NetworkUnreachable
-                        | ErrorKind::NetworkDown
-                        | ErrorKind::AddrNotAvailable
-                ) =>
-            {
+            ureq::Error::Io(error) if is_of_connect(error.kind()) => {
                 NoAnswer::NotConnected(Unreached::Connect, error)
             }
             ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {

@@ -32,7 +32,7 @@ fn on_each_file(test: impl Fn(&Open)) {
     test(&|| Box::new(disk.store()));
 }
 
-fn hold(fence: Fence, key: &str) -> StoredHold {
+pub(super) fn hold(fence: Fence, key: &str) -> StoredHold {
     StoredHold {
         key: key.into(),
         requester: "CLIENT_A".into(),
@@ -44,11 +44,11 @@ fn hold(fence: Fence, key: &str) -> StoredHold {
     }
 }
 
-fn held(fence: Fence, key: &str) -> Record {
+pub(super) fn held(fence: Fence, key: &str) -> Record {
     Record::Held(hold(fence, key))
 }
 
-fn batch(greatest_fence: Fence, records: impl Into<Vec<Record>>) -> Batch {
+pub(super) fn batch(greatest_fence: Fence, records: impl Into<Vec<Record>>) -> Batch {
     Batch {
         records: records.into(),
         greatest_fence,

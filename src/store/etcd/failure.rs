@@ -1,10 +1,10 @@
 //! Why a call of etcd failed, by what follows from it.
 
 use std::fmt;
-use std::io::ErrorKind;
 
 use serde::Deserialize;
 
+use crate::connection::is_of_connect;
 use crate::error::TlsFailure;
 #[cfg(feature = "tls")]
 use crate::tls::TlsError;
@@ -208,19 +208,7 @@ pub(super) fn no_answer(error: &ureq::Error) -> (FailureClass, String) {
         return no_tls(error);
     }
     let class = match error {
-        // What only a connect says. A reset can come later, too.
-        ureq::Error::Io(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::ConnectionRefused
-                    | ErrorKind::HostUnreachable
-                    | ErrorKind::NetworkUnreachable
-                    | ErrorKind::NetworkDown
-                    | ErrorKind::AddrNotAvailable
-            ) =>
-        {
-            FailureClass::NotSent
-        }
+        ureq::Error::Io(error) if is_of_connect(error.kind()) => FailureClass::NotSent,
         ureq::Error::HostNotFound
         | ureq::Error::BadUri(_)
         | ureq::Error::ConnectionFailed

@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::tls::EtcdTls;
 use super::{EtcdOptions, EtcdStore};
 use crate::lease::Fence;
+use crate::store::conformance::{batch, held, hold};
 use crate::store::election::Election;
-use crate::store::{Batch, Record, Recovered, Store, StoreError, StoredHold};
+use crate::store::{Record, Recovered, Store, StoreError, StoredHold};
 
 mod fake_gateway;
 mod ops;
@@ -42,29 +43,6 @@ fn opened(options: &EtcdOptions) -> (EtcdStore, Recovered, Arc<Election>) {
     let mut store = EtcdStore::new(options.clone(), election.clone());
     let recovered = store.open().expect("it leads");
     (store, recovered, election)
-}
-
-fn hold(fence: Fence, key: &str) -> StoredHold {
-    StoredHold {
-        key: key.into(),
-        requester: "CLIENT_A".into(),
-        fence,
-        lock_timeout: Duration::from_millis(3500),
-        request_id: None,
-        note: None,
-        slots: 1,
-    }
-}
-
-fn held(fence: Fence, key: &str) -> Record {
-    Record::Held(hold(fence, key))
-}
-
-fn batch(greatest_fence: Fence, records: impl Into<Vec<Record>>) -> Batch {
-    Batch {
-        records: records.into(),
-        greatest_fence,
-    }
 }
 
 fn fences(recovered: &Recovered) -> Vec<Fence> {
