@@ -2,7 +2,7 @@
 //! but for its effect.
 //!
 //! A new verb is a variant of [`Verb`] and its row; a new parameter is a variant of [`Parameter`] and its row. The
-//! tables of `guide/wire.md` say the same in words, and a test compares them.
+//! entries and tables of `guide/wire.md` say the same in words, and tests compare them.
 //!
 //! Knows no path, no query and no reply.
 
@@ -311,6 +311,60 @@ mod tests {
         table
     }
 
+    /// What the page has of a verb: a heading with its path, a line of facts, and a list of replies.
+    struct VerbEntry {
+        path: &'static str,
+        facts: &'static str,
+        /// Of each reply that is a `0` with status 200.
+        words: Vec<&'static str>,
+    }
+
+    impl VerbEntry {
+        /// The path, and then the facts and words as the page writes them.
+        fn cells(&self) -> [String; 6] {
+            let after = |label: &str| {
+                let (_, rest) = self.facts.split_once(label).expect(label);
+                let fact = rest.split_once(". ").map_or(rest, |(fact, _)| fact);
+                fact.trim_end_matches('.').to_string()
+            };
+            let parameters = after("Parameters: ");
+            let parameters = if parameters == "none" {
+                String::new()
+            } else {
+                parameters
+            };
+            [
+                self.path.into(),
+                parameters,
+                after("Again: "),
+                after("Methods: "),
+                quoted(&self.words),
+                after("Token: "),
+            ]
+        }
+    }
+
+    fn entries() -> Vec<VerbEntry> {
+        let page = include_str!("../guide/wire.md");
+        let entries = page.split("\n### ").skip(1).map(|entry| {
+            let entry = entry.split("\n## ").next().unwrap_or(entry);
+            let replies = entry
+                .lines()
+                .filter_map(|line| line.strip_prefix("- `0`, `"));
+            VerbEntry {
+                path: entry.lines().next().unwrap_or_default(),
+                facts: entry
+                    .lines()
+                    .find(|line| line.starts_with("Methods: "))
+                    .expect("facts"),
+                words: replies
+                    .filter_map(|reply| Some(reply.split_once('`')?.0))
+                    .collect(),
+            }
+        });
+        entries.collect()
+    }
+
     fn quoted(words: impl IntoIterator<Item = impl fmt::Display>) -> String {
         let words: Vec<String> = words.into_iter().map(|word| format!("`{word}`")).collect();
         words.join(", ")
@@ -357,10 +411,7 @@ mod tests {
                 ]
             })
             .collect();
-        let documented: Vec<_> = documented("path")
-            .iter()
-            .map(|cells| [0, 1, 3, 4, 5, 6].map(|at| cells[at].to_string()))
-            .collect();
+        let documented: Vec<_> = entries().iter().map(VerbEntry::cells).collect();
         assert_eq!(documented, expected);
     }
 
@@ -386,14 +437,11 @@ mod tests {
 
     #[test]
     fn each_word_is_documented() {
-        let of_verbs = documented("path").into_iter().map(|cells| cells[5]);
-        let of_statuses = documented("status").into_iter().map(|cells| cells[1]);
-        let words: BTreeSet<&str> = of_verbs
-            .chain(of_statuses)
-            .flat_map(|cell| cell.split(", "))
-            .map(|word| word.trim_matches('`'))
-            .filter(|word| !word.is_empty())
-            .collect();
+        let of_verbs = entries().into_iter().flat_map(|entry| entry.words);
+        let of_statuses = documented("status")
+            .into_iter()
+            .map(|cells| cells[1].trim_matches('`'));
+        let words: BTreeSet<&str> = of_verbs.chain(of_statuses).collect();
         let known: BTreeSet<&str> = Refusal::sent().map(Refusal::as_str).collect();
         assert_eq!(words, known);
     }

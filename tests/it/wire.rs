@@ -660,7 +660,7 @@ fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
 }
 
 /// tiny_http 0.12 reads a line to its end, finds it not to be ASCII, and drops the connection; nothing of it comes
-/// here. This holds the behaviour that README's Limits tell of.
+/// here. This holds the behaviour that `guide/wire.md` describes.
 #[test]
 fn what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing() {
     let server = impatient();
@@ -677,7 +677,7 @@ fn what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing() {
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
 }
 
-/// README's Limits: what they are answered with, or that they are not.
+/// `guide/wire.md`: what they are answered with, or that they are not.
 #[test]
 fn a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing() {
     let server = impatient();
@@ -699,7 +699,7 @@ fn a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing() {
     assert!(silent.iter_mut().all(|wire| !wire.has_answer()));
 }
 
-/// README's Limits: nothing shows a server that it will not be there for the answer.
+/// `guide/wire.md`: nothing shows a server that it will not be there for the answer.
 #[test]
 fn a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key() {
     let (server, pid) = patient_process();
