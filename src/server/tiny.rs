@@ -18,6 +18,7 @@
 mod body;
 mod exchange;
 mod instance;
+mod polling;
 mod sockets;
 mod stalls;
 mod unfinished;

@@ -13,20 +13,17 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tiny_http::Request;
 
 use super::body;
+use super::polling::Polling;
 use super::sockets::{ListenerId, Sockets};
 use super::unfinished::Activity;
 use crate::memory::{shrink_map, shrink_queue};
 use crate::protocol::ServerNames;
-
-/// How long [`Instance::take`] looks for the next request before it sleeps. To wake it takes some 20 µs where
-/// the processor sleeps too; and where others want to run, they do meanwhile.
-const POLL: Duration = Duration::from_micros(50);
 
 pub(in crate::server) struct Instance {
     tiny: tiny_http::Server,
@@ -40,6 +37,7 @@ pub(in crate::server) struct Instance {
     listener: ListenerId,
     /// One of the phases below. It only grows.
     phase: AtomicU8,
+    polling: Polling,
     /// Whether a thread sleeps in [`Instance::take`], or is about to.
     is_receiving: AtomicBool,
 }
@@ -71,6 +69,7 @@ impl Instance {
             bodies: Mutex::default(),
             listener: own,
             phase: AtomicU8::new(OPEN),
+            polling: Polling::default(),
             is_receiving: AtomicBool::new(false),
         }))
     }
@@ -155,14 +154,13 @@ impl Instance {
 
     /// Waits for a request. `None` if there is something else to look at.
     fn receive(&self) -> io::Result<Option<Request>> {
-        let until = Instant::now() + POLL;
-        while Instant::now() < until {
+        let received = self.polling.look(Instant::now, thread::yield_now, || {
             let received = self.tiny.try_recv();
             // Where it says that nothing has come, it may have been woken up to look again.
-            if !matches!(received, Ok(None)) || self.has_news() {
-                return received;
-            }
-            thread::yield_now();
+            (!matches!(received, Ok(None)) || self.has_news()).then_some(received)
+        });
+        if let Some(received) = received {
+            return received;
         }
         // A thread that makes news after this wakes it.
         self.is_receiving.store(true, SeqCst);
