@@ -1,11 +1,12 @@
 //! The HTTP transport: requests come as exchanges from [`tiny`](super::tiny), and the handler answers them.
 //!
-//! One thread, the [`leader`], takes the requests and answers them itself. A LOCK that has to wait is
-//! [`parked`]: a worker blocks for it, and for nothing else. An answer to one who tries tokens is [`delayed`];
+//! One thread, the [`leader`], takes the requests and answers them itself; while they pile up, [`helpers`] answer
+//! beside it. A LOCK that has to wait is [`parked`]: a worker blocks for it, and for nothing else. An answer to one who tries tokens is [`delayed`];
 //! one that goes on is a stream of [`events`]; those that take longer are made at a [`pace`].
 
 mod delayed;
 mod events;
+mod helpers;
 mod leader;
 mod pace;
 mod parked;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 
 use self::delayed::DelayedAnswers;
 pub(super) use self::events::EventStreams;
+use self::helpers::Help;
 use self::leader::Leader;
 use self::pace::Pace;
 use self::parked::Parked;
@@ -73,6 +75,8 @@ struct Http {
 enum Task {
     /// Takes requests, and answers those that need not wait.
     Lead(Arc<Leader>, Lead),
+    /// Answers what the leader has no time for.
+    Help(Arc<Leader>, Help),
     /// Waits for a LOCK to be decided, and answers it.
     Attend(Arc<Parked>),
     /// Reads a body, and answers its request if it is empty: nobody asked for one.
@@ -149,6 +153,9 @@ impl HttpTransport {
 
     fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.leaders
+            .iter()
+            .for_each(|leader| leader.give_up_stuck_helpers());
         self.attend_waiters();
         self.write_delayed();
         if let Some(instance) = self.tiny.keep_accepting() {
@@ -216,6 +223,7 @@ impl Http {
             while let Some(task) = http.workers.next() {
                 match task {
                     Task::Lead(leader, lead) => leader.lead(&lead),
+                    Task::Help(leader, help) => leader.help(&help),
                     Task::Attend(parked) => parked.wait_and_answer(),
                     Task::ReadBody(exchange) => http.read_body(*exchange),
                     Task::WriteDelayed => http.delayed.write(),
@@ -230,6 +238,7 @@ impl Http {
                 log::error!("no thread left to take requests: {error}");
                 leader.leave_vacant(lead);
             }
+            Task::Help(leader, help) => leader.do_without(&help),
             Task::Attend(parked) => parked.do_without(&error),
             // Dropped, it ends its connection.
             Task::ReadBody(exchange) => drop(exchange),

@@ -1,12 +1,14 @@
 //! Many clients, one key, real HTTP.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::fs;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::Instant;
 
 use crate::common::{PATIENCE, Wire, ask, options, start, waiting_wire};
-use lock_server::Options;
+use lock_server::{Options, Server};
 
 /// 64 threads, each with a client of its own, take 200 turns each.
 #[test]
@@ -72,4 +74,46 @@ fn waiters_are_served_in_the_order_of_their_arrival() {
         holder = format!("waiter-{waiter}");
         assert_eq!(ask(&server, &format!("/VERIFY/KEYA/{holder}")).body, "1\n");
     }
+}
+
+/// One thread has one share of the processors among those of all clients.
+#[test]
+fn while_requests_pile_up_more_than_one_thread_answers_them() {
+    if thread::available_parallelism().map_or(1, NonZero::get) == 1 {
+        eprintln!("on one processor one thread answers: not tested");
+        return;
+    }
+    let mut server = Server::new(options());
+    let pid = server.start().expect("a server on a free port");
+    let is_enough = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for client in 0..64 {
+            let (server, is_enough) = (&server, &is_enough);
+            scope.spawn(move || {
+                let (me, key) = (server.client("ME"), format!("KEY_{client}"));
+                while !is_enough.load(SeqCst) {
+                    assert!(me.lock(&key).unwrap().is_some());
+                    assert!(me.unlock(&key).unwrap());
+                }
+            });
+        }
+        while threads_that_worked(pid, "lock-request") < 2 {
+            thread::yield_now();
+        }
+        is_enough.store(true, SeqCst);
+    });
+}
+
+/// How many threads of a process have that name, and have had a processor for 10 ms at least.
+fn threads_that_worked(pid: u32, name: &str) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let worked = tasks.filter_map(|task| {
+        let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+        // proc(5): the name is in parentheses, and utime and stime are the 12th and 13th behind it.
+        let (before, behind) = stat.rsplit_once(')')?;
+        let mut times = behind.split_whitespace().skip(11).take(2);
+        let has_worked = times.any(|ticks| ticks != "0");
+        (before.ends_with(name) && has_worked).then_some(())
+    });
+    worked.count()
 }

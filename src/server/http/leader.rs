@@ -1,11 +1,14 @@
 //! The thread that takes an instance's requests, and answers those that need not wait or ask nothing.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::helpers::{Help, Helpers};
 use super::parked::Parked;
 use super::{Http, Task};
 use crate::protocol::http::origin_form;
@@ -24,10 +27,16 @@ pub(super) struct Leader {
     leadership: Leadership,
     /// A leadership that no thread was found for.
     vacant: Mutex<Option<Lead>>,
+    helpers: Helpers,
     /// Requests taken, to tell a busy leader from a stuck one.
     taken: AtomicUsize,
     /// How many had been taken when somebody last saw more of them than before, and when that was.
     looked: Mutex<(usize, Instant)>,
+}
+
+/// How many the process may use.
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 impl Leader {
@@ -39,6 +48,7 @@ impl Leader {
             http,
             leadership,
             vacant: Mutex::new(None),
+            helpers: Helpers::new(processors()),
             taken: AtomicUsize::new(0),
             looked: Mutex::new((0, Instant::now())),
         });
@@ -79,8 +89,11 @@ impl Leader {
     }
 
     /// Takes requests and answers them until another thread leads, or the server ends.
-    pub fn lead(&self, lead: &Lead) {
+    pub fn lead(self: &Arc<Self>, lead: &Lead) {
         while let Some(exchange) = Exchange::take(&self.instance) {
+            if let Some(help) = self.helpers.call(self.instance.ready()) {
+                self.http.run(Task::Help(self.clone(), help));
+            }
             self.taken.fetch_add(1, SeqCst);
             self.leadership.serve(lead);
             self.http.serve(exchange);
@@ -88,6 +101,28 @@ impl Leader {
                 return;
             }
         }
+    }
+
+    /// Answers requests that are ready until there is none.
+    pub fn help(&self, help: &Help) {
+        while let Some(exchange) = Exchange::take_ready(&self.instance) {
+            let goes_on = self.helpers.begin(help);
+            self.http.serve(exchange);
+            if !goes_on {
+                return;
+            }
+        }
+        self.helpers.end(help);
+    }
+
+    /// Does without a helper, where the system has no thread left.
+    pub fn do_without(&self, help: &Help) {
+        self.helpers.end(help);
+    }
+
+    /// Lets others take the place of helpers that a client holds up.
+    pub fn give_up_stuck_helpers(&self) {
+        self.helpers.give_up_stuck();
     }
 }
 

@@ -51,13 +51,23 @@ impl Exchange {
     /// left.
     pub fn take(instance: &Arc<Instance>) -> Option<Self> {
         let (client, request) = instance.take()?;
-        Some(Exchange {
+        Some(Self::new(instance, client, request))
+    }
+
+    /// A request that is ready, for another thread than the one that [takes](Self::take) them. `None` if there is none.
+    pub fn take_ready(instance: &Arc<Instance>) -> Option<Self> {
+        let (client, request) = instance.take_ready()?;
+        Some(Self::new(instance, client, request))
+    }
+
+    fn new(instance: &Arc<Instance>, client: SocketAddr, request: Request) -> Self {
+        Exchange {
             instance: instance.clone(),
             client,
             state: ExchangeState::Asked(request),
             reads_body: false,
             sockets: None,
-        })
+        }
     }
 
     /// Where its connection comes from.

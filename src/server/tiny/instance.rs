@@ -143,6 +143,16 @@ impl Instance {
         }
     }
 
+    /// The next request that is ready, for a thread beside the one that [takes](Self::take) them.
+    pub(super) fn take_ready(&self) -> Option<(SocketAddr, Request)> {
+        self.pipelines.next()
+    }
+
+    /// How many requests may be served beside those that are.
+    pub fn ready(&self) -> usize {
+        self.pipelines.ready()
+    }
+
     /// Whether nothing is left to be answered that had come before the instance was closed.
     pub fn is_over(&self) -> bool {
         match self.phase() {
@@ -281,9 +291,13 @@ impl Pipelines {
         self.requests.lock().pipelines.contains_key(&client)
     }
 
-    /// Whether [`next`](Self::next) has something.
+    /// How often [`next`](Self::next) has something.
+    fn ready(&self) -> usize {
+        self.requests.lock().ready.len()
+    }
+
     fn is_ready(&self) -> bool {
-        !self.requests.lock().ready.is_empty()
+        self.ready() > 0
     }
 
     /// The next request to serve. The others of its connection wait until it is [`done`](Self::done).
