@@ -158,6 +158,7 @@ impl Daemon {
         daemon
     }
 
+    /// Where its server does not run, `status` and `stop` ask at the port: the usual one may be anybody's, and 0 is nobody's.
     fn typed(&self, line: &str) -> Outcome {
         let mut command = program(line.split_ascii_whitespace());
         Outcome::of(command.arg("--pid-file").arg(&self.pid_file))
@@ -739,14 +740,14 @@ fn a_stale_pid_file_is_told_of_replaced_and_removed_but_never_signalled() {
     ] {
         let daemon = Daemon::none();
         daemon.write(&text);
-        let status = daemon.typed("status");
+        let status = daemon.typed("status --port 0");
         assert_eq!(status.code, Some(1), "{text:?}: {status:?}");
         let path = daemon.pid_file.display();
         let stale = format!("not running; {path} is stale: ");
         assert!(status.stdout.starts_with(&stale), "{text:?}: {status:?}");
         assert!(status.stdout.contains(why), "{text:?}: {status:?}");
 
-        let stop = daemon.typed("stop");
+        let stop = daemon.typed("stop --port 0");
         stop.expect(1, "");
         stop.expect_stderr(&["not running", why]);
         assert!(!daemon.pid_file.exists(), "{text:?}");
@@ -769,10 +770,15 @@ fn a_file_that_is_no_pid_file_is_neither_believed_nor_touched() {
     for text in ["Dear diary,\n1\n2\n", &of_another_program, &table] {
         let daemon = Daemon::none();
         daemon.write(text);
-        let status = daemon.typed("status");
+        let status = daemon.typed("status --port 0");
         assert_eq!(status.code, Some(1), "{status:?}");
         assert!(status.stdout.contains("is no pid file"), "{status:?}");
-        for verb in ["stop", "start --port 0", "restart --port 0", "run --port 0"] {
+        for verb in [
+            "stop --port 0",
+            "start --port 0",
+            "restart --port 0",
+            "run --port 0",
+        ] {
             let outcome = daemon.typed(verb);
             outcome.expect(1, "");
             outcome.expect_stderr(&["is no pid file"]);
@@ -792,8 +798,8 @@ fn another_user_s_pid_file_is_not_believed() {
     let daemon = Daemon::none();
     daemon.write(&format!("{}\n127.0.0.1:9\n", stranger.pid()));
     chown(&daemon.pid_file, Some(Uid::from_raw(54321)), None).expect("root may");
-    assert_eq!(daemon.typed("status").code, Some(1));
-    let stop = daemon.typed("stop");
+    assert_eq!(daemon.typed("status --port 0").code, Some(1));
+    let stop = daemon.typed("stop --port 0");
     stop.expect(1, "");
     stop.expect_stderr(&["belongs to user 54321"]);
     assert!(stranger.is_unharmed());
@@ -981,17 +987,19 @@ fn a_process_that_a_foreign_server_names_is_not_signalled() {
 #[test]
 fn the_usual_pid_file_lies_in_the_runtime_directory_or_else_in_the_temporary_one() {
     let directory = tempfile::tempdir().expect("a directory");
+    let closed = ClosedPort::new();
+    let port = closed.port.to_string();
     let status = |variable: &str| {
-        Outcome::of(program(["status", "--port", "4711"]).env(variable, directory.path()))
+        Outcome::of(program(["status", "--port", &port]).env(variable, directory.path()))
     };
     let named = |name: String| {
         let path = directory.path().join(name);
         fs::write(&path, "").expect("written");
         format!("not running; {} is stale: it is empty\n", path.display())
     };
-    let line = named("lock-server-4711.pid".into());
+    let line = named(format!("lock-server-{port}.pid"));
     status("XDG_RUNTIME_DIR").expect(1, &line);
-    let line = named(format!("lock-server-{}-4711.pid", Uid::effective()));
+    let line = named(format!("lock-server-{}-{port}.pid", Uid::effective()));
     status("TMPDIR").expect(1, &line);
 }
 
@@ -1032,9 +1040,9 @@ fn the_pid_file_of_a_killed_server_is_stale_and_is_taken_over() {
     let pid = daemon.pid();
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("the server runs");
     until("the lock is gone", || {
-        daemon.typed("status").code == Some(1)
+        daemon.typed("status --port 0").code == Some(1)
     });
-    let status = daemon.typed("status");
+    let status = daemon.typed("status --port 0");
     let path = daemon.pid_file.display();
     let stale = format!("not running; {path} is stale: process {pid} does not have it locked\n");
     status.expect(1, &stale);
@@ -1053,7 +1061,7 @@ fn a_server_whose_pid_file_was_replaced_is_told_of_and_removes_nobody_elses() {
     let beside = daemon.directory.path().join("copy");
     fs::write(&beside, copy).expect("written");
     fs::rename(&beside, &daemon.pid_file).expect("it has the place");
-    let status = daemon.typed("status");
+    let status = daemon.typed("status --port 0");
     assert_eq!(status.code, Some(1), "{status:?}");
     assert!(status.stdout.contains("is stale: "), "{status:?}");
     let status = daemon.typed(&format!("status --port {port}"));
@@ -1084,7 +1092,12 @@ fn a_started_server_that_is_told_to_end_removes_its_pid_file() {
 fn a_pid_file_that_is_a_link_is_neither_believed_nor_followed() {
     let (daemon, other) = (Daemon::none(), Daemon::started(""));
     std::os::unix::fs::symlink(&other.pid_file, &daemon.pid_file).expect("a link");
-    for verb in ["status", "stop", "start --port 0", "run --port 0"] {
+    for verb in [
+        "status --port 0",
+        "stop --port 0",
+        "start --port 0",
+        "run --port 0",
+    ] {
         let outcome = daemon.typed(verb);
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
         let said = format!("{}{}", outcome.stdout, outcome.stderr);
@@ -1113,7 +1126,7 @@ fn who_asks_while_the_number_is_still_being_written_waits_for_it() {
     assert!(stranger.is_unharmed());
     // One that never says it is no server of ours.
     daemon.write("");
-    let stop = daemon.typed("stop");
+    let stop = daemon.typed("stop --port 0");
     stop.expect(1, "");
     stop.expect_stderr(&["a process has it locked that has not said which it is"]);
     assert!(stranger.is_unharmed());
