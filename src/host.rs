@@ -47,6 +47,41 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     }
 }
 
+/// Whether each machine has this address for itself, in whichever form a resolver takes it.
+pub(crate) fn is_of_one_machine(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let (bare, _zone) = name.split_once('%').unwrap_or((&name, ""));
+    let ip = bare.parse().ok().or_else(|| short_v4(bare).map(IpAddr::V4));
+    let is_own = |ip: IpAddr| {
+        let ip = ip.to_canonical();
+        ip.is_loopback() || ip.is_unspecified()
+    };
+    const NAMES: [&str; 4] = [
+        "localhost",
+        "localhost.localdomain",
+        "ip6-localhost",
+        "ip6-loopback",
+    ];
+    NAMES.contains(&&*name) || name.ends_with(".localhost") || ip.is_some_and(is_own)
+}
+
+/// An IPv4 address as inet_aton(3) reads it: 1 to 4 numbers, of which the last one fills what is left, such as `127.1`.
+fn short_v4(host: &str) -> Option<Ipv4Addr> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None if text.len() > 1 && text.starts_with('0') => u32::from_str_radix(text, 8).ok(),
+        None => text.parse().ok(),
+    };
+    let mut bytes: Vec<u32> = host.split('.').map(number).collect::<Option<_>>()?;
+    let last = bytes.pop()?;
+    let bits_of_last = 32_u32.checked_sub(8 * u32::try_from(bytes.len()).ok()?)?;
+    let is_too_large = bytes.iter().any(|byte| *byte > 255)
+        || u64::from(last) >= 1_u64.checked_shl(bits_of_last).unwrap_or(0);
+    let first = bytes.iter().enumerate();
+    let address = first.fold(last, |address, (at, byte)| address | byte << (24 - 8 * at));
+    (!is_too_large).then(|| address.into())
+}
+
 /// Whether a host is a name by which other machines are likely to know this one.
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub(crate) fn looks_public(host: &str) -> bool {
@@ -112,6 +147,46 @@ mod tests {
             ("fe80::1%eth0", "fe80::1%eth0", None),
         ] {
             assert_eq!(parse_address(address), Ok((host.into(), port)), "{address}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_each_machine_has_for_itself_is_known_in_each_form() {
+        for host in [
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "localhost.localdomain",
+            "ip6-localhost",
+            "127.0.0.1",
+            "127.0.0.1.",
+            "127.9.9.9",
+            "127.1",
+            "0x7f.1",
+            "0177.0.1",
+            "0",
+            "0.0.0.0",
+            "::",
+            "::1",
+            "::1%lo",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(is_of_one_machine(host), "{host}");
+        }
+        for host in [
+            "",
+            ".",
+            "a",
+            "localhost.example.com",
+            "10.1",
+            "127.256",
+            "127.0.0.256",
+            "127.0.0.0.1",
+            "1.127.1",
+            "127.example",
+            "fe80::1%eth0",
+        ] {
+            assert!(!is_of_one_machine(host), "{host}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::stop::StopSources;
 use crate::error::Error;
-use crate::host::host_and_port;
+use crate::host::{host_and_port, is_of_one_machine, parse_address};
 use crate::lease::StoreId;
 use crate::manager::OpenStore;
 use crate::options::{ClusterOptions, Options, StoreAddress};
@@ -67,7 +67,7 @@ pub(super) fn open_store(
         StoreAddress::Etcd(members) => {
             let election = Arc::new(Election::default());
             let etcd = etcd_options(options, members, addresses)?;
-            warn_of_a_lone_address(options, &etcd.address);
+            warn_of_a_lone_address(&etcd.address);
             warn_of_short_leases(options);
             let store = EtcdStore::new(etcd, election.clone());
             (Box::new(store), None, Some(election))
@@ -149,10 +149,9 @@ fn own_address(addresses: &[SocketAddr]) -> Result<String, Error> {
 }
 
 /// Says so in the log where servers and clients on other machines are sent to their own ones.
-fn warn_of_a_lone_address(options: &Options, address: &str) {
-    let is_loopback = |address: SocketAddr| address.ip().is_loopback();
-    let is_lone = options.cluster.advertise.is_none() && address.parse().is_ok_and(is_loopback);
-    match is_lone {
+fn warn_of_a_lone_address(address: &str) {
+    let host = parse_address(address).map_or_else(|_| String::new(), |(host, _)| host);
+    match is_of_one_machine(&host) {
         true => log::warn!(
             "other servers send clients to {address}, which is this machine alone; the option advertise says it otherwise"
         ),
