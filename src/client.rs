@@ -316,7 +316,7 @@ impl Client {
         }
     }
 
-    /// Whether a lock server answers within 5 s, at the first try. Never an error.
+    /// Whether a lock server answers within 5 s, at the first try; of several, whether one does. Never an error.
     pub fn ping(&self) -> bool {
         self.try_ping().is_ok()
     }
@@ -336,7 +336,7 @@ impl Client {
     /// As [`is_locked`](Self::is_locked).
     pub fn server_process(&self) -> Result<Option<u32>, Error> {
         let question = Request::bare(Verb::Ping);
-        let answer = self.transport.ask_once(&question, PING_TIMEOUT)?;
+        let answer = self.transport.ask_each_once(&question, PING_TIMEOUT)?;
         match self.yes_or_no(&question, &answer)? {
             true => Ok(answer.reply.process),
             false => Err(self.transport.bad_reply(&question, "0")),

@@ -315,7 +315,11 @@ impl<'a> Acquire<'a> {
 
     /// The next question, for a LOCK that the server may have had since then.
     fn turn(&self, patience: Patience, since: Option<Instant>) -> TimedQuestion<'a> {
-        let answers_in = self.client.transport.timeout_of_one_try(&self.question);
+        let transport = &self.client.transport;
+        let answers_in = match since {
+            None => transport.timeout_of_first_try(&self.question),
+            Some(_) => transport.timeout_of_one_try(&self.question),
+        };
         match patience {
             Patience::Endless(asks_for) => TimedQuestion {
                 question: self.question_with(Some(asks_for)),

@@ -11,6 +11,10 @@ use crate::error::{Error, Unreached};
 use crate::protocol::Request;
 use crate::refusal::Refusal;
 
+/// How long one of several servers is listened to before another one is asked. Longer than a leader's answer takes but for
+/// an election in its store: some milliseconds.
+const MOMENT: Duration = Duration::from_millis(1500);
+
 /// The least time between two rounds through servers of which none leads.
 const LEADERLESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -29,18 +33,56 @@ impl Transport {
         let mut tries = Tries::new(self);
         loop {
             let asked = Instant::now();
-            match self.call(question, self.timeout_of_one_try(question).min(left())) {
+            let timeout = match tries.may_have_acted() {
+                false => self.timeout_of_first_try(question),
+                true => self.timeout_of_one_try(question),
+            };
+            match self.call(question, timeout.min(left())) {
                 Ok(answer) => return Ok(tries.answered(answer)),
                 Err(failure) => thread::sleep(tries.failed(question, asked, failure)?),
             }
         }
     }
 
+    /// Asks a question that changes nothing a single time; of several servers, one after the other for a moment each, until
+    /// one answers.
+    pub(super) fn ask_each_once(
+        &self,
+        question: &Request,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, Error> {
+        let begun = Instant::now();
+        let servers = self.cluster.count();
+        let moment = MOMENT.min(timeout / servers as u32);
+        for _ in 1..servers {
+            match self.call(question, moment) {
+                // The next one was put first.
+                Err(failure) if failure.is_timeout() => {}
+                done => return done.map_err(|failure| self.error(question, failure, 1, false)),
+            }
+        }
+        self.ask_once(question, timeout.saturating_sub(begun.elapsed()))
+    }
+
+    /// How long the first try may take. One of several servers that is suspended, or whose machine has gone, says nothing, and
+    /// another one answers: after a moment it is asked. One that only took longer finds the question repeated.
+    pub(super) fn timeout_of_first_try(&self, question: &Request) -> Duration {
+        let usual = self.timeout_of_one_try(question);
+        match self.cluster.count() > 1 && self.is_asked_again(question) {
+            true => usual.min(MOMENT),
+            false => usual,
+        }
+    }
+
     /// How long one try may take to be answered. Where no answer comes a question is asked twice, and both tries
     /// together take the time that the options give.
     pub(super) fn timeout_of_one_try(&self, question: &Request) -> Duration {
-        let is_asked_again = self.options.reconnect_attempts > 0 && question.is_repeatable();
-        self.options.answer_timeout / if is_asked_again { 2 } else { 1 }
+        self.options.answer_timeout / if self.is_asked_again(question) { 2 } else { 1 }
+    }
+
+    /// Whether a question is asked again where no answer comes.
+    fn is_asked_again(&self, question: &Request) -> bool {
+        self.options.reconnect_attempts > 0 && question.is_repeatable()
     }
 }
 
