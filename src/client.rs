@@ -112,7 +112,8 @@ impl Client {
     }
 
     /// As [`at`](Self::at), of several servers that share a store, of which one leads. They are asked as
-    /// [`connect`](Self::connect) says, and shown one token.
+    /// [`connect`](Self::connect) says, and shown one token. One that answers without the store of the others does not count:
+    /// where nobody else answers, the error is [`Error::NotOfCluster`].
     pub fn of_cluster(name: &str, addresses: &[ServerAddress], options: ClientOptions) -> Self {
         Client::of(name, Transport::to_all(addresses).with_options(options))
     }

@@ -111,6 +111,17 @@ pub enum Error {
         /// What broke.
         source: io::Error,
     },
+    /// At the address of one of [several](crate::Client::of_cluster) servers one answered that does not share their locks:
+    /// it was started without their store. Nobody else answered either. It may have carried the question out among its
+    /// own locks, which count for nothing.
+    NotOfCluster {
+        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
+        address: String,
+        /// The store that it names. `None` if it names none.
+        store: Option<String>,
+        /// The store of the others. `None` where none of them has named one yet.
+        expected: Option<String>,
+    },
     /// The server answered the LOCK, and the answer is no; or the wait was called off.
     NotGranted {
         /// The key.
@@ -298,6 +309,14 @@ impl fmt::Display for Error {
                 f,
                 "{address} did not answer {question} to its end after {times}"
             ),
+            Error::NotOfCluster {
+                address,
+                store,
+                expected,
+            } => {
+                let what = of_another_store(store.as_deref(), expected.as_deref());
+                write!(f, "{address} is not of this cluster: {what}")
+            }
             Error::NotGranted {
                 key,
                 reason,
@@ -354,6 +373,16 @@ fn bad_name(what: &str, bytes: usize) -> String {
     match bytes {
         0 => format!("the {what} is empty; give 1 to 1024 bytes"),
         _ => format!("bad {what}: {bytes} bytes long; give 1 to 1024"),
+    }
+}
+
+/// What is wrong with the store that a server names.
+fn of_another_store(store: Option<&str>, expected: Option<&str>) -> String {
+    match (store, expected) {
+        (Some(store), Some(expected)) => {
+            format!("its store is {store}, and that of the others {expected}")
+        }
+        _ => "it keeps its locks to itself, without a store".into(),
     }
 }
 

@@ -87,6 +87,9 @@ fn advice(error: &Error) -> Option<String> {
             ..
         } if other_server.are_both_there => "have one server there, and lock the key again".into(),
         Error::TlsFailed { cause, .. } => return advice_on_tls(*cause).map(String::from),
+        Error::NotOfCluster { .. } => {
+            "start it with the same --store etcd: and --store-prefix as the others, or leave it out of the list".into()
+        }
         Error::LeaseLost { .. } => "lock the key again".into(),
         Error::BadReply { .. } => "is it a lock server?".into(),
         _ => return None,

@@ -111,6 +111,7 @@ impl From<Error> for Failure {
             | Error::Interrupted { .. }
             | Error::NotHttp { .. }
             | Error::TlsFailed { .. }
+            | Error::NotOfCluster { .. }
             | Error::BadReply { .. } => Failure::new(UNREACHABLE, explain(&error)),
             _ => Failure::new(FAILED, explain(&error)),
         }

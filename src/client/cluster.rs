@@ -4,8 +4,7 @@
 //! Knows no question. A question to a server that answers costs one atomic load here.
 
 use std::fmt;
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,8 @@ use super::address::{ServerAddress, bad_prefix, missing_tls};
 use super::per_process::PerProcess;
 use super::pooled_agent::PooledAgent;
 use super::servers_met::ServersMet;
-use crate::host::{bad_host, bare_host, host_and_port, parse_address};
+use crate::error::Error;
+use crate::host::{bad_host, bare_host, host_and_port, is_of_one_machine, parse_address};
 use crate::lease::StoreId;
 use crate::protocol::Request;
 
@@ -56,6 +56,8 @@ pub(super) struct Route {
     pub is_learned: bool,
     /// When it could not be reached the last time, in milliseconds; 0 is never.
     failed: AtomicU64,
+    /// Whether the log has that another service answers there.
+    is_logged: AtomicBool,
     /// Each process has connections of its own.
     own: PerProcess<PooledAgent>,
 }
@@ -150,13 +152,29 @@ impl Cluster {
         }
     }
 
-    /// Whether a server that is not in the list is one of this cluster, by the store that it names: at an address that
-    /// means something else here, a server of somebody else's may listen, and would grant what is held already.
-    pub fn has_store(&self, named: Option<&str>) -> bool {
-        match (named, self.store.get()) {
+    /// Takes in which store an answer names that tells of locks. A server that does not share those of this cluster would
+    /// grant what is held already: one of the list that was started without the store, or somebody else's at an address
+    /// that means something else here.
+    ///
+    /// The store that was met first counts as long as this client lives: which of two is the right one can't be known.
+    pub fn check_store(&self, route: &Route, named: Option<&str>) -> Result<(), Error> {
+        let known = self.store.get();
+        let is_known = match (named, known) {
             (Some(named), Some(known)) => *named == **known,
             (named, _) => named.is_some(),
+        };
+        if is_known {
+            return Ok(());
         }
+        let error = Error::NotOfCluster {
+            address: route.address.to_string(),
+            store: named.map(Into::into),
+            expected: known.map(|known| (**known).into()),
+        };
+        if !route.is_logged.swap(true, Relaxed) {
+            log::warn!("{error}; what it answers counts for nothing");
+        }
+        Err(error)
     }
 
     /// The server that another one names as its leader. `None` if it is not asked.
@@ -224,6 +242,7 @@ impl Route {
             bad,
             is_learned: false,
             failed: AtomicU64::new(0),
+            is_logged: AtomicBool::new(false),
             own: PerProcess::new(),
         }
     }
@@ -265,16 +284,6 @@ impl fmt::Display for Cluster {
         }
         Ok(())
     }
-}
-
-/// Whether each machine has this address for itself.
-pub(super) fn is_of_one_machine(host: &str) -> bool {
-    let ip: Result<IpAddr, _> = host.parse();
-    host.eq_ignore_ascii_case("localhost")
-        || ip.is_ok_and(|ip| {
-            let ip = ip.to_canonical();
-            ip.is_loopback() || ip.is_unspecified()
-        })
 }
 
 #[cfg(test)]
@@ -352,9 +361,11 @@ mod tests {
     #[test]
     fn only_a_server_with_the_store_of_the_list_is_one_of_them() {
         let cluster = cluster("a:8004");
-        assert!(!cluster.has_store(None) && cluster.has_store(Some("x")));
-        cluster.note_store(cluster.route(0), &"y".into());
-        assert!(!cluster.has_store(Some("x")) && cluster.has_store(Some("y")));
+        let route = cluster.route(0);
+        let is_of_them = |named| cluster.check_store(route, named).is_ok();
+        assert!(!is_of_them(None) && is_of_them(Some("x")));
+        cluster.note_store(route, &"y".into());
+        assert!(!is_of_them(Some("x")) && is_of_them(Some("y")) && !is_of_them(None));
     }
 
     #[test]

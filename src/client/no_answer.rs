@@ -106,12 +106,6 @@ impl NoAnswer {
         }
     }
 
-    /// At the address that another server named there is one that is none of theirs.
-    pub fn of_another_service() -> Self {
-        let source = io::Error::other("another service answers there");
-        NoAnswer::NotConnected(Unreached::Connect, source)
-    }
-
     /// Whether nobody leads, and servers are there that stand by.
     pub fn is_leaderless(&self) -> bool {
         matches!(self, NoAnswer::NotConnected(Unreached::NoLeader, _))

@@ -87,7 +87,8 @@ impl<'a> Round<'a> {
                 }
                 return Err(failure);
             }
-            // Not one of this cluster: see `Cluster::has_store`.
+            // Nothing was asked of this cluster: see `Cluster::check_store`.
+            NoAnswer::Told(Error::NotOfCluster { .. }) => {}
             NoAnswer::Told(_) if route.is_learned => {}
             NoAnswer::Told(_) => return Err(failure),
         }
@@ -127,6 +128,14 @@ impl<'a> Round<'a> {
         let is_one = self.asked.len() == 1 && standby.is_none();
         if let Some((_, failure)) = self.asked.pop_if(|_| is_one) {
             return failure;
+        }
+        let is_stranger = |(_, failure): &(usize, NoAnswer)| {
+            matches!(failure, NoAnswer::Told(Error::NotOfCluster { .. }))
+        };
+        if standby.is_none()
+            && let Some(at) = self.asked.iter().position(is_stranger)
+        {
+            return self.asked.swap_remove(at).1;
         }
         let of_last = match self.asked.last() {
             Some((_, NoAnswer::NotConnected(cause, source))) => (*cause, source.kind()),

@@ -14,11 +14,12 @@ use ureq::{Body, RequestBuilder};
 
 use super::ClientOptions;
 use super::address::ServerAddress;
-use super::cluster::{Cluster, Route, is_of_one_machine};
+use super::cluster::{Cluster, Route};
 use super::no_answer::{NoAnswer, Standby};
 use super::pooled_agent::{MAX_REPLY, PooledAgent};
 use super::servers_met::ServersMet;
 use crate::error::{Error, Unreached};
+use crate::host::is_of_one_machine;
 use crate::protocol::http::{NotAnswered, ParsedReply, ServerTimes};
 use crate::protocol::{self, Request};
 use crate::refusal::Refusal;
@@ -202,21 +203,38 @@ impl Transport {
             false => self.prepare(agent.post(url), &id, timeout).send_empty(),
         };
         let response = response.map_err(|error| self.failure(route, question, error))?;
-        if route.is_learned {
-            let header = |name| response.headers().get(name)?.to_str().ok();
-            let stands_by = header(protocol::LOCK_RESULT) == Some(Refusal::Standby.as_str());
-            // What a proxy says tells nothing of who is behind it, nor whether that has acted.
-            let is_of_proxy = is_status_of_proxy(response.status().as_u16())
-                && header(protocol::LOCK_RESULT).is_none();
-            if !stands_by && !is_of_proxy && !self.cluster.has_store(header(protocol::LOCK_STORE)) {
-                return Err(NoAnswer::of_another_service());
-            }
-        }
+        self.check_cluster(route, question, &response)?;
         Ok(UnreadAnswer {
             response,
             id,
             asked,
         })
+    }
+
+    /// Whether an answer counts: of several servers, one that tells of locks has to name the store that they share. Each of
+    /// them answers for itself what is about itself, and refuses without looking at a lock; of one that is not in the
+    /// list it is not known whether it is theirs at all.
+    fn check_cluster(
+        &self,
+        route: &Route,
+        question: &Request,
+        response: &Response<Body>,
+    ) -> Result<(), NoAnswer> {
+        let tells_of_locks = response.status().is_success() && !question.verb.is_of_the_server();
+        if !self.cluster.is_several() || !(tells_of_locks || route.is_learned) {
+            return Ok(());
+        }
+        let header = |name| response.headers().get(name)?.to_str().ok();
+        let result = header(protocol::LOCK_RESULT);
+        // What a proxy says tells nothing of who is behind it, nor whether that has acted.
+        let is_of_proxy = is_status_of_proxy(response.status().as_u16()) && result.is_none();
+        if is_of_proxy || result == Some(Refusal::Standby.as_str()) {
+            return Ok(());
+        }
+        let checked = self
+            .cluster
+            .check_store(route, header(protocol::LOCK_STORE));
+        checked.map_err(NoAnswer::Told)
     }
 
     /// With the headers of a question, to be answered in that time.

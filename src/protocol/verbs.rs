@@ -168,6 +168,14 @@ impl Verb {
     pub fn row(self) -> &'static VerbRow {
         &VERBS[self as usize]
     }
+
+    /// Whether it is about the server itself, and about no hold: each server of a cluster answers it for itself.
+    pub fn is_of_the_server(self) -> bool {
+        matches!(
+            self,
+            Verb::Ping | Verb::Shutdown | Verb::Livez | Verb::Readyz | Verb::Status | Verb::Metrics
+        )
+    }
 }
 
 impl VerbRow {

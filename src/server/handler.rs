@@ -95,7 +95,7 @@ impl Handler {
 
     /// The reply of a server that stands by to a question that the leader answers. `None` where this server does.
     pub fn redirect(&self, verb: Verb, target: &str) -> Option<Reply> {
-        let is_of_this_server = verb == Verb::Page || is_of_the_server(verb);
+        let is_of_this_server = verb == Verb::Page || verb.is_of_the_server();
         let is_redirected = !is_of_this_server && self.manager.stands_by();
         is_redirected.then(|| self.standby(target, true))
     }
@@ -141,7 +141,7 @@ impl Handler {
             return false;
         }
         // Each event waits for the store by itself.
-        let tells_of_holds = verb != Verb::Events && !is_of_the_server(verb);
+        let tells_of_holds = verb != Verb::Events && !verb.is_of_the_server();
         let is_of_no_hold = reply
             .result()
             .is_some_and(|word| OF_NO_HOLD.contains(&word));
@@ -292,14 +292,6 @@ impl Handler {
         let reply = reply.with_holder(&holding.holder, left, holders, waiters);
         reply.with_note(holding.note.as_deref())
     }
-}
-
-/// Whether a question is about the server itself, and about no hold.
-fn is_of_the_server(verb: Verb) -> bool {
-    matches!(
-        verb,
-        Verb::Ping | Verb::Shutdown | Verb::Livez | Verb::Readyz | Verb::Status | Verb::Metrics
-    )
 }
 
 fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply {

@@ -4,6 +4,7 @@
 mod front;
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -242,6 +243,103 @@ fn a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed(
         client.lock("KEYB"),
         Err(Error::Unreachable { .. })
     ));
+}
+
+/// Seen to fail: there were two believers, of whom one was granted the key by a server that knows nothing of the others.
+#[test]
+fn a_server_of_the_list_that_was_started_without_the_store_is_not_believed() {
+    let three = Three::new();
+    let [_, _, c] = &three.fronts;
+    let alone = start(options());
+    let address = format!("127.0.0.1:{}", alone.port());
+    let list = list([address.clone(), c.address()]);
+    let lease = client("CLIENT_A", &list).lock("KEYA").expect("it answers");
+    assert!(lease.is_some());
+    let other = client("CLIENT_B", &list).try_lock("KEYA");
+    assert!(other.expect("it answers").is_none());
+    let said = typed_at(&list, "verify --name CLIENT_A KEYA");
+    said.expect(0, "1\n");
+    said.expect_stderr(&[&address, "counts for nothing"]);
+    // Where nobody else answers.
+    c.end();
+    let error = client("CLIENT_A", &list)
+        .lock("KEYA")
+        .expect_err("it is none of them");
+    assert!(!error.is_retryable());
+    let Error::NotOfCluster {
+        address: named,
+        store: None,
+        ..
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!(*named, address);
+    for line in ["lock KEYA", "exec KEYA -- true"] {
+        let said = typed_at(&list, line);
+        assert_eq!((said.code, &*said.stdout), (Some(69), ""), "{said:?}");
+        said.expect_stderr(&[&address, "is not of this cluster", "--store"]);
+    }
+    // What is about the server itself, each answers for itself.
+    typed_at(&list, "ping").expect(0, "1\n");
+}
+
+#[test]
+fn a_server_of_the_list_with_another_store_than_the_rest_is_not_believed() {
+    let three = Three::new();
+    let [_, _, c] = &three.fronts;
+    let other = start(Options {
+        store: Some(StoreAddress::File(three.directory.path().join("other.db"))),
+        ..options()
+    });
+    let address = format!("127.0.0.1:{}", other.port());
+    let client = client("CLIENT_A", &list([c.address(), address.clone()]));
+    let lease = client.lock("KEYA").expect("it answers");
+    assert!(lease.is_some());
+    c.end();
+    let error = client.is_locked("KEYA").expect_err("it is none of them");
+    assert!(
+        matches!(&error, Error::NotOfCluster { address: named, store: Some(_), expected: Some(_) } if *named == address),
+        "{error:?}"
+    );
+}
+
+/// Of one server there is nothing to tell it from.
+#[test]
+fn a_single_server_needs_no_store() {
+    let alone = start(options());
+    let address = format!("127.0.0.1:{}", alone.port());
+    assert!(
+        client("CLIENT_A", &address)
+            .lock("KEYA")
+            .expect("it answers")
+            .is_some()
+    );
+}
+
+/// Seen to fail: PING had no answer at all, and the others were asked after half of the time that an answer may take.
+#[test]
+fn a_first_server_that_is_suspended_is_left_after_a_moment() {
+    let three = Three::new();
+    let [_, _, c] = &three.fronts;
+    // Its connections are made by the kernel.
+    let suspended = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let suspended = suspended
+        .local_addr()
+        .map(|address| (address.to_string(), suspended));
+    let (address, _listens) = suspended.expect("it is bound");
+    let list = list([address, c.address()]);
+    let patient = ClientOptions {
+        answer_timeout: Duration::from_secs(120),
+        ..ClientOptions::default()
+    };
+    let begun = Instant::now();
+    let client = of_cluster("CLIENT_A", &list, patient.clone());
+    assert!(client.try_lock("KEYA").expect("it answers").is_some());
+    let fresh = of_cluster("CLIENT_A", &list, patient);
+    assert!(fresh.is_locked("KEYA").expect("it answers"));
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    typed_at(&list, "ping").expect(0, "1\n");
 }
 
 #[test]
