@@ -256,6 +256,23 @@ fn a_lost_lease_is_124() {
     assert_eq!(running.exit_code(), Some(124));
 }
 
+/// Seen to fail: it said so with each try, five times here.
+#[test]
+fn verbose_says_once_in_an_outage_that_the_lease_is_not_renewed() {
+    let mut server = patient();
+    let mut command = exec(&server, "-v --lock-timeout 1.5 K", &sh(STUBBORN));
+    let mut running = Running::spawn(command.stderr(Stdio::piped()));
+    running.pids();
+    server.stop().expect("it stops");
+    assert_eq!(running.exit_code(), Some(124));
+    let said = running.stderr();
+    assert_eq!(
+        said.matches("not renewed, and tried again: ").count(),
+        1,
+        "{said}"
+    );
+}
+
 #[test]
 fn a_lease_that_another_server_knows_nothing_of_is_124_and_says_so() {
     let [granting, other] = [patient(), patient()];

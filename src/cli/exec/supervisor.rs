@@ -1,9 +1,11 @@
 //! A command that runs while its lease is kept, and is ended before the lease is.
 
+use std::mem;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use lock_server::Error;
 use nix::sys::signal::Signal;
 
 use crate::cli::advice::explain;
@@ -64,6 +66,8 @@ pub struct Supervisor<'a> {
     handed_on: Vec<(Signal, Instant)>,
     /// The renewals. Ended when the command has to end: from then on its times stand.
     renewer: LazyRenewer,
+    /// What kind of error the latest renewal failed with. `None` if it did not.
+    not_renewed: Option<mem::Discriminant<Error>>,
     messages: &'a Messages,
 }
 
@@ -102,6 +106,7 @@ impl<'a> Supervisor<'a> {
             heard: None,
             handed_on: Vec::new(),
             renewer,
+            not_renewed: None,
             messages,
         }
     }
@@ -147,14 +152,12 @@ impl<'a> Supervisor<'a> {
             ExecEvent::Signal(signal) => self.signalled(signal),
             ExecEvent::Renewed(lease) if self.ending.is_none() => {
                 self.messages.tell(format_args!("renewed {}", lease.key));
+                self.not_renewed = None;
                 self.held.renewed(lease);
                 let (now, remaining) = (Instant::now(), self.held.remaining());
                 self.schedule = Schedule::of(now, remaining, self.kill_after);
             }
-            ExecEvent::NotRenewed(error) => {
-                let why = explain(&error);
-                self.messages.tell(format_args!("not renewed: {why}"));
-            }
+            ExecEvent::NotRenewed(error) => self.not_renewed(&error),
             ExecEvent::Lost(lease, why) if self.ending.is_none() => {
                 // One that was held before all were waited for again is not meant.
                 if self.held.lost(&lease) {
@@ -167,6 +170,16 @@ impl<'a> Supervisor<'a> {
             | ExecEvent::Lost(..)
             | ExecEvent::Answer(..)
             | ExecEvent::Seen(..) => {}
+        }
+    }
+
+    /// Says why there was no renewal, once for all that fail alike in a row.
+    fn not_renewed(&mut self, error: &Error) {
+        let kind = mem::discriminant(error);
+        if self.not_renewed.replace(kind) != Some(kind) {
+            let why = explain(error);
+            self.messages
+                .tell(format_args!("not renewed, and tried again: {why}"));
         }
     }
 
