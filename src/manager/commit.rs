@@ -311,14 +311,22 @@ impl LockManager {
                         answers.into_iter().for_each(|answer| answer())
                     });
                 }
-                Err(error @ StoreError::Full) if !unstored.is_ending => {
+                Err(error @ StoreError::Full) => {
                     statistics.failures += 1;
                     statistics.last_error = Some(error.to_string());
                     let before = unstored.no_room_until;
+                    let is_ending = unstored.is_ending;
                     if before.is_none_or(|before| before + LOG_AGAIN < now) {
                         log::error!("{error}; nothing is granted until there is");
                     }
                     state.take_back(marks, now);
+                    if is_ending && batch.records.len() <= 1 {
+                        // Not even an end fits. Nobody was told of those: their holds stand when the store is opened again.
+                        return Ok(());
+                    }
+                    if is_ending {
+                        continue;
+                    }
                     MutexGuard::unlocked(&mut state, || thread::sleep(TRY_AGAIN));
                 }
                 Err(error) => return Err(error),

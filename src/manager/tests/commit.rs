@@ -455,3 +455,25 @@ fn at_the_end_everything_is_stored() {
     released.recv().expect("it is sent");
     ended.join().expect("no panic");
 }
+
+/// Seen to fail: the store counted as lost, and the server ended with an error.
+#[test]
+fn a_server_that_ends_where_there_is_no_room_ends_in_order_and_tells_nobody_of_it() {
+    let (manager, steps, lost) = start_stored(LONG);
+    let ann = manager.granted("K", "ann").fence;
+    steps.next();
+    steps.apply();
+    assert!(manager.wait_until_stored(manager.asked()));
+    manager.release("K", "ann", None).unwrap();
+    let released = answer(&manager);
+    assert_eq!(steps.next().records, [Record::Ended(ann)]);
+    manager.stop();
+    let ending = manager.0.clone();
+    let ended = thread::spawn(move || ending.end_store(Instant::now() + LONG));
+    until(|| manager.state.lock().unstored.as_ref().unwrap().is_ending);
+    steps.lose(StoreError::Full);
+    ended.join().expect("no panic");
+    until(|| manager.state.lock().unstored.as_ref().unwrap().has_ended);
+    assert!(lost.try_recv().is_err());
+    assert!(released.recv().is_err());
+}
