@@ -18,7 +18,8 @@ struct ElectionState {
     leader: Option<Arc<str>>,
     since: Option<SystemTime>,
     is_self: bool,
-    is_stopped: bool,
+    /// Since when the server ends.
+    stopped: Option<Instant>,
 }
 
 /// Who leads, and since when this server has known it.
@@ -63,19 +64,25 @@ impl Election {
 
     /// Has who waits to lead give up: the server ends.
     pub fn stop(&self) {
-        self.state.lock().is_stopped = true;
+        self.state.lock().stopped.get_or_insert_with(Instant::now);
         self.stopped.notify_all();
     }
 
     pub fn is_stopped(&self) -> bool {
-        self.state.lock().is_stopped
+        self.state.lock().stopped.is_some()
+    }
+
+    /// Whether the server has been ending for as long as that.
+    pub fn is_stopped_for(&self, time: Duration) -> bool {
+        let stopped = self.state.lock().stopped;
+        stopped.is_some_and(|stopped| stopped.elapsed() >= time)
     }
 
     /// Waits for so long. `false` as soon as the server ends.
     pub fn pause(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         let mut state = self.state.lock();
-        while !state.is_stopped && !self.stopped.wait_until(&mut state, until).timed_out() {}
-        !state.is_stopped
+        while state.stopped.is_none() && !self.stopped.wait_until(&mut state, until).timed_out() {}
+        state.stopped.is_none()
     }
 }

@@ -1,6 +1,7 @@
 //! The way to lead: stand by until nobody leads, win the leader key, read what is stored.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::EtcdOptions;
@@ -53,7 +54,7 @@ pub(super) struct Campaign<'a> {
     pub gateway: &'a mut EtcdGateway,
     pub layout: &'a Layout,
     pub options: &'a EtcdOptions,
-    pub election: &'a Election,
+    pub election: &'a Arc<Election>,
     /// Random, of one leadership: a leader key that another campaign has made is never one's own, also where that was
     /// this process's.
     id: String,
@@ -70,7 +71,7 @@ impl<'a> Campaign<'a> {
         gateway: &'a mut EtcdGateway,
         layout: &'a Layout,
         options: &'a EtcdOptions,
-        election: &'a Election,
+        election: &'a Arc<Election>,
         page: i64,
     ) -> Self {
         Campaign {
@@ -202,8 +203,9 @@ impl<'a> Campaign<'a> {
             greatest_fence: 0,
             store: random_name(),
         };
+        let election = self.election.clone();
         let term = Term::new(self.layout, create_revision, keepalive, ttl, sequence);
-        Some(term)
+        Some(term.until_stopped(election))
     }
 
     /// Reads what is stored. `None` if the leadership is over.

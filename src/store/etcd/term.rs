@@ -1,6 +1,7 @@
 //! One leadership: everything that is written and confirmed under one create revision of the leader key. One transaction at a
 //! time; where it is not known what became of it, the same bytes again, until that is known or the leadership may be over.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,14 @@ use super::messages::{
 use super::part::{Part, PartLimits};
 use super::slots::SlotMap;
 use crate::lease::Fence;
+use crate::store::election::Election;
 use crate::store::{Batch, Record, StoreError};
 
 /// How long until the next try after every endpoint has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a server that ends goes on trying to store what it has decided. Nobody waits for it any longer.
+const LAST_TRIES: Duration = Duration::from_millis(500);
 
 /// A leadership, from the win to the first failure.
 pub(super) struct Term {
@@ -32,6 +37,8 @@ pub(super) struct Term {
     slots: SlotMap,
     limits: PartLimits,
     last_success: Instant,
+    /// Whether the server ends.
+    election: Arc<Election>,
 }
 
 /// What a transaction that had to be sent has led to.
@@ -69,7 +76,13 @@ impl Term {
             slots: SlotMap::default(),
             limits: PartLimits::DEFAULT,
             last_success: Instant::now(),
+            election: Arc::default(),
         }
+    }
+
+    /// The same, which gives up soon after that server is told to end.
+    pub fn until_stopped(self, election: Arc<Election>) -> Self {
+        Term { election, ..self }
     }
 
     pub fn lease(&self) -> i64 {
@@ -303,6 +316,11 @@ impl Term {
             | FailureClass::TokenExpired
             | FailureClass::NoUsers
             | FailureClass::NoService => gateway.log_failure("write to etcd", failure),
+        }
+        if self.election.is_stopped_for(LAST_TRIES) {
+            // Nobody is told of what is under way, as after a crash.
+            log::warn!("the server ends before etcd has confirmed everything: {failure}");
+            return Err(StoreError::Deposed);
         }
         if self.last_success.elapsed() >= self.ttl {
             log::warn!(

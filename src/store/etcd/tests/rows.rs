@@ -648,3 +648,23 @@ fn an_endpoint_with_tls_is_refused_where_there_is_none() {
     let opened = store(&options(&endpoints, P)).open();
     assert_ends(opened.map(drop), "TLS");
 }
+
+/// Its threads stayed for the time of the leadership.
+#[test]
+fn a_server_that_ends_does_not_go_on_asking_an_etcd_that_does_not_answer() {
+    let gateway = FakeGateway::start();
+    let mut options = options(&gateway.endpoints(), P);
+    options.ttl = Duration::from_secs(600);
+    let (mut store, _, election) = opened(&options);
+    gateway.script(|_, _| Some(Fate::Lost));
+    let begun = Instant::now();
+    let commits = thread::spawn(move || {
+        let committed = store.commit(&batch(7, [held(7, "K")]));
+        store.resign();
+        committed
+    });
+    election.stop();
+    assert_deposed(commits.join().expect("no panic"));
+    // With room for a busy machine: the leadership takes twenty times as long.
+    assert!(begun.elapsed() < PATIENCE);
+}
