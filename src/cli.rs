@@ -19,6 +19,7 @@ pub mod parsers;
 pub mod pid_file;
 pub mod process;
 pub mod reasons;
+pub mod role;
 pub mod serve;
 pub mod service;
 mod stdout;

@@ -9,7 +9,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::{Client, Options, Server, StoreAddress};
+use lock_server::{Client, ClientOptions, Options, Server, ServerAddress, StoreAddress, Token};
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{self, ForkResult, Pid};
@@ -20,7 +20,7 @@ use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::local_server::{self, Answering};
 use crate::cli::pid_file::{Found, PidFile, PidRecord};
-use crate::cli::{open_log, print, print_and, say, serve, start_log};
+use crate::cli::{open_log, print, print_and, role, say, serve, start_log};
 
 /// How long a server may take to answer. It needs some milliseconds; the rest is for a machine that is busy.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -139,7 +139,10 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
         Found::Running(PidRecord { pid, endpoint }, _) => {
             let here = endpoint.reachable();
             if Client::new("status", &here.host, here.port).ping() {
-                return Ok(print(&format!("running, process {pid}, on {endpoint}")));
+                let role = role_of(&here);
+                return Ok(print(&format!(
+                    "running, process {pid}, on {endpoint}{role}"
+                )));
             }
             let address = endpoint.address;
             let line = format!("process {pid} runs but does not answer on {address}");
@@ -152,8 +155,9 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let why = match local_server::ask(&host, port)? {
         Answering::Ours(server) if may_go_by_port => {
             say(&found_by_port(&pid_file, &host, port));
-            let pid = server.pid;
-            return Ok(print(&format!("running, process {pid}, on {host}:{port}")));
+            let (pid, place) = (server.pid, format!("{host}:{port}"));
+            let role = place.parse().map(|here| role_of(&here)).unwrap_or_default();
+            return Ok(print(&format!("running, process {pid}, on {place}{role}")));
         }
         Answering::Ours(server) => {
             let why = format!(" as process {}", server.pid);
@@ -164,6 +168,16 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
         Answering::Nothing => String::new(),
     };
     Ok(print_and(&format!("{not_running}{why}"), FAILED.into()))
+}
+
+/// What a server of this machine does in its cluster. It is asked with the token of the environment.
+fn role_of(here: &ServerAddress) -> String {
+    let options = ClientOptions {
+        token: Token::from_env().ok().flatten(),
+        reconnect_attempts: 0,
+        ..ClientOptions::default()
+    };
+    role::of(&Client::at("status", here, options))
 }
 
 /// How a server was found whose pid file was not.
@@ -218,6 +232,7 @@ fn make_absolute(options: &mut Options) -> io::Result<()> {
 fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<ExitCode, Failure> {
     make_absolute(&mut options).map_err(|error| Failure::system("no current directory", error))?;
     let log_to = options.log_to.clone();
+    let is_in_cluster = matches!(options.store, Some(StoreAddress::Etcd(_)));
     let lets_strangers_lock = options.token_file.is_none() || options.classic_port.is_some();
     let pid_file = pid_file.claim(advice)?;
     let mut server = Server::new(options);
@@ -249,6 +264,7 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
             process::exit(code.into())
         }
         ForkResult::Parent { child } => {
+            let looks = is_in_cluster.then(|| server.client("start"));
             drop((server, report));
             pid_file.leave_to_child();
             await_answer(child, &endpoint, failure)?;
@@ -256,6 +272,12 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
             print(&format!(
                 "started lock-server, process {child}, on {endpoint}"
             ));
+            if let Some(why) = looks.and_then(|client| role::why_leaderless(&client)) {
+                let log = log_to.map_or("give it --log-file for more".into(), |log| {
+                    format!("see {}", log.display())
+                });
+                say(&format!("{why} ({log})"));
+            }
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 
-use lock_server::{Options, Server, ServerAddress, ServerState};
+use lock_server::{Options, Server, ServerAddress, ServerState, StoreAddress};
 
 use crate::cli::args::ServerArgs;
 use crate::cli::ask::SERVER_VARIABLE;
@@ -31,6 +31,7 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         None => None,
     };
     let asks_for_token = args.options.token_file.is_some();
+    let is_in_cluster = matches!(args.options.store, Some(StoreAddress::Etcd(_)));
     let mut server = Server::new(args.options);
     if let Some(sockets) = handed_down {
         if let Some(option) = args.listens_by {
@@ -44,7 +45,7 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let endpoint = Endpoint::bind(&mut server)?;
     let notify = |state| {
         if state == ServerState::Serving {
-            introduce(&endpoint, asks_for_token);
+            introduce(&endpoint, curl_options(asks_for_token, is_in_cluster));
         }
         service::notify(state, &endpoint);
     };
@@ -99,16 +100,26 @@ pub fn log_panics_of_tiny_http() {
     }));
 }
 
-fn introduce(endpoint: &Endpoint, asks_for_token: bool) {
+/// What curl has to be told, each with a space behind it. A standby redirects to the leader, to which curl shows no token
+/// unless it is told that the servers trust each other.
+fn curl_options(asks_for_token: bool, is_in_cluster: bool) -> &'static str {
+    match (asks_for_token, is_in_cluster) {
+        (false, false) => "",
+        (true, false) => "-u :TOKEN ",
+        (false, true) => "-L ",
+        (true, true) => "--location-trusted -u :TOKEN ",
+    }
+}
+
+fn introduce(endpoint: &Endpoint, curl: &str) {
     let here = endpoint.reachable();
-    let user = if asks_for_token { "-u :TOKEN " } else { "" };
     let options = client_options(&here);
     // Nobody has to listen.
     let _ = write!(
         io::stderr(),
         "lock-server {version} serves on {endpoint}; Ctrl-C ends it\n\
-         lock a key:    curl {user}http://{here}/LOCK/KEYA/me      or: lock-server lock{options} KEYA\n\
-         unlock it:     curl {user}http://{here}/UNLOCK/KEYA/me    or: lock-server unlock{options} KEYA\n",
+         lock a key:    curl {curl}http://{here}/LOCK/KEYA/me      or: lock-server lock{options} KEYA\n\
+         unlock it:     curl {curl}http://{here}/UNLOCK/KEYA/me    or: lock-server unlock{options} KEYA\n",
         version = env!("CARGO_PKG_VERSION"),
     );
     if let Some(classic) = endpoint.reachable_classic() {

@@ -167,6 +167,7 @@ impl ServerStatus {
         let kind = self.store_kind?;
         let (store, statistics) = self.manager.store_statistics()?;
         let times = self.history.lock().latest_commits(statistics.commit_times);
+        let elected = self.manager.elected();
         Some(StoreReport {
             kind: kind.into(),
             bytes: statistics.bytes,
@@ -175,6 +176,7 @@ impl ServerStatus {
             failures: statistics.failures,
             is_full: store.is_full,
             last_error: statistics.last_error,
+            trouble: elected.and_then(|elected| elected.trouble.as_deref().map(Into::into)),
             lag: store.lag,
             commit_p50: times.quantile(0.5),
             commit_p99: times.quantile(0.99),

@@ -18,6 +18,7 @@ struct ElectionState {
     leader: Option<Arc<str>>,
     since: Option<SystemTime>,
     is_self: bool,
+    trouble: Option<Arc<str>>,
     /// Since when the server ends.
     stopped: Option<Instant>,
 }
@@ -31,6 +32,8 @@ pub(crate) struct Elected {
     pub since: Option<SystemTime>,
     /// Whether it is this server.
     pub is_self: bool,
+    /// Why it can't be found out who leads, in words. `None` while it can.
+    pub trouble: Option<Arc<str>>,
 }
 
 impl Election {
@@ -40,6 +43,7 @@ impl Election {
             leader: state.leader.clone(),
             since: state.since,
             is_self: state.is_self,
+            trouble: state.trouble.clone(),
         }
     }
 
@@ -51,6 +55,19 @@ impl Election {
     /// Notes where the leader is reached, or that nobody is known to lead.
     pub fn note(&self, leader: Option<&str>) {
         self.note_leader(leader, false);
+    }
+
+    /// Notes why it can't be found out who leads.
+    pub fn note_trouble(&self, trouble: &str) {
+        let mut state = self.state.lock();
+        if state.trouble.as_deref() != Some(trouble) {
+            state.trouble = Some(trouble.into());
+        }
+    }
+
+    /// Notes that it can.
+    pub fn end_trouble(&self) {
+        self.state.lock().trouble = None;
     }
 
     fn note_leader(&self, leader: Option<&str>, is_self: bool) {

@@ -557,6 +557,7 @@ mod classic;
 mod client;
 mod cluster;
 mod cluster_client;
+mod cluster_command;
 mod cluster_trial;
 mod command;
 mod contention;

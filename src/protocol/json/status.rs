@@ -106,6 +106,9 @@ pub struct StoreReport {
     /// What the store said when it could not store a batch, the last time. `None` if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Why a server that stands by can't use etcd, and what to look at. `None` while it can, and where it leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// How long ago the oldest change was decided that is not stored yet: so long has its client waited for an answer. 0
     /// if everything is stored.
     #[serde(rename = "lag_seconds", with = "seconds")]

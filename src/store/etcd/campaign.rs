@@ -97,6 +97,7 @@ impl<'a> Campaign<'a> {
             match self.win() {
                 Ok(Some(term)) => {
                     if let Some(leader) = self.take_over(term)? {
+                        self.election.end_trouble();
                         self.election.win(&self.options.address);
                         return Ok(leader);
                     }
@@ -105,6 +106,7 @@ impl<'a> Campaign<'a> {
                 Ok(None) => {
                     self.without_tls = 0;
                     self.gateway.log_success();
+                    self.election.end_trouble();
                     self.election.pause(LOOK);
                 }
                 Err(failure) => self.after_failure("lead", &failure)?,
@@ -307,6 +309,9 @@ impl<'a> Campaign<'a> {
                 RETRY_PAUSE
             }
         };
+        let advice = failure.class.advice();
+        self.election
+            .note_trouble(&format!("{}; {advice}", failure.message));
         if self.heard.elapsed() >= self.options.ttl {
             self.election.note(None);
         }

@@ -1,0 +1,62 @@
+//! What a server of a cluster does there, in words: whether it leads, who does, and why it knows nobody who does.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lock_server::{Client, StatusReport};
+
+/// How long a server that has just begun may take to find out who leads: etcd is asked at once, and again after each
+/// second without an answer.
+const FIND_LEADER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often to ask whether it has.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The rest of a sentence about a server that runs. Empty for one that is in no cluster, and for one that does not let this
+/// client look.
+pub fn of(client: &Client) -> String {
+    client
+        .status()
+        .map(|status| words(&status))
+        .unwrap_or_default()
+}
+
+/// Why a server of a cluster that has just begun to answer locks nothing yet. `None` where it leads, or knows who does.
+pub fn why_leaderless(client: &Client) -> Option<String> {
+    let until = Instant::now() + FIND_LEADER_TIMEOUT;
+    loop {
+        let status = client.status().ok()?;
+        if status.role != "standby" || status.leader.is_some() {
+            return None;
+        }
+        let is_known = trouble(&status).is_some();
+        if is_known || Instant::now() >= until {
+            return Some(leaderless(&status));
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn words(status: &StatusReport) -> String {
+    match (status.role.as_str(), &status.leader) {
+        ("leader", _) => "; it leads".into(),
+        ("standby", Some(leader)) => format!("; it stands by, and {leader} leads"),
+        ("standby", None) => format!("; {}", leaderless(status)),
+        _ => String::new(),
+    }
+}
+
+fn leaderless(status: &StatusReport) -> String {
+    match trouble(status) {
+        Some(trouble) => {
+            format!("it stands by and locks nothing, since it can't use etcd: {trouble}")
+        }
+        None => "it stands by and knows of no leader: the time of the last one may have to run out first, for \
+                 --store-ttl and some seconds"
+            .into(),
+    }
+}
+
+fn trouble(status: &StatusReport) -> Option<&str> {
+    status.store.as_ref()?.trouble.as_deref()
+}
