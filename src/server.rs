@@ -23,6 +23,7 @@ use crate::options::Options;
 use crate::token::{TOKEN_FILE_VARIABLE, Token};
 
 mod access;
+mod advertised;
 mod child;
 mod classic;
 mod durable;

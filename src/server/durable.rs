@@ -23,6 +23,8 @@ use crate::store::{Recovered, Store, StoreError};
 pub(super) struct StoreNews {
     /// What it is called, once that is known: `Lock-Store`.
     pub id: Arc<OnceLock<StoreId>>,
+    /// Where others are told that this server is reached, if several share the store.
+    pub address: OnceLock<String>,
     /// Why nothing can be stored any more, once that is so.
     pub lost: Arc<OnceLock<String>>,
 }
@@ -68,6 +70,8 @@ pub(super) fn open_store(
             let election = Arc::new(Election::default());
             let etcd = etcd_options(options, members, addresses)?;
             warn_of_a_lone_address(&etcd.address);
+            // It is called once.
+            let _ = news.address.set(etcd.address.clone());
             warn_of_short_leases(options);
             let store = EtcdStore::new(etcd, election.clone());
             (Box::new(store), None, Some(election))

@@ -16,7 +16,7 @@ use super::limits::Trim;
 use super::poller::Poller;
 use super::status::ServerStatus;
 use super::stop::StopSources;
-use super::{limits, listen};
+use super::{advertised, limits, listen};
 use crate::error::Error;
 use crate::manager::LockManager;
 use crate::options::{Options, StoreAddress};
@@ -101,6 +101,9 @@ pub(crate) fn serve(
         log::info!("{recovered} holds of an earlier run were in file:{path}");
     }
     warn_of_strangers(addresses, options);
+    if let Some(address) = news.address.get() {
+        advertised::check(address.clone(), handler.names.server.clone());
+    }
     parts.run(process_use);
     stop.log_reason();
     notify(ServerState::Stopping);
