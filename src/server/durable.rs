@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::stop::StopSources;
 use crate::error::Error;
@@ -14,7 +15,7 @@ use crate::store::election::Election;
 use crate::store::etcd::tls::EtcdTls;
 #[cfg(feature = "tls")]
 use crate::store::etcd::tls::TlsFiles;
-use crate::store::etcd::{EtcdOptions, EtcdStore, PasswordFile};
+use crate::store::etcd::{EtcdOptions, EtcdStore, PasswordFile, SharedOptions};
 use crate::store::file::{FileStore, Sync};
 use crate::store::{Recovered, Store, StoreError};
 
@@ -113,7 +114,37 @@ fn etcd_options(
         tls: etcd_tls(cluster, members)?,
         ttl: cluster.ttl,
         address,
+        shared: shared_options(options),
     })
+}
+
+/// What all servers of a cluster should be started with alike. Of tokens, only whether there are some: who can read etcd is
+/// to learn nothing of them.
+fn shared_options(options: &Options) -> SharedOptions {
+    let seconds = |time: Duration| time.as_secs_f64().to_string();
+    let named = [
+        ("lock_timeout", seconds(options.lock_timeout)),
+        (
+            "lock_attempt_timeout",
+            seconds(options.lock_attempt_timeout),
+        ),
+        ("max_lock_timeout", seconds(options.longest_lock_timeout())),
+        (
+            "max_lock_attempt_timeout",
+            seconds(options.longest_lock_attempt_timeout()),
+        ),
+        ("max_waiters", options.max_waiters.to_string()),
+        ("max_keys", options.max_keys.to_string()),
+        ("allow_break", options.allow_break.to_string()),
+        ("token_file", if_given(options.token_file.as_ref())),
+        ("classic_port", if_given(options.classic_port.as_ref())),
+    ];
+    let named = named.into_iter();
+    named.map(|(name, value)| (name.into(), value)).collect()
+}
+
+fn if_given<T>(option: Option<&T>) -> String {
+    option.map_or("not given", |_| "given").into()
 }
 
 /// Reads the files of TLS, where a member is asked over it.

@@ -4,6 +4,7 @@
 //! the leader key's create revision, which no two leaderships share, and a sequence number, which no transaction
 //! passes twice. So nothing here depends on a clock but for how long something is tried.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,7 +48,12 @@ pub(crate) struct EtcdOptions {
     pub ttl: Duration,
     /// Where clients reach this server, host and port: what the others tell theirs.
     pub address: String,
+    /// What all servers should be started with alike, for those who stand by to compare.
+    pub shared: SharedOptions,
 }
+
+/// Options by their names, and their values as text. No secrets: whoever reads etcd reads them.
+pub(crate) type SharedOptions = BTreeMap<String, String>;
 
 /// A file with the password of a user, in its first line. It is read each time.
 #[derive(Clone, Debug)]

@@ -907,3 +907,17 @@ fn who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leade
     );
     assert!(fence(&waits.reply()) > granted);
 }
+
+#[test]
+fn who_stands_by_says_in_its_log_which_of_its_options_are_not_the_leaders() {
+    let Some(mut servers) = LockServers::prepare(2, Etcds::one(), TTL) else {
+        return;
+    };
+    servers.servers[1].add_options(["--max-lock-timeout", "60"]);
+    (0..2).for_each(|number| servers.start_one(number));
+    let difference = "max_lock_timeout is 3600 there and 60 here";
+    until("the log says so", || {
+        servers.servers[1].log().contains(difference)
+    });
+    assert!(!servers.servers[0].log().contains("other options"));
+}

@@ -59,6 +59,8 @@ pub(super) struct Campaign<'a> {
     /// this process's.
     id: String,
     granted: Option<GrantedLease>,
+    /// The leader whose options were compared last.
+    compared: Option<String>,
     /// When etcd last said who leads.
     heard: Instant,
     /// How many tries failed for want of TLS, since one did not fail and since the last long pause.
@@ -81,6 +83,7 @@ impl<'a> Campaign<'a> {
             election,
             id: random_name(),
             granted: None,
+            compared: None,
             heard: Instant::now(),
             without_tls: 0,
             page,
@@ -133,7 +136,7 @@ impl<'a> Campaign<'a> {
             }],
             success: vec![Op::Put {
                 key: Base64(self.layout.leader()),
-                value: Base64(LeaderValue::new(&self.id, &self.options.address).bytes()),
+                value: Base64(self.value().bytes()),
                 lease: Some(NumberText(lease.id)),
             }],
             failure: vec![Op::get(self.layout.leader())],
@@ -158,11 +161,33 @@ impl<'a> Campaign<'a> {
             return Ok(self.term(leader.create_revision, leader.lease));
         }
         self.give_lease_back();
+        if let Some(leader) = &value {
+            self.compare(leader);
+        }
         let address = value.map(|value| value.addr);
         // That of this server is an earlier run's, or an earlier leadership's, which answers nothing any more.
         let address = address.filter(|address| *address != self.options.address);
         self.election.note(address.as_deref());
         Ok(None)
+    }
+
+    /// What this server writes if it wins.
+    fn value(&self) -> LeaderValue {
+        LeaderValue::new(&self.id, &self.options.address, &self.options.shared)
+    }
+
+    /// Says so in the log, once of each leader, where this server would go by other options.
+    fn compare(&mut self, leader: &LeaderValue) {
+        if self.compared.as_ref() == Some(&leader.id) {
+            return;
+        }
+        self.compared = Some(leader.id.clone());
+        if let Some(difference) = leader.difference(&self.options.shared) {
+            log::warn!(
+                "the leader at {} was started with other options: {difference}; which ones count depends on who leads",
+                leader.addr
+            );
+        }
     }
 
     /// A lease that is fresh enough to win with.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
+use super::SharedOptions;
 use crate::lease::{Fence, MAX_SLOTS, Slots};
 use crate::store::StoredHold;
 
@@ -100,15 +101,29 @@ pub(super) struct LeaderValue {
     pub id: String,
     /// Where clients reach the leader: host and port.
     pub addr: String,
+    /// What it goes by, and the others should, too. Empty where it does not say so.
+    #[serde(default, skip_serializing_if = "SharedOptions::is_empty")]
+    pub options: SharedOptions,
 }
 
 impl LeaderValue {
-    pub fn new(id: &str, address: &str) -> Self {
+    pub fn new(id: &str, address: &str, options: &SharedOptions) -> Self {
         LeaderValue {
             v: VERSION,
             id: id.into(),
             addr: address.into(),
+            options: options.clone(),
         }
+    }
+
+    /// How the options of another server differ, in words. `None` if they don't, as far as both are known.
+    pub fn difference(&self, others: &SharedOptions) -> Option<String> {
+        let differing = self.options.iter().filter_map(|(name, value)| {
+            let other = others.get(name).filter(|other| *other != value)?;
+            Some(format!("{name} is {value} there and {other} here"))
+        });
+        let differing: Vec<_> = differing.collect();
+        (!differing.is_empty()).then(|| differing.join(", "))
     }
 
     pub fn bytes(&self) -> Vec<u8> {

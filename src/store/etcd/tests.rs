@@ -30,6 +30,7 @@ pub(super) fn options(endpoints: &[String], prefix: &str) -> EtcdOptions {
         tls: EtcdTls::default(),
         ttl: Duration::from_secs(2),
         address: "127.0.0.1:8004".into(),
+        shared: Default::default(),
     }
 }
 

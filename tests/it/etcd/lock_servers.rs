@@ -47,6 +47,11 @@ impl LockServer {
         self.process = Some(Process::spawn(&mut command));
     }
 
+    /// With these options, too, from its next start on.
+    pub fn add_options<'a>(&mut self, more: impl IntoIterator<Item = &'a str>) {
+        self.options.extend(more.into_iter().map(String::from));
+    }
+
     fn end_process(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill();

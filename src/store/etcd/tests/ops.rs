@@ -65,7 +65,7 @@ fn keys_and_values_are_those_of_the_layout() {
     assert_eq!(text(bounds.0), "/lock-server/default/h/");
     assert_eq!(text(bounds.1), "/lock-server/default/h0");
     assert_eq!(
-        text(LeaderValue::new("6f1c", "10.0.0.7:8004").bytes()),
+        text(LeaderValue::new("6f1c", "10.0.0.7:8004", &Default::default()).bytes()),
         r#"{"v":1,"id":"6f1c","addr":"10.0.0.7:8004"}"#
     );
     let sequence = Sequence {
