@@ -172,6 +172,11 @@ impl Etcds {
         Etcds::start(1, &[format!("--quota-backend-bytes={bytes}")])
     }
 
+    /// One with further options.
+    pub fn with(more: &[String]) -> Option<Self> {
+        Etcds::start(1, more)
+    }
+
     fn start(many: usize, more: &[String]) -> Option<Self> {
         let program = installed("etcd")?;
         let memory = Path::new("/dev/shm");

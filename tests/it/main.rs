@@ -562,6 +562,7 @@ mod cluster_trial;
 mod command;
 mod contention;
 mod etcd;
+mod etcd_users;
 mod events;
 mod exec;
 mod guard;
