@@ -156,6 +156,16 @@
 //! | where none leads the error says so, and who was asked | `cluster_client::where_none_leads_the_error_says_so_and_who_was_asked` |
 //! | a leader that is not in the list and not there sends back to the list | `cluster_client::a_leader_that_is_not_in_the_list_and_not_there_sends_back_to_the_list` |
 //! | one that does not name the store is not believed | `cluster_client::a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed` |
+//! | nor is one of the list that was started without the store | `cluster_client::a_server_of_the_list_that_was_started_without_the_store_is_not_believed` |
+//! | nor one with another store | `cluster_client::a_server_of_the_list_with_another_store_than_the_rest_is_not_believed` |
+//! | a single server needs none | `cluster_client::a_single_server_needs_no_store` |
+//! | one that is suspended is left after a moment | `cluster_client::a_first_server_that_is_suspended_is_left_after_a_moment` |
+//! | start and status say that etcd is not reached | `cluster_command::start_and_status_say_that_etcd_is_not_reached_and_what_to_look_at` |
+//! | status names the role, and who leads | `cluster_command::status_names_the_role_of_a_server_and_who_leads` |
+//! | run shows a curl that follows to the leader | `cluster_command::run_introduces_a_server_of_a_cluster_with_a_curl_that_follows_to_the_leader` |
+//! | a server with a user of etcd's goes on with a new token | `etcd_users::a_server_with_a_user_of_etcd_s_goes_on_with_a_new_token_when_its_own_is_over` |
+//! | a wrong password of etcd's is said, and read anew | `etcd_users::a_wrong_password_is_said_in_the_log_and_by_status_and_is_read_anew` |
+//! | who stands by names the options that the leader has other ones of | `cluster::who_stands_by_says_in_its_log_which_of_its_options_are_not_the_leaders` |
 //! | one token for all | `cluster_client::a_token_is_shown_to_each_of_them_and_to_the_leader_that_they_name` |
 //! | an UNLOCK without a fence is not repeated elsewhere after a broken answer | `cluster_client::an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer` |
 //! | a release whose answer was lost is asked again of the next leader | `cluster_client::a_release_whose_answer_was_lost_with_the_leader_is_asked_again_of_the_next_one` |
