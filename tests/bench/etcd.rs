@@ -22,10 +22,10 @@ const ROUNDS: [(usize, &str, bool); 4] = [
 
 /// The same, with the number of keys that all of them want.
 const HAND_OVERS: [(usize, usize, &str, bool); 4] = [
-    (4, 1, "hand-overs with etcd, 4 clients", false),
-    (16, 1, "hand-overs with etcd, 16 clients", true),
-    (64, 1, "hand-overs with etcd, 64 clients", false),
-    (64, 8, "hand-overs with etcd, 64 on 8 keys", true),
+    (4, 1, "grants on one key with etcd, 4 clients", false),
+    (16, 1, "grants on one key with etcd, 16 clients", true),
+    (64, 1, "grants on one key with etcd, 64 clients", false),
+    (64, 8, "grants on 8 keys with etcd, 64 clients", true),
 ];
 
 /// What etcd alone takes of one client that waits for each: the measure of all that ours can do one after the other.

@@ -5,6 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::goals::{GOALS, Goal, OURS, Verdict};
+use crate::limit::TWO_RECEIVERS;
+
 /// What one system did in one column, once per round of the bench.
 pub struct Row {
     pub column: String,
@@ -37,87 +40,6 @@ pub fn quantile(values: &[f64], part: f64) -> f64 {
         (Some(below), Some(above)) => below + (above - below) * place.fract(),
         _ => f64::NAN,
     }
-}
-
-/// What is to be reached.
-pub struct Goal {
-    column: &'static str,
-    bound: Bound,
-}
-
-enum Bound {
-    /// The first system's median is at least, or at most, so many times the second's.
-    AtLeast(f64, &'static str, &'static str),
-    AtMost(f64, &'static str, &'static str),
-    /// Our own median is at most this, in the unit of its row.
-    Within(f64, &'static str),
-}
-
-use Bound::{AtLeast, AtMost, Within};
-
-const OURS: &str = "lock-server";
-
-/// Every goal, in the order of the columns.
-pub const GOALS: &[Goal] = &[
-    goal("rounds, 1 client", AtLeast(1.3, OURS, "throttle")),
-    goal("rounds, 16 clients", AtLeast(1.5, OURS, "throttle")),
-    goal("rounds, 64 clients", AtLeast(1.5, OURS, "throttle")),
-    goal("rounds, 1 client", AtLeast(1.0, OURS, "redis")),
-    goal("rounds, 16 clients", AtLeast(1.0, OURS, "redis")),
-    goal("rounds, 64 clients", AtLeast(1.0, OURS, "redis")),
-    goal("hand-overs, 4 clients", AtLeast(1.2, OURS, "throttle")),
-    goal("hand-overs, 16 clients", AtLeast(1.2, OURS, "throttle")),
-    goal("hand-overs, 64 clients", AtLeast(1.2, OURS, "throttle")),
-    goal(
-        "rounds of readers, 16 clients",
-        AtLeast(0.8, "one key", "a key each"),
-    ),
-    goal("semaphore of 4, 16 clients", AtLeast(1.2, OURS, "throttle")),
-    goal("hand-over latency, p50", AtMost(1.0, OURS, "throttle")),
-    goal("expiry lateness, p99", Within(2000.0, "us")),
-    goal("memory per waiter, 1000", Within(28.0, "kB")),
-    goal("memory per waiter, 5000", Within(28.0, "kB")),
-    goal(
-        "rounds beside held keys",
-        AtLeast(0.8, "many held", "10 held"),
-    ),
-    goal("a page of 1000 keys, p50", Within(20_000.0, "us")),
-    goal("rounds beside lookers", AtLeast(0.8, "a lister", "nobody")),
-    goal(
-        "rounds beside lookers",
-        AtLeast(0.97, "a scraper", "nobody"),
-    ),
-    goal(
-        "rounds beside lookers",
-        AtLeast(0.97, "100 readers", "nobody"),
-    ),
-    goal(
-        "rounds with a store, 16 clients",
-        AtLeast(0.6, "no syncs", "none"),
-    ),
-    goal(
-        "rounds with a store, 64 clients",
-        AtLeast(0.6, "no syncs", "none"),
-    ),
-    goal("a command under a lock", AtMost(1.5, OURS, "flock")),
-    // "About the same", as far as a bench on a busy machine can tell.
-    goal(
-        "release before waiters, p50",
-        AtMost(1.25, "8000 waiters", "8 waiters"),
-    ),
-];
-
-const fn goal(column: &'static str, bound: Bound) -> Goal {
-    Goal { column, bound }
-}
-
-/// A goal beside what was measured.
-struct Verdict {
-    want: String,
-    /// The ratio, or our own figure.
-    got: f64,
-    met: bool,
-    verdict: String,
 }
 
 /// All results of a run, and what it ran on.
@@ -172,26 +94,25 @@ impl Report {
             .collect()
     }
 
-    /// Every row: the median, and the least and the greatest value of all rounds.
+    /// Every row: the median, the least and the greatest value of all rounds, how it compares, and the goals.
     pub fn table(&self) -> String {
         let mut text = format!(
-            "{:36} {:>4}  {:12} {:>8} {:>20}  {}\n",
-            "column", "unit", "system", "median", "spread", "ours / theirs"
+            "{:36} {:>4}  {:12} {:>8} {:>20}  {:>6}  {:>8}\n",
+            "column", "unit", "system", "median", "spread", "ours /", "of the"
         );
+        let _ = writeln!(text, "{:86}  {:>6}  {:>8}", "", "theirs", "limit");
+        let verdicts: Vec<_> = self.verdicts().collect();
         for row in &self.rows {
             let spread = format!("{} .. {}", figure(row.least()), figure(row.greatest()));
-            let ratio = match self.row(&row.column, OURS) {
-                Some(ours) if row.system != OURS => {
-                    format!("{:.2}", ours.median() / row.median())
-                }
-                _ => String::new(),
-            };
             let line = format!(
-                "{:36} {:>4}  {:12} {:>8} {spread:>20}  {ratio}",
+                "{:36} {:>4}  {:12} {:>8} {spread:>20}  {:>6}  {:>8}  {}",
                 row.column,
                 row.unit,
                 row.system,
-                figure(row.median())
+                figure(row.median()),
+                ratio_text(self.ours_to(row)),
+                ratio_text(self.of_the_limit(row)),
+                goals_beside(row, &verdicts)
             );
             text += line.trim_end();
             text.push('\n');
@@ -199,59 +120,28 @@ impl Report {
         for note in &self.notes {
             let _ = writeln!(text, "{note}");
         }
-        text
+        text + &summary(&verdicts)
     }
 
-    /// Every goal of the columns that were measured, and by how much it was missed.
-    pub fn goals(&self) -> String {
-        let mut text = String::new();
-        for verdict in self.verdicts() {
-            let got = if verdict.got.is_nan() {
-                "-".into()
-            } else {
-                format!("{:.2}", verdict.got)
-            };
-            let _ = writeln!(text, "{:68} {got:>8}  {}", verdict.want, verdict.verdict);
-        }
-        text
+    /// How many times this system's figure ours is.
+    fn ours_to(&self, row: &Row) -> Option<f64> {
+        let ours = self.row(&row.column, OURS)?;
+        (row.system != OURS).then(|| ours.median() / row.median())
     }
 
-    fn verdicts(&self) -> impl Iterator<Item = Verdict> {
+    /// What part of the limit ours reaches.
+    fn of_the_limit(&self, row: &Row) -> Option<f64> {
+        let limit = self.row(&row.column, TWO_RECEIVERS)?;
+        (row.system == OURS).then(|| row.median() / limit.median())
+    }
+
+    /// The goals of the columns that were measured.
+    fn verdicts(&self) -> impl Iterator<Item = (&'static str, Verdict)> {
         let measured = |goal: &&Goal| self.rows.iter().any(|row| row.column == goal.column);
-        GOALS.iter().filter(measured).map(|goal| self.judge(goal))
-    }
-
-    fn judge(&self, goal: &Goal) -> Verdict {
-        let Goal { column, bound } = goal;
-        let median = |system| self.row(column, system).map(Row::median);
-        let ratio = |one, other| Some(median(one)? / median(other)?);
-        let (want, got, limit, at_least) = match *bound {
-            AtLeast(limit, one, other) => {
-                let want = format!("{column}: {one} at least {limit} x {other}");
-                (want, ratio(one, other), limit, true)
-            }
-            AtMost(limit, one, other) => {
-                let want = format!("{column}: {one} at most {limit} x {other}");
-                (want, ratio(one, other), limit, false)
-            }
-            Within(limit, unit) => {
-                let want = format!("{column}: at most {limit} {unit}");
-                (want, median(OURS), limit, false)
-            }
-        };
-        let met = got.is_some_and(|got| if at_least { got >= limit } else { got <= limit });
-        let verdict = match got {
-            None => "not measured".into(),
-            Some(_) if met => "met".into(),
-            Some(got) => format!("short by {:.1} %", 100.0 * (got / limit - 1.0).abs()),
-        };
-        let got = got.unwrap_or(f64::NAN);
-        Verdict {
-            want,
-            got,
-            met,
-            verdict,
-        }
+        GOALS.iter().filter(measured).map(|goal| {
+            let verdict = goal.judge(|system| self.row(goal.column, system).map(Row::median));
+            (goal.column, verdict)
+        })
     }
 
     fn row(&self, column: &str, system: &str) -> Option<&Row> {
@@ -275,23 +165,26 @@ impl Report {
         let rows = self.rows.iter().map(|row| {
             let values: Vec<String> = row.values.iter().map(|&value| json_number(value)).collect();
             format!(
-                r#"{{"column": {}, "unit": {}, "system": {}, "median": {}, "least": {}, "greatest": {}, "values": [{}]}}"#,
+                r#"{{"column": {}, "unit": {}, "system": {}, "median": {}, "least": {}, "greatest": {}, "ours_to_this": {}, "of_the_limit": {}, "values": [{}]}}"#,
                 quoted(&row.column),
                 quoted(row.unit),
                 quoted(&row.system),
                 json_number(row.median()),
                 json_number(row.least()),
                 json_number(row.greatest()),
+                json_option(self.ours_to(row)),
+                json_option(self.of_the_limit(row)),
                 values.join(", ")
             )
         });
-        let goals = self.verdicts().map(|verdict| {
+        let goals = self.verdicts().map(|(column, verdict)| {
             format!(
-                r#"{{"goal": {}, "got": {}, "met": {}, "verdict": {}}}"#,
+                r#"{{"column": {}, "goal": {}, "got": {}, "met": {}, "verdict": {}}}"#,
+                quoted(column),
                 quoted(&verdict.want),
-                json_number(verdict.got),
-                verdict.met,
-                quoted(&verdict.verdict)
+                json_option(verdict.got),
+                verdict.is_met,
+                quoted(verdict.word())
             )
         });
         let notes = self.notes.iter().map(|note| quoted(note));
@@ -304,6 +197,33 @@ impl Report {
             block(notes.collect())
         )
     }
+}
+
+/// What is to be reached in this row.
+fn goals_beside(row: &Row, verdicts: &[(&str, Verdict)]) -> String {
+    let texts = verdicts
+        .iter()
+        .filter(|(column, verdict)| row.column == *column && row.system == verdict.beside)
+        .map(|(_, verdict)| verdict.text());
+    texts.collect::<Vec<_>>().join("; ")
+}
+
+/// How many goals are met, and which are not.
+fn summary(verdicts: &[(&str, Verdict)]) -> String {
+    let met = verdicts.iter().filter(|(_, verdict)| verdict.is_met);
+    let mut text = format!("\n{} of {} goals are met\n", met.count(), verdicts.len());
+    for (column, verdict) in verdicts.iter().filter(|(_, verdict)| !verdict.is_met) {
+        let _ = writeln!(text, "  {column}: {}", verdict.text());
+    }
+    text
+}
+
+fn ratio_text(ratio: Option<f64>) -> String {
+    ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default()
+}
+
+fn json_option(value: Option<f64>) -> String {
+    value.map_or("null".into(), json_number)
 }
 
 fn json_number(value: f64) -> String {

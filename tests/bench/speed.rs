@@ -5,6 +5,8 @@
 //! was reached.
 
 mod etcd;
+mod goals;
+mod limit;
 mod load;
 mod looking;
 mod report;
@@ -94,7 +96,14 @@ fn arguments(words: Vec<String>) -> std::result::Result<Asked, String> {
 }
 
 fn main() -> ExitCode {
-    match arguments(std::env::args().skip(1).collect()) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((limit::ARGUMENT, rest)) = words
+        .split_first()
+        .map(|(word, rest)| (word.as_str(), rest))
+    {
+        return ended(limit::serve(rest));
+    }
+    match arguments(words) {
         Ok(Asked::Help) => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -107,13 +116,17 @@ fn main() -> ExitCode {
             eprint!("{wrong}\n{USAGE}");
             ExitCode::from(2)
         }
-        Ok(Asked::Bench(arguments)) => match run(arguments) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("the bench broke off: {error}");
-                ExitCode::FAILURE
-            }
-        },
+        Ok(Asked::Bench(arguments)) => ended(run(arguments)),
+    }
+}
+
+fn ended(how: Result<()>) -> ExitCode {
+    match how {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the bench broke off: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -134,7 +147,7 @@ fn run(arguments: Arguments) -> Result<()> {
     bench.waiters()?;
     bench.commands()?;
     bench.table_alone();
-    print!("\n{}\n{}", bench.report.table(), bench.report.goals());
+    print!("\n{}", bench.report.table());
     bench.report.write_json(&json)?;
     println!("\nwritten to {}", json.display());
     Ok(())
@@ -236,38 +249,53 @@ impl Bench {
                 None => self.report.note(format!("{name} is not on the path")),
             }
         }
-        self.rounds(&systems);
+        self.rounds(&systems)?;
         self.hand_overs(&systems);
         self.slots(&systems);
         self.connections(&systems);
         Ok(())
     }
 
-    fn rounds(&mut self, systems: &[System]) {
-        let window = self.window;
-        for (clients, column) in [
+    /// The bare loops take turns with the servers: a limit that was measured at another time is none.
+    fn rounds(&mut self, systems: &[System]) -> Result<()> {
+        const COLUMNS: [(usize, &str); 3] = [
             (1, "rounds, 1 client"),
             (16, "rounds, 16 clients"),
             (64, "rounds, 64 clients"),
-        ] {
-            let turn = |system: &System| Ok(vec![("", load::rounds(system, clients, window)?)]);
-            self.column(column, "1/s", each(systems, turn));
+        ];
+        if !COLUMNS.iter().any(|(_, column)| self.wanted(column)) {
+            return Ok(());
         }
+        let window = self.window;
+        let loops = [
+            limit::system(limit::ONE_RECEIVER, 1)?,
+            limit::system(limit::TWO_RECEIVERS, 2)?,
+        ];
+        self.report.note(format!(
+            "{}, {}: tiny_http alone, which answers each request with the same line; the second is the limit",
+            limit::ONE_RECEIVER, limit::TWO_RECEIVERS
+        ));
+        let all = || systems.iter().chain(&loops);
+        for (clients, column) in COLUMNS {
+            let turn = |system: &System| Ok(vec![("", load::rounds(system, clients, window)?)]);
+            self.column(column, "1/s", each(all(), turn));
+        }
+        Ok(())
     }
 
     fn hand_overs(&mut self, systems: &[System]) {
         let window = self.window;
         for (clients, column) in [
-            (4, "hand-overs, 4 clients"),
-            (16, "hand-overs, 16 clients"),
-            (64, "hand-overs, 64 clients"),
+            (4, "grants on one key, 4 clients"),
+            (16, "grants on one key, 16 clients"),
+            (64, "grants on one key, 64 clients"),
         ] {
             let turn = |system: &System| Ok(vec![("", load::hand_overs(system, clients, window)?)]);
             self.column(column, "1/s", each(systems, turn));
         }
         let waiting = systems.iter().filter(|system| !system.accent.polls());
         let turn = |system: &System| Ok(p50_p99(load::latencies(system, window)?));
-        self.column("hand-over latency", "us", each(waiting, turn));
+        self.column("release to next grant", "us", each(waiting, turn));
     }
 
     /// Several holders of one key.
@@ -314,7 +342,7 @@ impl Bench {
         let window = self.window;
         let system = systems::ours(Duration::from_millis(50))?;
         let turn = |system: &System| Ok(p50_p99(load::lateness(system, window)?));
-        self.column("expiry lateness", "us", each([&system], turn));
+        self.column("end of lease to next grant", "us", each([&system], turn));
         Ok(())
     }
 
@@ -412,9 +440,9 @@ impl Bench {
                 self.column(column, "1/s", each(&systems, turn));
             }
             for (clients, column) in [
-                (4, "hand-overs with a store, 4 clients"),
-                (16, "hand-overs with a store, 16 clients"),
-                (64, "hand-overs with a store, 64 clients"),
+                (4, "grants with a store, 4 clients"),
+                (16, "grants with a store, 16 clients"),
+                (64, "grants with a store, 64 clients"),
             ] {
                 let turn =
                     |system: &System| Ok(vec![("", load::hand_overs(system, clients, window)?)]);

@@ -38,13 +38,15 @@ pub enum Accent {
     Throttle,
     Redis,
     Etcd,
+    /// The requests of ours, and always the same answer.
+    BareLoop,
 }
 
 impl Accent {
     pub fn is_yes(self, reply: &Reply) -> Result<bool> {
         match (self, reply.status) {
             (Accent::Ours, 200) => Ok(reply.body() != b"0\n"),
-            (Accent::Throttle | Accent::Etcd, 200) => Ok(true),
+            (Accent::Throttle | Accent::Etcd | Accent::BareLoop, 200) => Ok(true),
             (Accent::Throttle, 202) => Ok(false),
             (Accent::Redis, 200) => Ok(matches!(reply.body(), b"OK" | b"1")),
             (_, status) => Err(format!("{status}: {}", reply.text()).into()),
@@ -70,7 +72,7 @@ pub struct System {
     desk: RefCell<Connection>,
 }
 
-enum Process {
+pub enum Process {
     Ours(Box<Server>),
     /// Killed when it is dropped; its files go with it.
     Foreign {
@@ -78,7 +80,7 @@ enum Process {
     },
 }
 
-struct Foreign {
+pub struct Foreign {
     child: Child,
     folder: PathBuf,
 }
@@ -214,7 +216,7 @@ pub fn txn_of_one_put() -> Vec<u8> {
 }
 
 impl System {
-    fn new(
+    pub fn new(
         name: &'static str,
         accent: Accent,
         port: u16,
@@ -222,7 +224,7 @@ impl System {
         process: Process,
     ) -> Result<Self> {
         let framing = match accent {
-            Accent::Ours | Accent::Throttle | Accent::Etcd => Framing::Http,
+            Accent::Ours | Accent::Throttle | Accent::Etcd | Accent::BareLoop => Framing::Http,
             Accent::Redis => Framing::Resp,
         };
         Ok(System {
@@ -240,7 +242,7 @@ impl System {
     pub fn client(&self, key: &str, name: &str) -> Result<Client> {
         let mut client = self.waiter(key, name)?;
         let greeting = match self.accent {
-            Accent::Ours => http("GET", "/PING"),
+            Accent::Ours | Accent::BareLoop => http("GET", "/PING"),
             Accent::Throttle | Accent::Etcd => http("GET", "/health"),
             Accent::Redis => resp(&["PING"]),
         };
@@ -258,14 +260,14 @@ impl System {
             }
             // The count stands in its configuration.
             Accent::Throttle => self.client(&format!("slots-{slots}"), name),
-            Accent::Redis | Accent::Etcd => Err("it has no such lock".into()),
+            Accent::Redis | Accent::Etcd | Accent::BareLoop => Err("it has no such lock".into()),
         }
     }
 
     /// A client that has just come.
     pub fn waiter(&self, key: &str, name: &str) -> Result<Client> {
         let (framing, lock, unlock, farewell) = match self.accent {
-            Accent::Ours => (
+            Accent::Ours | Accent::BareLoop => (
                 Framing::Http,
                 http("GET", &format!("/LOCK/{key}/{name}")),
                 http("GET", &format!("/UNLOCK/{key}/{name}")),
@@ -417,12 +419,12 @@ pub fn folder(name: &str) -> Result<PathBuf> {
 }
 
 /// Free a moment ago: neither of the two tells which port it took, so none can be asked for.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// Starts a program that is killed when this process ends, and waits until it listens.
-fn spawn(mut command: Command, folder: PathBuf, port: u16) -> Result<(u32, Process)> {
+pub fn spawn(mut command: Command, folder: PathBuf, port: u16) -> Result<(u32, Process)> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

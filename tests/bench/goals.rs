@@ -1,0 +1,157 @@
+//! What is to be reached, and how far it is.
+
+use crate::limit::TWO_RECEIVERS;
+
+pub const OURS: &str = "lock-server";
+
+/// What is to be reached in a column.
+pub struct Goal {
+    pub column: &'static str,
+    bound: Bound,
+}
+
+#[derive(Clone, Copy)]
+enum Bound {
+    /// The first system's median is at least, or at most, so many times the second's.
+    AtLeast(f64, &'static str, &'static str),
+    AtMost(f64, &'static str, &'static str),
+    /// Our own median is at most this, in the unit of its row.
+    Within(f64, &'static str),
+}
+
+use Bound::{AtLeast, AtMost, Within};
+
+/// Every goal, in the order of the columns.
+pub const GOALS: &[Goal] = &[
+    goal("rounds, 1 client", AtLeast(1.5, OURS, "throttle")),
+    goal("rounds, 1 client", AtLeast(1.7, OURS, "redis")),
+    goal("rounds, 16 clients", AtLeast(0.95, OURS, TWO_RECEIVERS)),
+    goal("rounds, 16 clients", AtLeast(1.3, OURS, "throttle")),
+    goal("rounds, 16 clients", AtLeast(0.95, OURS, "redis")),
+    goal("rounds, 64 clients", AtLeast(0.95, OURS, TWO_RECEIVERS)),
+    goal("rounds, 64 clients", AtLeast(1.3, OURS, "throttle")),
+    goal("rounds, 64 clients", AtLeast(0.95, OURS, "redis")),
+    goal(
+        "grants on one key, 4 clients",
+        AtLeast(1.4, OURS, "throttle"),
+    ),
+    goal(
+        "grants on one key, 16 clients",
+        AtLeast(1.4, OURS, "throttle"),
+    ),
+    goal(
+        "grants on one key, 64 clients",
+        AtLeast(1.3, OURS, "throttle"),
+    ),
+    goal("release to next grant, p50", AtMost(0.7, OURS, "throttle")),
+    goal("release to next grant, p99", AtMost(0.7, OURS, "throttle")),
+    goal(
+        "rounds of readers, 16 clients",
+        AtLeast(0.8, "one key", "a key each"),
+    ),
+    goal("semaphore of 4, 16 clients", AtLeast(1.2, OURS, "throttle")),
+    goal("end of lease to next grant, p99", Within(2000.0, "us")),
+    goal("memory per waiter, 1000", Within(28.0, "kB")),
+    goal("memory per waiter, 5000", Within(28.0, "kB")),
+    goal(
+        "rounds beside held keys",
+        AtLeast(0.95, "1000000 held", "10 held"),
+    ),
+    goal("a page of 1000 keys, p50", Within(20_000.0, "us")),
+    goal("rounds beside lookers", AtLeast(0.8, "a lister", "nobody")),
+    goal(
+        "rounds beside lookers",
+        AtLeast(0.97, "a scraper", "nobody"),
+    ),
+    goal(
+        "rounds beside lookers",
+        AtLeast(0.97, "100 readers", "nobody"),
+    ),
+    goal(
+        "rounds with a store, 16 clients",
+        AtLeast(0.6, "no syncs", "none"),
+    ),
+    goal(
+        "rounds with a store, 64 clients",
+        AtLeast(0.6, "no syncs", "none"),
+    ),
+    goal("a command under a lock", AtMost(1.5, OURS, "flock")),
+    goal(
+        "release before waiters, p50",
+        AtMost(1.25, "8000 waiters", "8 waiters"),
+    ),
+];
+
+const fn goal(column: &'static str, bound: Bound) -> Goal {
+    Goal { column, bound }
+}
+
+/// A goal beside what was measured.
+pub struct Verdict {
+    /// The system whose row it stands beside.
+    pub beside: &'static str,
+    pub want: String,
+    /// The ratio, or our own figure. `None` where a system is missing.
+    pub got: Option<f64>,
+    pub is_met: bool,
+}
+
+impl Goal {
+    /// How it is met by the medians of its column.
+    pub fn judge(&self, median: impl Fn(&str) -> Option<f64>) -> Verdict {
+        let ratio = |one, other| Some(median(one)? / median(other)?);
+        let (beside, want, got, limit, at_least) = match self.bound {
+            AtLeast(limit, one, other) => {
+                let want = format!("≥ {limit} × {other}");
+                (either(one, other), want, ratio(one, other), limit, true)
+            }
+            AtMost(limit, one, other) => {
+                let want = format!("≤ {limit} × {other}");
+                (either(one, other), want, ratio(one, other), limit, false)
+            }
+            Within(limit, unit) => {
+                let want = format!("≤ {limit} {unit}");
+                (OURS, want, median(OURS), limit, false)
+            }
+        };
+        let is_met = got.is_some_and(|got| if at_least { got >= limit } else { got <= limit });
+        // A system that is missing has no row.
+        let beside = median(beside).map_or(self.subject(), |_| beside);
+        Verdict {
+            beside,
+            want,
+            got,
+            is_met,
+        }
+    }
+
+    /// Who has to reach it.
+    fn subject(&self) -> &'static str {
+        match self.bound {
+            AtLeast(_, one, _) | AtMost(_, one, _) => one,
+            Within(..) => OURS,
+        }
+    }
+}
+
+/// Where a comparison stands: we are compared with several systems in one column, each in its own row.
+fn either(one: &'static str, other: &'static str) -> &'static str {
+    if one == OURS { other } else { one }
+}
+
+impl Verdict {
+    /// `met`, `not met`, `not measured`.
+    pub fn word(&self) -> &'static str {
+        match self.got {
+            None => "not measured",
+            Some(_) if self.is_met => "met",
+            Some(_) => "not met",
+        }
+    }
+
+    /// As it stands beside a row.
+    pub fn text(&self) -> String {
+        let got = self.got.map(|got| format!("{got:.2} ")).unwrap_or_default();
+        format!("goal {}: {got}{}", self.want, self.word())
+    }
+}
