@@ -21,7 +21,7 @@ const ROUNDS: [(usize, &str, bool); 4] = [
 ];
 
 /// The same, with the number of keys that all of them want.
-const HAND_OVERS: [(usize, usize, &str, bool); 4] = [
+const GRANTS: [(usize, usize, &str, bool); 4] = [
     (4, 1, "grants on one key with etcd, 4 clients", false),
     (16, 1, "grants on one key with etcd, 16 clients", true),
     (64, 1, "grants on one key with etcd, 64 clients", false),
@@ -44,9 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn columns(bench: &mut Bench) -> Result<()> {
     let rounds = ROUNDS.map(|(.., column, _)| column);
-    let hand_overs = HAND_OVERS.map(|(.., column, _)| column);
+    let grants = GRANTS.map(|(.., column, _)| column);
     let others = [TXNS, FAILOVER];
-    let mut columns = rounds.iter().chain(&hand_overs).chain(&others);
+    let mut columns = rounds.iter().chain(&grants).chain(&others);
     if !columns.any(|column| bench.wanted(column)) {
         return Ok(());
     }
@@ -63,7 +63,7 @@ pub fn columns(bench: &mut Bench) -> Result<()> {
         let turn = |system: &System| Ok(vec![("", load::rounds(system, clients, window)?)]);
         bench.column(column, "1/s", each(&systems, turn));
     }
-    for (clients, keys, column, _) in HAND_OVERS.into_iter().filter(|column| !quick || column.3) {
+    for (clients, keys, column, _) in GRANTS.into_iter().filter(|column| !quick || column.3) {
         let turn = |system: &System| {
             let rate = load::hand_overs_of(system, clients, keys, window)?;
             Ok(vec![("", rate)])
@@ -159,7 +159,7 @@ fn failovers(bench: &mut Bench, etcd: &System) -> Result<()> {
             Ok(vec![("", taken.as_secs_f64() * 1e3)])
         })
     });
-    bench.column(FAILOVER, "ms", contestants.into());
+    bench.column_of(bench.few_rounds(), FAILOVER, "ms", contestants.into());
     Ok(())
 }
 

@@ -4,6 +4,12 @@ use crate::limit::TWO_RECEIVERS;
 
 pub const OURS: &str = "lock-server";
 
+/// Ours with a store in a file, in the columns of stores.
+const FILE: &str = "in a file";
+
+/// What such a store can't exceed: the disk where it is slow, and else what the server does without a store.
+const DISK_OR_SERVER: [&str; 2] = ["full batches", "none"];
+
 /// What is to be reached in a column.
 pub struct Goal {
     pub column: &'static str,
@@ -15,11 +21,13 @@ enum Bound {
     /// The first system's median is at least, or at most, so many times the second's.
     AtLeast(f64, &'static str, &'static str),
     AtMost(f64, &'static str, &'static str),
+    /// The first system's median is at least so many times the lesser of two others.
+    AtLeastOfLess(f64, &'static str, [&'static str; 2]),
     /// Our own median is at most this, in the unit of its row.
     Within(f64, &'static str),
 }
 
-use Bound::{AtLeast, AtMost, Within};
+use Bound::{AtLeast, AtLeastOfLess, AtMost, Within};
 
 /// Every goal, in the order of the columns.
 pub const GOALS: &[Goal] = &[
@@ -53,6 +61,8 @@ pub const GOALS: &[Goal] = &[
     goal("end of lease to next grant, p99", Within(2000.0, "us")),
     goal("memory per waiter, 1000", Within(28.0, "kB")),
     goal("memory per waiter, 5000", Within(28.0, "kB")),
+    goal("memory per connection, 1000", Within(14.0, "kB")),
+    goal("memory per connection, 5000", Within(14.0, "kB")),
     goal(
         "rounds beside held keys",
         AtLeast(0.95, "1000000 held", "10 held"),
@@ -75,7 +85,43 @@ pub const GOALS: &[Goal] = &[
         "rounds with a store, 64 clients",
         AtLeast(0.6, "no syncs", "none"),
     ),
+    goal(
+        "rounds with a store, 16 clients",
+        AtLeast(3.0, FILE, "etcd"),
+    ),
+    goal(
+        "rounds with a store, 64 clients",
+        AtLeast(3.0, FILE, "etcd"),
+    ),
+    goal(
+        "rounds with a store, 16 clients",
+        AtLeastOfLess(0.5, FILE, DISK_OR_SERVER),
+    ),
+    goal(
+        "rounds with a store, 64 clients",
+        AtLeastOfLess(0.5, FILE, DISK_OR_SERVER),
+    ),
+    goal("rounds with etcd, 16 clients", AtLeast(0.8, OURS, "etcd")),
+    goal("rounds with etcd, 64 clients", AtLeast(1.3, OURS, "etcd")),
+    goal(
+        "grants on one key with etcd, 4 clients",
+        AtLeast(10.0, OURS, "etcd"),
+    ),
+    goal(
+        "grants on one key with etcd, 16 clients",
+        AtLeast(3.0, OURS, "etcd"),
+    ),
+    goal(
+        "grants on one key with etcd, 64 clients",
+        AtLeast(0.9, OURS, "etcd"),
+    ),
+    goal(
+        "grants on 8 keys with etcd, 64 clients",
+        AtLeast(3.0, OURS, "etcd"),
+    ),
     goal("a command under a lock", AtMost(1.5, OURS, "flock")),
+    goal("a command under a lock", AtMost(0.35, OURS, "etcdctl lock")),
+    goal("start until it answers", Within(10.0, "ms")),
     goal(
         "release before waiters, p50",
         AtMost(1.25, "8000 waiters", "8 waiters"),
@@ -109,6 +155,12 @@ impl Goal {
                 let want = format!("≤ {limit} × {other}");
                 (either(one, other), want, ratio(one, other), limit, false)
             }
+            AtLeastOfLess(limit, one, [first, second]) => {
+                let want = format!("≥ {limit} × {first}, or {second} if that is less");
+                let ratios = ratio(one, first).zip(ratio(one, second));
+                let got = ratios.map(|(first, second)| first.max(second));
+                (first, want, got, limit, true)
+            }
             Within(limit, unit) => {
                 let want = format!("≤ {limit} {unit}");
                 (OURS, want, median(OURS), limit, false)
@@ -128,7 +180,7 @@ impl Goal {
     /// Who has to reach it.
     fn subject(&self) -> &'static str {
         match self.bound {
-            AtLeast(_, one, _) | AtMost(_, one, _) => one,
+            AtLeast(_, one, _) | AtMost(_, one, _) | AtLeastOfLess(_, one, _) => one,
             Within(..) => OURS,
         }
     }
@@ -136,7 +188,11 @@ impl Goal {
 
 /// Where a comparison stands: we are compared with several systems in one column, each in its own row.
 fn either(one: &'static str, other: &'static str) -> &'static str {
-    if one == OURS { other } else { one }
+    if one == OURS || one == FILE {
+        other
+    } else {
+        one
+    }
 }
 
 impl Verdict {

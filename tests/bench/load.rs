@@ -601,23 +601,44 @@ pub fn preload(system: &System, keys: usize) -> Result<()> {
     Ok(())
 }
 
-/// Resident memory per waiter, in kB of 1024 bytes, with the smaller and with the greater crowd.
-pub fn memory(system: &System, crowds: [usize; 2]) -> Result<[f64; 2]> {
+/// Resident memory per waiter, in kB of 1024 bytes, with each of these crowds, the smaller ones first.
+pub fn memory_of_waiters(system: &System, crowds: &[usize]) -> Result<Vec<f64>> {
     let mut holder = system.client("wanted", "holder")?;
     holder.send_lock()?;
     holder.read_yes()?;
+    memory_each(system, crowds, |n| {
+        let mut client = system.waiter("wanted", &format!("waiter-{n}"))?;
+        client.send_lock()?;
+        Ok(client)
+    })
+}
+
+/// The same per client that has asked once and keeps its connection open.
+pub fn memory_of_connections(system: &System, crowds: &[usize]) -> Result<Vec<f64>> {
+    let mut first = Connection::to(system.port, Framing::Http)?;
+    first.ask(&system.greeting())?;
+    memory_each(system, crowds, |_| {
+        let mut connection = Connection::to(system.port, Framing::Http)?;
+        connection.ask(&system.greeting())?;
+        Ok(connection)
+    })
+}
+
+fn memory_each<T>(
+    system: &System,
+    crowds: &[usize],
+    mut next: impl FnMut(usize) -> Result<T>,
+) -> Result<Vec<f64>> {
     system.until_settled()?;
     let before = system.resident()?;
-    let mut parked = Vec::new();
-    let mut each = [0.0; 2];
-    for (crowd, each) in crowds.into_iter().zip(&mut each) {
-        while parked.len() < crowd {
-            let mut client = system.waiter("wanted", &format!("waiter-{}", parked.len()))?;
-            client.send_lock()?;
-            parked.push(client);
+    let mut crowd = Vec::new();
+    let mut each = Vec::new();
+    for &many in crowds {
+        while crowd.len() < many {
+            crowd.push(next(crowd.len())?);
         }
         system.until_settled()?;
-        *each = (system.resident()? - before) / crowd as f64;
+        each.push((system.resident()? - before) / many as f64);
     }
     Ok(each)
 }

@@ -97,15 +97,15 @@ impl Report {
     /// Every row: the median, the least and the greatest value of all rounds, how it compares, and the goals.
     pub fn table(&self) -> String {
         let mut text = format!(
-            "{:36} {:>4}  {:12} {:>8} {:>20}  {:>6}  {:>8}\n",
+            "{:44} {:>4}  {:12} {:>8} {:>20}  {:>6}  {:>8}\n",
             "column", "unit", "system", "median", "spread", "ours /", "of the"
         );
-        let _ = writeln!(text, "{:86}  {:>6}  {:>8}", "", "theirs", "limit");
+        let _ = writeln!(text, "{:94}  {:>6}  {:>8}", "", "theirs", "limit");
         let verdicts: Vec<_> = self.verdicts().collect();
         for row in &self.rows {
             let spread = format!("{} .. {}", figure(row.least()), figure(row.greatest()));
             let line = format!(
-                "{:36} {:>4}  {:12} {:>8} {spread:>20}  {:>6}  {:>8}  {}",
+                "{:44} {:>4}  {:12} {:>8} {spread:>20}  {:>6}  {:>8}  {}",
                 row.column,
                 row.unit,
                 row.system,
@@ -139,9 +139,14 @@ impl Report {
     fn verdicts(&self) -> impl Iterator<Item = (&'static str, Verdict)> {
         let measured = |goal: &&Goal| self.rows.iter().any(|row| row.column == goal.column);
         GOALS.iter().filter(measured).map(|goal| {
-            let verdict = goal.judge(|system| self.row(goal.column, system).map(Row::median));
+            let verdict = goal.judge(|system| self.median(goal.column, system));
             (goal.column, verdict)
         })
+    }
+
+    /// The median of a system in a column.
+    pub fn median(&self, column: &str, system: &str) -> Option<f64> {
+        self.row(column, system).map(Row::median)
     }
 
     fn row(&self, column: &str, system: &str) -> Option<&Row> {
@@ -210,8 +215,18 @@ fn goals_beside(row: &Row, verdicts: &[(&str, Verdict)]) -> String {
 
 /// How many goals are met, and which are not.
 fn summary(verdicts: &[(&str, Verdict)]) -> String {
-    let met = verdicts.iter().filter(|(_, verdict)| verdict.is_met);
-    let mut text = format!("\n{} of {} goals are met\n", met.count(), verdicts.len());
+    let count = |word| {
+        verdicts
+            .iter()
+            .filter(|(_, verdict)| verdict.word() == word)
+            .count()
+    };
+    let mut text = format!(
+        "\ngoals: {} met, {} not met, {} not measured\n",
+        count("met"),
+        count("not met"),
+        count("not measured")
+    );
     for (column, verdict) in verdicts.iter().filter(|(_, verdict)| !verdict.is_met) {
         let _ = writeln!(text, "  {column}: {}", verdict.text());
     }

@@ -23,6 +23,9 @@ use crate::load::{Client, Connection, Framing, Reply, Result};
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 
+/// A lease whose end is waited for.
+pub const SHORT_LEASE: Duration = Duration::from_millis(50);
+
 /// Longer than any of them takes to start.
 const STARTING: Duration = Duration::from_secs(20);
 
@@ -241,13 +244,17 @@ impl System {
     /// A client that has already asked for something on its connection.
     pub fn client(&self, key: &str, name: &str) -> Result<Client> {
         let mut client = self.waiter(key, name)?;
-        let greeting = match self.accent {
+        client.connection.ask(&self.greeting())?;
+        Ok(client)
+    }
+
+    /// A question that changes nothing.
+    pub fn greeting(&self) -> Vec<u8> {
+        match self.accent {
             Accent::Ours | Accent::BareLoop => http("GET", "/PING"),
             Accent::Throttle | Accent::Etcd => http("GET", "/health"),
             Accent::Redis => resp(&["PING"]),
-        };
-        client.connection.ask(&greeting)?;
-        Ok(client)
+        }
     }
 
     /// A client that holds a key together with others: any number of them, or so many as `slots` says.
@@ -404,7 +411,7 @@ fn resp(words: &[&str]) -> Vec<u8> {
     format!("*{}\r\n{}", words.len(), words_said.collect::<String>()).into_bytes()
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
         .map(|folder| folder.join(program))
