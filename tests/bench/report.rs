@@ -80,6 +80,14 @@ impl Report {
             .insert(last.map_or(self.rows.len(), |last| last + 1), row);
     }
 
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     pub fn note(&mut self, note: String) {
         if !self.notes.contains(&note) {
             self.notes.push(note);
@@ -262,7 +270,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// Three or more digits that say something.
-fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     if value.abs() >= 100.0 {
         format!("{value:.0}")
     } else {

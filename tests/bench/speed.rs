@@ -1,9 +1,10 @@
 //! `cargo bench`: how fast the server is, beside throttle, Redis and etcd where they are installed.
 //!
 //! Each column is measured several times, and within each time every system has its turn, so that what
-//! else the machine does hits all of them alike. Nothing here fails: the goals are printed with what
-//! was reached.
+//! else the machine does hits all of them alike. A goal that is missed is printed, and no failure. Only
+//! `--against` fails where a revision is slower than another one.
 
+mod against;
 mod columns;
 mod commands;
 mod etcd;
@@ -41,10 +42,13 @@ use systems::System;
 
 const USAGE: &str = "\
 usage: cargo bench -- [--quick] [--only SUBSTRING]... [--json PATH]
+       cargo bench -- --against REV [--quick] [--only SUBSTRING]... [--json PATH]
 
   --quick           less than a minute, to see that it works; a full run takes ten
   --only SUBSTRING  only the columns whose name has this in it; may be given again
   --json PATH       where the results are written as JSON; default target/tmp/speed.json
+  --against REV     builds the server of that revision of git, and has the two take turns;
+                    exits with 1 where this one has less than 0.9 times the speed
   --help            this text
 
 throttle (cargo install throttle-server), redis-server, etcd and etcdctl are measured, too, if they are on the path.
@@ -54,6 +58,7 @@ struct Arguments {
     quick: bool,
     only: Vec<String>,
     json: PathBuf,
+    against: Option<String>,
 }
 
 /// What the command line asks for.
@@ -69,6 +74,7 @@ fn arguments(words: Vec<String>) -> std::result::Result<Asked, String> {
         quick: false,
         only: Vec::new(),
         json: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("speed.json"),
+        against: None,
     };
     let by_cargo_bench = words.iter().any(|word| word == "--bench");
     let mut words = words.into_iter();
@@ -79,13 +85,14 @@ fn arguments(words: Vec<String>) -> std::result::Result<Asked, String> {
             "--quick" => asked.quick = true,
             "--only" => asked.only.push(value()?),
             "--json" => asked.json = value()?.into(),
+            "--against" => asked.against = Some(value()?),
             "--help" | "-h" => return Ok(Asked::Help),
             // It may be meant for the tests.
             _ if !by_cargo_bench => return Ok(Asked::Test),
             _ => return Err(format!("unknown argument {word}")),
         }
     }
-    let plain = !asked.quick && asked.only.is_empty();
+    let plain = !asked.quick && asked.only.is_empty() && asked.against.is_none();
     Ok(if plain && !by_cargo_bench {
         Asked::Test
     } else {
@@ -99,7 +106,7 @@ fn main() -> ExitCode {
         .split_first()
         .map(|(word, rest)| (word.as_str(), rest))
     {
-        return ended(limit::serve(rest));
+        return ended(limit::serve(rest).map(|()| ExitCode::SUCCESS));
     }
     match arguments(words) {
         Ok(Asked::Help) => {
@@ -118,9 +125,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn ended(how: Result<()>) -> ExitCode {
+fn ended(how: Result<ExitCode>) -> ExitCode {
     match how {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("the bench broke off: {error}");
             ExitCode::FAILURE
@@ -128,18 +135,25 @@ fn ended(how: Result<()>) -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<()> {
+fn run(arguments: Arguments) -> Result<ExitCode> {
     // The load has a descriptor for each of thousands of waiters.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let json = arguments.json.clone();
+    let against = arguments.against.clone();
     let mut bench = Bench::new(arguments);
-    print!("{}", bench.report.heading());
-    all(&mut bench)?;
-    print!("\n{}", bench.report.table());
+    let code = match against {
+        Some(revision) => against::revision(&mut bench, &revision)?,
+        None => {
+            print!("{}", bench.report.heading());
+            all(&mut bench)?;
+            print!("\n{}", bench.report.table());
+            ExitCode::SUCCESS
+        }
+    };
     bench.report.write_json(&json)?;
     println!("\nwritten to {}", json.display());
-    Ok(())
+    Ok(code)
 }
 
 /// Every column that is asked for.
