@@ -15,13 +15,14 @@
 //! - [`operations`]: systemd, containers, proxies, limits, sizing, upgrades
 //! - [`store`]: locks that outlive the server, in a file
 //! - [`cluster`]: several servers that share their locks through etcd
+//! - [`performance`]: how fast it is in memory, with a file and with etcd, where the time goes, how cost grows
 //! - [`moving_from_perl`]: for programs that use Perl's Lock::Server
 //! - [`architecture`]: for maintainers: the rooms, the way of a question, the threads
 
 /// Pages, each with the links of all of them. A page defines its own links for readers of the repository, as paths of
 /// files. Of two definitions the first counts, and those here come first.
 macro_rules! pages {
-    ($($page:ident $file:literal)*) => { $(
+    ($($page:ident $file:literal $($plot:literal)?)*) => { $(
         #[doc = "[access]: crate::guide::access"]
         #[doc = "[after a fork]: crate::guide::after_a_fork"]
         #[doc = "[architecture]: crate::guide::architecture"]
@@ -33,6 +34,9 @@ macro_rules! pages {
         #[doc = "[looking]: crate::guide::looking"]
         #[doc = "[moving from Perl]: crate::guide::moving_from_perl"]
         #[doc = "[operations]: crate::guide::operations"]
+        #[doc = "[performance]: crate::guide::performance"]
+        // rustdoc copies no image: the plot itself follows the page, and an empty image stands in the page.
+        #[doc = "[plot]: data:image/gif;base64,R0lGODlhAQABAAAAACw="]
         #[doc = "[rust]: crate::guide::rust"]
         #[doc = "[safety]: crate::guide::safety"]
         #[doc = "[slots]: crate::guide::slots"]
@@ -52,6 +56,7 @@ macro_rules! pages {
         #[doc = "[`Server`]: crate::Server"]
         #[doc = ""]
         #[doc = include_str!($file)]
+        $(#[doc = include_str!($plot)])?
         pub mod $page {}
     )* };
 }
@@ -71,6 +76,7 @@ pages! {
     operations "guide/operations.md"
     store "guide/store.md"
     cluster "guide/cluster.md"
+    performance "guide/performance.md" "guide/performance.svg"
     moving_from_perl "guide/moving_from_perl.md"
     architecture "guide/architecture.md"
 }

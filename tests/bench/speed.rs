@@ -12,6 +12,7 @@ mod goals;
 mod limit;
 mod load;
 mod looking;
+mod plot;
 mod report;
 mod store;
 mod systems;
@@ -41,12 +42,13 @@ use report::{Report, quantile};
 use systems::System;
 
 const USAGE: &str = "\
-usage: cargo bench -- [--quick] [--only SUBSTRING]... [--json PATH]
+usage: cargo bench -- [--quick] [--only SUBSTRING]... [--json PATH] [--svg PATH]
        cargo bench -- --against REV [--quick] [--only SUBSTRING]... [--json PATH]
 
-  --quick           less than a minute, to see that it works; a full run takes ten
+  --quick           less than a minute, to see that it works; a full run takes a quarter of an hour
   --only SUBSTRING  only the columns whose name has this in it; may be given again
   --json PATH       where the results are written as JSON; default target/tmp/speed.json
+  --svg PATH        where a plot is written: how cost grows with clients, keys and waiters
   --against REV     builds the server of that revision of git, and has the two take turns;
                     exits with 1 where this one has less than 0.9 times the speed
   --help            this text
@@ -58,6 +60,7 @@ struct Arguments {
     quick: bool,
     only: Vec<String>,
     json: PathBuf,
+    svg: Option<PathBuf>,
     against: Option<String>,
 }
 
@@ -74,6 +77,7 @@ fn arguments(words: Vec<String>) -> std::result::Result<Asked, String> {
         quick: false,
         only: Vec::new(),
         json: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("speed.json"),
+        svg: None,
         against: None,
     };
     let by_cargo_bench = words.iter().any(|word| word == "--bench");
@@ -85,12 +89,16 @@ fn arguments(words: Vec<String>) -> std::result::Result<Asked, String> {
             "--quick" => asked.quick = true,
             "--only" => asked.only.push(value()?),
             "--json" => asked.json = value()?.into(),
+            "--svg" => asked.svg = Some(value()?.into()),
             "--against" => asked.against = Some(value()?),
             "--help" | "-h" => return Ok(Asked::Help),
             // It may be meant for the tests.
             _ if !by_cargo_bench => return Ok(Asked::Test),
             _ => return Err(format!("unknown argument {word}")),
         }
+    }
+    if asked.against.is_some() && asked.svg.is_some() {
+        return Err("--svg plots one revision".into());
     }
     let plain = !asked.quick && asked.only.is_empty() && asked.against.is_none();
     Ok(if plain && !by_cargo_bench {
@@ -139,7 +147,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     // The load has a descriptor for each of thousands of waiters.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    let json = arguments.json.clone();
+    let (json, svg) = (arguments.json.clone(), arguments.svg.clone());
     let against = arguments.against.clone();
     let mut bench = Bench::new(arguments);
     let code = match against {
@@ -153,6 +161,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     bench.report.write_json(&json)?;
     println!("\nwritten to {}", json.display());
+    if let Some(svg) = svg {
+        plot::write(&bench.report, &svg)?;
+        println!("plotted in {}", svg.display());
+    }
     Ok(code)
 }
 
