@@ -39,7 +39,10 @@ pub fn clean(command: &mut Command) -> &mut Command {
 }
 
 /// What `.ci/run` installs: in CI a test that needs one of them fails where it is not there.
-const INSTALLED_BY_CI: [&str; 10] = [
+const INSTALLED_BY_CI: [&str; 13] = [
+    "curl",
+    "ip",
+    "jq",
     "etcd",
     "nginx",
     "haproxy",

@@ -549,6 +549,10 @@
 //! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
 //! | 124 says that another server answers | `exec::a_lease_that_another_server_knows_nothing_of_is_124_and_says_so` |
 //! | also the unlock does | `other_server::exec_says_that_another_server_answered_its_unlock` |
+//! | **The guide** | |
+//! | each block of shell does what its page says, and ends what it started | `guide::each_block_of_shell_on_a_page_does_what_the_page_says` |
+//! | those that no test can run are few, and parse | `guide::the_blocks_that_are_not_run_are_these_few_and_parse` |
+//! | a page that is wrong is named with its line | `guide::a_page_that_is_wrong_is_named_with_line_command_and_what_came` |
 //! | **The house** | |
 //! | no import circles | `architecture::there_are_no_import_circles` |
 //! | a room imports what its row names | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
@@ -576,6 +580,7 @@ mod etcd_users;
 mod events;
 mod exec;
 mod guard;
+mod guide;
 mod harness;
 mod leases;
 mod listing;
