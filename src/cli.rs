@@ -15,6 +15,7 @@ pub mod grid;
 pub mod help;
 pub mod local_server;
 pub mod look;
+pub mod pages;
 pub mod parsers;
 pub mod pid_file;
 pub mod process;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use cli::args::{self, Command, Given, Subcommand};
 use cli::exit::Failure;
-use cli::{ask, break_lock, completion, daemon, events, exec, look, print, serve, store};
+use cli::{ask, break_lock, completion, daemon, events, exec, look, pages, print, serve, store};
 
 fn main() -> ExitCode {
     let Given { arguments, words } = match args::from_env() {
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
 fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
     let verb = match command {
         Command::Print(text) => return Ok(print(&text)),
+        Command::Help(asked) => return Ok(print(&pages::help(&asked)?)),
         Command::Verb(verb) => verb,
     };
     match *verb {

@@ -21,10 +21,15 @@ use crate::cli::{help, usage};
 /// The verb whose arguments end at `--`.
 pub const EXEC: &str = "exec";
 
+/// What stands before a topic. The parser admits no verb of that name.
+pub const HELP: &str = "help";
+
 /// What the command line asks for.
 pub enum Command {
     /// To say this, as `--help` does.
     Print(String),
+    /// To show what these words ask for.
+    Help(Vec<String>),
     /// To do this.
     Verb(Box<Subcommand>),
 }
@@ -69,6 +74,11 @@ pub fn from_env() -> Result<Given, (Failure, Option<&'static str>)> {
 
 /// Reads the arguments.
 pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
+    if let [first, asked @ ..] = arguments
+        && first == HELP
+    {
+        return Ok(Command::Help(asked.to_vec()));
+    }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match Arguments::from_args(&["lock-server"], &arguments) {
         Ok(Arguments { version: true, .. }) => {
@@ -103,8 +113,17 @@ pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
     }
 }
 
+/// The help of a verb.
+pub fn help_of(verb: &str) -> Option<String> {
+    let name = info_of(verb)?.name.to_string();
+    match parse(&[name, "--help".into()]) {
+        Ok(Command::Print(help)) => Some(help),
+        _ => None,
+    }
+}
+
 /// All verbs, with what may be typed behind them.
-fn verbs() -> Vec<CommandInfoWithArgs> {
+pub fn verbs() -> Vec<CommandInfoWithArgs> {
     let verbs = Arguments::get_args_info().commands;
     verbs.into_iter().map(|verb| verb.command).collect()
 }
@@ -141,8 +160,7 @@ fn split_at_equals(arguments: Vec<String>) -> Vec<String> {
 /// Puts the verb first, where `run` or the wish for help goes without saying.
 fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
     match arguments.first().map(String::as_str) {
-        // The parser would hand the word `help` on to the verb, and `lock` would take it for a key.
-        Some("-h" | "--help" | "help") => {
+        Some("-h" | "--help") => {
             if let Some(verb) = verb_of(&arguments[1..]) {
                 return vec![verb.into(), "--help".into()];
             }
@@ -158,7 +176,7 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 #[argh(
     description = "A light-weight lock server: processes take turns on named keys over plain HTTP.",
     usage = "[COMMAND] [options]",
-    help_triggers("-h", "--help", "help"),
+    help_triggers("-h", "--help"),
     example = "\
 {command_name} start        # a server in the background, on 127.0.0.1:8004
 {command_name} lock KEYA    # waits for its turn, prints when the lock runs out
@@ -167,6 +185,7 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 {command_name} stop",
     note = "\
 Without a command: run. More of a command: {command_name} COMMAND --help
+Pages on tokens, services, stores and more: {command_name} help
 LOCK_SERVER (host:port or a URL; of several servers of which one leads, with
 commas between) and LOCK_SERVER_NAME say where lock, unlock,
 renew, check, verify, break, exec, events, list, show, ping and shutdown ask,
@@ -286,7 +305,7 @@ mod tests {
 
     #[test]
     fn help_for_a_verb_is_never_taken_for_a_key() {
-        for line in ["help lock", "--help lock", "-h lock KEYA"] {
+        for line in ["--help lock", "-h lock KEYA"] {
             assert_eq!(normal(line), ["lock", "--help"], "{line}");
         }
     }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 
-use crate::cli::args::{Arguments, EXEC, Shell};
+use crate::cli::args::{Arguments, EXEC, HELP, Shell};
+use crate::cli::pages::topic_names;
 
 /// Options of which one at the most is given.
 const ONE_OF: [&[&str]; 4] = [
@@ -13,6 +14,9 @@ const ONE_OF: [&[&str]; 4] = [
     &["--try", "--lock-attempt-timeout"],
     &["--quiet", "--verbose"],
 ];
+
+/// What `help` does.
+const HELP_ABOUT: &str = "show a page of the guide, or what a command does";
 
 /// The script for a shell, to be sourced.
 pub fn script(shell: Shell) -> String {
@@ -108,6 +112,7 @@ fn names(verbs: &[CompletedVerb]) -> String {
 
 fn bash(verbs: &[CompletedVerb]) -> String {
     let (names, mut values, mut options) = (names(verbs), String::new(), String::new());
+    let topics = topic_names().join(" ");
     for verb in verbs {
         let name = &verb.name;
         for (value, reply) in [
@@ -134,10 +139,9 @@ _lock_server_files() {{
 
 _lock_server() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD - 1]}} verb=${{COMP_WORDS[1]}}
-    local words="" i
-    COMPREPLY=()
-    if ((COMP_CWORD == 1)) || [[ $verb == help ]]; then
-        mapfile -t COMPREPLY < <(compgen -W "{names} help --help --version" -- "$cur")
+    local words="" i; COMPREPLY=()
+    if ((COMP_CWORD == 1)); then
+        mapfile -t COMPREPLY < <(compgen -W "{names} {HELP} --help --version" -- "$cur")
         return
     fi
     for ((i = 2; i < COMP_CWORD; i++)); do
@@ -154,10 +158,11 @@ _lock_server() {{
     case $verb:$prev in
         completion:completion) words="bash zsh fish" ;;
         store:store) words="check dump" ;;
+        {HELP}:{HELP}) words="{topics} {names}" ;;
         store:check|store:dump) _lock_server_files "$cur"; return ;;
 {values}    esac
     case $verb in
-        completion|store) ;;
+        completion|store|{HELP}) ;;
 {options}    esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 }}
@@ -187,6 +192,13 @@ fn zsh(verbs: &[CompletedVerb]) -> String {
         };
         let _ = writeln!(cases, "            {rest} ;;");
     }
+    let _ = writeln!(described, "        '{HELP}:{HELP_ABOUT}'");
+    let _ = writeln!(
+        cases,
+        "        {HELP}) _arguments '1:topic:({} {})' ;;",
+        topic_names().join(" "),
+        names(verbs),
+    );
     format!(
         r#"#compdef lock-server
 _lock_server() {{
@@ -249,6 +261,13 @@ complete -c lock-server -n '__lock_server_verb store; and test (count (commandli
 fn fish(verbs: &[CompletedVerb]) -> String {
     let quoted = |text: &str| text.replace('\\', r"\\").replace('\'', r"\'");
     let mut lines = String::from(FISH_WORDS);
+    let _ = writeln!(
+        lines,
+        "complete -c lock-server -n __lock_server_no_verb -a {HELP} -d '{HELP_ABOUT}'\n\
+         complete -c lock-server -n '__lock_server_verb {HELP}' -a '{} {}'",
+        topic_names().join(" "),
+        names(verbs),
+    );
     for verb in verbs {
         let name = &verb.name;
         let about = quoted(&verb.about);

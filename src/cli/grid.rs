@@ -11,6 +11,10 @@ use super::is_hidden;
 /// Where a terminal does not say how wide it is.
 const USUAL_WIDTH: usize = 80;
 
+/// How narrow and how wide sentences may be.
+const LEAST_PAGE: usize = 20;
+const WIDEST_PAGE: usize = 100;
+
 /// What of a cell is still worth showing.
 const LEAST: usize = 8;
 
@@ -122,6 +126,14 @@ fn escape(text: &str) -> String {
         }
         escaped
     })
+}
+
+/// How wide a text is that people read in sentences: as the terminal, but no line of it is hard to follow.
+pub fn page_width() -> usize {
+    match io::stdout().is_terminal() {
+        true => terminal_width().clamp(LEAST_PAGE, WIDEST_PAGE),
+        false => USUAL_WIDTH,
+    }
 }
 
 /// How many columns the terminal of standard output has.

@@ -5,15 +5,7 @@ use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 
 /// The help of a verb. `usage` is the first line of argh's own, which is all that `verb` lacks.
 pub fn of_verb(usage: &str, verb: &CommandInfoWithArgs) -> String {
-    let mut rows: Vec<(String, &str)> = Vec::new();
-    for argument in verb.positionals {
-        rows.push((argument.name.into(), argument.description));
-    }
-    // Who reads this has found --help.
-    let is_shown = |flag: &&FlagInfo| !flag.hidden && flag.long != "--help";
-    for flag in verb.flags.iter().filter(is_shown) {
-        rows.push((spelled(flag), flag.description));
-    }
+    let rows = rows(verb);
     let widths = rows.iter().map(|(name, _)| name.chars().count());
     let width = widths.max().unwrap_or_default();
     let rows = rows.iter().map(|(name, about)| {
@@ -28,6 +20,17 @@ pub fn of_verb(usage: &str, verb: &CommandInfoWithArgs) -> String {
         examples = examples.replace('\n', "\n  "),
     );
     help.replace("{command_name}", &format!("lock-server {}", verb.name))
+}
+
+/// What may be typed behind a verb, each as it is typed and with what it means.
+pub fn rows(verb: &CommandInfoWithArgs) -> Vec<(String, &'static str)> {
+    let arguments = verb.positionals.iter();
+    let arguments = arguments.map(|argument| (argument.name.into(), argument.description));
+    // Who reads this has found --help.
+    let is_shown = |flag: &&FlagInfo| !flag.hidden && flag.long != "--help";
+    let flags = verb.flags.iter().filter(is_shown);
+    let flags = flags.map(|flag| (spelled(flag), flag.description));
+    arguments.chain(flags).collect()
 }
 
 /// As it is typed, with the name of its value.

@@ -116,7 +116,7 @@ fn no_such_option(unknown: &str, verb: &str, flags: &[FlagInfo]) -> String {
 
 /// The word that is nearest: a third of its letters differ at most, or their order alone. `None` where two words are as
 /// near.
-fn meant<'a>(unknown: &str, words: &[&'a str]) -> Option<&'a str> {
+pub fn meant<'a>(unknown: &str, words: &[&'a str]) -> Option<&'a str> {
     let letters = unknown.trim_start_matches('-').chars().count();
     let rank = |word: &str| {
         let (distance, has_others) = (distance(unknown, word), sorted(unknown) != sorted(word));

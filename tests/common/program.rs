@@ -39,8 +39,9 @@ pub fn clean(command: &mut Command) -> &mut Command {
 }
 
 /// What `.ci/run` installs: in CI a test that needs one of them fails where it is not there.
-const INSTALLED_BY_CI: [&str; 13] = [
+const INSTALLED_BY_CI: [&str; 14] = [
     "curl",
+    "groff",
     "ip",
     "jq",
     "etcd",

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
 use crate::common::{bound, free_port, options, skip, until, with_hosts};
 
-const VERBS: [&str; 18] = [
+const VERBS: [&str; 19] = [
     "run",
     "start",
     "stop",
@@ -35,6 +35,7 @@ const VERBS: [&str; 18] = [
     "check",
     "verify",
     "break",
+    "events",
     "exec",
     "list",
     "show",
@@ -279,8 +280,9 @@ fn seconds_from_now(unix_time: &str) -> f64 {
 fn run_introduces_itself_in_three_lines_and_serves_plain_http() {
     let server = Foreground::run("");
     let (address, port) = (&server.address, server.port());
+    let version = env!("CARGO_PKG_VERSION");
     let expected = [
-        format!("lock-server 0.1.0 serves on {address}; Ctrl-C ends it"),
+        format!("lock-server {version} serves on {address}; Ctrl-C ends it"),
         format!(
             "lock a key:    curl http://{address}/LOCK/KEYA/me      or: lock-server lock --port {port} KEYA"
         ),
@@ -1783,7 +1785,7 @@ fn every_verb_has_help_with_an_example_and_exit_codes() {
 
 #[test]
 fn help_names_every_verb_and_fits_a_terminal() {
-    for line in ["--help", "-h", "help"] {
+    for line in ["--help", "-h"] {
         let outcome = typed(line);
         assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
         for verb in VERBS {
@@ -1791,6 +1793,7 @@ fn help_names_every_verb_and_fits_a_terminal() {
             assert!(outcome.stdout.contains(&listed), "{line}: {verb}");
         }
         assert!(outcome.stdout.contains("Examples:\n"), "{line}");
+        assert!(outcome.stdout.contains("lock-server help\n"), "{line}");
     }
     for line in VERBS.map(|verb| format!("{verb} --help")) {
         let help = typed(&line).stdout + &typed("--help").stdout;
@@ -1904,6 +1907,9 @@ fn bash_completes_verbs_options_and_the_command_of_exec() {
     assert!(offered("lock-server lock -- --").is_empty());
     assert_eq!(offered("lock-server completion f"), ["fish"]);
     assert_eq!(offered("lock-server store d"), ["dump"]);
+    assert_eq!(offered("lock-server help opera"), ["operations"]);
+    assert_eq!(offered("lock-server help unl"), ["unlock"]);
+    assert!(offered("lock-server help operations ").is_empty());
     assert_eq!(offered("lock-server store dump Cargo.to"), ["Cargo.toml"]);
 }
 
@@ -1929,9 +1935,15 @@ fn zsh_and_fish_understand_their_completion() {
         let parsed = parsed.expect("it starts");
         assert!(parsed.status.success(), "{shell}: {parsed:?}");
         if shell == "fish" {
-            let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar"; complete -C "lock-server store d""#;
+            let ask = r#"source $argv[1]; complete -C "lock-server unl"; complete -C "lock-server lock --lock-a"; complete -C "lock-server exec KEYA -- unshar"; complete -C "lock-server store d"; complete -C "lock-server help opera""#;
             let offered = Outcome::of(Command::new("fish").args(["-c", ask]).arg(&file));
-            for word in ["unlock\t", "--lock-attempt-timeout\t", "unshare", "dump\n"] {
+            for word in [
+                "unlock\t",
+                "--lock-attempt-timeout\t",
+                "unshare",
+                "dump\n",
+                "operations\n",
+            ] {
                 assert!(offered.stdout.contains(word), "{word}: {offered:?}");
             }
         }

@@ -184,7 +184,7 @@ impl Page {
             let _ = writeln!(failures, "{}:{line}: {what}", self.name);
         };
         for typed in self.typed() {
-            if let Err(wrong) = typed.judge(&read) {
+            if let Err(wrong) = typed.judge(read) {
                 fail(&typed.line.to_string(), wrong);
             }
         }

@@ -550,6 +550,8 @@
 //! | 124 says that another server answers | `exec::a_lease_that_another_server_knows_nothing_of_is_124_and_says_so` |
 //! | also the unlock does | `other_server::exec_says_that_another_server_answered_its_unlock` |
 //! | **The guide** | |
+//! | the command shows its pages as plain text | `help::each_topic_is_shown_in_80_columns_as_plain_text` |
+//! | and writes a man page | `help::groff_and_mandoc_show_the_man_page_without_a_warning` |
 //! | each block of shell does what its page says, and ends what it started | `guide::each_block_of_shell_on_a_page_does_what_the_page_says` |
 //! | those that no test can run are few, and parse | `guide::the_blocks_that_are_not_run_are_these_few_and_parse` |
 //! | a page that is wrong is named with its line | `guide::a_page_that_is_wrong_is_named_with_line_command_and_what_came` |
@@ -582,6 +584,7 @@ mod exec;
 mod guard;
 mod guide;
 mod harness;
+mod help;
 mod leases;
 mod listing;
 mod looking;
