@@ -244,6 +244,18 @@ impl Error {
         }
     }
 
+    /// What is wrong with the store that a server names, in words.
+    fn of_another_store(&self) -> String {
+        match self {
+            Error::NotOfCluster {
+                store: Some(store),
+                expected: Some(expected),
+                ..
+            } => format!("its store is {store}, and that of the others {expected}"),
+            _ => "it keeps its locks to itself, without a store".into(),
+        }
+    }
+
     /// Because of which other server a lease is lost, or that somebody broke it, in words.
     fn because_of(&self) -> String {
         match self {
@@ -309,12 +321,8 @@ impl fmt::Display for Error {
                 f,
                 "{address} did not answer {question} to its end after {times}"
             ),
-            Error::NotOfCluster {
-                address,
-                store,
-                expected,
-            } => {
-                let what = of_another_store(store.as_deref(), expected.as_deref());
+            Error::NotOfCluster { address, .. } => {
+                let what = self.of_another_store();
                 write!(f, "{address} is not of this cluster: {what}")
             }
             Error::NotGranted {
@@ -373,16 +381,6 @@ fn bad_name(what: &str, bytes: usize) -> String {
     match bytes {
         0 => format!("the {what} is empty; give 1 to 1024 bytes"),
         _ => format!("bad {what}: {bytes} bytes long; give 1 to 1024"),
-    }
-}
-
-/// What is wrong with the store that a server names.
-fn of_another_store(store: Option<&str>, expected: Option<&str>) -> String {
-    match (store, expected) {
-        (Some(store), Some(expected)) => {
-            format!("its store is {store}, and that of the others {expected}")
-        }
-        _ => "it keeps its locks to itself, without a store".into(),
     }
 }
 

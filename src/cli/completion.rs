@@ -258,8 +258,27 @@ complete -c lock-server -n '__lock_server_verb store' -a 'check dump'
 complete -c lock-server -n '__lock_server_verb store; and test (count (commandline -opc)) -gt 2' -F
 ";
 
+fn fish_quoted(text: &str) -> String {
+    text.replace('\\', r"\\").replace('\'', r"\'")
+}
+
+/// The line for an option of a verb.
+fn fish_option(verb: &str, option: &CompletedOption) -> String {
+    let about = fish_quoted(&option.about);
+    let long = option.long.trim_start_matches('-');
+    let short = option.short.map(|short| format!(" -s {short}"));
+    let short = short.unwrap_or_default();
+    let value = match option.value {
+        TakenValue::Nothing => "",
+        TakenValue::Text => " -x",
+        TakenValue::File => " -r -F",
+    };
+    format!(
+        "complete -c lock-server -n '__lock_server_verb {verb}' -l {long}{short}{value} -d '{about}'\n"
+    )
+}
+
 fn fish(verbs: &[CompletedVerb]) -> String {
-    let quoted = |text: &str| text.replace('\\', r"\\").replace('\'', r"\'");
     let mut lines = String::from(FISH_WORDS);
     let _ = writeln!(
         lines,
@@ -270,26 +289,13 @@ fn fish(verbs: &[CompletedVerb]) -> String {
     );
     for verb in verbs {
         let name = &verb.name;
-        let about = quoted(&verb.about);
+        let about = fish_quoted(&verb.about);
         let _ = writeln!(
             lines,
             "complete -c lock-server -n __lock_server_no_verb -a {name} -d '{about}'"
         );
-        for option in &verb.options {
-            let about = quoted(&option.about);
-            let long = option.long.trim_start_matches('-');
-            let short = option.short.map(|short| format!(" -s {short}"));
-            let short = short.unwrap_or_default();
-            let value = match option.value {
-                TakenValue::Nothing => "",
-                TakenValue::Text => " -x",
-                TakenValue::File => " -r -F",
-            };
-            let _ = writeln!(
-                lines,
-                "complete -c lock-server -n '__lock_server_verb {name}' -l {long}{short}{value} -d '{about}'"
-            );
-        }
+        let options = verb.options.iter();
+        lines.extend(options.map(|option| fish_option(name, option)));
     }
     format!(
         r#"# lock-server completion fish | source

@@ -23,9 +23,9 @@ macro_rules! files {
 }
 
 /// All pages. The first one is another program's: rustdoc's.
-const FILES: [(&str, &str); 11] = files!(
-    "access" "after_a_fork" "architecture" "cluster" "in_async_code" "in_tests" "looking" "operations" "slots" "store"
-    "wire"
+const FILES: [(&str, &str); 17] = files!(
+    "access" "after_a_fork" "architecture" "cluster" "command" "exec" "in_async_code" "in_tests" "looking"
+    "moving_from_perl" "operations" "performance" "rust" "safety" "slots" "store" "wire"
 );
 
 /// What each page is about stands where rustdoc lists them.
