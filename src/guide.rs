@@ -36,7 +36,7 @@ macro_rules! pages {
         #[doc = "[operations]: crate::guide::operations"]
         #[doc = "[performance]: crate::guide::performance"]
         // rustdoc copies no image: the plot itself follows the page, and an empty image stands in the page.
-        #[doc = "[plot]: data:image/gif;base64,R0lGODlhAQABAAAAACw="]
+        #[doc = "[plot]: data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"]
         #[doc = "[rust]: crate::guide::rust"]
         #[doc = "[safety]: crate::guide::safety"]
         #[doc = "[slots]: crate::guide::slots"]
@@ -56,7 +56,8 @@ macro_rules! pages {
         #[doc = "[`Server`]: crate::Server"]
         #[doc = ""]
         #[doc = include_str!($file)]
-        $(#[doc = include_str!($plot)])?
+        $(#[doc = ""]
+        #[doc = include_str!($plot)])?
         pub mod $page {}
     )* };
 }
