@@ -302,6 +302,13 @@ fn detach(log_to: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is said of a server that somebody else ended.
+fn ended_early(child: Pid, by: &str) -> String {
+    format!(
+        "process {child} was ended by {by} before it answered, as another stop or restart does; start or restart again"
+    )
+}
+
 /// Returns once the server answers, and fails if it ends before.
 fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Result<(), Failure> {
     let until = Instant::now() + SERVE_TIMEOUT;
@@ -310,10 +317,16 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
     while let Err(error) = client.try_ping() {
         match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) if Instant::now() < until => thread::sleep(POLL),
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                return Err(Failure::new(FAILED, ended_early(child, signal.as_str())));
+            }
             Ok(WaitStatus::Exited(_, code)) => {
                 let mut message = String::new();
                 // What it could not say is not said.
                 let _ = failure.read_to_string(&mut message);
+                if message.is_empty() {
+                    message = ended_early(child, "a stop");
+                }
                 let code = u8::try_from(code).unwrap_or(FAILED).max(FAILED);
                 return Err(Failure::new(code, message));
             }

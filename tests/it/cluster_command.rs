@@ -137,10 +137,14 @@ fn run_introduces_a_server_of_a_cluster_with_a_curl_that_follows_to_the_leader()
     ] {
         let options = ["run", "--port", "0", "--store", &store];
         let (mut child, _, mut stderr) = run(&mut program(options.iter().chain(more)));
-        for verb in ["LOCK", "UNLOCK"] {
+        for verb in ["/LOCK/", "/UNLOCK/"] {
             let mut line = String::new();
-            stderr.read_line(&mut line).expect("UTF-8");
-            assert!(line.contains(curl) && line.contains(verb), "{line}");
+            // A log line may come first.
+            while !line.contains(verb) {
+                line.clear();
+                assert_ne!(stderr.read_line(&mut line).expect("UTF-8"), 0);
+            }
+            assert!(line.contains(curl), "{line}");
         }
         child.kill().expect("it runs");
         child.wait().expect("a child");

