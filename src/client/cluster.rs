@@ -125,10 +125,11 @@ impl Cluster {
         self.first.store(at, Relaxed);
     }
 
-    /// Has the next one of the list asked first, unless another thread has chosen one meanwhile.
-    pub fn leave(&self, at: usize) {
+    /// After a round that began with `first` and ended at this one, has the next one of the list asked first, unless another
+    /// thread has chosen one meanwhile.
+    pub fn leave(&self, first: usize, at: usize) {
         let next = self.after(at);
-        let _ = self.first.compare_exchange(at, next, Relaxed, Relaxed);
+        let _ = self.first.compare_exchange(first, next, Relaxed, Relaxed);
     }
 
     /// The next one of the list.
@@ -371,8 +372,16 @@ mod tests {
     #[test]
     fn of_two_threads_that_leave_one_server_the_second_goes_no_further() {
         let cluster = cluster("a,b,c");
-        cluster.leave(0);
-        cluster.leave(0);
+        cluster.leave(0, 0);
+        cluster.leave(0, 0);
         assert_eq!(cluster.first(), 1);
+    }
+
+    /// It had begun with the first again, and never came to the third.
+    #[test]
+    fn after_one_that_is_not_there_and_one_that_says_nothing_the_third_is_asked_first() {
+        let cluster = cluster("a,b,c");
+        cluster.leave(0, 1);
+        assert_eq!(cluster.first(), 2);
     }
 }

@@ -69,6 +69,7 @@ impl<'a> Round<'a> {
     /// Takes in that one has not carried the question out; or returns what came, if it may have, or has answered.
     fn take(&mut self, at: usize, failure: NoAnswer) -> Result<(), NoAnswer> {
         let route = self.cluster.route(at);
+        let first = self.asked.first().map_or(at, |(first, _)| *first);
         match &failure {
             NoAnswer::Standby(standby) => {
                 let leader = standby.leader.as_deref();
@@ -78,12 +79,12 @@ impl<'a> Round<'a> {
             // Nothing was asked.
             NoAnswer::Told(Error::TlsFailed { .. }) if self.cluster.is_several() => {}
             NoAnswer::Interrupted(_) => {
-                self.cluster.leave(at);
+                self.cluster.leave(first, at);
                 return Err(failure);
             }
             NoAnswer::Told(Error::Refused { reason, .. }) => {
                 if *reason == Refusal::Stopping {
-                    self.cluster.leave(at);
+                    self.cluster.leave(first, at);
                 }
                 return Err(failure);
             }
@@ -122,7 +123,7 @@ impl<'a> Round<'a> {
         let standby = self.asked.iter().find(stands_by).map(|(at, _)| *at);
         match (standby, self.asked.first()) {
             (Some(at), _) => self.cluster.prefer(at),
-            (None, Some((at, _))) => self.cluster.leave(*at),
+            (None, Some((at, _))) => self.cluster.leave(*at, *at),
             (None, None) => {}
         }
         let is_one = self.asked.len() == 1 && standby.is_none();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::no_answer::NoAnswer;
 use super::transport::{HttpAnswer, Transport};
 use crate::error::{Error, Unreached};
-use crate::protocol::Request;
+use crate::protocol::{Request, Verb};
 use crate::refusal::Refusal;
 
 /// How long one of several servers is listened to before another one is asked. Longer than a leader's answer takes but for
@@ -33,10 +33,7 @@ impl Transport {
         let mut tries = Tries::new(self);
         loop {
             let asked = Instant::now();
-            let timeout = match tries.may_have_acted() {
-                false => self.timeout_of_first_try(question),
-                true => self.timeout_of_one_try(question),
-            };
+            let timeout = tries.timeout_of_next(question);
             match self.call(question, timeout.min(left())) {
                 Ok(answer) => return Ok(tries.answered(answer)),
                 Err(failure) => thread::sleep(tries.failed(question, asked, failure)?),
@@ -57,6 +54,7 @@ impl Transport {
         for _ in 1..servers {
             match self.call(question, moment) {
                 // The next one was put first.
+                Err(NoAnswer::Interrupted(_)) => {}
                 Err(failure) if failure.is_timeout() => {}
                 done => return done.map_err(|failure| self.error(question, failure, 1, false)),
             }
@@ -68,10 +66,17 @@ impl Transport {
     /// another one answers: after a moment it is asked. One that only took longer finds the question repeated.
     pub(super) fn timeout_of_first_try(&self, question: &Request) -> Duration {
         let usual = self.timeout_of_one_try(question);
-        match self.cluster.count() > 1 && self.is_asked_again(question) {
+        match self.moves_on(question) {
             true => usual.min(MOMENT),
             false => usual,
         }
+    }
+
+    /// Whether another server is asked after a moment. What ends a hold is given more time: repeated, it finds it ended,
+    /// and can't tell by whom.
+    fn moves_on(&self, question: &Request) -> bool {
+        let ends_hold = matches!(question.verb, Verb::Unlock | Verb::Break);
+        self.cluster.count() > 1 && self.is_asked_again(question) && !ends_hold
     }
 
     /// How long one try may take to be answered. Where no answer comes a question is asked twice, and both tries
@@ -133,6 +138,21 @@ impl<'a> Tries<'a> {
             leaderless_until: Some(until),
             ..self
         }
+    }
+
+    /// How long the next try may take: a moment at each server but the last one, which has what the options leave.
+    fn timeout_of_next(&self, question: &Request) -> Duration {
+        let transport = self.transport;
+        let servers = transport.cluster.count() as u32;
+        if !transport.moves_on(question) {
+            return transport.timeout_of_one_try(question);
+        }
+        if self.attempts + 1 < servers {
+            return transport.timeout_of_first_try(question);
+        }
+        let begun = self.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        let left = transport.options.answer_timeout.saturating_sub(begun);
+        left.max(transport.timeout_of_one_try(question))
     }
 
     /// Whether the question may have reached the server before.
@@ -215,8 +235,11 @@ impl<'a> Tries<'a> {
             NoAnswer::Interrupted(_) if failure.is_by_proxy() => Some(pause),
             // The place in the queue is not kept for long.
             NoAnswer::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
-            // Twice in a row it is not the connection that has gone astray.
-            NoAnswer::Interrupted(_) if failure.is_timeout() => None,
+            // Twice in a row it is not the connection that has gone astray; of several servers each is asked.
+            NoAnswer::Interrupted(_) if failure.is_timeout() => {
+                let each = self.transport.cluster.count();
+                ((self.attempts as usize) < each).then_some(Duration::ZERO)
+            }
             NoAnswer::NotConnected(Unreached::Timeout, _) if self.attempts > 1 => None,
             NoAnswer::NotConnected(Unreached::Connect, source)
                 if source.kind() == io::ErrorKind::ConnectionRefused
