@@ -23,7 +23,7 @@ struct Seat {
     is_taken: bool,
     /// How often it was taken.
     turn: usize,
-    /// How many requests were begun in it, and how many when it was last looked after.
+    /// How many requests were begun in it, and how many when it was last looked after, or one less when it was taken.
     begun: usize,
     begun_before: usize,
 }
@@ -60,6 +60,8 @@ impl Helpers {
             .find(|(_, seat)| !seat.is_taken)?;
         seat.is_taken = true;
         seat.turn += 1;
+        // It has until the second look from now: a thread has to come first.
+        seat.begun_before = seat.begun.wrapping_sub(1);
         Some(Help {
             seat: at,
             turn: seat.turn,

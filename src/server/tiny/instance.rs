@@ -117,7 +117,10 @@ impl Instance {
     pub(super) fn take(&self) -> Option<(SocketAddr, Request)> {
         loop {
             // Whatever has come enters its pipeline before anything is served.
-            let received = if self.phase() == CLOSING || self.pipelines.is_ready() {
+            let is_closing = self.phase() == CLOSING;
+            let received = if is_closing {
+                self.receive_last()
+            } else if self.pipelines.is_ready() {
                 self.tiny.try_recv()
             } else if self.is_over() {
                 return None;
@@ -127,7 +130,7 @@ impl Instance {
             match received {
                 Ok(Some(request)) => self.enter(request),
                 Ok(None) => match self.pipelines.next() {
-                    None if self.phase() == CLOSING => {
+                    None if is_closing => {
                         self.phase.fetch_max(DRAINED, SeqCst);
                         self.pipelines.notify();
                     }
@@ -160,6 +163,18 @@ impl Instance {
             DRAINED => self.pipelines.is_empty(),
             _ => false,
         }
+    }
+
+    /// A request that has come before it was closed. `None` if there is none.
+    fn receive_last(&self) -> io::Result<Option<Request>> {
+        // It says that there is none also where somebody was to be woken: by this being closed, and by `done`.
+        for _ in 0..2 {
+            let received = self.tiny.try_recv();
+            if !matches!(received, Ok(None)) {
+                return received;
+            }
+        }
+        self.tiny.try_recv()
     }
 
     /// Waits for a request. `None` if there is something else to look at.
@@ -241,7 +256,8 @@ impl Instance {
     pub(super) fn done(&self, client: SocketAddr) {
         let is_ready = self.pipelines.done(client);
         let has_news = is_ready || self.phase() == DRAINED;
-        if has_news && self.is_receiving.load(SeqCst) {
+        // Once is enough: who wakes up looks at everything.
+        if has_news && self.is_receiving.swap(false, SeqCst) {
             self.tiny.unblock();
         }
     }
