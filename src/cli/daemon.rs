@@ -156,7 +156,12 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
         Answering::Ours(server) if may_go_by_port => {
             say(&found_by_port(&pid_file, &host, port));
             let (pid, place) = (server.pid, format!("{host}:{port}"));
-            let role = place.parse().map(|here| role_of(&here)).unwrap_or_default();
+            let here = ServerAddress {
+                host,
+                port,
+                ..ServerAddress::default()
+            };
+            let role = role_of(&here);
             return Ok(print(&format!("running, process {pid}, on {place}{role}")));
         }
         Answering::Ours(server) => {
@@ -305,7 +310,7 @@ fn detach(log_to: Option<&Path>) -> Result<(), Failure> {
 /// What is said of a server that somebody else ended.
 fn ended_early(child: Pid, by: &str) -> String {
     format!(
-        "process {child} was ended by {by} before it answered, as another stop or restart does; start or restart again"
+        "process {child} was ended by {by} before it answered, most likely for another stop or restart; start or restart again"
     )
 }
 
@@ -317,15 +322,23 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
     while let Err(error) = client.try_ping() {
         match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) if Instant::now() < until => thread::sleep(POLL),
-            Ok(WaitStatus::Signaled(_, signal, _)) => {
+            Ok(WaitStatus::Signaled(_, signal @ (Signal::SIGTERM | Signal::SIGKILL), _)) => {
                 return Err(Failure::new(FAILED, ended_early(child, signal.as_str())));
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                let why = format!("process {child} was ended by {signal} before it answered");
+                return Err(Failure::new(FAILED, why));
             }
             Ok(WaitStatus::Exited(_, code)) => {
                 let mut message = String::new();
                 // What it could not say is not said.
                 let _ = failure.read_to_string(&mut message);
-                if message.is_empty() {
-                    message = ended_early(child, "a stop");
+                match code {
+                    0 => message = ended_early(child, "a stop"),
+                    _ if message.is_empty() => {
+                        message = format!("process {child} ended with {code} before it answered");
+                    }
+                    _ => {}
                 }
                 let code = u8::try_from(code).unwrap_or(FAILED).max(FAILED);
                 return Err(Failure::new(code, message));

@@ -29,8 +29,8 @@ pub fn why_leaderless(client: &Client) -> Option<String> {
         if status.role != "standby" || status.leader.is_some() {
             return None;
         }
-        let is_known = trouble(&status).is_some();
-        if is_known || Instant::now() >= until {
+        // Trouble with one member of etcd is over once the next one is asked.
+        if Instant::now() >= until {
             return Some(leaderless(&status));
         }
         thread::sleep(POLL);

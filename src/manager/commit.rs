@@ -20,7 +20,7 @@ use super::unstored::{HAS_STORE, Mark};
 use super::{LockManager, State, StoreEpoch};
 use crate::lease::{self, Claim, Fence, Grant, LeaseView};
 use crate::store::election::Election;
-use crate::store::{Batch, Recovered, Store, StoreError, StoredHold};
+use crate::store::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 use crate::table::LockTable;
 
 /// How long until what has to be stored is tried again where there was no room.
@@ -320,7 +320,8 @@ impl LockManager {
                         log::error!("{error}; nothing is granted until there is");
                     }
                     state.take_back(marks, now);
-                    if is_ending && batch.records.len() <= 1 {
+                    let is_end = matches!(*batch.records, [] | [Record::Ended(_)]);
+                    if is_ending && is_end {
                         // Not even an end fits. Nobody was told of those: their holds stand when the store is opened again.
                         return Ok(());
                     }

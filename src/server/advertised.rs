@@ -3,11 +3,11 @@
 //!
 //! Knows no store and no lock.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::host::{is_of_one_machine, parse_address};
 use crate::protocol;
@@ -44,7 +44,9 @@ fn trouble(address: &str, server: &str) -> Option<String> {
         Err(error) => return Some(format!("this machine does not know the name: {error}")),
     };
     match answered_by(address, &found) {
-        Err(error) => Some(format!("nobody answers there: {error}")),
+        Err(error) => Some(format!(
+            "from here nobody answers there by plain HTTP: {error}"
+        )),
         Ok(None) => Some("what answers there is no lock server".into()),
         Ok(Some(other)) if other != server => Some("another server answers there".into()),
         // An address that says so itself is warned of at once.
@@ -76,8 +78,7 @@ fn ask(mut stream: &TcpStream, host: &str) -> io::Result<Option<String>> {
     stream.set_write_timeout(Some(TIMEOUT))?;
     let question = format!("GET /PING HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(question.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(MOST).read_to_end(&mut answer)?;
+    let answer = read_head(stream)?;
     let answer = String::from_utf8_lossy(&answer);
     let name = answer.lines().find_map(|line| {
         let (field, value) = line.split_once(':')?;
@@ -85,6 +86,22 @@ fn ask(mut stream: &TcpStream, host: &str) -> io::Result<Option<String>> {
         is_name.then(|| value.trim().to_owned())
     });
     Ok(name)
+}
+
+/// The head of the answer: what keeps the connection open after it keeps nobody here.
+fn read_head(stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let until = Instant::now() + TIMEOUT;
+    let mut head = Vec::new();
+    for byte in BufReader::new(stream.take(MOST)).bytes() {
+        head.push(byte?);
+        if head.ends_with(b"\r\n\r\n") {
+            break;
+        }
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(head)
 }
 
 #[cfg(test)]
@@ -129,6 +146,9 @@ mod tests {
         let address = listener.local_addr().expect("it is bound").to_string();
         drop(listener);
         let trouble = trouble(&address, "me").expect("nobody is there");
-        assert!(trouble.starts_with("nobody answers there: "), "{trouble}");
+        assert!(
+            trouble.starts_with("from here nobody answers there by plain HTTP: "),
+            "{trouble}"
+        );
     }
 }
