@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lock_server::{Client, ClientOptions, Options, Server, ServerAddress, StoreAddress, Token};
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{self, ForkResult, Pid};
+use nix::unistd::{self, AccessFlags, ForkResult, Pid};
 
 use crate::cli::advice::explain;
 use crate::cli::args::{ServerArgs, StatusArgs, Stop};
@@ -87,8 +87,10 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     let may_go_by_port = args.pid_file.is_none();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
     let port = args.options.port;
+    let mut store = None;
     let classic_port = if let Found::Running(old, file) = pid_file.find()? {
         try_options(&args.options, |port| old.endpoint.has(port))?;
+        store = store_of(old.endpoint.reachable());
         end(&old, &file, &pid_file)?;
         old.endpoint.classic_port
     } else {
@@ -97,6 +99,11 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         match local_server::ask(&host, port)? {
             Answering::Ours(old) if may_go_by_port => {
                 try_options(&args.options, |port| old.ports.contains(&port))?;
+                store = store_of(ServerAddress {
+                    host: host.clone(),
+                    port,
+                    ..ServerAddress::default()
+                });
                 old.end()?;
                 say(&found_by_port(&pid_file, &host, port));
                 print(&format!("stopped process {}", old.pid));
@@ -106,10 +113,16 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         }
     };
     let lost = classic_port.filter(|_| args.options.classic_port.is_none());
+    let lost_store = store.filter(|_| args.options.store.is_none());
     let started = start_with(args.options, pid_file, RESTART_AGAIN)?;
     if let Some(port) = lost {
         say(&format!(
             "the old server had classic clients on port {port}; the new one has none"
+        ));
+    }
+    if let Some(kind) = lost_store {
+        say(&format!(
+            "the old server kept its locks in a store ({kind}); the new one has none and knows of no locks: give --store to restart, too"
         ));
     }
     Ok(started)
@@ -124,7 +137,25 @@ fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<
         ..options.clone()
     };
     Server::new(trial).bind()?;
-    Ok(())
+    let Some(StoreAddress::File(path)) = &options.store else {
+        return Ok(());
+    };
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = folder.unwrap_or(Path::new("."));
+    let may_write = AccessFlags::W_OK | AccessFlags::X_OK;
+    unistd::access(folder, may_write).map_err(|error| {
+        let what = format!(
+            "cannot make a store in {}; the old server goes on",
+            folder.display()
+        );
+        Failure::system(&what, io::Error::from(error))
+    })
+}
+
+/// What keeps the locks of a server of this machine, if it does and says so.
+fn store_of(here: ServerAddress) -> Option<String> {
+    let client = client_of(here, Duration::from_secs(1));
+    Some(client.status().ok()?.store?.kind)
 }
 
 /// Says whether the server that the pid file names runs and answers, or else the one at the port.
@@ -177,12 +208,19 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
 
 /// What a server of this machine does in its cluster. It is asked with the token of the environment.
 fn role_of(here: &ServerAddress) -> String {
+    let usual = ClientOptions::default().answer_timeout;
+    role::of(&client_of(here.clone(), usual))
+}
+
+/// One that asks once, with the token of the environment.
+fn client_of(here: ServerAddress, answer_timeout: Duration) -> Client {
     let options = ClientOptions {
         token: Token::from_env().ok().flatten(),
         reconnect_attempts: 0,
+        answer_timeout,
         ..ClientOptions::default()
     };
-    role::of(&Client::at("status", here, options))
+    Client::at("status", &here, options)
 }
 
 /// How a server was found whose pid file was not.

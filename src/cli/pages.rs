@@ -138,7 +138,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide");
         let files = fs::read_dir(folder).expect("the guide");
         let names = files.map(|file| file.expect("an entry").file_name());
-        let names = names.map(|name| name.to_string_lossy().replace(".md", ""));
+        let names = names.filter_map(|name| Some(name.to_str()?.strip_suffix(".md")?.to_owned()));
         // The front page of the crate's documentation says what stands in --help.
         let mut names: Vec<String> = names.filter(|name| name != "front").collect();
         names.sort();

@@ -54,7 +54,7 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "NAME")]
             allow_host: Vec<String>,
 
-            /// how long a lock lasts; default 3, etcd: 30
+            /// how long a lock lasts; default 3 (etcd 30)
             #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
             lock_timeout: Option<Duration>,
 
@@ -74,7 +74,7 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "FILE")]
             token_file: Option<PathBuf>,
 
-            /// file:PATH or etcd:URL; see: help cluster
+            /// file:PATH or etcd:URL; see: help store
             #[argh(option, arg_name = "STORE", from_str_fn(store))]
             store: Option<StoreAddress>,
 

@@ -249,6 +249,13 @@ fn link<'a>(
         let (target, behind) = target.split_once(')')?;
         return Some((shown, target, behind));
     }
+    if let Some((named, behind)) = behind
+        .strip_prefix('[')
+        .and_then(|name| name.split_once(']'))
+        && let Some(target) = links.get(named)
+    {
+        return Some((shown, target, behind));
+    }
     Some((shown, links.get(shown)?, behind))
 }
 
@@ -305,6 +312,10 @@ mod tests {
             (
                 "as [in tests] says",
                 "as in tests (see `lock-server help in-tests`) says",
+            ),
+            (
+                "the [tests of it][in tests] say",
+                "the tests of it (see `lock-server help in-tests`) say",
             ),
             ("a [`Client`] of [this](#here)", "a `Client` of this"),
             (
