@@ -21,7 +21,7 @@ use crate::cli::{help, usage};
 /// The verb whose arguments end at `--`.
 pub const EXEC: &str = "exec";
 
-/// What stands before a topic. The parser admits no verb of that name.
+/// The word before a topic. The parser takes no verb of that name.
 pub const HELP: &str = "help";
 
 /// What the command line asks for.

@@ -120,7 +120,7 @@ fn no_such_topic(asked: &str, name: &str) -> Failure {
     let parts: Vec<&str> = words.iter().filter(is_part).copied().collect();
     let hint = match (parts.as_slice(), usage::meant(name, &words)) {
         ([], Some(meant)) => format!("did you mean {meant}?"),
-        ([], None) => format!("one of {}", words.join(", ")),
+        ([], None) => "lock-server help lists them".into(),
         (parts, _) => format!("did you mean {}?", parts.join(" or ")),
     };
     Failure::usage(format!("no such topic or command: {asked}; {hint}"))
@@ -160,7 +160,7 @@ mod tests {
             ("in", "did you mean in-async-code or in-tests?"),
             ("fork", "did you mean after-a-fork?"),
             ("unlok", "did you mean unlock?"),
-            ("xyzzy", "one of access, after-a-fork, "),
+            ("xyzzy", "lock-server help lists them"),
         ] {
             let (code, message) = said(asked);
             assert_eq!(code, 2);

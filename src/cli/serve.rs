@@ -101,7 +101,7 @@ pub fn log_panics_of_tiny_http() {
 }
 
 /// What curl has to be told, each with a space behind it. A standby redirects to the leader, to which curl shows no token
-/// unless it is told that the servers trust each other.
+/// without an option that says that the servers trust each other.
 fn curl_options(asks_for_token: bool, is_in_cluster: bool) -> &'static str {
     match (asks_for_token, is_in_cluster) {
         (false, false) => "",

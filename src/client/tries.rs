@@ -263,6 +263,32 @@ fn spread(time: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ClientOptions;
+    use crate::protocol::{Parameter, Value};
+
+    /// Repeated at another server, an UNLOCK finds the hold ended and can't tell by whom. The last server has what is left.
+    #[test]
+    fn each_of_several_servers_has_a_moment_but_the_last_one_and_but_for_what_ends_a_hold() {
+        let timeouts = |servers: &[u16], question: &Request| {
+            let at = |port: &u16| format!("127.0.0.1:{port}").parse().expect("an address");
+            let servers: Vec<_> = servers.iter().map(at).collect();
+            let transport = Transport::to_all(&servers);
+            let mut tries = Tries::new(&transport);
+            let each = servers.iter().map(|_| {
+                let timeout = tries.timeout_of_next(question);
+                tries.attempts += 1;
+                timeout
+            });
+            each.collect::<Vec<_>>()
+        };
+        let whole = ClientOptions::default().answer_timeout;
+        let check = Request::new(Verb::Check, "K", "");
+        assert_eq!(timeouts(&[1, 2, 3], &check), [MOMENT, MOMENT, whole]);
+        assert_eq!(timeouts(&[1], &check), [whole / 2]);
+        let unlock =
+            Request::new(Verb::Unlock, "K", "A").with(Parameter::Fence, Some(Value::Number(1)));
+        assert_eq!(timeouts(&[1, 2], &unlock), [whole / 2; 2]);
+    }
 
     /// They had all come back in one instant.
     #[test]

@@ -119,6 +119,8 @@ mod tests {
             let asked = stream.read(&mut [0; 1024]).expect("a question");
             assert_ne!(asked, 0);
             stream.write_all(answer.as_bytes()).expect("it reads");
+            // Open until it is dropped, as a proxy may keep it.
+            stream
         });
         let trouble = trouble(&address, "me");
         answers.join().expect("no panic");

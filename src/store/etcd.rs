@@ -52,7 +52,7 @@ pub(crate) struct EtcdOptions {
     pub shared: SharedOptions,
 }
 
-/// Options by their names, and their values as text. No secrets: whoever reads etcd reads them.
+/// Options by their names, and their values as text. No secrets: all who read etcd read them.
 pub(crate) type SharedOptions = BTreeMap<String, String>;
 
 /// A file with the password of a user, in its first line. It is read each time.

@@ -245,7 +245,7 @@ fn a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed(
     ));
 }
 
-/// Seen to fail: there were two believers, of whom one was granted the key by a server that knows nothing of the others.
+/// Seen to fail: two clients held one key: a server that knows nothing of the others granted it again.
 #[test]
 fn a_server_of_the_list_that_was_started_without_the_store_is_not_believed() {
     let three = Three::new();
@@ -322,12 +322,7 @@ fn a_single_server_needs_no_store() {
 fn a_first_server_that_is_suspended_is_left_after_a_moment() {
     let three = Three::new();
     let [_, _, c] = &three.fronts;
-    // Its connections are made by the kernel.
-    let suspended = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let suspended = suspended
-        .local_addr()
-        .map(|address| (address.to_string(), suspended));
-    let (address, _listens) = suspended.expect("it is bound");
+    let (address, _listens) = suspended();
     let list = list([address, c.address()]);
     let patient = ClientOptions {
         answer_timeout: Duration::from_secs(120),
@@ -340,6 +335,33 @@ fn a_first_server_that_is_suspended_is_left_after_a_moment() {
     assert!(fresh.is_locked("KEYA").expect("it answers"));
     assert!(begun.elapsed() < Duration::from_secs(60));
     typed_at(&list, "ping").expect(0, "1\n");
+}
+
+/// A server that says nothing: its connections are made by the kernel.
+fn suspended() -> (String, TcpListener) {
+    let listens = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listens.local_addr().expect("it is bound").to_string();
+    (address, listens)
+}
+
+/// Seen to fail: the third one was never asked.
+#[test]
+fn each_is_asked_whether_those_before_it_are_not_there_or_say_nothing() {
+    let three = Three::new();
+    let [_, _, c] = &three.fronts;
+    let (silent, _listens) = suspended();
+    let (silent_too, _listens) = suspended();
+    for others in [[nobody(), silent.clone()], [silent, silent_too]] {
+        let list = list(others.into_iter().chain([c.address()]));
+        let fresh = client("CLIENT_A", &list);
+        assert!(!fresh.is_locked("KEYA").expect("it answers"));
+        let fresh = client("CLIENT_A", &list);
+        let lease = fresh.try_lock("KEYB").expect("it answers");
+        let lease = lease.expect("it is free");
+        let is_ended = fresh.unlock_fenced("KEYB", lease.fence);
+        assert!(is_ended.expect("it answers"));
+        typed_at(&list, "ping").expect(0, "1\n");
+    }
 }
 
 #[test]

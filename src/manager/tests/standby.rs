@@ -199,7 +199,7 @@ fn what_was_taken_back_stays_untold_also_when_the_server_leads_no_more() {
     manager.release("K", "ann", None).unwrap();
     assert_eq!(fences_held(&steps.next()), [ann + 1]);
     steps.lose(StoreError::Full);
-    // The end has room. Then bob's wait is over, and whoever answers him asks whether it was for nothing.
+    // The end has room. Then bob's wait is over, and the thread that answers him asks whether it was for nothing.
     until(|| {
         steps.apply_next();
         !bob.notified.lock().is_empty()

@@ -139,6 +139,15 @@ mod tests {
         assert_eq!(helpers.call(BACKLOG), None);
     }
 
+    /// Its thread has to come first.
+    #[test]
+    fn one_that_was_just_called_keeps_its_seat_at_the_first_look() {
+        let helpers = Helpers::new(2);
+        let help = helpers.call(BACKLOG).expect("there may be one");
+        helpers.give_up_stuck();
+        assert!(helpers.begin(&help));
+    }
+
     #[test]
     fn one_that_serves_keeps_its_seat() {
         let helpers = Helpers::new(2);

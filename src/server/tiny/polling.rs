@@ -1,9 +1,9 @@
 //! When to look for the next request again and again, and when to sleep until it comes.
 //!
-//! To wake a thread takes some 20 µs where the processor sleeps too. So who takes requests looks for a while first, and
-//! gives the processor up between two looks, to the threads that read requests and write answers. Where others compute,
-//! that is the wrong way: from Linux 6.18 on, who gives up the processor gives up its share of it, too, and comes back
-//! behind them all, after milliseconds; who sleeps is woken before them.
+//! To wake a thread takes some 20 µs where the processor sleeps too. So the thread that takes requests looks for a while
+//! first. Between two looks it gives the processor up, to the threads that read requests and write answers. Where others compute,
+//! that is the wrong way, as measured with Linux 6.18: a thread that gives the processor up comes back behind them all, after
+//! milliseconds, and one that sleeps is woken before them.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 /// How long to look.
 const LONGEST: Duration = Duration::from_micros(50);
 
-/// Who gave up the processor for longer than this gave it to others who compute. Then it sleeps at once for a while,
-/// twice as long each time in a row.
+/// If the processor was given up for longer than this, others compute. Then the thread sleeps at once for a while, twice
+/// as long each time in a row.
 const CROWDED: Duration = Duration::from_micros(500);
 const FIRST_WHILE: Duration = Duration::from_millis(10);
 const LONGEST_WHILE: Duration = Duration::from_secs(1);
@@ -24,9 +24,9 @@ pub(super) struct Polling(Mutex<Competitors>);
 
 #[derive(Clone, Copy, Default)]
 struct Competitors {
-    /// Until when others compute, as far as is known.
+    /// Until when they compute, as far as is known.
     until: Option<Instant>,
-    /// How long that was expected of them. Zero where they did not, when it last looked.
+    /// How long they were expected to, when that was last found. Zero since a look without them.
     expected: Duration,
 }
 
@@ -78,7 +78,7 @@ mod tests {
 
     use super::*;
 
-    /// Looks in vain, with a clock that each look puts forward by that time. Returns how often.
+    /// Looks, and finds nothing, with a clock that each look puts forward by that time. Returns how often it looked.
     fn looks(polling: &Polling, clock: &Cell<Instant>, away: Duration) -> usize {
         let looks = Cell::new(0);
         let give_up = || clock.set(clock.get() + away);

@@ -80,7 +80,7 @@ impl Term {
         }
     }
 
-    /// The same, which gives up soon after that server is told to end.
+    /// The same, which gives up soon after that server has to end.
     pub fn until_stopped(self, election: Arc<Election>) -> Self {
         Term { election, ..self }
     }
@@ -318,7 +318,7 @@ impl Term {
             | FailureClass::NoService => gateway.log_failure("write to etcd", failure),
         }
         if self.election.is_stopped_for(LAST_TRIES) {
-            // Nobody is told of what is under way, as after a crash.
+            // Nobody gets an answer about what is under way, as after a crash.
             log::warn!("the server ends before etcd has confirmed everything: {failure}");
             return Err(StoreError::Deposed);
         }
