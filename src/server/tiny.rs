@@ -21,6 +21,7 @@ mod instance;
 mod polling;
 mod sockets;
 mod stalls;
+mod traffic;
 mod unfinished;
 
 use std::io;

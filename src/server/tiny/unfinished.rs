@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::mem;
 use std::time::{Duration, Instant};
 
-use super::sockets::Traffic;
+use super::traffic::Traffic;
 use crate::memory::resident;
 
 /// How long a request, with its body, may take to come.
