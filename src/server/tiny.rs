@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | leaves a new connection unserved: it hands it to a thread that it believes to be idle, by a stale count | `stalls.rs` | `of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
 //! | ends its accept loop on the first error, by a panic at its last descriptor | `tiny.rs` | `out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
-//! | hides its sockets, and that a client has gone | `sockets.rs` | `a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second`, `a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port` |
+//! | hides its sockets, and that a client has gone | `sockets.rs` | `a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second`, `a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port`, `what_has_the_number_of_a_connection_that_was_closed_is_not_shut_down_in_its_stead` |
 //! | reads a connection's next requests before the one before them is answered | `instance.rs` | `a_hundred_thousand_requests_sent_ahead_delay_nobody_else` |
 //! | answers a request by itself that is dropped, and waits for those before it | `exchange.rs` | `what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends` |
 //! | blocks who writes to a client that does not read | `exchange.rs` | `a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
@@ -234,7 +234,7 @@ impl TinyHttp {
         self.instances()
             .for_each(|instance| instance.wait_until_served(until));
         if let Ok(connections) = self.sockets.look_up() {
-            connections.shut_down_all();
+            self.sockets.shut_down_all(&connections);
         }
         for instance in self.instances() {
             instance.forget_requests();

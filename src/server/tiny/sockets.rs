@@ -2,7 +2,8 @@
 //!
 //! tiny_http gives no access to its sockets and swallows their end, so they are found among the
 //! process's own descriptors by the address of their other end. A descriptor found here is used by
-//! number and may by then belong to someone else; each function says why that does no harm.
+//! number and may by then belong to someone else, in a program that has a server in it to anything that the program
+//! has open; each function says why that does no harm.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -147,6 +148,17 @@ impl Sockets {
         }
         ShutDown(fds)
     }
+
+    /// Ends each of these connections, both ways.
+    pub(super) fn shut_down_all(&self, connections: &Connections) {
+        for pair in connections.0.values() {
+            let copy = || pair.copy().ok_or_else(|| io::Error::from(Errno::ENOTCONN));
+            // It is not to be had where the connection is gone, which is as good.
+            if let Ok(copy) = self.with_spare(copy) {
+                copy.shut_down();
+            }
+        }
+    }
 }
 
 /// The connections that came in at one port, by the other end's address. What came in at another
@@ -165,14 +177,6 @@ impl Connections {
     pub fn without(mut self, others: &Connections) -> Self {
         self.0.retain(|client, _| !others.0.contains_key(client));
         self
-    }
-
-    /// Ends each of them.
-    pub fn shut_down_all(&self) {
-        for pair in self.0.values() {
-            // It fails only on a connection that is gone, which is as good.
-            let _ = socket::shutdown(pair.fds[0], Shutdown::Both);
-        }
     }
 }
 
@@ -368,4 +372,37 @@ fn inode_of(fd: RawFd) -> Option<u64> {
     // SAFETY: the descriptor is only asked; where it is not open, that fails.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     stat::fstat(fd).ok().map(|stat| stat.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpStream};
+
+    use nix::libc;
+
+    use super::*;
+
+    fn connection() -> (TcpListener, TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        (listener, client, accepted)
+    }
+
+    #[test]
+    fn what_has_the_number_of_a_connection_that_was_closed_is_not_shut_down_in_its_stead() {
+        let (listener, mut client, accepted) = connection();
+        let sockets = Sockets::new(listener.local_addr().unwrap());
+        let connections = sockets.look_up().unwrap();
+        let (_elsewhere, mut other_end, mut another) = connection();
+        // SAFETY: the number stays open, and `accepted` has it: another connection's from now on.
+        assert!(unsafe { libc::dup2(another.as_raw_fd(), accepted.as_raw_fd()) } >= 0);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "it is closed");
+
+        sockets.shut_down_all(&connections);
+
+        another.write_all(b"x").unwrap();
+        other_end.read_exact(&mut [0]).unwrap();
+    }
 }
