@@ -215,6 +215,12 @@ impl HttpTransport {
     }
 }
 
+/// Does work that would take room on the stack of every thread that blocks for a LOCK, if it were inlined: a page each.
+#[inline(never)]
+fn in_own_frame<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
 impl Http {
     /// Has a worker do the task, or does without where the system has no thread left.
     fn run(self: &Arc<Self>, task: Task) {
@@ -222,11 +228,11 @@ impl Http {
         let work = move || {
             while let Some(task) = http.workers.next() {
                 match task {
-                    Task::Lead(leader, lead) => leader.lead(&lead),
-                    Task::Help(leader, help) => leader.help(&help),
+                    Task::Lead(leader, lead) => in_own_frame(|| leader.lead(&lead)),
+                    Task::Help(leader, help) => in_own_frame(|| leader.help(&help)),
                     Task::Attend(parked) => parked.wait_and_answer(),
-                    Task::ReadBody(exchange) => http.read_body(*exchange),
-                    Task::WriteDelayed => http.delayed.write(),
+                    Task::ReadBody(exchange) => in_own_frame(|| http.read_body(*exchange)),
+                    Task::WriteDelayed => in_own_frame(|| http.delayed.write()),
                 }
             }
         };

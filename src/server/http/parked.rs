@@ -10,7 +10,7 @@ use std::{io, mem};
 
 use parking_lot::Mutex;
 
-use super::{Http, Task};
+use super::{Http, Task, in_own_frame};
 use crate::manager::{Answerer, Outcome, Pending, Waiter};
 use crate::protocol::{Reply, Verb};
 use crate::server::poller::Watched;
@@ -117,13 +117,14 @@ impl Parked {
     pub fn wait_and_answer(self: &Arc<Self>) {
         let manager = &self.http.handler.manager;
         let outcome = manager.wait(&self.pending);
-        let is_stored = !manager.has_store() || self.pending.is_stored();
-        let is_told_now = is_stored || !outcome.tells_of_hold();
-        match is_told_now {
-            true => self.answer(&outcome),
-            // Another thread may have taken the exchange by then.
-            false => self.answer_once_stored(outcome),
-        }
+        in_own_frame(|| {
+            let is_stored = !manager.has_store() || self.pending.is_stored();
+            match is_stored || !outcome.tells_of_hold() {
+                true => self.answer(&outcome),
+                // Another thread may have taken the exchange by then.
+                false => self.answer_once_stored(outcome),
+            }
+        });
     }
 
     fn answer_once_stored(self: &Arc<Self>, outcome: Outcome) {
