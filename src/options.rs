@@ -9,7 +9,7 @@ use crate::host::{bad_host, bare_host};
 
 mod cluster;
 
-/// How many [`Options::allowed_hosts`] there may be: they travel to a started server in one message.
+/// The most [`Options::allowed_hosts`]: they travel to a started server in one message.
 const MOST_ALLOWED_HOSTS: usize = 32;
 
 /// How a server behaves. Every field has a default, so name only what differs:
@@ -26,105 +26,104 @@ pub struct Options {
     /// How long a lease lasts, counted from its grant. Default 3 s; 1 ms to 365 days.
     pub lock_timeout: Duration,
 
-    /// How long a LOCK waits for its turn before it is answered `0`. Default 4 s; 0 (try once) to
-    /// 365 days.
+    /// How long a LOCK waits for its turn before the server answers `0`. Default 4 s; 0 (try once) to 365 days.
     pub lock_attempt_timeout: Duration,
 
-    /// The TCP port to serve on. Default 8004. 0 takes any free port, which
-    /// [`Server::port`](crate::Server::port) then tells.
+    /// The TCP port to serve on. Default 8004. 0 takes any free port, which [`Server::port`](crate::Server::port) then
+    /// returns.
     pub port: u16,
 
-    /// A second TCP port, for clients of the Perl original, which speak bare lines instead of HTTP. Both see
-    /// the same locks. Default `None`: there is none. `Some(0)` takes any free port, which
-    /// [`Server::classic_port`](crate::Server::classic_port) then tells.
+    /// A second TCP port, for clients of the Perl original, which speak bare lines instead of HTTP. Both ports see the
+    /// same locks. Default `None`: no such port. `Some(0)` takes any free port, which
+    /// [`Server::classic_port`](crate::Server::classic_port) then returns.
     pub classic_port: Option<u16>,
 
     /// Whether a server with a [`token_file`](Self::token_file) may have a [`classic_port`](Self::classic_port), whose
-    /// clients have no way to show a token: every client that reaches that port can lock and unlock. Default `false`: such a
-    /// server does not start.
+    /// clients have no way to show a token: every client that reaches that port can lock and unlock. Default `false`: a
+    /// server with both does not start.
     pub classic_without_token: bool,
 
-    /// The name or address to listen on, without a port; an IPv6 address may stand in brackets. Default
-    /// `127.0.0.1`. Of a name each address is listened on, up to 16. `0.0.0.0` or `::` listens on every
-    /// interface; names are not credentials, so do that only where everybody is trusted, or with a
-    /// [`token_file`](Self::token_file).
+    /// The name or address to listen on, without a port; an IPv6 address may be in brackets. Default `127.0.0.1`. For a
+    /// name, the server listens on each of its addresses, up to 16. `0.0.0.0` or `::` listens on every interface; names
+    /// are not credentials, so do that only where everybody is trusted, or with a [`token_file`](Self::token_file).
     pub host: String,
 
-    /// Further names that a server on loopback may be asked for under: those that a proxy on the same machine passes on
-    /// in `Host`. `*` is any name. Default: none, so that a request for any other name than that of this machine's
-    /// loopback and [`host`](Self::host) gets `421`. Up to 32, each without a port.
+    /// Further names that a server on loopback accepts in `Host`: those that a proxy on the same machine passes on. `*`
+    /// is any name. Default: none, so that the server accepts the names of this machine's loopback and
+    /// [`host`](Self::host), and answers requests for other names with `421`. Up to 32, each without a port.
     ///
     /// A web page whose own name was pointed at 127.0.0.1 (DNS rebinding) can ask for locks under a name that is
-    /// allowed here: name those that are yours.
+    /// allowed here: allow only names that are yours.
     pub allowed_hosts: Vec<String>,
 
-    /// Whether `SHUTDOWN` stops the server. Default `false`: it gets `403`. With a [`token_file`](Self::token_file) it
-    /// takes a token of the role `admin`, whatever this says, and this is for the classic port alone.
+    /// Whether `SHUTDOWN` stops the server. Default `false`: it gets `403`. With a [`token_file`](Self::token_file),
+    /// SHUTDOWN over HTTP needs a token of the role `admin` instead, and this option is for the classic port alone.
     pub allow_shutdown: bool,
 
     /// Whether anybody may end another client's hold with `BREAK`. Default `false`: it gets `403`. With a
-    /// [`token_file`](Self::token_file) it takes a token of the role `admin`, whatever this says.
+    /// [`token_file`](Self::token_file) BREAK needs a token of the role `admin`, and this option has no effect.
     pub allow_break: bool,
 
-    /// A file of tokens, of which a client has to show one: `Authorization: Bearer TOKEN`, or as the password of Basic.
+    /// A file of tokens. A client has to show one of them: `Authorization: Bearer TOKEN`, or as the password of Basic.
     /// Default `None`: everybody may ask everything.
     ///
     /// Each line is `ROLE TOKEN`, up to 100 of them; blank lines and those that begin with `#` do not count. A role is
-    /// `read` (CHECK, VERIFY and the lower-case paths), `lock` (the verbs, too) or `admin` (SHUTDOWN and BREAK, too); PING, `/livez`
-    /// and `/readyz` take no token. A [`Token`](crate::Token) is 8 to 256 of `A-Z a-z 0-9 - . _ ~ + / =`, and at least
-    /// one has to be of the role `lock` or `admin`. The file has to be this user's or root's, and nobody else may have
-    /// a right to it (mode 600).
+    /// `read` (CHECK, VERIFY and the lower-case paths), `lock` (the verbs, too) or `admin` (SHUTDOWN and BREAK, too);
+    /// PING, `/livez` and `/readyz` need no token. A [`Token`](crate::Token) is 8 to 256 of `A-Z a-z 0-9 - . _ ~ + /
+    /// =`, and at least one has to be of the role `lock` or `admin`. The file has to belong to this user or to root,
+    /// and nobody else may have access to it (mode 600).
     ///
-    /// A server of [`start`](crate::Server::start) or [`run`](crate::Server::run) reads it anew when it gets SIGHUP; a
-    /// bad file changes nothing then. The path is UTF-8 without control characters.
+    /// A server of [`start`](crate::Server::start) or [`run`](crate::Server::run) reads the file again at SIGHUP; a bad
+    /// file then changes nothing. The path is UTF-8 without control characters.
     pub token_file: Option<PathBuf>,
 
-    /// How often to try again when the port is busy. Default 3; 0 gives up after the first try.
+    /// How often to try again when the port is busy. Default 3; 0 tries once.
     pub reconnect_attempts: u32,
 
     /// How long to wait between two tries. Default 1 s.
     pub time_between_attempts: Duration,
 
-    /// Whether a server started with [`Server::start`](crate::Server::start) goes on when the
-    /// process that started it has ended, in a session of its own, and when its handle is dropped.
-    /// Default `false`: it ends with its parent, so that a test that panics leaves no server behind.
+    /// Whether a server started with [`Server::start`](crate::Server::start) goes on, in a session of its own, when its
+    /// handle is dropped and when the process that started it ends. Default `false`: it ends with its parent, so that a
+    /// test that panics leaves no server behind.
     pub outlive_parent: bool,
 
-    /// The longest lease that a LOCK or RENEW may ask for with `lock_timeout`; one that asks for more gets
-    /// `400`. Default `None`: 1 h, or [`lock_timeout`](Self::lock_timeout) if that is longer. `Some` must not
-    /// be less than that; up to 365 days.
+    /// The longest lease that a LOCK or RENEW may ask for with `lock_timeout`; a longer one gets `400`. Default `None`:
+    /// 1 h, or [`lock_timeout`](Self::lock_timeout) if that is longer. `Some` must not be less than that; up to 365
+    /// days.
     pub max_lock_timeout: Option<Duration>,
 
-    /// The longest wait that a LOCK may ask for with `lock_attempt_timeout`; one that asks for more gets
-    /// `400`. Default `None`: 1 h, or [`lock_attempt_timeout`](Self::lock_attempt_timeout) if that is longer.
-    /// `Some` must not be less than that; up to 365 days.
+    /// The longest wait that a LOCK may ask for with `lock_attempt_timeout`; a longer one gets `400`. Default `None`: 1
+    /// h, or [`lock_attempt_timeout`](Self::lock_attempt_timeout) if that is longer. `Some` must not be less than that;
+    /// up to 365 days.
     pub max_lock_attempt_timeout: Option<Duration>,
 
-    /// How many LOCKs may wait at the same time, over all keys. Default 10,000; at the most 100 fewer than the server
-    /// has room for clients. One more gets `503` at once. 0: a LOCK that would have to wait gets `503`, and one that
-    /// tries once (`lock_attempt_timeout` 0) is answered as ever.
+    /// How many LOCKs may wait at the same time, over all keys. Default 10,000; at most 100 fewer than the clients that
+    /// the server has room for. A LOCK beyond that gets `503` at once. With 0, a LOCK that would have to wait gets
+    /// `503`; a LOCK that tries once (`lock_attempt_timeout` 0) is answered as usual.
     pub max_waiters: usize,
 
-    /// How many keys may be held at the same time; one that several hold counts for each. Default 1,000,000; 1 or
-    /// more. A LOCK of one more gets `503` at once; one that waits for its turn is not refused.
+    /// How many keys may be held at the same time; a key with several holders counts once for each. Default 1,000,000;
+    /// 1 or more. A LOCK of one more key gets `503` at once. A LOCK that already waits for its turn is not refused.
     pub max_keys: usize,
 
-    /// Where a server of [`Server::start`](crate::Server::start) logs to: a file that is made if need be, appended
-    /// to, and never cut off or replaced. `RUST_LOG` says how much, from `error` to `trace`; without it, `info`.
-    /// Default `None`: it logs nothing. A server of [`run`](crate::Server::run) or
-    /// [`spawn`](crate::Server::spawn) ignores it and logs through the program's own [`log`].
+    /// The file that a server of [`Server::start`](crate::Server::start) logs to. It is made if it is missing, appended
+    /// to, and never truncated or replaced. `RUST_LOG` sets the level, from `error` to `trace`; without it, `info`.
+    /// Default `None`: it logs nothing. A server of [`run`](crate::Server::run) or [`spawn`](crate::Server::spawn)
+    /// ignores it and logs through the program's own [`log`].
     pub log_to: Option<PathBuf>,
 
-    /// Where locks are kept, so that they outlive the server: see [`StoreAddress`]. Default `None`: they end with it.
+    /// Where locks are kept, so that they outlive the server: see [`StoreAddress`]. Default `None`: locks end with the
+    /// server.
     pub store: Option<StoreAddress>,
 
-    /// Whether each answer about a hold waits until the disk has what it tells of. Default `true`: locks outlive a crash
-    /// of the machine. `false` is faster, and they outlive a crash of the server's process alone: after a power failure
-    /// the store may lack the last grants, or be damaged.
-    /// For a [file](StoreAddress::File) alone.
+    /// Whether each answer about a hold waits until the disk has what the answer reports. Default `true`: locks outlive
+    /// a crash of the machine. With `false` the server is faster, and locks outlive only a crash of its process: after
+    /// a power failure the store may lack the last grants, or be damaged. For a store in a [file](StoreAddress::File)
+    /// only.
     pub store_sync: bool,
 
-    /// How several servers share a store in [etcd](StoreAddress::Etcd): for that alone.
+    /// How several servers share a store in [etcd](StoreAddress::Etcd). For such a store only.
     pub cluster: ClusterOptions,
 }
 
@@ -159,7 +158,7 @@ impl Default for Options {
 /// The longest lease and the longest wait.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What may be asked for where the options say nothing else.
+/// The default caps on the times that a question may ask for.
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 impl Options {
@@ -168,18 +167,18 @@ impl Options {
         bare_host(&self.host)
     }
 
-    /// What [`max_lock_timeout`](Self::max_lock_timeout) comes to.
+    /// The effective value of [`max_lock_timeout`](Self::max_lock_timeout).
     pub(crate) fn longest_lock_timeout(&self) -> Duration {
         self.max_lock_timeout.unwrap_or(HOUR.max(self.lock_timeout))
     }
 
-    /// What [`max_lock_attempt_timeout`](Self::max_lock_attempt_timeout) comes to.
+    /// The effective value of [`max_lock_attempt_timeout`](Self::max_lock_attempt_timeout).
     pub(crate) fn longest_lock_attempt_timeout(&self) -> Duration {
         self.max_lock_attempt_timeout
             .unwrap_or(HOUR.max(self.lock_attempt_timeout))
     }
 
-    /// Refuses what no server can do, before anything is bound or forked.
+    /// Refuses values that no server can have, before anything is bound or forked.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
         if !(Duration::from_millis(1)..=YEAR).contains(&self.lock_timeout) {
@@ -230,12 +229,12 @@ impl Options {
         Ok(())
     }
 
-    /// Whether one without a token may lock a key.
+    /// Whether a client without a token can lock a key.
     pub(crate) fn lets_strangers_lock(&self) -> bool {
         self.token_file.is_none() || self.classic_port.is_some()
     }
 
-    /// As [`validate`](Self::validate), of what says who may ask.
+    /// The part of [`validate`](Self::validate) for the options about access.
     fn validate_access(&self) -> Result<(), Error> {
         let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
         if let Some(path) = &self.token_file {
@@ -270,10 +269,10 @@ fn not_a_line(path: &Path) -> String {
 }
 
 fn bad_allowed_host(name: &str) -> Option<String> {
-    // The longest that DNS has.
+    // The longest name that DNS allows.
     const LONGEST: usize = 253;
     if name.len() > LONGEST {
-        return Some("a name of more than 253 bytes is none".into());
+        return Some("a host name has at most 253 bytes".into());
     }
     if name.contains('%') {
         return Some(format!("{name:?} has a zone, which no Host has"));
@@ -281,8 +280,7 @@ fn bad_allowed_host(name: &str) -> Option<String> {
     bad_host(name)
 }
 
-/// Refuses a cap that the server's own time would exceed: a LOCK that names the usual time would be told
-/// that it is too long.
+/// Refuses a cap that the server's own time exceeds: a LOCK that names the default time would be refused as too long.
 fn expect_cap(
     (option, cap): (&'static str, Option<Duration>),
     (capped, usual): (&str, Duration),

@@ -22,17 +22,17 @@ use crate::host::parse_address;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreAddress {
-    /// A file on a local disk, which is made if need be; the file of its log, `PATH-wal`, belongs to it. One server has
-    /// it at a time. Its folder is there and may be written to; the path is UTF-8 without control characters. Not on a
-    /// network file system: what is locked and synced there may be neither.
+    /// A file on a local disk, made if it is missing; its log file `PATH-wal` belongs to it. One server uses it at a
+    /// time. Its folder has to exist and be writable; the path is UTF-8 without control characters. Not on a network
+    /// file system: locks and syncs may have no effect there.
     File(PathBuf),
-    /// The members of an etcd cluster, version 3.4 or later: the URLs of 1 to 32, each `http://` or `https://`, a host and
-    /// a port. Several lock servers may have the same: one of them leads, and the others stand by. See
+    /// The members of an etcd cluster, version 3.4 or later: the URLs of 1 to 32, each `http://` or `https://`, a host
+    /// and a port. Several lock servers may use the same cluster: one of them leads, and the others stand by. See
     /// [`ClusterOptions`] and the guide's page `cluster`.
     Etcd(Vec<String>),
 }
 
-/// How many members of an etcd cluster may be named.
+/// The most members of an etcd cluster in a store address.
 const MOST_MEMBERS: usize = 32;
 
 impl FromStr for StoreAddress {
@@ -75,36 +75,38 @@ impl fmt::Display for StoreAddress {
     }
 }
 
-/// How several servers share an [etcd](StoreAddress::Etcd). All of one cluster have the same [`prefix`](Self::prefix).
+/// How several servers share an [etcd](StoreAddress::Etcd). All servers of one cluster have the same
+/// [`prefix`](Self::prefix).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterOptions {
-    /// What the names of all keys in etcd begin with: servers with the same one share their locks. Begins and ends with a
-    /// slash, 3 to 256 bytes, without control characters. Default `/lock-server/default/`.
+    /// The beginning of the names of all keys in etcd: servers with the same prefix share their locks. It begins and
+    /// ends with a slash, 3 to 256 bytes, without control characters. Default `/lock-server/default/`.
     pub prefix: String,
 
-    /// The user of etcd. Default `None`: it asks for none.
+    /// The user of etcd. Default `None`: etcd asks for none.
     pub user: Option<String>,
 
-    /// A file with that user's password, and nothing else but a line feed. Default `None`.
+    /// A file that holds only that user's password, and perhaps a line feed. Default `None`.
     pub password_file: Option<PathBuf>,
 
-    /// How long etcd waits for a leader that is not heard of, before another server may lead. Whole seconds, 2 to 600;
-    /// default 5 s. etcd may take it for longer: 1.5 times its election timeout, 2 s where that is usual, is its least.
+    /// How long etcd waits for a silent leader before another server may lead. Whole seconds, 2 to 600; default 5 s.
+    /// etcd may wait longer: its minimum is 1.5 times its election timeout, which makes 2 s with its defaults.
     pub ttl: Duration,
 
     /// Where clients and the other servers reach this one: `HOST:PORT`. Default `None`: the address and port that it
-    /// listens on, and where that is every address of the machine, the machine's name.
+    /// listens on; if it listens on every address of the machine, the machine's name and the port.
     pub advertise: Option<String>,
 
-    /// Certificates of those who may sign etcd's, a PEM file. Default `None`: those that the system trusts. This and the
-    /// next two take the feature `tls` and a member with `https://`. They are read once, when the server starts: a new
-    /// certificate takes a restart.
+    /// A PEM file with the root certificates that etcd's certificate has to lead to. Default `None`: those that the
+    /// system trusts. This option and the next two need the feature `tls` and a member with `https://`. The files are
+    /// read once, when the server starts: a new certificate needs a restart.
     pub ca_file: Option<PathBuf>,
 
-    /// The certificate to show to etcd, and those of intermediate CAs behind it, a PEM file. Default `None`: none is shown.
+    /// A PEM file with the certificate to show to etcd, followed by those of intermediate CAs. Default `None`: none is
+    /// shown.
     pub cert_file: Option<PathBuf>,
 
-    /// Its key, a PEM file, without a password.
+    /// A PEM file with the certificate's key, without a password.
     pub key_file: Option<PathBuf>,
 }
 
@@ -123,7 +125,7 @@ impl Default for ClusterOptions {
     }
 }
 
-/// Why a store and what goes with it can't be used, and the option that says so.
+/// Checks a store and the options that go with it. An error is the option's name and the reason.
 pub(super) fn validate(
     store: Option<&StoreAddress>,
     cluster: &ClusterOptions,
@@ -139,7 +141,7 @@ pub(super) fn validate(
             }
             let is_tls = members.iter().any(|url| url.starts_with("https:"));
             if is_tls && !cfg!(feature = "tls") {
-                let reason = "https:// takes the feature tls, which this server was built without";
+                let reason = "https:// needs the feature tls, which this server was built without";
                 return Err(("store", reason.into()));
             }
             let (option, is_given) = match cluster.ca_file {
@@ -162,7 +164,7 @@ pub(super) fn validate(
 }
 
 impl ClusterOptions {
-    /// The first option that is not as usual.
+    /// The name of the first option that differs from its default.
     fn given(&self) -> Option<&'static str> {
         let usual = ClusterOptions::default();
         let options = [
@@ -226,7 +228,7 @@ impl ClusterOptions {
         }
     }
 
-    /// All of it as one line of text, for a started server.
+    /// All options as one line of text, for a started server.
     pub(crate) fn to_line(&self) -> String {
         let path =
             |path: &Option<PathBuf>| path.as_deref().map(|path| path.to_string_lossy().into());
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cluster_cannot_do_is_refused_by_the_name_of_its_option() {
+    fn a_bad_option_of_a_cluster_is_refused_by_its_name() {
         let usual = ClusterOptions::default;
         let etcd = "etcd:http://a:1";
         assert_eq!(refused(etcd, usual()), "nothing");
