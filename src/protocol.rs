@@ -21,7 +21,7 @@ pub(crate) mod json;
 mod text;
 mod verbs;
 
-// The headers of the table above.
+// The headers of the table in `guide/wire.md`.
 pub(crate) const LOCK_RESULT: &str = "Lock-Result";
 pub(crate) const LOCK_EXPIRES_IN: &str = "Lock-Expires-In";
 pub(crate) const LOCK_FENCE: &str = "Lock-Fence";
@@ -40,7 +40,7 @@ pub(crate) const LOCK_SERVER_PID: &str = "Lock-Server-Pid";
 pub(crate) const LOCK_STORE: &str = "Lock-Store";
 pub(crate) const LOCK_LEADER: &str = "Lock-Leader";
 
-/// A question that was understood. A name that its verb does not take is empty.
+/// A question that was understood. `key` and `requester` are empty if the verb does not take them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request<'a> {
     pub verb: Verb,
@@ -76,7 +76,7 @@ impl<'a> Request<'a> {
         Request::new(verb, "", "")
     }
 
-    /// The same question with this parameter, or without it.
+    /// The same question with this parameter, or without it if the value is `None`.
     pub fn with(mut self, parameter: Parameter, value: Option<impl Into<Value<'a>>>) -> Self {
         self.parameters[parameter as usize] = value.map(Into::into);
         self
@@ -113,7 +113,7 @@ impl<'a> Request<'a> {
             self.number(Parameter::Slots),
         ) {
             (Some(_), _) => MAX_SLOTS,
-            // Its range is that of slots.
+            // The parser has checked its range, which is that of slots.
             (None, Some(slots)) => slots as Slots,
             (None, None) => 1,
         }
@@ -123,7 +123,7 @@ impl<'a> Request<'a> {
         self.parameters[parameter as usize].as_ref()
     }
 
-    /// Whether the client may ask it again after its answer was lost.
+    /// Whether the client may repeat the question after its answer was lost.
     pub fn is_repeatable(&self) -> bool {
         match self.verb.row().repeatable {
             Repeatable::Always => true,
@@ -132,7 +132,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The names that the verb takes, each with what it names.
+    /// The names that the verb takes, each with its kind: `key` or `requester`.
     fn names_mut(&mut self) -> impl Iterator<Item = (&mut Cow<'a, str>, &'static str)> {
         let names = [&mut self.key, &mut self.requester];
         names.into_iter().zip(self.verb.row().names.iter().copied())
@@ -174,21 +174,21 @@ pub(crate) enum Malformed {
     BadRequest(String),
 }
 
-/// An answer, whole.
+/// A whole answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub status: Status,
     pub answer: ReplyBody,
-    /// Header lines of this answer alone, each ended by CR LF.
+    /// The header lines that only this answer has, each ended by CR LF.
     pub headers: String,
 }
 
-/// What a server is called in each of its answers.
+/// The IDs that a server sends with each answer.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerNames {
-    /// This run of it.
+    /// The ID of this run.
     pub server: ServerId,
-    /// Its store. Not set without one, and until it is known.
+    /// The ID of its store. Not set without a store, and until the ID is known.
     pub store: Arc<OnceLock<StoreId>>,
 }
 
@@ -200,21 +200,21 @@ pub(crate) enum ReplyBody {
     Lease(LeaseView),
     /// A VERIFY by the holder.
     Holder(LeaseView),
-    /// With a sentence where the question was not understood.
+    /// The message is empty if the question was understood.
     No {
         result: Refusal,
         message: String,
     },
-    /// What one who looks in is shown. HTTP alone has it.
+    /// The answer to a question that looks at the server or its locks. Over HTTP only.
     Document {
         content_type: &'static str,
         text: String,
     },
-    /// The head of a stream of events, which goes on for as long as both ends want. HTTP alone has it.
+    /// The head of a stream of events, which goes on until one of the ends closes it. Over HTTP only.
     EventStream,
 }
 
-/// The first line, with its line feed: the seed's contract on both wires. A document whole.
+/// The first line with its line feed, which is the seed's contract on both wires; or a whole document.
 impl fmt::Display for ReplyBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -227,7 +227,7 @@ impl fmt::Display for ReplyBody {
     }
 }
 
-/// The statuses of the table above.
+/// The statuses of the table in `guide/wire.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     Ok = 200,
@@ -254,10 +254,10 @@ impl Status {
         Status::Unavailable,
     ];
 
-    /// Where it stands among [all](Self::ALL).
+    /// Its index in [`ALL`](Self::ALL).
     pub fn index(self) -> usize {
         let position = Status::ALL.iter().position(|status| *status == self);
-        position.expect("they are all there")
+        position.expect("ALL has every status")
     }
 }
 
@@ -266,17 +266,17 @@ impl Reply {
         Reply::ok(ReplyBody::Yes)
     }
 
-    /// The requester has just been granted this, or has renewed it.
+    /// The reply to a LOCK or RENEW: the requester's lease.
     pub fn lease(lease: LeaseView) -> Self {
         Reply::ok(ReplyBody::Lease(lease))
     }
 
-    /// The requester holds the key, under this grant.
+    /// The reply to a VERIFY: the requester holds the key under this grant.
     pub fn holder(lease: LeaseView) -> Self {
         Reply::ok(ReplyBody::Holder(lease))
     }
 
-    /// A question that was understood, and its answer is no.
+    /// The reply to a question that was understood, and whose answer is no.
     pub fn no(result: Refusal) -> Self {
         Reply::refusal(Status::Ok, result, "")
     }
@@ -285,7 +285,7 @@ impl Reply {
         Reply::ok(ReplyBody::Document { content_type, text })
     }
 
-    /// What stands before the events. A proxy that knows the header hands each of them on at once, as nginx does.
+    /// The head before the events. A proxy that knows its header, such as nginx, passes on each event at once.
     pub fn event_stream() -> Self {
         Reply::ok(ReplyBody::EventStream).with_header("X-Accel-Buffering", "no")
     }
@@ -298,7 +298,7 @@ impl Reply {
         }
     }
 
-    /// A question that was not understood or not let in. `message` is one plain sentence.
+    /// The reply to a question that was not understood or not allowed. `message` is one plain sentence.
     pub fn refusal(status: Status, result: Refusal, message: impl Into<String>) -> Self {
         Reply {
             status,
@@ -310,7 +310,7 @@ impl Reply {
         }
     }
 
-    /// Says who holds the key, how long that lease still lasts, how many hold it and how many wait for it.
+    /// Adds who holds the key, how long that lease still lasts, how many hold the key and how many wait for it.
     pub fn with_holder(
         mut self,
         holder: &str,
@@ -325,7 +325,7 @@ impl Reply {
             .with_header(LOCK_WAITERS, waiters)
     }
 
-    /// Says what the holder says of itself.
+    /// Adds the holder's note.
     pub fn with_note(self, note: Option<&str>) -> Self {
         match note {
             Some(note) => self.with_header(LOCK_HOLDER_NOTE, encode(note)),
@@ -339,7 +339,7 @@ impl Reply {
         self
     }
 
-    /// The word of a no.
+    /// The refusal, if the answer is no.
     pub fn result(&self) -> Option<Refusal> {
         match &self.answer {
             ReplyBody::No { result, .. } => Some(*result),
@@ -347,7 +347,7 @@ impl Reply {
         }
     }
 
-    /// The number of the requester's grant, if it tells of one.
+    /// The fence of the requester's grant, if the reply has one.
     pub fn fence(&self) -> Option<Fence> {
         match &self.answer {
             ReplyBody::Lease(lease) | ReplyBody::Holder(lease) => Some(lease.fence),
@@ -355,7 +355,8 @@ impl Reply {
         }
     }
 
-    /// Whether a reply to this verb may say so: no with a word of its row, or whatever is no `0` with status 200.
+    /// Whether this verb may have this reply. A `0` with status 200 needs a word of the verb's row; any other reply is
+    /// allowed.
     pub fn suits(&self, verb: Verb) -> bool {
         match &self.answer {
             ReplyBody::No { result, .. } if self.status == Status::Ok => {
@@ -366,7 +367,7 @@ impl Reply {
     }
 }
 
-/// A question that was not understood has this reply.
+/// The reply to a question that was not understood.
 impl From<Malformed> for Reply {
     fn from(why: Malformed) -> Self {
         match why {

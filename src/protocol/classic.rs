@@ -1,8 +1,8 @@
-//! The original's wire, from the bytes that came to the question that they ask.
+//! The original's wire: parses received bytes into a question.
 //!
-//! `GET /`, then a verb with its names, a line feed, and an empty line. A carriage return before a line feed is dropped,
-//! a trailing ` HTTP/1.x` is ignored, header lines before the empty line mean nothing to the lock. A client that closes
-//! its sending half needs no empty line.
+//! `GET /`, then a verb with its names, a line feed, and an empty line. A carriage return before a line feed is
+//! dropped, a trailing ` HTTP/1.x` is ignored, header lines before the empty line do not affect the question. A client
+//! that closes its sending half needs no empty line.
 //!
 //! Keys and requesters are raw UTF-8, 1 to 1024 bytes; percent-escapes are not decoded. A key ends at the
 //! first slash after it, a requester at the end of the line: there is no way to write a slash in a key.
@@ -16,7 +16,7 @@
 //! | `/PING` | `1` |
 //! | `/SHUTDOWN` | `1`, and the server ends; where that is not allowed, nothing |
 //!
-//! Knows no socket, and not who is let in.
+//! Knows no socket, and no rules about who may ask.
 
 use std::borrow::Cow;
 
@@ -26,27 +26,27 @@ use super::{MAX_NAME, Malformed, Request};
 /// The longest request with its header lines, in bytes.
 pub(crate) const MAX_REQUEST: usize = 64 * 1024;
 
-/// A request as far as it has come.
+/// The part of a request that has arrived.
 #[derive(Default)]
 pub(crate) struct Received {
     bytes: Vec<u8>,
-    /// Where the line begins that is not yet ended.
+    /// Where the last, unfinished line begins.
     line: usize,
     progress: Progress,
 }
 
-/// What is still to come.
+/// Whether a request is complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Progress {
     #[default]
     Incomplete,
     Complete,
-    /// More than [`MAX_REQUEST`] bytes, and no end.
+    /// It has more than [`MAX_REQUEST`] bytes and no end.
     TooLong,
 }
 
 impl Received {
-    /// Takes in what has come. What follows the empty line is no part of the request.
+    /// Takes in bytes that have arrived. Bytes after the empty line are not part of the request.
     pub fn take(&mut self, bytes: &[u8]) -> Progress {
         let mut seen = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
@@ -67,25 +67,25 @@ impl Received {
         self.progress
     }
 
-    /// Whether more has come than the request.
+    /// Whether bytes have arrived after the request.
     pub fn has_more(&self) -> bool {
         self.progress != Progress::Complete || self.line < self.bytes.len()
     }
 
-    /// The question, or why it is none. A request whose client has nothing more to say may end without
-    /// its empty line, but not within its first one: a name might be cut short.
+    /// The question, or why it can't be parsed. If the client has closed its sending half, the request may lack the
+    /// empty line. Its first line has to be complete, because otherwise a name might be cut short.
     pub fn question(&self) -> Result<Request<'_>, Malformed> {
         if self.line == 0 {
             return Err(Malformed::NoSuchVerb);
         }
         let line = self.lines().next().unwrap_or_default();
-        // A name that is not UTF-8 is no name on the other wire.
+        // The other wire refuses such a name, too.
         let line = str::from_utf8(line)
             .map_err(|_| Malformed::BadRequest("the request is not UTF-8".into()))?;
         parse(without_version(line.strip_suffix('\r').unwrap_or(line)))
     }
 
-    /// The header lines, each as its field and what follows the colon.
+    /// The header lines, each split at the colon into field and value.
     pub fn headers(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
         self.lines().skip(1).filter_map(|line| {
             let colon = line.iter().position(|&byte| byte == b':')?;
@@ -110,7 +110,7 @@ fn without_version(line: &str) -> &str {
     }
 }
 
-/// The key ends at the first slash and the requester at the end of the line.
+/// Parses a line. The key ends at the first slash, the requester at the end of the line.
 fn parse(line: &str) -> Result<Request<'_>, Malformed> {
     let path = line.strip_prefix("GET /").ok_or(Malformed::NoSuchVerb)?;
     let (verb, rest) = path.split_once('/').unwrap_or((path, ""));
@@ -143,7 +143,7 @@ mod tests {
         received
     }
 
-    /// The path that asks the same on the other wire.
+    /// The path that asks the same question over HTTP.
     fn meaning(bytes: &str) -> Result<String, Malformed> {
         let received = received(bytes);
         received.question().map(|question| question.to_string())
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_make_the_same_question_however_they_are_cut() {
+    fn a_question_in_pieces_is_the_same_question() {
         let whole = "GET /LOCK/KEYA/CLIENT_A HTTP/1.0\r\nA: b\r\n\r\n";
         for cut in 0..whole.len() {
             let mut received = Received::default();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_empty_line_is_more() {
+    fn bytes_after_the_empty_line_are_not_of_the_request() {
         assert!(!received("GET /PING\n\n").has_more());
         assert!(received("GET /PING\n\nGET /PING\n\n").has_more());
         assert!(received("GET /PING\n").has_more());
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_line_is_a_field_and_what_follows_its_colon() {
+    fn a_header_line_is_split_at_its_colon() {
         for (lines, fields) in [
             ("", vec![]),
             (

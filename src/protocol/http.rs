@@ -1,6 +1,6 @@
 //! The wire over HTTP: a request's target and a reply's bytes, parsed and written.
 //!
-//! Knows no socket, and no other header than those of the table in `guide/wire.md`.
+//! Knows no socket, and only the headers of the table in `guide/wire.md`.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -22,7 +22,7 @@ use crate::lease::{Fence, Holder, ServerId, Slots, StoreId};
 use crate::refusal::Refusal;
 
 impl<'a> Request<'a> {
-    /// Parses a request target: a path, or a whole `http://` address as a proxy would send it.
+    /// Parses a request target: a path, or a whole `http://` URL as a proxy would send it.
     pub fn parse(target: &'a str, max: &MaxTimes) -> Result<Self, Malformed> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let mut request = parse_path(path)?;
@@ -30,14 +30,14 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
-    /// The row of the verb that a target asks, whether or not the rest of it is understood.
+    /// The row of the verb that a target asks. The rest of the target may be invalid.
     pub fn verb_row(target: &str) -> Option<&'static VerbRow> {
         let path = target.split('?').next().unwrap_or_default();
         let mut segments = origin_form(path).split('/');
         VerbRow::of(segments.nth(1)?)
     }
 
-    /// The methods that the target's path takes. A path of no verb changes nothing.
+    /// The methods that the target's path takes. A path without a verb changes nothing, so it takes the safe methods.
     pub fn methods(target: &str) -> Methods {
         Request::verb_row(target).map_or(Methods::Safe, |row| row.methods)
     }
@@ -57,7 +57,7 @@ impl<'a> Request<'a> {
                     verb.name
                 ));
             }
-            // A bad escape stays as it is, and what is not UTF-8 becomes a character that only texts have.
+            // A bad escape stays as it is, and bytes that are not UTF-8 become U+FFFD, which only texts may have.
             let decoded = percent_decode_str(value);
             if row.range.is_text() && decoded.clone().decode_utf8().is_err() {
                 return bad(format!(
@@ -111,7 +111,7 @@ fn parse_path(path: &str) -> Result<Request<'_>, Malformed> {
     Ok(request)
 }
 
-/// `http://host/path` as `/path`: RFC 9112, section 3.2.2, asks a server to take both.
+/// `http://host/path` as `/path`: RFC 9112, section 3.2.2, requires a server to accept both.
 pub(crate) fn origin_form(target: &str) -> &str {
     match target.strip_prefix("http://") {
         None => target,
@@ -164,7 +164,7 @@ fn bad<T>(reason: String) -> Result<T, Malformed> {
     Err(Malformed::BadRequest(reason))
 }
 
-/// The path and the query of the question: what [`Request::parse`] parses.
+/// The path and the query of the question, as [`Request::parse`] reads them.
 impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = self.verb.row();
@@ -211,9 +211,9 @@ impl Status {
 }
 
 impl Reply {
-    /// The reply of the server of those names, as it goes on the wire. `connection` is what to say of the connection's
-    /// future, if that is not what the version implies; `echo` is what the client calls its question; `head` leaves the
-    /// body out.
+    /// The bytes of the reply, from the server with these names. `connection` is the value of the header `Connection`,
+    /// if it differs from what the HTTP version implies; `echo` is the client's ID for its question; `head` leaves out
+    /// the body.
     pub fn to_bytes(
         &self,
         names: &ServerNames,
@@ -282,39 +282,39 @@ impl Reply {
     }
 }
 
-/// A `200`, as the client reads it. A header that is missing, or is not what it should be, is `None`.
+/// A `200`, as the client reads it. A header that is missing or malformed is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ParsedReply {
     pub said: ParsedAnswer,
-    /// Why it is no.
+    /// Why the answer is no.
     pub refusal: Option<Refusal>,
     /// The requester's grant.
     pub lease: Option<ParsedLease>,
     /// Who holds the key.
     pub holder: Option<Holder>,
     pub times: Option<ServerTimes>,
-    /// The server's process on this machine.
+    /// The server's process ID, which the server names to a client on its machine.
     pub process: Option<u32>,
-    /// Which run of a server sent it.
+    /// The run of a server that sent it.
     pub server: Option<ServerId>,
     /// The store of that server.
     pub store: Option<StoreId>,
 }
 
-/// What a server says of a grant.
+/// A grant, as a server reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ParsedLease {
     pub fence: Fence,
     /// How long it still lasted.
     pub left: Duration,
-    /// 1 where the server does not say so: one that knows no others.
+    /// 1 from a server that does not send it, since it knows exclusive holds only.
     pub slots: Slots,
 }
 
-/// What a server says of its times.
+/// A server's times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ServerTimes {
-    /// How long a LOCK waits that names no time.
+    /// How long a LOCK waits by default.
     pub lock_attempt_timeout: Duration,
     /// The longest that a LOCK may wait.
     pub max_lock_attempt_timeout: Duration,
@@ -329,12 +329,13 @@ pub(crate) enum ParsedAnswer {
     Expiry(SystemTime),
 }
 
-/// Why a reply answers nothing.
+/// Why a reply is not an answer to the question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NotAnswered {
     /// The server refused the question, with this sentence.
     Refused(Refusal, String),
-    /// What came, or what is wrong with it. No lock server sent it, or not to this question.
+    /// The first line of the reply, or what is wrong with it. It is not from a lock server, or answers another
+    /// question.
     Foreign(String),
 }
 
@@ -383,7 +384,7 @@ impl ParsedReply {
     }
 }
 
-/// What the headers say of a grant. `text` is the value of a header, and `None` unless that is ASCII.
+/// Parses the headers about a grant. `text` returns the value of a header, if it is ASCII.
 fn parse_lease<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<ParsedLease> {
     let slots = text(LOCK_SLOTS).and_then(|slots| slots.parse().ok());
     Some(ParsedLease {
@@ -393,13 +394,13 @@ fn parse_lease<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<ParsedLease
     })
 }
 
-/// What they say of the holder.
+/// Parses the headers about the holder.
 fn parse_holder<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<Holder> {
     let holders = text(LOCK_HOLDERS).and_then(|holders| holders.parse().ok());
     let note = text(LOCK_HOLDER_NOTE).and_then(|note| decode(note, "note").ok());
     Some(Holder {
         name: decode(text(LOCK_HOLDER)?, "name").ok()?.into_owned(),
-        // It is held, by somebody.
+        // The key has a holder, so there is at least 1.
         holders: holders.unwrap_or(1).max(1),
         expires_in: parse_seconds(text(LOCK_HOLDER_EXPIRES_IN)?)?,
         waiters: text(LOCK_WAITERS)?.parse().ok()?,
@@ -407,7 +408,7 @@ fn parse_holder<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<Holder> {
     })
 }
 
-/// What they say of the server's times.
+/// Parses the headers about the server's times.
 fn parse_times<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<ServerTimes> {
     let lock_attempt_timeout = parse_seconds(text(LOCK_ATTEMPT_TIMEOUT)?)?;
     let longest = text(LOCK_MAX_ATTEMPT_TIMEOUT).and_then(parse_seconds);
@@ -417,13 +418,13 @@ fn parse_times<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<ServerTimes
     })
 }
 
-/// What they say of the server's process. The kernel's numbers are positive, and fit in 31 bits.
+/// Parses the ID of the server's process. The kernel's IDs are positive and fit in 31 bits.
 fn parse_process<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<u32> {
     let pid: i32 = text(LOCK_SERVER_PID)?.parse().ok()?;
     u32::try_from(pid).ok().filter(|pid| *pid > 0)
 }
 
-/// The first line of a `200`. `None` if it is none of the seed's three forms.
+/// Parses the first line of a `200`. `None` if it has none of the seed's three forms.
 fn parse_answer(body: &str) -> Option<ParsedAnswer> {
     match body.strip_suffix('\n')? {
         "1" => Some(ParsedAnswer::Yes),

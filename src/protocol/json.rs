@@ -1,6 +1,8 @@
-//! What those who look in are shown, as data and as JSON: written by the server, read by the client.
+//! The answers to questions that look at the server and its locks, as data and as JSON: written by the server, read by
+//! the client.
 //!
-//! Times stand there twice: as RFC 3339, on the server's clock, and as seconds, which need no clock like the server's.
+//! JSON has each time twice: as RFC 3339 on the server's clock, and in seconds, which need no clock in step with the
+//! server's.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,15 +26,16 @@ pub struct LockPage {
     /// The server's time.
     #[serde(with = "rfc3339")]
     pub now: SystemTime,
-    /// How many keys the server holds, whatever was asked for. A lease that has ended may count for up to a second.
+    /// How many keys are held at the server, not only those of this list. A lease that has ended may count for up to a
+    /// second.
     pub keys: usize,
-    /// How many holds of all keys. More than `keys` where several hold one together.
+    /// How many holds all keys have. More than `keys` if several hold a key together.
     pub holds: usize,
-    /// How many wait for all keys.
+    /// How many wait, over all keys.
     pub waiting: usize,
-    /// Those that somebody waits for come first, then those whose lease ends first.
+    /// The keys of this part. Keys that somebody waits for come first, then those whose lease ends first.
     pub locks: Vec<HeldKey>,
-    /// Where the next part begins. `None` on the last one.
+    /// Where the next part begins. `None` in the last part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -47,7 +50,7 @@ pub struct HeldKey {
     pub holders: usize,
     /// How many wait for it.
     pub waiters: usize,
-    /// Who holds it, in the order in which they began. At most 100.
+    /// Who holds it, the earliest hold first. At most 100.
     pub held_by: Vec<HeldBy>,
 }
 
@@ -67,13 +70,13 @@ pub struct KeyDetail {
     pub holders: usize,
     /// How many wait for it.
     pub waiters: usize,
-    /// Who holds it, in the order in which they began. At most 10,000.
+    /// Who holds it, the earliest hold first. At most 10,000.
     pub held_by: Vec<HeldBy>,
     /// Who waits for it, in the order of the queue. At most 10,000.
     pub queue: Vec<WaitingBy>,
 }
 
-/// One who holds a key.
+/// A holder of a key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HeldBy {
@@ -98,18 +101,18 @@ pub struct HeldBy {
     /// How long its lease still lasts.
     #[serde(rename = "left_seconds", with = "seconds")]
     pub left: Duration,
-    /// How long it lasts from a grant or a renewal on: what a LOCK or the latest RENEW asked for.
+    /// How long the lease lasts from its grant or renewal: the time that the LOCK or the latest RENEW asked for.
     #[serde(rename = "lease_seconds", with = "seconds")]
     pub lease: Duration,
 }
 
-/// One who waits for a key.
+/// A waiter for a key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WaitingBy {
     /// The requester's name.
     pub name: String,
-    /// How many it lets hold the key together with it.
+    /// How many may hold the key together with it, as it asks for.
     pub slots: u32,
     /// What it said of itself with its LOCK.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,9 +128,9 @@ pub struct WaitingBy {
     pub left: Duration,
 }
 
-/// What is shown, as JSON, with a line feed in the end.
+/// The answer as JSON, with a line feed at the end.
 pub(crate) fn to_json(shown: &impl Serialize) -> String {
-    // Only a map with keys that are no strings, or a type that fails by itself, can't be written.
+    // Writing fails only for a map whose keys are not strings, and for a type whose own `Serialize` fails.
     let mut json = serde_json::to_string(shown).expect("these types are written whole");
     json.push('\n');
     json

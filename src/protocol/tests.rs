@@ -12,7 +12,7 @@ use super::text::parse_seconds;
 use super::*;
 use crate::lease::{Fence, Holder};
 
-/// What an hour's caps let through, as by default.
+/// The default caps, an hour each.
 const MAX: MaxTimes = MaxTimes {
     lock_timeout: Duration::from_secs(3600),
     lock_attempt_timeout: Duration::from_secs(1800),
@@ -128,7 +128,7 @@ fn a_verb_is_upper_case_and_one_of_the_table() {
 }
 
 #[test]
-fn an_unknown_verb_is_told_before_anything_else_is_read() {
+fn an_unknown_verb_is_reported_before_other_faults() {
     assert_eq!(parse("/EXTEND//%ZZ?x"), Err(Malformed::NoSuchVerb));
 }
 
@@ -213,7 +213,7 @@ fn a_bad_escape_is_refused_and_named() {
 }
 
 #[test]
-fn what_is_not_utf_8_is_refused() {
+fn a_name_that_is_not_utf_8_is_refused() {
     for segment in ["%FF", "a%C3", "%C3%28", "%E2%82", "%ED%A0%80", "%C0%80"] {
         assert_eq!(
             reason(&format!("/CHECK/{segment}")),
@@ -310,7 +310,7 @@ fn a_parameter_of_no_row_is_refused_and_named() {
 }
 
 #[test]
-fn a_parameter_stands_once() {
+fn a_parameter_may_be_given_once() {
     for (target, name) in [
         ("/LOCK/K/ann?lock_timeout=1&lock_timeout=1", "lock_timeout"),
         (
@@ -418,7 +418,7 @@ fn a_request_id_is_1_to_64_of_its_alphabet() {
 }
 
 #[test]
-fn a_reason_is_one_line_whatever_was_asked() {
+fn a_reason_is_one_line_for_any_target() {
     for target in [
         "/CHECK/%\r\n",
         "/PING?\r\nSet-Cookie: x",
@@ -446,7 +446,7 @@ fn a_question_is_written_with_everything_escaped_that_is_not_unreserved() {
 }
 
 #[test]
-fn a_question_is_written_with_the_parameters_that_are_said() {
+fn a_question_is_written_with_the_parameters_that_it_has() {
     let asked = lock("K", "ann")
         .with(Parameter::LockTimeout, Some(Duration::from_millis(2500)))
         .with(Parameter::LockAttemptTimeout, Some(Duration::ZERO))
@@ -476,7 +476,7 @@ fn name() -> impl Strategy<Value = String> {
     vec(character, 1..=40).prop_map(String::from_iter)
 }
 
-/// What a stranger may send: pieces that mean something, in any order.
+/// A target that a stranger may send: meaningful pieces in any order.
 fn target() -> impl Strategy<Value = String> {
     const PIECES: [&str; 27] = [
         "lock_timeout",
@@ -514,7 +514,7 @@ fn target() -> impl Strategy<Value = String> {
     vec(piece, 0..8).prop_map(|pieces| pieces.concat())
 }
 
-/// No file of failures: a counter-example becomes a test of its own.
+/// Without a file of failures: a counter-example becomes a test of its own.
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
@@ -526,7 +526,7 @@ proptest! {
     #![proptest_config(cases(1024))]
 
     #[test]
-    fn what_a_question_is_written_as_reads_as_the_same_question(
+    fn a_written_question_is_parsed_as_the_same_question(
         key in name(),
         requester in name(),
         nanos in option::of(1_000_000..3_600_000_000_000_u64),
@@ -555,7 +555,7 @@ proptest! {
     }
 
     #[test]
-    fn no_target_makes_the_parser_panic_and_what_it_takes_it_takes_again(
+    fn no_target_makes_the_parser_panic_and_a_parsed_question_is_parsed_again(
         target in prop_oneof![target(), any::<Vec<char>>().prop_map(String::from_iter)],
     ) {
         if let Ok(question) = parse(&target) {
@@ -591,7 +591,7 @@ proptest! {
 
 // Replies.
 
-/// What the server is called that writes them.
+/// The names of the server that writes the replies.
 fn names() -> ServerNames {
     ServerNames {
         server: "5f-1".into(),
@@ -599,7 +599,7 @@ fn names() -> ServerNames {
     }
 }
 
-/// The same with a store.
+/// The names of a server with a store.
 fn with_store() -> ServerNames {
     let names = names();
     names
@@ -781,7 +781,7 @@ fn the_reply_to_head_has_the_same_head_and_no_body() {
 }
 
 #[test]
-fn a_server_with_a_store_names_it_in_each_answer_and_one_without_says_nothing_of_it() {
+fn each_answer_names_the_store_of_a_server_that_has_one() {
     let line = "Lock-Store: 00112233445566778899aabbccddeeff\r\n";
     for reply in [
         Reply::yes(),
@@ -830,7 +830,7 @@ fn a_clock_before_1970_says_0_seconds() {
 
 // What a client reads.
 
-/// Parses the bytes of a reply, as ureq takes them apart.
+/// Parses the bytes of a reply, split as ureq splits them.
 fn parsed(reply: &Reply, sent: Option<&str>, expected: &str) -> Result<ParsedReply, NotAnswered> {
     let text = String::from_utf8(reply.to_bytes(&names(), None, sent, false)).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").expect("an empty line");
@@ -925,7 +925,7 @@ fn a_client_reads_what_the_server_wrote() {
 }
 
 #[test]
-fn a_client_reads_which_run_and_which_store_answered_where_each_is_an_id() {
+fn a_client_reads_the_run_and_the_store_from_valid_ids_alone() {
     let [longest, too_long] = [64, 65].map(|length| "a".repeat(length));
     let ids = ["00112233445566778899aabbccddeeff", "s", &longest];
     let others = ["", "a b", "é", "a\u{7f}", &too_long];
@@ -960,7 +960,7 @@ fn the_answer_to_another_question_is_none() {
 }
 
 #[test]
-fn what_was_not_understood_has_a_reply_of_its_own() {
+fn a_question_that_was_not_understood_has_its_own_reply() {
     let reply = Reply::from(Malformed::NoSuchVerb);
     assert_eq!(
         (reply.status, body(&reply)),
@@ -1012,7 +1012,7 @@ fn an_answer_has_one_of_the_three_forms() {
 }
 
 #[test]
-fn whatever_else_comes_is_no_answer() {
+fn a_text_of_no_known_form_is_no_answer() {
     for body in [
         "",
         "\n",
@@ -1067,7 +1067,7 @@ fn seconds_are_read_if_they_are_a_duration() {
 }
 
 #[test]
-fn a_long_text_is_cut_after_sixty_characters_of_whatever_width() {
+fn a_long_text_is_cut_after_sixty_characters_of_any_width() {
     for character in ["a", "é", "€", "🔒"] {
         let sixty = character.repeat(60);
         assert_eq!(shorten(&sixty), sixty);

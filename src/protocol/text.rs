@@ -1,7 +1,8 @@
 //! The pieces of text that the wires are made of: names and their percent-encoding, IDs, whole numbers, seconds, and
 //! the time with six decimals.
 //!
-//! Knows no verb, no request and no reply. What can't be parsed is `None`, or a sentence without a status.
+//! Knows no verb, no request and no reply. A parser returns `None`, or a sentence without a status, for text that it
+//! can't parse.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,22 +21,23 @@ pub(super) const MAX_ID: usize = 64;
 /// The longest note, in bytes.
 pub(super) const MAX_NOTE: usize = 256;
 
-/// What a path segment need not escape: RFC 3986, section 2.3.
+/// The characters that a path segment has to escape: all but those of RFC 3986, section 2.3.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// What the value of a parameter need not escape. A colon in a query is one: RFC 3986, section 3.4.
+/// The characters that the value of a parameter has to escape: those of a segment, except the colon (RFC 3986, section
+/// 3.4).
 pub(super) const VALUE: &AsciiSet = &SEGMENT.remove(b':');
 
-/// A name as a path segment, or as a header carries it.
+/// A name, escaped as a path segment and as a header value.
 pub(super) fn encode(name: &str) -> impl fmt::Display {
     utf8_percent_encode(name, SEGMENT)
 }
 
-/// The name in a path segment, or a sentence that says what is wrong with it. `what` is what the name names.
+/// The name in a path segment, or a sentence that says what is wrong with it. `what` is the name's kind, such as `key`.
 pub(super) fn decode<'a>(segment: &'a str, what: &str) -> Result<Cow<'a, str>, String> {
     if segment.is_empty() {
         return Err(format!("the {what} is empty"));
@@ -57,10 +59,10 @@ pub(super) fn decode<'a>(segment: &'a str, what: &str) -> Result<Cow<'a, str>, S
     Ok(name)
 }
 
-/// The first `%` that two hexadecimal digits do not follow: the decoder would let it pass as it is.
+/// The first `%` without two hexadecimal digits after it, with what follows it. The decoder would leave it as it is.
 fn bad_escape(segment: &str) -> Option<&str> {
     let escapes = segment.match_indices('%').map(|(at, _)| {
-        // Cut in the middle of a character, it is as bad as it is short.
+        // `get` fails if the end is in the middle of a character: then show the `%` alone.
         segment.get(at..(at + 3).min(segment.len())).unwrap_or("%")
     });
     let is_hex = |escape: &str| escape.bytes().skip(1).all(|byte| byte.is_ascii_hexdigit());
@@ -69,7 +71,7 @@ fn bad_escape(segment: &str) -> Option<&str> {
         .find(|escape| escape.len() != 3 || !is_hex(escape))
 }
 
-/// Enough of a stranger's text to recognise it.
+/// A stranger's text, shortened to what is enough to recognise it.
 pub(crate) fn shorten(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
@@ -78,7 +80,7 @@ pub(crate) fn shorten(text: &str) -> String {
     }
 }
 
-/// Whether this may be a request ID, or what a client calls its question.
+/// Whether this is a valid ID of a request, a question, a server or a store.
 pub(crate) fn is_id(value: &str) -> bool {
     let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
     (1..=MAX_ID).contains(&value.len()) && value.bytes().all(is_known)
@@ -86,12 +88,12 @@ pub(crate) fn is_id(value: &str) -> bool {
 
 /// A whole number, such as a fence: digits alone.
 pub(super) fn parse_whole(value: &str) -> Option<u64> {
-    // The standard library's parser takes a plus sign, too.
+    // The standard library's parser also accepts a plus sign.
     let is_whole = value.bytes().all(|byte| byte.is_ascii_digit());
     is_whole.then(|| value.parse().ok()).flatten()
 }
 
-/// A duration as the headers carry it: seconds, three decimals, cut off.
+/// A duration as in the headers: seconds with three decimals, rounded down.
 pub(crate) struct Seconds(pub Duration);
 
 impl fmt::Display for Seconds {
@@ -100,14 +102,14 @@ impl fmt::Display for Seconds {
     }
 }
 
-/// Parses a number of seconds: one without a sign, and none of the words that are numbers elsewhere.
+/// Parses a number of seconds. Refuses a sign, and the words that `f64` accepts, such as `inf`.
 pub(super) fn parse_seconds(value: &str) -> Option<Duration> {
     let is_number = value.starts_with(|first: char| first.is_ascii_digit() || first == '.');
     let seconds = is_number.then(|| value.parse().ok()).flatten()?;
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// A time as the seed prints it: Unix seconds with six decimals, cut off, so never late.
+/// A time as the seed prints it: Unix seconds with six decimals, rounded down, so never late.
 pub(super) struct UnixTime(pub SystemTime);
 
 impl fmt::Display for UnixTime {

@@ -1,5 +1,5 @@
-//! The verb table and the parameter table: all that the two wires, their two ends and the documentation know of a verb,
-//! but for its effect.
+//! The verb table and the parameter table: all facts about a verb that the two wires, their ends and the documentation
+//! share, except its effect.
 //!
 //! A new verb is a variant of [`Verb`] and its row; a new parameter is a variant of [`Parameter`] and its row. The
 //! entries and tables of `guide/wire.md` say the same in words, and tests compare them.
@@ -41,18 +41,18 @@ pub(crate) struct VerbRow {
     pub verb: Verb,
     /// The first segment of the path.
     pub name: &'static str,
-    /// What the other segments name, in their order.
+    /// The kinds of the other segments, in order.
     pub names: &'static [&'static str],
-    /// Whether the path may do without them.
+    /// Whether the path may lack these segments.
     pub names_are_optional: bool,
     pub parameters: &'static [Parameter],
-    /// Those of them that a question has to carry.
+    /// The parameters that a question has to carry.
     pub required: &'static [Parameter],
     pub repeatable: Repeatable,
     pub methods: Methods,
-    /// The least role that a server with tokens asks it for. `None` where it asks for no token.
+    /// The least role that a server with tokens requires. `None` if the verb needs no token.
     pub role: Option<Role>,
-    /// Whether its answer takes so long that a thread of its own makes it.
+    /// Whether its answer takes so long that it is made on another thread.
     pub is_slow: bool,
     /// Whether the original's wire has it.
     pub is_classic: bool,
@@ -63,16 +63,16 @@ pub(crate) struct VerbRow {
 /// The HTTP methods that may ask a verb.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Methods {
-    /// Nothing changes by it, so HEAD may ask it, too (RFC 9110, section 9.2.1).
+    /// The verb changes nothing, so HEAD may ask it, too (RFC 9110, section 9.2.1).
     Safe,
     /// The original's clients change locks with GET.
     Changing,
-    /// No link that somebody follows, and no image of a page, may ask it.
+    /// A link that somebody follows, or an image of a web page, must not be able to ask it.
     PostAlone,
 }
 
 impl Methods {
-    /// As `Allow` lists them.
+    /// The methods as in the header `Allow`.
     pub fn as_str(self) -> &'static str {
         match self {
             Methods::Safe => "GET, HEAD, POST",
@@ -86,7 +86,7 @@ impl Methods {
     }
 }
 
-/// Whether a request may be sent again after its answer was lost: it may have been carried out.
+/// Whether a request may be sent again after its answer was lost. The server may have carried it out already.
 pub(crate) enum Repeatable {
     Always,
     /// If it carries this parameter.
@@ -105,7 +105,7 @@ const NOT_HELD: &[Refusal] = &[
     Refusal::Broken,
 ];
 
-/// What most rows have in common.
+/// The values that most rows share.
 const USUAL: VerbRow = VerbRow {
     verb: Verb::Ping,
     name: "",
@@ -121,9 +121,9 @@ const USUAL: VerbRow = VerbRow {
     refusals: &[],
 };
 
-/// The verb table, in the order of [`Verb`]. Upper case is what clients ask; lower case, what people and monitors
-/// look at, and changes nothing. UNLOCK without a fence can't be repeated: the second one could release what
-/// another process of the same name was granted in between. Nor can SHUTDOWN: it could end the next server.
+/// The verb table, in the order of [`Verb`]. Upper-case verbs are for clients. Lower-case ones are for people and
+/// monitors, and change nothing. UNLOCK without a fence is not repeatable: the repetition could release a grant that
+/// another process of the same name got in between. SHUTDOWN is not repeatable either: it could end the next server.
 #[rustfmt::skip]
 pub(crate) static VERBS: [VerbRow; 15] = [
     VerbRow { verb: Verb::Check, name: "CHECK", names: KEY,
@@ -169,7 +169,8 @@ impl Verb {
         &VERBS[self as usize]
     }
 
-    /// Whether it is about the server itself, and about no hold: each server of a cluster answers it for itself.
+    /// Whether the verb is about the server itself and not about holds. Each server of a cluster answers such a verb
+    /// for itself.
     pub fn is_of_the_server(self) -> bool {
         matches!(
             self,
@@ -179,7 +180,7 @@ impl Verb {
 }
 
 impl VerbRow {
-    /// The row of the verb that a path names. Verbs are told apart by upper and lower case, too.
+    /// The row of the verb that a path names. Names are case-sensitive.
     pub fn of(name: &str) -> Option<&'static VerbRow> {
         VERBS.iter().find(|row| row.name == name)
     }
@@ -196,7 +197,7 @@ impl fmt::Display for VerbRow {
     }
 }
 
-/// What a query may carry.
+/// A parameter of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parameter {
     LockTimeout,
@@ -224,25 +225,25 @@ pub(crate) struct ParameterRow {
 pub(crate) enum Range {
     /// From the shortest to the longest time.
     Seconds(Duration, fn(&MaxTimes) -> Duration),
-    /// A whole number, and what to give instead of what is none.
+    /// A whole number, and the advice for a value that is not in the range.
     Number(RangeInclusive<u64>, &'static str),
-    /// 1 to 64 of an alphabet that no escaping is needed for.
+    /// 1 to 64 characters of an alphabet that needs no escaping.
     Id,
-    /// 1 to so many bytes of any text.
+    /// Any text of 1 to this many bytes.
     Text(usize),
-    /// Up to so many bytes of any text: the form of a page may leave it empty.
+    /// Any text of up to this many bytes. It may be empty, because the form of the status page sends empty fields.
     TextOrNone(usize),
 }
 
-/// The longest times that a question may ask for, a year at the most: added to an instant, they can't overflow.
+/// The longest times that a question may ask for, a year at most, so that adding them to an instant can't overflow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MaxTimes {
     pub lock_timeout: Duration,
     pub lock_attempt_timeout: Duration,
 }
 
-/// The parameter table, in the order of [`Parameter`], which is that of a written query. The shortest lease is what a
-/// header can tell of.
+/// The parameter table, in the order of [`Parameter`], which is also the order in a written query. The shortest lease
+/// is the shortest time that a header can express.
 #[rustfmt::skip]
 pub(crate) static PARAMETERS: [ParameterRow; 12] = [
     ParameterRow { parameter: Parameter::LockTimeout, name: "lock_timeout",
@@ -275,7 +276,7 @@ impl Range {
         matches!(self, Range::Text(_) | Range::TextOrNone(_))
     }
 
-    /// What to give, as the sentence about a value out of this range ends.
+    /// The range in words: the end of the sentence about a value that is out of it.
     pub fn in_words(&self, max: &MaxTimes) -> String {
         match self {
             Range::Seconds(least, most) => format!(
@@ -302,7 +303,8 @@ mod tests {
         lock_attempt_timeout: Duration::from_secs(1800),
     };
 
-    /// The cells of the table that begins with this heading, without its head. `before` stands before each line.
+    /// The cells of the table with this first heading, without the table's head. Each line of `source` begins with
+    /// `before`.
     fn table(source: &'static str, before: &'static str, heading: &str) -> Vec<Vec<&'static str>> {
         let head = format!("{before}| {heading} |");
         let lines = source.lines().skip_while(|line| !line.starts_with(&head));
@@ -319,16 +321,16 @@ mod tests {
         table
     }
 
-    /// What the page has of a verb: a heading with its path, a line of facts, and a list of replies.
+    /// The page's entry of a verb: a heading with its path, a line of facts, and a list of replies.
     struct VerbEntry {
         path: &'static str,
         facts: &'static str,
-        /// Of each reply that is a `0` with status 200.
+        /// The words of the replies that are a `0` with status 200.
         words: Vec<&'static str>,
     }
 
     impl VerbEntry {
-        /// The path, and then the facts and words as the page writes them.
+        /// The path, followed by the facts and words as the page writes them.
         fn cells(&self) -> [String; 6] {
             let after = |label: &str| {
                 let (_, rest) = self.facts.split_once(label).expect(label);
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rows_stand_in_the_order_of_the_variants() {
+    fn the_rows_are_in_the_order_of_the_variants() {
         for (at, row) in VERBS.iter().enumerate() {
             assert_eq!(row.verb as usize, at, "{row}");
         }

@@ -8,21 +8,22 @@ use serde::{Deserialize, Serialize};
 use super::times::{rfc3339, some_seconds};
 use crate::lease::Fence;
 
-/// A change of a key, or of its queue: what [`Client::events`](crate::Client::events) returns. What an event does not
-/// have is `None`.
+/// A change of a key, or of its queue: what [`Client::events`](crate::Client::events) returns. A field that a kind of
+/// event does not have is `None`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LockEvent {
     /// What happened.
     #[serde(rename = "event")]
     pub kind: LockEventKind,
-    /// When, on the server's clock.
+    /// When it happened, on the server's clock.
     #[serde(with = "rfc3339")]
     pub at: SystemTime,
     /// The key. Empty in [`Missed`](LockEventKind::Missed).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
-    /// Who holds the key, held it, waits for it or waited for it. Empty in [`Missed`](LockEventKind::Missed).
+    /// The requester that holds the key, held it, waits for it or waited for it. Empty in
+    /// [`Missed`](LockEventKind::Missed).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// The number of the grant.
@@ -31,7 +32,7 @@ pub struct LockEvent {
     /// How many may hold the key together with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
-    /// How long the lease lasted from then on.
+    /// How long the lease lasted, counted from the event.
     #[serde(
         rename = "left_seconds",
         default,
@@ -55,16 +56,16 @@ pub struct LockEvent {
         with = "some_seconds"
     )]
     pub held: Option<Duration>,
-    /// Who broke the lock, by its own words.
+    /// The name that the one who broke the lock gave itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// How many events were left out here.
+    /// How many events were left out at this point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<u64>,
 }
 
 impl LockEvent {
-    /// One that has nothing but a kind and a time.
+    /// An event with a kind and a time alone.
     pub(crate) fn new(kind: LockEventKind, at: SystemTime) -> Self {
         LockEvent {
             kind,
@@ -89,7 +90,7 @@ impl LockEvent {
 pub enum LockEventKind {
     /// It was granted at once: `fence`, `slots`, `left`.
     Granted,
-    /// It was granted to one who had waited: `fence`, `slots`, `left`, `waited`.
+    /// It was granted to a waiter: `fence`, `slots`, `left`, `waited`.
     HandedOver,
     /// Its holder unlocked it: `fence`, `held`.
     Released,
@@ -98,15 +99,15 @@ pub enum LockEventKind {
     Expired,
     /// An operator ended the hold: `fence`, `held`, `by`.
     Broken,
-    /// Its lease has another end: `fence`, `left`.
+    /// Its lease was renewed and has a new end: `fence`, `left`.
     Renewed,
     /// Somebody begins to wait for it: `slots`.
     Queued,
-    /// Somebody waits for it no more, and was not granted it: out of patience, or gone.
+    /// A waiter stopped waiting without a grant: its time ran out, or its client is gone.
     Left,
-    /// So many `events` came faster than the server sends them, and were left out.
+    /// Events came faster than the server sends them, and this many were left out: `events`.
     Missed,
-    /// What a newer server calls so.
+    /// A kind of a newer server, by its word.
     #[serde(untagged)]
     Other(String),
 }

@@ -1,4 +1,4 @@
-//! How the server does, as data and as JSON.
+//! The state of the server, as data and as JSON.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::times::{rfc3339, seconds, some_fine_seconds, some_rfc3339, some_seconds};
 
-/// How the server does: `GET /status`.
+/// The state of the server: `GET /status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StatusReport {
@@ -17,14 +17,14 @@ pub struct StatusReport {
     pub now: SystemTime,
     /// The version of the server, such as `0.2.0`.
     pub version: String,
-    /// `single`: it has the locks for itself alone. With a store that several servers share: `leader`, or `standby`, where
-    /// another one leads or none does.
+    /// `single`: no other server shares the locks. With a store that several servers share: `leader`, or `standby`
+    /// while another server or none leads.
     pub role: String,
-    /// Where clients reach the server that leads: host and port. `None` where no other can lead, and while it is not known
-    /// which one does.
+    /// Where clients reach the server that leads: host and port. `None` if no other server can lead, and while the
+    /// leader is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
-    /// Since when this server knows so of the leader. `None` as long as it has known nothing.
+    /// Since when this server has known this leader. `None` before it has known any.
     #[serde(
         default,
         with = "some_rfc3339",
@@ -41,20 +41,20 @@ pub struct StatusReport {
     pub uptime: Duration,
     /// How many keys are held. A lease that has ended may count for up to a second.
     pub keys: usize,
-    /// How many holds of all keys. More than `keys` where several hold one together.
+    /// How many holds all keys have. More than `keys` if several hold a key together.
     pub holds: usize,
-    /// How many wait for all keys.
+    /// How many wait, over all keys.
     pub waiting: usize,
     /// How many connections of clients are open.
     pub connections: usize,
-    /// How many threads the process has, and how many bytes of memory it uses: the program's, where the server runs in
-    /// the process of a program.
+    /// How many threads the server's process has. If the server runs inside a program, the program's threads count,
+    /// too.
     pub threads: u64,
-    /// See `threads`.
+    /// How many bytes of memory that process uses.
     pub memory_bytes: u64,
     /// How many clients read the events.
     pub event_streams: usize,
-    /// Whether one who asks as this question was asked may end the holds of others.
+    /// Whether the client that asked, with the token that it showed, may end the holds of others.
     pub may_break: bool,
     /// What has happened since the start.
     pub totals: Totals,
@@ -81,15 +81,16 @@ pub struct Totals {
     pub renewed: u64,
     /// Holds that somebody else ended.
     pub broken: u64,
-    /// LOCKs that waited until their patience was over. One that tries once does not wait.
+    /// LOCKs whose wait timed out. A LOCK that tries once does not wait, and does not count.
     pub timed_out: u64,
 }
 
-/// How the store of a server does. Counts are those since the server began.
+/// The state of a server's store. Counts are since the server began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StoreReport {
-    /// `file` or `etcd`. Which one is said by the server's log alone: who may look in need not know where the server has its files.
+    /// `file` or `etcd`. Only the server's log has the path or the URLs: a client that may look need not know where the
+    /// server has its files.
     pub kind: String,
     /// How large its files are, in bytes. `None` if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,23 +99,23 @@ pub struct StoreReport {
     pub commits: u64,
     /// Records that were stored, each the state of one grant.
     pub records: u64,
-    /// Batches that could not be stored. One with something that has to be stored is tried again each 0.1 s, and counts
-    /// each time.
+    /// Failed attempts to store a batch. A batch that has to be stored is tried again every 0.1 s, and each attempt
+    /// counts.
     pub failures: u64,
-    /// Whether LOCKs are refused now, with `store-full`, since there was no room in the last second.
+    /// Whether LOCKs are refused with `store-full` now, because the store had no room within the last second.
     pub is_full: bool,
-    /// What the store said when it could not store a batch, the last time. `None` if there was none.
+    /// The error of the last failed attempt to store a batch. `None` if none has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// Why a server that stands by can't use etcd, and what to look at. `None` while it can, and where it leads.
+    /// Why a server that stands by can't use etcd, and what to check. `None` while it can, and while the server leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
-    /// How long ago the oldest change was decided that is not stored yet: so long has its client waited for an answer. 0
-    /// if everything is stored.
+    /// The age of the oldest change that is decided and not stored yet: its client has waited for the answer for this
+    /// time. 0 if everything is stored.
     #[serde(rename = "lag_seconds", with = "seconds")]
     pub lag: Duration,
-    /// How long half of the commits of the last ten minutes took at the most: an estimate, made of counts, in JSON in
-    /// seconds with six decimals. `None` if there were none.
+    /// The median duration of the commits of the last ten minutes, estimated from counts; in JSON in seconds with six
+    /// decimals. `None` if there were none.
     #[serde(
         default,
         rename = "commit_p50_seconds",
@@ -122,7 +123,7 @@ pub struct StoreReport {
         skip_serializing_if = "Option::is_none"
     )]
     pub commit_p50: Option<Duration>,
-    /// The same of 99 of 100.
+    /// The 99th percentile of the same durations.
     #[serde(
         default,
         rename = "commit_p99_seconds",
@@ -132,24 +133,23 @@ pub struct StoreReport {
     pub commit_p99: Option<Duration>,
 }
 
-/// What happened in some seconds.
+/// What happened in an interval of some seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Sample {
-    /// When they ended.
+    /// When the interval ended.
     #[serde(with = "rfc3339")]
     pub at: SystemTime,
-    /// How many they were: five, or a little more.
+    /// How long the interval was: 5 s, or a little more.
     #[serde(rename = "seconds", with = "seconds")]
     pub length: Duration,
     /// LOCKs that were granted, with or without a wait.
     pub granted: u64,
-    /// How many waited in the end.
+    /// How many waited at its end.
     pub waiting: usize,
-    /// How many keys were held in the end.
+    /// How many keys were held at its end.
     pub keys: usize,
-    /// How long half of those waited at the most who were granted a key after a wait: an estimate, made of counts. `None`
-    /// where there were none.
+    /// The median wait of the LOCKs that were granted after a wait, estimated from counts. `None` if there were none.
     #[serde(
         default,
         rename = "wait_p50_seconds",
@@ -157,7 +157,7 @@ pub struct Sample {
         skip_serializing_if = "Option::is_none"
     )]
     pub wait_p50: Option<Duration>,
-    /// The same of 99 of 100.
+    /// The 99th percentile of the same waits.
     #[serde(
         default,
         rename = "wait_p99_seconds",

@@ -8,7 +8,7 @@ pub(crate) mod some_rfc3339 {
 
     use super::rfc3339;
 
-    /// What is missing is left out, and not written as null.
+    /// `None` is left out by the field's `skip_serializing_if`, and not written as null.
     pub fn serialize<S: Serializer>(time: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => rfc3339::serialize(time, to),
@@ -28,7 +28,7 @@ pub(crate) mod rfc3339 {
     use jiff::fmt::temporal::DateTimePrinter;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    /// At once, and not in the many pieces of a format string: a page has thousands of them.
+    /// Written in one piece, and not in the many pieces of a format string: a page has thousands of times.
     const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
     const LENGTH: usize = "2026-11-26T10:40:11.123456Z".len();
@@ -46,7 +46,7 @@ pub(crate) mod rfc3339 {
         Ok(time.into())
     }
 
-    /// Beyond the year 9999 it is the last one that can be written.
+    /// The time as jiff has it. A time beyond the year 9999 becomes the last one that can be written.
     pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
         Timestamp::try_from(time).unwrap_or(Timestamp::MAX)
     }
@@ -68,7 +68,7 @@ pub(crate) mod seconds {
     }
 }
 
-/// A length of time in seconds, to the microsecond, rounded down. It may be missing.
+/// An optional length of time in seconds, to the microsecond, rounded down.
 pub(crate) mod some_fine_seconds {
     use std::time::Duration;
 
@@ -84,7 +84,7 @@ pub(crate) mod some_fine_seconds {
     }
 }
 
-/// As [`seconds`], where it may be missing.
+/// As [`seconds`], for an optional length of time.
 pub(crate) mod some_seconds {
     use std::time::Duration;
 
