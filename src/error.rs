@@ -1,4 +1,4 @@
-//! The one error of the crate: something broke, or a call that returns what it was asked for did not get it.
+//! The one error of the crate: something broke, or a call did not get what it was to return.
 
 use std::fmt;
 use std::io;
@@ -35,7 +35,7 @@ mod cause;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// An option is out of its range.
+    /// An option has a value that is not allowed.
     InvalidOption {
         /// The option's name.
         option: &'static str,
@@ -44,7 +44,7 @@ pub enum Error {
     },
     /// A key or a requester's name is empty or longer than 1024 bytes.
     InvalidName {
-        /// What was named: `key` or `requester`.
+        /// Which name: `key` or `requester`.
         what: &'static str,
         /// Its length in bytes.
         bytes: usize,
@@ -57,7 +57,7 @@ pub enum Error {
         address: String,
         /// How many times it was tried.
         attempts: u32,
-        /// What the last attempt said.
+        /// The error of the last attempt.
         source: io::Error,
     },
     /// This handle already runs a server.
@@ -69,38 +69,38 @@ pub enum Error {
     CannotStart {
         /// What was tried.
         reason: String,
-        /// What the system said, if it said anything.
+        /// The error of the system, if there is one.
         source: Option<io::Error>,
     },
-    /// The server ended because its [store](crate::Options::store) can't be written any more. Nobody was told of anything
-    /// that may not be stored.
+    /// The server ended because its [store](crate::Options::store) can't be written any more. It sent no answer about
+    /// anything that may not be stored.
     StoreFailed {
-        /// What the store says.
+        /// The store's error.
         reason: String,
     },
     /// The server's process could not be stopped.
     CannotStop {
         /// The process of that server.
         pid: u32,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// No connection to the server was made, so it has not acted. Of [several](crate::Client::of_cluster): none was
-    /// reached that leads.
+    /// No connection to the server was made, so it has not acted. With [several servers](crate::Client::of_cluster):
+    /// none of those that were reached leads.
     Unreachable {
-        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS. Of several servers all,
-        /// with commas between.
+        /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS. For several servers, all
+        /// addresses, with commas between.
         address: String,
         /// How many times it was tried.
         attempts: u32,
         /// What failed.
         cause: Unreached,
-        /// What the last attempt said.
+        /// The error of the last attempt.
         source: io::Error,
     },
     /// The connection broke before the answer came, the answer did not come in time, or a proxy answered in the
-    /// server's place (502, 503 or 504, for instance), so that it is not known whether the server acted.
-    /// [`Client::locked_by_me`](crate::Client::locked_by_me) tells.
+    /// server's place (502, 503 or 504, for instance). It is not known whether the server acted; ask with
+    /// [`Client::locked_by_me`](crate::Client::locked_by_me).
     Interrupted {
         /// The question, such as `LOCK/KEYA/CLIENT_A`.
         question: String,
@@ -111,89 +111,89 @@ pub enum Error {
         /// What broke.
         source: io::Error,
     },
-    /// At the address of one of [several](crate::Client::of_cluster) servers one answered that does not share their locks:
-    /// it was started without their store. Nobody else answered either. It may have carried the question out among its
-    /// own locks, which count for nothing.
+    /// At an address of a [cluster](crate::Client::of_cluster), a server answered that does not share the cluster's
+    /// locks: it was started without the cluster's store. No other server answered. It may have carried out the
+    /// question among its own locks, which mean nothing in the cluster.
     NotOfCluster {
         /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
         address: String,
-        /// The store that it names. `None` if it names none.
+        /// The store that the server names. `None` if it names none.
         store: Option<String>,
-        /// The store of the others. `None` where none of them has named one yet.
+        /// The store of the other servers. `None` if none of them has named one yet.
         expected: Option<String>,
     },
-    /// The server answered the LOCK, and the answer is no; or the wait was called off.
+    /// The server answered the LOCK with no, or the wait was called off.
     NotGranted {
         /// The key.
         key: String,
         /// Why not.
         reason: Refusal,
-        /// Who held the key then, unless it had become free by then or the server does not tell.
+        /// Who held the key then. `None` if it had become free by then, or if the server does not report it.
         holder: Option<Holder>,
     },
-    /// The server would not answer the question.
+    /// The server refused to answer the question.
     Refused {
         /// The question, such as `SHUTDOWN`.
         question: String,
         /// Why not.
         reason: Refusal,
-        /// What the server said, in one sentence.
+        /// The server's message, one sentence.
         message: String,
     },
-    /// What answered does not speak HTTP, as a [classic port](crate::Options::classic_port) does not. It is
-    /// not known whether it acted.
+    /// The answer is not HTTP; a [classic port](crate::Options::classic_port) answers so, for instance. It is not known
+    /// whether the server acted.
     NotHttp {
         /// The question.
         question: String,
         /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
         address: String,
     },
-    /// TLS could not be agreed on with what answers there, so this question was not sent. Only a client with the
-    /// feature `tls` returns it.
+    /// The TLS handshake failed, so this question was not sent. Only a client with the feature `tls` returns this
+    /// error.
     TlsFailed {
         /// The URL.
         address: String,
         /// What is wrong.
         cause: TlsFailure,
-        /// What the TLS library said.
+        /// The error of the TLS library.
         source: io::Error,
     },
-    /// A lease that was to be kept is over, or may be: it was not renewed in time, somebody of the same name
-    /// unlocked its key, somebody [broke](crate::Client::break_lock) it, or another server than the one that granted it
-    /// answers now. A server that was restarted with its store is not another one.
+    /// A lease that was to be kept is over, or may be: it was not renewed in time, somebody of the same name unlocked
+    /// its key, somebody [broke](crate::Client::break_lock) it, or the server that answers now is not the one that
+    /// granted it. A server that was restarted with its store counts as the same server.
     LeaseLost {
         /// The key.
         key: String,
         /// The number of the grant.
         fence: u64,
-        /// The other server, if that is the reason. At the one that granted it, the key may stay locked until the
-        /// lease runs out.
+        /// The other server, if that is the reason. On the server that granted the lease, the key may stay locked until
+        /// the lease runs out.
         other_server: Option<OtherServer>,
-        /// What the server said of it: [`Refusal::Free`], [`Refusal::NotHolder`], [`Refusal::StaleFence`] or
-        /// [`Refusal::Broken`]. `None` where it said nothing: the lease was not renewed in time, or another server
+        /// The server's answer about the lease: [`Refusal::Free`], [`Refusal::NotHolder`], [`Refusal::StaleFence`] or
+        /// [`Refusal::Broken`]. `None` without such an answer: the lease was not renewed in time, or another server
         /// answers.
         reason: Option<Refusal>,
     },
-    /// There is no thread to renew a lease in; its key was unlocked again.
+    /// The thread that is to renew a lease could not be started. The key was unlocked again.
     CannotRenew {
         /// The key.
         key: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// What answered does not speak this protocol.
+    /// The answer is HTTP, but not of this protocol.
     BadReply {
         /// The question.
         question: String,
         /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS.
         address: String,
-        /// The first line that came back, shortened; or what is wrong with it, such as `status 404`.
+        /// The first line of the answer, shortened; or what is wrong with the answer, such as `status 404`.
         reply: String,
     },
 }
 
 impl Error {
-    /// The lease is lost, perhaps because of another server, or as the server says.
+    /// [`Error::LeaseLost`] for this lease.
     pub(crate) fn lease_lost(
         lease: &Lease,
         other_server: Option<OtherServer>,
@@ -207,13 +207,13 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed a little later, with nothing changed but the time: nobody was there, the port
-    /// was taken, the connection broke, a proxy
-    /// answered in the server's place, the server is full or ending, or the turn did not come in time. Otherwise the caller or the
-    /// server has to be changed first, or the lease is gone and what was done under it has to be begun anew.
+    /// Whether the same call may succeed a little later, with nothing changed but the time: no server was reached, the
+    /// port was taken, the connection broke, a proxy answered in the server's place, the server is full or ending, or
+    /// the key did not become free in time. After any other error the caller or the server has to be changed first, or
+    /// the lease is gone and the work under it has to start again.
     ///
-    /// After [`Error::Interrupted`] the first call may have been carried out. A LOCK that is called again finds that
-    /// this name holds the key ([`Refusal::AlreadyHolder`]) until that lease is over, unless it has the same
+    /// After [`Error::Interrupted`] the first call may have been carried out. A second LOCK then finds that this name
+    /// holds the key ([`Refusal::AlreadyHolder`]) until that lease is over, unless it has the same
     /// [`request_id`](crate::LockOptions::request_id).
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -230,7 +230,7 @@ impl Error {
         }
     }
 
-    /// How often it was tried, in words.
+    /// The number of attempts, in words.
     fn times(&self) -> String {
         match self {
             Error::CannotListen { attempts, .. }
@@ -244,7 +244,7 @@ impl Error {
         }
     }
 
-    /// What is wrong with the store that a server names, in words.
+    /// Why a server's store is not the cluster's, in words.
     fn of_another_store(&self) -> String {
         match self {
             Error::NotOfCluster {
@@ -256,7 +256,7 @@ impl Error {
         }
     }
 
-    /// Because of which other server a lease is lost, or that somebody broke it, in words.
+    /// Why a lease is lost, in words: because of another server, or because somebody broke it. Empty for other reasons.
     fn because_of(&self) -> String {
         match self {
             Error::LeaseLost {
@@ -271,7 +271,8 @@ impl Error {
         }
     }
 
-    /// The same error, of the question that another one was asked for.
+    /// The same error with `asked_for` as its question: the question of the caller, on behalf of which another one was
+    /// sent.
     pub(crate) fn about(mut self, asked_for: String) -> Self {
         if let Error::Interrupted { question, .. }
         | Error::Refused { question, .. }
@@ -284,7 +285,7 @@ impl Error {
     }
 }
 
-/// Why a server can't be started: the reason and what is behind it, in one line.
+/// Why a server can't be started: the reason and its causes, in one line.
 #[cfg(feature = "server")]
 pub(crate) fn why_not_started(error: &Error) -> String {
     let said = match error {
@@ -295,7 +296,7 @@ pub(crate) fn why_not_started(error: &Error) -> String {
     causes.fold(said, |said, cause| format!("{said}: {cause}"))
 }
 
-/// What broke. What the system said of it is the [`source`](std::error::Error::source), and not said twice.
+/// What broke, without the system's error: that is the [`source`](std::error::Error::source).
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let times = self.times();
@@ -395,7 +396,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_source_says_is_not_said_twice() {
+    fn the_text_does_not_repeat_its_source() {
         let error = Error::Unreachable {
             address: "127.0.0.1:9".into(),
             attempts: 2,

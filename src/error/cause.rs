@@ -1,4 +1,4 @@
-//! What stands between a client and its server: parts of the one error.
+//! Why a client can't reach its server: parts of the one error.
 
 use std::fmt;
 
@@ -8,36 +8,36 @@ use std::fmt;
 pub enum Unreached {
     /// The name of the server could not be looked up.
     Resolve,
-    /// Nobody accepts connections at its address, or there is no way to it.
+    /// Nobody accepts connections at its address, or the network has no route to it.
     Connect,
     /// It took too long.
     Timeout,
-    /// Of several servers that share a store none leads, as far as those know that are there and stand by.
+    /// None of the servers that share a store leads, as far as the servers that stand by know.
     NoLeader,
 }
 
-/// Where the server was that granted a lease, another one answers: it was restarted, or two stand behind one address.
+/// At the address of the server that granted a lease, another server answers: it was restarted, or there are two behind
+/// one address.
 ///
-/// It knows nothing of the lease, and may have granted the key to somebody else. Servers are told apart by the header
-/// `Lock-Server`. A server before 0.2.0 sends none, and a proxy may drop it: then this is never reported. Nor is it where
-/// both name the same store in `Lock-Store`: the next run of a server with a store knows the leases of the one before.
+/// The other server does not know the lease, and may have granted the key to somebody else. The header `Lock-Server`
+/// distinguishes servers. A server before 0.2.0 does not send it, and a proxy may drop it: then this is never reported.
+/// It is not reported either if both servers name the same store in `Lock-Store`: the next run of a server with a store
+/// knows the leases of the run before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OtherServer {
     /// `host:port`, or a URL where the client's address has a prefix.
     pub address: String,
-    /// What the run of a server is called that granted the lease, or renewed it last, 1 to 64 of
-    /// `A-Z a-z 0-9 _ . : -`.
+    /// The ID of the run of a server that granted the lease or renewed it last: 1 to 64 of `A-Z a-z 0-9 _ . : -`.
     pub granted_by: String,
-    /// What the one is called that answers now.
+    /// The ID of the run that answers now.
     pub answered_by: String,
-    /// Whether both are known to run side by side: this process asked the older one after the newer one had answered,
-    /// and it answered. `false` where that is not known: after a restart, and before both have answered often
-    /// enough.
+    /// Whether both are known to run side by side: the older one still answered this process after the newer one had
+    /// answered. `false` while that is not known: after a restart, and before both have answered often enough.
     pub are_both_there: bool,
 }
 
-/// What it is about, in words for people.
+/// The situation in words, for people.
 impl fmt::Display for OtherServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = &self.address;
@@ -54,12 +54,12 @@ impl fmt::Display for OtherServer {
     }
 }
 
-/// Why there is no TLS with what answers at an address.
+/// Why the TLS handshake with a server failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TlsFailure {
-    /// None of the roots that this machine trusts stands behind its certificate. Where the variable `SSL_CERT_FILE`
-    /// names a file of certificates in PEM, those are the roots.
+    /// Its certificate does not lead to a root that this machine trusts. If the variable `SSL_CERT_FILE` names a PEM
+    /// file of certificates, those are the roots.
     UnknownIssuer,
     /// Its certificate is for another name than the one it was asked under.
     OtherName,
@@ -67,13 +67,13 @@ pub enum TlsFailure {
     OutOfDate,
     /// Its certificate is not accepted for another reason.
     BadCertificate,
-    /// There are no roots to check a certificate by.
+    /// This machine has no roots to check a certificate against.
     NoRoots,
-    /// What answers does not speak TLS, or has no version or cipher in common with this client.
+    /// The server does not speak TLS, or has no version or cipher in common with this client.
     NoHandshake,
 }
 
-/// What is wrong with what answers, in words for people that follow its address.
+/// What is wrong, in words for people. They follow the server's address in a message.
 impl fmt::Display for TlsFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -88,7 +88,7 @@ impl fmt::Display for TlsFailure {
 }
 
 impl Unreached {
-    /// What no server did.
+    /// The verb in "no lock server …".
     pub(super) fn leads_or_reached(self) -> &'static str {
         match self {
             Unreached::NoLeader => "leads",
