@@ -1,5 +1,6 @@
-//! The connections of a client to a server, and with TLS those of a server to etcd: made for ureq, which keeps them open,
-//! and noted here, so that somebody can wait for the end of the one that is in use. ureq's own TCP transport hides its socket.
+//! The connections of a client to a server, and with TLS those of a server to etcd. They are made for ureq, which keeps
+//! them open. The one in use is noted here, so that a caller can wait for its end: ureq's own TCP transport hides its
+//! socket.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,7 +11,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
-/// Whether only a connect fails so: nothing was sent. A reset can come later, too.
+/// Whether only a connect fails with this error, so that nothing was sent. A reset is not one: it can also come later.
 pub(crate) fn is_of_connect(error: ErrorKind) -> bool {
     matches!(
         error,
@@ -22,12 +23,12 @@ pub(crate) fn is_of_connect(error: ErrorKind) -> bool {
     )
 }
 
-/// The connection by which the latest question went.
+/// The connection that the latest question was sent on.
 #[derive(Debug, Default)]
 pub(crate) struct LatestConnection(Mutex<Weak<TcpStream>>);
 
 impl LatestConnection {
-    /// Another handle of it, if it is open still.
+    /// Another handle of its socket, if the connection is still open.
     pub fn get(&self) -> Option<TcpStream> {
         self.lock().upgrade()?.try_clone().ok()
     }
@@ -37,7 +38,7 @@ impl LatestConnection {
     }
 
     fn lock(&self) -> MutexGuard<'_, Weak<TcpStream>> {
-        // It is set in one step, whatever panicked beside it.
+        // The value is set in one step, so a panic under the lock leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,7 +71,7 @@ impl Connector for TrackedConnector {
     }
 }
 
-/// Tries the addresses one after another. Each but the last gets half of the time that is left.
+/// Tries the addresses one after another. The last one gets all the time that is left, each other one half of it.
 fn connect(details: &ConnectionDetails) -> Result<TcpStream, ureq::Error> {
     let until = deadline(details.timeout);
     let count = details.addrs.len();
@@ -96,7 +97,7 @@ pub(crate) fn deadline(timeout: NextTimeout) -> Option<Instant> {
     Instant::now().checked_add(*left)
 }
 
-/// The system says "would block" where a time-out of a socket has passed.
+/// The system reports "would block" when a socket's time-out has passed.
 pub(crate) fn in_time(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
@@ -112,7 +113,7 @@ pub(crate) struct TrackedConnection {
 }
 
 impl TrackedConnection {
-    /// What TLS stands on.
+    /// The TCP stream, for TLS to run over.
     #[cfg(feature = "tls")]
     pub fn into_stream(self) -> TrackedStream {
         self.stream
@@ -144,14 +145,15 @@ impl Transport for TrackedConnection {
         Ok(amount > 0)
     }
 
-    /// Between two questions nothing comes from the server, not even its end.
+    /// Between two questions the server sends nothing. Any input means that the connection can't be used again, and so
+    /// does its end.
     fn is_open(&mut self) -> bool {
         let peeked = self.stream.at_once(|stream| stream.peek(&mut [0]));
         matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 }
 
-/// A socket, which is the latest connection once something is sent by it.
+/// A socket. It becomes the latest connection when something is sent on it.
 #[derive(Debug)]
 pub(crate) struct TrackedStream {
     stream: Arc<TcpStream>,
@@ -159,7 +161,7 @@ pub(crate) struct TrackedStream {
 }
 
 impl TrackedStream {
-    /// Its bytes, sent and received until then.
+    /// The same stream for reading and writing, with `until` as the time limit of each call.
     pub fn until(&self, until: Option<Instant>) -> TimedStream<'_> {
         TimedStream {
             tracked: self,
@@ -167,7 +169,7 @@ impl TrackedStream {
         }
     }
 
-    /// Does something that does not wait for the server.
+    /// Runs `act` with the socket set not to block.
     pub fn at_once<T>(&self, act: impl FnOnce(&TcpStream) -> io::Result<T>) -> io::Result<T> {
         self.stream.set_nonblocking(true)?;
         let done = act(&self.stream);
@@ -176,14 +178,14 @@ impl TrackedStream {
     }
 }
 
-/// A socket whose calls end in time.
+/// A socket whose calls end at a time limit.
 pub(crate) struct TimedStream<'a> {
     tracked: &'a TrackedStream,
     until: Option<Instant>,
 }
 
 impl TimedStream<'_> {
-    /// Makes one call after its time-out is set to what is left.
+    /// Sets the socket's time-out to the time that is left, and makes one call.
     fn call(
         &self,
         set: impl Fn(Option<Duration>) -> io::Result<()>,
@@ -198,7 +200,7 @@ impl TimedStream<'_> {
             }
             set(left)?;
             match call() {
-                // A signal handler of the program's ran meanwhile.
+                // A signal handler of the program ran meanwhile.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 done => return done,
             }

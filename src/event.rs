@@ -1,6 +1,6 @@
-//! What happened in the lock table, in its order.
+//! What happened in the lock table, in order.
 //!
-//! The journal's lines and the notifications of those who wait are made of it.
+//! The journal's lines and the notifications of waiters are made of these events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,42 +21,43 @@ pub(crate) enum Change<W> {
     /// The requester holds the key.
     Granted {
         grant: Grant,
-        /// Who waited, and for how long. `None` if it did not have to.
+        /// The waiter, and how long it waited. `None` if it did not wait.
         waited: Option<(W, Duration)>,
     },
-    /// The requester asked again, and has the grant that it was given before.
+    /// The requester asked again, and gets the grant that it already had.
     Repeated(Grant),
     /// The same grant, with another end.
     Renewed {
         grant: Grant,
-        /// What it was before, if it was asked to last longer from now on.
+        /// The previous terms, if the renewal asked for a longer lease.
         longer_than: Option<LeaseTerms>,
     },
     Released(EndedHold),
-    /// The lease ran out. Told when it is noticed: at that instant if anyone waits for the key.
+    /// The lease ran out. Reported when it is noticed: at that instant if anyone waits for the key, and otherwise
+    /// later.
     Expired(EndedHold),
-    /// Somebody ended the hold who need not be its holder.
+    /// Somebody ended the hold, not necessarily its holder.
     Broken {
         ended: EndedHold,
-        /// Who, by its own words. `None` where it did not say.
+        /// The name that the breaker gave itself. `None` if it gave none.
         by: Option<Arc<str>>,
     },
     Queued {
         ticket: Ticket,
         slots: Slots,
     },
-    /// The same acquire was asked again, and waits in the place of `before`.
+    /// The same acquire was asked again, and has taken the place of `before` in the queue.
     TakenOver {
         ticket: Ticket,
         slots: Slots,
         before: W,
     },
-    /// A waiter left its queue. `gone` is its handle if its client was found to be gone when its turn came.
+    /// A waiter left its queue. `gone` is its handle if its turn came and its client was gone.
     Left {
         ticket: Ticket,
         gone: Option<W>,
     },
-    /// As `Left`, and its place is kept for a while.
+    /// Like `Left`, but the waiter's place is kept for a while.
     Reserved {
         ticket: Ticket,
         gone: Option<W>,

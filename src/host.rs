@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// How this machine reaches what listens there: what stands for every interface is reached on loopback.
+/// The address at which this machine reaches a listener on `ip`: loopback if `ip` stands for every interface.
 pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -11,7 +11,7 @@ pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// An IPv6 address without its brackets; anything else as it is.
+/// An IPv6 address without its brackets; any other host unchanged.
 pub(crate) fn bare_host(host: &str) -> &str {
     host.strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
@@ -19,7 +19,7 @@ pub(crate) fn bare_host(host: &str) -> &str {
         .unwrap_or(host)
 }
 
-/// What is wrong with a host, if something is: it is no name and no address. `None` says that a resolver may know it.
+/// Why a host is neither a name nor an address. `None` if it is one of them, so that a resolver may know it.
 pub(crate) fn bad_host(host: &str) -> Option<String> {
     const ADVICE: &str = "give a name or an address, such as localhost, 127.0.0.1 or ::1";
     let bare = bare_host(host);
@@ -30,7 +30,7 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     if bare.is_empty() {
         Some(format!("the host is empty; {ADVICE}"))
     } else if is_number(bare) {
-        // The system would take it for an address.
+        // The system's resolver would take it for an address.
         Some(format!("{host:?} is a number; {ADVICE}"))
     } else if is_v6(bare) || is_name(bare) {
         None
@@ -47,7 +47,7 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     }
 }
 
-/// Whether each machine has this address for itself, in whichever form a resolver takes it.
+/// Whether the host means "this machine" on each machine, in any form that a resolver takes.
 pub(crate) fn is_of_one_machine(host: &str) -> bool {
     let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     let (bare, _zone) = name.split_once('%').unwrap_or((&name, ""));
@@ -65,7 +65,7 @@ pub(crate) fn is_of_one_machine(host: &str) -> bool {
     NAMES.contains(&&*name) || name.ends_with(".localhost") || ip.is_some_and(is_own)
 }
 
-/// An IPv4 address as inet_aton(3) reads it: 1 to 4 numbers, of which the last one fills what is left, such as `127.1`.
+/// An IPv4 address as inet_aton(3) reads it: 1 to 4 numbers, such as `127.1`; the last one fills the remaining bytes.
 fn short_v4(host: &str) -> Option<Ipv4Addr> {
     let number = |text: &str| match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16).ok(),
@@ -97,7 +97,7 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// With or without a zone, as in `fe80::1%eth0`.
+/// Whether it is an IPv6 address, with or without a zone as in `fe80::1%eth0`.
 fn is_v6(host: &str) -> bool {
     let address = host.split_once('%').map_or(host, |(address, _)| address);
     address.parse::<Ipv6Addr>().is_ok()
@@ -111,7 +111,7 @@ pub(crate) fn host_and_port(host: &str, port: u16) -> String {
     }
 }
 
-/// `host:port`, or `host`, as people and `LOCK_SERVER` write it: an IPv6 address with a port stands in brackets.
+/// `host:port`, or `host`, as people and `LOCK_SERVER` write it: an IPv6 address with a port is in brackets.
 pub(crate) fn parse_address(address: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if !is_v6(address) && !address.ends_with(']') => (host, Some(port)),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_each_machine_has_for_itself_is_known_in_each_form() {
+    fn an_address_of_one_machine_is_recognised_in_each_form() {
         for host in [
             "localhost",
             "LOCALHOST.",
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn a_text_that_is_no_address_is_refused() {
         assert!(bad_host("8004").is_some());
         for address in [
             "",
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_a_port_in_it_is_told_so() {
+    fn the_error_for_a_host_with_a_port_names_the_port() {
         let reason = bad_host("localhost:8004").expect("it is bad");
         assert!(reason.contains("has a port in it"), "{reason}");
         assert_eq!(bad_host("[::1]"), None);

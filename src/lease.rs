@@ -3,41 +3,40 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The name of a lock. Shared, because a held key stands in more than one index.
+/// The name of a lock. Shared, because a held key is in more than one index.
 pub(crate) type Key = Arc<str>;
 
-/// A name on the wire. Names are no credentials: a client that uses one is the client of that name.
+/// A name on the wire. A name is no credential: any client that uses it counts as that requester.
 pub(crate) type Requester = Arc<str>;
 
-/// What a requester calls one acquire, to be recognised when it asks again. Means something only
-/// together with the key and the requester.
+/// The ID that a requester gives one acquire, so that the server recognises a repetition. Unique only together with the
+/// key and the requester.
 pub(crate) type RequestId = Arc<str>;
 
-/// What one run of a server is called: `Lock-Server`.
+/// The ID of one run of a server: `Lock-Server`.
 pub(crate) type ServerId = Arc<str>;
 
-/// What a store is called, made once with it: `Lock-Store`.
+/// The ID of a store, made once when the store is made: `Lock-Store`.
 pub(crate) type StoreId = Arc<str>;
 
 /// A number that only grows, one per grant.
 pub(crate) type Fence = u64;
 
-/// Where a server's fences begin: the Unix time of its start in microseconds.
+/// The first fence of a server: the Unix time of its start in microseconds.
 ///
 /// `guide/wire.md` says why a restarted server begins above every fence of the one before.
 ///
-/// A clock before 1970 gives 1. The number stays below 2^53, so that it is exact in a JSON number:
-/// that lasts until the year 2255.
+/// A clock before 1970 gives 1. Until the year 2255 the number is below 2^53, so a JSON number holds it exactly.
 pub(crate) fn first_fence(started: SystemTime) -> Fence {
     let since_1970 = started.duration_since(UNIX_EPOCH).unwrap_or_default();
     let micros = Fence::try_from(since_1970.as_micros()).unwrap_or(Fence::MAX);
     micros.clamp(1, (1 << 53) - 1)
 }
 
-/// How many may hold a key together: the number that an acquire comes with, 1 to [`MAX_SLOTS`]. 1 is alone.
+/// How many may hold a key together, as an acquire asks for it: 1 to [`MAX_SLOTS`]. 1 is an exclusive hold.
 pub(crate) type Slots = u32;
 
-/// The most slots: shared by any number of holders.
+/// The most slots. It stands for "shared by any number of holders".
 pub(crate) const MAX_SLOTS: Slots = 1_000_000;
 
 /// What the server decided for one requester.
@@ -52,10 +51,10 @@ pub(crate) struct Grant {
 /// A waiter's place in the order of arrival, unique in the table.
 pub(crate) type Ticket = u64;
 
-/// What a requester says of itself for others to read. Means nothing to the server.
+/// A text of the requester about itself, for others to read. The server does not interpret it.
 pub(crate) type Note = Arc<str>;
 
-/// What is kept of an acquire while it waits, and while it holds.
+/// The part of an acquire that is kept while it waits and while it holds.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub requester: Requester,
@@ -66,7 +65,7 @@ pub(crate) struct Claim {
     pub slots: Slots,
 }
 
-/// A length of time in half of a `Duration`'s memory: up to 584 years.
+/// A length of time of up to 584 years, in half the memory of a `Duration`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nanos(u64);
 
@@ -82,14 +81,14 @@ impl From<Nanos> for Duration {
     }
 }
 
-/// How long a lease lasts: what a renewal begins anew, and its end.
+/// The full length of a lease, which a renewal starts again, and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseTerms {
     pub lock_timeout: Duration,
     pub expires: Instant,
 }
 
-/// A grant that stands, and whose it is.
+/// A grant that is valid, and its holder.
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub claim: Claim,
@@ -116,7 +115,7 @@ impl Hold {
     }
 }
 
-/// A grant as it stands at one moment, for those who do not share the server's monotonic clock.
+/// A grant at one moment, for readers that do not share the server's monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseView {
     /// When the lease runs out, on the server's wall clock.
@@ -127,7 +126,8 @@ pub(crate) struct LeaseView {
     pub slots: Slots,
 }
 
-/// A key held by this client until an instant. Dropped, it stays locked until then.
+/// A key that this client holds until a certain time. Dropping the value does not unlock the key: it stays locked until
+/// then.
 ///
 /// ```
 /// use std::time::Duration;
@@ -154,12 +154,12 @@ pub struct Lease {
 
     /// When the lease runs out, on the server's wall clock, to the microsecond.
     ///
-    /// Counted from the moment of the grant, never from the request. For people to read: a program that decides
-    /// by it needs a clock like the server's, and [`remaining`](Self::remaining) does not.
+    /// Counted from the moment of the grant, never from the request. For people to read: a program that decides by it
+    /// needs a clock in step with the server's. [`remaining`](Self::remaining) needs none.
     pub expires: SystemTime,
 
-    /// The number of the grant: 1 to 2^53 - 1, greater than that of every grant before, of any key. The same
-    /// through all renewals.
+    /// The number of the grant: 1 to 2^53 - 1, greater than that of every grant before, of any key. Renewals do not
+    /// change it.
     ///
     /// The store that the lock protects keeps the greatest fence that it has seen. The fence has to reach it before
     /// the read that the write depends on, and the write asks for it:
@@ -177,32 +177,33 @@ pub struct Lease {
     /// How many may hold the key together with this one: see [`LockOptions::slots`](crate::LockOptions::slots).
     pub slots: u32,
 
-    /// Which run of a server granted it, or renewed it last. `None` where its answers do not name it: a server before
-    /// 0.2.0, or a proxy that drops the header.
+    /// The run of a server that granted or last renewed it. `None` where the answer names none: from a server before
+    /// 0.2.0, or through a proxy that drops the header.
     pub(crate) server: Option<ServerId>,
 
-    /// The store of that server: whichever run has it knows the lease. `None` without one, and as above.
+    /// The store of that server: every run of a server with this store knows the lease. `None` without a store, and in
+    /// the cases of `server`.
     pub(crate) store: Option<StoreId>,
 
-    /// When the question was sent whose answer told what is left.
+    /// When the question was sent whose answer `left` comes from.
     pub(crate) asked: Instant,
 
-    /// How long the lease still lasted when that was answered.
+    /// How long the lease still lasted when the server answered that question.
     pub(crate) left: Duration,
 }
 
 impl Lease {
-    /// How long the lease lasts at least. Zero where it may have run out.
+    /// The time for which the lease certainly lasts. Zero if it may have run out.
     ///
-    /// Counted on this machine's monotonic clock, from before the question was sent: it may be too short by
-    /// the time that the answer took, and is never too long. That clock stands still while the machine is
-    /// suspended; afterwards only the server knows, see [`Client::verify`](crate::Client::verify).
+    /// Counted on this machine's monotonic clock, from before the question was sent: it may be too short by the time
+    /// that the answer took, and is never too long unless the machine is suspended meanwhile. The clock stops then, and
+    /// only the server knows: ask it with [`Client::verify`](crate::Client::verify).
     pub fn remaining(&self) -> Duration {
         self.left.saturating_sub(self.asked.elapsed())
     }
 }
 
-/// Who holds a key at a moment, and how many want it. Of several holders, the one whose hold began first.
+/// Who holds a key at one moment, and how many wait for it. Of several holders, the one whose hold began first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
@@ -213,15 +214,14 @@ pub struct Holder {
     /// [`LockOptions::slots`](crate::LockOptions::slots).
     pub holders: usize,
 
-    /// How long its lease still lasted when that was asked; the holder may renew it. Rounded down to a
+    /// How long its lease still lasted when the server answered; the holder may renew it. Rounded down to a
     /// millisecond.
     pub expires_in: Duration,
 
     /// How many waited for the key.
     pub waiters: usize,
 
-    /// What it said of itself with its LOCK: see [`LockOptions::note`](crate::LockOptions::note). `None` if it said
-    /// nothing.
+    /// The note that its LOCK carried: see [`LockOptions::note`](crate::LockOptions::note). `None` without a note.
     pub note: Option<String>,
 }
 
@@ -250,7 +250,7 @@ mod tests {
         let of_year = |year: u32| first_fence(UNIX_EPOCH + (year - 1970) * 366 * DAY);
         assert!(of_year(2200) > of_year(2199));
         assert!(of_year(2200) < EXACT);
-        // A clock that is set beyond all reason has its fences begin at the same number each time.
+        // With an absurd clock, fences begin at the same number at each start.
         assert!(of_year(3000) < EXACT);
         assert!(of_year(600_000) < EXACT);
     }
@@ -262,7 +262,7 @@ mod tests {
         let last = first_fence(started) + (grants - 1);
         let stopped = started + ran;
         assert!(first_fence(stopped) > last);
-        // The clock may even go back, by what the server ran less a microsecond per grant.
+        // The clock may even go back, by the time that the server ran less a microsecond per grant.
         let most = ran - Duration::from_micros(grants);
         assert!(first_fence(stopped - most) > last);
         assert!(first_fence(stopped - most - Duration::from_micros(1)) <= last);

@@ -3,7 +3,7 @@
     not(feature = "server"),
     allow(
         rustdoc::broken_intra_doc_links,
-        reason = "the pages speak of the server, too"
+        reason = "the pages also describe the server"
     )
 )]
 

@@ -1,4 +1,4 @@
-//! Memory that a crowd needed, given back when it has gone.
+//! Gives memory back that a crowd of clients needed, once they are gone.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -15,7 +15,7 @@ pub(crate) fn shrink_map<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// The same for a queue.
+/// Shrinks a queue, by the rule of [`shrink_map`].
 pub(crate) fn shrink_queue<T>(queue: &mut VecDeque<T>) {
     let capacity = queue.capacity();
     if capacity > SMALL_CAPACITY && queue.len() < capacity / 8 {
@@ -23,8 +23,8 @@ pub(crate) fn shrink_queue<T>(queue: &mut VecDeque<T>) {
     }
 }
 
-/// The process's memory, in bytes if a page has 4 kB; where it has more, a growth is noticed later. 0 where the system
-/// does not say.
+/// The process's resident memory in bytes, for pages of 4 kB. With larger pages the result is too small, so growth is
+/// noticed later. 0 where the system does not report it.
 pub(crate) fn resident() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok());

@@ -6,23 +6,24 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// LOCK: the turn did not come in time.
+    /// LOCK: the key did not become free for this name in time.
     Timeout,
     /// LOCK: this name holds the key. There is no re-entrancy.
     AlreadyHolder,
     /// LOCK: this name waits for the key already, in another LOCK.
     AlreadyWaiting,
-    /// LOCK: another LOCK with the same request ID waits in this one's place now, or had the grant.
+    /// LOCK: another LOCK with the same request ID has taken this LOCK's place in the queue, or has got the grant.
     TakenOver,
-    /// LOCK: the wait was called off with a [`CancelToken`](crate::CancelToken). No server says this.
+    /// LOCK: the wait was called off with a [`CancelToken`](crate::CancelToken). No server sends it.
     Cancelled,
     /// LOCK: the server has as many waiters or held keys as it allows.
     Full,
-    /// LOCK: there is no room in the server's store for one more hold. What is held stays, and can be unlocked.
+    /// LOCK: there is no room in the server's store for one more hold. Held keys stay held, and can be unlocked.
     StoreFull,
     /// LOCK: the server is ending, and nothing was locked.
     Stopping,
-    /// Another server leads, or none does at the moment: nothing was done, and the question may be asked elsewhere.
+    /// This server does not lead: another one does, or none at the moment. It did nothing, and the question may be
+    /// asked of another server.
     Standby,
     /// CHECK, UNLOCK, RENEW, VERIFY, BREAK: nobody holds the key.
     Free,
@@ -35,18 +36,18 @@ pub enum Refusal {
     Broken,
     /// The server did not understand the question: a time is out of the server's range, for instance.
     BadRequest,
-    /// The server is not allowed to do that: SHUTDOWN without [`allow_shutdown`](crate::Options::allow_shutdown), BREAK without
-    /// [`allow_break`](crate::Options::allow_break).
+    /// The server's options do not allow the question: SHUTDOWN without
+    /// [`allow_shutdown`](crate::Options::allow_shutdown), BREAK without [`allow_break`](crate::Options::allow_break).
     Forbidden,
-    /// The server asks for a [`Token`](crate::Token), and got none that it knows.
+    /// The server asks for a [`Token`](crate::Token), and the request carried none that it knows.
     Unauthorized,
-    /// The [`Token`](crate::Token) has a role that does not suffice.
+    /// The [`Token`](crate::Token) has a role that does not allow the question.
     WrongRole,
     /// The server does not know the verb.
     NoSuchVerb,
     /// The server does not know the HTTP method.
     BadMethod,
-    /// The server listens on loopback and was asked for under a foreign name.
+    /// The server listens on loopback, and `Host` named a host that it does not accept.
     WrongHost,
     /// A word that this version does not know.
     Other,
@@ -86,7 +87,7 @@ impl Refusal {
         WORDS[self as usize].1
     }
 
-    /// All that a server says.
+    /// All refusals that a server sends.
     pub(crate) fn sent() -> impl Iterator<Item = Refusal> {
         let not_sent = [Refusal::Cancelled, Refusal::Other];
         let all = WORDS.iter().map(|(refusal, _)| *refusal);

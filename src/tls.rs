@@ -1,9 +1,8 @@
 //! TLS over the connections of a client to a server, and of a server to etcd: rustls, with the roots that the system
-//! trusts or with others. And why there is none on a connection, as data. Knows no options, and reads no files but the
-//! system's.
+//! trusts or with others. Reports as data why TLS failed. Knows no options, and reads only the system's files.
 //!
-//! ureq's own connector reads the roots anew for each connection whose question has a time-out, and holds a connection
-//! for ended by which the other side has sent a record between two questions, as TLS 1.3 allows it.
+//! ureq's own connector has two defects. It reads the roots again for each connection whose question has a time-out.
+//! And it takes a connection for ended if the other side has sent a record between two questions, which TLS 1.3 allows.
 
 use std::error;
 use std::fmt;
@@ -27,12 +26,12 @@ use crate::connection::{TrackedConnection, TrackedStream, deadline, in_time};
 use crate::error::TlsFailure;
 use crate::host::bare_host;
 
-/// Sets TLS up on the connections of one pool that are to URLs with `https`. They share what is in here, with the
-/// sessions that they may resume. `None` where no URL has it.
+/// Sets up TLS on those connections of one pool whose URL has `https`. They share this configuration, and with it the
+/// sessions that they may resume. `None` if no URL of the pool has `https`.
 #[derive(Debug)]
 pub(crate) struct TlsConnector(pub Option<Result<Arc<ClientConfig>, TlsError>>);
 
-/// A configuration with these roots, before it has a certificate to show.
+/// A configuration with these roots, and no client certificate yet.
 pub(crate) fn builder(roots: RootCertStore) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let provider = Arc::new(ring::default_provider());
     ClientConfig::builder_with_provider(provider)
@@ -41,16 +40,16 @@ pub(crate) fn builder(roots: RootCertStore) -> ConfigBuilder<ClientConfig, Wants
         .with_root_certificates(roots)
 }
 
-/// A configuration with the roots of the system and nothing to show.
+/// A configuration with the roots of the system and no client certificate.
 pub(crate) fn of_system() -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(builder(roots_of_system()?).with_no_client_auth()))
 }
 
-/// Those of the system, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+/// The roots of the system, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
 pub(crate) fn roots_of_system() -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    // One that can't be read is no reason to distrust the others.
+    // A certificate that can't be read is no reason to distrust the others.
     roots.add_parsable_certificates(found.certs);
     if !roots.is_empty() {
         return Ok(roots);
@@ -80,7 +79,7 @@ impl Connector<TrackedConnection> for TlsConnector {
         let tcp = connection.into_stream();
         let mut tls =
             ClientConnection::new(config, name).map_err(|error| TlsError::of_rustls(&error))?;
-        // The time is for both, and the connection has taken a part of it.
+        // The time-out is for the TCP connection and the handshake together. The connection has used a part of it.
         let spent = match details.now {
             Instant::Exact(begin) => begin.elapsed(),
             _ => Duration::ZERO,
@@ -99,13 +98,13 @@ impl Connector<TrackedConnection> for TlsConnector {
     }
 }
 
-/// Whom a certificate has to be for.
+/// The name that the server's certificate has to be for.
 fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(bare_host(host).to_string())
         .map_err(|error| TlsError::new(TlsFailure::OtherName, error))
 }
 
-/// No question was sent yet.
+/// The error of a handshake. No question was sent yet.
 fn in_handshake(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     let of_rustls = error.get_ref().and_then(|inner| inner.downcast_ref());
     match (of_rustls, error.kind()) {
@@ -120,12 +119,12 @@ fn in_handshake(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     }
 }
 
-/// Why there is no TLS on a connection that was made. It travels through ureq.
+/// Why the TLS handshake on a TCP connection failed. It travels through ureq, inside its errors.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsError {
-    /// `None` where the connection ended meanwhile, as it may by chance.
+    /// `None` if the connection ended during the handshake, which may be chance.
     pub cause: Option<TlsFailure>,
-    /// Whether the other side wants a certificate of this one, or another one than it was shown.
+    /// Whether the other side asks for a certificate of this side, or does not accept the one that it was shown.
     pub is_about_ours: bool,
     said: String,
 }
@@ -146,14 +145,14 @@ impl TlsError {
         }
     }
 
-    /// That of a connection's errors which says that this side's certificate is not accepted. In TLS 1.3 that comes
-    /// after the handshake; the other side has read no question by then.
+    /// The error, if it says that this side's certificate is not accepted. In TLS 1.3 that alert comes after the
+    /// handshake; the other side has read no question by then.
     fn about_ours(error: &io::Error) -> Option<Self> {
         let error = error.get_ref()?.downcast_ref()?;
         is_about_ours(error).then(|| TlsError::of_rustls(error))
     }
 
-    /// That of ureq's errors which is one.
+    /// The TLS error inside an error of ureq, if it holds one.
     pub fn of(error: &ureq::Error) -> Option<&Self> {
         match error {
             ureq::Error::Io(source) => source.get_ref()?.downcast_ref(),
@@ -162,7 +161,7 @@ impl TlsError {
     }
 }
 
-/// Whether the other side wants a certificate of this one, or another one.
+/// As [`TlsError::is_about_ours`].
 fn is_about_ours(error: &rustls::Error) -> bool {
     use AlertDescription::{
         AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
@@ -226,7 +225,8 @@ pub(crate) struct TlsConnection {
 }
 
 impl TlsConnection {
-    /// Takes in what is there. "Would block" where that is no answer, and not the end.
+    /// Reads and decrypts the records that have arrived. Returns "would block" if they hold no answer, and the
+    /// connection has not ended.
     fn take_in(&mut self) -> io::Result<()> {
         let TlsConnection { tcp, tls, .. } = self;
         tcp.at_once(|mut stream| {
@@ -242,7 +242,8 @@ impl TlsConnection {
         })
     }
 
-    /// Why nothing goes out. The other side may have said so, and ended the connection.
+    /// The error to report when sending fails. The other side may have sent an alert with the reason before it ended
+    /// the connection.
     fn cannot_send(&mut self, error: io::Error, timeout: NextTimeout) -> ureq::Error {
         let is_ended = matches!(
             error.kind(),
@@ -266,7 +267,7 @@ impl Transport for TlsConnection {
         let output = &self.buffers.output()[..amount];
         let mut tcp = self.tcp.until(deadline(timeout));
         let mut stream = Stream::new(&mut self.tls, &mut tcp);
-        // `write` leaves it to `flush` to report that nothing goes out.
+        // `write` reports no failure to send; `flush` does.
         let sent = stream.write_all(output).and_then(|()| stream.flush());
         sent.map_err(|error| self.cannot_send(error, timeout))
     }
@@ -283,8 +284,8 @@ impl Transport for TlsConnection {
         Ok(amount > 0)
     }
 
-    /// Between two questions no answer comes from the server. Records of TLS may come: a ticket for the next session,
-    /// a new key. They are taken in here, so that the socket is silent again for who waits for its end.
+    /// Between two questions the server sends no answer. It may send records of TLS: a ticket for the next session, or
+    /// a new key. They are read here, so that the socket is silent again for a caller that waits for its end.
     fn is_open(&mut self) -> bool {
         matches!(self.take_in(), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alert_about_this_sides_certificate_is_told_from_others() {
+    fn an_alert_about_this_sides_certificate_is_distinguished_from_others() {
         for (alert, is_ours) in [
             (AlertDescription::CertificateRequired, true),
             (AlertDescription::BadCertificate, true),

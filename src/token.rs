@@ -1,4 +1,4 @@
-//! What a client shows to be let in: a token, and the role that a server gives it. Knows no wire and no server.
+//! The token that a client shows, and the role that a server gives it. Knows no wire and no server.
 
 use std::env;
 use std::fmt;
@@ -13,14 +13,14 @@ use crate::error::Error;
 /// The variable of the environment that names a file with the client's token.
 pub(crate) const TOKEN_FILE_VARIABLE: &str = "LOCK_SERVER_TOKEN_FILE";
 
-/// The variable that holds it.
+/// The variable of the environment that holds the token itself.
 pub(crate) const TOKEN_VARIABLE: &str = "LOCK_SERVER_TOKEN";
 
-/// The lengths that a token may have. A shorter one is guessed soon; a longer one would not fit in a password of Basic
+/// The lengths that a token may have. A shorter one is easy to guess; a longer one would not fit in a password of Basic
 /// as the server reads it.
 const LENGTHS: std::ops::RangeInclusive<usize> = 8..=256;
 
-/// More than any file of tokens takes.
+/// The longest file of tokens, in bytes: more than any needs.
 const LONGEST_FILE: u64 = 64 * 1024;
 
 /// What a client shows a server that has a [token file](crate::Options::token_file): 8 to 256 of
@@ -37,26 +37,28 @@ const LONGEST_FILE: u64 = 64 * 1024;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Arc<str>);
 
-/// What a token allows. A greater role may all that a smaller one may.
+/// What a token allows. A greater role also allows everything that a smaller one allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
-    /// All that only looks.
+    /// Questions that only look.
     Read,
-    /// The verbs.
+    /// `Read`, and LOCK, UNLOCK and RENEW.
     Lock,
-    /// All.
+    /// Everything.
     Admin,
 }
 
 impl Token {
-    /// The token of the environment: the first that may lock of the file in `LOCK_SERVER_TOKEN_FILE`, or else
-    /// `LOCK_SERVER_TOKEN`. `None` where neither is set, or both are empty.
+    /// The token of the environment: from the file that `LOCK_SERVER_TOKEN_FILE` names, or else from
+    /// `LOCK_SERVER_TOKEN`. Of a file, the first token that may lock, or else the first one. `None` if neither variable
+    /// is set, or both are empty.
     ///
     /// A line of the file is `TOKEN`, or `ROLE TOKEN` as in a server's [token file](crate::Options::token_file); blank
     /// lines and those that begin with `#` do not count.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] with the variable's name if the file can't be read, or if there is no token in it.
+    /// [`Error::InvalidOption`] with the variable's name if the file can't be read, or if it or the variable holds no
+    /// token.
     pub fn from_env() -> Result<Option<Token>, Error> {
         if let Some(path) = env::var_os(TOKEN_FILE_VARIABLE).filter(|path| !path.is_empty()) {
             let token = of_client(Path::new(&path));
@@ -80,13 +82,13 @@ impl Token {
         is_token.then(|| Token(text.into()))
     }
 
-    /// The token itself, for the wire alone.
+    /// The token itself, to send it. Never to print it.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// [`Error::InvalidOption`] for anything else than a token; it does not repeat what was given.
+/// [`Error::InvalidOption`] for a text that is no token. The error does not repeat the text.
 impl FromStr for Token {
     type Err = Error;
 
@@ -104,7 +106,7 @@ impl fmt::Debug for Token {
 impl Role {
     const ALL: [Role; 3] = [Role::Read, Role::Lock, Role::Admin];
 
-    /// The word for it.
+    /// The role's word, as in a token file.
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Read => "read",
@@ -129,8 +131,8 @@ fn no_token() -> String {
     format!("that is no token; give {least} to {most} of A-Z a-z 0-9 - . _ ~ + / =")
 }
 
-/// Reads what a file of tokens holds: each token with its role, where its line names one, and the line's number. What
-/// is wrong names the line, and never a token.
+/// Parses a file of tokens: for each token the line's number and the role, if the line names one. An error names the
+/// line, and never repeats a token.
 pub(crate) fn parse_file(text: &str) -> Result<Vec<(usize, Option<Role>, Token)>, String> {
     let mut tokens = Vec::new();
     for (at, line) in text.lines().enumerate() {
@@ -164,7 +166,7 @@ pub(crate) fn read_text(file: File) -> io::Result<String> {
     }
 }
 
-/// The token that a client takes of a file: the first one that may lock, or else the first one.
+/// The token that a client takes from a file: the first one that may lock, or else the first one.
 fn of_client(path: &Path) -> Result<Token, String> {
     let text = File::open(path).and_then(read_text);
     let text = text.map_err(|error| format!("cannot read it: {error}"))?;
@@ -182,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_a_role_and_a_token_and_what_is_wrong_names_the_line_alone() {
+    fn a_line_is_a_role_and_a_token_and_an_error_names_the_line_alone() {
         let parsed = parse_file("# ours\n\n  lock abcdefgh\r\nread a.b-c_d~e+f/g==\nABCDEFGH\n");
         let parsed = parsed.expect("it is good");
         let roles: Vec<_> = parsed
