@@ -45,10 +45,10 @@ mod servers_met;
 mod transport;
 mod tries;
 
-/// How long [`Client::ping`] waits.
+/// How long [`Client::ping`] waits for an answer.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The variable of the environment that says where the server is.
+/// The variable of the environment that holds the server's address.
 pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
 
 /// Locks and unlocks keys under one name.
@@ -71,15 +71,15 @@ pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
 /// # }
 /// ```
 ///
-/// Connections are kept open between calls; a clone shares them, and so does a client of another
-/// [name](Self::named). A process that was forked makes its own. The name is a name, not a credential:
-/// clients of the same name are the same requester. So threads that are to take turns need a client each,
-/// with a name of its own: of two that share one, the second LOCK of a key is refused at once.
+/// Connections are kept open between calls. A clone shares them, and so does a client that [`named`](Self::named)
+/// returns; a forked process makes its own. The name is not a credential: clients of the same name are the same
+/// requester. So threads that are to take turns need clients with different names: under one name, the second LOCK of a
+/// key is refused at once.
 ///
 /// A question whose connection broke, or that was not answered in time, is asked again, as
-/// [`ClientOptions::reconnect_attempts`] says. A LOCK carries an ID by which the server recognises it: it is
-/// granted once, keeps its place in the queue, and outlives a server that ends in the middle of the wait and comes
-/// back in that time. Only [`unlock`](Self::unlock) and [`shutdown`](Self::shutdown) are not asked again.
+/// [`ClientOptions::reconnect_attempts`] says. A LOCK carries an ID by which the server recognises it: it is granted
+/// once, keeps its place in the queue, and survives a server that ends during the wait and is back before the last try.
+/// Only [`unlock`](Self::unlock) and [`shutdown`](Self::shutdown) are not asked again.
 #[derive(Clone)]
 pub struct Client {
     name: String,
@@ -88,42 +88,43 @@ pub struct Client {
 
 impl Client {
     /// A client of the server at `host:port`, with the default options. The host is a name or an address; an IPv6
-    /// address may have brackets. The port is 1 to 65535; at 0 nobody can listen, so a question there is
+    /// address may have brackets. The port is 1 to 65535. Nobody can listen on port 0, so each question to it returns
     /// [`Error::Unreachable`].
     ///
-    /// It sends nothing, and can't fail. Where the host is neither a name nor an address, each question returns
+    /// It sends nothing, and can't fail. If the host is neither a name nor an address, each question returns
     /// [`Error::InvalidOption`].
     pub fn new(name: &str, host: &str, port: u16) -> Self {
         Client::of(name, Transport::new(host, port))
     }
 
-    /// A client of the server at `host:port`, which tries as the options say: also where a first connection is
-    /// refused on loopback, see [`ClientOptions::reconnect_attempts`].
+    /// A client of the server at `host:port`, with these options. It also tries again if the first connection is
+    /// refused on loopback: see [`ClientOptions::reconnect_attempts`].
     pub fn with_options(name: &str, host: &str, port: u16, options: ClientOptions) -> Self {
         Client::of(name, Transport::new(host, port).with_options(options))
     }
 
-    /// As [`with_options`](Self::with_options), of the server at that address, which may have a prefix for each path.
+    /// As [`with_options`](Self::with_options), for the server at this address, which may have a prefix for each path.
     ///
-    /// It sends nothing, and can't fail. Where the host or the prefix can't stand in a URL, each question returns
-    /// [`Error::InvalidOption`]; an address that was parsed has no such parts.
+    /// It sends nothing, and can't fail. If the host or the prefix is not valid in a URL, each question returns
+    /// [`Error::InvalidOption`]; the parts of a parsed address are valid.
     pub fn at(name: &str, address: &ServerAddress, options: ClientOptions) -> Self {
         Client::of(name, Transport::to(address).with_options(options))
     }
 
-    /// As [`at`](Self::at), of several servers that share a store, of which one leads. They are asked as
-    /// [`connect`](Self::connect) says, and shown one token. One that answers without the store of the others does not count:
-    /// where nobody else answers, the error is [`Error::NotOfCluster`].
+    /// As [`at`](Self::at), for several servers that share a store and of which one leads. [`connect`](Self::connect)
+    /// says how they are asked; all are shown the same token. The answer of a server without the store of the others is
+    /// ignored; if no other server answers, the error is [`Error::NotOfCluster`].
     pub fn of_cluster(name: &str, addresses: &[ServerAddress], options: ClientOptions) -> Self {
         Client::of(name, Transport::to_all(addresses).with_options(options))
     }
 
-    /// A client of the server that the environment names in `LOCK_SERVER`, or of the servers, as
-    /// [`ServerAddress::parse_list`] reads it; without it, or where it is empty, of `127.0.0.1:8004`. It shows the token that [`Token::from_env`] finds.
-    /// [`Server::env`](crate::Server::env) makes such an environment.
+    /// A client of the server or servers in the environment's `LOCK_SERVER`, in the form that
+    /// [`ServerAddress::parse_list`] reads. If the variable is empty or not set, the server is `127.0.0.1:8004`. The
+    /// client shows the token that [`Token::from_env`] returns. [`Server::env`](crate::Server::env) returns such an
+    /// environment.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if the variable holds no address; those of [`Token::from_env`].
+    /// [`Error::InvalidOption`] if the variable holds no address; the errors of [`Token::from_env`].
     pub fn from_env(name: &str) -> Result<Self, Error> {
         let addresses = match env::var(SERVER_VARIABLE) {
             Ok(text) if !text.is_empty() => ServerAddress::read_list(SERVER_VARIABLE, &text)?,
@@ -139,29 +140,31 @@ impl Client {
         Ok(Client::of(name, transport))
     }
 
-    /// A client of the server at an address as [`ServerAddress`] reads it, after it has answered there. Its name is
-    /// unique, such as `client-4711-18b2c`; [`named`](Self::named) gives it another.
+    /// A client of the server at an address in the form of [`ServerAddress`], once the server has answered a PING
+    /// there. The client's name is unique, such as `client-4711-18b2c`; [`named`](Self::named) returns a client of
+    /// another name.
     ///
-    /// Of several servers that share a store one leads, and the others stand by. Give all their addresses, with commas
+    /// Of several servers that share a store, one leads and the others stand by. Give all their addresses, with commas
     /// between:
     ///
     /// ```no_run
     /// # fn main() -> Result<(), lock_server::Error> {
     /// let client = lock_server::Client::connect("a:8004,b:8004,c:8004")?;
-    /// let guard = client.guard("KEYA")?; // stays held while another one begins to lead
+    /// let guard = client.guard("KEYA")?; // stays held while the leader changes
     /// # drop(guard);
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// The client asks the one that answered last. Where nobody is there, or it stands by, the next one is asked, or the one
-    /// that it names as the leader; that one need not be in the list. While none leads it asks again for as
-    /// long as a LOCK may wait, and other questions for [`answer_timeout`](ClientOptions::answer_timeout): that is
-    /// [`Unreached::NoLeader`](crate::Unreached::NoLeader) in the end. A question that may have been carried out is asked
-    /// elsewhere only where it may be asked twice.
+    /// The client asks the server that answered last. If that one can't be reached, it asks the next one; if it stands
+    /// by, it asks the leader that the server names, which need not be in the list, or else the next one. While none
+    /// leads, the client repeats a LOCK for as long as it may wait, and other questions for
+    /// [`answer_timeout`](ClientOptions::answer_timeout); after that the error has the cause
+    /// [`Unreached::NoLeader`](crate::Unreached::NoLeader). A question that may have been carried out is asked of
+    /// another server only if it may be asked twice.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if that is no address; those of [`try_ping`](Self::try_ping).
+    /// [`Error::InvalidOption`] if the text is no address; the errors of [`try_ping`](Self::try_ping).
     pub fn connect(address: &str) -> Result<Self, Error> {
         let addresses = ServerAddress::parse_list(address)?;
         let name = format!("client-{}", request_id::unique());
@@ -187,45 +190,46 @@ impl Client {
         Client::of(&self.name, self.transport.clone().with_options(options))
     }
 
-    /// A handle of the connection that the latest question went by, of this client or of one that shares its
-    /// connections. `None` where it is not open, and before the first question.
+    /// A handle of the connection that the latest question was sent on, by this client or by one that shares its
+    /// connections. `None` if it is not open, and before the first question.
     ///
-    /// Wait for its end with `poll(2)`, for `POLLRDHUP` (over TLS bytes may come that are no end): a server that ends or is started anew ends it, and then it is time to
-    /// [`verify`](Self::verify) a lease. Do not read, write, or change its options: the next question may go by this
-    /// connection.
+    /// Wait with `poll(2)` for its end, `POLLRDHUP`: a server that ends or restarts closes the connection, and then it
+    /// is time to [`verify`](Self::verify) a lease. Do not wait for input: over TLS, bytes may arrive without an end.
+    /// Do not read, write, or change the socket's options: the next question may use this connection.
     pub fn latest_connection(&self) -> Option<TcpStream> {
         self.transport.latest_connection()
     }
 
-    /// The name that this client asks under.
+    /// The requester's name that this client asks under.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The server's `host:port`, an IPv6 host in brackets; with a prefix, its URL. Of several, with commas between.
+    /// The server's `host:port`, an IPv6 host in brackets; with a prefix or over TLS, its URL. Several addresses have
+    /// commas between them.
     pub fn address(&self) -> String {
         self.transport.address()
     }
 
-    /// Waits for its turn and locks the key. `None` if the turn did not come within the server's
-    /// `lock_attempt_timeout`, or if this name holds the key or waits for it already.
+    /// Waits for its turn and locks the key. `None` if the key did not become free for it within the server's
+    /// `lock_attempt_timeout`, or if this name already holds the key or waits for it.
     ///
     /// `None` means that nothing is locked: a program that ignores it runs without the lock.
     ///
-    /// For a program that goes on without the lock, or that renews and unlocks by hand, as with the Perl original; one
-    /// that can't go on without it takes [`guard`](Self::guard), and one that has to know why not,
-    /// [`lock_with`](Self::lock_with).
+    /// For programs that go on without the lock, or that renew and unlock by hand as with the Perl original. Programs
+    /// that can't go on without the lock use [`guard`](Self::guard); [`lock_with`](Self::lock_with) also returns the
+    /// reason.
     ///
     /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`] if no answer came however often it was asked; it may
-    /// have been granted then; [`Error::Refused`] with [`Refusal::Full`](crate::Refusal::Full) or
+    /// [`Error::Unreachable`]; [`Error::Interrupted`] if no try got an answer: the key may be locked then;
+    /// [`Error::Refused`] with [`Refusal::Full`](crate::Refusal::Full) or
     /// [`Refusal::Stopping`](crate::Refusal::Stopping); [`Error::InvalidName`]; [`Error::InvalidOption`];
     /// [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn lock(&self, key: &str) -> Result<Option<Lease>, Error> {
         if_granted(self.lock_with(key, &LockOptions::default()))
     }
 
-    /// As [`lock`](Self::lock), and does not wait. `None` if the key is not free.
+    /// As [`lock`](Self::lock), but does not wait. `None` if the key is not free.
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
@@ -233,14 +237,16 @@ impl Client {
         if_granted(self.lock_with(key, &once()))
     }
 
-    /// As [`lock`](Self::lock), with times of its own, and says why the key was not granted and who holds it.
+    /// As [`lock`](Self::lock), with options for this LOCK. The error says why the key was not granted and who holds
+    /// it.
     ///
-    /// After a wait of more than a tenth of the lease, it asks once more what is left of it, since
-    /// [`Lease::remaining`] counts from before the question was sent.
+    /// After a wait of more than a tenth of the lease, it asks the server once more how much of the lease is left,
+    /// since [`Lease::remaining`] counts from before the question was sent.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock); [`Error::NotGranted`]; [`Error::LeaseLost`] if another server answers that question; [`Error::Refused`] with
-    /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if a time is out of the server's range.
+    /// As [`lock`](Self::lock); [`Error::NotGranted`]; [`Error::LeaseLost`] if another server answers this second
+    /// question; [`Error::Refused`] with [`Refusal::BadRequest`](crate::Refusal::BadRequest) if a time is out of the
+    /// server's range.
     pub fn lock_with(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
         self.acquire(key, options)
     }
@@ -248,12 +254,12 @@ impl Client {
     /// Waits for its turn as [`lock`](Self::lock) does, and keeps the key locked until the guard is dropped.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock); [`Error::NotGranted`] where that returns `None`; [`Error::CannotRenew`].
+    /// As [`lock`](Self::lock); [`Error::NotGranted`] where `lock` returns `None`; [`Error::CannotRenew`].
     pub fn guard(&self, key: &str) -> Result<Guard, Error> {
         self.guard_with(key, &LockOptions::default())
     }
 
-    /// As [`guard`](Self::guard), and does not wait.
+    /// As [`guard`](Self::guard), but does not wait.
     ///
     /// # Errors
     /// As [`guard`](Self::guard).
@@ -261,8 +267,8 @@ impl Client {
         self.guard_with(key, &once())
     }
 
-    /// As [`lock_with`](Self::lock_with), and keeps the key locked until the guard is dropped. The renewals are as
-    /// long as the lease was granted for.
+    /// As [`lock_with`](Self::lock_with), and keeps the key locked until the guard is dropped. Each renewal asks for
+    /// the length of lease that was granted.
     ///
     /// # Errors
     /// As [`lock_with`](Self::lock_with); [`Error::CannotRenew`].
@@ -270,11 +276,12 @@ impl Client {
         Guard::keep(self, self.lock_with(key, options)?)
     }
 
-    /// Keeps a lease that this name was granted: it is renewed from now on, and unlocked when the guard is dropped.
+    /// Makes a guard for a lease that this name was granted: the lease is renewed from now on, and the key is unlocked
+    /// when the guard is dropped.
     ///
     /// # Errors
-    /// [`Error::CannotRenew`] where the system has no thread for it; the lease is released then.
-    /// [`Error::LeaseLost`] if it may have run out.
+    /// [`Error::CannotRenew`] if no thread could be started to renew the lease; the key is unlocked then.
+    /// [`Error::LeaseLost`] if the lease may have run out.
     pub fn keep(&self, lease: Lease) -> Result<Guard, Error> {
         if lease.remaining().is_zero() {
             return Err(Error::lease_lost(&lease, None, None));
@@ -285,14 +292,14 @@ impl Client {
     /// Whether anybody holds the key.
     ///
     /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`] if no answer came however often it was asked;
-    /// [`Error::InvalidName`]; [`Error::InvalidOption`] if the client was given no host; [`Error::Refused`];
-    /// [`Error::NotHttp`]; [`Error::BadReply`].
+    /// [`Error::Unreachable`]; [`Error::Interrupted`] if no try got an answer; [`Error::InvalidName`];
+    /// [`Error::InvalidOption`] if the client was given no host; [`Error::Refused`]; [`Error::NotHttp`];
+    /// [`Error::BadReply`].
     pub fn is_locked(&self, key: &str) -> Result<bool, Error> {
         self.ask_yes_or_no(&Request::new(Verb::Check, valid("key", key)?, ""))
     }
 
-    /// Whether this client, or anybody of its name, holds the key.
+    /// Whether a requester of this client's name holds the key.
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
@@ -317,12 +324,13 @@ impl Client {
         }
     }
 
-    /// Whether a lock server answers within 5 s, at the first try; of several, whether one does. Never an error.
+    /// Whether a lock server answers within 5 s, in a single try; with several servers, whether one of them does. Any
+    /// error is `false`.
     pub fn ping(&self) -> bool {
         self.try_ping().is_ok()
     }
 
-    /// As [`ping`](Self::ping), and says why not.
+    /// As [`ping`](Self::ping), but returns the error.
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
@@ -330,8 +338,8 @@ impl Client {
         self.server_process().map(drop)
     }
 
-    /// Asks, as [`try_ping`](Self::try_ping) does, and returns the number of the server's process. `None` if this client
-    /// does not ask over loopback, and of a server that was [spawned](crate::Server::spawn).
+    /// Sends a PING, as [`try_ping`](Self::try_ping) does, and returns the ID of the server's process. `None` if this
+    /// client does not ask over loopback, and for a server that was [spawned](crate::Server::spawn).
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
@@ -344,14 +352,14 @@ impl Client {
         }
     }
 
-    /// Stops the server, if it was started with `allow_shutdown`, or if this client's token has the role `admin`.
+    /// Stops the server. It has to allow that with `allow_shutdown`, or this client's token needs the role `admin`.
     ///
     /// # Errors
-    /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) if it was not, or
-    /// [`Refusal::WrongRole`](crate::Refusal::WrongRole); else as [`unlock`](Self::unlock).
+    /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) or
+    /// [`Refusal::WrongRole`](crate::Refusal::WrongRole) if that is not so; otherwise as [`unlock`](Self::unlock).
     pub fn shutdown(&self) -> Result<(), Error> {
         match self.ask_yes_or_no(&Request::bare(Verb::Shutdown)) {
-            // A classic port that does not allow it closes without a word, but it answers a PING.
+            // A classic port that does not allow SHUTDOWN closes the connection without an answer, but answers a PING.
             Err(error @ Error::Interrupted { .. }) => match self.try_ping() {
                 Err(not_http @ Error::NotHttp { .. }) => Err(not_http),
                 _ => Err(error),
@@ -364,7 +372,7 @@ impl Client {
         self.transport.options.answer_timeout
     }
 
-    /// A question about a key and this name.
+    /// A question with the key and this client's name.
     fn question<'a>(&'a self, verb: Verb, key: &'a str) -> Result<Request<'a>, Error> {
         let (key, requester) = (valid("key", key)?, valid("requester", &self.name)?);
         Ok(Request::new(verb, key, requester))
@@ -394,7 +402,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// The lease, or `None` where it was not granted.
+/// The lease, or `None` if it was not granted.
 fn if_granted(locked: Result<Lease, Error>) -> Result<Option<Lease>, Error> {
     match locked {
         Ok(lease) => Ok(Some(lease)),
@@ -403,7 +411,7 @@ fn if_granted(locked: Result<Lease, Error>) -> Result<Option<Lease>, Error> {
     }
 }
 
-/// What a LOCK asks for that does not wait.
+/// The options of a LOCK that does not wait.
 fn once() -> LockOptions {
     LockOptions {
         lock_attempt_timeout: Some(Duration::ZERO),

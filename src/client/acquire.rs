@@ -1,4 +1,4 @@
-//! One LOCK, from the first question to the lease or the reason for none, however often it has to be asked.
+//! One LOCK, from the first question to the lease or the reason for none, over as many questions as it takes.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,35 +12,36 @@ use crate::protocol::http::{ParsedAnswer, ParsedLease, ServerTimes};
 use crate::protocol::{Parameter, Request, Verb};
 use crate::refusal::Refusal;
 
-/// How long the server's times are cached; it may have been replaced since.
+/// How long the server's times are cached. Later the server may have been replaced.
 const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
 
-/// How long a LOCK listens for its answer before it asks again, on another connection: one that leads nowhere says
-/// nothing. It keeps its place by its request ID.
+/// How long a LOCK waits for its answer before it asks again on another connection, since a dead connection reports
+/// nothing. It keeps its place in the queue by its request ID.
 const TURN: Duration = Duration::from_secs(30);
 
-/// The same where another server may lead meanwhile: one that is suspended, or whose machine has gone, says nothing.
+/// As [`TURN`], where another server may begin to lead meanwhile: a server that is suspended, or whose machine is gone,
+/// reports nothing.
 const CLUSTER_TURN: Duration = Duration::from_secs(10);
 
-/// The shortest turn, where the server's longest wait is shorter than twice that.
+/// The shortest turn, for a server whose longest wait is less than twice this time.
 const LEAST_TURN: Duration = Duration::from_millis(250);
 
-/// A LOCK that was under way for so long was waiting in the queue. The tries are counted from there: a wait of hours
-/// may be interrupted any number of times.
+/// A question that took at least this long was waiting in the queue. The count of tries begins again then, so a wait of
+/// hours may be interrupted any number of times.
 const QUEUED_AFTER: Duration = Duration::from_secs(1);
 
-/// How long to wait before an endless LOCK is asked anew that the server answered with a time-out.
+/// How long an endless LOCK pauses after the server answered it with a time-out, before it asks again.
 const LATE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The least that a LOCK that waits is asked again with. A repeat that tried once would leave the one that
-/// waits in its place, where nobody reads its answer.
+/// The least `lock_attempt_timeout` of a repeated LOCK. With 0 the repetition would only try once: it would not take
+/// over the place of the waiting LOCK, whose answer nobody reads any more.
 const LEAST_PATIENCE: Duration = Duration::from_millis(1);
 
-/// The part of a lease that may pass unseen while the answer is under way; for more it is asked anew.
+/// The lease divided by this is the longest wait for an answer after which the lease is not asked about once more.
 const UNSEEN: u32 = 10;
 
 impl Client {
-    /// Locks a key as the options say, or says why not.
+    /// Locks a key as the options say. An error says why it was not granted.
     pub(super) fn acquire(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
         let request_id = match &options.request_id {
             Some(request_id) => request_id.clone(),
@@ -68,26 +69,27 @@ impl Client {
             return acquired;
         }
         if let Ok(lease) = acquired {
-            // The thread that called it off may have released it already.
+            // The thread that called off the wait may have released the lease already.
             self.release_soon(&lease);
         }
         Err(lock.not_granted(Refusal::Cancelled, None))
     }
 
-    /// Takes the place of a LOCK that waits, so that it hears that it has lost it, and gives it up at once.
+    /// Takes over the place of a waiting LOCK and gives it up at once. The server answers the waiting LOCK with
+    /// "taken-over".
     pub(super) fn leave_queue(&self, key: &str, request_id: &str) {
         let question = Request::new(Verb::Lock, key, &*self.name)
             .with(Parameter::LockAttemptTimeout, Some(LEAST_PATIENCE))
             .with(Parameter::RequestId, Some(request_id));
         let timeout = self.transport.options.answer_timeout;
         let left = self.transport.ask_once(&question, timeout);
-        // Granted in the last moment, it is unlocked; what is not unlocked runs out.
+        // If it was granted at the last moment, unlock it. If that fails, the lease runs out.
         if let Ok(Some(lease)) = left.and_then(|answer| self.granted(&question, key, &answer)) {
             self.release_soon(&lease);
         }
     }
 
-    /// The lease that a LOCK or RENEW was answered with.
+    /// The lease in the answer to a LOCK or RENEW.
     pub(super) fn granted(
         &self,
         question: &Request,
@@ -115,13 +117,13 @@ impl Client {
         }))
     }
 
-    /// How long a LOCK of this key waits that names no time.
+    /// How long a LOCK of this key waits by default.
     pub(super) fn usual_patience(&self, key: &str) -> Result<Duration, Error> {
         let question = Request::new(Verb::Lock, key, valid("requester", &self.name)?);
         Ok(self.times(&question)?.lock_attempt_timeout)
     }
 
-    /// How long a LOCK may wait here. The server is asked, so that this end waits longer.
+    /// The server's times for waits. The client has to wait longer than the server does.
     fn times(&self, question: &Request) -> Result<ServerTimes, Error> {
         if let Some(times) = self.transport.known_times(TIMES_KNOWN_FOR) {
             return Ok(times);
@@ -137,12 +139,13 @@ impl Client {
         Ok(times)
     }
 
-    /// A lease that was granted after a wait, with what is really left of it: the wait counts for nothing.
+    /// A lease that was granted after a wait, with the time that is really left: without this question the wait would
+    /// count as time of the lease.
     fn with_the_wait_made_up_for(&self, lease: Lease) -> Result<Lease, Error> {
         if lease.asked.elapsed() <= lease.left / UNSEEN {
             return Ok(lease);
         }
-        // After that, the lease is over in any case.
+        // A longer time-out has no use: the lease is over by then.
         let timeout = lease.left.min(self.transport.options.answer_timeout);
         let answer = self
             .transport
@@ -155,7 +158,7 @@ impl Client {
                 Some((answer.asked, Duration::ZERO))
             }
             Ok(answer) => answer.reply.lease.map(|lease| (answer.asked, lease.left)),
-            // What is known is too short, and true.
+            // The time that is known is too short, which is safe.
             Err(_) => None,
         };
         let (asked, left) = told.unwrap_or((lease.asked, lease.left));
@@ -179,7 +182,7 @@ struct Acquire<'a> {
 #[derive(Clone, Copy)]
 enum Patience {
     Until(Duration),
-    /// For as long as it takes, in waits of this length.
+    /// Without limit, in waits of this length each.
     Endless(Duration),
 }
 
@@ -189,12 +192,12 @@ impl Patience {
     }
 }
 
-/// One of the questions that a LOCK is asked in.
+/// One of the questions that a LOCK consists of.
 struct TimedQuestion<'q> {
     question: Request<'q>,
-    /// How long to listen for the answer.
+    /// How long to wait for the answer.
     timeout: Duration,
-    /// Whether the server may still wait with its answer then, and is asked again.
+    /// Whether the LOCK may still be waiting at the server after that time, so that it is asked again.
     goes_on: bool,
 }
 
@@ -202,7 +205,7 @@ impl<'a> Acquire<'a> {
     fn run(&self) -> Result<Lease, Error> {
         let client = self.client;
         let answer = self.answer().inspect_err(|_| {
-            // Perhaps another server will be there next time, with other times.
+            // The next question may reach another server, with other times.
             client.transport.note_times(None);
         })?;
         match client.granted(&self.question, self.key, &answer)? {
@@ -222,7 +225,7 @@ impl<'a> Acquire<'a> {
         }
     }
 
-    /// Asks until there is an answer that stands.
+    /// Asks until there is a final answer.
     fn answer(&self) -> Result<HttpAnswer, Error> {
         let transport = &self.client.transport;
         self.expect_not_cancelled()?;
@@ -235,7 +238,7 @@ impl<'a> Acquire<'a> {
         if let Some(until) = self.leaderless_until(patience) {
             tries = tries.leaderless_until(until);
         }
-        // When the server may have had the question for the first time.
+        // The earliest time at which the server may have had the question.
         let mut since = None;
         loop {
             self.expect_not_cancelled()?;
@@ -245,14 +248,15 @@ impl<'a> Acquire<'a> {
                 Ok(answer)
                     if patience.is_endless() && answer.reply.refusal == Some(Refusal::Timeout) =>
                 {
-                    // Its place is lost, because this end was late or nobody may wait there. It comes again.
+                    // It has lost its place in the queue, because this client was late or the server allows no waiters.
+                    // It asks again.
                     self.pause(LATE_PAUSE);
                     continue;
                 }
                 Ok(answer) => return Ok(tries.answered(answer)),
                 Err(failure) => failure,
             };
-            // One that stepped down let those who waited there go.
+            // A server that stopped leading sent its waiters away.
             let has_waited = failure.is_leaderless() && asked.elapsed() >= QUEUED_AFTER;
             if failure.has_reached_the_server() || has_waited {
                 since.get_or_insert(asked);
@@ -261,7 +265,7 @@ impl<'a> Acquire<'a> {
                 }
             }
             if turn.goes_on && failure.is_timeout() {
-                // A server that is there says so when it is asked for its times.
+                // Ask for the server's times again: a server that is still there answers.
                 transport.note_times(None);
                 match self.client.times(&self.question) {
                     Err(error) if !(is_by_proxy(&error) && proxy_until > Some(Instant::now())) => {
@@ -287,7 +291,7 @@ impl<'a> Acquire<'a> {
         })
     }
 
-    /// Until when it is asked again where a proxy answers in the server's place.
+    /// Until when to ask again while a proxy answers in the server's place.
     fn proxy_until(&self, patience: Patience) -> Option<Instant> {
         let timeout = self.options.proxy_timeout.unwrap_or(match patience {
             Patience::Until(patience) => patience,
@@ -296,10 +300,10 @@ impl<'a> Acquire<'a> {
         Instant::now().checked_add(timeout.min(LONGEST))
     }
 
-    /// Until when it is asked again where servers stand by and none leads.
+    /// Until when to ask again while servers stand by and none leads.
     fn leaderless_until(&self, patience: Patience) -> Option<Instant> {
         let timeout = self.options.proxy_timeout.unwrap_or(match patience {
-            // One that only tries, too, outlasts the change from one leader to the next.
+            // A LOCK that does not wait also outlasts a change of leader.
             Patience::Until(patience) => patience.max(self.client.answer_timeout()),
             Patience::Endless(_) => LONGEST,
         });
@@ -313,7 +317,7 @@ impl<'a> Acquire<'a> {
         }
     }
 
-    /// The next question, for a LOCK that the server may have had since then.
+    /// The next question of a LOCK. `since` is the earliest time at which the server may have had it.
     fn turn(&self, patience: Patience, since: Option<Instant>) -> TimedQuestion<'a> {
         let transport = &self.client.transport;
         let answers_in = match since {
@@ -332,7 +336,7 @@ impl<'a> Acquire<'a> {
                 let longest = self.longest_turn();
                 let goes_on = listens > longest;
                 TimedQuestion {
-                    // Asked for the first time, it names what the options do.
+                    // The first question carries the time of the options.
                     question: self.question_with(left.or(self.options.lock_attempt_timeout)),
                     timeout: match goes_on {
                         true => longest,
@@ -366,7 +370,7 @@ impl<'a> Acquire<'a> {
     }
 }
 
-/// The LOCK with its slots. A server that knows none is asked for a lock of one's own as before.
+/// Adds the slots. A LOCK for one slot carries no parameter, so servers that know no slots accept it.
 fn with_slots(question: Request, slots: Slots) -> Request {
     match slots {
         1 => question,
@@ -380,7 +384,7 @@ fn is_by_proxy(error: &Error) -> bool {
     matches!(error, Error::Interrupted { source, .. } if no_answer::is_by_proxy(source))
 }
 
-/// What is left of the patience of a LOCK that may wait since then.
+/// How much longer a LOCK may wait that began to wait at `since`.
 fn patience_left(patience: Duration, since: Instant) -> Duration {
     let least = patience.min(LEAST_PATIENCE);
     patience.saturating_sub(since.elapsed()).max(least)

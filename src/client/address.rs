@@ -1,4 +1,4 @@
-//! Where a server is: read from what people write, and written as they read it.
+//! The address of a server: parsed from text, and written as text.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,7 +9,7 @@ use crate::host::{host_and_port, parse_address, reachable};
 
 const HAS_TLS: bool = cfg!(feature = "tls");
 
-/// Why an address can't be `https://` where it can't.
+/// Why an address can't be `https://` in a program without TLS.
 const NO_TLS: &str = "this program was built without TLS; build it with --features tls";
 
 /// The address of a server, in the form of the variable `LOCK_SERVER`; [`parse_list`](Self::parse_list) reads several.
@@ -21,7 +21,7 @@ const NO_TLS: &str = "this program was built without TLS; build it with --featur
 /// assert_eq!((address.host.as_str(), address.port), ("::1", 9));
 /// assert_eq!(address.to_string(), "[::1]:9");
 /// assert_eq!("localhost".parse::<ServerAddress>()?.port, 8004);
-/// // Behind a proxy, which hands on what begins with /locks.
+/// // Behind a proxy, which passes on the paths that begin with /locks.
 /// let address: ServerAddress = "http://proxy.example/locks".parse()?;
 /// assert_eq!((address.port, address.prefix.as_str()), (80, "/locks"));
 /// assert_eq!(address.to_string(), "http://proxy.example:80/locks");
@@ -36,23 +36,23 @@ const NO_TLS: &str = "this program was built without TLS; build it with --featur
 pub struct ServerAddress {
     /// A name or an address, an IPv6 address without brackets.
     pub host: String,
-    /// The port, 1 to 65535. Parsing refuses 0; a client that is given it finds nobody
-    /// ([`Error::Unreachable`]).
+    /// The port, 1 to 65535. Parsing refuses 0; each question of a client with port 0 returns [`Error::Unreachable`].
     pub port: u16,
-    /// What stands before each path, as a proxy may want it: empty, or a slash and more, without one at the end.
+    /// The prefix of each path, for a proxy that needs one: empty, or text that begins with a slash and ends without
+    /// one.
     pub prefix: String,
-    /// Whether it is asked over TLS. That takes the feature `tls`; without it parsing refuses `https://`, and a client
-    /// that is given it returns [`Error::InvalidOption`] for each question.
+    /// Whether to use TLS, which needs the feature `tls`. Without the feature, parsing refuses `https://`, and each
+    /// question of a client with `true` here returns [`Error::InvalidOption`].
     pub is_https: bool,
 }
 
 impl ServerAddress {
     const DEFAULT_PORT: u16 = 8004;
 
-    /// That of a URL without a port.
+    /// The port of an `http://` URL that names none.
     const DEFAULT_HTTP_PORT: u16 = 80;
 
-    /// That of a URL with https and without a port.
+    /// The port of an `https://` URL that names none.
     const DEFAULT_HTTPS_PORT: u16 = 443;
 
     /// `option` is what holds the text.
@@ -72,7 +72,7 @@ impl ServerAddress {
             Some("https") => return Err(bad(NO_TLS.into())),
             Some(_) => return Err(bad("only http:// and https:// are known".into())),
         };
-        // Without a scheme a slash is a bad port.
+        // Without a scheme the slash stays, and is refused as part of the port.
         let end = rest.find('/').filter(|_| scheme.is_some());
         let (authority, path) = rest.split_at(end.unwrap_or(rest.len()));
         let (host, port) = parse_address(authority).map_err(bad)?;
@@ -90,8 +90,8 @@ impl ServerAddress {
 }
 
 impl ServerAddress {
-    /// Several addresses with commas between, each in the form of its own, as `LOCK_SERVER` names the servers of which one
-    /// leads. One alone is a list of one. A comma in a prefix is written `%2C` here.
+    /// Parses addresses with commas between them, as in `LOCK_SERVER` for the servers of a cluster. Each may have any
+    /// of the forms of an address. A single address is a list of one. Write a comma in a prefix as `%2C`.
     ///
     /// ```
     /// use lock_server::ServerAddress;
@@ -103,7 +103,7 @@ impl ServerAddress {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if one of them is none.
+    /// [`Error::InvalidOption`] if one of them is no address.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, Error> {
         ServerAddress::read_list("address", text)
     }
@@ -115,17 +115,17 @@ impl ServerAddress {
     }
 }
 
-/// Where a server is if nothing says it: `127.0.0.1:8004`.
+/// The default address, `127.0.0.1:8004`.
 impl Default for ServerAddress {
     fn default() -> Self {
         SocketAddr::from((Ipv4Addr::LOCALHOST, Self::DEFAULT_PORT)).into()
     }
 }
 
-/// `host:port`, or `host` with port 8004; an IPv6 address with a port stands in brackets. Or a URL, as
-/// [`Server::url`](crate::Server::url) returns it: `http://host:port`, with a prefix for each path after it, if a
-/// proxy wants one, or with the feature `tls` the same with `https`; its port is 80 or 443 where it names none.
-/// [`Error::InvalidOption`] for anything else.
+/// `host:port`, or `host` with port 8004; an IPv6 address with a port needs brackets. Or a URL, as
+/// [`Server::url`](crate::Server::url) returns it: `http://host:port`, perhaps followed by a prefix for each path, if a
+/// proxy needs one; with the feature `tls` also `https://`. Without a port it is 80 or 443. [`Error::InvalidOption`]
+/// for any other text.
 impl FromStr for ServerAddress {
     type Err = Error;
 
@@ -134,7 +134,7 @@ impl FromStr for ServerAddress {
     }
 }
 
-/// How this machine reaches what listens there: `0.0.0.0` and `::` become the loopback address.
+/// The address at which this machine reaches a listener on it: `0.0.0.0` and `::` become the loopback address.
 impl From<SocketAddr> for ServerAddress {
     fn from(address: SocketAddr) -> Self {
         let ip: IpAddr = reachable(address.ip());
@@ -159,12 +159,12 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// Why a server is not asked over TLS, if it should be and can't.
+/// Why a server can't be asked over TLS, if its address requires TLS and this program was built without it.
 pub(super) fn missing_tls(address: &ServerAddress) -> Option<String> {
     (address.is_https && !HAS_TLS).then(|| NO_TLS.into())
 }
 
-/// What is wrong with a prefix, if something is: it has to stand in a URL as it is (RFC 3986, 3.3).
+/// Why a prefix is not a path of a URL that needs no escaping (RFC 3986, 3.3). `None` if it is one.
 pub(super) fn bad_prefix(prefix: &str) -> Option<String> {
     let is_allowed =
         |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&byte);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_of_a_server_is_refused() {
+    fn a_text_that_is_no_url_of_a_server_is_refused() {
         for text in [
             "http://",
             "http:///locks",

@@ -1,4 +1,4 @@
-//! Calling a wait off from another thread.
+//! Calling off a wait from another thread.
 
 use std::fmt;
 use std::net::{Shutdown, TcpStream};
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::Client;
 
-/// How long after a wait was asked to leave its queue it is asked again.
+/// How long after the first request to leave its queue a wait is sent another one.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// Calls waits off: those that were given a clone of it in [`LockOptions::cancel`](crate::LockOptions::cancel), and
-/// [`Events`](crate::Events) that were given it in [`until`](crate::Events::until).
+/// Calls off waits that have a clone of it in [`LockOptions::cancel`](crate::LockOptions::cancel), and
+/// [`Events`](crate::Events) that got it with [`until`](crate::Events::until).
 ///
 /// ```
 /// use std::{thread, time::Duration};
@@ -38,7 +38,7 @@ pub struct CancelToken(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     state: Mutex<CancelState>,
-    /// Tells that it was called off, or that a wait has ended.
+    /// Notified when the token is cancelled, and when a wait has ended.
     changed: Condvar,
 }
 
@@ -46,7 +46,7 @@ struct Inner {
 struct CancelState {
     is_cancelled: bool,
     waits: Vec<RegisteredWait>,
-    /// The connections of those who read along.
+    /// The connections of event streams, by their numbers.
     streams: Vec<(u64, TcpStream)>,
     next_number: u64,
 }
@@ -61,17 +61,16 @@ struct RegisteredWait {
 }
 
 impl CancelToken {
-    /// A token that calls off whatever is given it.
+    /// A token that is not cancelled.
     pub fn new() -> Self {
         CancelToken::default()
     }
 
-    /// Ends the waits that were given this, now and later: each returns
-    /// [`Error::NotGranted`](crate::Error::NotGranted) with [`Refusal::Cancelled`](crate::Refusal::Cancelled), holds
-    /// nothing, and has left the queue. Asks the server for that and returns when they have ended, or when it has not
-    /// answered for [`answer_timeout`](crate::ClientOptions::answer_timeout); then a wait ends when its question is
-    /// given up, which takes up to half a minute more. A LOCK that was granted before stays
-    /// granted.
+    /// Ends the waits that have this token, now and later. Each returns [`Error::NotGranted`](crate::Error::NotGranted)
+    /// with [`Refusal::Cancelled`](crate::Refusal::Cancelled), holds nothing, and has left the queue. This call asks
+    /// the server for that. It returns when the waits have ended, or after
+    /// [`answer_timeout`](crate::ClientOptions::answer_timeout) without an answer of the server; then a wait ends when
+    /// its question times out, up to half a minute later. A LOCK that was granted before stays granted.
     pub fn cancel(&self) {
         {
             let mut state = self.state();
@@ -92,7 +91,7 @@ impl CancelToken {
             for wait in waits {
                 wait.client.leave_queue(&wait.key, &wait.request_id);
             }
-            // One whose LOCK was still on its way has not heard of it yet, and is asked to leave again.
+            // A LOCK that was still on its way was not in the queue then. So the server is asked again.
             let waited =
                 self.0
                     .changed
@@ -103,12 +102,12 @@ impl CancelToken {
         }
     }
 
-    /// Whether it was called off.
+    /// Whether [`cancel`](Self::cancel) was called.
     pub fn is_cancelled(&self) -> bool {
         self.state().is_cancelled
     }
 
-    /// Waits for so long, or until it is called off.
+    /// Waits for this time, or until the token is cancelled.
     pub(super) fn sleep(&self, time: Duration) {
         let waited = self
             .0
@@ -131,7 +130,7 @@ impl CancelToken {
         number
     }
 
-    /// Forgets a LOCK that waits no more. `false` if it was called off before.
+    /// Forgets a LOCK that waits no longer. `false` if the token was cancelled before.
     pub(super) fn leave(&self, number: u64) -> bool {
         let mut state = self.state();
         state.waits.retain(|wait| wait.number != number);
@@ -139,7 +138,7 @@ impl CancelToken {
         !state.is_cancelled
     }
 
-    /// Notes a stream of events, and returns its number. Ends it at once where it was called off before.
+    /// Notes a stream of events, and returns its number. Ends the stream at once if the token was cancelled before.
     pub(super) fn enter_stream(&self, connection: TcpStream) -> u64 {
         let mut state = self.state();
         let number = state.next_number;
@@ -157,14 +156,14 @@ impl CancelToken {
     }
 
     fn state(&self) -> MutexGuard<'_, CancelState> {
-        // Each change is one step, whatever panicked beside it.
+        // Each change is one step, so a panic under the lock leaves the state whole.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Ends a stream, for whichever thread reads it.
+/// Ends a stream for the thread that reads it.
 fn end((_, connection): (u64, TcpStream)) {
-    // It fails only where the connection is over already.
+    // It fails only if the connection has ended already.
     let _ = connection.shutdown(Shutdown::Both);
 }
 
@@ -176,7 +175,7 @@ impl fmt::Debug for CancelToken {
     }
 }
 
-/// Tokens are equal if one calls off what the other does.
+/// Tokens are equal if they are clones of each other.
 impl PartialEq for CancelToken {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

@@ -1,5 +1,5 @@
-//! The servers that a client may ask: those that it was given, and those that these name as their leader. It asks the one
-//! that answered last.
+//! The servers that a client may ask: those of its list, and those that they name as their leader. It asks the one
+//! first that answered last.
 //!
 //! Knows no question. A question to a server that answers costs one atomic load here.
 
@@ -17,32 +17,33 @@ use crate::host::{bad_host, bare_host, host_and_port, is_of_one_machine, parse_a
 use crate::lease::StoreId;
 use crate::protocol::Request;
 
-/// How many leaders that are not in the list are remembered. Servers in containers get a new address with each start; a
-/// client that has met so many asks those of its list from then on.
+/// How many leaders that are not in the list are remembered. Servers in containers get a new address with each start;
+/// after this many, a client asks only the servers of its list and the leaders that it remembers.
 const MOST_LEARNED: usize = 64;
 
-/// How long a leader that is not in the list is not asked after it could not be reached: its address may be one that only
-/// the other servers reach, and each try may take seconds.
+/// How long a leader that is not in the list is skipped after it could not be reached. Perhaps only the other servers
+/// can reach its address, and each try may take seconds.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(10);
 
 /// Why there is no server at port 0.
 const NO_PORT: &str =
-    "it is 0; of a server with any free port, start it first and make its clients then";
+    "it is 0; for a server on any free port, start the server first, then make its clients";
 
-/// What [`Route::failed`] counts from.
+/// The time from which [`Route::failed`] counts.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// The servers that share their locks, as one client and its clones know them.
 pub(super) struct Cluster {
-    /// Those of the list, at least one.
+    /// The servers of the list, at least one.
     listed: Box<[Route]>,
-    /// Those that one of them named. A place is filled once: a question by the old route may be under way.
+    /// The leaders that they named. A place is filled once and not reused, because a question may still be using its
+    /// route.
     learned: Box<[OnceLock<Box<Route>>]>,
-    /// Who is asked first: an index into the list, or behind it into those that were learned.
+    /// The server to ask first: an index into `listed`, or beyond its end into `learned`.
     first: AtomicUsize,
-    /// The store that one of the list named.
+    /// The store that a server of the list named.
     store: OnceLock<StoreId>,
-    /// Which of them have answered. Each process has its own.
+    /// The runs of servers that have answered. Each process has its own.
     servers: PerProcess<ServersMet>,
 }
 
@@ -50,20 +51,20 @@ pub(super) struct Cluster {
 pub(super) struct Route {
     /// The host of an IPv6 address has no brackets.
     pub address: ServerAddress,
-    /// Which part of it is none, if one is, and why.
+    /// The part of the address that is not valid, if there is one, and why.
     pub bad: Option<(&'static str, String)>,
-    /// Whether another server named it, and no user.
+    /// Whether another server named it. `false` for the servers of the list.
     pub is_learned: bool,
-    /// When it could not be reached the last time, in milliseconds; 0 is never.
+    /// When it last could not be reached, in milliseconds since [`START`]; 0 is never.
     failed: AtomicU64,
-    /// Whether the log has that another service answers there.
+    /// Whether it was logged that another service answers there.
     is_logged: AtomicBool,
-    /// Each process has connections of its own.
+    /// Its connections. Each process has its own.
     own: PerProcess<PooledAgent>,
 }
 
 impl Cluster {
-    /// Those of the list. Where it is empty, each question returns that this is no option.
+    /// The servers of the list. If it is empty, each question returns [`Error::InvalidOption`].
     pub fn of(addresses: &[ServerAddress]) -> Self {
         let mut listed: Vec<_> = addresses.iter().map(Route::to).collect();
         if listed.is_empty() {
@@ -80,7 +81,7 @@ impl Cluster {
         }
     }
 
-    /// The same servers, with connections of their own.
+    /// The same servers, with new connections.
     pub fn apart(&self) -> Self {
         let addresses: Vec<_> = self.addresses().cloned().collect();
         let apart = Cluster::of(&addresses);
@@ -105,34 +106,34 @@ impl Cluster {
         let beyond = at.checked_sub(self.listed.len());
         match beyond.and_then(|at| self.learned[at].get()) {
             Some(learned) => learned,
-            // No other index is given out than those of the list and of places that are filled.
+            // An index that is not of a filled place is one of the list: no others are returned.
             None => &self.listed[at],
         }
     }
 
-    /// How many are in the list.
+    /// How many servers are in the list.
     pub fn count(&self) -> usize {
         self.listed.len()
     }
 
-    /// Whether a question may go to more than one.
+    /// Whether a question may go to more than one server.
     pub fn is_several(&self) -> bool {
         self.listed.len() > 1 || self.learned[0].get().is_some()
     }
 
-    /// Has that one asked first.
+    /// Makes this server the one to ask first.
     pub fn prefer(&self, at: usize) {
         self.first.store(at, Relaxed);
     }
 
-    /// After a round that began with `first` and ended at this one, has the next one of the list asked first, unless another
-    /// thread has chosen one meanwhile.
+    /// After a round that began at `first` and ended at `at`, makes the next server of the list the one to ask first,
+    /// unless another thread has chosen one meanwhile.
     pub fn leave(&self, first: usize, at: usize) {
         let next = self.after(at);
         let _ = self.first.compare_exchange(first, next, Relaxed, Relaxed);
     }
 
-    /// The next one of the list.
+    /// The next server of the list.
     pub fn after(&self, at: usize) -> usize {
         match at < self.listed.len() {
             true => (at + 1) % self.listed.len(),
@@ -145,7 +146,7 @@ impl Cluster {
         self.servers.get(ServersMet::default)
     }
 
-    /// Takes in which store one of the list has named.
+    /// Notes the store that a server of the list has named.
     pub fn note_store(&self, route: &Route, store: &StoreId) {
         if self.store.get().is_none() && !route.is_learned {
             // Another thread may have noted it.
@@ -153,11 +154,12 @@ impl Cluster {
         }
     }
 
-    /// Takes in which store an answer names that tells of locks. A server that does not share those of this cluster would
-    /// grant what is held already: one of the list that was started without the store, or somebody else's at an address
-    /// that means something else here.
+    /// Checks the store that an answer about locks names. A server that does not share the locks of this cluster would
+    /// grant keys that are held already. It may be a server of the list that was started without the store, or somebody
+    /// else's at an address that means another machine here.
     ///
-    /// The store that was met first counts as long as this client lives: which of two is the right one can't be known.
+    /// The first store that was named is the right one for the life of this client: of two, it can't know which is
+    /// right.
     pub fn check_store(&self, route: &Route, named: Option<&str>) -> Result<(), Error> {
         let known = self.store.get();
         let is_known = match (named, known) {
@@ -173,15 +175,16 @@ impl Cluster {
             expected: known.map(|known| (**known).into()),
         };
         if !route.is_logged.swap(true, Relaxed) {
-            log::warn!("{error}; what it answers counts for nothing");
+            log::warn!("{error}; its answers are ignored");
         }
         Err(error)
     }
 
-    /// The server that another one names as its leader. `None` if it is not asked.
+    /// The index of the server that another one names as its leader. `None` if it is not to be asked.
     ///
-    /// One that is not in the list has the scheme and the prefix of the server that named it. So a token, which that one
-    /// was shown already, goes from https to https alone, and there to whoever has a certificate of that name.
+    /// A leader that is not in the list gets the scheme and the prefix of the server that named it. So the token, which
+    /// that server was shown already, goes from https to https only, and there to a server with a certificate for its
+    /// name.
     pub fn leader(&self, teller: usize, leader: &str) -> Option<usize> {
         let (host, Some(port)) = parse_address(leader).ok()? else {
             return None;
@@ -193,7 +196,8 @@ impl Cluster {
             return Some(at);
         }
         let teller = &self.route(teller).address;
-        // Of another machine's server, it is an address of that machine's own: here, anything may be there.
+        // From a server on another machine, this is a loopback address of that machine. On this one, anything may
+        // listen there.
         if is_of_one_machine(&host) && !is_of_one_machine(&teller.host) {
             return None;
         }
@@ -207,7 +211,7 @@ impl Cluster {
         (!is_doubtful).then_some(self.listed.len() + at)
     }
 
-    /// The place of a server that is not in the list. `None` if there is none left.
+    /// The index of a server that is not in the list, in a new place if need be. `None` if no place is left.
     fn learned(&self, address: &ServerAddress) -> Option<usize> {
         self.learned.iter().position(|place| {
             if place.get().is_none() {
@@ -215,7 +219,7 @@ impl Cluster {
                     is_learned: true,
                     ..Route::to(address)
                 };
-                // Where another thread was faster, its route is there.
+                // If another thread was faster, its route is in the place.
                 let _ = place.set(route.into());
             }
             place.get().is_some_and(|route| route.address == *address)
@@ -264,7 +268,7 @@ impl Route {
         self.own.get(|| PooledAgent::new(&self.address))
     }
 
-    /// Notes that it could not be reached just now.
+    /// Notes that the server could not be reached now.
     pub fn fail(&self) {
         let now = START.elapsed().as_millis() as u64;
         self.failed.store(now.max(1), Relaxed);
@@ -276,7 +280,7 @@ impl Route {
     }
 }
 
-/// `host:port`, with a comma between two: the form of the variable `LOCK_SERVER`.
+/// The addresses with commas between: the form of the variable `LOCK_SERVER`.
 impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, address) in self.addresses().enumerate() {
@@ -295,7 +299,7 @@ mod tests {
         Cluster::of(&ServerAddress::parse_list(list).expect("addresses"))
     }
 
-    /// What the first one of a list is led to.
+    /// The address that a client asks if the first server of a list names this leader.
     fn led(list: &str, leader: &str) -> Option<String> {
         let cluster = cluster(list);
         let at = cluster.leader(0, leader)?;
@@ -321,7 +325,7 @@ mod tests {
         }
     }
 
-    /// A server of its own may listen here at such an address.
+    /// Another server may listen on such an address of this machine.
     #[test]
     fn no_other_machine_s_server_leads_to_an_address_of_this_one() {
         for leader in [
@@ -337,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_was_not_reached_is_left_alone_for_a_while() {
+    fn a_leader_that_was_not_reached_is_not_asked_for_a_while() {
         let cluster = cluster("a:8004");
         let at = cluster.leader(0, "c:9").expect("it is asked");
         assert_eq!(cluster.leader(0, "c:9"), Some(at));
@@ -370,16 +374,16 @@ mod tests {
     }
 
     #[test]
-    fn of_two_threads_that_leave_one_server_the_second_goes_no_further() {
+    fn two_threads_that_leave_one_server_choose_the_same_next_one() {
         let cluster = cluster("a,b,c");
         cluster.leave(0, 0);
         cluster.leave(0, 0);
         assert_eq!(cluster.first(), 1);
     }
 
-    /// It had begun with the first again, and never came to the third.
+    /// The next round had begun with the first again, and never reached the third.
     #[test]
-    fn after_one_that_is_not_there_and_one_that_says_nothing_the_third_is_asked_first() {
+    fn after_an_unreachable_and_a_silent_server_the_third_is_asked_first() {
         let cluster = cluster("a,b,c");
         cluster.leave(0, 1);
         assert_eq!(cluster.first(), 2);

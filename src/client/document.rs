@@ -15,12 +15,12 @@ use crate::lease::ServerId;
 use crate::protocol::{self, Request};
 use crate::refusal::Refusal;
 
-/// The longest document that is read: 1,000 keys with 100 holders each take 64 MiB where a holder takes 670 bytes, which
-/// is twice what one takes with a name and a note of 60 bytes each.
+/// The longest document that is read. 1,000 keys with 100 holders each take 64 MiB if a holder takes 670 bytes: twice
+/// the length of a holder whose name and note have 60 bytes each.
 const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 
 impl Transport {
-    /// Asks for a document, and again as often as the options allow.
+    /// Asks for a document, as often as the options allow.
     pub(super) fn ask_document<T: DeserializeOwned>(&self, question: &Request) -> Result<T, Error> {
         let mut tries = Tries::new(self);
         loop {
@@ -83,7 +83,7 @@ fn is_json(answer: &UnreadAnswer) -> bool {
     answer.response.status() == 200 && is_json
 }
 
-/// A server before 0.2.0 lists its verbs, which helps nobody who wants another one.
+/// Replaces the message of a server before 0.2.0, which lists its verbs and does not explain the problem.
 fn if_too_old(error: Error) -> Error {
     match error {
         Error::Refused {

@@ -1,4 +1,4 @@
-//! Reading along: what happens to keys, as it happens.
+//! The stream of events: what happens to keys, as it happens.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
@@ -15,35 +15,38 @@ use crate::error::Error;
 use crate::protocol::json::LockEvent;
 use crate::protocol::{Parameter, Request, Verb};
 
-/// How long nothing may come. A server sends something every 15 s.
+/// The longest silence before the stream counts as broken. A server sends something every 15 s.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 const SILENT: &str = "nothing came for 60 s";
 
-/// More than any line takes: three names of 1,024 bytes each, every one of which JSON writes as six.
+/// The longest line, in bytes: more than any needs. Three names of 1,024 bytes each take the most, if JSON escapes each
+/// byte with six.
 const MAX_LINE: u64 = 64 * 1024;
 
-/// What happens to keys, as it happens: made by [`Client::events`]. Each event comes within about a tenth of a second.
+/// An iterator over what happens to keys, made by [`Client::events`]. Each event comes within about a tenth of a
+/// second.
 ///
-/// It blocks for the next event. After an error it ends. Dropped, or [called off](Self::until), it ends its connection.
+/// It blocks for the next event, and ends after an error. Its connection is closed when it is dropped or [called
+/// off](Self::until).
 pub struct Events {
     lines: BufReader<BodyReader<'static>>,
     transport: Transport,
     prefix: String,
-    /// What calls it off, with the number of this stream.
+    /// The token that ends it, with the token's number for this stream.
     cancel: Option<(CancelToken, u64)>,
     is_over: bool,
 }
 
 impl Client {
-    /// Reads along: returns what happens from now on to the keys that begin so, all keys with an empty prefix, in the
-    /// order in which the server decided it.
+    /// Returns what happens from now on to the keys with this prefix, in the order in which the server decides it. An
+    /// empty prefix is for all keys.
     ///
-    /// Of events that come too fast (more than 50,000 a second; fewer where many read along) those that are left out are
-    /// counted, in [`Missed`](crate::LockEventKind::Missed). A reader that falls far behind loses its connection.
-    /// The server has at most 200 readers, fewer where it may open few descriptors.
+    /// If events come too fast (more than 50,000 a second; fewer with many readers), the server leaves some out and
+    /// counts them in [`Missed`](crate::LockEventKind::Missed). A reader that falls far behind loses its connection.
+    /// The server allows at most 200 readers, fewer if its limit of descriptors is low.
     ///
-    /// It is asked once, and has a connection of its own. Where that breaks, events may have been missed: look with
-    /// [`show`](Self::show) or the like after calling this again.
+    /// The question is sent once, on a connection of its own. If that breaks, events may have been missed: call this
+    /// again, and then look at the present state, with [`show`](Self::show) for instance.
     ///
     /// ```
     /// use lock_server::{LockEventKind, Options, Server};
@@ -63,11 +66,11 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::Refused`] with
-    /// [`Refusal::Full`](crate::Refusal::Full), [`Refusal::Stopping`](crate::Refusal::Stopping),
-    /// [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the prefix is longer than 1,024 bytes, those of
-    /// tokens, or [`Refusal::NoSuchVerb`](crate::Refusal::NoSuchVerb) by a server before 0.2.0;
-    /// [`Error::InvalidOption`]; [`Error::NotHttp`]; [`Error::BadReply`].
+    /// [`Error::Unreachable`]; [`Error::Interrupted`]; [`Error::Refused`] with [`Refusal::Full`](crate::Refusal::Full),
+    /// [`Refusal::Stopping`](crate::Refusal::Stopping), [`Refusal::BadRequest`](crate::Refusal::BadRequest) if the
+    /// prefix is longer than 1,024 bytes, the refusals about tokens, or
+    /// [`Refusal::NoSuchVerb`](crate::Refusal::NoSuchVerb) by a server before 0.2.0; [`Error::InvalidOption`];
+    /// [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn events(&self, prefix: &str) -> Result<Events, Error> {
         let transport = self.transport.alone(LONGEST_SILENCE);
         let question = question(prefix);
@@ -108,7 +111,7 @@ fn open(
 }
 
 impl Events {
-    /// Has a token end it: [`next`](Iterator::next) returns `None` once [`CancelToken::cancel`] was called.
+    /// Lets a token end the stream: [`next`](Iterator::next) returns `None` once [`CancelToken::cancel`] was called.
     pub fn until(mut self, cancel: &CancelToken) -> Self {
         self.leave();
         if let Some(connection) = self.transport.latest_connection() {
@@ -118,7 +121,7 @@ impl Events {
     }
 
     /// The next event as the server wrote it: one line of JSON, without its line feed. `None` where
-    /// [`next`](Iterator::next) is.
+    /// [`next`](Iterator::next) returns `None`.
     pub fn next_json(&mut self) -> Option<Result<String, Error>> {
         if self.is_over {
             return None;
@@ -134,7 +137,7 @@ impl Events {
         }))
     }
 
-    /// The next line that has data. Those between are comments, and the event's kind, which the data has, too.
+    /// Reads the next line with data. The lines between are comments, and the event's kind, which is also in the data.
     fn read_data(&mut self) -> io::Result<String> {
         let mut line = String::new();
         loop {

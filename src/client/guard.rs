@@ -1,7 +1,7 @@
-//! A guard: a lease that is renewed until it is let go, and that knows when it is lost.
+//! A guard: a lease that is renewed until the guard is dropped or released, and that knows when it is lost.
 //!
-//! A [`Renewer`] sends the renewals. The thread that drops the guard sends the UNLOCK, and waits for it
-//! for less than a second.
+//! A [`Renewer`] sends the renewals. The thread that drops the guard sends the UNLOCK, and waits less than a second for
+//! the answer.
 
 use std::fmt;
 use std::ops::Deref;
@@ -18,10 +18,10 @@ use crate::lease::Lease;
 use crate::protocol::Verb;
 use crate::refusal::Refusal;
 
-/// How long a drop waits for the UNLOCK. Less than the second that is promised.
+/// How long a drop waits for the answer to its UNLOCK: less than the second that the documentation promises.
 const LAST_WAIT: Duration = Duration::from_millis(900);
 
-/// A key that stays locked until this is dropped, or the lease is lost.
+/// A key that stays locked until the guard is dropped or the lease is lost.
 ///
 /// ```
 /// use lock_server::{Options, Server};
@@ -35,13 +35,13 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// // ... one half of what may only happen once at a time ...
 /// guard.check()?;                       // asks the server; Error::LeaseLost if it is lost
 /// // ... the other half, each write with guard.fence() ...
-/// assert!(guard.release()?);            // or drop it; this says whether it was held until now
+/// assert!(guard.release()?);            // or drop it; this returns whether it was held until now
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// Keep it in a variable with a name: `let _guard = …` keeps the key locked to the end of the block, and `let _ = …`
-/// unlocks at once. A guard that is ignored is a warning:
+/// unlocks at once. The compiler warns of a guard that is not used:
 ///
 /// ```compile_fail
 /// #![deny(unused_must_use)]
@@ -53,31 +53,31 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// ```
 ///
 /// The lease is renewed in the background when a third of it has passed, or a little sooner, so that the renewals of
-/// many guards spread. All guards of a process at one server share one thread for that, and up to eight where the
-/// server is slow. A renewal that fails is tried again until the lease may have run out, counted from before the
-/// last one that succeeded was sent. From then on the lease is lost, for good: also if the server can't be
-/// reached, and also if it comes back. A server with a store that comes back in time goes on with it.
+/// many guards spread. All guards of a process at one server share one thread for that, and up to eight if the server
+/// is slow. A renewal that fails is tried again until the lease may have run out, counted from before the last
+/// successful renewal was sent. From then on the lease is lost for good, even if the server could not be reached and
+/// comes back. A server with a store that comes back in time keeps the lease.
 ///
-/// Dropping it unlocks the key, under its fence, also when a panic unwinds. That takes a second at the most
-/// and never panics; where the server does not answer in that time it is tried once more in the background, or else
-/// the lease runs out. After a `fork`, the guard belongs to the process that locked: dropped in the other one, it
-/// unlocks nothing.
+/// Dropping it unlocks the key under its fence, also when a panic unwinds. A drop takes a second at most and never
+/// panics. If the server does not answer in that time, the UNLOCK is tried once more in the background; if that fails,
+/// too, the lease runs out. After a `fork`, the guard belongs to the process that locked the key: a drop in the other
+/// process unlocks nothing.
 ///
-/// A process that was stopped for longer than its lease can go on in the middle of what it does. So ask
-/// [`is_held`](Self::is_held) or [`check`](Self::check) before a critical write, and where that is not enough,
-/// let what is written to compare [`fence`](Self::fence)s, before it is read: see [`Lease::fence`].
+/// A process that was suspended for longer than its lease goes on in the middle of its work. So call
+/// [`is_held`](Self::is_held) or [`check`](Self::check) before a critical write. If that is not enough, let the store
+/// that you write to compare [`fence`](Self::fence)s, from before your first read on: see [`Lease::fence`].
 #[must_use = "a guard that is dropped unlocks its key: `let _guard = …` keeps it, `let _ = …` unlocks at once"]
 pub struct Guard {
     held: Arc<Held>,
     renewer: Arc<Renewer>,
-    /// Which of the renewer's renewals it is.
+    /// The number of its renewal at the renewer.
     number: u64,
     /// The process that locked the key.
     process: u32,
 }
 
 impl Guard {
-    /// Keeps a lease. It is released if there is no thread to renew it in.
+    /// Makes a guard for a lease. Releases the lease if no thread can be started to renew it.
     pub(super) fn keep(client: &Client, lease: Lease) -> Result<Self, Error> {
         let renewer = Renewer::of(&client.address());
         let due = due(&lease);
@@ -91,7 +91,7 @@ impl Guard {
             }),
             Err(source) => {
                 let lease = held.state().lease.clone();
-                // If it fails, the lease runs out.
+                // If the release fails, the lease runs out.
                 let _ = client.release(&lease);
                 let key = lease.key;
                 Err(Error::CannotRenew { key, source })
@@ -117,7 +117,8 @@ impl Guard {
         }
     }
 
-    /// Whether the lease is not lost, as far as this end knows. Nobody is asked. Once `false`, it stays so.
+    /// Whether the lease is still held, as far as this client knows: it sends no question. Once `false`, always
+    /// `false`.
     pub fn is_held(&self) -> bool {
         match self.is_forked() {
             false => self.held.state().is_held(),
@@ -125,19 +126,19 @@ impl Guard {
         }
     }
 
-    /// Whether this is a copy, in a process that was forked from the one that locked. A thread that does not exist here
-    /// may have locked what the guard and the renewer share.
+    /// Whether this is the copy of a guard in a process that was forked from the one that locked the key. The mutex
+    /// that the guard and the renewer share may then be locked by a thread that does not exist here.
     fn is_forked(&self) -> bool {
         self.process != process::id()
     }
 
-    /// Asks the server whether the lease still stands. Of one that is lost it is not asked: then the error says at once
-    /// whether that was because another server answers there, or because somebody broke it.
+    /// Asks the server whether the lease is still valid. For a lease that is lost already, it sends no question and
+    /// returns the error at once, with the reason.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if it does not stand, may have run out before the answer came, or another server answers
-    /// than the one that granted it. Those of
-    /// [`Client::is_locked`] if nobody could be asked: then it may be held, and may be lost.
+    /// [`Error::LeaseLost`] if the lease is not valid, may have run out before the answer came, or if the server that
+    /// answers is not the one that granted it. The errors of [`Client::is_locked`] if no server could be asked: then
+    /// the lease may be valid or lost.
     pub fn check(&self) -> Result<(), Error> {
         if self.is_held() {
             match self.verify() {
@@ -169,7 +170,7 @@ impl Guard {
         client.stands(&question, &lease, &answer)
     }
 
-    /// Because of which other server the lease is lost, if it is.
+    /// The other server because of which the lease is lost, if that is the reason.
     fn other_server(&self) -> Option<OtherServer> {
         match self.is_forked() {
             false => self.held.state().other_server.clone(),
@@ -177,7 +178,7 @@ impl Guard {
         }
     }
 
-    /// What the server said of the lease, if it said that it is over.
+    /// The server's reason, if it answered that the lease is over.
     fn reason(&self) -> Option<Refusal> {
         match self.is_forked() {
             false => self.held.state().reason,
@@ -185,11 +186,11 @@ impl Guard {
         }
     }
 
-    /// Calls this when the lease is lost, in a thread of its own; or at once and in this one, if it is lost
-    /// already. Where somebody [broke](Client::break_lock) it, that is at the next renewal, when a third of the lease has
-    /// passed. It is not called when the guard is dropped or released. It takes the place of one that was given
-    /// before. [`check`](Self::check) says why afterwards. What it captures lives as long as the guard: it had better not be the guard. In a forked process it is
-    /// never called.
+    /// Sets the function to call when the lease is lost; it replaces an earlier one. It is called on a new thread, or
+    /// at once on this thread if the lease is lost already. If somebody [broke](Client::break_lock) the lease, that is
+    /// at the next renewal, when a third of the lease has passed. It is not called when the guard is dropped or
+    /// released, and never in a forked process. Afterwards, [`check`](Self::check) returns the reason. The function's
+    /// captures live as long as the guard, so do not capture the guard itself.
     pub fn on_lost(&self, call: impl FnOnce() + Send + 'static) {
         if self.is_forked() {
             return;
@@ -197,7 +198,7 @@ impl Guard {
         self.held.call_when_lost(Box::new(call));
     }
 
-    /// Unlocks the key, and returns whether the lease stood until then. Unlike a drop, it also unlocks in a forked
+    /// Unlocks the key, and returns whether the lease was valid until then. Unlike a drop, it also unlocks in a forked
     /// process.
     ///
     /// # Errors
@@ -208,17 +209,18 @@ impl Guard {
         let released = client.release(&lease);
         match other_server {
             None => released,
-            // It may have granted the key meanwhile, whatever the first one says now.
+            // The other server may have granted the key meanwhile, so the answer of the first one proves nothing.
             lost => Err(Error::lease_lost(&lease, lost, None)),
         }
     }
 
-    /// Ends the renewals, and leaves the key locked for what is left of the lease.
+    /// Ends the renewals, and leaves the key locked for the rest of the lease.
     pub fn into_lease(self) -> Lease {
         self.let_go().unwrap_or_else(|| self.lease())
     }
 
-    /// Sends the UNLOCK, or hands it to the renewer. `true` if the server answered, or there is nothing to unlock.
+    /// Sends the UNLOCK at once, or lets the renewer send it. `true` if the server answered, or there is nothing to
+    /// unlock.
     fn send_unlock(&self, at_once: bool) -> bool {
         let Some(lease) = self.let_go() else {
             return true;
@@ -233,12 +235,12 @@ impl Guard {
             client: client.clone(),
             lease,
         });
-        // Without a thread for it, the lease runs out.
+        // If no thread can be started for it, the lease runs out.
         let _ = self.renewer.add(Instant::now(), late);
         false
     }
 
-    /// Ends the renewals. The lease, unless it is over or was let go before.
+    /// Ends the renewals. Returns the lease, unless it is over or was taken before.
     fn let_go(&self) -> Option<Lease> {
         if self.is_forked() {
             return Some(self.held.lease_after_fork());
@@ -266,7 +268,7 @@ impl fmt::Debug for Guard {
     }
 }
 
-/// Several guards, of [`Client::guard_all`], in the order of their keys. All are unlocked when this is dropped.
+/// The guards that [`Client::guard_all`] returns, in the order of their keys. A drop unlocks all of them.
 #[derive(Debug)]
 #[must_use = "guards that are dropped unlock their keys"]
 pub struct Guards(Vec<Guard>);
@@ -285,10 +287,10 @@ impl Guards {
         std::mem::take(&mut self.0)
     }
 
-    /// Unlocks all keys, and says whether all leases stood until then.
+    /// Unlocks all keys, and returns whether all leases were valid until then.
     ///
     /// # Errors
-    /// As [`Client::release`], the first of them; the others are unlocked nevertheless.
+    /// As [`Client::release`]: the first error. The other keys are unlocked nevertheless.
     pub fn release(self) -> Result<bool, Error> {
         let released: Vec<_> = self.into_inner().into_iter().map(Guard::release).collect();
         let released: Result<Vec<bool>, Error> = released.into_iter().collect();
@@ -299,7 +301,7 @@ impl Guards {
 impl Drop for Guards {
     fn drop(&mut self) {
         let is_ours = |guard: &&Guard| !guard.is_forked();
-        // Where the server does not answer for one, the others do not wait for it one after another.
+        // If the server does not answer one UNLOCK, the renewer sends the others, so that each does not wait in turn.
         let mut at_once = true;
         for guard in self.0.iter().filter(is_ours) {
             at_once = guard.send_unlock(at_once);
@@ -319,7 +321,7 @@ impl Deref for Guards {
 mod tests {
     use super::*;
 
-    /// The rest of the second is for the scheduler.
+    /// The rest of the second is left for the scheduler.
     #[test]
     fn a_drop_waits_for_less_than_a_second() {
         assert!(LAST_WAIT < Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! A lease that is kept: what a guard and the renewer share, and what the renewer does for it.
+//! A lease that a guard keeps: the state that guard and renewer share, and the renewal itself.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,13 @@ use crate::error::{Error, OtherServer};
 use crate::lease::{Fence, Lease};
 use crate::refusal::Refusal;
 
-/// The least that one try to renew gets.
+/// The shortest time-out of one try to renew.
 pub(super) const LEAST_TRY: Duration = Duration::from_millis(100);
 
-/// Between two tries to renew.
+/// The shortest and the longest pause between two tries to renew.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// What the guard and the renewer share.
+/// The state that the guard and the renewer share.
 pub(super) struct Held {
     pub client: Client,
     pub key: String,
@@ -27,30 +27,30 @@ pub(super) struct Held {
 
 pub(super) struct HeldState {
     pub lease: Lease,
-    /// When to renew it.
+    /// When to renew the lease.
     due: Instant,
     phase: Phase,
-    /// Because of which other server it is lost, if it is.
+    /// The other server because of which the lease is lost, if that is the reason.
     pub other_server: Option<OtherServer>,
-    /// What the server said of it, once it is over.
+    /// The server's reason, once it has answered that the lease is over.
     pub reason: Option<Refusal>,
     on_lost: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// How far a lease has come. It only goes on.
+/// The phase of a lease. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     Held,
-    /// It may have run out, or another server answers: there may be something to unlock.
+    /// The lease may have run out, or another server answers. The key may still be locked under it.
     Lost,
-    /// The server says that it is over: there is nothing to unlock.
+    /// The server has answered that the lease is over. There is nothing to unlock.
     Over,
-    /// The guard is no more.
+    /// The guard was dropped or released.
     LetGo,
 }
 
 impl HeldState {
-    /// Looks at the clock: what has run out is lost, and what is lost stays so.
+    /// Whether the lease is held by now. Marks it as lost if it has run out.
     pub fn is_held(&mut self) -> bool {
         if self.phase == Phase::Held && self.lease.remaining().is_zero() {
             self.phase = Phase::Lost;
@@ -77,12 +77,12 @@ impl Held {
     }
 
     pub fn state(&self) -> MutexGuard<'_, HeldState> {
-        // Nothing that can panic is done under it.
+        // Nothing panics under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lease, in a process that was forked: nobody renews it here. Where a thread that does not exist here has it
-    /// locked, nothing is left of it.
+    /// The lease, in a forked process, where nobody renews it. If a thread that does not exist here holds the mutex,
+    /// the lease counts as run out.
     pub fn lease_after_fork(&self) -> Lease {
         match self.state.try_lock() {
             Ok(state) => state.lease.clone(),
@@ -99,10 +99,10 @@ impl Held {
         }
     }
 
-    /// Takes in what a try to renew came to. What comes after the end is too late.
+    /// Takes in the result of a try to renew. After the end of the lease the result is ignored.
     fn tried(&self, renewed: Result<Lease, Error>) {
         let mut state = self.state();
-        // A guard that was let go meanwhile unlocks the key itself.
+        // If the guard was dropped or released meanwhile, it unlocks the key itself.
         if !state.is_held() {
             return;
         }
@@ -133,7 +133,7 @@ impl Held {
         let mut state = self.state();
         if state.is_held() {
             let before = state.on_lost.replace(call);
-            // What drops with it may ask the guard.
+            // Unlock first: dropping the old callback may drop values that call the guard.
             drop(state);
             return drop(before);
         }
@@ -141,7 +141,7 @@ impl Held {
         call();
     }
 
-    /// The server has said that the lease is over, or another one has answered.
+    /// Marks the lease as lost: the server has answered that it is over, or another server has answered.
     pub fn lose(&self, other_server: Option<OtherServer>, reason: Option<Refusal>) {
         let mut state = self.state();
         let phase = match other_server {
@@ -155,7 +155,7 @@ impl Held {
         self.call_on_lost();
     }
 
-    /// Tells of the loss, once.
+    /// Calls the function of `on_lost`, once.
     fn call_on_lost(&self) {
         let mut state = self.state();
         let call = match state.phase {
@@ -181,7 +181,7 @@ impl Held {
         if thread.spawn(run).is_err()
             && let Some(call) = take(&call)
         {
-            // A panic of the call has been reported; the renewals go on.
+            // The panic hook has reported the panic. The renewals go on.
             let _ = panic::catch_unwind(AssertUnwindSafe(call));
         }
     }
@@ -193,7 +193,7 @@ impl Held {
         state.phase = Phase::LetGo;
         let on_lost = state.on_lost.take();
         let lease = may_be_held.then(|| state.lease.clone());
-        // What drops with it may ask the guard.
+        // Unlock first: dropping the callback may drop values that call the guard.
         drop(state);
         drop(on_lost);
         lease
@@ -214,8 +214,8 @@ impl Renewal for Held {
         let (lease, left, due) = (state.lease.clone(), state.lease.remaining(), state.due);
         drop(state);
         if due <= Instant::now() {
-            // Half of what is left, to this lease and to the most urgent of the others: so there is time for more
-            // tries, and the first ones have the longest.
+            // Half of the time that is left to this lease or to the most urgent other one, whichever is less. So there
+            // is time for more tries, and earlier tries have longer time-outs.
             let most = self.client.transport.options.answer_timeout;
             let timeout = (left.min(most_urgent) / 2)
                 .max(LEAST_TRY)
@@ -226,7 +226,7 @@ impl Renewal for Held {
         let mut state = self.state();
         match state.phase >= Phase::Over {
             true => None,
-            // A loss is reported at once.
+            // Come back at once, to report the loss.
             false if !state.is_held() => Some(Instant::now()),
             false => Some(state.due.min(Instant::now() + state.lease.remaining())),
         }
@@ -237,7 +237,7 @@ impl Renewal for Held {
     }
 }
 
-/// An UNLOCK that was not answered in time, and that nobody waits for any more.
+/// An UNLOCK that was not answered in time, and for which nobody waits any longer.
 pub(super) struct LateRelease {
     pub client: Client,
     pub lease: Lease,
@@ -259,15 +259,15 @@ impl Renewal for LateRelease {
     }
 }
 
-/// When a third of what was left has passed, or up to a quarter of that sooner: leases that were granted at once are
-/// not all renewed at once.
+/// When to renew: when a third of the lease has passed, or up to a quarter of that third sooner, so that leases that
+/// were granted at once are not all renewed at once.
 pub(super) fn due(lease: &Lease) -> Instant {
     let third = lease.left / 3;
     let sooner = third / 4 / SPREAD * (lease.fence % u64::from(SPREAD)) as u32;
     lease.asked + third - sooner
 }
 
-/// Into how many the renewals of leases with fences in a row spread.
+/// The number of different times over which the renewals of leases with consecutive fences are spread.
 const SPREAD: u32 = 64;
 
 #[cfg(test)]
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_that_comes_after_the_release_loses_nothing() {
+    fn the_result_of_a_renewal_after_the_release_is_ignored() {
         let held = held(half_a_minute());
         assert!(held.let_go().is_some());
         held.tried(Err(Error::lease_lost(&half_a_minute(), None, None)));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_last_call_captured_may_ask_the_guard() {
+    fn a_callback_may_call_the_guard_when_it_is_dropped() {
         struct Asks(Arc<Held>);
         impl Drop for Asks {
             fn drop(&mut self) {

@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::lease::Lease;
 
 impl Client {
-    /// Locks all of these keys, or none, and leaves them locked. The leases come in the order of their keys, and each
-    /// lasts for at least two thirds of its time, where the server answers promptly.
+    /// Locks all of these keys, or none, and leaves them locked. The leases are in the order of their keys. Each still
+    /// lasts for at least two thirds of its time, if the server answers promptly.
     ///
     /// Otherwise as [`guard_all`](Self::guard_all).
     ///
@@ -21,14 +21,15 @@ impl Client {
 
     /// Locks all of these keys, or none, and keeps them locked until the guards are dropped.
     ///
-    /// The keys are locked one after another in the order of their bytes, so that no two callers of this wait for
-    /// each other in a circle. A key that is named twice is locked once. `lock_attempt_timeout` is for all of
-    /// them together. While it waits for one, those that it has are renewed in the background.
+    /// The keys are locked one after another in the order of their bytes, so that callers of this never wait for each
+    /// other in a circle. A key that is named twice is locked once. `lock_attempt_timeout` is for all keys together.
+    /// While this waits for one key, the leases of the others are renewed in the background.
     ///
     /// # Errors
-    /// As [`guard_with`](Self::guard_with), for the key that was not granted; [`Error::LeaseLost`] if one that it had
-    /// was lost while it waited for another. None of them stays locked, but after [`Error::Interrupted`] the one
-    /// that was asked for last may be, until its lease runs out, as after [`lock`](Self::lock).
+    /// As [`guard_with`](Self::guard_with), for the key that was not granted; [`Error::LeaseLost`] if a lease was lost
+    /// during the wait for another key. After an error no key stays locked, with one exception: after
+    /// [`Error::Interrupted`], the key that was asked for last may be locked until its lease runs out, as after
+    /// [`lock`](Self::lock).
     pub fn guard_all(&self, keys: &[&str], options: &LockOptions) -> Result<Guards, Error> {
         let mut keys = keys.to_vec();
         keys.sort_unstable();
@@ -50,7 +51,7 @@ impl Client {
             };
             guards.push(self.guard_with(key, &options)?);
         }
-        // One may have been lost while another was waited for.
+        // A lease may have been lost during the wait for a later key.
         for guard in guards.iter() {
             guard.check()?;
         }

@@ -1,4 +1,4 @@
-//! Looking in: which keys are held, who holds and wants one of them, and how the server does.
+//! Questions that look: which keys are held, who holds or waits for one key, and the state of the server.
 
 use super::{Client, valid};
 use crate::error::Error;
@@ -8,13 +8,13 @@ use crate::protocol::{Parameter, Request, Verb};
 /// Which held keys to list. Every field has a default, as in [`LockOptions`](crate::LockOptions).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListOptions {
-    /// How the key begins, up to 1,024 bytes. Default empty: any key.
+    /// The beginning of the keys, up to 1,024 bytes. Default empty: any key.
     pub prefix: String,
 
-    /// Who holds it, alone or beside others: the whole name, 1 to 1,024 bytes. Default `None`: anybody.
+    /// The name of a holder, alone or with others: the whole name, 1 to 1,024 bytes. Default `None`: any holder.
     pub holder: Option<String>,
 
-    /// How many keys a page has, 1 to 1,000. Default `None`: as many as the server chooses, which is 100.
+    /// How many keys a page has, 1 to 1,000. Default `None`: the server's default, 100.
     pub limit: Option<u32>,
 
     /// Where the page begins: [`LockPage::next`] of the page before. Default `None`: at the first key.
@@ -48,7 +48,7 @@ impl Client {
     /// # Errors
     /// As [`is_locked`](Self::is_locked); [`Error::InvalidName`] if the prefix or the holder is too long, or the holder
     /// is empty; [`Error::Refused`] with [`Refusal::BadRequest`](crate::Refusal::BadRequest) if `limit` or `after` is
-    /// not what it may be, with [`Refusal::NoSuchVerb`](crate::Refusal::NoSuchVerb) by a server before 0.2.0.
+    /// not valid, with [`Refusal::NoSuchVerb`](crate::Refusal::NoSuchVerb) by a server before 0.2.0.
     pub fn list(&self, options: &ListOptions) -> Result<LockPage, Error> {
         let ListOptions {
             prefix,
@@ -73,11 +73,11 @@ impl Client {
         self.transport.ask_document(&question)
     }
 
-    /// Goes through all pages, from the one that the options name on. Each is asked for when it is its turn, as
-    /// [`list`](Self::list) does. After an error there are no more; the `next` of the last page says where to go on.
+    /// Iterates over all pages, from the one that the options name. Each page is asked for with [`list`](Self::list)
+    /// when it is needed. The iterator ends after an error; to go on, use the `next` of the last page.
     ///
-    /// The locks go on meanwhile: a key whose lease is renewed or that somebody begins to wait for may stand on two pages,
-    /// or on none.
+    /// Locks change meanwhile: a key may be on two pages or on none if its lease is renewed or somebody begins to wait
+    /// for it.
     ///
     /// ```
     /// # use lock_server::{ListOptions, Options, Server};
@@ -101,8 +101,8 @@ impl Client {
         }
     }
 
-    /// One key: everybody who holds it, and everybody who waits for it, in the order of the queue; of each up to 10,000.
-    /// A free key has neither.
+    /// One key with all its holders, and all its waiters in the order of the queue; up to 10,000 of each. A free key
+    /// has neither.
     ///
     /// ```
     /// # use lock_server::{Options, Server};
@@ -127,8 +127,8 @@ impl Client {
         self.transport.ask_document(&question)
     }
 
-    /// How the server does: how much it holds, what it has done, its last ten minutes, and whether this client may break
-    /// a hold.
+    /// The state of the server: how much it holds, what it has done, its last ten minutes, and whether this client may
+    /// break a hold.
     ///
     /// ```
     /// # use lock_server::{Options, Server};
@@ -155,7 +155,7 @@ impl Client {
 #[derive(Clone, Debug)]
 pub struct LockPages<'a> {
     client: &'a Client,
-    /// What to ask for next. `None` after the last page.
+    /// The options of the next page. `None` after the last page.
     rest: Option<ListOptions>,
 }
 

@@ -1,4 +1,4 @@
-//! Why a question has no answer: whether it can have reached the server, by what ureq says.
+//! Why a question has no answer, and whether it can have reached the server, as far as ureq's error shows.
 
 use std::error;
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::refusal::Refusal;
 #[cfg(feature = "tls")]
 use crate::tls::TlsError;
 
-/// The status of an answer that no lock server gives: one in between answers in its place.
+/// The status of an answer that is not a lock server's: a proxy answered in its place.
 #[derive(Debug)]
 struct AnsweredByProxy(u16);
 
@@ -27,23 +27,23 @@ impl error::Error for AnsweredByProxy {}
 pub(super) enum NoAnswer {
     /// The question can't have reached the server.
     NotConnected(Unreached, io::Error),
-    /// It may have.
+    /// The question may have reached the server.
     Interrupted(io::Error),
-    /// Another one leads, and this one has not acted.
+    /// The server stands by, and has not acted.
     Standby(Standby),
-    /// What came back, or why nothing can.
+    /// The error to return: the answer is not valid, or none is possible.
     Told(Error),
 }
 
-/// What a server says that stands by.
+/// The answer of a server that stands by.
 #[derive(Debug)]
 pub(super) struct Standby {
-    /// Where the leader is, as it says. `None` if it does not know it.
+    /// The address of the leader, as the server names it. `None` if it does not know the leader.
     pub leader: Option<String>,
 }
 
 impl Standby {
-    /// As its header says.
+    /// From the header `Lock-Leader`.
     pub fn by(leader: Option<&[u8]>) -> Self {
         let leader = leader.and_then(|leader| str::from_utf8(leader).ok());
         Standby {
@@ -75,7 +75,7 @@ impl NoAnswer {
         }
     }
 
-    /// The connection was made, and the answer had perhaps begun.
+    /// The error of a read of the body: the connection was made, and the answer may have begun.
     pub fn in_the_body(error: ureq::Error) -> Self {
         NoAnswer::Interrupted(match error {
             ureq::Error::Timeout(_) => {
@@ -85,13 +85,13 @@ impl NoAnswer {
         })
     }
 
-    /// What a proxy says that does not reach the server, or gets no answer from it. It does not say which of
-    /// the two, so the question may have reached the server.
+    /// The answer of a proxy that does not reach the server or gets no answer from it. The status does not say which,
+    /// so the question may have reached the server.
     pub fn by_proxy(status: u16) -> Self {
         NoAnswer::Interrupted(io::Error::other(AnsweredByProxy(status)))
     }
 
-    /// No TLS on a connection to that address, so nothing was asked.
+    /// The TLS handshake at this address failed, so no question was sent.
     #[cfg(feature = "tls")]
     pub fn of_tls(error: TlsError, address: String) -> Self {
         let cause = error.cause;
@@ -106,7 +106,7 @@ impl NoAnswer {
         }
     }
 
-    /// Whether nobody leads, and servers are there that stand by.
+    /// Whether servers stand by, and none leads.
     pub fn is_leaderless(&self) -> bool {
         matches!(self, NoAnswer::NotConnected(Unreached::NoLeader, _))
     }
@@ -116,13 +116,13 @@ impl NoAnswer {
         matches!(self, NoAnswer::Interrupted(source) if is_by_proxy(source))
     }
 
-    /// Whether no answer came in time, on a connection that was made.
+    /// Whether a connection was made and no answer came in time.
     pub fn is_timeout(&self) -> bool {
         matches!(self, NoAnswer::Interrupted(source) if source.kind() == io::ErrorKind::TimedOut)
     }
 }
 
-/// Whether this is what [`NoAnswer::by_proxy`] makes.
+/// Whether [`NoAnswer::by_proxy`] made this error.
 pub(super) fn is_by_proxy(source: &io::Error) -> bool {
     source
         .get_ref()

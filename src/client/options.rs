@@ -1,4 +1,4 @@
-//! What a client may be told: how to reach its server, and what to ask it for.
+//! The options of a client: how to reach its server, and what to ask for.
 
 use std::time::Duration;
 
@@ -9,27 +9,26 @@ use crate::token::Token;
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// How often to try again when no connection can be made, or when one broke before the answer was there.
-    /// Default 3; 0 gives up after the first try. Where no answer comes in time, there is one more try at the most. Of
-    /// several servers each is asked in one try, and while some stand by and none leads there are more tries, for as long as
-    /// [`answer_timeout`](Self::answer_timeout).
+    /// How often to try again when no connection can be made, or when it breaks before the answer is complete. Default
+    /// 3; 0 tries once. If no answer comes in time, there is at most one more try. With several servers, one try asks
+    /// each of them; while some stand by and none leads, tries go on for [`answer_timeout`](Self::answer_timeout).
     ///
-    /// A first connection that is refused on loopback is an answer, nobody is there, and only a client that was
-    /// given options ([`Client::with_options`](crate::Client::with_options)) tries again then: for one that
-    /// starts together with its server.
+    /// A first connection that is refused on loopback means that no server runs there. Only a client that was made with
+    /// options ([`Client::with_options`](crate::Client::with_options)) tries again then, so that it can start together
+    /// with its server.
     pub reconnect_attempts: u32,
 
-    /// How long to wait between two tries. Each pause is by chance up to a quarter shorter or longer: the clients of a
-    /// server that ended do not come back in one instant. Default 1 s. After a connection broke, the first further
-    /// try is made at once. A LOCK that waits keeps its place in the queue for 2 s, so let this be less.
+    /// How long to wait between two tries. Default 1 s. Each pause is randomly up to a quarter shorter or longer, so
+    /// that the clients of a server that ended do not all come back at once. After a connection broke, the next try
+    /// follows at once. The server keeps the place of a waiting LOCK in the queue for 2 s, so choose less than that.
     pub time_between_attempts: Duration,
 
-    /// How long an answer may take, connecting included; a LOCK's may take longer by as long as it waits. Default
-    /// 10 s. A question that may be asked twice is asked again after half of it, on another connection.
+    /// How long an answer may take, including the connect. For a LOCK, the time that it may wait is added. Default 10
+    /// s. A question that may be asked twice is asked again after half of this time, on another connection.
     pub answer_timeout: Duration,
 
-    /// What to show a server that asks for a token. Default `None`: nothing, or for
-    /// [`tuned`](crate::Client::tuned) what the client shows already. [`Token::from_env`] reads that of the environment.
+    /// The token to show to the server. Default `None`: none, or with [`tuned`](crate::Client::tuned) the token that
+    /// the client shows already. [`Token::from_env`] reads the token of the environment.
     pub token: Option<Token>,
 }
 
@@ -55,8 +54,8 @@ impl Default for ClientOptions {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockOptions {
-    /// How long the lease shall last, counted from its grant: 1 ms to the server's `max_lock_timeout`. Default
-    /// `None`: the server's `lock_timeout`.
+    /// How long the lease is to last, counted from its grant: 1 ms to the server's `max_lock_timeout`. Default `None`:
+    /// the server's `lock_timeout`.
     pub lock_timeout: Option<Duration>,
 
     /// How long to wait for the turn: 0 (try once) to the server's `max_lock_attempt_timeout`, or
@@ -64,40 +63,41 @@ pub struct LockOptions {
     /// server's `lock_attempt_timeout`.
     pub lock_attempt_timeout: Option<Duration>,
 
-    /// What to call this acquire: 1 to 64 of `A-Z a-z 0-9 _ . : -`. Default `None`: what no other is called.
+    /// The ID of this acquire: 1 to 64 of `A-Z a-z 0-9 _ . : -`. Default `None`: a unique ID.
     ///
-    /// Two calls that name the same key and the same ID are one acquire. The later one gets the grant of the
-    /// earlier, or takes over its place in the queue, and the earlier gets [`Refusal::TakenOver`]. An ID is for one
-    /// acquire: do not use it again after.
+    /// Two calls with the same key and the same ID are one acquire. The later call gets the grant of the earlier one,
+    /// or takes over its place in the queue; the earlier call then returns [`Refusal::TakenOver`]. An ID is for one
+    /// acquire: do not use it for another.
     ///
     /// [`Refusal::TakenOver`]: crate::Refusal::TakenOver
     pub request_id: Option<String>,
 
-    /// What to say of this acquire to those who wait for the key: 1 to 256 bytes, such as the name of a job. Shown
-    /// as [`Holder::note`](crate::Holder::note), and means nothing to the server. Default `None`: nothing.
+    /// A note about this acquire for those who wait for the key: 1 to 256 bytes, such as the name of a job. Shown as
+    /// [`Holder::note`](crate::Holder::note); the server does not interpret it. Default `None`: no note.
     pub note: Option<String>,
 
     /// How many may hold the key together with this one: 1 (nobody else) to 1,000,000, which is
     /// [`shared`](Self::shared). Default 1. 0 and more than that are refused as a bad request.
     ///
-    /// Each holder's number counts: one more may hold the key as long as there are, with it, no more holders than the
-    /// least number among them. A name holds a key at most once, so give each thread that shares one a name of its own
+    /// The smallest number among the holders counts: another one may hold the key if, with it, there are no more
+    /// holders than that. A name holds a key at most once, so give each thread that shares a key its own name
     /// ([`Client::named`](crate::Client::named)).
     pub slots: u32,
 
-    /// What may call the wait off from another thread. Default `None`: nothing.
+    /// A token to call off the wait from another thread. Default `None`: the wait can't be called off.
     pub cancel: Option<CancelToken>,
 
-    /// For how long the LOCK is asked again, under the same request ID, where a proxy answers in the server's place:
-    /// with 408, 429, 500, 502 to 504 or 520 to 530, and without a `Lock-Result`. Counted from the first question.
-    /// Default `None`: for as long as the LOCK may wait for its turn.
+    /// How long the LOCK is asked again, under the same request ID, while a proxy answers in the server's place: with
+    /// 408, 429, 500, 502 to 504 or 520 to 530, and without a `Lock-Result`. Counted from the first question. Default
+    /// `None`: for as long as the LOCK may wait for its turn.
     ///
-    /// In any case it is asked as often as [`reconnect_attempts`](ClientOptions::reconnect_attempts) says, so
-    /// [`Duration::ZERO`] means just that, and a single question where that is 0, too. Then the answer is
+    /// There are always at least the tries of [`reconnect_attempts`](ClientOptions::reconnect_attempts):
+    /// [`Duration::ZERO`] means only those, and a single question if that is 0, too. After the last try the error is
     /// [`Error::Interrupted`](crate::Error::Interrupted).
     ///
-    /// It says the same for [several servers](crate::Client::of_cluster) of which none leads. There the default is at least
-    /// [`answer_timeout`](ClientOptions::answer_timeout), so that a LOCK that does not wait outlasts a failover.
+    /// The option also applies to [several servers](crate::Client::of_cluster) while none leads. There the default is
+    /// at least [`answer_timeout`](ClientOptions::answer_timeout), so that a LOCK that does not wait survives a
+    /// failover.
     pub proxy_timeout: Option<Duration>,
 }
 
@@ -116,7 +116,8 @@ impl Default for LockOptions {
 }
 
 impl LockOptions {
-    /// Shares the key with all others that do the same, as readers do; one without `shared`, the writer, has it alone.
+    /// Shares the key with all others that use `shared`, as readers do. A holder without it, a writer, holds the key
+    /// alone.
     ///
     /// ```
     /// use lock_server::{LockOptions, Options, Server};
@@ -140,9 +141,9 @@ impl LockOptions {
         }
     }
 
-    /// Waits for as long as it takes, with no end but [`cancel`](Self::cancel). The client asks again before the
-    /// server's longest wait is over, every half a minute at the latest, and keeps its place in the queue, if that
-    /// longest wait is half a second or more; so it also notices a server that has gone.
+    /// Waits without a limit; only [`cancel`](Self::cancel) ends the wait. The client asks again before the server's
+    /// longest wait is over, at least every 30 s, so it also notices a server that is gone. It keeps its place in the
+    /// queue if the server's longest wait is 0.5 s or more.
     pub fn endless() -> Self {
         LockOptions {
             lock_attempt_timeout: Some(Duration::MAX),
@@ -150,8 +151,8 @@ impl LockOptions {
         }
     }
 
-    /// With a [`request_id`](Self::request_id) that no other acquire has: for a caller that asks again after an error, with
-    /// the same options, and wants one grant.
+    /// With a unique [`request_id`](Self::request_id): a caller that asks again after an error, with the same options,
+    /// gets one grant.
     pub fn identified() -> Self {
         LockOptions {
             request_id: Some(request_id::unique()),
@@ -163,10 +164,10 @@ impl LockOptions {
 /// What to ask for with a RENEW. Every field has a default, as in [`LockOptions`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RenewOptions {
-    /// How long the lease shall last from now on: 1 ms to the server's `max_lock_timeout`. Default `None`: as
-    /// long as it was granted, or last renewed, for.
+    /// How long the lease is to last from now on: 1 ms to the server's `max_lock_timeout`. Default `None`: the time for
+    /// which it was granted or last renewed.
     pub lock_timeout: Option<Duration>,
 
-    /// The grant to renew. Default `None`: whichever this name holds.
+    /// The fence of the grant to renew. Default `None`: any grant that this name holds.
     pub fence: Option<u64>,
 }

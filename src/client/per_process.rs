@@ -1,17 +1,17 @@
-//! A value that each process has its own of, though `fork` copies everything.
+//! A value of which each process has its own, though `fork` copies everything.
 //!
-//! Both sides of a fork would write to one and the same connection, and each could read the answer to the other's
-//! question: a grant that nobody was given. A thread that renews leases exists on one side only.
+//! Without it, both sides of a fork would write to the same connection, and each could read the answer to the other's
+//! question, and so take a grant for its own. A thread that renews leases exists on one side only.
 
 use std::process;
 use std::sync::OnceLock;
 
-/// A value of this process, made when it is first wanted. Each fork adds a process that wants one of its own.
+/// A value of this process, made at its first use. A forked process makes its own.
 ///
-/// Nothing blocks here, and nothing is made under a lock: a fork in the middle of it leaves a child that goes on.
+/// Nothing blocks here, and nothing is made under a lock, so a fork in the middle of it leaves a child that works.
 pub(super) struct PerProcess<T> {
     own: OnceLock<(u32, T)>,
-    /// For the processes that were forked since.
+    /// The value of a process that was forked after this one was made.
     forked: OnceLock<Box<PerProcess<T>>>,
 }
 
@@ -32,7 +32,7 @@ impl<T> PerProcess<T> {
                 Some((owner, value)) if *owner == process => return value,
                 Some(_) => match generation.forked.get() {
                     Some(forked) => generation = forked,
-                    // Whether this one was set or another thread's, it is there now.
+                    // Either this value is set now, or another thread's.
                     None => drop(generation.forked.set(Box::new(PerProcess::new()))),
                 },
                 None => drop(generation.own.set((process, make()))),

@@ -14,21 +14,22 @@ use crate::protocol::http::ServerTimes;
 #[cfg(feature = "tls")]
 use crate::tls::{TlsConnector, of_system};
 
-/// More than any answer takes, its head or its body: two names of 1,024 bytes each, percent-encoded.
+/// The longest head and the longest body of an answer, in bytes. Two names of 1,024 bytes each, percent-encoded, take
+/// less.
 pub(super) const MAX_REPLY: usize = 16 * 1024;
 
-/// More than any question takes: two such names in the path.
+/// The longest question, in bytes. Two such names in the path take less.
 const MAX_QUESTION: usize = 8 * 1024;
 
-/// How many connections are kept open for the next question: as many as threads have asked at once.
+/// The most connections that are kept open: one for each thread that asked at the same time, up to this number.
 const MOST_KEPT: usize = 1024;
 
-/// The connections of one process to one server, and what is known of both.
+/// The connections of one process to one server, and what is known about them and the server.
 pub(super) struct PooledAgent {
     pub agent: Agent,
     pub known: Arc<KnownAddresses>,
     pub latest: Arc<LatestConnection>,
-    /// The times of the server, and when it told them.
+    /// The times of the server, and when it sent them.
     times: Mutex<Option<(ServerTimes, Instant)>>,
 }
 
@@ -51,7 +52,7 @@ impl PooledAgent {
         let connector = TrackedConnector(latest.clone());
         #[cfg(feature = "tls")]
         let connector = {
-            // The roots are read where they are needed: once in the life of a pool.
+            // The roots are read if they are needed, once for each pool.
             let config = address.is_https.then(of_system);
             connector.chain(TlsConnector(config))
         };
@@ -64,7 +65,7 @@ impl PooledAgent {
     }
 
     pub fn times(&self) -> MutexGuard<'_, Option<(ServerTimes, Instant)>> {
-        // Numbers are whole, whatever panicked beside them.
+        // The value is set in one step, so a panic under the lock leaves it whole.
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

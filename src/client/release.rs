@@ -1,4 +1,4 @@
-//! UNLOCK: of whatever this name holds, of one grant, and of one that nobody waits for any more.
+//! UNLOCK: of any grant that this name holds, of one grant, and without waiting for the answer.
 
 use std::time::Duration;
 
@@ -11,26 +11,26 @@ use crate::protocol::{Parameter, Verb};
 use crate::refusal::Refusal;
 
 impl Client {
-    /// Unlocks the key, whichever grant this name holds it under. `false` if it does not hold it, or no longer
-    /// does.
+    /// Unlocks the key under any grant that this name holds. `false` if it does not hold the key, or no longer does.
     ///
-    /// Two processes of one name can unlock each other's lease so; [`release`](Self::release) can't.
+    /// Two processes of one name can unlock each other's lease with it, and can't with [`release`](Self::release).
     ///
     /// # Errors
-    /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke: the question is not asked
-    /// twice, because another process of this name may have been granted the key since the first was carried
-    /// out; [`Error::InvalidName`]; [`Error::InvalidOption`] if the client was given no host; [`Error::Refused`];
+    /// [`Error::Unreachable`]; [`Error::Interrupted`] if the connection broke: the question is not repeated, because
+    /// another process of this name may have been granted the key since the first one was carried out;
+    /// [`Error::InvalidName`]; [`Error::InvalidOption`] if the client was given no host; [`Error::Refused`];
     /// [`Error::NotHttp`]; [`Error::BadReply`].
     pub fn unlock(&self, key: &str) -> Result<bool, Error> {
         self.ask_yes_or_no(&self.question(Verb::Unlock, key)?)
     }
 
-    /// Unlocks the key under a fence that this name was told. `false` if that grant is over.
+    /// Unlocks the key under the fence of a grant to this name. `false` if that grant is over.
     ///
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::InvalidName`]; [`Error::InvalidOption`] if the client was given no host;
-    /// [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`]; [`Error::Interrupted`] if the connection broke, and was not made again or by then the grant was over:
-    /// this may have ended it, or it had run out before.
+    /// [`Error::Refused`]; [`Error::NotHttp`]; [`Error::BadReply`]; [`Error::Interrupted`] if the connection broke and
+    /// either could not be made again, or the repeated question found the grant over: the first question may have ended
+    /// it, or it had run out before.
     pub fn unlock_fenced(&self, key: &str, fence: u64) -> Result<bool, Error> {
         let question = self.question(Verb::Unlock, key)?;
         let question = question.with(Parameter::Fence, Some(fence));
@@ -42,18 +42,18 @@ impl Client {
         }
     }
 
-    /// Unlocks this very lease. `false` if it is over: it ran out, somebody of this name unlocked the
-    /// key, or somebody [broke](Self::break_lock) it.
+    /// Unlocks exactly this lease. `false` if it is over: it ran out, somebody of this name unlocked the key, or
+    /// somebody [broke](Self::break_lock) it.
     ///
-    /// Where the answer was lost with its connection, the question is asked again, and the server says that the
-    /// lease is over. That is `true` while the lease can't have run out yet: then it was this that ended it, also where
-    /// the next run of a server with a store answers. A server that does not name itself, as before 0.2.0, may be
-    /// another one where nobody was there for a while: then it is an error.
+    /// If the answer is lost with its connection, the question is asked again, and the server answers that the lease is
+    /// over. The result is `true` if the lease can't have run out yet: then the first question ended it. That also
+    /// holds if the next run of a server with a store answers. A server that sends no `Lock-Server`, as before 0.2.0,
+    /// may be a different one if none was reachable in between: then the result is an error.
     ///
     /// # Errors
-    /// As [`unlock_fenced`](Self::unlock_fenced); [`Error::LeaseLost`] if another server answers than the one that
-    /// granted the lease, without its store. It knows nothing of the lease: at the first one the key may stay locked until
-    /// that runs out.
+    /// As [`unlock_fenced`](Self::unlock_fenced); [`Error::LeaseLost`] if the server that answers neither granted the
+    /// lease nor has the store of the one that did. It does not know the lease: on the server that granted it, the key
+    /// may stay locked until the lease runs out.
     pub fn release(&self, lease: &Lease) -> Result<bool, Error> {
         let question = self.question(Verb::Unlock, &lease.key)?;
         let question = question.with(Parameter::Fence, Some(lease.fence));
@@ -71,7 +71,7 @@ impl Client {
         }
     }
 
-    /// As [`release`](Self::release), where nobody wants to know the answer: two tries without a pause.
+    /// As [`release`](Self::release), for a caller that needs no result: two tries without a pause.
     pub(super) fn release_soon(&self, lease: &Lease) {
         let timeout = self.transport.options.answer_timeout;
         let is_done = |_| self.release_once(lease, timeout).is_ok();
@@ -87,7 +87,7 @@ impl Client {
     }
 }
 
-/// Whether the server says that somebody broke the hold: then no UNLOCK of this name ended it.
+/// Whether the server answers that somebody broke the hold. Then no UNLOCK of this name ended it.
 fn was_broken(answer: &HttpAnswer) -> bool {
     answer.reply.refusal == Some(Refusal::Broken)
 }

@@ -1,5 +1,5 @@
-//! RENEW and VERIFY, of a lease and of whatever this name holds; and whether the server that answered knows the lease:
-//! it granted it, or has its store.
+//! RENEW and VERIFY, for a lease or for any grant of this name; and whether the server that answered knows the lease,
+//! because it granted it or has its store.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use crate::protocol::{Parameter, Request, Verb};
 use crate::refusal::Refusal;
 
 impl Client {
-    /// Makes the lease last as long again as it was granted, or last renewed, for. `None` if it is over, and where
-    /// another server answers than the one that granted it, which may have granted the key to somebody else:
-    /// [`try_renew`](Self::try_renew) says which, and whether somebody broke it.
+    /// Renews the lease: it lasts again for the time for which it was granted or last renewed. `None` if it is over, or
+    /// if the server that answers is not the one that granted it, since that one may have granted the key to somebody
+    /// else. [`try_renew`](Self::try_renew) reports which it is, and whether somebody broke the lease.
     ///
-    /// With a store, leases outlive a restart of the server: each run that names the same store in `Lock-Store` counts as
-    /// the server that granted the lease. That holds for [`verify`](Self::verify), [`release`](Self::release) and
+    /// With a store, leases outlive a restart of the server: each run that names the same store in `Lock-Store` counts
+    /// as the server that granted the lease, also for [`verify`](Self::verify), [`release`](Self::release) and
     /// [`Guard`](crate::Guard), too.
     ///
     /// # Errors
@@ -29,11 +29,11 @@ impl Client {
         }
     }
 
-    /// As [`renew`](Self::renew), and says why not.
+    /// As [`renew`](Self::renew), with an error that says why not.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if the lease is over, or another server answers than the one that granted it; else as
-    /// [`renew`](Self::renew).
+    /// [`Error::LeaseLost`] if the lease is over, or if the server that answers is not the one that granted it;
+    /// otherwise as [`renew`](Self::renew).
     pub fn try_renew(&self, lease: &Lease) -> Result<Lease, Error> {
         let question = self.question(Verb::Renew, &lease.key)?;
         let question = question.with(Parameter::Fence, Some(lease.fence));
@@ -41,8 +41,9 @@ impl Client {
         self.renewed(&question, lease, &answer)
     }
 
-    /// Makes the lease of a key last as long as is said from now on, or as long as it lasts already, whichever is later:
-    /// a renewal takes nothing back. `None` if this name does not hold the key, or not under that fence.
+    /// Renews the lease of a key for the time in the options, counted from now. A renewal never shortens a lease: if
+    /// the present end is later, it stays. `None` if this name does not hold the key, or not under the fence in the
+    /// options.
     ///
     /// # Errors
     /// As [`renew`](Self::renew); [`Error::Refused`] with
@@ -56,9 +57,9 @@ impl Client {
         self.granted(&question, key, &answer)
     }
 
-    /// Whether this very lease still stands, as the server sees it. `false` also where another server answers than the
-    /// one that granted it: [`try_verify`](Self::try_verify) says so. A server that was restarted with its store is the
-    /// same one.
+    /// Whether exactly this lease is still valid at the server. Also `false` if the server that answers is not the one
+    /// that granted it: [`try_verify`](Self::try_verify) reports that. A server that was restarted with its store
+    /// counts as the same one.
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
@@ -70,11 +71,11 @@ impl Client {
         }
     }
 
-    /// As [`verify`](Self::verify), and says why not.
+    /// As [`verify`](Self::verify), with an error that says why not.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if the lease is over, or another server answers than the one that granted it; else as
-    /// [`is_locked`](Self::is_locked).
+    /// [`Error::LeaseLost`] if the lease is over, or if the server that answers is not the one that granted it;
+    /// otherwise as [`is_locked`](Self::is_locked).
     pub fn try_verify(&self, lease: &Lease) -> Result<(), Error> {
         let question = self.question(Verb::Verify, &lease.key)?;
         let question = question.with(Parameter::Fence, Some(lease.fence));
@@ -82,7 +83,7 @@ impl Client {
         self.stands(&question, lease, &answer)
     }
 
-    /// Whether this name holds the key under that fence.
+    /// Whether this name holds the key under this fence.
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
@@ -91,9 +92,9 @@ impl Client {
         self.ask_yes_or_no(&question.with(Parameter::Fence, Some(fence)))
     }
 
-    /// Why this name does not hold the key, under that fence if one is given: [`Refusal::Free`], [`Refusal::NotHolder`],
-    /// [`Refusal::StaleFence`], or [`Refusal::Broken`] if somebody [broke](Self::break_lock) its hold. `None` if it holds
-    /// it.
+    /// Why this name does not hold the key (under this fence, if one is given): [`Refusal::Free`],
+    /// [`Refusal::NotHolder`], [`Refusal::StaleFence`], or [`Refusal::Broken`] if somebody [broke](Self::break_lock)
+    /// its hold. `None` if it holds it.
     ///
     /// # Errors
     /// As [`is_locked`](Self::is_locked).
@@ -105,7 +106,7 @@ impl Client {
         Ok((!self.yes_or_no(&question, &answer)?).then_some(reason))
     }
 
-    /// A question about this very lease, whose names the server knows.
+    /// A question about exactly this lease. Its names need no check: the server has accepted them.
     pub(super) fn about_lease<'a>(&'a self, verb: Verb, lease: &'a Lease) -> Request<'a> {
         Request::new(verb, &*lease.key, &*self.name).with(Parameter::Fence, Some(lease.fence))
     }
@@ -128,14 +129,14 @@ impl Client {
         let renewed =
             renewed.ok_or_else(|| Error::lease_lost(lease, None, answer.reply.refusal))?;
         Ok(Lease {
-            // A header that was dropped once does not make another server of it.
+            // If the header was dropped this once, the server is still the same one.
             server: renewed.server.or_else(|| lease.server.clone()),
             store: renewed.store.or_else(|| lease.store.clone()),
             ..renewed
         })
     }
 
-    /// Whether the answer to a VERIFY says that the lease stands.
+    /// Whether the answer to a VERIFY says that the lease is valid.
     pub(super) fn stands(
         &self,
         question: &Request,
@@ -149,8 +150,8 @@ impl Client {
         }
     }
 
-    /// Whatever another server says proves nothing about the lease. Where one of the two is not named, it counts as the
-    /// same. Two runs of one store are no two servers: at no time are both there.
+    /// [`Error::LeaseLost`] if another server answered: its answer proves nothing about the lease. If one of the two
+    /// has no name, they count as the same server. So do two runs with one store, which never run at the same time.
     pub(super) fn expect_same_server(
         &self,
         lease: &Lease,
@@ -173,7 +174,7 @@ impl Client {
     }
 }
 
-/// Whether the server that answered is known to have the lease: it is the run that granted it, or has its store.
+/// Whether the server that answered is known to have the lease, because it is the run that granted it or has its store.
 pub(super) fn knows_the_lease(lease: &Lease, answer: &HttpAnswer) -> bool {
     let is_same = |one: &Option<_>, other: &Option<_>| one.is_some() && one == other;
     is_same(&lease.server, &answer.reply.server) || is_same(&lease.store, &answer.reply.store)

@@ -1,8 +1,8 @@
-//! Who renews the leases of all guards of one process at one server: a few threads, in the order in which the
-//! renewals are due.
+//! The threads that renew the leases of all guards of one process at one server, in the order in which the renewals are
+//! due.
 //!
-//! While one of them waits for an answer another one stands by, so a slow server or a lost packet delays the
-//! renewals of the other leases only when all of them wait. Threads with nothing to do end, but for one.
+//! While one thread waits for an answer, another one is ready, so a slow server or a lost packet delays the renewals of
+//! other leases only when all threads wait. Idle threads end, except one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use super::per_process::PerProcess;
 
-/// How many threads renew at the most.
+/// The most threads for one server.
 const MOST_THREADS: usize = 8;
 
-/// How long a thread stays that has nothing to do and is not the last.
+/// How long an idle thread stays, if it is not the last one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long after a panic a renewal is tried again.
@@ -25,13 +25,13 @@ const PANIC_PAUSE: Duration = Duration::from_millis(100);
 /// A renewal's stack holds one question and its answer.
 const STACK: usize = 256 * 1024;
 
-/// What has to be done again and again for a lease.
+/// A task for a lease that is done again and again.
 pub(super) trait Renewal: Send + Sync {
-    /// Does what is due, and returns when it is due the next time. `None` if there is nothing left to do.
-    /// `most_urgent` is what is left of the lease that is due next.
+    /// Does the task, and returns when it is due again, or `None` if it is finished. `most_urgent` is the time left of
+    /// the lease whose renewal is due next.
     fn renew(&self, most_urgent: Duration) -> Option<Instant>;
 
-    /// How long it can still be put off: what is left of its lease.
+    /// How long the task can still be put off: the time left of its lease.
     fn time_left(&self) -> Duration;
 }
 
@@ -39,19 +39,19 @@ pub(super) trait Renewal: Send + Sync {
 #[derive(Default)]
 pub(super) struct Renewer {
     state: Mutex<RenewalQueue>,
-    /// Tells of an earlier renewal, or of one less.
+    /// Notified when a renewal is due earlier than all others, and when one is removed.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct RenewalQueue {
-    /// By when they are due, and by their numbers, of which no two are the same.
+    /// The renewals by due time and number. Numbers are unique.
     due: BTreeMap<(Instant, u64), Arc<dyn Renewal>>,
-    /// When each of those is due.
+    /// When each renewal is due, by its number.
     times: HashMap<u64, Instant>,
     next_number: u64,
     threads: usize,
-    /// How many of them have nothing to do.
+    /// How many of the threads are idle.
     idle: usize,
 }
 
@@ -59,7 +59,7 @@ struct RenewalQueue {
 static RENEWERS: PerProcess<Mutex<HashMap<String, Weak<Renewer>>>> = PerProcess::new();
 
 impl Renewer {
-    /// The one for a server's address.
+    /// The renewer for a server's address.
     pub fn of(address: &str) -> Arc<Self> {
         let renewers = RENEWERS.get(Mutex::default);
         let mut renewers = renewers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,7 +72,8 @@ impl Renewer {
         renewer
     }
 
-    /// Has a renewal done from then on, until it is done or [removed](Self::remove). Returns its number.
+    /// Adds a renewal that is first due at `due`. It is repeated until it is finished or [removed](Self::remove).
+    /// Returns its number.
     pub fn add(self: &Arc<Self>, due: Instant, renewal: Arc<dyn Renewal>) -> io::Result<u64> {
         let mut state = self.state();
         if state.threads == 0 {
@@ -84,7 +85,7 @@ impl Renewer {
         Ok(number)
     }
 
-    /// Does nothing more of it. One that is under way goes on to its end.
+    /// Removes a renewal. If it is under way, it goes on to its end.
     pub fn remove(&self, number: u64) {
         let mut state = self.state();
         if let Some(due) = state.times.remove(&number) {
@@ -93,7 +94,7 @@ impl Renewer {
     }
 
     fn state(&self) -> MutexGuard<'_, RenewalQueue> {
-        // Nothing that can panic is done under it.
+        // Nothing panics under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -107,7 +108,7 @@ impl Renewer {
         Ok(())
     }
 
-    /// Does what is due until there is nothing left.
+    /// The loop of a thread: renews what is due until there is nothing left to do.
     fn work(self: Arc<Self>) {
         let mut state = self.state();
         let mut idle_since = Instant::now();
@@ -124,7 +125,7 @@ impl Renewer {
                 state.threads -= 1;
                 return;
             }
-            // Each idle thread waits for what is due first: whichever is first there takes it.
+            // All idle threads wait for the same first renewal. The first one to wake up takes it.
             let wait = next.map_or(IDLE_TIMEOUT, |due| (due - now).min(IDLE_TIMEOUT));
             state.idle += 1;
             let waited = self.changed.wait_timeout(state, wait);
@@ -133,24 +134,24 @@ impl Renewer {
         }
     }
 
-    /// Does the renewal that is due first. Meanwhile another thread stands by for the others: this one may wait for
-    /// an answer as long as its lease allows.
+    /// Does the renewal that is due first. Another thread is ready for the others meanwhile, since this one may wait
+    /// for an answer as long as its lease allows.
     fn renew_first<'a>(
         self: &'a Arc<Self>,
         mut state: MutexGuard<'a, RenewalQueue>,
     ) -> MutexGuard<'a, RenewalQueue> {
-        // It stays in `times`, which shows whether it is removed meanwhile.
+        // It stays in `times`, so that a removal meanwhile is noticed.
         let Some(((_, number), renewal)) = state.due.pop_first() else {
             return state;
         };
         let others = state.due.values().next();
         let most_urgent = others.map_or(Duration::MAX, |other| other.time_left());
         if !state.due.is_empty() && state.idle == 0 && state.threads < MOST_THREADS {
-            // Without one, this thread goes on alone.
+            // If no thread can be started, this one goes on alone.
             let _ = self.start_thread(&mut state);
         }
         drop(state);
-        // A logger of the program's may panic in it. The leases of others depend on this thread.
+        // The program's logger may panic in it. Other leases depend on this thread.
         let renew = AssertUnwindSafe(|| renewal.renew(most_urgent));
         let due = panic::catch_unwind(renew).unwrap_or_else(|_| Some(Instant::now() + PANIC_PAUSE));
         let mut state = self.state();
@@ -172,7 +173,7 @@ impl Renewer {
         state.times.insert(number, due);
         state.due.insert((due, number), renewal);
         if state.due.keys().next() == Some(&(due, number)) {
-            // They wait for what was due first before.
+            // The other threads wait for what was due first until now.
             self.changed.notify_all();
         }
     }
@@ -185,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts how often it is done, and does this each time.
+    /// Counts how often it runs, and calls this each time.
     struct Counted<F> {
         count: AtomicUsize,
         work: F,
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_renewal_ends_neither_it_nor_the_others() {
+    fn renewals_go_on_after_a_panic_in_one_of_them() {
         let renewer = Arc::<Renewer>::default();
         let panics = add(&renewer, |count| match count {
             0 => panic!("as a logger does"),
@@ -250,20 +251,20 @@ mod tests {
         until_done(&other, 5);
     }
 
-    /// A thread that had watched for a later renewal left an earlier one to one that was about to end.
+    /// A thread that waited for a later renewal had left an earlier one to a thread that was about to end.
     #[test]
-    fn a_renewal_is_not_forgotten_when_threads_with_nothing_to_do_end() {
+    fn a_renewal_is_not_forgotten_when_idle_threads_end() {
         let renewer = Arc::<Renewer>::default();
         let hour = |_| Some(Duration::from_secs(3600));
         let all: Vec<_> = (0..4).map(|_| add(&renewer, hour)).collect();
         let short = add(&renewer, |_| Some(Duration::from_millis(300)));
-        // For longer than a thread with nothing to do stays.
+        // For longer than an idle thread stays.
         until_done(&short, 12);
         assert!(all.iter().all(|once| once.count.load(SeqCst) == 1));
     }
 
     #[test]
-    fn what_is_removed_is_not_done_again() {
+    fn a_removed_renewal_is_not_done_again() {
         let renewer = Arc::<Renewer>::default();
         let count = AtomicUsize::new(0);
         let work = |_| Some(Duration::from_secs(3600));

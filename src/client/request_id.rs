@@ -1,13 +1,13 @@
-//! The IDs by which a server recognises a LOCK that is asked again.
+//! The IDs by which a server recognises a repeated LOCK.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An ID that no other acquire has: 1 to 64 of the alphabet that `guide/wire.md` names.
+/// A unique ID for an acquire: 1 to 64 of the alphabet in `guide/wire.md`.
 ///
-/// The hasher's keys come from the system's randomness, and differ from call to call. A forked child inherits
-/// them, so its process number tells them apart; the time does where a number is used again.
+/// The hasher's keys come from the system's randomness, and differ from call to call. A forked child inherits them, so
+/// the ID also has the process ID; and the time, because process IDs are reused.
 pub(super) fn unique() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_nanos();
@@ -24,7 +24,7 @@ mod tests {
 
     #[test]
     fn an_id_is_made_of_the_wires_alphabet_and_not_too_long() {
-        // The longest process number, a time beyond 2500, all bits random.
+        // The longest process ID, a time beyond 2500, all random bits set.
         let longest = format!("{:x}-{:x}-{:x}", u32::MAX, u64::MAX, u64::MAX);
         for id in [unique(), longest] {
             assert!((1..=64).contains(&id.len()), "{id}");

@@ -1,9 +1,9 @@
-//! Looking up a server's address, for ureq: an address at once, a name once in a while.
+//! Looks up a server's host for ureq: an address at once, a name once in a while.
 //!
-//! ureq's own resolver starts a thread for each question that has a time-out, also where the host is an address
-//! and where the connection is open already, and panics where there is no thread.
+//! ureq's own resolver starts a thread for each question that has a time-out, even if the host is an address or the
+//! connection is open already. It panics if no thread can be started.
 //!
-//! An address that worked is kept: where the name can't be looked up for a while, the server is still there.
+//! An address that was found is kept, since the server can be reached even if its name can't be looked up for a while.
 
 use std::error::Error;
 use std::fmt;
@@ -19,10 +19,10 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-/// How long what a name was looked up to is believed.
+/// How long the addresses of a name are cached.
 const KNOWN_FOR: Duration = Duration::from_secs(30);
 
-/// How long a question waits at the most for a look-up where it has an address from an earlier one.
+/// How long a question waits at most for a look-up if it has an address from an earlier one.
 const MOST_TO_LOOK_UP_AGAIN: Duration = Duration::from_millis(500);
 
 /// How many addresses of a name are tried: as many as ureq takes.
@@ -36,7 +36,7 @@ pub(super) struct CachingResolver {
     known: Arc<KnownAddresses>,
 }
 
-/// What the name was looked up to last.
+/// The result of the last look-up of the name.
 #[derive(Debug, Default)]
 pub(super) struct KnownAddresses(Mutex<LookedUp>);
 
@@ -44,18 +44,18 @@ pub(super) struct KnownAddresses(Mutex<LookedUp>);
 struct LookedUp {
     /// Empty before the first look-up that found any.
     addresses: Vec<SocketAddr>,
-    /// When that was. `None` if they are to be looked up again before they are used.
+    /// When they were looked up. `None` if they are to be looked up again before their next use.
     since: Option<Instant>,
 }
 
 impl KnownAddresses {
-    /// Has the name looked up again, if it can be: nobody is at these addresses.
+    /// Asks for a new look-up at the next use, because no server was reached at these addresses.
     pub fn doubt(&self) {
         self.lock().since = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, LookedUp> {
-        // It is set in one step, whatever panicked beside it.
+        // The value is set in one step, so a panic under the lock leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,7 +93,7 @@ impl CachingResolver {
             }
             known.addresses.clone()
         };
-        // Half of the time is left for the addresses that are known, if there are any.
+        // If addresses are known, half of the time is kept for them.
         let time = if known.is_empty() {
             *timeout.after
         } else {
@@ -110,23 +110,23 @@ impl CachingResolver {
             Err(error) if known.is_empty() => Err(error),
             Err(error) => {
                 log::debug!(
-                    "{} is not looked up, its known address is used: {error}",
+                    "cannot look up {}, using its last known address: {error}",
                     self.host
                 );
-                // For a while, so that each question does not wait anew.
+                // Counts as looked up for a while, so that not every question waits for a look-up.
                 self.known.lock().since = Some(Instant::now());
                 Ok(known)
             }
         }
     }
 
-    /// Asks the system, which has no time-out, in a thread that may take longer than it is waited for.
+    /// Asks the system's resolver, which has no time-out, on a thread that may outlast the wait for it.
     fn look_up(&self, time: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
         let (answer, answered) = mpsc::sync_channel(1);
         let (host, port) = (self.host.clone(), self.port);
         let look_up = move || {
             let found = (host.as_str(), port).to_socket_addrs();
-            // Nobody waits any more where it took too long.
+            // After a time-out nobody receives the result.
             let _ = answer.send(found.map(|found| found.take(MOST_ADDRESSES).collect()));
         };
         thread::Builder::new()

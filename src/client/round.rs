@@ -1,5 +1,5 @@
-//! One question to several servers, of which one leads: from the one that answered last to the next one, for as long as
-//! it is certain that nobody has carried it out.
+//! One question to several servers of which one leads: it begins at the server that answered last, and goes to the next
+//! one as long as it is certain that none has carried it out.
 
 use std::error;
 use std::fmt;
@@ -13,11 +13,11 @@ use crate::error::{Error, Unreached};
 use crate::refusal::Refusal;
 
 impl Transport {
-    /// Asks the server that answered last and, while it is certain that none has acted, the others, each of them once.
-    /// Returns also whether another one answered than the first.
+    /// Asks the server that answered last and, while it is certain that none has acted, each of the others once. Also
+    /// returns whether the server that answered is not the one that was asked first.
     ///
-    /// After a question that may have been carried out there is no next one here: whether it is asked again is for the
-    /// caller to say, and an UNLOCK without a fence is not.
+    /// If a server may have carried out the question, the round ends: the caller decides whether to ask again. An
+    /// UNLOCK without a fence is not asked again.
     pub(super) fn in_round<T>(
         &self,
         timeout: Duration,
@@ -49,11 +49,11 @@ impl Transport {
     }
 }
 
-/// What the servers have said that did not carry a question out.
+/// The servers that were asked and have not carried out the question, with their answers.
 struct Round<'a> {
     cluster: &'a Cluster,
     asked: Vec<(usize, NoAnswer)>,
-    /// Who leads, as the latest one says that stands by.
+    /// The leader, as named by the last server that stands by.
     leader: Option<usize>,
 }
 
@@ -66,7 +66,8 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Takes in that one has not carried the question out; or returns what came, if it may have, or has answered.
+    /// Notes a server that has not carried out the question. Returns the failure if the server may have carried it out
+    /// or has answered.
     fn take(&mut self, at: usize, failure: NoAnswer) -> Result<(), NoAnswer> {
         let route = self.cluster.route(at);
         let first = self.asked.first().map_or(at, |(first, _)| *first);
@@ -76,7 +77,7 @@ impl<'a> Round<'a> {
                 self.leader = leader.and_then(|leader| self.cluster.leader(at, leader));
             }
             NoAnswer::NotConnected(..) => {}
-            // Nothing was asked.
+            // No question was sent.
             NoAnswer::Told(Error::TlsFailed { .. }) if self.cluster.is_several() => {}
             NoAnswer::Interrupted(_) => {
                 self.cluster.leave(first, at);
@@ -88,7 +89,7 @@ impl<'a> Round<'a> {
                 }
                 return Err(failure);
             }
-            // Nothing was asked of this cluster: see `Cluster::check_store`.
+            // No server of this cluster was asked: see `Cluster::check_store`.
             NoAnswer::Told(Error::NotOfCluster { .. }) => {}
             NoAnswer::Told(_) if route.is_learned => {}
             NoAnswer::Told(_) => return Err(failure),
@@ -100,7 +101,7 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Who is asked next: the leader that was named, or else the next one of the list. `None` after all.
+    /// The next server to ask: the leader that was named, or else the next one of the list. `None` if all were asked.
     fn next(&mut self) -> Option<usize> {
         let first = self.asked.first()?.0;
         let is_new = |at: &usize| self.asked.iter().all(|(asked, _)| asked != at);
@@ -117,7 +118,7 @@ impl<'a> Round<'a> {
         None
     }
 
-    /// Why nobody has answered. The next round begins with one that is there, if one is.
+    /// Why no server has answered. The next round begins with a server that stands by, if one does.
     fn end(mut self) -> NoAnswer {
         let stands_by = |(_, failure): &&(usize, NoAnswer)| matches!(failure, NoAnswer::Standby(_));
         let standby = self.asked.iter().find(stands_by).map(|(at, _)| *at);
@@ -154,7 +155,7 @@ impl<'a> Round<'a> {
     }
 }
 
-/// What became of a question at one server, in words.
+/// The result of a question at one server, in words.
 fn in_words(address: &str, failure: NoAnswer) -> String {
     match failure {
         NoAnswer::Standby(Standby {
@@ -169,7 +170,7 @@ fn in_words(address: &str, failure: NoAnswer) -> String {
     }
 }
 
-/// What each server that was asked has said.
+/// The result at each server that was asked, in words.
 #[derive(Debug)]
 struct AllAsked(Vec<String>);
 

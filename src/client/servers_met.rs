@@ -8,23 +8,23 @@ use std::time::Instant;
 
 use crate::lease::ServerId;
 
-/// How many are remembered: more than anybody has behind one address by mistake.
+/// How many runs are remembered: more than anybody has behind one address by mistake.
 const MOST: usize = 8;
 
-/// In the order in which they were met.
+/// The runs, in the order in which they first answered.
 #[derive(Default)]
 pub(super) struct ServersMet(Mutex<VecDeque<ServerMet>>);
 
 struct ServerMet {
     id: ServerId,
-    /// When its first answer had come.
+    /// When its first answer had arrived.
     met: Instant,
-    /// When the latest question was sent that it answered.
+    /// When the latest question that it answered was sent.
     last_asked: Instant,
 }
 
 impl ServersMet {
-    /// Notes who answered a question that was sent then.
+    /// Notes that `server` answered a question that was sent at `asked`.
     pub fn note(&self, server: &ServerId, asked: Instant) {
         let mut met = self.met();
         if let Some(known) = met.iter_mut().find(|known| known.id == *server) {
@@ -41,8 +41,8 @@ impl ServersMet {
         });
     }
 
-    /// Whether the one that was met first has answered a question that was sent after the other had answered one. An
-    /// answer that was under way meanwhile proves nothing: a server that ends answers its last questions.
+    /// Whether the earlier of the two has answered a question that was sent after the later one had answered. An answer
+    /// to an earlier question proves nothing: a server that is ending still answers its last questions.
     pub fn are_both_there(&self, one: &ServerId, other: &ServerId) -> bool {
         let met = self.met();
         let mut both = met.iter().filter(|met| met.id == *one || met.id == *other);
@@ -53,7 +53,7 @@ impl ServersMet {
     }
 
     fn met(&self) -> MutexGuard<'_, VecDeque<ServerMet>> {
-        // Nothing panics under it.
+        // Nothing panics under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! One question and its answer over HTTP; asked again where the connection broke and that is safe.
+//! One question and its answer over HTTP.
 
 use std::fmt;
 use std::io;
@@ -27,43 +27,43 @@ use crate::refusal::Refusal;
 use crate::tls::TlsError;
 use crate::token::Token;
 
-/// How long a connection may take to be made, at the most.
+/// The longest time for a connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Longer than any server lets a LOCK wait. What is longer than that need not be added to an instant.
+/// Longer than any server lets a LOCK wait. Times are cut to it, so that they can be added to an instant.
 pub(super) const LONGEST: Duration = Duration::from_secs(2 * 365 * 24 * 60 * 60);
 
-/// The way to one server, or to several of which one leads, and how to take it. A clone shares the connections, which are
-/// kept open between questions.
+/// Sends questions to one server, or to several of which one leads. A clone shares the connections, which are kept open
+/// between questions.
 #[derive(Clone)]
 pub(crate) struct Transport {
     pub(super) cluster: Arc<Cluster>,
     pub(super) options: ClientOptions,
-    /// Whether it is to try again also where the first connection is refused on loopback. Otherwise that is an
-    /// answer: nobody is there.
+    /// Whether to try again if the first connection is refused on loopback. If not, the refusal means that no server
+    /// runs there.
     pub(super) tries_refused: bool,
-    /// How long nothing may come while an answer is waited for or read.
+    /// The longest silence while an answer is awaited or read. `None` without such a limit.
     longest_silence: Option<Duration>,
 }
 
-/// An answer of which the head alone is read.
+/// An answer of which only the head has been read.
 pub(super) struct UnreadAnswer {
     pub response: Response<Body>,
-    /// What the question was called.
+    /// The question's ID.
     pub id: String,
-    /// When it was sent.
+    /// When the question was sent.
     pub asked: Instant,
 }
 
-/// An answer, whole.
+/// A whole answer.
 pub(super) struct HttpAnswer {
     pub reply: ParsedReply,
-    /// When the question was sent that this answers.
+    /// When the question that it answers was sent.
     pub asked: Instant,
-    /// What broke when it was asked before, if it was: the server may have acted then, too.
+    /// The error of an earlier try of the question, if there was one after which the server may have acted.
     pub broken: Option<Error>,
-    /// Whether nobody was there in between. Then this may be another server, that knows nothing of the first. Of
-    /// servers that name themselves, or their store, it is known.
+    /// Whether no server was reached in between. Then a different server may have answered, unless it names itself or
+    /// its store.
     pub was_gone: bool,
 }
 
@@ -74,7 +74,7 @@ impl fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// With the default options. The host of an IPv6 address may have brackets.
+    /// To one server, with the default options. An IPv6 host may have brackets.
     pub fn new(host: &str, port: u16) -> Self {
         Transport::to(&ServerAddress {
             host: host.into(),
@@ -84,12 +84,12 @@ impl Transport {
         })
     }
 
-    /// As [`new`](Self::new), perhaps with a prefix before each path.
+    /// As [`new`](Self::new), for an address that may have a prefix.
     pub fn to(address: &ServerAddress) -> Self {
         Transport::to_all(slice::from_ref(address))
     }
 
-    /// To those servers, of which one leads.
+    /// To several servers of which one leads.
     pub fn to_all(addresses: &[ServerAddress]) -> Self {
         Transport::within(Cluster::of(addresses))
     }
@@ -103,7 +103,7 @@ impl Transport {
         }
     }
 
-    /// The same way, by a connection of its own on which something comes at least so often.
+    /// The same servers, over new connections that count as broken after a silence of this length.
     pub(super) fn alone(&self, longest_silence: Duration) -> Self {
         Transport {
             options: self.options.clone(),
@@ -112,7 +112,7 @@ impl Transport {
         }
     }
 
-    /// The same way, taken as these options say.
+    /// The same connections, with these options.
     pub(super) fn with_options(self, options: ClientOptions) -> Self {
         let token = options.token.or(self.options.token);
         Transport {
@@ -122,13 +122,13 @@ impl Transport {
         }
     }
 
-    /// The same way, with this token to show.
+    /// The same connections, with this token to show.
     pub(crate) fn with_token(mut self, token: Option<Token>) -> Self {
         self.options.token = token;
         self
     }
 
-    /// `host:port`, an IPv6 host in brackets; with a prefix or over TLS, a URL. A comma stands between two.
+    /// `host:port`, an IPv6 host in brackets; with a prefix or over TLS, a URL. Several have commas between them.
     pub(super) fn address(&self) -> String {
         self.cluster.to_string()
     }
@@ -138,23 +138,23 @@ impl Transport {
         self.cluster.route(self.cluster.first()).shared()
     }
 
-    /// The times of the server, as far as they are known and not older than this.
+    /// The times of the server, if they are known and not older than `age`.
     pub(super) fn known_times(&self, age: Duration) -> Option<ServerTimes> {
         let (times, since) = (*self.shared().times())?;
         (since.elapsed() < age).then_some(times)
     }
 
-    /// Notes the times of the server, or that they are not known any more.
+    /// Notes the times of the server, or forgets them.
     pub(super) fn note_times(&self, times: Option<ServerTimes>) {
         *self.shared().times() = times.map(|times| (times, Instant::now()));
     }
 
-    /// The connection by which the latest question went, if it is open still.
+    /// The connection that the latest question was sent on, if it is still open.
     pub(super) fn latest_connection(&self) -> Option<TcpStream> {
         self.shared().latest.get()
     }
 
-    /// Which servers have answered here.
+    /// The servers that have answered.
     pub(super) fn servers(&self) -> &ServersMet {
         self.cluster.servers()
     }
@@ -169,7 +169,7 @@ impl Transport {
             .map_err(|failure| self.error(question, failure, 1, false))
     }
 
-    /// Asks a question once of each server, until one answers.
+    /// Asks each server the question once, until one answers.
     pub(super) fn call(
         &self,
         question: &Request,
@@ -185,7 +185,7 @@ impl Transport {
         })
     }
 
-    /// Sends a question, and reads the head of what comes back.
+    /// Sends a question, and reads the head of the answer.
     pub(super) fn send(
         &self,
         route: &Route,
@@ -211,9 +211,9 @@ impl Transport {
         })
     }
 
-    /// Whether an answer counts: of several servers, one that tells of locks has to name the store that they share. Each of
-    /// them answers for itself what is about itself, and refuses without looking at a lock; of one that is not in the
-    /// list it is not known whether it is theirs at all.
+    /// Checks that an answer is of this cluster: with several servers, an answer about locks has to name the store that
+    /// they share. Answers about the server itself and refusals, which depend on no lock, need not name it. A server
+    /// that is not in the list has to name it in any case: it may be a stranger.
     fn check_cluster(
         &self,
         route: &Route,
@@ -226,7 +226,7 @@ impl Transport {
         }
         let header = |name| response.headers().get(name)?.to_str().ok();
         let result = header(protocol::LOCK_RESULT);
-        // What a proxy says tells nothing of who is behind it, nor whether that has acted.
+        // The answer of a proxy does not show which server is behind it, nor whether that server has acted.
         let is_of_proxy = is_status_of_proxy(response.status().as_u16()) && result.is_none();
         if is_of_proxy || result == Some(Refusal::Standby.as_str()) {
             return Ok(());
@@ -237,7 +237,7 @@ impl Transport {
         checked.map_err(NoAnswer::Told)
     }
 
-    /// With the headers of a question, to be answered in that time.
+    /// Adds the headers of a question and the time-out for its answer.
     fn prepare<B>(
         &self,
         mut request: RequestBuilder<B>,
@@ -256,7 +256,7 @@ impl Transport {
             .build()
     }
 
-    /// How long a connection may take to be made. Where others may be asked, there is time left for them.
+    /// The time-out of a connect. If there are other servers to ask, it leaves time for them.
     fn connect_timeout(&self, timeout: Duration) -> Duration {
         let part = match self.cluster.count() {
             1 => timeout / 5 * 4,
@@ -280,7 +280,7 @@ impl Transport {
         let status = response.status().as_u16();
         let is_of_lock_server = response.headers().contains_key(protocol::LOCK_RESULT);
         if is_status_of_proxy(status) && !is_of_lock_server {
-            // Its page may be of any length, and is not read.
+            // The proxy's page may have any length, and is not read.
             return Err(NoAnswer::by_proxy(status));
         }
         let body = response
@@ -290,7 +290,7 @@ impl Transport {
             .read_to_vec();
         let body = match body {
             Ok(body) => String::from_utf8_lossy(&body).into_owned(),
-            // The page of some other server. The connection is not used again.
+            // The page of a server that is no lock server. The connection is not used again.
             Err(ureq::Error::BodyExceedsLimit(_)) => {
                 let reply = format!("status {status} and more than {MAX_REPLY} bytes");
                 return Err(NoAnswer::Told(bad_reply(&route.address, question, &reply)));
@@ -327,9 +327,9 @@ impl Transport {
         }
     }
 
-    /// Whether the question can have reached the server.
+    /// The failure, which says whether the question can have reached the server.
     fn failure(&self, route: &Route, question: &Request, error: ureq::Error) -> NoAnswer {
-        // The questions are well formed, so it is the answer that is not.
+        // The questions are well-formed, so the answer is malformed.
         if let ureq::Error::Protocol(_) = error {
             return NoAnswer::Told(Error::NotHttp {
                 question: name_of(question),
@@ -347,7 +347,7 @@ impl Transport {
         failure
     }
 
-    /// `may_have_acted` says whether the question may have reached the server in a try before.
+    /// The error to return. `may_have_acted`: whether the question may have reached the server in an earlier try.
     pub(super) fn error(
         &self,
         question: &Request,
@@ -358,7 +358,7 @@ impl Transport {
         let address = self.address();
         match failure {
             NoAnswer::Told(error) => error,
-            // A round has no such end; asked of one server alone, it is this.
+            // A round never ends so. A question to a single server does.
             NoAnswer::Standby(standby) => Error::Unreachable {
                 address,
                 attempts,
@@ -382,20 +382,20 @@ impl Transport {
         }
     }
 
-    /// What came back is no answer to this question.
+    /// The error for a reply that is no answer to this question.
     pub(super) fn bad_reply(&self, question: &Request, reply: &str) -> Error {
         let route = self.cluster.route(self.cluster.first());
         bad_reply(&route.address, question, reply)
     }
 
-    /// Whether only this machine has the server's address.
+    /// Whether the server's address is of this machine only.
     pub(super) fn is_loopback(&self) -> bool {
         let mut addresses = self.cluster.addresses();
         addresses.all(|address| is_of_one_machine(&address.host))
     }
 }
 
-/// What came back from there is no answer to this question.
+/// The error for a reply from this address that is no answer to this question.
 pub(super) fn bad_reply(address: &ServerAddress, question: &Request, reply: &str) -> Error {
     let reply = protocol::shorten(reply.lines().next().unwrap_or_default());
     Error::BadReply {
@@ -405,13 +405,13 @@ pub(super) fn bad_reply(address: &ServerAddress, question: &Request, reply: &str
     }
 }
 
-/// Whether a proxy has this status where it does not reach what stands behind it, or gets no answer: those of RFC 9110
-/// and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
+/// Whether a proxy sends this status if it does not reach the server behind it or gets no answer: the statuses of RFC
+/// 9110, and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
 pub(super) fn is_status_of_proxy(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502..=504 | 520..=530)
 }
 
-/// The header that shows a token (RFC 6750, section 2.1). Marked as a secret, it stands in no log.
+/// The header that shows a token (RFC 6750, section 2.1). It is marked as a secret, so that it is never logged.
 fn authorization(token: &Token) -> HeaderValue {
     let value = HeaderValue::try_from(format!("Bearer {}", token.as_str()));
     let mut value = value.expect("a token is visible ASCII");
@@ -419,13 +419,13 @@ fn authorization(token: &Token) -> HeaderValue {
     value
 }
 
-/// What no other question of any process is called, so that an answer can be told from another question's.
+/// An ID that is unique among the questions of all processes, so that the answer to another question is recognised.
 fn question_id() -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     format!("{:x}-{:x}", process::id(), NUMBER.fetch_add(1, Relaxed))
 }
 
-/// The question as a person would say it, without its slash and its parameters.
+/// The question for people, without its slash and its parameters.
 pub(super) fn name_of(question: &Request) -> String {
     let question = question.to_string();
     let path = question.split('?').next().unwrap_or_default();
@@ -441,7 +441,7 @@ mod tests {
         for status in [408, 429, 500, 502, 503, 504, 520, 530] {
             assert!(is_status_of_proxy(status), "{status}");
         }
-        // Those of a lock server, its 503 aside, and of what answers there instead of one.
+        // Statuses of a lock server, except 503, and of other servers.
         for status in [200, 301, 400, 403, 404, 405, 417, 421, 501, 505, 519, 531] {
             assert!(!is_status_of_proxy(status), "{status}");
         }

@@ -1,4 +1,4 @@
-//! Asking a question again: whether, after what pause, and how often.
+//! Repeats of a question: whether to ask again, after which pause, and how often.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -11,20 +11,20 @@ use crate::error::{Error, Unreached};
 use crate::protocol::{Request, Verb};
 use crate::refusal::Refusal;
 
-/// How long one of several servers is listened to before another one is asked. Longer than a leader's answer takes but for
-/// an election in its store: some milliseconds.
+/// How long to wait for one of several servers before another one is asked. A leader's answer takes some milliseconds,
+/// unless its store is in an election.
 const MOMENT: Duration = Duration::from_millis(1500);
 
-/// The least time between two rounds through servers of which none leads.
+/// The shortest pause between two rounds through servers of which none leads.
 const LEADERLESS_PAUSE: Duration = Duration::from_millis(100);
 
 impl Transport {
-    /// Asks a question, and again as often as the options allow.
+    /// Asks a question, as often as the options allow.
     pub(super) fn ask(&self, question: &Request) -> Result<HttpAnswer, Error> {
         self.ask_within(question, || Duration::MAX)
     }
 
-    /// As [`ask`](Self::ask), each time with an answer within what is left.
+    /// As [`ask`](Self::ask), but no try takes longer than `left` returns.
     pub(super) fn ask_within(
         &self,
         question: &Request,
@@ -41,8 +41,7 @@ impl Transport {
         }
     }
 
-    /// Asks a question that changes nothing a single time; of several servers, one after the other for a moment each, until
-    /// one answers.
+    /// Asks a question that changes nothing once. With several servers, asks each for a moment, until one answers.
     pub(super) fn ask_each_once(
         &self,
         question: &Request,
@@ -53,7 +52,7 @@ impl Transport {
         let moment = MOMENT.min(timeout / servers as u32);
         for _ in 1..servers {
             match self.call(question, moment) {
-                // The next one was put first.
+                // The failed call has made the next server the first one.
                 Err(NoAnswer::Interrupted(_)) => {}
                 Err(failure) if failure.is_timeout() => {}
                 done => return done.map_err(|failure| self.error(question, failure, 1, false)),
@@ -62,8 +61,8 @@ impl Transport {
         self.ask_once(question, timeout.saturating_sub(begun.elapsed()))
     }
 
-    /// How long the first try may take. One of several servers that is suspended, or whose machine has gone, says nothing, and
-    /// another one answers: after a moment it is asked. One that only took longer finds the question repeated.
+    /// The time-out of the first try. With several servers it is a moment, because a server that is suspended, or whose
+    /// machine is gone, reports nothing. A server that was only slow recognises the repeated question.
     pub(super) fn timeout_of_first_try(&self, question: &Request) -> Duration {
         let usual = self.timeout_of_one_try(question);
         match self.moves_on(question) {
@@ -72,41 +71,41 @@ impl Transport {
         }
     }
 
-    /// Whether another server is asked after a moment. What ends a hold is given more time: repeated, it finds it ended,
-    /// and can't tell by whom.
+    /// Whether another server is asked after a moment. A question that ends a hold gets more time: if it is repeated
+    /// and finds the hold over, the client can't know who ended it.
     fn moves_on(&self, question: &Request) -> bool {
         let ends_hold = matches!(question.verb, Verb::Unlock | Verb::Break);
         self.cluster.count() > 1 && self.is_asked_again(question) && !ends_hold
     }
 
-    /// How long one try may take to be answered. Where no answer comes a question is asked twice, and both tries
-    /// together take the time that the options give.
+    /// The time-out of one try. A question that gets no answer is asked twice, and both tries together take the time of
+    /// the options.
     pub(super) fn timeout_of_one_try(&self, question: &Request) -> Duration {
         self.options.answer_timeout / if self.is_asked_again(question) { 2 } else { 1 }
     }
 
-    /// Whether a question is asked again where no answer comes.
+    /// Whether a question is asked again if no answer comes.
     fn is_asked_again(&self, question: &Request) -> bool {
         self.options.reconnect_attempts > 0 && question.is_repeatable()
     }
 }
 
-/// The tries to have one question answered.
+/// The tries of one question.
 pub(super) struct Tries<'a> {
     transport: &'a Transport,
     attempts: u32,
-    /// When a question was sent that may have reached the server, and what broke then.
+    /// When a question was sent that may have reached a server, and the error of that try.
     broken: Option<(Instant, Error)>,
     was_gone: bool,
-    /// Whether somebody was there, if only to say that it is ending.
+    /// Whether a server was reached, even if it only answered that it is ending.
     was_there: bool,
-    /// Until when it is tried again, however often, where a proxy answers in the server's place. `None` counts
-    /// such an answer as any other try.
+    /// Until when there are further tries, without a limit on their number, while a proxy answers in the server's
+    /// place. With `None` such a try counts like any other.
     by_proxy_until: Option<Instant>,
-    /// Until when it is tried again, however often, while servers stand by and none leads. `None` is for as long as an
-    /// answer may take.
+    /// Until when there are further tries, without a limit on their number, while servers stand by and none leads.
+    /// `None`: for as long as an answer may take.
     leaderless_until: Option<Instant>,
-    /// When the first one was asked that was not answered.
+    /// When the first question was sent that was not answered.
     begun: Option<Instant>,
 }
 
@@ -124,7 +123,7 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// The same, where it is tried until then at the least while a proxy answers in the server's place.
+    /// Sets the time until which there are further tries while a proxy answers in the server's place.
     pub fn by_proxy_until(self, until: Instant) -> Self {
         Tries {
             by_proxy_until: Some(until),
@@ -132,7 +131,7 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// The same, where it is tried until then at the least while no server leads.
+    /// Sets the time until which there are further tries while no server leads.
     pub fn leaderless_until(self, until: Instant) -> Self {
         Tries {
             leaderless_until: Some(until),
@@ -140,7 +139,7 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// How long the next try may take: a moment at each server but the last one, which has what the options leave.
+    /// The time-out of the next try: a moment for each server, and for the last one the rest of the options' time.
     fn timeout_of_next(&self, question: &Request) -> Duration {
         let transport = self.transport;
         let servers = transport.cluster.count() as u32;
@@ -155,19 +154,19 @@ impl<'a> Tries<'a> {
         left.max(transport.timeout_of_one_try(question))
     }
 
-    /// Whether the question may have reached the server before.
+    /// Whether an earlier try may have reached a server.
     pub fn may_have_acted(&self) -> bool {
         self.broken.is_some()
     }
 
-    /// Counts the tries from here, because the server had the question and was there.
+    /// Starts the count of tries again, because the server had the question.
     pub fn begin_anew(&mut self) {
         self.was_there = true;
         self.attempts = 0;
     }
 
-    /// Takes in why a question that was sent then was not answered, and says how long to wait before the next try;
-    /// or that there may be none.
+    /// Takes in the failure of a try that was sent at `asked`. Returns the pause before the next try, or the error if
+    /// there may be none.
     pub fn failed(
         &mut self,
         question: &Request,
@@ -177,8 +176,8 @@ impl<'a> Tries<'a> {
         self.attempts += 1;
         let pause = self.pause_after(&failure, question);
         let reached = matches!(failure, NoAnswer::Interrupted(_));
-        // Behind a proxy that answers itself there may have been nobody, and another server may be there next time. Of
-        // several, another one is asked next.
+        // If a proxy answered itself, perhaps no server was behind it, and a different one may be there next time. Of
+        // several servers, another one is asked next.
         self.was_gone |= matches!(failure, NoAnswer::NotConnected(..))
             || failure.is_by_proxy()
             || self.transport.cluster.is_several();
@@ -200,7 +199,8 @@ impl<'a> Tries<'a> {
         Ok(pause)
     }
 
-    /// Whether it is tried again, however often it was: a proxy or servers without a leader are there, and it is not late.
+    /// Whether to try again regardless of the number of tries: a proxy answered, or servers without a leader, and the
+    /// time for that is not over.
     fn goes_on(&mut self, asked: Instant, failure: &NoAnswer) -> bool {
         let begun = *self.begun.get_or_insert(asked);
         let now = Instant::now();
@@ -211,31 +211,31 @@ impl<'a> Tries<'a> {
         failure.is_by_proxy() && self.by_proxy_until > Some(now)
     }
 
-    /// An answer, with what happened before it.
+    /// Adds to an answer what happened in the tries before it.
     pub fn answered(self, mut answer: HttpAnswer) -> HttpAnswer {
         answer.broken = self.broken.map(|(_, error)| error);
         answer.was_gone |= self.was_gone;
         answer
     }
 
-    /// How long to wait before the next try. `None` if there may not be one.
+    /// The pause before the next try. `None` if there may be none.
     fn pause_after(&self, failure: &NoAnswer, question: &Request) -> Option<Duration> {
         let pause = spread(self.transport.options.time_between_attempts);
         match failure {
-            // The server ends in good order; perhaps another one begins.
+            // The server is shutting down; perhaps another one starts.
             NoAnswer::Told(Error::Refused { reason, .. }) if *reason == Refusal::Stopping => {
                 Some(pause)
             }
             NoAnswer::Told(_) => None,
-            // Also for a caller that pauses itself: those who stand by are asked by all clients.
+            // Also for a caller that makes its own pauses: all clients ask the servers that stand by.
             NoAnswer::Standby(_) | NoAnswer::NotConnected(Unreached::NoLeader, _) => {
                 Some(pause.max(spread(LEADERLESS_PAUSE)))
             }
             NoAnswer::Interrupted(_) if !question.is_repeatable() => None,
             NoAnswer::Interrupted(_) if failure.is_by_proxy() => Some(pause),
-            // The place in the queue is not kept for long.
+            // At once, because the server keeps the place in the queue only for a short time.
             NoAnswer::Interrupted(_) if !self.may_have_acted() => Some(Duration::ZERO),
-            // Twice in a row it is not the connection that has gone astray; of several servers each is asked.
+            // After two time-outs in a row the connection is not the cause. Several servers are each asked.
             NoAnswer::Interrupted(_) if failure.is_timeout() => {
                 let each = self.transport.cluster.count();
                 ((self.attempts as usize) < each).then_some(Duration::ZERO)
@@ -252,10 +252,10 @@ impl<'a> Tries<'a> {
     }
 }
 
-/// A time that is by chance up to a quarter shorter or longer: clients whose connections a server has ended in one
-/// instant do not come back in one.
+/// A time that is randomly up to a quarter shorter or longer, so that clients whose connections ended at the same time
+/// do not come back at the same time.
 fn spread(time: Duration) -> Duration {
-    // The standard library seeds each by chance.
+    // Each `RandomState` has random keys.
     let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
     time.mul_f64(0.75 + chance / 2.0)
 }
@@ -266,9 +266,10 @@ mod tests {
     use crate::client::ClientOptions;
     use crate::protocol::{Parameter, Value};
 
-    /// Repeated at another server, an UNLOCK finds the hold ended and can't tell by whom. The last server has what is left.
+    /// An UNLOCK that is repeated at another server finds the hold over, and the client can't know who ended it. The
+    /// last server has the rest of the time.
     #[test]
-    fn each_of_several_servers_has_a_moment_but_the_last_one_and_but_for_what_ends_a_hold() {
+    fn each_server_but_the_last_has_a_moment_unless_the_question_ends_a_hold() {
         let timeouts = |servers: &[u16], question: &Request| {
             let at = |port: &u16| format!("127.0.0.1:{port}").parse().expect("an address");
             let servers: Vec<_> = servers.iter().map(at).collect();
@@ -290,7 +291,7 @@ mod tests {
         assert_eq!(timeouts(&[1, 2], &unlock), [whole / 2; 2]);
     }
 
-    /// They had all come back in one instant.
+    /// They had all come back at the same time.
     #[test]
     fn the_pauses_of_many_clients_are_spread_over_half_their_length() {
         let second = Duration::from_secs(1);

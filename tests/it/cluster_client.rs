@@ -259,7 +259,7 @@ fn a_server_of_the_list_that_was_started_without_the_store_is_not_believed() {
     assert!(other.expect("it answers").is_none());
     let said = typed_at(&list, "verify --name CLIENT_A KEYA");
     said.expect(0, "1\n");
-    said.expect_stderr(&[&address, "counts for nothing"]);
+    said.expect_stderr(&[&address, "its answers are ignored"]);
     // Where nobody else answers.
     c.end();
     let error = client("CLIENT_A", &list)
