@@ -1,4 +1,4 @@
-//! The parts of the command, and what they share: standard output and the log.
+//! The parts of the command, and the helpers that they share: standard output, standard error and the log.
 
 pub mod advice;
 pub mod args;
@@ -43,7 +43,7 @@ use nix::errno::Errno;
 use self::exit::{Failure, SYSTEM};
 use self::stdout::was_stdout_closed;
 
-/// Prints a line, and succeeds where somebody takes it or nobody wants to.
+/// Prints a line. Success also if the reader has closed its end.
 pub fn print(line: &str) -> ExitCode {
     print_and(line, ExitCode::SUCCESS)
 }
@@ -56,8 +56,8 @@ fn print_and(line: &str, code: ExitCode) -> ExitCode {
     }
 }
 
-/// Prints whole lines. Breaks off with an exit code where they could not be written or nobody reads any more, which is
-/// a success.
+/// Prints whole lines. Breaks with an exit code if they could not be written, or if the reader has closed its end,
+/// which is a success.
 fn print_part(lines: &str) -> ControlFlow<ExitCode> {
     match write_out(lines) {
         Ok(()) => ControlFlow::Continue(()),
@@ -75,26 +75,26 @@ fn print_part(lines: &str) -> ControlFlow<ExitCode> {
 fn write_out(text: &str) -> io::Result<()> {
     match was_stdout_closed() {
         true => Err(Errno::EBADF.into()),
-        // `print!` would panic where the reader is gone, as in `lock-server --help | head -1`.
+        // `print!` would panic if the reader is gone, as in `lock-server --help | head -1`.
         false => io::stdout().write_all(text.as_bytes()),
     }
 }
 
-/// Writes a line to standard error, in the name of this program.
+/// Writes a line to standard error, with this program's name before it.
 fn say(line: &str) {
-    // `eprintln!` would panic where nobody listens.
+    // `eprintln!` would panic if the reader is gone.
     let _ = writeln!(io::stderr(), "lock-server: {}", printable(line));
 }
 
-/// A name may be any text, also one that would tell the terminal what to do.
+/// Escapes what a terminal would obey: a name may be any text.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if is_hidden(c) { '?' } else { c })
         .collect()
 }
 
-/// Whether a terminal obeys a character, or turns the text around it round, or shows nothing of it. Joiners stay: emoji and
-/// Persian need them. The status page hides the same, in a room that the command may not use.
+/// Whether a terminal obeys a character, reverses the text around it, or shows nothing for it. Joiners stay visible:
+/// emoji and Persian need them. The status page hides the same characters, in a room that the command may not import.
 fn is_hidden(c: char) -> bool {
     const INVISIBLE: [RangeInclusive<char>; 6] = [
         '\u{61c}'..='\u{61c}',
@@ -107,26 +107,26 @@ fn is_hidden(c: char) -> bool {
     c.is_control() || INVISIBLE.iter().any(|range| range.contains(&c))
 }
 
-/// Says how much is logged, to this program alone. `RUST_LOG` is that of a program under test, or of the command
-/// of `exec`.
+/// The log level of this program alone. `RUST_LOG` may be meant for a program under test, or for the command of `exec`.
 const LOG_VARIABLE: &str = "LOCK_SERVER_LOG";
 
-/// Sends the log to a file or to standard error, as [`LOG_VARIABLE`] or else `RUST_LOG` says, or else from this level on.
+/// Sends the log to a file or to standard error. The level is from [`LOG_VARIABLE`], or else from `RUST_LOG`, or else
+/// `default_level`.
 fn start_log(default_level: &str, file: Option<&Path>) -> Result<(), Failure> {
     let target = match file {
         None => Target::Stderr,
         Some(path) => Target::Pipe(Box::new(open_log(path)?)),
     };
-    // An empty variable is as good as none.
+    // An empty variable counts as not set.
     let is_set = env::var_os(LOG_VARIABLE).is_some_and(|said| !said.is_empty());
     let variable = if is_set { LOG_VARIABLE } else { "RUST_LOG" };
     log_to(target, variable, default_level);
     Ok(())
 }
 
-/// Sends the log there, as this variable says, or else from this level on. tiny_http logs only
-/// where the variable names it: each end of its accepting is an error to it, wanted or not, and one that was
-/// not wanted the server tells in its own words.
+/// Sends the log to `target`, with the level in this variable or else `default_level`. tiny_http logs only if the
+/// variable names it: it logs each end of accepting as an error, also a wanted one, and the server itself logs an
+/// unwanted one.
 fn log_to(target: Target, variable: &str, default_level: &str) {
     let said = env::var(variable).ok().filter(|said| !said.is_empty());
     let style = env::var("RUST_LOG_STYLE").unwrap_or_default();
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_cannot_tell_the_terminal_what_to_do() {
+    fn a_name_cannot_control_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\nc\u{9b}"), "a?[2Jb?c?");
         assert_eq!(
             printable("A\u{202e}nimda \u{200f}\u{5d0}"),

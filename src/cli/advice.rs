@@ -1,4 +1,4 @@
-//! What to do about an error, in the command's own terms. The library says what broke, and knows no options.
+//! Advice about errors, in terms of the command's options. The library's errors name what broke, and no options.
 
 use std::error::Error as _;
 use std::io::ErrorKind;
@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use lock_server::{Error, Refusal, ServerAddress, StoreError, TlsFailure, Unreached};
 
-/// An error with what is behind it and, where there is something to do, what. One line.
+/// An error with its causes and, if there is something to do, advice. One line.
 pub fn explain(error: &Error) -> String {
-    // The server's own sentence names the option of the library.
+    // The server's own message names the library's option, not the command's.
     if let Error::Refused {
         question,
         reason: reason @ Refusal::Forbidden,
@@ -29,7 +29,7 @@ pub fn explain(error: &Error) -> String {
     }
 }
 
-/// Why the file of a store can't be read, and what to do. One line.
+/// Why the file of a store can't be read, and advice. One line.
 pub fn explain_store(error: &StoreError) -> String {
     let advice = match error {
         StoreError::Taken(_) => "if that is a server, ask it with lock-server list, or stop it",
@@ -43,7 +43,7 @@ pub fn explain_store(error: &StoreError) -> String {
     format!("{error}; {advice}")
 }
 
-/// What a server is started with that allows this question.
+/// The option of a server that allows this question.
 fn option_that_allows(question: &str) -> Option<&'static str> {
     match question.split('/').next()? {
         "SHUTDOWN" => Some("--allow-shutdown"),
@@ -62,7 +62,7 @@ fn advice(error: &Error) -> Option<String> {
                 .into()
         }
         Error::Refused { reason, .. } if *reason == Refusal::WrongRole => {
-            "it is that of LOCK_SERVER_TOKEN_FILE or LOCK_SERVER_TOKEN; set another one".into()
+            "the token is from LOCK_SERVER_TOKEN_FILE or LOCK_SERVER_TOKEN; set another one".into()
         }
         Error::Refused { reason, .. } if *reason == Refusal::WrongHost => {
             "the server takes another name if it was started with --allow-host NAME".into()
@@ -125,14 +125,14 @@ fn advice_on_tls(cause: TlsFailure) -> Option<&'static str> {
 
 fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> String {
     if cause == Unreached::NoLeader {
-        return "the next one leads a few seconds after the last one has gone; if none does, do they reach their store? \
-                Their logs say so"
+        return "another server leads a few seconds after a leader is gone; if none does, do they reach their store? \
+                See their logs"
             .into();
     }
     if address.contains(',') {
         return "are they running there, and does this machine reach them?".into();
     }
-    // An error's address can be read back, unless what was given was none.
+    // An error's address can be parsed, unless the one that was given was invalid.
     let ServerAddress {
         host,
         port,
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_no_server_is_the_advice_leads_to_one() {
+    fn the_advice_for_an_unreachable_server_leads_to_one() {
         use Unreached::{Connect, NoLeader, Resolve};
         for (address, cause, advice) in [
             ("127.0.0.1:9", Connect, "with: lock-server start --port 9"),
@@ -181,7 +181,7 @@ mod tests {
                 "is \"nohost\" the server's name or address?",
             ),
             ("a:9,b:9", Connect, "does this machine reach them?"),
-            ("a:9", NoLeader, "Their logs say so"),
+            ("a:9", NoLeader, "See their logs"),
         ] {
             let said = advice_on_reaching(address, cause, ErrorKind::Other);
             assert!(said.ends_with(advice), "{said}");

@@ -1,4 +1,5 @@
-//! What may be typed, and how it is taken apart; the verbs, their options and their help in two parts below.
+//! The command line: what may be typed, and how it is parsed. The verbs with their options and help are in the modules
+//! below.
 
 mod client;
 mod look;
@@ -21,28 +22,28 @@ use crate::cli::{help, usage};
 /// The verb whose arguments end at `--`.
 pub const EXEC: &str = "exec";
 
-/// The word before a topic. The parser takes no verb of that name.
+/// The word before a topic. The parser has no verb of this name.
 pub const HELP: &str = "help";
 
 /// What the command line asks for.
 pub enum Command {
-    /// To say this, as `--help` does.
+    /// To print this text, such as the help of `--help`.
     Print(String),
-    /// To show what these words ask for.
+    /// To show the help on these words.
     Help(Vec<String>),
-    /// To do this.
+    /// To run this verb.
     Verb(Box<Subcommand>),
 }
 
-/// What was typed.
+/// The command line as it was typed.
 pub struct Given {
     /// The arguments, in the form that the parser knows.
     pub arguments: Vec<String>,
-    /// What stands behind the first `--` of `exec`, whatever bytes that is.
+    /// The words after the first `--` of `exec`, which may be any bytes.
     pub words: Option<Vec<OsString>>,
 }
 
-/// Takes the arguments apart. A failure comes with the verb, if that could be read.
+/// Reads the arguments of this process. A failure comes with the verb, if it was recognised.
 pub fn from_env() -> Result<Given, (Failure, Option<&'static str>)> {
     let mut typed: Vec<OsString> = env::args_os().skip(1).collect();
     let is_exec = typed.first().is_some_and(|verb| verb == EXEC);
@@ -72,7 +73,7 @@ pub fn from_env() -> Result<Given, (Failure, Option<&'static str>)> {
     Ok(Given { arguments, words })
 }
 
-/// Reads the arguments.
+/// Parses the arguments.
 pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
     if let [first, asked @ ..] = arguments
         && first == HELP
@@ -122,23 +123,23 @@ pub fn help_of(verb: &str) -> Option<String> {
     }
 }
 
-/// All verbs, with what may be typed behind them.
+/// All verbs, with their arguments.
 pub fn verbs() -> Vec<CommandInfoWithArgs> {
     let verbs = Arguments::get_args_info().commands;
     verbs.into_iter().map(|verb| verb.command).collect()
 }
 
-/// What may be typed behind a verb.
+/// The arguments of a verb.
 fn info_of(verb: &str) -> Option<CommandInfoWithArgs> {
     verbs().into_iter().find(|info| info.name == verb)
 }
 
-/// The verb among the arguments, to point to its help.
+/// The verb among the arguments, for a hint at its help.
 pub fn verb_of(arguments: &[String]) -> Option<&'static str> {
     info_of(arguments.first()?).map(|info| info.name)
 }
 
-/// `--port=8080` as `--port 8080`, the only form that the parser knows.
+/// Splits `--port=8080` into `--port 8080`, the only form that the parser knows.
 fn split_at_equals(arguments: Vec<String>) -> Vec<String> {
     let mut split = Vec::new();
     let mut arguments = arguments.into_iter();
@@ -157,7 +158,7 @@ fn split_at_equals(arguments: Vec<String>) -> Vec<String> {
     split
 }
 
-/// Puts the verb first, where `run` or the wish for help goes without saying.
+/// Puts the verb first: adds `run` if there is none, and moves a request for help behind it.
 fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
     match arguments.first().map(String::as_str) {
         Some("-h" | "--help") => {
@@ -184,18 +185,18 @@ fn with_verb(mut arguments: Vec<String>) -> Vec<String> {
 {command_name} exec KEYA -- ls -l    # runs ls while it has the key
 {command_name} stop",
     note = "\
-Without a command: run. More of a command: {command_name} COMMAND --help
+Without a command: run. Help on a command: {command_name} COMMAND --help
 Pages on tokens, services, stores and more: {command_name} help
 LOCK_SERVER (host:port or a URL; of several servers of which one leads, with
 commas between) and LOCK_SERVER_NAME say where lock, unlock,
 renew, check, verify, break, exec, events, list, show, ping and shutdown ask,
-and under which name; options win. A server that asks for a token is shown
-that of the file in LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
+and under which name; options override them. A server that asks for a token gets
+the one from the file in LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
 
-Exit codes, but for exec, which has its own:
+Exit codes, except of exec, which has its own:
   0     done, or the answer is yes
   1     run, start, stop, restart, status: it does not run, or can't
-        the others: the answer is no, as where somebody else has the key
+        the others: the answer is no; somebody else has the key, for instance
   2     wrong usage, or a time that the server does not allow
   69    neither yes nor no: no server there, or it is full, is ending, or
         does not allow that
@@ -240,7 +241,7 @@ pub enum Subcommand {
 #[argh(
     subcommand,
     name = "completion",
-    description = "print what makes a shell complete verbs and options",
+    description = "print a script with which a shell completes verbs and options",
     usage = "SHELL",
     help_triggers("-h", "--help", "help"),
     example = "\
@@ -256,7 +257,7 @@ pub struct Completion {
     pub shell: Shell,
 }
 
-/// A shell that can be told what to complete.
+/// A shell for which there is a completion script.
 #[derive(Clone, Copy)]
 pub enum Shell {
     Bash,
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn run_goes_without_saying() {
+    fn run_is_the_default_verb() {
         assert_eq!(normal(""), ["run"]);
         assert_eq!(normal("--port 0"), ["run", "--port", "0"]);
         assert_eq!(normal("--version"), ["--version"]);

@@ -1,4 +1,4 @@
-//! The verbs that ask a server: the answer on standard output as on the wire, and as an exit code.
+//! The verbs that ask a server: they print the answer to standard output as it is on the wire, and exit with its code.
 
 use std::env;
 use std::process::ExitCode;
@@ -16,13 +16,13 @@ use crate::cli::exit::{Failure, NO, UNREACHABLE};
 use crate::cli::usual_name::usual_name;
 use crate::cli::{print, print_and, reasons, say, start_log};
 
-/// Where the server is, if no option says it.
+/// The variable with the server's address, if no option gives it.
 pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
 
-/// The name to ask under, if no option says it.
+/// The variable with the name to ask under, if no option gives it.
 pub const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
 
-/// How many may hold the key together, as the options say.
+/// How many may hold the key together, from the options.
 pub fn slots(sharing: Sharing) -> Result<u32, Failure> {
     let alone = LockOptions::default().slots;
     match (sharing.shared, sharing.exclusive, sharing.slots) {
@@ -67,7 +67,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
             };
             let printed = print(&line);
             if printed != ExitCode::SUCCESS {
-                // Its exit code says that nothing is locked.
+                // The exit code will say that nothing is locked, so unlock it.
                 client.release(&lease)?;
             }
             Ok(printed)
@@ -75,7 +75,7 @@ pub fn lock(args: &Lock) -> Result<ExitCode, Failure> {
         Err(Error::NotGranted { reason, holder, .. }) => {
             asked.say(|| reasons::of_lock(key, client.name(), reason, holder.as_ref()));
             match args.shell {
-                // A shell would take the answer for a command.
+                // With --shell nothing is printed: the shell would run the `0` as a command.
                 true => Ok(ExitCode::from(NO)),
                 false => Ok(answer(false)),
             }
@@ -94,7 +94,7 @@ pub fn unlock(args: &Unlock) -> Result<ExitCode, Failure> {
     Ok(asked.answer(unlocked?, args.fence))
 }
 
-/// Gives the lease another end.
+/// Renews the lease.
 pub fn renew(args: &Renew) -> Result<ExitCode, Failure> {
     let asked = Question::from(args).asked()?;
     let options = RenewOptions {
@@ -135,12 +135,12 @@ pub fn verify(args: &Verify) -> Result<ExitCode, Failure> {
 pub fn ping(target: &Target) -> Result<ExitCode, Failure> {
     match target.client()?.try_ping() {
         Ok(()) => Ok(answer(true)),
-        // Whatever answers there, it is no lock server.
+        // What answers is no lock server.
         Err(error) => Err(Failure::new(UNREACHABLE, explain(&error))),
     }
 }
 
-/// Stops the server, if it lets itself be stopped.
+/// Stops the server, if it allows that.
 pub fn shutdown(target: &Target) -> Result<ExitCode, Failure> {
     if let [one, _, ..] = target.addresses()?.as_slice() {
         let (host, port) = (&one.host, one.port);
@@ -152,7 +152,7 @@ pub fn shutdown(target: &Target) -> Result<ExitCode, Failure> {
     Ok(answer(true))
 }
 
-/// Prints an answer, which the exit code says, too.
+/// Prints an answer, and returns its exit code.
 pub fn answer(yes: bool) -> ExitCode {
     match yes {
         true => print("1"),
@@ -160,14 +160,14 @@ pub fn answer(yes: bool) -> ExitCode {
     }
 }
 
-/// As a shell reads it: nothing means anything between single quotes but a single quote.
+/// The lease as variables for a shell. Between single quotes, only a single quote has a meaning.
 fn variables(lease: &Lease) -> String {
     let key = lease.key.replace('\'', r"'\''");
     let fence = lease.fence;
     format!("LOCK_SERVER_KEY='{key}' LOCK_SERVER_FENCE={fence}")
 }
 
-/// Who asks, and about which key.
+/// The client that asks, and the key.
 pub struct Asked {
     pub client: Client,
     pub key: String,
@@ -175,17 +175,17 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Says something beside the answer, unless nobody wants to know.
+    /// Writes a message about the answer to standard error, unless `--quiet` is given.
     pub fn say(&self, line: impl FnOnce() -> String) {
         if !self.is_quiet {
             say(&line());
         }
     }
 
-    /// Prints an answer that is about this name, and says who has the key where it is no.
+    /// Prints an answer about this name. If it is no, writes to standard error who has the key.
     fn answer(&self, yes: bool, fence: Option<u64>) -> ExitCode {
         if !yes && !self.is_quiet {
-            // Questions that change nothing. Without an answer to them, the first answer stands alone.
+            // These questions change nothing. If they fail, the answer is printed without an explanation.
             if let Ok(holder) = self.client.holder(&self.key) {
                 let (key, me) = (&self.key, self.client.name());
                 let was_broken = self.client.why_not_held(&self.key, fence);
@@ -203,7 +203,7 @@ impl Asked {
         answer(yes)
     }
 
-    /// Whether this name is one of those who hold the key. The server names the first of them alone.
+    /// Whether this name is one of the holders of the key. The server names only the first of them.
     fn is_among(&self, holder: &Holder) -> bool {
         holder.name == self.client.name()
             || holder.holders > 1 && self.client.locked_by_me(&self.key).unwrap_or(false)
@@ -222,7 +222,7 @@ impl Question {
 }
 
 impl Target {
-    /// A client of the server that is meant.
+    /// A client of the server in the options or the environment.
     pub fn client(&self) -> Result<Client, Failure> {
         start_log("warn", None)?;
         let addresses = self.addresses()?;
@@ -230,14 +230,14 @@ impl Target {
             Some(name) => name.clone(),
             None => variable(NAME_VARIABLE)?.unwrap_or_else(|| usual_name(getppid())),
         };
-        // Given options, it tries again also where nobody is there yet: the server may be about to start.
+        // With options, it also tries again if no server is there yet: the server may be about to start.
         Ok(Client::of_cluster(&name, &addresses, client_options()?))
     }
 
-    /// The server, or the servers of which one leads. What the options say wins over what the environment says.
+    /// The server, or the servers of which one leads. Options override the environment.
     pub fn addresses(&self) -> Result<Vec<ServerAddress>, Failure> {
         let said = match variable(SERVER_VARIABLE)? {
-            // Options that say it all spare looking at what can't be read.
+            // If both options are given, the variable is not read, since it may be invalid.
             Some(text) if self.host.is_none() || self.port.is_none() => {
                 ServerAddress::parse_list(&text).map_err(|error| match error {
                     Error::InvalidOption { reason, .. } => {
@@ -248,7 +248,8 @@ impl Target {
             }
             _ => vec![ServerAddress::default()],
         };
-        // The prefix of a URL belongs to its host and port. Their TLS stays, or a token would go out for all to read.
+        // The prefix of a URL belongs to its host and port, so it is dropped. TLS stays: without it, a token would be
+        // sent in clear.
         let is_https = said.iter().any(|address| address.is_https);
         let at = |host: &str, port| ServerAddress {
             host: host.into(),
@@ -260,7 +261,7 @@ impl Target {
             (None, None) => said,
             (None, Some(port)) => said.iter().map(|said| at(&said.host, port)).collect(),
             (Some(hosts), port) => {
-                // There is one: an empty list is none.
+                // There is a first one: parsing refuses an empty list.
                 let port = port.unwrap_or_else(|| said[0].port);
                 hosts.split(',').map(|host| at(host.trim(), port)).collect()
             }
@@ -268,7 +269,7 @@ impl Target {
     }
 }
 
-/// How to ask, with the token of the environment.
+/// The default options, with the token of the environment.
 pub fn client_options() -> Result<ClientOptions, Failure> {
     let token = Token::from_env().map_err(|error| match error {
         Error::InvalidOption { option, reason } => {
@@ -282,7 +283,7 @@ pub fn client_options() -> Result<ClientOptions, Failure> {
     })
 }
 
-/// A variable of the environment. An empty one is as good as none.
+/// A variable of the environment. An empty one counts as not set.
 pub fn variable(name: &str) -> Result<Option<String>, Failure> {
     match env::var(name) {
         Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),

@@ -1,4 +1,4 @@
-//! `break`: ends somebody else's hold of a key, after it has shown whose that is.
+//! `break`: ends somebody else's hold of a key, after showing whose hold it is.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
             && args.holder.as_ref().is_none_or(|name| hold.name == *name)
     };
     let meant: Vec<&HeldBy> = detail.held_by.iter().filter(is_meant).collect();
-    // Who is asked has to see about what.
+    // Show the hold before asking about it.
     if !(asked.is_quiet && args.yes) {
         show(&detail, &meant);
     }
@@ -41,7 +41,7 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
         asked.say(|| "nothing was broken".into());
         return Ok(answer(false));
     }
-    // The fence of the hold that was shown: nobody who was granted the key meanwhile loses it.
+    // With the fence of the hold that was shown, so a newer hold is not broken.
     let was_broken = client.break_lock(key, hold.fence)?;
     if !was_broken {
         asked.say(|| "it was over already; nothing was broken".into());
@@ -49,7 +49,7 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
     Ok(answer(was_broken))
 }
 
-/// Says who holds the key, or that it is not held as was meant, and how many wait.
+/// Writes who holds the key, or that no hold is the one in the options, and how many wait.
 fn show(detail: &KeyDetail, meant: &[&HeldBy]) {
     let key = &detail.key;
     for hold in meant {
@@ -62,10 +62,10 @@ fn show(detail: &KeyDetail, meant: &[&HeldBy]) {
                 .held_by
                 .iter()
                 .for_each(|hold| say(&in_words(key, hold)));
-            say("that is not the hold that was meant");
+            say("that is not the hold that you named");
         }
         (0, holders) => say(&format!(
-            "{key} is held by {holders}, and none of their holds is the one that was meant"
+            "{key} is held by {holders}, and none of their holds is the one that you named"
         )),
         _ => {}
     }
@@ -76,9 +76,9 @@ fn show(detail: &KeyDetail, meant: &[&HeldBy]) {
     }
 }
 
-/// One hold, in a line.
+/// One hold, in one line.
 fn in_words(key: &str, hold: &HeldBy) -> String {
-    // Quoted: it may hold what a terminal would obey.
+    // Quoted, since it may contain what a terminal would obey.
     let note = hold.note.as_ref().map(|note| format!(" ({note:?})"));
     format!(
         "{key} is held by {}{} under fence {}, for {:.1} s by now, and {:.1} s more unless it is renewed",
@@ -90,7 +90,7 @@ fn in_words(key: &str, hold: &HeldBy) -> String {
     )
 }
 
-/// Asks on the terminal whether to break it, if the server allows that.
+/// Asks on the terminal whether to break the hold, if the server allows that.
 fn is_wanted(client: &Client) -> Result<bool, Failure> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         let message = "there is no terminal to ask on; give --yes to break it without a question";
@@ -101,12 +101,12 @@ fn is_wanted(client: &Client) -> Result<bool, Failure> {
                        where it has no tokens";
         return Err(Failure::new(UNREACHABLE, message));
     }
-    // A terminal that takes no line gives none, either.
+    // If the terminal can't be written to, the read fails, too.
     let _ = write!(io::stderr(), "Break it? [y/N] ");
     let mut line = String::new();
     let read = io::stdin().read_line(&mut line);
     if !line.ends_with('\n') {
-        // Ctrl-D: what is said next stands in a line of its own.
+        // After Ctrl-D, the next message is to begin on a new line.
         let _ = writeln!(io::stderr());
     }
     let line = line.trim();

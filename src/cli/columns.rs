@@ -1,4 +1,4 @@
-//! What `list` can show of a holder, a column each.
+//! The columns of `list`: what it can show about a holder.
 
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -38,7 +38,7 @@ const COLUMNS: [(&str, Column); 11] = [
     ("expires", Column::Expires),
 ];
 
-/// Which columns to show, in their order.
+/// The columns to show, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns(pub Vec<Column>);
 
@@ -101,13 +101,13 @@ impl Column {
     }
 }
 
-/// RFC 3339, in UTC, to the millisecond. What is beyond the year 9999 is that.
+/// RFC 3339, in UTC, to the millisecond. A time beyond the year 9999 becomes the end of that year.
 fn time_of_day(time: SystemTime) -> String {
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::MAX);
     format!("{time:.3}")
 }
 
-/// A length of time: in its two greatest units, or in seconds to the millisecond.
+/// A length of time: for people in its two greatest units, for programs in seconds to the millisecond.
 pub fn length(time: Duration, is_for_people: bool) -> String {
     let seconds = time.as_secs();
     if !is_for_people {
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_stand_in_the_order_of_the_columns() {
+    fn the_names_are_in_the_order_of_the_columns() {
         for (at, (name, column)) in COLUMNS.iter().enumerate() {
             assert_eq!(*column as usize, at, "{name}");
         }

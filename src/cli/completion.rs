@@ -1,4 +1,4 @@
-//! What a shell completes, generated from the verbs and options as the parser knows them.
+//! The completion scripts for shells, generated from the verbs and options that the parser knows.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 use crate::cli::args::{Arguments, EXEC, HELP, Shell};
 use crate::cli::pages::topic_names;
 
-/// Options of which one at the most is given.
+/// Options of which at most one may be given.
 const ONE_OF: [&[&str]; 4] = [
     &["--shared", "--exclusive", "--slots"],
     &["--nonblock", "--wait"],
@@ -15,10 +15,10 @@ const ONE_OF: [&[&str]; 4] = [
     &["--quiet", "--verbose"],
 ];
 
-/// What `help` does.
+/// The description of `help`.
 const HELP_ABOUT: &str = "show a page of the guide, or what a command does";
 
-/// The script for a shell, to be sourced.
+/// The script for a shell to source.
 pub fn script(shell: Shell) -> String {
     let verbs: Vec<CompletedVerb> = Arguments::get_args_info()
         .commands
@@ -39,7 +39,7 @@ struct CompletedVerb {
 }
 
 struct CompletedOption {
-    /// With its dashes.
+    /// The long spelling, with its dashes.
     long: String,
     short: Option<char>,
     about: String,
@@ -75,7 +75,7 @@ impl CompletedVerb {
         })
     }
 
-    /// All spellings of the options that this is true of.
+    /// All spellings of the options for which `is_meant` is true.
     fn spelled(&self, is_meant: impl Fn(&CompletedOption) -> bool) -> Vec<String> {
         let options = self.options.iter().filter(|option| is_meant(option));
         options
@@ -229,7 +229,7 @@ fi"#
     )
 }
 
-/// An option, as `_arguments` takes it, with those that are not offered after it.
+/// An option in the form of `_arguments`, with the spellings that are not offered after it.
 fn zsh_argument(option: &CompletedOption, excluded: &[String]) -> String {
     let (long, about) = (&option.long, zsh_quoted(&option.about));
     let value = match option.value {
@@ -245,13 +245,14 @@ fn zsh_argument(option: &CompletedOption, excluded: &[String]) -> String {
     format!("{spelled}[{about}]{value}'")
 }
 
-/// Between single quotes, and in the text of an option: a bracket would end it, a colon would begin the value.
+/// Escapes text for single quotes, and for the description of an option: a bracket would end it, a colon would begin
+/// the value.
 fn zsh_quoted(text: &str) -> String {
     let text = text.replace('\'', r"'\''").replace(':', r"\:");
     text.replace('[', r"\[").replace(']', r"\]")
 }
 
-/// The words that stand behind a verb.
+/// The words after a verb.
 const FISH_WORDS: &str = "\
 complete -c lock-server -n '__lock_server_verb completion' -a 'bash zsh fish'
 complete -c lock-server -n '__lock_server_verb store' -a 'check dump'

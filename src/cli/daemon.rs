@@ -1,4 +1,5 @@
-//! The server in the background: start, stop, restart, status. It is what `run` is, in a process that is forked here.
+//! The server in the background: start, stop, restart, status. The server is that of `run`, in a process that is forked
+//! here.
 
 use std::env;
 use std::fs::{self, File};
@@ -22,15 +23,15 @@ use crate::cli::local_server::{self, Answering};
 use crate::cli::pid_file::{Found, PidFile, PidRecord};
 use crate::cli::{open_log, print, print_and, role, say, serve, start_log};
 
-/// How long a server may take to answer. It needs some milliseconds; the rest is for a machine that is busy.
+/// How long a server may take until it answers. It needs some milliseconds; the rest is for a busy machine.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often to ask whether it does.
+/// How often to ask whether it answers.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What to do where a server has the pid file that a restart has just found free.
+/// The advice if another server takes the pid file during a restart.
 const RESTART_AGAIN: &str =
-    "another start or restart came first; restart again if it shall have these options";
+    "another start or restart came first; restart again for a server with these options";
 
 /// Starts a server, and returns once it answers.
 pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
@@ -39,8 +40,8 @@ pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
     start_with(args.options, pid_file, serve::STOP_IT)
 }
 
-/// Stops the server that the pid file names, or else the one at the port. Where only a pid file is named, the server at
-/// the usual port may be another one.
+/// Stops the server that the pid file names, or else the one at the port. If only a pid file is given, the server at
+/// the default port may be a different one.
 pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
     let defaults = Options::default();
     let port = args.port.unwrap_or(defaults.port);
@@ -76,7 +77,7 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
             but_answers(&pid_file, host, port, &why)
         }
         Answering::NotHttp(why) => format!("; {why}"),
-        Answering::Nothing => format!("; there is no server of {path}"),
+        Answering::Nothing => format!("; no running server has the pid file {path}"),
     };
     Err(Failure::new(FAILED, format!("{not_running}{why}")))
 }
@@ -94,7 +95,7 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         end(&old, &file, &pid_file)?;
         old.endpoint.classic_port
     } else {
-        // It listens on this machine, whatever `--host` says.
+        // The old server listens on this machine, whatever the new `--host` is.
         let host = Options::default().host;
         match local_server::ask(&host, port)? {
             Answering::Ours(old) if may_go_by_port => {
@@ -118,13 +119,13 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
     }
     if let Some(kind) = lost_store {
         say(&format!(
-            "the old server kept its locks in a store ({kind}); the new one has none and knows of no locks: give --store to restart, too"
+            "the old server kept its locks in a store ({kind}); the new one has none and does not know those locks: give --store to restart, too"
         ));
     }
     Ok(started)
 }
 
-/// Finds out which options cannot serve while the old server still does. Its own ports will be free.
+/// Finds out whether the options can serve, while the old server still does. Its ports will be free.
 fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<(), Failure> {
     let free = |port| if will_be_free(port) { 0 } else { port };
     let trial = Options {
@@ -148,13 +149,13 @@ fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<
     })
 }
 
-/// What keeps the locks of a server of this machine, if it does and says so.
+/// The kind of store of a server on this machine, if it has one and reports it.
 fn store_of(here: ServerAddress) -> Option<String> {
     let client = client_of(here, Duration::from_secs(1));
     Some(client.status().ok()?.store?.kind)
 }
 
-/// Says whether the server that the pid file names runs and answers, or else the one at the port.
+/// Prints whether the server that the pid file names runs and answers, or else the one at the port.
 pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let defaults = Options::default();
     let port = args.port.unwrap_or(defaults.port);
@@ -197,13 +198,13 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     Ok(print_and(&format!("{not_running}{why}"), FAILED.into()))
 }
 
-/// What a server of this machine does in its cluster. It is asked with the token of the environment.
+/// The role of a server on this machine in its cluster, in words. It is asked with the token of the environment.
 fn role_of(here: &ServerAddress) -> String {
     let usual = ClientOptions::default().answer_timeout;
     role::of(&client_of(here.clone(), usual))
 }
 
-/// One that asks once, with the token of the environment.
+/// A client that asks once, with the token of the environment.
 fn client_of(here: ServerAddress, answer_timeout: Duration) -> Client {
     let options = ClientOptions {
         token: Token::from_env().ok().flatten(),
@@ -222,22 +223,22 @@ fn at(host: &str, port: u16) -> ServerAddress {
     }
 }
 
-/// How a server was found whose pid file was not.
+/// A message about how a server was found without its pid file.
 fn found_by_port(pid_file: &PidFile, host: &str, port: u16) -> String {
     let (path, here) = (pid_file.path(), at(host, port));
     format!(
-        "{path} names no server that runs; the one that answers on {here} was asked for its process"
+        "{path} names no running server; the server that answers on {here} was asked for its process"
     )
 }
 
-/// What answers where no pid file names a server that runs, as the rest of a sentence.
+/// What answers at the port if no pid file names a running server: the end of a sentence.
 fn but_answers(pid_file: &PidFile, host: &str, port: u16, why: &str) -> String {
     let (path, here) = (pid_file.path(), at(host, port));
     format!(", but a server that has no {path} answers on {here}{why}")
 }
 
-/// Closes what the caller had open: a server in the background would keep it open for as long as it serves. Called
-/// before this program opens anything.
+/// Closes the descriptors that the caller had open: a server in the background would keep them open for as long as it
+/// serves. Called before this program opens anything.
 fn close_inherited() {
     let Ok(open) = fs::read_dir("/proc/self/fd") else {
         return;
@@ -246,12 +247,12 @@ fn close_inherited() {
         .filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     for fd in open.into_iter().filter(|fd| *fd > 2) {
-        // The one that the list was read by is closed already.
+        // The descriptor that the list was read with is closed already.
         let _ = unistd::close(fd);
     }
 }
 
-/// The server goes to another directory.
+/// Makes the paths absolute, because the server changes its directory.
 fn make_absolute(options: &mut Options) -> io::Result<()> {
     if let Some(StoreAddress::File(path)) = &mut options.store {
         *path = path::absolute(&path)?;
@@ -287,11 +288,11 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
              all that reach it can lock and unlock"
         ));
     }
-    // The child would keep the directory from being unmounted or removed.
+    // The server would keep its directory from being unmounted or removed.
     env::set_current_dir("/").map_err(|error| Failure::system("cannot go to /", error))?;
     let (failure, mut report) =
         io::pipe().map_err(|error| Failure::system("cannot make a pipe", error))?;
-    // SAFETY: this process has one thread until here, so the child finds no lock that another one held.
+    // SAFETY: this process has had only one thread until here, so no other thread can hold a lock that the child needs.
     let forked = unsafe { unistd::fork() };
     match forked.map_err(|error| Failure::system("cannot fork", error))? {
         ForkResult::Child => {
@@ -300,7 +301,7 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
             let (code, message) = lived.err().map(Failure::into_parts).unwrap_or_default();
             if code != 0 {
                 log::error!("{message}");
-                // Nobody reads it once the server has answered.
+                // It fails once the server has answered: then the parent no longer reads it.
                 let _ = report.write_all(message.as_bytes());
             }
             process::exit(code.into())
@@ -310,7 +311,7 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
             drop((server, report));
             pid_file.leave_to_child();
             await_answer(child, &endpoint, failure)?;
-            // It serves, whether or not anybody reads that.
+            // The server serves, even if this line can't be printed.
             print(&format!(
                 "started lock-server, process {child}, on {endpoint}"
             ));
@@ -325,10 +326,11 @@ fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<E
     }
 }
 
-/// Leaves the terminal, its signals and the caller's streams to others. The log is standard error, for panics, too.
+/// Detaches this process from the terminal, its signals and the caller's streams. Standard error becomes the log, so
+/// that panics are logged, too.
 fn detach(log_to: Option<&Path>) -> Result<(), Failure> {
     let cannot = |error| Failure::system("cannot run in the background", error);
-    // It fails only for the leader of a group, which a process just forked is not.
+    // It fails only for the leader of a process group, which a newly forked process is not.
     let _ = unistd::setsid();
     let _ = signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
     let nowhere = File::options().read(true).write(true).open("/dev/null");
@@ -344,7 +346,7 @@ fn detach(log_to: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is said of a server that a signal ended before it answered.
+/// The message for a server that a signal ended before it answered.
 fn ended_by(child: Pid, signal: Signal) -> String {
     match signal {
         Signal::SIGTERM | Signal::SIGKILL => ended_by_another(child, signal.as_str()),
@@ -352,7 +354,7 @@ fn ended_by(child: Pid, signal: Signal) -> String {
     }
 }
 
-/// What is said of one that ended with that code, and did not say why.
+/// The message for a server that ended with this exit code and without a reason.
 fn ended_with(child: Pid, code: i32) -> String {
     match code {
         0 => ended_by_another(child, "a stop"),
@@ -379,7 +381,7 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
             }
             Ok(WaitStatus::Exited(_, code)) => {
                 let mut message = String::new();
-                // What it could not say is not said.
+                // A reason that can't be read is left out.
                 let _ = failure.read_to_string(&mut message);
                 if message.is_empty() {
                     message = ended_with(child, code);
@@ -410,7 +412,7 @@ fn end(server: &PidRecord, file: &File, pid_file: &PidFile) -> Result<(), Failur
 mod tests {
     use super::*;
 
-    /// Seen to fail: the debug form of a wait status was said.
+    /// Seen to fail: the message had the debug form of a wait status.
     #[test]
     fn only_an_end_that_a_stop_asks_for_is_called_another_stop() {
         let child = Pid::from_raw(7);

@@ -1,4 +1,4 @@
-//! Where a server serves, and the one form in which every verb says it.
+//! The addresses that a server serves on, and the form in which every verb prints them.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,16 +8,16 @@ use lock_server::{Error, Server, ServerAddress};
 /// What a server listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// For HTTP: where clients ask.
+    /// The address for HTTP.
     pub address: SocketAddr,
-    /// The other addresses of its host, on the same port.
+    /// The other addresses of its host, with the same port.
     pub others: Vec<SocketAddr>,
-    /// For the original's clients, on the same host.
+    /// The port for clients of the original, on the same host.
     pub classic_port: Option<u16>,
 }
 
 impl Endpoint {
-    /// Takes a server's ports.
+    /// Binds a server's ports.
     pub fn bind(server: &mut Server) -> Result<Self, Error> {
         let address = server.bind()?;
         let others = server.addrs().iter().skip(1).copied();
@@ -28,7 +28,7 @@ impl Endpoint {
         })
     }
 
-    /// Whether it takes this port.
+    /// Whether this port is one of its ports.
     pub fn has(&self, port: u16) -> bool {
         self.address.port() == port || self.classic_port == Some(port)
     }
@@ -39,12 +39,12 @@ impl Endpoint {
         all.filter(|address| !address.ip().is_loopback())
     }
 
-    /// Where to reach it from this machine.
+    /// The address at which this machine reaches it.
     pub fn reachable(&self) -> ServerAddress {
         self.address.into()
     }
 
-    /// As [`reachable`](Self::reachable), the classic port.
+    /// As [`reachable`](Self::reachable), for the classic port.
     pub fn reachable_classic(&self) -> Option<ServerAddress> {
         let port = self.classic_port?;
         Some(SocketAddr::new(self.address.ip(), port).into())

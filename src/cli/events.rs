@@ -1,4 +1,4 @@
-//! `events`: what happens to keys, as it happens, until nobody wants to read it.
+//! `events`: prints what happens to keys, as it happens, until nobody reads its output.
 
 use std::error::Error as _;
 use std::io::{self, IsTerminal};
@@ -17,15 +17,15 @@ use crate::cli::args::EventsArgs;
 use crate::cli::exit::{Failure, SYSTEM};
 use crate::cli::{say, write_out};
 
-/// How long it waits before it comes back, at first and at the most.
+/// The first and the longest pause before it asks again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why no more events are printed.
 enum Unprinted {
-    /// Nobody takes them.
+    /// Standard output can't be written to.
     Unread(io::Error),
-    /// None come.
+    /// No more events come.
     Broken(Error),
 }
 
@@ -48,11 +48,11 @@ pub fn events(args: &EventsArgs) -> Result<ExitCode, Failure> {
                 let why = error
                     .source()
                     .map_or(error.to_string(), |why| why.to_string());
-                say(&format!("no more events ({why}); coming back"));
+                say(&format!("no more events ({why}); trying again"));
             }
         }
         events = come_back(&client, prefix)?;
-        say("reading along again; what happened meanwhile is not told");
+        say("reading events again; those in between are missing");
     }
 }
 
@@ -77,7 +77,7 @@ fn print_all(events: &mut Events, as_json: bool) -> Unprinted {
                 .next()
                 .map(|event| event.map(|event| line(&event, is_terminal))),
         };
-        match next.expect("nothing calls it off, and an error is its last") {
+        match next.expect("no token ends it, and after an error it is not asked") {
             Ok(line) => {
                 if let Err(error) = write_out(&format!("{line}\n")) {
                     return Unprinted::Unread(error);
@@ -88,11 +88,11 @@ fn print_all(events: &mut Events, as_json: bool) -> Unprinted {
     }
 }
 
-/// Ends the program once nobody reads its output, also where nothing happens: as in `lock-server events | head -1`.
+/// Ends the program once nobody reads its output, even without an event, as in `lock-server events | head -1`.
 fn end_when_unread() {
     let wait = || {
         let output = io::stdout();
-        // Of an end poll reports unasked.
+        // poll reports a hang-up without being asked to.
         let mut asked = [PollFd::new(output.as_fd(), PollFlags::empty())];
         while poll(&mut asked, PollTimeout::NONE) == Err(Errno::EINTR) {}
         let ends = PollFlags::POLLERR | PollFlags::POLLHUP;
@@ -100,7 +100,7 @@ fn end_when_unread() {
             process::exit(0);
         }
     };
-    // Without it, the next event finds it out.
+    // Without this thread, the next event notices the end.
     let _ = thread::Builder::new().name("unread".into()).spawn(wait);
 }
 
@@ -120,7 +120,7 @@ fn line(event: &LockEvent, is_terminal: bool) -> String {
     words.join(" ").trim_end().into()
 }
 
-/// The time of day on a terminal; elsewhere what programs read.
+/// The time of day on a terminal; otherwise RFC 3339, for programs.
 fn time(at: SystemTime, is_terminal: bool) -> String {
     let at = Timestamp::try_from(at).unwrap_or(Timestamp::MAX);
     match is_terminal {
@@ -132,7 +132,7 @@ fn time(at: SystemTime, is_terminal: bool) -> String {
     }
 }
 
-/// What an event says beside the key and the name, in words.
+/// The other fields of an event, in words.
 fn details(event: &LockEvent) -> String {
     let seconds = |before: &str, time: Option<Duration>| {
         time.map(|time| format!("{before} {:.3} s", time.as_secs_f64()))
@@ -153,8 +153,7 @@ fn details(event: &LockEvent) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// A name as it is where it is one word, and otherwise quoted: it may be any text, also one that would tell the terminal
-/// what to do.
+/// A name, quoted unless it is a plain word: it may be any text, and contain what a terminal would obey.
 fn word(name: &str) -> String {
     let quoted = format!("{name:?}");
     let is_plain = quoted.len() == name.len() + 2 && !name.contains(char::is_whitespace);
@@ -166,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_is_no_plain_word_is_quoted_and_cannot_tell_the_terminal_what_to_do() {
+    fn a_name_that_is_no_plain_word_is_quoted_and_cannot_control_the_terminal() {
         for (name, shown) in [
             ("deploy/prod", "deploy/prod"),
             ("größe", "größe"),

@@ -1,10 +1,10 @@
-//! `exec`: a command that runs while a key is held, or several.
+//! `exec`: runs a command while it holds one or several keys.
 //!
-//! The first thread decides everything, one event after another, and waits neither for the network nor for a reader
-//! of standard error: the turns of waiting, the renewals and the signals each have a thread that sends it events, and
-//! one thread writes its messages. So neither a server that is silent nor a pipe that is full keeps it from killing the command
-//! in time. Each of these threads begins when there is something to wait for: where the key is free and the command
-//! short, there is only the first.
+//! The first thread decides everything, one event after another. It waits neither for the network nor for a reader of
+//! standard error: the LOCKs that wait, the renewals and the signals each have a thread that sends it events, and one
+//! thread writes its messages. So neither a silent server nor a full pipe keeps it from killing the command in time.
+//! Each of these threads starts when there is something to wait for: if the key is free and the command short, there is
+//! only the first thread.
 
 mod acquisition;
 mod chance;
@@ -59,7 +59,7 @@ use crate::cli::exit::{Failure, LOST, NOT_OBTAINED, TIMED_OUT, USAGE, USAGE_OF_E
 use crate::cli::parsers::MAX_NOTE;
 use crate::cli::{LOG_VARIABLE, log_to};
 
-/// What is to be run, under what, and how.
+/// The command to run, the keys, and the options.
 struct Job {
     wanted: Wanted,
     command: CommandLine,
@@ -72,12 +72,13 @@ struct Job {
 /// How this program is to end.
 enum Exit {
     Code(u8),
-    /// By a signal: the command, or the wait for the key.
+    /// By the signal that ended the command, or the wait for the key.
     Signal(i32),
 }
 
-/// Waits for the key, runs the command while it is held, and unlocks it. Ended by a signal, it does not return, but is
-/// ended by that, too: a shell goes on in its script where a command only exits with 130.
+/// Waits for the keys, runs the command while they are held, and unlocks them. If a signal ended the command or the
+/// wait, this program ends itself with that signal and does not return: after a mere exit code 130, a shell would go on
+/// with its script.
 pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
     Ok(match hold_and_run(args, words) {
         Ok(Exit::Code(code)) => code.into(),
@@ -86,7 +87,8 @@ pub fn exec(args: Exec, words: Option<Vec<OsString>>) -> Result<ExitCode, Failur
     })
 }
 
-/// Says what failed, without waiting for a reader that has stopped to read: no signal could end that wait.
+/// Reports a failure without waiting for a reader of standard error that has stopped reading: no signal could end that
+/// wait.
 fn report(failure: Failure) -> ExitCode {
     if is_writable(io::stderr(), LAST_WAIT) {
         return failure.report(Some("exec"));
@@ -98,7 +100,7 @@ fn report(failure: Failure) -> ExitCode {
 }
 
 fn hold_and_run(args: Exec, words: Option<Vec<OsString>>) -> Result<Exit, Failure> {
-    // Before there are other threads, which would take them.
+    // Before there are other threads, which would receive the signals.
     let signals =
         Signals::block().map_err(|error| Failure::system_of_exec("cannot block signals", error))?;
     let job = Job::new(args, words)?;
@@ -156,7 +158,7 @@ impl Job {
         })
     }
 
-    /// Runs the command under the leases, and says how to end.
+    /// Runs the command under the leases, and returns how to end.
     fn run(
         &self,
         held: HeldKeys,
@@ -190,7 +192,7 @@ impl Job {
         self.conclude(ended, held)
     }
 
-    /// Starts the command, and what watches over it.
+    /// Starts the command and its watchdog.
     fn start(&self, held: &HeldKeys, signals: Signals) -> Result<(Group, Watchdog), Failure> {
         let watchdog =
             Watchdog::start().map_err(|error| Failure::system_of_exec("cannot fork", error))?;
@@ -220,7 +222,7 @@ impl Job {
         }
     }
 
-    /// Unlocks the keys that may still be held.
+    /// Unlocks the keys that may still be held, and returns how to end.
     fn conclude(&self, ended: Ended, held: HeldKeys) -> Result<Exit, Failure> {
         let requester = &self.wanted.requester;
         let why = match ended {
@@ -233,7 +235,7 @@ impl Job {
                 });
             }
             Ended::NotKept(key) => {
-                // Once more, if only to spare others the rest of the lease.
+                // The keys may still be held: unlock them, so that others need not wait for the end of the leases.
                 held.release(requester);
                 format!("{key} could not be renewed in time; the command was ended")
             }
@@ -252,7 +254,7 @@ impl Job {
     }
 }
 
-/// All keys, each of them once.
+/// All keys, each once.
 fn each_once(key: String, also: Vec<String>) -> Vec<String> {
     let mut keys = vec![key];
     for key in also {
@@ -263,8 +265,8 @@ fn each_once(key: String, also: Vec<String>) -> Vec<String> {
     keys
 }
 
-/// A key as it stands in a list with blanks between: a blank, what controls a terminal, and the percent sign are
-/// percent-encoded, as in a URL.
+/// A key for a list that is separated by blanks: blanks, control characters and the percent sign are percent-encoded,
+/// as in a URL.
 fn quoted(key: &str) -> String {
     let mut quoted = String::new();
     for c in key.chars() {
@@ -280,12 +282,13 @@ fn quoted(key: &str) -> String {
     quoted
 }
 
-/// A key may begin with a dash where it stands after `--`, and a second `--` before the command.
+/// Splits the key from the command. A key that begins with a dash comes after `--`, with a second `--` before the
+/// command.
 fn key_and_command(
     key: Option<String>,
     words: Option<Vec<OsString>>,
 ) -> Result<(String, CommandLine), Failure> {
-    let no_command = "no command; it stands after --, as in: lock-server exec KEYA -- ls -l";
+    let no_command = "no command; it comes after --, as in: lock-server exec KEYA -- ls -l";
     let mut words = words.ok_or_else(|| Failure::usage(no_command))?;
     let key = match key {
         Some(key) => key,
@@ -297,7 +300,7 @@ fn key_and_command(
         }
         None => {
             return Err(Failure::usage(
-                "no key; it stands before the --, as in: lock-server exec KEYA -- ls",
+                "no key; it comes before the --, as in: lock-server exec KEYA -- ls",
             ));
         }
     };

@@ -1,4 +1,4 @@
-//! Why the command failed, and the exit code that says so.
+//! The failures of the command, and all exit codes.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -9,29 +9,29 @@ use lock_server::{Error, Refusal, StoreError};
 use crate::cli::advice::{explain, explain_store};
 use crate::cli::say;
 
-/// The verbs that ask a server: its answer is no. A script may take it for "somebody else has the key", so nothing else
-/// ends them with it.
+/// The verbs that ask a server: its answer is no. They use it for nothing else, since a script may take it for
+/// "somebody else has the key".
 pub const NO: u8 = 1;
-/// The verbs that serve, start and stop a server: it does not run, or can't. `store`: the file is no sound store.
+/// The verbs that serve, start and stop a server: it does not run, or can't. `store`: the file is not a sound store.
 pub const FAILED: u8 = 1;
 /// The command was called wrongly.
 pub const USAGE: u8 = 2;
-/// The same for `exec`, whose command may exit with 2: `EX_USAGE` of sysexits.h.
+/// Wrong usage of `exec`, whose command may itself exit with 2: `EX_USAGE` of sysexits.h.
 pub const USAGE_OF_EXEC: u8 = 64;
-/// No server answered yes or no, or none was reached: `EX_UNAVAILABLE` of sysexits.h.
+/// No server was reached, or none answered yes or no: `EX_UNAVAILABLE` of sysexits.h.
 pub const UNREACHABLE: u8 = 69;
-/// The system refused this program something, such as to write its answer: `EX_OSERR` of sysexits.h.
+/// The system refused something to this program, such as writing its answer: `EX_OSERR` of sysexits.h.
 pub const SYSTEM: u8 = 71;
-/// `exec`: the key was not obtained, `EX_TEMPFAIL` of sysexits.h.
+/// `exec`: the key was not obtained: `EX_TEMPFAIL` of sysexits.h.
 pub const NOT_OBTAINED: u8 = 75;
-/// `exec`: the command was ended because the lease was lost, as timeout(1).
+/// `exec`: the command was ended because the lease was lost. The same code as timeout(1).
 pub const LOST: u8 = 124;
-/// `exec`: the command was ended because it took longer than it may. timeout(1) says 124, which is taken here, and
-/// 125 is its own failure.
+/// `exec`: the command was ended because it took longer than `--timeout`. timeout(1) uses 124, which means a lost lease
+/// here, and 125 for its own failures.
 pub const TIMED_OUT: u8 = 123;
-/// `exec`: as a shell says it.
+/// `exec`: the code that a shell uses for it.
 pub const NOT_EXECUTABLE: u8 = 126;
-/// `exec`: as a shell says it.
+/// `exec`: the code that a shell uses for it.
 pub const NOT_FOUND: u8 = 127;
 
 /// A message for standard error, and an exit code.
@@ -42,7 +42,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with one of the codes above.
+    /// A failure with one of the exit codes above.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Failure {
             code,
@@ -55,7 +55,7 @@ impl Failure {
         Failure::new(USAGE, message)
     }
 
-    /// As `from`, for `exec`: its own failure must not be taken for the command's.
+    /// As `from`, for `exec`: its own failures have codes that differ from the command's.
     pub fn of_exec(error: &Error) -> Self {
         let code = match error {
             Error::InvalidName { .. } | Error::InvalidOption { .. } => USAGE,
@@ -70,24 +70,25 @@ impl Failure {
         Failure::new(SYSTEM, format!("{what}: {error}"))
     }
 
-    /// The system refused something.
+    /// A failure of the system.
     pub fn system(what: impl Display, error: impl Display) -> Self {
         Failure::new(FAILED, format!("{what}: {error}"))
     }
 
-    /// What failed, for a process that reports it.
+    /// The exit code and the message, for another process to report.
     pub fn into_parts(self) -> (u8, String) {
         (self.code, self.message)
     }
 
-    /// Says what failed; after wrong usage of a verb also where its help is.
+    /// Writes the message to standard error, and after wrong usage of a verb also how to get its help. Returns the exit
+    /// code.
     pub fn report(self, verb: Option<&str>) -> ExitCode {
         say(self.message.trim_end());
         if self.code != USAGE {
             return ExitCode::from(self.code);
         }
         let of_verb = verb.map(|verb| format!(" {verb}")).unwrap_or_default();
-        // Nobody has to listen.
+        // It does not matter whether anybody reads it.
         let _ = writeln!(io::stderr(), "Run lock-server{of_verb} --help for usage.");
         ExitCode::from(match verb {
             Some("exec") => USAGE_OF_EXEC,
@@ -127,7 +128,7 @@ impl From<StoreError> for Failure {
 /// The exit code of a question that the server did not answer with yes or no.
 fn code_of_refusal(reason: Refusal) -> u8 {
     match reason {
-        // What is left to be wrong with a question is a time out of the server's range.
+        // The parser has checked everything else, so a time is out of the server's range.
         Refusal::BadRequest => USAGE,
         _ => UNREACHABLE,
     }

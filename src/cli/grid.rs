@@ -1,6 +1,6 @@
-//! Lines of cells: in columns that fit the terminal, or with a tab between cells for programs.
+//! Lines of cells: for a terminal in columns that fit its width, for programs with a tab between cells.
 //!
-//! The width of a character is not known here: what a terminal shows in two columns counts as one.
+//! Each character counts as one column, also those that a terminal shows in two.
 
 use std::io::{self, IsTerminal};
 
@@ -8,40 +8,40 @@ use nix::libc;
 
 use super::is_hidden;
 
-/// Where a terminal does not say how wide it is.
+/// The width of a terminal that does not report one.
 const USUAL_WIDTH: usize = 80;
 
-/// How narrow and how wide sentences may be.
+/// The narrowest and the widest lines of sentences.
 const LEAST_PAGE: usize = 20;
 const WIDEST_PAGE: usize = 100;
 
-/// What of a cell is still worth showing.
+/// The least number of characters of a cell that is worth showing.
 const LEAST: usize = 8;
 
-/// How a column fits.
+/// How the cells of a column are aligned and cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// To the right, and whole.
+    /// Aligned to the right, never cut.
     Number,
-    /// To the left, and whole.
+    /// Aligned to the left, never cut.
     Whole,
-    /// What is too long is cut in the middle: names differ at both ends.
+    /// Cut in the middle if too long: names differ at both ends.
     Middle,
-    /// What is too long loses its end.
+    /// Cut at the end if too long.
     End,
 }
 
 /// Lines with the same columns.
 pub struct Grid {
     fits: Vec<Fit>,
-    /// Of the terminal. `None` where there is none.
+    /// The width of the terminal. `None` without a terminal.
     width: Option<usize>,
-    /// How wide each column has been.
+    /// How wide each column has been so far.
     widths: Vec<usize>,
 }
 
 impl Grid {
-    /// For standard output.
+    /// A grid for standard output.
     pub fn new(fits: impl IntoIterator<Item = Fit>) -> Self {
         let fits: Vec<Fit> = fits.into_iter().collect();
         Grid {
@@ -51,12 +51,12 @@ impl Grid {
         }
     }
 
-    /// Whether people read it.
+    /// Whether it is for a terminal.
     pub fn is_for_people(&self) -> bool {
         self.width.is_some()
     }
 
-    /// The lines of these cells, as wide as those before them at the least.
+    /// The lines of these cells. Columns are at least as wide as in earlier lines.
     pub fn lines(&mut self, rows: &[Vec<String>]) -> String {
         let rows: Vec<Vec<String>> = rows
             .iter()
@@ -83,7 +83,7 @@ impl Grid {
         lines.collect()
     }
 
-    /// The widths with which a line fits: the widest of the columns that may be cut are made narrower.
+    /// The column widths with which a line fits: of the columns that may be cut, the widest are made narrower.
     fn fitting(&self, width: usize) -> Vec<usize> {
         let mut widths = self.widths.clone();
         let line =
@@ -113,7 +113,7 @@ fn cut(cell: &str, fit: Fit, width: usize) -> String {
     head.chain(['…']).chain(tail).collect()
 }
 
-/// Nothing of it tells a terminal what to do, or ends a cell or a line; and what it was can be told.
+/// Escapes what a terminal would obey, and what would end a cell or a line. The original text can be recovered.
 fn escape(text: &str) -> String {
     let is_plain = |c: char| !is_hidden(c) && c != '\\';
     if text.chars().all(is_plain) {
@@ -128,7 +128,7 @@ fn escape(text: &str) -> String {
     })
 }
 
-/// How wide a text is that people read in sentences: as the terminal, but no line of it is hard to follow.
+/// The width for sentences: that of the terminal, within limits that keep lines readable.
 pub fn page_width() -> usize {
     match io::stdout().is_terminal() {
         true => terminal_width().clamp(LEAST_PAGE, WIDEST_PAGE),
@@ -136,7 +136,7 @@ pub fn page_width() -> usize {
     }
 }
 
-/// How many columns the terminal of standard output has.
+/// How many columns the terminal at standard output has.
 fn terminal_width() -> usize {
     let mut size = libc::winsize {
         ws_row: 0,
@@ -144,7 +144,7 @@ fn terminal_width() -> usize {
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    // SAFETY: the structure outlives the call, which writes nothing else.
+    // SAFETY: the structure outlives the call, which writes to nothing else.
     let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
     match usize::from(size.ws_col) {
         0 => USUAL_WIDTH,

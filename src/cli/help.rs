@@ -1,9 +1,9 @@
-//! The help of a verb, made to fit a screen: one line for each option, with the name of its value. argh begins what an
-//! option means in column 20, in as many lines as that takes, and does not name values.
+//! The help of a verb, made to fit a screen: one line for each option, with the name of its value. argh's own help
+//! starts descriptions at column 20, wraps them, and does not name values.
 
 use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 
-/// The help of a verb. `usage` is the first line of argh's own, which is all that `verb` lacks.
+/// The help of a verb. `usage` is the first line of argh's own help, the only part that `verb` lacks.
 pub fn of_verb(usage: &str, verb: &CommandInfoWithArgs) -> String {
     let rows = rows(verb);
     let widths = rows.iter().map(|(name, _)| name.chars().count());
@@ -22,18 +22,18 @@ pub fn of_verb(usage: &str, verb: &CommandInfoWithArgs) -> String {
     help.replace("{command_name}", &format!("lock-server {}", verb.name))
 }
 
-/// What may be typed behind a verb, each as it is typed and with what it means.
+/// The arguments of a verb, each as it is typed, with its description.
 pub fn rows(verb: &CommandInfoWithArgs) -> Vec<(String, &'static str)> {
     let arguments = verb.positionals.iter();
     let arguments = arguments.map(|argument| (argument.name.into(), argument.description));
-    // Who reads this has found --help.
+    // A reader of this help knows --help.
     let is_shown = |flag: &&FlagInfo| !flag.hidden && flag.long != "--help";
     let flags = verb.flags.iter().filter(is_shown);
     let flags = flags.map(|flag| (spelled(flag), flag.description));
     arguments.chain(flags).collect()
 }
 
-/// As it is typed, with the name of its value.
+/// An option as it is typed, with the name of its value.
 fn spelled(flag: &FlagInfo) -> String {
     let short = flag.short.map(|short| format!("-{short}, "));
     let value = match flag.kind {

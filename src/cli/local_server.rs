@@ -1,8 +1,8 @@
-//! A server of this machine that no pid file names: it is asked for its process, and the answer is checked.
+//! A server on this machine that no pid file names: it is asked for its process, and the answer is checked.
 //!
-//! Anything may listen at a port and name any process. A process is believed to be the server if it is this user's (or
-//! this user is root), runs this program, and has the socket open that listens at the port. What the kernel says of
-//! it is read between opening a pidfd and using it, so it is of the very process that is signalled.
+//! Anything may listen at a port and name any process. A process counts as the server if it belongs to this user (or
+//! this user is root), runs this program, and has the socket open that listens at the port. All that is read after a
+//! pidfd of the process is opened and before it is used, so it is about the process that is signalled.
 
 use std::collections::HashMap;
 use std::fs;
@@ -30,13 +30,13 @@ const PROGRAM: &str = "lock-server";
 
 /// What answers at a port.
 pub enum Answering {
-    /// Nothing that speaks HTTP or lets itself be asked.
+    /// Nothing, or nothing that answers the question.
     Nothing,
-    /// A server that may be ended here.
+    /// A server that this program may end.
     Ours(LocalServer),
-    /// A server that may not, and why.
+    /// A server that it may not end, and why.
     NotOurs(String),
-    /// Something else, in a sentence.
+    /// Something that does not speak HTTP, in a sentence.
     NotHttp(String),
 }
 
@@ -48,7 +48,7 @@ pub struct LocalServer {
     pidfd: OwnedFd,
 }
 
-/// Asks what listens there. Port 0 is nobody's.
+/// Asks what listens at the port. Nothing listens at port 0.
 pub fn ask(host: &str, port: u16) -> Result<Answering, Failure> {
     if port == 0 {
         return Ok(Answering::Nothing);
@@ -66,9 +66,9 @@ pub fn ask(host: &str, port: u16) -> Result<Answering, Failure> {
 }
 
 impl LocalServer {
-    /// The process that a server at this port names, or why it is not to be believed.
+    /// Checks the process that the server at this port names. An error says why it can't be the server.
     fn of(pid: u32, port: u16) -> Result<Self, String> {
-        let unknown = |error| format!("it names process {pid}, which cannot be looked at: {error}");
+        let unknown = |error| format!("it names process {pid}, which cannot be inspected: {error}");
         let pidfd = pidfd_open(pid).map_err(unknown)?;
         let process = Path::new("/proc").join(pid.to_string());
         let status = fs::read_to_string(process.join("status")).map_err(unknown)?;
@@ -77,7 +77,7 @@ impl LocalServer {
             let owner = owner.map_or("another user".into(), |owner| format!("user {owner}"));
             return Err(format!("it names process {pid}, which belongs to {owner}"));
         }
-        // A program that was replaced while it runs has " (deleted)" behind its path.
+        // If the program's file was replaced while it runs, its path ends with " (deleted)".
         let exe = fs::read_link(process.join("exe")).unwrap_or_default();
         let name = exe.file_name().unwrap_or_default().to_string_lossy();
         let comm = fs::read_to_string(process.join("comm")).map_err(unknown)?;
@@ -91,12 +91,12 @@ impl LocalServer {
                 "it names process {pid}, which does not listen there"
             ));
         }
-        // It lives, so nothing of the above was of another process with its number.
+        // It is alive, so all of the above was about this process, and not about a later one with its ID.
         send(&pidfd, None).map_err(unknown)?;
         Ok(LocalServer { pid, ports, pidfd })
     }
 
-    /// Ends it, and waits for its end.
+    /// Ends the process, and waits for its end.
     pub fn end(&self) -> Result<(), Failure> {
         let cannot =
             |error| Failure::system(format_args!("cannot stop process {}", self.pid), error);
@@ -138,17 +138,17 @@ fn effective_user(status: &str) -> Option<u32> {
     users.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// The ports of TCP sockets that listen in the network of this process, and that a process has open.
+/// The ports of the listening TCP sockets that a process has open, in the network namespace of this process.
 fn listening_ports(process: &Path) -> io::Result<Vec<u16>> {
     let mut listening = HashMap::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        // A machine without IPv6 has no second one.
+        // A machine without IPv6 lacks the second file.
         let table = fs::read_to_string(table).unwrap_or_default();
         listening.extend(table.lines().filter_map(listening_socket));
     }
     let mut ports = Vec::new();
     for fd in fs::read_dir(process.join("fd"))? {
-        // It may be closed by now.
+        // The descriptor may be closed by now.
         let target = fs::read_link(fd?.path()).unwrap_or_default();
         let target = target.to_string_lossy();
         let inode = target.strip_prefix("socket:[");
@@ -159,7 +159,7 @@ fn listening_ports(process: &Path) -> io::Result<Vec<u16>> {
     Ok(ports)
 }
 
-/// A line of `/proc/net/tcp` as inode and port, where it is of a socket that listens: proc(5).
+/// The inode and the port in a line of `/proc/net/tcp`, if its socket listens: proc(5).
 fn listening_socket(line: &str) -> Option<(u64, u16)> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let (_, port) = fields.get(1)?.rsplit_once(':')?;
@@ -179,11 +179,11 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Signals a process. `None` only looks whether that can be done.
+/// Sends a signal to a process. `None` only checks whether that is possible.
 fn send(pidfd: &OwnedFd, signal: Option<Signal>) -> io::Result<()> {
     let number = signal.map_or(0, |signal| signal as i32);
     let nothing = ptr::null::<libc::siginfo_t>();
-    // SAFETY: it takes numbers, and a null pointer for what it then fills in itself.
+    // SAFETY: the call takes numbers, and a null pointer instead of signal information, which the kernel then fills in.
     let sent = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_the_kernels_table_is_read_where_its_socket_listens() {
+    fn a_line_of_the_kernels_table_is_read_if_its_socket_listens() {
         let line = |state| {
             format!(
                 "   0: 0100007F:1F44 00000000:0000 {state} 00000000:00000000 00:00000000 00000000  1000        0 4711 1"

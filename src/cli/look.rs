@@ -1,4 +1,4 @@
-//! The verbs that look in, for people on a terminal, for programs, and as JSON.
+//! The verbs that look at locks: for people on a terminal, for programs, and as JSON.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -12,10 +12,10 @@ use crate::cli::exit::{Failure, NO};
 use crate::cli::grid::{Fit, Grid};
 use crate::cli::{print, print_and, print_part, say};
 
-/// How many keys are asked for at once: the most that a server gives.
+/// How many keys to ask for at once: the most that a server sends.
 const KEYS_PER_PAGE: u32 = 1000;
 
-/// Which keys are held.
+/// Prints the keys that are held.
 pub fn list(args: &List) -> Result<ExitCode, Failure> {
     let client = args.target().client()?;
     let options = ListOptions {
@@ -25,7 +25,7 @@ pub fn list(args: &List) -> Result<ExitCode, Failure> {
         ..ListOptions::default()
     };
     let mut pages = client.list_pages(options);
-    // A key that moved in the order while the pages were read stands on two of them.
+    // A key that moved in the order while the pages were read may be on two of them.
     let mut seen = HashSet::new();
     let mut is_new = |held: &HeldKey| seen.insert(held.key.clone());
     if args.json {
@@ -88,7 +88,7 @@ const SHOWN: [(&str, Fit); 7] = [
     ("NOTE", Fit::End),
 ];
 
-/// Who holds a key, and who waits for it.
+/// Prints who holds a key, and who waits for it.
 pub fn show(args: &Show) -> Result<ExitCode, Failure> {
     let detail = args.target().client()?.show(&args.key)?;
     let code = if detail.holders > 0 { 0 } else { NO };
@@ -107,7 +107,7 @@ pub fn show(args: &Show) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Those who hold the key, and then those who wait for it.
+/// The holders of the key, and then the waiters, as cells.
 fn queue(detail: &KeyDetail, is_for_people: bool) -> impl Iterator<Item = Vec<String>> {
     let note = |note: &Option<String>| note.clone().unwrap_or_default();
     let holders = detail.held_by.iter().map(move |hold| {
@@ -141,6 +141,6 @@ fn queue(detail: &KeyDetail, is_for_people: bool) -> impl Iterator<Item = Vec<St
 }
 
 fn json(shown: &impl serde::Serialize) -> String {
-    // Only a map with keys that are no strings, or a type that fails by itself, can't be written.
+    // Writing fails only for a map whose keys are not strings, and for a type whose own `Serialize` fails.
     serde_json::to_string(shown).expect("these types are written whole")
 }

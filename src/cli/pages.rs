@@ -1,4 +1,4 @@
-//! `help`: the guide's pages for the terminal, and a man page made of them and of what may be typed.
+//! `help`: the guide's pages for the terminal, and a man page made from them and from the verbs' help.
 
 mod man;
 mod markdown;
@@ -8,7 +8,7 @@ use self::markdown::blocks;
 use crate::cli::exit::Failure;
 use crate::cli::{args, grid, usage};
 
-/// The topic that is no page of the guide.
+/// The topic that is not a page of the guide.
 const MAN: &str = "man";
 
 /// A page of the guide.
@@ -22,16 +22,16 @@ macro_rules! files {
     ($($name:literal)*) => { [$(($name, include_str!(concat!("../guide/", $name, ".md")))),*] };
 }
 
-/// All pages. The first one is another program's: rustdoc's.
+/// All pages, without rustdoc's front page.
 const FILES: [(&str, &str); 17] = files!(
     "access" "after_a_fork" "architecture" "cluster" "command" "exec" "in_async_code" "in_tests" "looking"
     "moving_from_perl" "operations" "performance" "rust" "safety" "slots" "store" "wire"
 );
 
-/// What each page is about stands where rustdoc lists them.
+/// The list of pages for rustdoc has a description of each.
 const LIST: &str = include_str!("../guide.rs");
 
-/// What `help` shows: the help of a verb, a page, the man page, or which of them there are.
+/// What `help` prints: the help of a verb, a page, the man page, or the list of them.
 pub fn help(asked: &[String]) -> Result<String, Failure> {
     let asked = match asked {
         [] => return Ok(overview()),
@@ -65,18 +65,18 @@ fn topics() -> Vec<Topic> {
 }
 
 impl Topic {
-    /// What it is about, in one line.
+    /// The description of the page, in one line.
     fn about(&self) -> &'static str {
         let link = format!("//! - [`{}`]: ", self.name.replace('-', "_"));
         let mut lines = LIST.lines();
-        // A test of this file finds each.
+        // A test of this file checks that each page has one.
         lines
             .find_map(|line| line.strip_prefix(&link))
             .unwrap_or_default()
     }
 }
 
-/// All verbs and topics, a line for each.
+/// All verbs and topics, one line each.
 fn overview() -> String {
     let man = (
         MAN.into(),
@@ -139,7 +139,7 @@ mod tests {
         let files = fs::read_dir(folder).expect("the guide");
         let names = files.map(|file| file.expect("an entry").file_name());
         let names = names.filter_map(|name| Some(name.to_str()?.strip_suffix(".md")?.to_owned()));
-        // The front page of the crate's documentation says what stands in --help.
+        // The front page of the crate's documentation repeats --help.
         let mut names: Vec<String> = names.filter(|name| name != "front").collect();
         names.sort();
         assert_eq!(FILES.map(|(name, _)| name).to_vec(), names);

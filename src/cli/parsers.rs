@@ -1,4 +1,4 @@
-//! The values of options: ports, times, counts, and what to say of a bad one.
+//! Parsers for the values of options: ports, times, counts. An error says what to give.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub fn server_port(value: &str) -> Result<u16, String> {
         .map_err(|_| "give a port, 0 to 65535 (0 takes any free one)".into())
 }
 
-/// A port to ask at.
+/// The port of a server to ask.
 pub fn client_port(value: &str) -> Result<u16, String> {
     match value.parse() {
         Ok(port) if port > 0 => Ok(port),
@@ -49,12 +49,12 @@ pub fn slots(value: &str) -> Result<u32, String> {
     parsed.ok_or_else(|| format!("give a whole number, 1 to {most}"))
 }
 
-/// Where a server keeps locks.
+/// The address of a store.
 pub fn store(value: &str) -> Result<StoreAddress, String> {
     value.parse()
 }
 
-/// A switch that says which way.
+/// `on` or `off`.
 pub fn on_or_off(value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
@@ -63,7 +63,7 @@ pub fn on_or_off(value: &str) -> Result<bool, String> {
     }
 }
 
-/// What those who wait can read.
+/// A note for those who wait.
 pub fn note(value: &str) -> Result<String, String> {
     match value.len() {
         1..=MAX_NOTE => Ok(value.into()),

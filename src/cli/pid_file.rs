@@ -1,9 +1,9 @@
-//! The pid file: which process serves where. A server holds a lock on it (flock(2)) for as long as it lives, so what is
-//! not locked is stale, whatever it says and however its server ended.
+//! The pid file: which process serves, and on which addresses. A server holds a lock on it (flock(2)) for as long as it
+//! lives, so a file that is not locked is stale, regardless of its text and of how its server ended.
 //!
-//! Two lines: the process's number and the address that it serves on; in a third one the classic port, if there is
-//! one; and a line for each further address of its host. It is believed only if its owner is this user or root. The lock belongs to the open file: a child that was
-//! forked with it holds it on, a program that is executed does not.
+//! It has two lines: the process ID and the address that the process serves on; in a third line the classic port, if
+//! there is one; and a line for each further address of its host. It is trusted only if its owner is this user or root.
+//! The lock belongs to the open file: a child that was forked with it still holds it, an executed program does not.
 
 use std::env;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
@@ -24,51 +24,51 @@ use nix::unistd::{Pid, Uid};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure, USAGE};
 
-/// More than the lines take.
+/// The largest size that is read: more than the lines take.
 const MAX_SIZE: u64 = 4096;
 
 /// How often to look again at a file that is locked.
 const POLL: Duration = Duration::from_millis(10);
 
-/// How long a server may have the lock before it has written what it is. It takes its ports meanwhile, and tries three
-/// seconds by default to have one that is busy.
+/// How long a server may have the lock before it has written its record. It binds its ports meanwhile, and by default
+/// tries a busy one for 3 s.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a process may take to end, once for each signal.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a server looks whether its pid file is still there: often enough for the person who has just noticed that
-/// it is gone.
+/// How often a server checks whether its pid file is still there: often enough for somebody who notices that it is
+/// gone.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Where a pid file is, or is to be.
+/// The place of a pid file.
 pub struct PidFile {
     path: PathBuf,
 }
 
-/// What a pid file says.
+/// The content of a pid file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PidRecord {
     /// The server's process.
     pub pid: u32,
-    /// What it listens on.
+    /// The addresses that it listens on.
     pub endpoint: Endpoint,
 }
 
-/// What stands at a pid file's place.
+/// What is at a pid file's place.
 pub enum Found {
-    /// Nothing.
+    /// No file.
     Nothing,
-    /// The record of a server that runs, and the file that it has locked.
+    /// The record of a running server, and the file that it has locked.
     Running(PidRecord, File),
-    /// A pid file that no process has locked, and why it is stale. This process has it locked for as long as it keeps
-    /// the file.
+    /// A pid file that no process has locked, and why it is stale. This process has it locked as long as it keeps the
+    /// file open.
     Stale(String, File),
-    /// Something that is not ours to replace or remove, and why.
+    /// Something that this program must not replace or remove, and why.
     Foreign(String),
 }
 
-/// What a file's text is.
+/// What the text of a file is.
 #[derive(Debug, PartialEq, Eq)]
 enum Text {
     Empty,
@@ -78,7 +78,7 @@ enum Text {
 }
 
 impl PidFile {
-    /// The file at this path, or else at the usual one for this port.
+    /// The file at this path, or else at the default path for this port.
     pub fn new(path: Option<PathBuf>, port: u16) -> Result<Self, Failure> {
         let path = match path {
             Some(path) => path,
@@ -88,18 +88,18 @@ impl PidFile {
             }
             None => usual_path(port),
         };
-        // A daemon leaves the directory that a relative path starts from.
+        // A daemon changes its directory, from which a relative path starts.
         let path = path::absolute(&path)
             .map_err(|error| Failure::new(USAGE, format!("bad option --pid-file: {error}")))?;
         Ok(PidFile { path })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> path::Display<'_> {
         self.path.display()
     }
 
-    /// Looks at what is there.
+    /// Reads what is at its place.
     pub fn find(&self) -> Result<Found, Failure> {
         match self.look(false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
@@ -107,15 +107,15 @@ impl PidFile {
         }
     }
 
-    /// Locks the file for a server of this process, and makes it if need be. `advice` is what to do where another one
-    /// has it.
+    /// Locks the file for a server of this process, and makes it if it is missing. `advice` is for the message if
+    /// another server has it.
     pub fn claim(self, advice: &str) -> Result<LockedPidFile, Failure> {
         let taken = match self.look(true) {
             Ok(Found::Stale(_, file)) => {
-                // What the last server was must not be taken for what this one is.
+                // The record of the last server must not be taken for this one's.
                 file.set_len(0)
                     .map_err(|error| self.failed("write", &error))?;
-                // Anybody may know where root's server is. It fails only for the file of somebody else.
+                // Anybody may read where root's server is. It fails only for a file of somebody else.
                 let _ = file.set_permissions(Permissions::from_mode(0o644));
                 return Ok(LockedPidFile {
                     pid_file: self,
@@ -136,7 +136,7 @@ impl PidFile {
         Err(Failure::new(FAILED, taken))
     }
 
-    /// Removes a file, unless another one has its place by now.
+    /// Removes the file, unless another file has its place by now.
     pub fn remove(&self, file: &File) -> Result<(), Failure> {
         let is_ours = self.is_at_its_place(file);
         let removed = is_ours.and_then(|is_ours| match is_ours {
@@ -145,20 +145,20 @@ impl PidFile {
         });
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                // In a folder that may not be written to it stays, and says nothing.
+                // In a folder without write permission the file stays, and is emptied.
                 file.set_len(0).map_err(|_| self.failed("remove", &error))
             }
             _ => Ok(()),
         }
     }
 
-    /// Ends a server, waits for its end, and removes what it has left.
+    /// Ends a server, waits for its end, and removes its file if it has left it.
     pub fn end(&self, server: &PidRecord, file: &File) -> Result<(), Failure> {
         let pid = server.pid;
         let cannot = |error| Failure::system(format_args!("cannot stop process {pid}"), error);
-        // The kernel's process numbers fit.
+        // The kernel's process IDs fit in 31 bits.
         let process = Pid::from_raw(pid as i32);
-        // Where it ended without removing the file, another server may have locked it by now and say so in it.
+        // If it ended without removing the file, another server may have locked it by now and written its own record.
         let is_there = || match read(file) {
             Ok(text) => Ok(text == Text::Record(server.clone())),
             Err(error) => Err(self.failed("read", &error)),
@@ -167,7 +167,7 @@ impl PidFile {
             if !is_there()? {
                 return Ok(());
             }
-            // It has the lock still, so the number is its own.
+            // It still has the lock, so the process ID is its own.
             match signal::kill(process, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(errno) => return Err(cannot(errno.into())),
@@ -212,22 +212,22 @@ impl PidFile {
             let text = read(&file)?;
             match text {
                 Text::Other(why) => return Ok(Found::Foreign(why)),
-                // Its server has removed it since it was opened, or another file has its place.
+                // Its server has removed the file since it was opened here, or another file has its place.
                 _ if !is_locked && !self.is_at_its_place(&file)? => continue,
                 Text::Empty if !is_locked => return stale("it is empty".into(), file),
                 Text::Record(PidRecord { pid, .. }) if !is_locked => {
                     let why = format!("process {pid} does not have it locked");
                     return stale(why, file);
                 }
-                // Seen once, it may be what the last server was, under the lock of one that is about to write; or
-                // the lock that of somebody who looks, too.
+                // A record that was seen once is not enough: it may be the last server's, with the lock of a new one
+                // that has not written yet; or the lock may be of another process that reads the file.
                 Text::Record(record) if seen.as_ref() == Some(&record) => {
                     return Ok(Found::Running(record, file));
                 }
                 Text::Record(record) => seen = Some(record),
                 Text::Empty if Instant::now() < until => seen = None,
                 Text::Empty => {
-                    let why = "a process has it locked that has not said which it is";
+                    let why = "a process has locked it and not written which one it is";
                     return Ok(Found::Foreign(why.into()));
                 }
             }
@@ -236,9 +236,10 @@ impl PidFile {
         }
     }
 
-    /// Opens the file; if it is to be made one's own, with why it can only be read, where that is so.
+    /// Opens the file. If `makes`, opens it for writing and makes it if it is missing; if it can only be read, the
+    /// error of the other try comes with it.
     fn open(&self, makes: bool) -> io::Result<(File, Option<io::Error>)> {
-        // In a directory that others can write to, it may be a link or a pipe of theirs.
+        // In a directory that others can write to, it may be their link or pipe.
         let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
         let open = |options: &mut OpenOptions| options.custom_flags(flags).open(&self.path);
         if !makes {
@@ -250,7 +251,7 @@ impl PidFile {
                 Err(error) => error,
             };
             if error.kind() != io::ErrorKind::NotFound {
-                // It is enough to find out whose it is.
+                // Reading it is enough to find out whose it is.
                 return match open(File::options().read(true)) {
                     Ok(file) => Ok((file, Some(error))),
                     Err(_) => Err(error),
@@ -258,7 +259,7 @@ impl PidFile {
             }
             let mut make = File::options();
             match open(make.read(true).write(true).create_new(true).mode(0o644)) {
-                // Somebody else has made it meanwhile.
+                // Another process has made it meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => return made.map(|file| (file, None)),
             }
@@ -280,27 +281,27 @@ impl PidFile {
     }
 }
 
-/// A pid file that a server of this process has locked. It is removed when this is dropped.
+/// A pid file that a server of this process has locked. A drop removes it.
 pub struct LockedPidFile {
     pid_file: PidFile,
-    /// `None` once it is removed, or left to another process.
+    /// `None` once it is removed, or left to a child.
     file: Option<File>,
 }
 
 impl LockedPidFile {
-    /// Writes what this process serves on.
+    /// Writes the record of this process.
     pub fn write(&mut self, endpoint: &Endpoint) -> Result<(), Failure> {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        // In one piece, so that nobody reads half of it.
+        // In one piece, so that no reader sees half of it.
         let text = own_record(endpoint);
         let written = file.rewind().and_then(|()| file.write_all(text.as_bytes()));
         written.map_err(|error| self.pid_file.failed("write", &error))
     }
 
-    /// Puts the file back where it is gone, until the sender of `ended` is dropped. What sweeps `/tmp`, or the end of a
-    /// login session, removes it while the server runs.
+    /// Puts the file back whenever it is gone, until the sender of `ended` is dropped. A cleaner of `/tmp`, or the end
+    /// of a login session, may remove it while the server runs.
     pub fn keep(&mut self, endpoint: &Endpoint, ended: &Receiver<()>) {
         let mut was_refused = false;
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK_INTERVAL) {
@@ -309,7 +310,7 @@ impl LockedPidFile {
             match put_back {
                 Ok(false) => {}
                 Ok(true) => log::warn!("the pid file {path} was gone, and is back"),
-                // Its directory is gone, too, or another server has the place by now.
+                // Its directory is gone, too, or another server's file has its place by now.
                 Err(error) if matches!(error.kind(), NotFound | AlreadyExists) => {}
                 Err(error) => {
                     if !was_refused {
@@ -321,7 +322,7 @@ impl LockedPidFile {
         }
     }
 
-    /// Whether the file was gone and is back. Whatever else has its place stays there.
+    /// Puts the file back, and returns whether it was gone. Another file in its place stays there.
     fn put_back(&mut self, endpoint: &Endpoint) -> io::Result<bool> {
         let path = &self.pid_file.path;
         match fs::symlink_metadata(path) {
@@ -333,7 +334,7 @@ impl LockedPidFile {
         let mut make = File::options();
         make.read(true).write(true).create_new(true).mode(0o644);
         let mut file = make.open(&beside)?;
-        // Nobody can lock or read it at its place before this process has it locked and has written it, and a link
+        // It is linked to its place once it is locked and written, so nobody can lock or read it before. A link
         // replaces no file.
         let linked = file
             .try_lock()
@@ -346,13 +347,13 @@ impl LockedPidFile {
         removed.map(|()| true)
     }
 
-    /// Removes it.
+    /// Removes the file.
     pub fn remove(mut self) -> Result<(), Failure> {
         let file = self.file.take();
         file.map_or(Ok(()), |file| self.pid_file.remove(&file))
     }
 
-    /// Closes it, and leaves the lock to a child that was forked with it.
+    /// Closes the file, and leaves the lock to a child that was forked with it.
     pub fn leave_to_child(mut self) {
         self.file = None;
     }
@@ -361,13 +362,13 @@ impl LockedPidFile {
 impl Drop for LockedPidFile {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            // What can't be removed is stale once this process has ended.
+            // A file that can't be removed is stale once this process has ended.
             let _ = self.pid_file.remove(&file);
         }
     }
 }
 
-/// What the file of this process says.
+/// The record of this process as text.
 fn own_record(endpoint: &Endpoint) -> String {
     let mut text = format!("{}\n{}\n", process::id(), endpoint.address);
     if let Some(port) = endpoint.classic_port {
@@ -379,9 +380,9 @@ fn own_record(endpoint: &Endpoint) -> String {
     text
 }
 
-/// `--help` says this to people.
+/// The default path of a pid file. `--help` describes it.
 fn usual_path(port: u16) -> PathBuf {
-    // The XDG specification has a relative path ignored.
+    // The XDG specification requires that a relative path is ignored.
     match env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         Some(directory) if directory.is_absolute() => {
             directory.join(format!("lock-server-{port}.pid"))
@@ -471,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_program_wrote_is_no_record() {
+    fn a_text_of_another_program_is_no_record() {
         for text in [
             "\n",
             "-1\n",
@@ -487,8 +488,8 @@ mod tests {
         }
     }
 
-    /// Seen to fail: of several restarts at once, one waited ten seconds for the lock that the next server had by then,
-    /// and sent a signal to a number that was nobody's any more.
+    /// Seen to fail: with several restarts at the same time, one waited ten seconds for the lock that the next server
+    /// had by then, and sent a signal to the ID of an ended process.
     #[test]
     fn a_server_has_ended_once_another_one_has_its_file() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -528,9 +529,9 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).expect("it is there"), text(next));
     }
 
-    /// No file system of a usual machine is without flock.
+    /// Calls the message's function itself: each file system of a usual machine has flock.
     #[test]
-    fn a_file_system_without_flock_is_said_to_be_one() {
+    fn the_error_for_a_file_system_without_flock_says_so() {
         let said = cannot_lock(Errno::EOPNOTSUPP.into()).to_string();
         assert!(
             said.contains("flock") && said.contains("--pid-file"),

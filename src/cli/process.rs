@@ -1,14 +1,15 @@
-//! What the kernel says of a process: `/proc/PID/stat`, as proc(5) has it.
+//! What the kernel reports about a process: `/proc/PID/stat`, see proc(5).
 
 use std::fs::File;
 use std::io::{self, Read};
 
 use nix::unistd::Pid;
 
-/// More than any file has that this program reads in `/proc`.
+/// A buffer size in bytes: larger than any file that this program reads in `/proc`.
 const USUAL_SIZE: usize = 4096;
 
-/// Reads a file of `/proc`, whose length nobody knows before: `fs::read` takes it for empty, and reads it piece by piece.
+/// Reads a file of `/proc`. Its length is not known before: `fs::read` takes the file for empty, and reads it in small
+/// pieces.
 pub fn read_small(path: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(USUAL_SIZE);
     File::open(path)?
@@ -21,16 +22,16 @@ pub fn read_small(path: &str) -> io::Result<Vec<u8>> {
 pub struct ProcessStat(Vec<String>);
 
 impl ProcessStat {
-    /// `None` where there is no such process.
+    /// `None` if there is no such process.
     pub fn of(process: Pid) -> Option<Self> {
         let stat = read_small(&format!("/proc/{process}/stat")).ok()?;
         ProcessStat::parse(&stat)
     }
 
     fn parse(stat: &[u8]) -> Option<Self> {
-        // The kernel cuts the name to 15 bytes, whatever characters they are.
+        // The kernel cuts the name to 15 bytes, perhaps in the middle of a character.
         let stat = String::from_utf8_lossy(stat);
-        // It is the second field, in parentheses, and may contain both spaces and parentheses.
+        // The name is the second field, in parentheses, and may itself contain spaces and parentheses.
         let (_, fields) = stat.rsplit_once(')')?;
         let fields = fields.split_ascii_whitespace().map(String::from);
         Some(ProcessStat(fields.collect()))
@@ -45,7 +46,7 @@ impl ProcessStat {
         self.field(number)?.parse().ok().map(Pid::from_raw)
     }
 
-    /// Whether it runs, or can. What has ended and is not reaped does nothing any more.
+    /// Whether it has not ended. A process that has ended and is not reaped does not count.
     pub fn is_alive(&self) -> bool {
         !matches!(self.field(3), Some("Z" | "X"))
     }
@@ -60,7 +61,7 @@ impl ProcessStat {
         self.process(5)
     }
 
-    /// When it began, in ticks since the boot.
+    /// When it started, in ticks since the boot.
     pub fn start_time(&self) -> Option<&str> {
         self.field(22)
     }
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_told_whatever_its_name() {
+    fn the_fields_of_a_process_are_read_whatever_its_name_is() {
         for (stat, is_alive, group) in [
             (&b"7 (a) Z (b c) S 1 42 7 0 -1"[..], true, 42),
             (b"7 (a) Z (b c) Z 1 42 7 0 -1", false, 42),

@@ -1,11 +1,11 @@
-//! Why an answer is no, and who has the key: in words for standard error, beside the answer on standard output.
+//! Why an answer is no, and who has the key, in words for standard error. The answer itself is on standard output.
 
 use lock_server::{Error, Holder, Refusal};
 
 /// Why a LOCK of a requester was not granted.
 pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Holder>) -> String {
     match (reason, holder) {
-        // Where the holder has the same name, that is the reason, whatever the word is.
+        // If the holder has the requester's name, that is the reason, regardless of the refusal.
         (_, Some(holder)) if holder.name == requester => of_own_name(key, requester, holder),
         (Refusal::AlreadyWaiting, _) => {
             format!("another lock waits for {key} as {requester}; that is your own name")
@@ -17,7 +17,7 @@ pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Hold
     }
 }
 
-/// Why a requester can't unlock or renew a key, or does not hold it, as far as its holder says it.
+/// Why a requester can't unlock or renew a key, or does not hold it, as far as the holder shows it.
 pub fn of_holder(key: &str, requester: &str, holder: Option<&Holder>) -> String {
     match holder {
         None => format!("nobody has locked {key}"),
@@ -29,13 +29,13 @@ pub fn of_holder(key: &str, requester: &str, holder: Option<&Holder>) -> String 
     }
 }
 
-/// Why a requester that holds the key can't do that, under that fence.
+/// Why a requester that holds the key can't unlock or renew it under this fence.
 pub fn of_stale_fence(key: &str, requester: &str, fence: u64, holder: &Holder) -> String {
     let held = of_own_name(key, requester, holder);
     format!("{held}, but not under fence {fence}")
 }
 
-/// That a requester's hold of the key was broken, and who holds it now.
+/// A message that a requester's hold of the key was broken, and who holds it now.
 pub fn of_broken(key: &str, requester: &str, holder: Option<&Holder>) -> String {
     let now = match holder {
         None => "nobody holds it now".into(),
@@ -44,7 +44,7 @@ pub fn of_broken(key: &str, requester: &str, holder: Option<&Holder>) -> String 
     format!("the hold of {key} by {requester} was broken by an operator; {now}")
 }
 
-/// Why a lease is lost, as the server says it.
+/// Why a lease is lost.
 pub fn of_loss(error: &Error) -> String {
     match error {
         Error::LeaseLost {
@@ -59,7 +59,7 @@ pub fn of_loss(error: &Error) -> String {
     }
 }
 
-/// That a requester holds the key, alone or with others.
+/// A message that a requester itself holds the key, alone or with others.
 fn of_own_name(key: &str, requester: &str, holder: &Holder) -> String {
     let among = match holder.name == requester {
         true => String::new(),
@@ -78,7 +78,7 @@ pub fn held_by(key: &str, holder: &Holder) -> String {
     format!("{}; {waiting}", holder_of(key, holder))
 }
 
-/// Who holds the key, and for how long; of several, the first, and how many others.
+/// Who holds the key, and for how long; of several holders, the first one and the number of the others.
 pub fn holder_of(key: &str, holder: &Holder) -> String {
     let Holder {
         name,
@@ -91,7 +91,7 @@ pub fn holder_of(key: &str, holder: &Holder) -> String {
         "{:.1} s more, unless it is renewed",
         expires_in.as_secs_f64()
     );
-    // Quoted: it may hold what a terminal would obey.
+    // Quoted, since it may contain what a terminal would obey.
     let note = note.as_ref().map(|note| format!("{note:?}"));
     let others = match holders.saturating_sub(1) {
         0 => {

@@ -1,19 +1,19 @@
-//! What a server of a cluster does there, in words: whether it leads, who does, and why it knows nobody who does.
+//! The role of a server in its cluster, in words: whether it leads, which server leads, or why it knows no leader.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lock_server::{Client, StatusReport};
 
-/// How long a server that has just begun may take to find out who leads: etcd is asked at once, and again after each
-/// second without an answer.
+/// How long a new server may take to find out who leads: it asks etcd at once, and again after each second without an
+/// answer.
 const FIND_LEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often to ask whether it has.
+/// How often to ask whether it knows the leader.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The rest of a sentence about a server that runs. Empty for one that is in no cluster, and for one that does not let this
-/// client look.
+/// The end of a sentence about a running server. Empty for a server without a cluster, and for one that does not let
+/// this client look.
 pub fn of(client: &Client) -> String {
     client
         .status()
@@ -21,7 +21,7 @@ pub fn of(client: &Client) -> String {
         .unwrap_or_default()
 }
 
-/// Why a server of a cluster that has just begun to answer locks nothing yet. `None` where it leads, or knows who does.
+/// Why a new server of a cluster locks nothing yet. `None` if it leads, or knows the leader.
 pub fn why_leaderless(client: &Client) -> Option<String> {
     let until = Instant::now() + FIND_LEADER_TIMEOUT;
     loop {
@@ -29,7 +29,7 @@ pub fn why_leaderless(client: &Client) -> Option<String> {
         if status.role != "standby" || status.leader.is_some() {
             return None;
         }
-        // Trouble with one member of etcd is over once the next one is asked.
+        // A problem with one member of etcd may be over once the next member is asked.
         if Instant::now() >= until {
             return Some(leaderless(&status));
         }
@@ -51,7 +51,7 @@ fn leaderless(status: &StatusReport) -> String {
         Some(trouble) => {
             format!("it stands by and locks nothing, since it can't use etcd: {trouble}")
         }
-        None => "it stands by and knows of no leader: the time of the last one may have to run out first, for \
+        None => "it stands by and knows no leader: the time of the last one may have to run out first, for \
                  --store-ttl and some seconds"
             .into(),
     }

@@ -1,4 +1,4 @@
-//! Serving in this process, with a pid file, and what it says to the person in front of it.
+//! Serves in this process, with a pid file, and prints what a person at the terminal needs.
 
 use std::cell::Cell;
 use std::env;
@@ -17,12 +17,12 @@ use crate::cli::exit::Failure;
 use crate::cli::pid_file::{LockedPidFile, PidFile};
 use crate::cli::{service, start_log};
 
-/// What to do where a server has the pid file.
+/// The advice if another server has the pid file.
 pub const STOP_IT: &str = "stop it, or give another --pid-file";
 
-/// Serves until it is told to stop, and says where.
+/// Serves until it is asked to stop, and prints its address.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
-    // Before anything is opened: they are the lowest numbers.
+    // Before anything is opened: the sockets have the lowest numbers.
     let handed_down = service::sockets()?;
     start_log("info", args.options.log_to.as_deref())?;
     log_panics_of_tiny_http();
@@ -53,7 +53,7 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves until it is told to stop, and has a pid file for as long. `notify` is called with each state of the server.
+/// Serves until it is asked to stop, and keeps a pid file meanwhile. Calls `notify` with each state of the server.
 pub fn serve(
     mut server: Server,
     endpoint: &Endpoint,
@@ -68,12 +68,12 @@ pub fn serve(
         let kept = Cell::new(pid_file.as_mut().zip(Some(ended)));
         let served = server.run_with(|state| {
             notify(state);
-            // Not before: what a server sets up takes longer beside another thread.
+            // Not earlier: the server's setup takes longer with a second thread.
             if let Some((pid_file, ended)) = kept.take() {
                 let thread = thread::Builder::new().name("lock-pid-file".into());
                 let keep = move || pid_file.keep(endpoint, &ended);
                 if let Err(error) = thread.spawn_scoped(scope, keep) {
-                    log::warn!("no thread looks after the pid file: {error}");
+                    log::warn!("cannot start a thread that keeps the pid file: {error}");
                 }
             }
         });
@@ -85,8 +85,8 @@ pub fn serve(
     removed
 }
 
-/// Sends panics in tiny_http to the log, at debug level: its accepting thread panics where the last
-/// descriptor is gone, the server opens a new one, and nobody has to be alarmed.
+/// Sends panics in tiny_http to the log, at debug level: its accepting thread panics if there is no descriptor left.
+/// The server starts a new one, so that is no error.
 pub fn log_panics_of_tiny_http() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -100,8 +100,8 @@ pub fn log_panics_of_tiny_http() {
     }));
 }
 
-/// What curl has to be told, each with a space behind it. A standby redirects to the leader, to which curl shows no token
-/// without an option that says that the servers trust each other.
+/// The options that curl needs, each followed by a space. A standby redirects to the leader, and curl shows the token
+/// there only with the option that trusts the new location.
 fn curl_options(asks_for_token: bool, is_in_cluster: bool) -> &'static str {
     match (asks_for_token, is_in_cluster) {
         (false, false) => "",
@@ -114,7 +114,7 @@ fn curl_options(asks_for_token: bool, is_in_cluster: bool) -> &'static str {
 fn introduce(endpoint: &Endpoint, curl: &str) {
     let here = endpoint.reachable();
     let options = client_options(&here);
-    // Nobody has to listen.
+    // It does not matter whether anybody reads it.
     let _ = write!(
         io::stderr(),
         "lock-server {version} serves on {endpoint}; Ctrl-C ends it\n\
@@ -130,7 +130,7 @@ fn introduce(endpoint: &Endpoint, curl: &str) {
     }
 }
 
-/// What a client has to be told to ask there, each with a space before it.
+/// The options that a client needs to ask this server, each with a space before it.
 fn client_options(address: &ServerAddress) -> String {
     let defaults = Options::default();
     let environment_says = env::var_os(SERVER_VARIABLE).is_some();

@@ -1,7 +1,7 @@
-//! What a service manager such as systemd hands to `run`: sockets to serve on; and what `run` reports to it: when the
-//! server serves, and when it ends.
+//! The interface to a service manager such as systemd: the sockets that it hands to `run`, and what `run` reports to
+//! it, which is when the server serves and when it ends.
 //!
-//! Both are protocols of systemd that other managers speak, too: `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` of
+//! Both are protocols of systemd that other managers also speak: `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` of
 //! sd_listen_fds(3), `NOTIFY_SOCKET` of sd_notify(3).
 
 use std::net::TcpListener;
@@ -14,24 +14,24 @@ use sd_notify::NotifyState;
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 
-/// What `FileDescriptorName=` says of the socket for clients of the Perl original.
+/// The `FileDescriptorName=` of the socket for clients of the Perl original.
 const CLASSIC: &str = "classic";
 
-/// Listeners that were handed down.
+/// Listeners from a service manager.
 pub struct HandedDown {
     pub http: TcpListener,
     pub classic: Option<TcpListener>,
 }
 
-/// Takes the sockets that are meant for this process. `None` where there are none. Called once, and before this program
-/// opens anything.
+/// Takes the sockets that were passed to this process. `None` if there are none. Called once, before this program opens
+/// anything.
 pub fn sockets() -> Result<Option<HandedDown>, Failure> {
     let handed_down = sd_notify::listen_fds_with_names()
         .map_err(|error| Failure::system("cannot take the sockets of LISTEN_FDS", error))?;
     let (mut http, mut classic) = (Vec::new(), Vec::new());
     for (number, name) in handed_down {
         // SAFETY: it is open, and LISTEN_PID says that the caller of this program opened it for this process. Nothing
-        // here has opened or taken anything before.
+        // here has opened or taken a descriptor before, so nothing else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(number) };
         let kind = match name == CLASSIC {
             true => &mut classic,
@@ -55,7 +55,7 @@ pub fn sockets() -> Result<Option<HandedDown>, Failure> {
     }
 }
 
-/// A socket as a listener, if it is one of TCP.
+/// A socket as a listener, if it is a listening TCP socket.
 fn listener(socket: OwnedFd, name: &str) -> Result<TcpListener, Failure> {
     let number = socket.as_raw_fd();
     let wrong = match getsockopt(&socket, sockopt::SockType) {
@@ -64,7 +64,7 @@ fn listener(socket: OwnedFd, name: &str) -> Result<TcpListener, Failure> {
         Ok(_) => Some("is a socket, but not of a stream"),
     };
     let listener = TcpListener::from(socket);
-    // std knows no address of a socket in the file system.
+    // std returns no address for a socket in the file system.
     let wrong = wrong.or_else(|| {
         let is_tcp = listener.local_addr().is_ok();
         (!is_tcp).then_some("is no socket of TCP")
@@ -85,7 +85,7 @@ fn listens(socket: &impl AsFd) -> bool {
     getsockopt(socket, sockopt::AcceptConn).unwrap_or(false)
 }
 
-/// Tells the service manager, if there is one that wants to know.
+/// Reports a state to the service manager, if NOTIFY_SOCKET names one.
 pub fn notify(state: ServerState, endpoint: &Endpoint) {
     let status = format!("serves on {endpoint}");
     let message = match state {
@@ -94,6 +94,6 @@ pub fn notify(state: ServerState, endpoint: &Endpoint) {
         _ => return,
     };
     if let Err(error) = sd_notify::notify(message) {
-        log::warn!("cannot tell the service manager at NOTIFY_SOCKET: {error}");
+        log::warn!("cannot notify the service manager at NOTIFY_SOCKET: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The file of a store, looked into while no server uses it.
+//! `store`: checks or prints the file of a store while no server uses it.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use crate::cli::args::{StoreArgs, StoreLook};
 use crate::cli::exit::Failure;
 use crate::cli::{print, printable};
 
-/// Whether the file is sound, in a line; or all that is in it, as JSON.
+/// Prints whether the file is sound, in a line; or its whole content, as JSON.
 pub fn store(args: &StoreArgs) -> Result<ExitCode, Failure> {
     Ok(match args.look {
         StoreLook::Check => print(&summary(&args.path, &StoreDump::check(&args.path)?)),
@@ -31,6 +31,6 @@ fn summary(path: &Path, dump: &StoreDump) -> String {
 }
 
 fn json(dump: &StoreDump) -> String {
-    // Only a map with keys that are no strings, or a type that fails by itself, can't be written.
+    // Writing fails only for a map whose keys are not strings, and for a type whose own `Serialize` fails.
     serde_json::to_string(dump).expect("this type is written whole")
 }

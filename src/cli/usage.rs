@@ -1,9 +1,9 @@
-//! Wrong usage in words that name what was meant, made of what the parser says.
+//! Messages about wrong usage: they name what was probably meant, and replace the parser's own.
 
 use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 
-/// The options that mean the same under other verbs, or in flock(1): the verb, what was typed, and what it is called
-/// there.
+/// Options that have another name under other verbs, or in flock(1): the verb, the option that was typed, and its name
+/// under this verb.
 const SAME_MEANING: [(&str, &str, &str); 8] = [
     ("lock", "-n", "--try"),
     ("lock", "--nonblock", "--try"),
@@ -28,7 +28,7 @@ pub fn switch_with_value<'a>(
     })
 }
 
-/// What to say instead of the parser's words. `ask` is the parser: what it says to other arguments.
+/// A clearer message than the parser's. `ask` returns the parser's message for other arguments.
 pub fn explain(
     said: &str,
     arguments: &[&str],
@@ -49,7 +49,7 @@ pub fn explain(
         let (value, why) = wrong.split_once("': ")?;
         return Some(format!("{option} {value}: {}", why.trim_end()));
     }
-    // An option at the end lacks its value.
+    // The last option lacks its value.
     let option = arguments.last()?;
     if said.trim_end() != format!("No value provided for option '{option}'.") {
         return None;
@@ -75,10 +75,10 @@ fn unrecognized(
     let mut late = arguments.iter().skip(1).filter_map(|word| named(word));
     Some(match (verb.name, late.next()) {
         ("run", Some(late)) => {
-            format!("the command stands first: lock-server {} ...", late.name)
+            format!("the command comes first: lock-server {} ...", late.name)
         }
         ("exec", _) if !is_option => format!(
-            "a second name, {unknown}; the command stands after --, as in: \
+            "a second name, {unknown}; the command comes after --, as in: \
              lock-server exec KEYA -- ls -l"
         ),
         _ if !is_option => format!("one argument too many: {unknown}"),
@@ -98,7 +98,7 @@ fn no_such_command(unknown: &str, verbs: &[CommandInfoWithArgs]) -> String {
 fn no_such_option(unknown: &str, verb: &str, flags: &[FlagInfo]) -> String {
     let mut options: Vec<&str> = flags.iter().map(|flag| flag.long).collect();
     if verb == "run" {
-        // It is also the verb of a command line without one.
+        // `run` is also the verb of a command line without a verb.
         options.push("--version");
     }
     let mut same = SAME_MEANING.iter();
@@ -107,15 +107,15 @@ fn no_such_option(unknown: &str, verb: &str, flags: &[FlagInfo]) -> String {
     let hint = match same.map(|(_, _, meant)| *meant).or_else(near) {
         Some(meant) => format!("; did you mean {meant}?"),
         None if is_run_together(unknown, flags) => {
-            "; short options and their values stand apart, as in: -q -w 5".into()
+            "; put blanks between short options and their values, as in: -q -w 5".into()
         }
         None => String::new(),
     };
     format!("no such option: {unknown}{hint}")
 }
 
-/// The word that is nearest: a third of its letters differ at most, or their order alone. `None` where two words are as
-/// near.
+/// The nearest word, of which at most a third of the letters, or only their order, differs. `None` if two words are
+/// equally near.
 pub fn meant<'a>(unknown: &str, words: &[&'a str]) -> Option<&'a str> {
     let letters = unknown.trim_start_matches('-').chars().count();
     let rank = |word: &str| {
@@ -138,14 +138,14 @@ fn sorted(word: &str) -> Vec<char> {
     letters
 }
 
-/// Whether it begins with a short option and goes on.
+/// Whether it is a short option with something attached.
 fn is_run_together(unknown: &str, flags: &[FlagInfo]) -> bool {
     let mut letters = unknown.chars().skip(1);
     let letter = letters.next();
     letter.is_some() && flags.iter().any(|flag| flag.short == letter)
 }
 
-/// Levenshtein's: how many letters to put in, leave out or replace.
+/// The Levenshtein distance: how many letters to insert, delete or replace.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -172,9 +172,9 @@ mod tests {
             ("--prot", Some("--port")),
             ("--lock-timout", Some("--lock-timeout")),
             ("--hlp", Some("--help")),
-            // Two are as near.
+            // Two words are equally near.
             ("--post", None),
-            // More than a third of the letters.
+            // More than a third of the letters differ.
             ("--shell", None),
             ("--frobnicat", None),
         ] {

@@ -1,4 +1,4 @@
-//! The name of a process that was given none: readable, the same each time, and no other process's.
+//! The default name of a process: readable, the same each time, and different from that of any other process.
 
 use std::fs;
 use std::path::Path;
@@ -8,10 +8,11 @@ use nix::unistd::{Pid, Uid, User, gethostname, getpid};
 
 use crate::cli::process::{ProcessStat, read_small};
 
-/// The name of a process: the user's, the machine's, the process's number, and eight digits that no other process
-/// has that has the rest.
+/// The default name of a process: the user, the machine, the process ID, and eight digits that differ for processes
+/// with the same other parts.
 ///
-/// A question takes that of the shell that calls it, so that two commands typed in one shell are one requester.
+/// A verb that asks a server uses the name of the shell that calls it, so that two commands typed in one shell are one
+/// requester.
 pub fn usual_name(process: Pid) -> String {
     let uid = Uid::current();
     let passwd = fs::read("/etc/passwd").unwrap_or_default();
@@ -22,7 +23,8 @@ pub fn usual_name(process: Pid) -> String {
     format!("{user}@{}:{process}-{identity:08x}", host.to_string_lossy())
 }
 
-/// A user's name, as passwd(5) has it. The system would look there first, after 20 calls to find out that it has to.
+/// A user's name, from passwd(5). The system's own function reads the same file first, but makes 20 system calls
+/// before.
 fn user_in(passwd: &[u8], uid: Uid) -> Option<String> {
     let uid = uid.to_string();
     let users = passwd.split(|byte| *byte == b'\n');
@@ -34,13 +36,13 @@ fn user_in(passwd: &[u8], uid: Uid) -> Option<String> {
     Some(str::from_utf8(name?).ok()?.to_string()).filter(|name| !name.is_empty())
 }
 
-/// What tells a process from all others of its number: of other boots and machines, of other containers, and of other
-/// times. What the system does not say is left out; each time, so the name stays the same.
+/// What distinguishes a process from others with its ID: the boot and machine, the container, and the start time. A
+/// part that the system does not report is left out, each time, so the name stays the same.
 fn identity(process: Pid) -> String {
     let boot = read_small("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let boot = String::from_utf8_lossy(&boot);
     let container = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    // In a container that sees the processes of another one, this number is somebody else's there.
+    // If this process sees the `/proc` of another container, the ID belongs to a different process there.
     let is_ours =
         fs::read_link("/proc/self").is_ok_and(|link| link == Path::new(&getpid().to_string()));
     let stat = is_ours.then(|| ProcessStat::of(process)).flatten();
@@ -52,7 +54,7 @@ fn identity(process: Pid) -> String {
     )
 }
 
-/// FNV-1a of 32 bits: every build of this program has to come to the same.
+/// FNV-1a of 32 bits, because every build of this program has to compute the same value.
 fn digest(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
@@ -64,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_is_found_by_the_number_whatever_else_has_it() {
+    fn a_user_is_found_by_the_number_in_its_field() {
         let passwd =
             b"root:x:0:1000::/root:/bin/sh\n\n1000:x:7:7:\n+\njos\xe9:x:8:8::/:\nann:x:1000:0::/:";
         let name = |uid| user_in(passwd, Uid::from_raw(uid));

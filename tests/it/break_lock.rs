@@ -121,7 +121,7 @@ fn a_break_takes_post_and_a_fence() {
     for (query, sentence) in [
         (
             "",
-            "BREAK takes a fence, and it is missing; give the whole number that Lock-Fence told, or that fence shows in /locks/key",
+            "BREAK takes a fence, and it is missing; give the whole number from Lock-Fence, or from fence in /locks/key",
         ),
         ("?by=ME", "BREAK takes a fence, and it is missing"),
         ("?fence=x", "fence is \"x\""),
@@ -467,7 +467,7 @@ fn the_command_breaks_the_hold_that_was_meant_or_none() {
         outcome.expect(1, "0\n");
         outcome.expect_stderr(&[
             "KEYA is held by CLIENT_",
-            "that is not the hold that was meant\n",
+            "that is not the hold that you named\n",
             "nothing was broken\n",
         ]);
     }

@@ -1134,7 +1134,7 @@ fn who_asks_while_the_number_is_still_being_written_waits_for_it() {
     daemon.write("");
     let stop = daemon.typed("stop --port 0");
     stop.expect(1, "");
-    stop.expect_stderr(&["a process has it locked that has not said which it is"]);
+    stop.expect_stderr(&["a process has locked it and not written which one it is"]);
     assert!(stranger.is_unharmed());
 }
 
@@ -2015,11 +2015,11 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
         (&long_note, ["--note", "give 1 to 256 bytes of text"]),
         (
             "--port 1 lock K",
-            ["the command stands first", "lock-server lock"],
+            ["the command comes first", "lock-server lock"],
         ),
         (
             "--try lock K",
-            ["the command stands first", "lock-server lock"],
+            ["the command comes first", "lock-server lock"],
         ),
         (
             "unlock --fence x K",
@@ -2075,7 +2075,7 @@ fn wrong_usage_says_what_there_is_instead() {
         ),
         (
             "exec -w5 K -- ls",
-            "no such option: -w5; short options and their values stand apart, as in: -q -w 5\n",
+            "no such option: -w5; put blanks between short options and their values, as in: -q -w 5\n",
         ),
         ("lock --try=yes KEYA", "--try takes no value\n"),
         (

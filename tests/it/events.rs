@@ -679,8 +679,8 @@ fn the_command_comes_back_when_the_server_is_started_anew_and_says_so() {
     let (_, said) = typed.end();
     assert_eq!(
         said,
-        "lock-server: no more events (the server ended the stream: it ends, or this reader was too slow); coming back\n\
-         lock-server: reading along again; what happened meanwhile is not told\n"
+        "lock-server: no more events (the server ended the stream: it ends, or this reader was too slow); trying again\n\
+         lock-server: reading events again; those in between are missing\n"
     );
 }
 

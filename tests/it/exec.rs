@@ -1011,7 +1011,7 @@ fn a_second_one_of_the_same_name_is_refused_and_told_why() {
     until("it waits", || is_waited_for(&server, "K", 1));
     let second = outcome(&server, "--name ME K", &["true"]);
     second.expect(75, "");
-    second.expect_stderr(&["another one waits for K as ME"]);
+    second.expect_stderr(&["another client waits for K as ME"]);
 }
 
 /// It asked without a pause, and named the first holder as the reason.
@@ -1023,7 +1023,7 @@ fn a_name_that_holds_the_key_beside_others_is_refused_and_told_why() {
     for options in ["-s -w 5 --name X K", "-n --name X K"] {
         let second = outcome(&server, options, &["true"]);
         second.expect(75, "");
-        second.expect_stderr(&["K is held by X, and that is this one's own name"]);
+        second.expect_stderr(&["K is held by X, and that is this command's own name"]);
     }
 }
 
@@ -1424,7 +1424,7 @@ fn where_one_of_several_keys_is_lost_during_the_wait_all_are_waited_for_again() 
     assert_eq!(waiting.line(), "it runs");
     assert_eq!(waiting.exit_code(), Some(0));
     let said = waiting.stderr();
-    assert!(said.contains("A was lost while B was waited for"), "{said}");
+    assert!(said.contains("A was lost during the wait for B"), "{said}");
 }
 
 #[test]
@@ -1598,11 +1598,11 @@ fn a_line_for_a_shell_is_told_of_the_shell() {
     for (command, words) in [
         (
             &["ls -l"][..],
-            "a blank in it, which wants a shell: sh -c 'ls -l'",
+            "a blank in it, so it needs a shell: sh -c 'ls -l'",
         ),
         (
             &["cd", "/tmp"],
-            "a word of the shell's own, which wants a shell: sh -c 'cd /tmp'",
+            "a command of the shell itself, so it needs a shell: sh -c 'cd /tmp'",
         ),
     ] {
         let refused = outcome(&server, "K", command);

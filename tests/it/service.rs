@@ -165,7 +165,7 @@ fn shutdown_is_reported_too_and_a_manager_that_is_away_ends_nothing() {
     let mut log = String::new();
     server.stderr.read_to_string(&mut log).expect("UTF-8");
     assert_eq!(server.child.wait().expect("a child").code(), Some(0));
-    assert!(log.contains("cannot tell the service manager"), "{log}");
+    assert!(log.contains("cannot notify the service manager"), "{log}");
 }
 
 #[test]

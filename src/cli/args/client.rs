@@ -1,4 +1,4 @@
-//! The verbs that ask a server: about a key, with `exec` among them, or about itself.
+//! The verbs that ask a server about a key, `exec` among them, or about the server itself.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use crate::cli::parsers::{client_port, count, exit_code, note, seconds, slots};
 
-/// Which server to ask, and under which name, as far as the options say it.
+/// Which server to ask, and under which name, as far as options give it.
 pub struct Target {
     /// The name or address of the server.
     pub host: Option<String>,
@@ -22,13 +22,13 @@ pub struct Question {
     pub key: String,
     /// The server, and the name to ask under.
     pub target: Target,
-    /// Whether to keep to oneself why an answer is no.
+    /// Whether to leave out why an answer is no.
     pub quiet: bool,
 }
 
-/// The verbs that ask about a key, each with options of its own; the parser has no way to share the others,
-/// but a macro has. The word `help` may be a key, so it is none of their help triggers. A type is taken apart,
-/// since the derive can't read one in a whole.
+/// The verbs that ask about a key, each with its own options. A macro adds the options that they share, since the
+/// parser has no way to. The word `help` may be a key, so it is not one of their help triggers. The macro takes a type
+/// in parts, since the derive can't read one that is passed as a whole.
 macro_rules! key_verbs {
     ($($(#[$about:meta])* $verb:ident { $($(#[$meaning:meta])* $option:ident: $type:ident $(<$inner:ident>)?,)* })*) => { $(
         #[derive(FromArgs, ArgsInfo)]
@@ -87,7 +87,7 @@ held=$({command_name} --shell KEYA) && eval \"$held\"",
 Prints when the lock runs out, in Unix seconds with six decimals; or 0 if it
 was not granted, and on standard error who has the key. With --shell it prints
 LOCK_SERVER_KEY='KEYA' LOCK_SERVER_FENCE=1463000000123456 for eval, or nothing.
-A script of several processes gives --name or sets LOCK_SERVER_NAME.
+A script with several processes needs --name or LOCK_SERVER_NAME.
 Exit codes: 0 locked, 1 not locked since another or this name has it, 2 wrong
 usage or a time that the server does not allow, 69 no server there, or it is
 full or ending, 71 the answer could not be written."
@@ -106,19 +106,19 @@ full or ending, 71 the answer could not be written."
         #[argh(switch, long = "try")]
         once: bool,
 
-        /// beside all who ask for it shared
+        /// share the key with other --shared holders
         #[argh(switch, short = 's')]
         shared: bool,
 
-        /// beside nobody; the default
+        /// hold the key alone; the default
         #[argh(switch, short = 'x')]
         exclusive: bool,
 
-        /// beside others, N with this one
+        /// share the key: N holders with this one
         #[argh(option, arg_name = "N", from_str_fn(slots))]
         slots: Option<u32>,
 
-        /// what those who wait can read, up to 256 bytes
+        /// text for those who wait, up to 256 bytes
         #[argh(option, arg_name = "TEXT", from_str_fn(note))]
         note: Option<String>,
 
@@ -142,7 +142,7 @@ there."
     )]
     /// The arguments of `unlock`.
     Unlock {
-        /// only the lock of this fence; lock --shell tells it
+        /// only the lock of this fence; lock --shell prints it
         #[argh(option, arg_name = "N", from_str_fn(count))]
         fence: Option<u64>,
     }
@@ -166,7 +166,7 @@ the server does not allow, 69 no server there."
         #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
         lock_timeout: Option<Duration>,
 
-        /// only the lock of this fence; lock --shell tells it
+        /// only the lock of this fence; lock --shell prints it
         #[argh(option, arg_name = "N", from_str_fn(count))]
         fence: Option<u64>,
     }
@@ -196,7 +196,7 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
     )]
     /// The arguments of `verify`.
     Verify {
-        /// only the lock of this fence; lock --shell tells it
+        /// only the lock of this fence; lock --shell prints it
         #[argh(option, arg_name = "N", from_str_fn(count))]
         fence: Option<u64>,
     }
@@ -209,9 +209,9 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
 {command_name} --yes --holder CLIENT_A KEYA",
         note = "\
 Shows who has the key, since when and for how long, and how many wait; asks
-whether to break it, and breaks that very lock or none. Who had it goes on
-until it asks: end it first, where you can. The server logs --name. It takes a
-server with --allow-break, or a token of admin.
+whether to break it, and breaks that lock alone or none. The former holder goes
+on until it asks the server: end it first if you can. The server logs --name. It
+takes a server with --allow-break, or a token of admin.
 Prints 1; or 0 if nothing was broken.
 Exit codes: 0 broken, 1 nothing was broken, 2 wrong usage, or several have the
 key, or nobody can be asked; 69 it is not allowed, or no server there."
@@ -286,27 +286,27 @@ pub struct Exec {
     #[argh(option, short = 'k', arg_name = "SECONDS", from_str_fn(seconds))]
     pub kill_after: Option<Duration>,
 
-    /// beside all who ask for it shared
+    /// share the key with other --shared holders
     #[argh(switch, short = 's')]
     pub shared: bool,
 
-    /// beside nobody; the default
+    /// hold the key alone; the default
     #[argh(switch, short = 'x')]
     pub exclusive: bool,
 
-    /// beside others, N with this one
+    /// share the key: N holders with this one
     #[argh(option, arg_name = "N", from_str_fn(slots))]
     pub slots: Option<u32>,
 
-    /// what those who wait read; default: COMMAND
+    /// text for those who wait; default: COMMAND
     #[argh(option, arg_name = "TEXT", from_str_fn(note))]
     pub note: Option<String>,
 
-    /// say nothing but what went wrong
+    /// print only what goes wrong
     #[argh(switch, short = 'q')]
     pub quiet: bool,
 
-    /// say what happens: locked, renewed, unlocked
+    /// print what happens: locked, renewed, unlocked
     #[argh(switch, short = 'v')]
     pub verbose: bool,
 
@@ -406,14 +406,14 @@ Exit codes: 0 it ends, 2 wrong usage, 69 it is not allowed, or no server there."
 {command_name} --prefix deploy/
 {command_name} --json | jq -r 'select(.event == \"expired\") | .key'",
     note = "\
-Goes on until Ctrl-C, or until nobody reads its output; also when the server is
-started anew: it says so, and comes back. What happened meanwhile is not told.
+Goes on until Ctrl-C, or until nobody reads its output. When the server is
+restarted, it reports that and asks again; events in between are missing.
 Exit codes: 0 nobody reads its output, 2 wrong usage, 69 no server there when it
 began, or it does not allow that, 71 the output could not be written."
 )]
 /// The arguments of `events`.
 pub struct EventsArgs {
-    /// only keys that begin so
+    /// only keys with this prefix
     #[argh(option, arg_name = "P")]
     pub prefix: Option<String>,
 

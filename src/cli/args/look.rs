@@ -1,4 +1,4 @@
-//! The verbs that look in: which keys are held, one of them whole, and the file of a store.
+//! The verbs that look: which keys are held, everything about one key, and the file of a store.
 
 use std::path::PathBuf;
 
@@ -21,17 +21,17 @@ use crate::cli::parsers::client_port;
 {command_name} --no-headings -o key | sort
 {command_name} --json | jq '.locks[].held_by[].name'",
     note = "\
-A line for each holder; keys that somebody waits for come first, then what
-ends first. COLUMNS are names with commas between: key,holder,held,left,
+A line for each holder; keys that somebody waits for come first, then those that
+end first. COLUMNS are names with commas between: key,holder,held,left,
 waiters,note is the default; fence, slots, holders, since and expires are the
-others. On a terminal long names are cut and times are short; elsewhere a tab
-stands between columns, times are seconds, and nothing is cut.
-Exit codes: 0 listed, also where nothing is held, 2 wrong usage, 69 no server
+others. On a terminal long names are cut and times are short; otherwise tabs
+separate the columns, times are in seconds, and nothing is cut.
+Exit codes: 0 listed, also if nothing is held, 2 wrong usage, 69 no server
 there, or it does not allow that, 71 it could not be written."
 )]
 /// The arguments of `list`.
 pub struct List {
-    /// only keys that begin so
+    /// only keys with this prefix
     #[argh(option, arg_name = "P")]
     pub prefix: Option<String>,
 
@@ -86,11 +86,11 @@ impl List {
 {command_name} KEYA
 {command_name} --json KEYA | jq -r '.queue[0].name'",
     note = "\
-A line for each holder, in the order in which they began, and then one for each
-who waits, in the order of the queue: for how long by now, how much longer the
-lease or the patience lasts, how many it lets hold the key together, the fence
+A line for each holder, the earliest first, and then one for each waiter, in the
+order of the queue: how long so far, how much longer the lease or wait lasts,
+how many may hold the key together with it, the fence
 of the grant, and the note. On a terminal long names are cut and times are
-short; elsewhere a tab stands between columns, and times are seconds.
+short; otherwise tabs separate the columns, and times are in seconds.
 Exit codes: 0 held, 1 free, 2 wrong usage, 69 no server there, or it does not
 allow that, 71 it could not be written."
 )]
@@ -132,7 +132,7 @@ impl Show {
 #[argh(
     subcommand,
     name = "store",
-    description = "look into the file of a store, which no server uses just then",
+    description = "check or print the file of a store that no server is using",
     usage = "check|dump PATH",
     help_triggers("-h", "--help", "help"),
     example = "\
@@ -144,7 +144,7 @@ as: locks.db: 3 holds, greatest fence 1463000000123456, format 1, ok
 dump prints one JSON object: store, format, greatest_fence, and holds with key,
 requester, fence, lock_timeout in seconds, note, slots and request_id.
 Both change nothing. A server keeps the file to itself: list and show ask it.
-PATH-wal belongs to the file. Where it is there, copy and move both.
+PATH-wal belongs to the file. If it exists, copy and move both.
 Exit codes: 0 printed, 1 it is no store, is damaged, of a later version, or in
 use, 2 wrong usage, 71 it could not be written."
 )]

@@ -1,4 +1,4 @@
-//! The verbs that serve, and those that see to the server in the background.
+//! The verbs that serve, and those for the server in the background.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,26 +8,26 @@ use lock_server::{ClusterOptions, Options, StoreAddress};
 
 use crate::cli::parsers::{count, on_or_off, seconds, server_port, store};
 
-/// How to serve, whichever verb asks for it.
+/// The options of `run`, `start` and `restart`.
 pub struct ServerArgs {
-    /// What the options say, and the defaults of the library for the rest.
+    /// The options that were given, and the library's defaults for the others.
     pub options: Options,
-    /// Where the pid file shall be, if not at its usual place.
+    /// The path of the pid file, if it is not the default one.
     pub pid_file: Option<PathBuf>,
-    /// The first option that says where to listen, if one is given.
+    /// The first of the given options that says where to listen, if there is one.
     pub listens_by: Option<&'static str>,
 }
 
-/// How long a lock lasts by default where another server may have to take over meanwhile: that takes 6 s or so, and a
-/// holder asks for more time when a third of it is over.
+/// The default lease with a store in etcd, where another server may have to take over: that takes about 6 s, and a
+/// holder renews when a third of its lease has passed.
 const FAILOVER_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A prefix, also where its slashes were left out.
+/// Adds the slashes around a prefix that were left out.
 fn between_slashes(prefix: String) -> String {
     format!("/{}/", prefix.trim_matches('/'))
 }
 
-/// The parser has no way to share options between verbs, but a macro has.
+/// A macro, because the parser has no way to share options between verbs.
 macro_rules! server_verbs {
     ($($(#[$about:meta])* $verb:ident)*) => { $(
         #[derive(FromArgs, ArgsInfo)]
@@ -50,7 +50,7 @@ macro_rules! server_verbs {
             #[argh(switch, hidden_help)]
             classic_without_token: bool,
 
-            /// another name to be asked for; repeatable
+            /// another name to accept in Host; repeatable
             #[argh(option, arg_name = "NAME")]
             allow_host: Vec<String>,
 
@@ -78,7 +78,7 @@ macro_rules! server_verbs {
             #[argh(option, arg_name = "STORE", from_str_fn(store))]
             store: Option<StoreAddress>,
 
-            /// the names of its keys in etcd begin with this
+            /// prefix of the names of its keys in etcd
             #[argh(option, hidden_help, arg_name = "PREFIX")]
             store_prefix: Option<String>,
 
@@ -94,7 +94,7 @@ macro_rules! server_verbs {
             #[argh(option, hidden_help, arg_name = "SECONDS", from_str_fn(seconds))]
             store_ttl: Option<Duration>,
 
-            /// who signed etcd's certificate
+            /// root certificates for etcd's certificate
             #[argh(option, hidden_help, arg_name = "FILE")]
             store_ca: Option<PathBuf>,
 
@@ -248,7 +248,7 @@ No log without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or
         description = "stop the server in the background, if there is one, and start it again",
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
-Locks are gone, but for those in a --store. Its options are those given here.
+Locks end, except those in a --store. The old server's options are not kept.
 Log and pid file: as for start. Exit codes: 0 it serves, 1 not, 2 wrong usage."
     )]
     /// The arguments of `restart`.
@@ -265,7 +265,7 @@ Log and pid file: as for start. Exit codes: 0 it serves, 1 not, 2 wrong usage."
     example = "{command_name}\n{command_name} --port 8080",
     note = "\
 Sends SIGTERM, and SIGKILL if the process has not ended after 5 seconds. A pid
-file is believed only if it is yours or root's and its server still has it
+file is trusted only if it is yours or root's and its server still has it
 locked (flock); a stale one is removed. Without one, the server at the port is
 asked for its process, also one of run; with --pid-file only if --port is given.
 Exit codes: 0 stopped, 1 not running or cannot be stopped, 2 wrong usage."

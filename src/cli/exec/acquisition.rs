@@ -1,5 +1,5 @@
-//! Waiting for all keys, one after another in the order of their bytes, so that no two of these programs wait for each
-//! other in a circle. While one is waited for, those before it are renewed.
+//! The wait for all keys, one after another in the order of their bytes, so that no two of these programs wait for each
+//! other in a circle. During the wait for one key, the leases of those before it are renewed.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ pub enum Obtained {
     Keys(HeldKeys, Option<LeaseRenewer>),
     /// Not obtained, and why. None of the keys is held.
     No(String),
-    /// A signal asked to end. None of the keys is held.
+    /// A signal asked this program to end. None of the keys is held.
     Signal(Signal),
 }
 
@@ -27,15 +27,15 @@ pub enum Obtained {
 pub struct Acquisition<'a> {
     context: WaitContext<'a>,
     held: HeldKeys,
-    /// Renews what is held.
+    /// Renews the leases of the keys that are held.
     renewer: Option<LeaseRenewer>,
-    /// The number that the next LOCK has at the least.
+    /// The least number of the next LOCK.
     turn: u32,
 }
 
 impl<'a> Acquisition<'a> {
     pub fn begin(wanted: &'a Wanted, messages: &'a Messages, inbox: &'a Inbox) -> Self {
-        // What no clock can tell is never.
+        // A time that no clock can represent means "never".
         let until = wanted.patience;
         let until = until.and_then(|patience| Instant::now().checked_add(patience));
         Acquisition {
@@ -51,7 +51,7 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Waits until it is decided.
+    /// Waits until the keys are obtained, or there is a reason to stop.
     pub fn obtain(mut self) -> Result<Obtained, Failure> {
         let keys = self.context.wanted.in_order();
         let mut at = 0;
@@ -68,7 +68,7 @@ impl<'a> Acquisition<'a> {
                 Ok(WaitEnd::OtherLost(lost)) => {
                     let messages = self.context.messages;
                     messages.say(format_args!(
-                        "{lost} was lost while {key} was waited for; waiting for all again"
+                        "{lost} was lost during the wait for {key}; waiting for all keys again"
                     ));
                     self.unlock();
                     0
@@ -97,7 +97,7 @@ impl<'a> Acquisition<'a> {
         end
     }
 
-    /// Renews all that is held, from now on. Where there is no thread for it, it is as if no renewal were answered.
+    /// Renews all leases from now on. If no thread can be started, it is as if no renewal were answered.
     fn renew(&mut self) {
         let WaitContext { wanted, inbox, .. } = self.context;
         let leases = self.held.leases().to_vec();

@@ -1,11 +1,11 @@
-//! What spreads in time that many of these programs would do in one instant.
+//! Random times, so that many of these programs do not all act at the same time.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// A time between those two, by chance.
+/// A random time between these two.
 pub fn between(least: Duration, most: Duration) -> Duration {
-    // The standard library seeds each by chance.
+    // Each `RandomState` has random keys.
     let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
     least + most.saturating_sub(least).mul_f64(chance)
 }
@@ -20,7 +20,7 @@ mod tests {
         let mut times: Vec<_> = (0..1000).map(|_| between(least, most)).collect();
         times.sort_unstable();
         assert!(times[0] >= least && times[999] <= most);
-        // 2 of them in each millisecond.
+        // On average 2 of them in each millisecond.
         let within = |begin: Duration| {
             let end = begin + Duration::from_millis(10);
             times

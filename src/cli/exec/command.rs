@@ -1,4 +1,4 @@
-//! The command: found, started in a process group of its own, signalled, and known to be gone.
+//! The command: looked up, started in its own process group, signalled, and watched until it is gone.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -20,7 +20,7 @@ use crate::cli::exec::spawn::spawn;
 use crate::cli::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, SYSTEM};
 use crate::cli::process::ProcessStat;
 
-/// What a shell does itself, without a program of that name.
+/// Commands of a shell itself, for which there is no program.
 const SHELL_WORDS: [&str; 31] = [
     ".", ":", "alias", "bg", "break", "case", "cd", "command", "continue", "declare", "eval",
     "exec", "exit", "export", "fg", "for", "function", "if", "jobs", "local", "read", "return",
@@ -34,7 +34,7 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// `None` if there is not even a program.
+    /// `None` if there is no word.
     pub fn new(words: Vec<OsString>) -> Option<Self> {
         let mut words = words.into_iter();
         Some(CommandLine {
@@ -43,20 +43,20 @@ impl CommandLine {
         })
     }
 
-    /// The name of the program, without its folder and its arguments, in so many bytes at the most.
+    /// The name of the program, without its folder and its arguments, in at most `most` bytes.
     pub fn name(&self, most: usize) -> Option<String> {
         let name = Path::new(&self.program).file_name()?.to_string_lossy();
         let end = name.floor_char_boundary(most);
         Some(name[..end].to_string()).filter(|name| !name.is_empty())
     }
 
-    /// Fails if there is no such program, before anybody waits for anything. What changes in the meantime,
-    /// or is wrong within, [`start`](Self::start) finds.
+    /// Fails if there is no such program, so that nobody waits for a key in that case. [`start`](Self::start) reports
+    /// what changes meanwhile, or is wrong inside the file.
     pub fn look_up(&self) -> Result<(), Failure> {
         let name = Path::new(&self.program);
         let mut candidates: Vec<_> = match env::var_os("PATH") {
             _ if self.program.as_encoded_bytes().contains(&b'/') => vec![name.into()],
-            // Where the system looks then is for the system to know.
+            // The system then has its own search path.
             None => return Ok(()),
             Some(path) => env::split_paths(&path)
                 .map(|directory| directory.join(name))
@@ -78,25 +78,25 @@ impl CommandLine {
         })
     }
 
-    /// What a user has to know who takes this for a shell.
+    /// A hint for a user who takes this program for a shell.
     fn hint(&self) -> String {
         let program = self.program.to_string_lossy();
         let what = if program.contains(char::is_whitespace) {
             "it is one word with a blank in it"
         } else if SHELL_WORDS.contains(&&*program) {
-            "it is a word of the shell's own"
+            "it is a command of the shell itself"
         } else {
             return String::new();
         };
         let arguments = self.arguments.iter().map(|word| word.to_string_lossy());
         let line: Vec<_> = [program.clone()].into_iter().chain(arguments).collect();
         let line = line.join(" ").replace('\'', r"'\''");
-        format!("; {what}, which wants a shell: sh -c '{line}'")
+        format!("; {what}, so it needs a shell: sh -c '{line}'")
     }
 
-    /// Starts it. Called in the first thread of the process: the command is killed when the thread that
-    /// forked it ends. `introduce` is called in its process, once that leads its group: what may be called in a
-    /// child just forked.
+    /// Starts the command. Called on the first thread of the process, because the command is killed when the thread
+    /// that forked it ends. `introduce` is called in the command's process once that leads its group; it may only do
+    /// what a newly forked child may do.
     pub fn start<V: AsRef<OsStr>>(
         &self,
         variables: impl IntoIterator<Item = (&'static str, V)>,
@@ -106,7 +106,7 @@ impl CommandLine {
         let parent = getpid();
         let prepare = || {
             setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-            // SAFETY: the default is no code of this program, which has it ignored.
+            // SAFETY: the default action runs no code of this program, which ignores the signal itself.
             unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
             prctl::set_pdeathsig(Signal::SIGKILL)?;
             if getppid() != parent {
@@ -115,7 +115,7 @@ impl CommandLine {
             introduce();
             signals.restore()
         };
-        // SAFETY: it only calls the system: nothing allocates, locks or panics.
+        // SAFETY: `prepare` only calls the system: nothing in it allocates, locks or panics.
         let leader = unsafe { spawn(&self.program, &self.arguments, variables, prepare) };
         let leader = leader.map_err(|error| self.not_started(&error))?;
         Ok(Group { leader })
@@ -128,7 +128,7 @@ impl CommandLine {
             _ => NOT_EXECUTABLE,
         };
         let hint = match code {
-            // The program itself was there when it was looked up.
+            // The program itself existed when it was looked up.
             NOT_FOUND => "; is there the interpreter that its first line names?",
             _ => "",
         };
@@ -141,8 +141,8 @@ fn is_executable(file: &Path) -> bool {
     file.is_file() && access(file, AccessFlags::X_OK).is_ok()
 }
 
-/// The command's process group, as long as it runs. It is led by the command itself, whose number stands for
-/// the group and is nobody else's until it is reaped.
+/// The process group of a running command. The command itself leads it. Its process ID is the group's, and can't be
+/// reused until the command is reaped.
 pub struct Group {
     leader: Pid,
 }
@@ -152,28 +152,29 @@ impl Group {
         self.leader
     }
 
-    /// Sends a signal to all of it. Not called after the leader was reaped.
+    /// Sends a signal to the whole group. Not called after the leader was reaped.
     pub fn signal(&self, signal: Signal) {
-        // It fails only where nobody is left, or nobody who may be signalled.
+        // It fails only if no process is left that may be signalled.
         let _ = killpg(self.id(), signal);
     }
 
-    /// Kills all of it. `false` if some of it may not be killed by this user.
+    /// Kills the whole group. `false` if this user may not kill some of its processes.
     pub fn kill(&self) -> bool {
         killpg(self.id(), Signal::SIGKILL) != Err(Errno::EPERM)
     }
 
-    /// How the command ended, once it has. It is reaped then, whatever of its group goes on.
+    /// The command's exit status, once it has ended. This reaps it; the rest of its group may go on.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         let mut status = 0;
-        // nix knows no real-time signals.
+        // With libc, since nix knows no real-time signals.
         //
-        // SAFETY: the status outlives the call. It fails only if another one has reaped the child, and there is none.
+        // SAFETY: the status outlives the call. It fails only if somebody else has reaped the child, and nothing else
+        // does.
         let ended = unsafe { libc::waitpid(self.leader.as_raw(), &mut status, libc::WNOHANG) };
         (ended == self.leader.as_raw()).then(|| ExitStatus::from_raw(status))
     }
 
-    /// The signal that the command was stopped with, once for each time.
+    /// The signal that stopped the command. Each stop is returned once.
     pub fn stopped(&self) -> Option<Signal> {
         let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
         match waitid(Id::Pid(self.id()), flags) {
@@ -182,7 +183,7 @@ impl Group {
         }
     }
 
-    /// Whether nothing of it lives.
+    /// Whether no process of the group is alive.
     pub fn is_gone(&self) -> bool {
         let Ok(processes) = fs::read_dir("/proc") else {
             return false;
@@ -193,8 +194,8 @@ impl Group {
     }
 }
 
-/// Reaps children that this program has not started itself. As process 1 of a container it is given all that have
-/// lost their parents. The leader of the command's group, once that has ended, is left to [`Group::ended`].
+/// Reaps children that this program has not started itself: as process 1 of a container it becomes the parent of all
+/// orphans. The leader of the command's group is left to [`Group::ended`].
 pub fn reap_others(leader: Option<Pid>) {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     while let Ok(status) = waitid(Id::All, flags)
@@ -209,14 +210,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_command_is_its_program_s_and_as_long_as_a_note_may_be() {
+    fn the_name_of_a_command_is_its_program_and_fits_in_a_note() {
         let name =
             |program: &str| CommandLine::new(vec![program.into(), "secret".into()])?.name(256);
         assert_eq!(
             name("/usr/local/bin/deploy.sh").as_deref(),
             Some("deploy.sh")
         );
-        // 2 bytes each: 128 of them, and one that would be cut in two.
+        // 2 bytes each: 128 of them fit, and the next one would be cut in two.
         assert_eq!(name(&"é".repeat(200)), Some("é".repeat(128)));
         assert_eq!(
             name(&format!("x{}", "é".repeat(200))).map(|name| name.len()),

@@ -1,4 +1,4 @@
-//! What the other threads of `exec` send to the first one.
+//! The events that the other threads of `exec` send to the first one.
 
 use std::time::Instant;
 
@@ -7,23 +7,23 @@ use lock_server::{Error, Lease, Refusal};
 use crate::cli::exec::holders::Holders;
 use crate::cli::exec::signals::SignalClass;
 
-/// Something that the first thread decides about.
+/// An event that the first thread acts on.
 pub enum ExecEvent {
     Signal(SignalClass),
-    /// What a turn of waiting came to, and which.
+    /// The number of a LOCK, and its result.
     Answer(u32, Result<LockOutcome, Error>),
-    /// Who holds a key that is waited for, and when that was asked.
+    /// A key that is waited for, when the server was asked for its holders, and the answer.
     Seen(String, Instant, Result<Option<Holders>, Error>),
     Renewed(Lease),
-    /// The server could not be asked to.
+    /// A renewal failed, because the server could not be asked.
     NotRenewed(Error),
-    /// The server says that this lease is over, or another server answers: why, in words.
+    /// The lease is over, or another server answers: the reason in words.
     Lost(Lease, String),
 }
 
-/// What a turn came to.
+/// The result of a LOCK.
 pub enum LockOutcome {
     Granted(Lease),
-    /// With who held the key then, as far as that is known.
+    /// With the holders of the key, as far as they are known.
     Refused(Refusal, Option<Holders>),
 }

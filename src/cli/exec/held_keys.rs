@@ -1,5 +1,5 @@
-//! The keys that are held, each with its latest lease: filled while they are waited for, kept by the renewals, and
-//! unlocked together.
+//! The keys that are held, each with its latest lease: filled by the wait, updated by the renewals, and unlocked
+//! together.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::cli::advice::explain;
 use crate::cli::exec::messages::Messages;
 use crate::cli::exec::requester::Requester;
 
-/// How long unlocking may take, each of two tries.
+/// How long each of the two tries to unlock may take.
 const UNLOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl HeldKeys {
         self.0.iter().min_by_key(|lease| lease.remaining())
     }
 
-    /// How long all of them are held yet.
+    /// How long all of them are still held.
     pub fn remaining(&self) -> Duration {
         self.soonest().map(Lease::remaining).unwrap_or_default()
     }
@@ -40,20 +40,20 @@ impl HeldKeys {
         Some(lease.fence)
     }
 
-    /// Takes in that one of them was renewed. `false` if it is not held any more.
+    /// Notes that a lease was renewed. `false` if its key is no longer held.
     pub fn renewed(&mut self, lease: Lease) -> bool {
         let old = self.0.iter_mut().find(|held| held.fence == lease.fence);
         old.map(|held| *held = lease).is_some()
     }
 
-    /// Takes in that one of them is over. `false` if it was not held any more.
+    /// Notes that a lease is over. `false` if its key was no longer held.
     pub fn lost(&mut self, lease: &Lease) -> bool {
         let before = self.0.len();
         self.0.retain(|held| held.fence != lease.fence);
         self.0.len() < before
     }
 
-    /// Unlocks all, and says what has to be known of that.
+    /// Unlocks all keys, and writes messages about the results.
     pub fn unlock(self, requester: &Requester, messages: &Messages) {
         for (key, unlocked) in self.release(requester) {
             match unlocked {
@@ -75,8 +75,8 @@ impl HeldKeys {
         }
     }
 
-    /// Unlocks all, the latest first, and returns what each came to. The rest is not tried where the server does not
-    /// answer: each would wait for that again.
+    /// Unlocks all keys, the latest first, and returns each result. If the server does not answer one, the others are
+    /// not tried, since each would wait for it again.
     pub fn release(self, requester: &Requester) -> Vec<(String, Result<bool, Error>)> {
         let client = requester.hasty_client(2, UNLOCK_PATIENCE);
         let mut released: Vec<(_, Result<bool, Error>)> = Vec::new();

@@ -1,5 +1,5 @@
-//! The events of the first thread, the signals among them. Until another thread may send some, this thread takes the
-//! signals itself: a command whose key is free and that is short costs no thread at all.
+//! The events of the first thread, signals included. Until another thread may send some, the first thread takes the
+//! signals itself, so a short command with a free key needs no other thread.
 
 use std::cell::Cell;
 use std::io;
@@ -13,7 +13,7 @@ pub struct Inbox {
     signals: Signals,
     events: Receiver<ExecEvent>,
     sender: Sender<ExecEvent>,
-    /// Whether a thread takes the signals.
+    /// Whether another thread takes the signals.
     has_thread: Cell<bool>,
 }
 
@@ -28,8 +28,8 @@ impl Inbox {
         }
     }
 
-    /// What another thread sends its events by. From now on a thread takes the signals, since nothing waits for them
-    /// and for such an event at once.
+    /// A sender for another thread. From now on a separate thread takes the signals, since no call waits for a signal
+    /// and such an event at the same time.
     pub fn sender(&self) -> io::Result<Sender<ExecEvent>> {
         if !self.has_thread.get() {
             let events = self.sender.clone();
@@ -40,13 +40,13 @@ impl Inbox {
         Ok(self.sender.clone())
     }
 
-    /// Has an event received that this thread found itself.
+    /// Puts in an event that this thread has found itself.
     pub fn put(&self, event: ExecEvent) {
-        // It is never disconnected: the receiver lives as long as this.
+        // Sending can't fail: the receiver lives as long as `self`.
         let _ = self.sender.send(event);
     }
 
-    /// Waits for an event until then. `None` is without an end.
+    /// Waits for an event until this time. `None` waits without a limit.
     pub fn receive_until(&self, until: Option<Instant>) -> Option<ExecEvent> {
         let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
         if !self.has_thread.get() {
@@ -61,9 +61,9 @@ impl Inbox {
         }
     }
 
-    /// Waits so long for an event.
+    /// Waits for an event for this time.
     pub fn receive_within(&self, time: Duration) -> Option<ExecEvent> {
-        // What no clock can tell is without an end.
+        // A time that no clock can represent means "without a limit".
         self.receive_until(Instant::now().checked_add(time))
     }
 }

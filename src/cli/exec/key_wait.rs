@@ -1,5 +1,5 @@
-//! Waiting for one key, for as long as it takes: whether there is a use in waiting, and when it is over. The questions
-//! themselves are asked by other threads, and what they came to arrives as an event.
+//! The wait for one key: whether it makes sense to wait, and when the wait is over. Other threads ask the questions,
+//! and the answers arrive as events.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -22,26 +22,26 @@ use crate::cli::exec::turns::Turns;
 use crate::cli::exec::wanted::Wanted;
 use crate::cli::exit::{Failure, UNREACHABLE};
 
-/// How long to wait before a server that is away or can't serve now is asked again: between half of that and all of
-/// it, so that not all who wait come back in one instant.
+/// How long to wait before a server that is unreachable or can't serve is asked again: a random time between half of
+/// this and all of it, so that waiters do not all come back at the same time.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How much longer than the wait its last answer may take.
+/// How much longer than the wait the last answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The least that an answer is waited for, whatever `--connect-timeout` says: a server that is there and busy.
+/// The least time to wait for an answer, even with a shorter `--connect-timeout`: the server may be busy.
 const LEAST_ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The least that a LOCK waits that is not the first.
+/// The shortest wait of a LOCK that is not the first one.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 
-/// How long a last look who has the key may take.
+/// How long the last question about the holder of the key may take.
 const LAST_LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often to look whether only holders above this program are left.
+/// How often to check whether only holders above this program are left.
 const LOOK_ABOVE_EVERY: Duration = Duration::from_secs(1);
 
-/// How many leases that ran out before they were heard of are enough.
+/// After how many leases that ran out before this program got the answer to give up.
 const TOO_LATE: u32 = 10;
 
 /// How a wait ended.
@@ -49,19 +49,19 @@ pub enum WaitEnd {
     Granted(Lease),
     /// Not obtained, and why.
     No(String),
-    /// A signal asked to end, and the place in the queue is given up.
+    /// A signal asked this program to end. It has left the queue.
     Signal(Signal),
-    /// One of the keys that are held already was lost.
+    /// One of the keys that were held already was lost.
     OtherLost(String),
 }
 
-/// What all waits of this program have in common.
+/// The values that all waits of this program share.
 #[derive(Clone, Copy)]
 pub struct WaitContext<'a> {
     pub wanted: &'a Wanted,
     pub messages: &'a Messages,
     pub inbox: &'a Inbox,
-    /// When all waits are over. `None` is never.
+    /// When all waits end. `None` without a limit.
     pub until: Option<Instant>,
 }
 
@@ -71,20 +71,20 @@ pub struct KeyWait<'a> {
     key: &'a str,
     turns: Turns<'a>,
     inbox: &'a Inbox,
-    /// When the next one begins, if there is to be one.
+    /// When the next LOCK begins, if there is to be one.
     next: Option<Instant>,
-    /// When the wait is over. `None` is never.
+    /// When this wait ends. `None` without a limit.
     until: Option<Instant>,
-    /// Whether the server allows a wait as long as that.
+    /// Whether the server allows a wait of this length.
     is_allowed: bool,
-    /// When the first question was sent that the server has not answered, though it would have if it was there.
+    /// When the first question was sent that a server that is there would have answered by now, and that has no answer.
     silent_since: Option<Instant>,
     notices: Notices<'a>,
-    /// Who looks whether the server is there and who has the key, while that is waited for.
+    /// The thread that checks during the wait whether the server is there and who has the key.
     looks: Option<Looks>,
-    /// Whether the latest look saw no use in waiting.
+    /// Whether, by the latest look, the wait can't end.
     seems_endless: bool,
-    /// How often a lease had run out before it was heard of.
+    /// How often a lease had run out before this program got the answer.
     too_late: u32,
 }
 
@@ -112,7 +112,7 @@ impl<'a> KeyWait<'a> {
         self.turns.number()
     }
 
-    /// Waits until it is decided.
+    /// Waits until the key is obtained, or there is a reason to stop.
     pub fn obtain(&mut self, held: &mut HeldKeys) -> Result<WaitEnd, Failure> {
         self.ask(Duration::ZERO)?;
         loop {
@@ -141,14 +141,14 @@ impl<'a> KeyWait<'a> {
         }
     }
 
-    /// `None` when the next LOCK is due, or the wait is over and no answer has come.
+    /// The next event. `None` if the next LOCK is due, or the wait is over without an answer.
     fn next_event(&self) -> Option<ExecEvent> {
         let answers_within = if self.is_allowed {
             ANSWER_PATIENCE
         } else {
             Duration::ZERO
         };
-        // A LOCK may be asked late, where the server was away.
+        // A LOCK may have been asked late, if the server was unreachable.
         let over = self
             .until
             .map(|until| self.turns.asked().map_or(until, |asked| until.max(asked)))
@@ -161,7 +161,7 @@ impl<'a> KeyWait<'a> {
         self.inbox.receive_until(alarm.into_iter().flatten().min())
     }
 
-    /// Does what is due when no event came.
+    /// Does what is due, when no event came.
     fn woken(&mut self) -> Result<Option<WaitEnd>, Failure> {
         if self.next.is_some() {
             self.ask_again()?;
@@ -178,24 +178,24 @@ impl<'a> KeyWait<'a> {
         Ok(Some(WaitEnd::No(holders::in_words(key, holder.as_ref()))))
     }
 
-    /// Until when a server that does not answer is waited for, by `--connect-timeout`.
+    /// Until when to wait for a server that does not answer, by `--connect-timeout`.
     fn silent_until(&self) -> Option<Instant> {
         self.silent_since?.checked_add(self.wanted.connect_timeout?)
     }
 
-    /// When a question that is not answered is given up.
+    /// When to give up a question without an answer.
     fn gives_up(&self) -> Option<Instant> {
         let least = self.turns.asked()? + LEAST_ANSWER_PATIENCE;
         Some(self.silent_until()?.max(least))
     }
 
-    /// How long it may still wait. `None` is without an end.
+    /// How much longer it may wait. `None` without a limit.
     fn left(&self) -> Option<Duration> {
         let until = self.until?;
         Some(until.saturating_duration_since(Instant::now()))
     }
 
-    /// Asks as before. The first LOCK has to be answered, since it finds out what the others build on.
+    /// Asks again. If the first LOCK has no answer yet, asks that one, since the later ones depend on its answer.
     fn ask_again(&mut self) -> Result<(), Failure> {
         if self.turns.is_first() {
             self.ask(Duration::ZERO)
@@ -204,15 +204,15 @@ impl<'a> KeyWait<'a> {
         }
     }
 
-    /// Asks for a LOCK that waits.
+    /// Sends a LOCK that waits.
     fn wait(&mut self) -> Result<(), Failure> {
         self.turns.next();
-        // One that only tried would leave one that waits in its place.
+        // With a wait of 0, it would not take over from a LOCK that waits.
         let left = self.left().map(|left| left.max(LEAST_WAIT));
         let left = left.filter(|_| self.is_allowed);
         self.ask(left.unwrap_or(Duration::MAX))?;
         if self.silent_since.is_some() && self.wanted.connect_timeout.is_some() {
-            // A LOCK that waits does not say whether the server is there again.
+            // While a LOCK waits, it does not show whether the server is there again.
             self.look()?.once()?;
         }
         Ok(())
@@ -234,7 +234,7 @@ impl<'a> KeyWait<'a> {
             LockOutcome::Granted(lease) if !lease.remaining().is_zero() => {
                 return Ok(Some(WaitEnd::Granted(lease)));
             }
-            // This program was stopped for longer than the lease.
+            // This program was suspended for longer than the lease.
             LockOutcome::Granted(_) => return self.too_late(),
             LockOutcome::Refused(reason, holders) => (reason, holders),
         };
@@ -247,14 +247,14 @@ impl<'a> KeyWait<'a> {
         if reason == Refusal::Timeout || self.turns.is_first() {
             self.wait()?;
         } else {
-            // The next one may be refused as fast: by a wait of this one's own, say, that was interrupted, where the
-            // server has not noticed yet.
+            // The next LOCK may be refused as fast: for instance because of an interrupted LOCK of this program whose
+            // end the server has not noticed yet.
             self.next = Some(Instant::now() + PAUSE);
         }
         Ok(None)
     }
 
-    /// Asks again, after a grant whose lease was over before it was heard of.
+    /// Asks again after a grant whose lease was over before this program got the answer.
     fn too_late(&mut self) -> Result<Option<WaitEnd>, Failure> {
         self.too_late += 1;
         if self.too_late == TOO_LATE || self.left().is_some_and(|left| left.is_zero()) {
@@ -269,7 +269,7 @@ impl<'a> KeyWait<'a> {
         Ok(None)
     }
 
-    /// Why there is no use in waiting, or no time left to.
+    /// Why it makes no sense to wait, or that no time is left.
     fn why_not(&self, reason: Refusal, holders: Option<&Holders>) -> Option<String> {
         let (key, name) = (self.key, &self.wanted.requester.name);
         let endless = holders.and_then(|holders| holders.why_endless(key, self.wanted.slots));
@@ -279,13 +279,13 @@ impl<'a> KeyWait<'a> {
         let holder = holders.map(|holders| &holders.first);
         if reason == Refusal::AlreadyHolder || holder.is_some_and(|holder| holder.name == *name) {
             return Some(format!(
-                "{key} is held by {name}, and that is this one's own name; \
+                "{key} is held by {name}, and that is this command's own name; \
                  leave --name and LOCK_SERVER_NAME out, or give each its own"
             ));
         }
         if reason == Refusal::AlreadyWaiting && self.turns.is_early() {
             return Some(format!(
-                "another one waits for {key} as {name}; \
+                "another client waits for {key} as {name}; \
                  leave --name and LOCK_SERVER_NAME out, or give each its own"
             ));
         }
@@ -303,7 +303,7 @@ impl<'a> KeyWait<'a> {
             Refusal::BadRequest if is_first && self.turns.ask_for_less() => {
                 self.ask(Duration::ZERO)?;
             }
-            // The first LOCK was understood, so the server allows no wait as long as that.
+            // The first LOCK was understood, so the server does not allow a wait of this length.
             Refusal::BadRequest if !is_first && self.is_allowed => {
                 self.is_allowed = false;
                 self.wait()?;
@@ -316,13 +316,13 @@ impl<'a> KeyWait<'a> {
         Ok(None)
     }
 
-    /// Goes on asking a server that may come back.
+    /// Asks again later, since the server may come back.
     fn ask_later(&mut self, trouble: &Trouble) -> Result<(), Failure> {
         let now = Instant::now();
         self.turns.end();
         self.silent_since.get_or_insert(now);
         let until = match (self.wanted.is_once(), self.silent_until()) {
-            // It is the server that is waited for, and not the key.
+            // This waits for the server, not for the key.
             (true, Some(until)) => Some(until),
             (_, until) => [until, self.until].into_iter().flatten().min(),
         };
@@ -335,7 +335,7 @@ impl<'a> KeyWait<'a> {
         Ok(())
     }
 
-    /// Takes in what a question after the holder, sent then, was answered.
+    /// Takes in the answer to a question about the holders that was sent at `asked`.
     fn seen(
         &mut self,
         asked: Instant,
@@ -350,7 +350,7 @@ impl<'a> KeyWait<'a> {
             }
             Err(error) => Trouble::of(&error),
         };
-        // The LOCK that waits finds out what else is wrong.
+        // The waiting LOCK finds out about other errors.
         if let Some(trouble) = trouble {
             self.silent_since.get_or_insert(asked);
             self.notices.say_trouble(&trouble, &self.address());
@@ -358,8 +358,8 @@ impl<'a> KeyWait<'a> {
         Ok(None)
     }
 
-    /// Gives up where two looks in a row saw no use in waiting: between a release and the grant that follows it, one
-    /// may see no other holder, though this program is about to be one.
+    /// Gives up if two looks in a row show that the wait can't end. One is not enough: between a release and the next
+    /// grant it may show only holders above, though this program is about to get the key.
     fn seems_endless(&mut self, holders: Option<&Holders>) -> Option<WaitEnd> {
         let slots = self.wanted.slots;
         let why = holders.and_then(|holders| holders.why_endless(self.key, slots));
@@ -370,7 +370,7 @@ impl<'a> KeyWait<'a> {
         Some(WaitEnd::No(why))
     }
 
-    /// Begins to show who has the key, and to look whether that has changed and the server is there.
+    /// Begins to show who has the key, and to check again and again who that is and whether the server is there.
     fn begin_to_look(&mut self, holders: Option<&Holders>) -> Result<(), Failure> {
         let wanted = self.notices.begin(holders.map(|holders| &holders.first));
         let needed = self.wanted.connect_timeout.map(looks::often_enough);
@@ -427,7 +427,7 @@ impl<'a> KeyWait<'a> {
         if let Trouble::Silent(_) = trouble {
             let (key, seconds) = (self.key, self.turns.lock_timeout().as_secs_f64());
             why += &format!(
-                "; it may have locked {key}, or do so yet; that lease runs out by itself after {seconds} s"
+                "; it may have locked {key}, or may do so later; that lease runs out by itself after {seconds} s"
             );
         }
         Failure::new(UNREACHABLE, why)

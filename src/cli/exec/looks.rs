@@ -1,4 +1,4 @@
-//! Looking who has the key, and whether the server is there, while a LOCK waits for it.
+//! Asks who has the key, and whether the server is there, while a LOCK waits.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -13,21 +13,21 @@ use crate::cli::exec::inbox::Inbox;
 use crate::cli::exec::requester::Requester;
 use crate::cli::exit::Failure;
 
-/// The least time between two looks, however short `--connect-timeout` is.
+/// The least time between two looks, even with a shorter `--connect-timeout`.
 const LEAST: Duration = Duration::from_millis(250);
 
-/// How often to look in order to find in time that the server has been silent for so long.
+/// How often to look, so that a silence of the server of length `patience` is noticed in time.
 pub fn often_enough(patience: Duration) -> Duration {
     (patience / 4).max(LEAST)
 }
 
-/// Who looks, for as long as this lives. It sends an event for each answer.
+/// A thread that looks until this is dropped. It sends an event for each answer.
 pub struct Looks {
     me: Requester,
     client: Client,
     key: String,
     events: Sender<ExecEvent>,
-    /// Ends the looking when it is dropped.
+    /// Ends the thread when it is dropped.
     goes_on: Option<Sender<()>>,
 }
 
@@ -42,7 +42,7 @@ impl Looks {
         })
     }
 
-    /// Looks again and again.
+    /// Looks again and again, once in each `time`.
     pub fn every(&mut self, time: Duration) -> Result<(), Failure> {
         let (goes_on, end) = mpsc::channel();
         let look = self.looker();
@@ -56,7 +56,7 @@ impl Looks {
         Ok(())
     }
 
-    /// Looks once more, now.
+    /// Looks once more, at once.
     pub fn once(&self) -> Result<(), Failure> {
         let look = self.looker();
         spawn("looking", move || {
@@ -64,7 +64,7 @@ impl Looks {
         })
     }
 
-    /// What looks, and returns whether somebody wants to know it.
+    /// The function that looks. It returns whether somebody still receives the events.
     fn looker(&self) -> impl Fn() -> bool + Send + 'static {
         let (client, key, events) = (self.client.clone(), self.key.clone(), self.events.clone());
         let me = self.me.clone();

@@ -1,5 +1,5 @@
-//! What is written to standard error, by a thread of its own: its reader may have stopped reading, and the command's
-//! deadline does not wait.
+//! Messages on standard error. A separate thread writes them: the reader may have stopped reading, and the command's
+//! deadline can't wait for it.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use crate::cli::printable;
 
-/// How many messages may wait to be read. What comes beyond is lost.
+/// How many messages may wait to be written. Further ones are lost.
 const BACKLOG: usize = 64;
 
-/// How long the end waits for the last message to be read.
+/// How long the end of the program waits until the last message is written.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);
 
 pub struct Messages {
@@ -31,14 +31,14 @@ impl Messages {
         }
     }
 
-    /// Says what a person wants to know.
+    /// Writes a message, unless `--quiet` is given.
     pub fn say(&self, message: impl Display) {
         if !self.quiet {
             self.send(message);
         }
     }
 
-    /// Says what a person wants to know who asked for it.
+    /// Writes a message if `--verbose` is given.
     pub fn tell(&self, message: impl Display) {
         if self.verbose {
             self.send(message);
@@ -50,24 +50,24 @@ impl Messages {
         self.writer.write(format!("lock-server: {message}"));
     }
 
-    /// Where the log goes: the same way, since a thread that logs does not wait either.
+    /// A writer for the log that goes the same way, since a thread that logs must not wait either.
     pub fn log(&self) -> Box<dyn Write + Send> {
         Box::new(LogLines(Arc::downgrade(&self.writer)))
     }
 }
 
-/// The thread that writes. It begins with the first message: most commands end without one.
+/// The thread that writes. It starts with the first message: most commands end without one.
 #[derive(Default)]
 struct Writer(Mutex<Option<WritingThread>>);
 
 struct WritingThread {
     messages: SyncSender<String>,
-    /// Disconnected when all is said.
+    /// Disconnected when all messages are written.
     said: Receiver<()>,
 }
 
 impl Writer {
-    /// What comes beyond the backlog, or finds no thread to be had, is lost.
+    /// Queues a message. It is lost if the backlog is full or no thread can be started.
     fn write(&self, message: String) {
         let mut thread = self.lock();
         if thread.is_none() {
@@ -79,7 +79,7 @@ impl Writer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<WritingThread>> {
-        // It is set in one step, whatever panicked beside it.
+        // The value is set in one step, so a panic under the lock leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -90,7 +90,7 @@ impl WritingThread {
         let (done, said) = mpsc::channel::<()>();
         let speak = move || {
             for message in inbox {
-                // Nobody has to listen.
+                // It does not matter whether anybody reads it.
                 let _ = writeln!(io::stderr(), "{message}");
             }
             drop(done);
@@ -102,7 +102,7 @@ impl WritingThread {
     }
 }
 
-/// Takes each line of the log whole, as env_logger writes it.
+/// Takes whole lines of the log, as env_logger writes them.
 struct LogLines(Weak<Writer>);
 
 impl Write for LogLines {

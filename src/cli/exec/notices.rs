@@ -1,4 +1,4 @@
-//! What a person can read while the key is waited for: in a line on the terminal, or else once on standard error.
+//! What a person can read during the wait for a key: in a line on the terminal, or else once on standard error.
 
 use std::time::{Duration, Instant};
 
@@ -9,20 +9,20 @@ use crate::cli::exec::status_line::StatusLine;
 use crate::cli::exec::trouble::Trouble;
 use crate::cli::reasons;
 
-/// How often to look who holds the key, for the line on a terminal.
+/// How often to ask who holds the key, for the line on a terminal.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// When to say who holds it where there is no such line.
+/// When to write who holds the key, if there is no such line.
 const SAY_AFTER: Duration = Duration::from_secs(5);
 
-/// What is said of one wait.
+/// The notices about one wait.
 pub struct Notices<'a> {
     key: &'a str,
     is_quiet: bool,
     messages: &'a Messages,
     line: Option<StatusLine>,
     is_trouble_said: bool,
-    /// When the wait began of which the holder is to be said once.
+    /// When the wait began, until the holder has been written once.
     since: Option<Instant>,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Notices<'a> {
         }
     }
 
-    /// Begins to show what is seen. Returns how often to look for that; `None` if nobody wants to know.
+    /// Begins to show the holder. Returns how often to ask for it, or `None` if it is not shown.
     pub fn begin(&mut self, holder: Option<&Holder>) -> Option<Duration> {
         if self.is_quiet {
             return None;
@@ -56,7 +56,7 @@ impl<'a> Notices<'a> {
         self.line = None;
     }
 
-    /// Takes in who holds the key.
+    /// Takes in the holder of the key, and shows it.
     pub fn seen(&mut self, holder: Option<Holder>) {
         if let Some(line) = &mut self.line {
             line.update(holder.as_ref());
@@ -69,7 +69,7 @@ impl<'a> Notices<'a> {
         }
     }
 
-    /// Says once, or shows, that the server does not answer or can't serve.
+    /// Writes once, or shows in the line, that the server does not answer or can't serve.
     pub fn say_trouble(&mut self, trouble: &Trouble, address: &str) {
         if let Some(line) = &self.line {
             line.show_trouble(trouble.in_short());

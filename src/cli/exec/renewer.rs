@@ -1,13 +1,13 @@
-//! Leases, renewed in a thread of their own for as long as this lives.
+//! Renews leases on a separate thread until it is dropped.
 //!
-//! The thread only asks and tells. The thread that watches the deadline never waits for it.
+//! The thread only asks the server and reports the answers. The thread that watches the deadline never waits for it.
 //!
-//! Between two renewals it asks whether the leases still stand: the server may have been started anew, or somebody may
-//! have unlocked the key, and then the next one has it at once. All its questions go by one connection that is kept
-//! open. The end of that connection is the first sign of a server that ends, so it is waited for, too.
+//! Between two renewals it asks whether the leases are still valid: the server may have been restarted, or somebody may
+//! have unlocked the key, and then the next waiter has it at once. All its questions use one connection that is kept
+//! open. The end of that connection is the first sign of a server that ends, so the thread waits for it, too.
 //!
-//! It is no `lock_server::Guard`, for which a lease is lost when it has run out: here time has to be left to end a command, and
-//! a lease may have been granted to two turns of waiting, of which only one may unlock it.
+//! It does not use `lock_server::Guard`, for which a lease is lost when it has run out: here time has to be left to end
+//! a command, and two LOCKs of one wait may have been granted the same lease, which only one may unlock.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::TcpStream;
@@ -29,29 +29,29 @@ use crate::cli::exec::requester::Requester;
 use crate::cli::exec::schedule::Schedule;
 use crate::cli::reasons;
 
-/// How often to ask whether the lease still stands. Two commands run side by side for a second at the most where
-/// somebody unlocked the key. A thousand of these ask the server 1,250 questions per second, which
-/// took a quarter of a core in a dev build.
+/// How often to ask whether the lease is still valid. If somebody unlocks the key, two commands run side by side for at
+/// most a second. A thousand of these programs ask the server 1,250 questions per second, which took a quarter of a
+/// core in a dev build.
 const VERIFY_EVERY: Duration = Duration::from_millis(800);
 
-/// How long that may take. It is never waited for when a renewal is due.
+/// How long the answer may take: this time, or until a renewal is due.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The least time that such a question is asked with.
+/// The shortest time-out of such a question.
 const LEAST_VERIFY_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long to wait before a server that is away is asked again: so much, and up to as much again by chance, because
-/// all those whose connections broke together would come back together.
+/// How long to wait before an unreachable server is asked again: this time, and randomly up to as much again, because
+/// clients whose connections broke together would come back together.
 const AWAY_PAUSE: Duration = Duration::from_millis(150);
 
-/// How often in a row, before the pauses get longer.
+/// How often in a row to ask after such a pause, before the pauses get longer.
 const AWAY_SOON: u32 = 20;
 
-/// As [`AWAY_PAUSE`], from then on.
+/// As [`AWAY_PAUSE`], after [`AWAY_SOON`] questions.
 const AWAY_LONG_PAUSE: Duration = Duration::from_millis(400);
 
-/// How long a command runs before its renewals begin: so much, or a tenth of its lease, much less than any of them is
-/// due after.
+/// How long a command runs before its renewals begin: this time, or a tenth of its lease if that is less. The first
+/// renewal is due much later.
 const LAZY_FOR: Duration = Duration::from_millis(20);
 
 /// Ends the renewals when it is dropped.
@@ -60,8 +60,8 @@ pub struct LeaseRenewer {
 }
 
 impl LeaseRenewer {
-    /// Begins to renew leases. It sends an event for each renewal, and for each that failed. Where there is no thread
-    /// for it, it is as if no renewal were answered.
+    /// Begins to renew leases, and to send an event for each renewal and each failure. If no thread can be started, it
+    /// is as if no renewal were answered.
     pub fn begin(requester: &Requester, leases: Vec<Lease>, inbox: &Inbox) -> Option<Self> {
         let renewals = Renewals::new(requester.clone(), leases);
         let begin = || {
@@ -78,12 +78,12 @@ impl LeaseRenewer {
     }
 }
 
-/// Begins to renew the leases of a command once it has run for a moment: most commands that are short cost no thread.
+/// Begins to renew the leases of a command once it has run for a moment, so that short commands need no thread.
 pub struct LazyRenewer {
     requester: Requester,
-    /// Until then, those that renew some of them.
+    /// Until then, the renewer of the keys that were obtained first, if there is one.
     renewer: Option<LeaseRenewer>,
-    /// When to begin. `None` once it has.
+    /// When to begin. `None` once it has begun.
     begin: Option<Instant>,
 }
 
@@ -96,12 +96,12 @@ impl LazyRenewer {
         }
     }
 
-    /// When [`begin_if_due`](Self::begin_if_due) is to be called. `None` if there is no need any more.
+    /// When to call [`begin_if_due`](Self::begin_if_due). `None` if it need not be called any more.
     pub fn begins(&self) -> Option<Instant> {
         self.begin
     }
 
-    /// Begins to renew all that is held, if it is time.
+    /// Begins to renew all leases, if it is time.
     pub fn begin_if_due(&mut self, now: Instant, held: &HeldKeys, inbox: &Inbox) {
         if self.begin.is_some_and(|begin| now >= begin) {
             self.begin = None;
@@ -114,16 +114,16 @@ impl LazyRenewer {
     }
 }
 
-/// What a wait came to.
+/// Why a wait ended.
 enum Woken {
     Due,
     /// The connection has ended.
     Broken,
-    /// There is nobody to renew for.
+    /// The renewer was dropped.
     End,
 }
 
-/// A lease, and when to renew it the next time.
+/// A lease, and when to renew it next.
 struct DueLease {
     lease: Lease,
     schedule: Schedule,
@@ -145,9 +145,9 @@ impl DueLease {
 struct Renewals {
     requester: Requester,
     leases: Vec<DueLease>,
-    /// When to ask the next time whether the leases stand.
+    /// When to ask next whether the leases are valid.
     verify: Instant,
-    /// How many questions in a row were not answered.
+    /// How many questions in a row had no answer.
     unanswered: u32,
 }
 
@@ -161,7 +161,7 @@ impl Renewals {
         }
     }
 
-    /// Until a lease is over, or there is nobody to renew for.
+    /// Renews until a lease is over, or the renewer is dropped.
     fn run(mut self, events: &Sender<ExecEvent>, end: &PipeReader) {
         loop {
             match self.wait(end) {
@@ -188,11 +188,11 @@ impl Renewals {
     /// When the next renewal is due.
     fn due(&self) -> Instant {
         let due = self.leases.iter().map(|renewal| renewal.due).min();
-        // Without a lease nothing is.
+        // Without a lease no renewal is due.
         due.unwrap_or(self.verify)
     }
 
-    /// Of those that are due, the one whose lease runs out first.
+    /// Of the leases that are due, the index of the one that runs out first.
     fn most_urgent(&self, now: Instant) -> Option<usize> {
         let due = self.leases.iter().enumerate();
         let due = due.filter(|(_, renewal)| renewal.due <= now);
@@ -200,13 +200,14 @@ impl Renewals {
         first.map(|(at, _)| at)
     }
 
-    /// Waits until a question is due, or the connection has ended.
+    /// Waits until a question is due, the connection has ended, or the renewer is dropped.
     fn wait(&self, end: &PipeReader) -> Woken {
         let until = self.due().min(self.verify);
         wait_for(until, end, self.connection().as_ref())
     }
 
-    /// The connection whose end is waited for. After a question without an answer there is none that could still end.
+    /// The connection whose end to wait for. `None` after a question without an answer: its connection is closed
+    /// already.
     fn connection(&self) -> Option<TcpStream> {
         match self.unanswered {
             0 => self.requester.client().latest_connection(),
@@ -231,7 +232,7 @@ impl Renewals {
                 ExecEvent::Lost(self.leases[at].lease.clone(), reasons::of_loss(&error))
             }
             Err(error) => {
-                // The others would not be answered either, and each would take as long.
+                // The others would get no answer either, and each would take as long.
                 let next = Instant::now() + pause;
                 for renewal in &mut self.leases {
                     renewal.due = renewal.due.max(next);
@@ -241,13 +242,14 @@ impl Renewals {
         }
     }
 
-    /// `None` unless one of them is over. The next renewal finds out what else is wrong, and does not wait.
+    /// Asks whether the leases are valid. Returns an event if one of them is over. The next renewal finds out about
+    /// other errors.
     fn ask_whether_they_stand(&mut self) -> Option<ExecEvent> {
         for at in 0..self.leases.len() {
             let left = self.due().saturating_duration_since(Instant::now());
             if left < LEAST_VERIFY_TIMEOUT {
                 self.verify = self.due();
-                // A connection that has ended would wake it again and again until then.
+                // So that an ended connection is not watched: it would wake this thread again and again until then.
                 self.unanswered += 1;
                 return None;
             }
@@ -267,7 +269,7 @@ impl Renewals {
         None
     }
 
-    /// Finds the time of the next question by whether this one was answered.
+    /// Sets the time of the next question, which depends on whether this one was answered.
     fn note<T>(&mut self, answer: &Result<T, Error>) {
         let pause = match answer {
             Ok(_) => {
@@ -288,7 +290,8 @@ impl Renewals {
 }
 
 fn wait_for(until: Instant, end: &PipeReader, connection: Option<&TcpStream>) -> Woken {
-    // Its end alone: over TLS there may be bytes to read that are no end and no answer. nix has no name for it.
+    // Only its end: over TLS there may be bytes to read that are neither an end nor an answer. nix has no name for this
+    // flag.
     let hang_up = PollFlags::from_bits_retain(POLLRDHUP);
     let mut watched = vec![PollFd::new(end.as_fd(), PollFlags::POLLIN)];
     watched.extend(connection.map(|connection| PollFd::new(connection.as_fd(), hang_up)));
@@ -297,15 +300,15 @@ fn wait_for(until: Instant, end: &PipeReader, connection: Option<&TcpStream>) ->
         if left.is_zero() {
             return Woken::Due;
         }
-        // Rounded up, so that it does not come back too early again and again.
+        // Rounded up, so that poll does not return too early again and again.
         let left = left + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut watched, timeout) {
             Ok(0) | Err(Errno::EINTR) => {}
-            // Nobody ever writes into the pipe.
+            // Nobody writes into the pipe, so an event on it is its end.
             Ok(_) if watched[0].any() != Some(false) => return Woken::End,
             Ok(_) => return Woken::Broken,
-            // The system has no memory for it.
+            // poll fails only if the system has no memory for it.
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     }
@@ -317,9 +320,9 @@ mod tests {
 
     use super::*;
 
-    /// It took all of a core until then.
+    /// Seen to fail: it used a whole core until the renewal was due.
     #[test]
-    fn a_connection_that_breaks_just_before_a_renewal_is_not_watched_until_that() {
+    fn a_connection_that_breaks_just_before_a_renewal_is_not_watched_any_more() {
         let options = Options {
             port: 0,
             ..Options::default()

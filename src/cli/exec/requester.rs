@@ -1,4 +1,5 @@
-//! The name that `exec` asks under: a name of its own, unless it is given one, and the names of those it runs under.
+//! The name that `exec` asks under, which is unique unless one is given; and the names of the commands that it runs
+//! under.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::cli::exit::Failure;
 use crate::cli::process::ProcessStat;
 use crate::cli::usual_name::usual_name;
 
-/// What a command finds in its environment, besides the name: the key, the fence, and where the server is.
+/// What a command finds in its environment, together with the name and the server's address: the key and the fence.
 pub const KEY_VARIABLE: &str = "LOCK_SERVER_KEY";
 pub const FENCE_VARIABLE: &str = "LOCK_SERVER_FENCE";
 
@@ -19,28 +20,27 @@ pub const FENCE_VARIABLE: &str = "LOCK_SERVER_FENCE";
 pub const KEYS_VARIABLE: &str = "LOCK_SERVER_KEYS";
 pub const FENCES_VARIABLE: &str = "LOCK_SERVER_FENCES";
 
-/// Stands between the name of one who holds a key and the names of those who run under it.
+/// Separates the name of a holder from the process IDs of the commands that run under it.
 const UNDER: char = '>';
 
 /// The longest name, in bytes.
 const MAX_NAME: usize = 1024;
 
-/// A name at a server.
+/// A requester's name and its server.
 #[derive(Clone)]
 pub struct Requester {
     pub name: String,
-    /// Of the server, or of those of which one leads.
+    /// The address of the server, or the addresses of a cluster.
     pub addresses: Vec<ServerAddress>,
-    /// Its connections, and the address that its host was looked up to, serve all questions of this process.
+    /// All questions of this process share its connections, and the address that its host was looked up to.
     client: Client,
-    /// Under whose lease this runs, if it does.
+    /// The name under whose lease this program runs, if it does.
     above: Option<String>,
 }
 
 impl Requester {
-    /// What the options say wins over what the environment says. A name from the environment is used as it
-    /// is, unless it is that of an `exec` that this runs under: each of several in one such command needs a name of
-    /// its own.
+    /// Options override the environment. A name from the environment is used as it is, unless it is the name of an
+    /// `exec` that this program runs under: several of these programs in one command need different names.
     pub fn new(target: &Target) -> Result<Self, Failure> {
         let addresses = target.addresses()?;
         let said = variable(NAME_VARIABLE)?;
@@ -72,7 +72,7 @@ impl Requester {
         }
     }
 
-    /// Where it asks, as `LOCK_SERVER` says it.
+    /// The server's address, in the form of `LOCK_SERVER`.
     pub fn address(&self) -> String {
         self.client.address()
     }
@@ -81,8 +81,7 @@ impl Requester {
         self.client.clone()
     }
 
-    /// A client that tries so often, without a pause between. A connection that was kept open and leads nowhere by now
-    /// takes one try.
+    /// A client that tries this often, without pauses. A kept connection that is dead by now takes one try.
     pub fn hasty_client(&self, tries: u32, answer_timeout: Duration) -> Client {
         self.client.tuned(ClientOptions {
             reconnect_attempts: tries - 1,
@@ -92,8 +91,8 @@ impl Requester {
         })
     }
 
-    /// The names of those that this runs under, as far as they can be told: those that the environment names, and the
-    /// usual names of all ancestors.
+    /// The names of the commands that this program runs under, as far as they are known: those in the environment, and
+    /// the default names of all ancestors.
     pub fn names_above(&self) -> Vec<String> {
         let mut names: Vec<_> = self.above.as_deref().map_or_else(Vec::new, each_above);
         for process in ancestors() {
@@ -105,8 +104,8 @@ impl Requester {
         names
     }
 
-    /// Whether that holder goes on only when this has ended. The environment names those above, if nobody between has
-    /// cleared it, as `env -i` and `su` do; the usual names of all ancestors are known without it.
+    /// Whether this holder goes on only when this program has ended. The environment names the holders above, unless
+    /// something like `env -i` or `su` has cleared it; the default names of all ancestors are known without it.
     pub fn runs_under(&self, holder: &str) -> bool {
         let is_above = |above: &str| {
             let below = above.strip_prefix(holder);
@@ -116,18 +115,18 @@ impl Requester {
     }
 }
 
-/// A name, and those that it runs under.
+/// A name, and the names that it runs under.
 fn each_above(name: &str) -> Vec<String> {
     let ends = name.match_indices(UNDER).map(|(end, _)| end);
     let ends = ends.chain([name.len()]).filter(|end| *end > 0);
     ends.map(|end| name[..end].to_string()).collect()
 }
 
-/// Whether a holder with a usual name is one of these processes: it, and those that it runs under itself.
+/// Whether a holder with a default name is one of these processes, or an `exec` among them that runs under one.
 fn is_ancestor(holder: &str, ancestors: &[Pid]) -> bool {
     let mut processes = holder.split(UNDER);
     let first = processes.next().unwrap_or_default();
-    // Another user's process has the same name but for the user.
+    // The default name of another user's process differs only in the user.
     let without_user = |name: &str| Some(name.split_once('@')?.1.to_string());
     let Some(first) = without_user(first) else {
         return false;
@@ -146,7 +145,7 @@ fn ancestors() -> Vec<Pid> {
     while let Some(&child) = ancestors.last()
         && let Some(parent) = ProcessStat::of(child).and_then(|stat| stat.parent())
     {
-        // Processes may come and go meanwhile; a circle would never end.
+        // IDs may be reused meanwhile: stop at a circle, which would never end.
         if ancestors.contains(&parent) {
             break;
         }
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_above_is_known_and_nobody_else() {
+    fn only_the_names_above_are_above() {
         let me = under(Some("a>1>2"));
         for above in ["a", "a>1", "a>1>2"] {
             assert!(me.runs_under(above), "{above}");
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ancestor_is_known_by_its_usual_name_whatever_its_user() {
+    fn an_ancestor_is_recognised_by_its_default_name_for_any_user() {
         let ancestors = ancestors();
         let name = usual_name(getppid());
         let (_, process) = name.split_once('@').expect("a user");
@@ -199,7 +198,7 @@ mod tests {
         assert!(is_ancestor(&format!("somebody@{process}"), &ancestors));
         let own = usual_name(getpid());
         let elsewhere = format!("somebody@else-{process}");
-        // A sibling that runs under the same ancestor goes on without this one.
+        // A sibling under the same ancestor does not wait for this program.
         let sibling = format!("{name}>{}", getpid());
         for other in [&own, &elsewhere, &sibling, "ME", ""] {
             assert!(!is_ancestor(other, &ancestors), "{other}");

@@ -4,32 +4,33 @@
 
 use std::time::{Duration, Instant};
 
-/// The part of a lease that may pass before it is renewed, and the most that `--kill-after` may take of it.
-/// What is left between the two is for trying again.
+/// A lease is renewed when a third of it has passed, and `--kill-after` may take at most a third of it. The third in
+/// between is for more tries.
 const THIRD: u32 = 3;
 
-/// How much of a lease a killed command is given to be gone: a tenth, and no more than that.
+/// How long before the end of a lease a command is killed, so that it is gone by then: a tenth of the lease, at most
+/// this.
 const MOST_TO_BE_GONE: Duration = Duration::from_secs(1);
 
-/// How long a renewal may take before it is tried again: a sixth of the lease, and no more than that.
+/// How long a renewal may take before it is tried again: a sixth of the lease, at most this.
 const MOST_TO_ANSWER: Duration = Duration::from_secs(10);
 
-/// The instants of one lease, as it was granted or renewed.
+/// The times for one lease, as it was granted or renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
     pub renew: Instant,
-    /// When the command is asked to end.
+    /// When to ask the command to end, if the lease is not renewed.
     pub terminate: Instant,
-    /// When it is killed. So long before the deadline that it is gone by then.
+    /// When to kill the command: early enough that it is gone before the lease ends.
     pub kill: Instant,
-    /// How long a renewal may take.
+    /// The time-out of a renewal.
     pub answer: Duration,
     /// How long to wait between two tries to renew.
     pub pause: Duration,
 }
 
 impl Schedule {
-    /// The schedule of a lease that lasts so much longer. `now` has to be read before that is.
+    /// The schedule of a lease with this time left. Read `now` before `remaining`.
     pub fn of(now: Instant, remaining: Duration, kill_after: Duration) -> Self {
         let deadline = now + remaining;
         let to_be_gone = (remaining / 10).min(MOST_TO_BE_GONE);
@@ -46,7 +47,7 @@ impl Schedule {
     }
 }
 
-/// The longest `--kill-after` that a lease of this length has room for.
+/// The longest `--kill-after` for a lease of this length.
 pub fn longest_kill_after(lock_timeout: Duration) -> Duration {
     lock_timeout / THIRD
 }
@@ -90,13 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_over_is_over_for_everything() {
+    fn all_times_of_a_lease_that_is_over_have_passed() {
         let (now, schedule) = of(0.0, 5.0);
         assert_eq!((schedule.terminate, schedule.kill), (now, now));
     }
 
     #[test]
-    fn two_tries_to_renew_that_stay_unanswered_fit_in_before_the_command_has_to_end() {
+    fn there_is_time_for_two_unanswered_renewals_before_the_command_has_to_end() {
         for remaining in [0.5, 3.0, 30.0] {
             let (_, schedule) = of(remaining, 1e6);
             assert!(schedule.renew + schedule.answer * 2 <= schedule.terminate);

@@ -1,5 +1,5 @@
-//! The signals that a person or the system sends: taken one by one, in the first thread or in one of their own, and as
-//! they were for the command.
+//! The signals that a person or the system sends. They are blocked and taken one by one, on the first thread or a
+//! separate one. The command gets the original settings.
 
 use std::io;
 use std::process::ExitCode;
@@ -13,8 +13,8 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{self, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::time::TimeSpec;
 
-/// Those that are taken. What `nohup`, or a shell without job control, has ignored of those that end a program stays
-/// ignored for both.
+/// The signals that are taken. Those that end a program and that `nohup`, or a shell without job control, has set to be
+/// ignored stay ignored, by this program and the command.
 const TAKEN: [Signal; 10] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -28,29 +28,29 @@ const TAKEN: [Signal; 10] = [
     Signal::SIGWINCH,
 ];
 
-/// Those that a program in the background is stopped with when it touches the terminal. While they are
-/// blocked, it isn't.
+/// The signals that stop a program in the background when it touches the terminal. While they are blocked, it is not
+/// stopped.
 const TERMINAL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// What a signal is to this program: found out once, and matched from there on.
+/// The meaning of a signal for this program: determined once, and matched from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalClass {
     /// The command has ended, or was stopped.
     Child,
     /// Ctrl-Z.
     Stop,
-    /// This job goes on, perhaps in the foreground.
+    /// This job is continued, perhaps in the foreground.
     Continue,
-    /// Asks to end.
+    /// A request to end.
     ShutDown(Signal),
-    /// Means what the command makes of it, and ends a program that makes nothing of it.
+    /// The command decides what it means. By default it ends a program.
     User(Signal),
     /// The terminal has another size.
     Resize,
 }
 
 impl SignalClass {
-    /// `None` if it is not taken.
+    /// `None` for a signal that is not taken.
     fn of(signal: Signal) -> Option<Self> {
         Some(match signal {
             Signal::SIGCHLD => SignalClass::Child,
@@ -70,53 +70,56 @@ impl SignalClass {
     }
 }
 
-/// Does what Ctrl-Z does, while there is nothing that must not sleep, and returns when it goes on.
+/// Stops this program as Ctrl-Z does, and returns when it is continued. Only while nothing is held that has to be
+/// renewed.
 ///
-/// The signal itself, not SIGSTOP: where nobody could wake this program again, the system ignores it.
+/// With SIGTSTP and not SIGSTOP: the system ignores it where nobody could continue this program.
 pub fn suspend() {
     let only: SigSet = [Signal::SIGTSTP].into_iter().collect();
-    // If one of them fails, it just goes on.
+    // If one of the calls fails, this program is not stopped.
     let _ = signal::raise(Signal::SIGTSTP);
     let _ = only.thread_unblock();
     let _ = only.thread_block();
 }
 
-/// Ends this program by a signal that has ended its command or its wait. Returns what to exit with where that does
-/// not end it.
+/// Ends this program by the signal that has ended its command or its wait. Returns the exit code in case the signal
+/// does not end it.
 pub fn die_of(signal: i32) -> ExitCode {
     if let Ok(signal) = Signal::try_from(signal) {
-        // The command has left a core, if one is wanted.
+        // No core file: the command has left one, if one is wanted.
         let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-        // SAFETY: the default is no code of this program.
+        // SAFETY: the default action runs no code of this program.
         let _ = unsafe { signal::signal(signal, SigHandler::SigDfl) };
         let only: SigSet = [signal].into_iter().collect();
         let _ = only.thread_unblock();
         let _ = signal::raise(signal);
     }
-    // No signal is above 64.
+    // Signal numbers are at most 64, so the sum fits.
     ExitCode::from(128 + signal as u8)
 }
 
-/// What a command is to find as if it had been called directly.
+/// The signal settings of this program, and the original ones for the command.
 #[derive(Clone, Copy)]
 pub struct Signals {
     before: SigSet,
-    /// Blocked, and taken here.
+    /// The signals that are blocked and taken here.
     taken: SigSet,
     children_were_ignored: bool,
 }
 
 impl Signals {
-    /// Blocks the signals, which wait then until they are taken. Called before there is a second thread, so
-    /// that none of them ever has them unblocked.
+    /// Blocks the signals, so that they stay pending until they are taken. Called before there is a second thread, so
+    /// that no thread ever has them unblocked.
     pub fn block() -> io::Result<Self> {
         let children_were_ignored = is_ignored(Signal::SIGCHLD)?;
         if children_were_ignored {
-            // SAFETY: the default is no code of this program. Ignored, nobody could wait for a child.
+            // SAFETY: the default action runs no code of this program. If SIGCHLD were ignored, this program could not
+            // wait for a child.
             unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         }
         if is_ignored(Signal::SIGTTIN)? {
-            // Its read from the terminal would fail instead of stopping it until the terminal is lent.
+            // If it were ignored, the command's read from the terminal would fail instead of stopping the command until
+            // it gets the terminal.
             //
             // SAFETY: as above.
             unsafe { signal::signal(Signal::SIGTTIN, SigHandler::SigDfl) }?;
@@ -138,48 +141,51 @@ impl Signals {
         })
     }
 
-    /// Takes the next one in this thread. `None` if there is none in what is `left`; that is `None` without an end.
+    /// Takes the next signal on this thread. `None` if none comes within the time that `left` returns; that is `None`
+    /// without a limit.
     pub fn wait(&self, left: impl Fn() -> Option<Duration>) -> Option<SignalClass> {
         loop {
             let left = left();
             let timeout = left.map(TimeSpec::from);
             let timeout = timeout.as_ref().map_or(ptr::null(), |left| left.as_ref());
-            // SAFETY: the set and the time-out, if there is one, outlive the call. Nobody wants to know more of it.
+            // SAFETY: the set and the time-out, if there is one, outlive the call. The null pointer leaves out further
+            // information.
             let signal =
                 unsafe { libc::sigtimedwait(self.taken.as_ref(), ptr::null_mut(), timeout) };
             if let Ok(signal) = Signal::try_from(signal) {
                 return SignalClass::of(signal);
             }
-            // Else this program was stopped in between, which ends the call, too.
+            // Otherwise a stop of this program has interrupted the call: wait again.
             if left.is_some_and(|left| left.is_zero()) || Errno::last() == Errno::EAGAIN {
                 return None;
             }
         }
     }
 
-    /// Starts the thread that takes them, and reports each for as long as somebody is there to hear it.
+    /// Starts the thread that takes the signals. It ends when `report` returns `false`.
     pub fn take(self, report: impl Fn(SignalClass) -> bool + Send + 'static) -> io::Result<()> {
         let take = move || {
-            // The end of the process ends it.
+            // The thread also ends with the process.
             while self.wait(|| None).is_none_or(&report) {}
         };
         thread::Builder::new().name("signals".into()).spawn(take)?;
         Ok(())
     }
 
-    /// Puts everything back, in the command's process. Calls nothing that a child just forked may not.
+    /// Restores the original settings, in the command's process. Calls only what a newly forked child may call.
     pub fn restore(&self) -> nix::Result<()> {
         if self.children_were_ignored {
-            // SAFETY: to ignore is no code of this program.
+            // SAFETY: ignoring runs no code of this program.
             unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
         }
         signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None)
     }
 }
 
-/// Whether this process was started to ignore a signal. `/proc/self/status` says it, too, and takes ten times as long.
+/// Whether this process was started with a signal ignored. `/proc/self/status` shows it, too, but takes ten times as
+/// long to read.
 fn is_ignored(signal: Signal) -> io::Result<bool> {
-    // SAFETY: all zeros is an action: the default one.
+    // SAFETY: all zeros is a valid action: the default one.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: the action outlives the call, which changes nothing.
     let result = unsafe { libc::sigaction(signal as libc::c_int, ptr::null(), &mut action) };

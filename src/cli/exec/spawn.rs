@@ -1,6 +1,6 @@
-//! A child that becomes another program, made as posix_spawn(3) makes it: it shares the memory of this process until it
-//! has become that, and the thread that makes it sleeps until then. A copy of the memory took a third of a millisecond,
-//! and as much again in faults. posix_spawn itself can't run code in the child.
+//! Starts a program as posix_spawn(3) does: the child shares the memory of this process until it executes the program,
+//! and the calling thread sleeps until then. A copy of the memory took a third of a millisecond, and as much again in
+//! page faults. posix_spawn itself can't run code in the child.
 
 use std::env;
 use std::ffi::{CString, OsStr, OsString, c_char};
@@ -15,14 +15,14 @@ use nix::sched::{CloneFlags, clone};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-/// The stack of the child, but for what grows with the arguments and the search path.
+/// The stack of the child, without the part that grows with the arguments and the search path.
 const STACK: usize = 128 * 1024;
 
-/// Starts a program. It is looked for in `PATH`, and finds these variables besides those of this process.
+/// Starts a program that is looked up in `PATH`. Its environment is that of this process with these variables added.
 ///
 /// # Safety
-/// `prepare` is called in the child, in the memory of this process. It may call the system and write to the stack, and
-/// nothing else: no allocation, no lock, no panic.
+/// `prepare` is called in the child, in the memory of this process. It may only call the system and write to the stack:
+/// no allocation, no lock, no panic.
 pub unsafe fn spawn<V: AsRef<OsStr>>(
     program: &OsStr,
     arguments: &[OsString],
@@ -41,23 +41,23 @@ pub unsafe fn spawn<V: AsRef<OsStr>>(
     let child = || {
         let prepared = prepare();
         if prepared.is_ok() {
-            // SAFETY: the words and variables end with a null pointer and outlive the child, for which this thread
-            // waits. It returns only if it fails.
+            // SAFETY: the words and variables end with a null pointer, and outlive the child's use of them, since this
+            // thread waits for it. The call returns only if it fails.
             unsafe { libc::execvpe(program.as_ptr(), words.as_ptr(), variables.as_ptr()) };
         }
         let errno = prepared.err().unwrap_or_else(Errno::last);
         failed.store(errno as i32, Relaxed);
-        // SAFETY: ends the child at once, and runs nothing that was meant for the end of this process.
+        // SAFETY: ends the child at once, without the exit handlers of this process.
         unsafe { libc::_exit(127) }
     };
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-    // SAFETY: the child has a stack of its own, and this thread does not go on before it has gone from this memory.
-    // `prepare` does nothing that another thread could be in the middle of.
+    // SAFETY: the child has its own stack, and this thread does not go on before the child has left this memory.
+    // `prepare` takes nothing that another thread could hold.
     let child = unsafe { clone(Box::new(child), &mut stack, flags, Some(libc::SIGCHLD)) }?;
     match failed.load(Relaxed) {
         0 => Ok(child),
         errno => {
-            // It has ended.
+            // The child has ended: reap it.
             let _ = waitpid(child, None);
             Err(io::Error::from_raw_os_error(errno))
         }
@@ -83,7 +83,7 @@ fn variable(name: &OsStr, value: &OsStr) -> io::Result<CString> {
     Ok(CString::new(bytes)?)
 }
 
-/// What `exec` takes a list as.
+/// A list in the form that `exec` takes.
 fn pointers<'s>(strings: impl IntoIterator<Item = &'s CString>) -> Vec<*const c_char> {
     let strings = strings.into_iter().map(|string| string.as_ptr());
     strings.chain([ptr::null()]).collect()

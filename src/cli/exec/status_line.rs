@@ -1,4 +1,4 @@
-//! The line on the terminal that says what is waited for, updated in place and gone in the end.
+//! The line on the terminal that shows the wait. It is updated in place, and cleared at the end.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -9,23 +9,23 @@ use lock_server::Holder;
 use crate::cli::exec::terminal::{is_anothers, is_writable};
 use crate::cli::printable;
 
-/// To the beginning of the line, and clear it.
+/// Goes to the beginning of the line, and clears it.
 const CLEAR: &str = "\r\x1b[K";
 
-/// What is too long is cut off at the margin: a line that is wrapped could not be cleared.
+/// Lets the terminal cut the line off at its margin: a wrapped line could not be cleared.
 const NO_WRAP: &str = "\x1b[?7l";
 const WRAP: &str = "\x1b[?7h";
 
-/// The line, while this lives.
+/// The line. A drop clears it.
 pub struct StatusLine {
     key: String,
     since: Instant,
-    /// At most this many stood before and with us: those who come later stand behind.
+    /// The most waiters up to and including this program. Later ones are behind it in the queue.
     place: Option<usize>,
 }
 
 impl StatusLine {
-    /// `None` where nobody would see it, or a terminal could not clear it.
+    /// `None` if nobody would see the line, or the terminal could not clear it.
     pub fn begin(key: &str, holder: Option<&Holder>) -> Option<Self> {
         let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
         if is_dumb || !io::stderr().is_terminal() {
@@ -40,7 +40,7 @@ impl StatusLine {
         Some(line)
     }
 
-    /// Shows what has been seen since.
+    /// Shows the holder by now.
     pub fn update(&mut self, holder: Option<&Holder>) {
         let waiters = holder.map_or(0, |holder| holder.waiters);
         if waiters > 0 {
@@ -54,7 +54,7 @@ impl StatusLine {
         self.write(&text(&self.key, waited, holder, self.place, waiters));
     }
 
-    /// Shows why nobody is seen.
+    /// Shows why the holder is not known.
     pub fn show_trouble(&self, trouble: &str) {
         let (seconds, key) = (self.since.elapsed().as_secs(), &self.key);
         self.write(&format!("waiting {seconds} s for {key}: {trouble}"));
@@ -62,7 +62,7 @@ impl StatusLine {
 
     fn write(&self, text: &str) {
         let text = printable(text);
-        // Nobody has to see it, and a terminal that was stopped is not waited for.
+        // The line is optional, so do not wait for a terminal that was stopped.
         if is_writable(io::stderr(), Duration::ZERO) && !is_anothers(io::stderr()) {
             let _ = write!(io::stderr(), "{CLEAR}{NO_WRAP}{text}{WRAP}");
         }
@@ -94,7 +94,7 @@ fn text(
         Some(1) => format!(", next of {waiters}"),
         Some(place) => format!(", place {place} or better of {waiters}"),
     };
-    // Last, since the margin cuts it off where it is too long.
+    // Last, since the margin may cut it off.
     let note = holder.and_then(|holder| holder.note.as_ref());
     let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
     format!("waiting {seconds} s for {key}: {held}{place}{note}")
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_tells_no_more_of_the_place_than_is_known() {
+    fn the_line_shows_only_what_is_known_of_the_place() {
         let line = |place, waiters| text("KEYA", Duration::from_secs(12), None, place, waiters);
         let beginning = "waiting 12 s for KEYA: about to be free";
         assert_eq!(line(None, 0), beginning);

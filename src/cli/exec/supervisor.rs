@@ -1,4 +1,4 @@
-//! A command that runs while its lease is kept, and is ended before the lease is.
+//! Runs a command while its leases are kept, and ends it before a lease ends.
 
 use std::mem;
 use std::os::unix::process::ExitStatusExt;
@@ -19,20 +19,20 @@ use crate::cli::exec::schedule::{Schedule, longest_kill_after};
 use crate::cli::exec::signals::SignalClass;
 use crate::cli::exec::terminal::{Loan, Terminal};
 
-/// How long a command may take to end once it was asked to, if no option says it.
+/// How long a command may take to end after it was asked to, by default.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
-/// How often to look whether all of a group that was told to end has.
+/// How often to check whether the whole group has ended after it was asked to.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The same once it was killed: then only the kernel, or another user, keeps it.
+/// As [`LOOK_EVERY`], after it was killed. Then only the kernel, or another user, can keep it alive.
 const LOOK_SELDOM: Duration = Duration::from_millis(100);
 
-/// How often to look whether a shell has brought this program to the foreground. It says nothing where it
-/// takes a job for running.
+/// How often to check whether a shell has brought this program to the foreground. It sends no signal if it takes the
+/// job for running.
 const LOOK_FOR_TERMINAL: Duration = Duration::from_millis(100);
 
-/// A signal that asks to end is handed on at most once in this time.
+/// A signal that asks to end is passed on at most once in this time.
 const HAND_ON_ONCE_IN: Duration = Duration::from_millis(100);
 
 /// How a command ended.
@@ -40,9 +40,9 @@ pub enum Ended {
     ByItself(ExitStatus),
     /// The lease of this key could not be renewed in time.
     NotKept(String),
-    /// The lease of this key is over, and why.
+    /// The lease of this key is over, for this reason.
     Lost(String, String),
-    /// It took longer than it may.
+    /// The command took longer than `--timeout`.
     TimedOut,
 }
 
@@ -52,21 +52,21 @@ pub struct Supervisor<'a> {
     held: HeldKeys,
     schedule: Schedule,
     kill_after: Duration,
-    /// When the command has to end, however long its lease is kept.
+    /// When the command has to end, regardless of its lease.
     time_limit: Option<Instant>,
     terminal: Terminal,
-    /// Whether the command is stopped until it may use the terminal.
+    /// Whether the command is stopped until it gets the terminal.
     wants_terminal: bool,
     /// Why the command has to end, once it has to.
     ending: Option<Ended>,
     killed: bool,
     /// The last signal that asked this program itself to end.
     heard: Option<Signal>,
-    /// Those that were handed on a moment ago, and when.
+    /// The signals that were passed on a moment ago, and when.
     handed_on: Vec<(Signal, Instant)>,
-    /// The renewals. Ended when the command has to end: from then on its times stand.
+    /// The renewals. They end when the command has to end, so that its times no longer change.
     renewer: LazyRenewer,
-    /// What kind of error the latest renewal failed with. `None` if it did not.
+    /// The kind of error of the latest renewal. `None` if it succeeded.
     not_renewed: Option<mem::Discriminant<Error>>,
     messages: &'a Messages,
 }
@@ -82,7 +82,8 @@ impl<'a> Supervisor<'a> {
     ) -> Self {
         let (now, remaining) = (Instant::now(), held.remaining());
         let longest = longest_kill_after(remaining);
-        // A third of what was asked for is a little more than that of what is left.
+        // With tolerance: a third of the lease that was asked for is a little more than a third of the time that is
+        // left of it.
         let most = longest + longest / 10;
         if kill_after.is_some_and(|kill_after| kill_after > most) {
             messages.say(format_args!(
@@ -97,7 +98,7 @@ impl<'a> Supervisor<'a> {
             held,
             schedule: Schedule::of(now, remaining, kill_after),
             kill_after,
-            // What no clock can tell is never.
+            // A time that no clock can represent means "never".
             time_limit: timeout.and_then(|timeout| now.checked_add(timeout)),
             terminal: Terminal::open(),
             wants_terminal: false,
@@ -111,8 +112,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Until the command has ended. If it is made to, until nothing of its group is left. Returns the keys that may
-    /// still be held, too.
+    /// Watches over the command until it has ended; if it is made to end, until no process of its group is left. Also
+    /// returns the keys that may still be held.
     pub fn see_through(mut self, inbox: &Inbox) -> (Ended, HeldKeys) {
         loop {
             if let Some(event) = inbox.receive_within(self.patience()) {
@@ -130,7 +131,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// How long nothing has to be done by itself.
+    /// How long to wait for an event before something is due.
     fn patience(&self) -> Duration {
         if self.ending.is_some() {
             return if self.killed { LOOK_SELDOM } else { LOOK_EVERY };
@@ -159,10 +160,10 @@ impl<'a> Supervisor<'a> {
             }
             ExecEvent::NotRenewed(error) => self.not_renewed(&error),
             ExecEvent::Lost(lease, why) if self.ending.is_none() => {
-                // One that was held before all were waited for again is not meant.
+                // An event about a lease from before all keys were waited for again does not count.
                 if self.held.lost(&lease) {
                     self.begin_to_end(Ended::Lost(lease.key, why));
-                    // Somebody else may have the key already.
+                    // At once, because somebody else may have the key already.
                     self.kill();
                 }
             }
@@ -173,7 +174,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Says why there was no renewal, once for all that fail alike in a row.
+    /// Writes why a renewal failed, once for a series of failures of the same kind.
     fn not_renewed(&mut self, error: &Error) {
         let kind = mem::discriminant(error);
         if self.not_renewed.replace(kind) != Some(kind) {
@@ -189,7 +190,7 @@ impl<'a> Supervisor<'a> {
                 reap_others(Some(self.group.id()));
                 self.look_after_stop();
             }
-            // A job that sleeps would let its lease run out.
+            // A stopped program would let its lease run out.
             SignalClass::Stop => self.messages.tell("not suspended: it holds a key"),
             SignalClass::Continue => {
                 // The shell may have brought this job to the foreground.
@@ -199,7 +200,7 @@ impl<'a> Supervisor<'a> {
             SignalClass::ShutDown(signal) if !self.is_repeated(signal) => {
                 self.heard = Some(signal);
                 self.group.signal(signal);
-                // One that is stopped would not hear of it.
+                // A stopped command would not receive the signal.
                 self.go_on();
             }
             SignalClass::ShutDown(_) => {}
@@ -208,8 +209,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Whether a signal that asks to end was handed on a moment ago. Some send it to every process of a job, and then
-    /// to this one again.
+    /// Whether a signal that asks to end was passed on a moment ago. Some programs send it to every process of a job,
+    /// and then to this one again.
     fn is_repeated(&mut self, signal: Signal) -> bool {
         let now = Instant::now();
         self.handed_on
@@ -221,7 +222,7 @@ impl<'a> Supervisor<'a> {
         is_repeated
     }
 
-    /// Goes on with a command that was stopped because it touched the terminal, or from there.
+    /// Handles a stop of the command: because it touched the terminal, or by Ctrl-Z.
     fn look_after_stop(&mut self) {
         match self.group.stopped() {
             Some(Signal::SIGTTIN | Signal::SIGTTOU) => {
@@ -236,15 +237,15 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Goes on with a command that was stopped because it touched the terminal, once that is its to touch, or
-    /// nobody's any more.
+    /// Continues a command that was stopped because it touched the terminal, once the command can have the terminal, or
+    /// nobody has it any more.
     fn lend_terminal(&mut self) {
         self.wants_terminal = true;
         match self.terminal.lend(self.group.id()) {
             Loan::Lent => self.go_on(),
             Loan::NotOurs => {}
             Loan::Gone => {
-                // As the system does with jobs that are stopped when their session ends.
+                // As the system does for jobs that are stopped when their session ends.
                 self.group.signal(Signal::SIGHUP);
                 self.go_on();
             }
@@ -277,7 +278,7 @@ impl<'a> Supervisor<'a> {
     fn keep_to_schedule(&mut self, now: Instant) {
         if self.ending.is_none() && self.time_limit.is_some_and(|limit| now >= limit) {
             self.begin_to_end(Ended::TimedOut);
-            // The lease is there for longer, but not renewed any more.
+            // The lease lasts longer, but is not renewed any more.
             self.schedule.kill = self.schedule.kill.min(now + self.kill_after);
             self.group.signal(Signal::SIGTERM);
             self.go_on();
@@ -286,7 +287,7 @@ impl<'a> Supervisor<'a> {
             let soonest = self.held.soonest().map(|lease| lease.key.clone());
             self.begin_to_end(Ended::NotKept(soonest.unwrap_or_default()));
             self.group.signal(Signal::SIGTERM);
-            // One that is stopped would not hear of it.
+            // A stopped command would not receive the signal.
             self.go_on();
         }
         if self.ending.is_some() && !self.killed && now >= self.schedule.kill {

@@ -1,20 +1,20 @@
-//! Why the server does not lock the key just now, and may a little later: in the words of this command.
+//! Why the server does not lock the key now and may do so later, in the words of this command.
 
 use lock_server::{Error, Refusal};
 
 use crate::cli::advice::explain;
 
 pub enum Trouble {
-    /// There is no server, and the key was not asked for.
+    /// No server was reached, so the key was not asked for.
     Away(String),
-    /// The question may have reached the server; and what broke.
+    /// The question may have reached the server. With the error.
     Silent(String),
-    /// The server is full or ending, and says so.
+    /// The server answered that it is full or ending.
     Busy(String),
 }
 
 impl Trouble {
-    /// `None` if it is no use to wait.
+    /// `None` for an error that does not go away with time.
     pub fn of(error: &Error) -> Option<Self> {
         Some(match error {
             Error::Unreachable { .. } => Trouble::Away(explain(error)),
@@ -28,7 +28,7 @@ impl Trouble {
         })
     }
 
-    /// What it is, of the server at that address, or of one of several.
+    /// The trouble in words, with the server at this address, or with one of several.
     pub fn said(&self, address: &str) -> String {
         match self {
             Trouble::Away(why) => why.clone(),
@@ -37,7 +37,7 @@ impl Trouble {
         }
     }
 
-    /// The same in a few words, for a line on a terminal.
+    /// The trouble in a few words, for a line on a terminal.
     pub fn in_short(&self) -> &'static str {
         match self {
             Trouble::Away(_) | Trouble::Silent(_) => "the server does not answer",
@@ -45,7 +45,7 @@ impl Trouble {
         }
     }
 
-    /// What is waited for.
+    /// What this program waits for.
     pub fn waits_for(&self) -> &'static str {
         match self {
             Trouble::Away(_) | Trouble::Silent(_) => "waiting for it to answer",

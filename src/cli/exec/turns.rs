@@ -1,11 +1,11 @@
 //! The LOCKs of one wait, one after another.
 //!
-//! The library waits, in a thread of its own, and keeps the place in the queue. The first LOCK only tries: it finds out
-//! who has the key, and what the server allows. All of them have one request ID, so a later one takes over from an
-//! earlier.
+//! The library waits, on a separate thread, and keeps the place in the queue. The first LOCK only tries: it finds out
+//! who has the key, and what the server allows. All LOCKs have one request ID, so a later one takes over from an
+//! earlier one.
 //!
-//! A server on this machine answers the first LOCK faster than a thread begins, so the first thread asks it itself, and
-//! leaves it to a thread where the answer does not come at once.
+//! A server on this machine answers the first LOCK faster than a thread starts. So the first thread sends it itself,
+//! and leaves it to another thread if the answer does not come at once.
 
 use std::net::IpAddr;
 use std::sync::mpsc;
@@ -21,20 +21,20 @@ use crate::cli::exec::requester::Requester;
 use crate::cli::exec::wanted::Wanted;
 use crate::cli::exit::Failure;
 
-/// How long the lease lasts, if no option says it: a server's hiccup or restart costs no command its life. A server's
-/// own default is made for those who ask once.
+/// The default lease: long enough that a short outage or restart of the server does not end the command. A server's own
+/// default is meant for clients that do not renew.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The least that is tried where the server does not allow that.
+/// The shortest lease that is tried if the server does not allow a longer one.
 const LEAST_LOCK_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// How often a LOCK that may wait is tried at once: a connection that was kept open and leads nowhere takes one.
+/// How many tries without a pause a LOCK has that may wait: a kept connection that is dead takes one.
 const TRIES: u32 = 2;
 
-/// How long an answer of a server that is there may take.
+/// How long an answer of a reachable server may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the first thread itself waits for an answer, and lets a signal wait: nobody notices that.
+/// How long the first thread itself waits for an answer. A signal has to wait as long, which nobody notices.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// How long leaving the queue may take.
@@ -45,20 +45,20 @@ pub struct Turns<'a> {
     client: Client,
     key: String,
     options: LockOptions,
-    /// The name of the command, where nobody has given a note. An older server knows no notes.
+    /// The default note, the name of the command, if no note is given. An older server may know no notes.
     usual_note: Option<String>,
-    /// Whether the lease may be shorter than it is asked for: nobody has given its length.
+    /// Whether the lease may be shorter than the one that is asked for, because no option gives its length.
     may_be_shorter: bool,
-    /// Ends the LOCK that waits.
+    /// Calls off the LOCK that waits.
     cancel: CancelToken,
     inbox: &'a Inbox,
-    /// Whether the first thread is to ask the first LOCK itself.
+    /// Whether the first thread is to send the first LOCK itself.
     at_once: bool,
     /// The number of the first LOCK, which only tries. No two LOCKs of this program have one number.
     first: u32,
     /// The number of the latest LOCK.
     number: u32,
-    /// When it was asked, until it is answered.
+    /// When it was sent, until it is answered.
     asked: Option<Instant>,
 }
 
@@ -71,7 +71,7 @@ impl<'a> Turns<'a> {
             me: wanted.requester.clone(),
             client: match wanted.is_once() && wanted.connect_timeout.is_none() {
                 true => wanted.requester.client(),
-                // This program itself asks again.
+                // This program repeats the question itself.
                 false => wanted.requester.hasty_client(TRIES, ANSWER_TIMEOUT),
             },
             key: key.into(),
@@ -99,7 +99,7 @@ impl<'a> Turns<'a> {
         self.number
     }
 
-    /// Whether the latest one only tries.
+    /// Whether the latest LOCK is the first one, which only tries.
     pub fn is_first(&self) -> bool {
         self.number == self.first
     }
@@ -109,27 +109,27 @@ impl<'a> Turns<'a> {
         self.number <= self.first + 1
     }
 
-    /// When the latest one was asked, if it is not answered.
+    /// When the latest LOCK was sent, if it is not answered.
     pub fn asked(&self) -> Option<Instant> {
         self.asked
     }
 
-    /// How long the lease is that is asked for.
+    /// The length of the lease that is asked for.
     pub fn lock_timeout(&self) -> Duration {
         self.options.lock_timeout.unwrap_or(LOCK_TIMEOUT)
     }
 
-    /// Has the next question be a turn of its own.
+    /// Begins the next LOCK.
     pub fn next(&mut self) {
         self.number += 1;
     }
 
-    /// The latest one is answered.
+    /// Notes that the latest LOCK is answered.
     pub fn end(&mut self) {
         self.asked = None;
     }
 
-    /// Asks for a LOCK that waits so long.
+    /// Sends a LOCK that waits for this time.
     pub fn ask(&mut self, patience: Duration, now: Instant) -> Result<(), Failure> {
         self.asked = Some(now);
         let options = LockOptions {
@@ -155,13 +155,13 @@ impl<'a> Turns<'a> {
                 }
                 Err(error) => Err(error),
             };
-            // Nobody listens any more where it was decided otherwise.
+            // Nobody receives it any more if the wait is over.
             let _ = events.send(ExecEvent::Answer(number, answer));
         })
     }
 
-    /// Asks in this thread, once. `None` leaves it to a thread: no answer comes in time, or one after which it may have
-    /// to be asked again.
+    /// Sends the LOCK on this thread, once. `None` leaves it to another thread, because no answer came in time, or one
+    /// after which the LOCK may have to be repeated.
     fn ask_at_once(&mut self, options: &LockOptions) -> Option<Result<Lease, Error>> {
         if !(self.at_once && self.is_first()) {
             return None;
@@ -176,8 +176,8 @@ impl<'a> Turns<'a> {
         }
     }
 
-    /// Has the next LOCK ask for less, where the server did not understand one or does not allow it: at first without
-    /// a note that nobody has given, then with half of a lease that nobody has given. `false` if there is nothing less.
+    /// Makes the next LOCK ask for less, after the server did not understand one or did not allow it: first without the
+    /// default note, then with half of the default lease. `false` if there is nothing less to ask for.
     pub fn ask_for_less(&mut self) -> bool {
         if self.usual_note.is_some() && self.options.note.take().is_some() {
             return true;
@@ -188,14 +188,14 @@ impl<'a> Turns<'a> {
         }
         self.options.lock_timeout = Some(shorter);
         if self.usual_note.is_some() {
-            // Perhaps it was not that.
+            // The note was perhaps not the reason: send it again.
             self.options.note = self.usual_note.clone();
         }
         true
     }
 
-    /// Leaves the queue, so that nobody is passed over later for one that has gone. What was granted in the last moment
-    /// is unlocked.
+    /// Leaves the queue, so that the server does not offer the key to a client that is gone. A lease that was granted
+    /// at the last moment is released.
     pub fn leave(&self) {
         let until = Instant::now() + PARTING_PATIENCE;
         let (cancel, (done, parted)) = (self.cancel.clone(), mpsc::channel::<()>());
@@ -217,12 +217,12 @@ impl<'a> Turns<'a> {
         for event in others {
             self.inbox.put(event);
         }
-        // The LOCK hears that it lost its place before the server has given that place up.
+        // The LOCK returns before the server has removed its place from the queue, so wait for that.
         let _ = parted.recv_timeout(left());
     }
 }
 
-/// A name may take long to be looked up.
+/// Whether the server's address is of this machine. A name does not count: looking it up may take long.
 fn is_on_this_machine(requester: &Requester) -> bool {
     requester.addresses.iter().all(|address| {
         let ip: Result<IpAddr, _> = address.host.parse();

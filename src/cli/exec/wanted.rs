@@ -1,4 +1,4 @@
-//! What is wanted of a wait, as far as the options say it.
+//! What the options ask of a wait.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use crate::cli::exec::requester::Requester;
 
 pub struct Wanted {
     pub requester: Requester,
-    /// KEY, and those of `--also` as they were given. None of them twice.
+    /// KEY, and the keys of `--also` as they were given, each once.
     pub keys: Vec<String>,
-    /// `None` is 30 s, or less if the server allows no such lease.
+    /// The lease. `None`: 30 s, or less if the server does not allow that.
     pub lock_timeout: Option<Duration>,
     /// How many may hold each key together.
     pub slots: u32,
-    /// What those who wait are told of the command. `None` is [`usual_note`](Self::usual_note).
+    /// The note for those who wait. `None`: [`usual_note`](Self::usual_note).
     pub note: Option<String>,
-    /// The name of the command, without its arguments, as far as a note may be long. An older server knows no notes.
+    /// The name of the command, without its arguments, cut to the length of a note. An older server may know no notes.
     pub usual_note: Option<String>,
-    /// `None` waits for as long as it takes.
+    /// How long to wait. `None`: without a limit.
     pub patience: Option<Duration>,
-    /// How long the server may be away. `None` is as long as there is patience.
+    /// How long the server may be unreachable. `None`: as long as `patience`.
     pub connect_timeout: Option<Duration>,
     pub quiet: bool,
 }
@@ -33,11 +33,11 @@ impl Wanted {
 
     /// The key that was given as KEY.
     pub fn key(&self) -> &str {
-        // The parser gives one.
+        // The parser requires one.
         self.keys.first().map_or("", String::as_str)
     }
 
-    /// Whether the key is only tried.
+    /// Whether to try once, without waiting.
     pub fn is_once(&self) -> bool {
         self.patience == Some(Duration::ZERO)
     }

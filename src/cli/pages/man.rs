@@ -1,4 +1,4 @@
-//! lock-server(1), in roff for man(1): what may be typed, and the pages of the guide that are about the command.
+//! lock-server(1), in roff for man(1): the verbs' help, and the pages of the guide about the command.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use super::topics;
 use crate::cli::args::{self, Arguments};
 use crate::cli::help;
 
-/// The pages about the command, as far as they are there.
+/// The pages about the command.
 const PAGES: [&str; 4] = ["command", "exec", "access", "store"];
 
 /// The whole page.
@@ -80,7 +80,7 @@ fn of_verb(page: &mut String, verb: &CommandInfoWithArgs) {
     }
 }
 
-/// Begins a paragraph. Below a heading there is one already.
+/// Begins a paragraph. A heading has begun one already.
 fn paragraph(page: &mut String) {
     let last = page.lines().next_back().unwrap_or_default();
     if !last.starts_with(".SH") && !last.starts_with(".SS") {
@@ -88,7 +88,7 @@ fn paragraph(page: &mut String) {
     }
 }
 
-/// Lines that stay as they are.
+/// Writes lines without filling.
 fn example(page: &mut String, text: &str) {
     let text = text.replace("{command_name}", "lock-server");
     paragraph(page);
@@ -133,7 +133,7 @@ fn of_block(page: &mut String, block: &Block) {
     }
 }
 
-/// Each row below its first cell.
+/// Writes a table: each row as its first cell, with the others below it.
 fn table(page: &mut String, rows: &[Vec<String>]) {
     let Some((heads, below)) = rows.split_first() else {
         return;
@@ -148,14 +148,14 @@ fn table(page: &mut String, rows: &[Vec<String>]) {
     }
 }
 
-/// A text in one line of roff, with its marks.
+/// A text as one line of roff, with its marks as fonts.
 fn text_of(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = escaped(&words).replace([BOLD, CODE], "\\fB");
     line_of(&text.replace([BOLD_END, CODE_END], "\\fR"))
 }
 
-/// A line that begins with a dot or a quote would be a request.
+/// Escapes the beginning of a line: with a dot or a quote it would be a request.
 fn line_of(escaped: &str) -> String {
     match escaped.starts_with(['.', '\'']) {
         true => format!("\\&{escaped}"),
@@ -163,7 +163,7 @@ fn line_of(escaped: &str) -> String {
     }
 }
 
-/// What roff reads as these characters. A plain dash would be a hyphen, which nobody can paste into a shell.
+/// Escapes text for roff. A plain dash would be a hyphen, which can't be pasted into a shell.
 fn escaped(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {

@@ -1,17 +1,17 @@
-//! The markdown of the guide, as far as its pages use it: headings, paragraphs, lists, code, tables and links.
+//! Parses the markdown that the guide's pages use: headings, paragraphs, lists, code, tables and links.
 //!
-//! A text has marks for what is bold and what is code; who renders it replaces them.
+//! A text has marks for bold and code, which the renderer replaces.
 
 use std::collections::BTreeMap;
 
-/// Before and behind what is bold. No page has control characters.
+/// The mark before bold text. No page contains control characters.
 pub const BOLD: char = '\u{1}';
 pub const BOLD_END: char = '\u{2}';
-/// Before and behind what is code.
+/// The mark before code.
 pub const CODE: char = '\u{3}';
 pub const CODE_END: char = '\u{4}';
 
-/// A part of a page, and in how many lists it stands.
+/// A part of a page, and how many lists it is in.
 #[derive(Debug, PartialEq)]
 pub struct Block {
     pub depth: usize,
@@ -20,17 +20,17 @@ pub struct Block {
 
 #[derive(Debug, PartialEq)]
 pub enum Content {
-    /// Of this level, 1 for the page's.
+    /// A heading of this level; 1 is the page's title.
     Heading(usize, String),
-    /// A paragraph; the first one of an item of a list, behind its mark.
+    /// A paragraph. The first one of a list item has the item's mark.
     Text(Option<String>, String),
     Code(Vec<String>),
-    /// The first row names the columns.
+    /// A table. The first row has the names of the columns.
     Table(Vec<Vec<String>>),
 }
 
 impl Content {
-    /// Does this with each text that is no code.
+    /// Changes each text that is not code.
     fn change(&mut self, change: impl Fn(&mut String)) {
         match self {
             Content::Heading(_, text) | Content::Text(_, text) => change(text),
@@ -66,11 +66,11 @@ pub fn blocks(page: &str) -> Vec<Block> {
     blocks
 }
 
-/// Reads line by line what is no code.
+/// Reads the lines that are not code.
 struct PageReader {
     links: BTreeMap<String, String>,
     blocks: Vec<Block>,
-    /// In which column the text of each item begins that is open.
+    /// For each open list item, the column where its text begins.
     items: Vec<usize>,
     /// Whether the last block goes on in the next line.
     is_open: bool,
@@ -82,7 +82,7 @@ impl PageReader {
         self.blocks.push(Block { depth, content });
     }
 
-    /// Ends the items in which nothing stands in this column.
+    /// Ends the items whose text begins right of this column.
     fn close_items(&mut self, column: usize) {
         self.items.retain(|&begin| begin <= column);
     }
@@ -91,7 +91,7 @@ impl PageReader {
         let column = fence.len() - fence.trim_start().len();
         self.close_items(column);
         self.is_open = false;
-        // rustdoc hides them, too.
+        // rustdoc hides these lines, too.
         let is_hidden =
             |line: &str| info.starts_with("rust") && (line == "#" || line.starts_with("# "));
         let lines = lines.map(|line| line.get(column..).unwrap_or_default());
@@ -160,7 +160,7 @@ fn heading(text: &str) -> Option<(usize, &str)> {
     Some((level, title.strip_prefix(' ')?)).filter(|_| level > 0)
 }
 
-/// The mark of an item, and its text.
+/// The mark of a list item, and its text.
 fn item(text: &str) -> Option<(&str, &str)> {
     let (mark, rest) = text.split_once(' ')?;
     let number = mark.strip_suffix('.');
@@ -169,7 +169,7 @@ fn item(text: &str) -> Option<(&str, &str)> {
     (mark == "-" || is_number).then_some((mark, rest))
 }
 
-/// The cells of a row. A bar within one is escaped.
+/// The cells of a row. A bar inside a cell is escaped.
 fn cells(line: &str) -> Vec<String> {
     const BAR: &str = "\u{5}";
     let line = line.replace("\\|", BAR);
@@ -179,7 +179,7 @@ fn cells(line: &str) -> Vec<String> {
         .collect()
 }
 
-/// Where the links lead that a page defines.
+/// The targets of the links that a page defines.
 fn links(page: &str) -> BTreeMap<String, String> {
     let definitions = page.lines().filter_map(definition);
     definitions
@@ -191,7 +191,7 @@ fn definition(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix('[')?.split_once("]: ")
 }
 
-/// A text with marks, and with words where its links lead.
+/// A text with marks, and with its links in words.
 fn inline(text: &str, links: &BTreeMap<String, String>) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -223,7 +223,7 @@ fn inline(text: &str, links: &BTreeMap<String, String>) -> String {
                     out.push_str(&said);
                     rest = behind;
                 }
-                // A name of the API; rustdoc knows where it leads.
+                // A name of the API, which rustdoc resolves.
                 None if after.starts_with('`') => match after[1..].split_once("`]") {
                     Some((name, behind)) => {
                         out.push_str(&format!("{CODE}{name}{CODE_END}"));
@@ -239,7 +239,7 @@ fn inline(text: &str, links: &BTreeMap<String, String>) -> String {
     out
 }
 
-/// A link whose bracket is open: what is shown, where it leads, and what stands behind it.
+/// Parses a link after its opening bracket: the text that is shown, the target, and the text after the link.
 fn link<'a>(
     text: &'a str,
     links: &'a BTreeMap<String, String>,
@@ -259,7 +259,8 @@ fn link<'a>(
     Some((shown, links.get(shown)?, behind))
 }
 
-/// A link in words: a page is a topic, an address is shown, and another place in the page or a file is only named.
+/// A link in words: a page becomes its topic, a URL is shown, and for a place in the page or another file only the text
+/// remains.
 fn with_target(shown: &str, target: &str, before: &str) -> String {
     let file = target.split('#').next().unwrap_or_default();
     let name = file
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_know_in_how_many_lists_they_stand() {
+    fn a_block_has_the_number_of_lists_that_it_is_in() {
         let page = "# Title\n\nOne\ntwo\n\n- item\n  goes on\n\n  ```rust\n  # hidden\n  code\n  ```\n  - deeper\n\nafter\n\
                     1. first\n\n| a | b\\|c |\n|---|:-:|\n| `d` | |\n";
         let text =

@@ -1,4 +1,4 @@
-//! A page for the terminal, in lines that fit; without a colour, and bold on a terminal alone.
+//! A page for the terminal, in lines that fit. No colours; bold only on a terminal.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use super::markdown::{BOLD, BOLD_END, Block, CODE, CODE_END, Content};
 use crate::cli::grid::page_width;
 
-/// How far code stands to the right of the text, and what is said of a row below its first cell.
+/// The indentation of code, and of the cells below a row's first cell.
 const INDENT: &str = "    ";
 
 /// The blocks for standard output.
@@ -54,7 +54,7 @@ fn lines_of(block: &Block, width: usize) -> String {
     }
 }
 
-/// In columns where they fit; else each row below its first cell.
+/// A table: in columns if they fit, otherwise each row as its first cell with the others below it.
 fn table(rows: &[Vec<String>], width: usize, within: &str) -> String {
     let Some((heads, below)) = rows.split_first() else {
         return String::new();
@@ -95,7 +95,7 @@ fn table(rows: &[Vec<String>], width: usize, within: &str) -> String {
     rows.collect::<Vec<_>>().join("\n")
 }
 
-/// What a row says of its first cell, each behind the name of its column, where there are several.
+/// The cells of a row after the first one, each after the name of its column if there are several.
 pub fn said_of<'a>(heads: &'a [String], row: &'a [String]) -> impl Iterator<Item = String> + 'a {
     let has_one = heads.len() == 2;
     let said = heads
@@ -109,7 +109,7 @@ pub fn said_of<'a>(heads: &'a [String], row: &'a [String]) -> impl Iterator<Item
     })
 }
 
-/// A text in lines of this width. The first one begins with `first`, the others with `rest`. A word is never cut.
+/// A text in lines of this width. The first line begins with `first`, the others with `rest`. Words are never cut.
 pub fn wrapped(text: &str, width: usize, first: &str, rest: &str) -> String {
     let (mut out, mut column) = (String::from(first), first.chars().count());
     let mut is_first_of_line = true;
@@ -132,12 +132,12 @@ pub fn wrapped(text: &str, width: usize, first: &str, rest: &str) -> String {
     out
 }
 
-/// How many columns a text takes. Code has its quotes, also in print.
+/// How many columns a text takes, with the quotes that code gets.
 fn columns_of(text: &str) -> usize {
     text.chars().filter(|&c| c != BOLD && c != BOLD_END).count()
 }
 
-/// The text with what a terminal takes for the marks.
+/// The text with the terminal's codes in place of the marks.
 fn with_style(text: &str, has_style: bool) -> String {
     let (bold, end) = if has_style {
         ("\x1b[1m", "\x1b[0m")
@@ -159,7 +159,7 @@ mod tests {
         | option | meaning | default |\n|---|---|---|\n| `--try` | does not wait for its turn | no |\n";
 
     #[test]
-    fn a_page_is_wrapped_and_a_wide_table_is_told_row_by_row() {
+    fn a_page_is_wrapped_and_a_wide_table_is_shown_row_by_row() {
         let text = text_of(&blocks(PAGE), 30);
         let plain = "\
 A PAGE
