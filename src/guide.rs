@@ -35,7 +35,7 @@ macro_rules! pages {
         #[doc = "[moving from Perl]: crate::guide::moving_from_perl"]
         #[doc = "[operations]: crate::guide::operations"]
         #[doc = "[performance]: crate::guide::performance"]
-        // rustdoc copies no image: the plot itself follows the page, and an empty image stands in the page.
+        // rustdoc copies no image: the page itself has an empty one, and the plot follows the page.
         #[doc = "[plot]: data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"]
         #[doc = "[rust]: crate::guide::rust"]
         #[doc = "[safety]: crate::guide::safety"]

@@ -56,7 +56,7 @@ pub(crate) fn roots_of_system() -> Result<RootCertStore, TlsError> {
     }
     let said = match found.errors.first() {
         Some(error) => error.to_string(),
-        None => "there are none".into(),
+        None => "the system has no certificates".into(),
     };
     Err(TlsError::new(TlsFailure::NoRoots, said))
 }

@@ -17,7 +17,7 @@ impl Client {
     ///
     /// With a store, leases outlive a restart of the server: each run that names the same store in `Lock-Store` counts
     /// as the server that granted the lease, also for [`verify`](Self::verify), [`release`](Self::release) and
-    /// [`Guard`](crate::Guard), too.
+    /// [`Guard`](crate::Guard).
     ///
     /// # Errors
     /// As [`unlock_fenced`](Self::unlock_fenced).

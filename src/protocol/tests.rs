@@ -388,7 +388,7 @@ fn a_fence_is_a_whole_number() {
             let said = reason(&format!("/{verb}/K/ann?fence={value}"));
             assert!(said.starts_with("fence is \""), "{value}: {said}");
             assert!(said.ends_with(
-                "give the whole number that Lock-Fence told, or that fence shows in /locks/key"
+                "give the whole number from Lock-Fence, or from fence in /locks/key"
             ));
         }
     }

@@ -251,7 +251,7 @@ pub(crate) static PARAMETERS: [ParameterRow; 12] = [
     ParameterRow { parameter: Parameter::LockAttemptTimeout, name: "lock_attempt_timeout",
         range: Range::Seconds(Duration::ZERO, |max| max.lock_attempt_timeout) },
     ParameterRow { parameter: Parameter::Fence, name: "fence",
-        range: Range::Number(0..=Fence::MAX, "the whole number that Lock-Fence told, or that fence shows in /locks/key") },
+        range: Range::Number(0..=Fence::MAX, "the whole number from Lock-Fence, or from fence in /locks/key") },
     ParameterRow { parameter: Parameter::RequestId, name: "request", range: Range::Id },
     ParameterRow { parameter: Parameter::Note, name: "note", range: Range::Text(MAX_NOTE) },
     ParameterRow { parameter: Parameter::Slots, name: "slots",
