@@ -194,8 +194,9 @@ impl Client {
     /// connections. `None` if it is not open, and before the first question.
     ///
     /// Wait with `poll(2)` for its end, `POLLRDHUP`: a server that ends or restarts closes the connection, and then it
-    /// is time to [`verify`](Self::verify) a lease. Do not wait for input: over TLS, bytes may arrive without an end.
-    /// Do not read, write, or change the socket's options: the next question may use this connection.
+    /// is time to [`verify`](Self::verify) a lease. Do not wait for input: over TLS, bytes may arrive although the
+    /// connection has not ended. Do not read, write, or change the socket's options: the next question may use this
+    /// connection.
     pub fn latest_connection(&self) -> Option<TcpStream> {
         self.transport.latest_connection()
     }
@@ -352,7 +353,8 @@ impl Client {
         }
     }
 
-    /// Stops the server. It has to allow that with `allow_shutdown`, or this client's token needs the role `admin`.
+    /// Stops the server. The server has to allow that with `allow_shutdown`, or this client's token needs the role
+    /// `admin`.
     ///
     /// # Errors
     /// [`Error::Refused`] with [`Refusal::Forbidden`](crate::Refusal::Forbidden) or

@@ -85,8 +85,8 @@ pub enum Error {
         /// The error of the system.
         source: io::Error,
     },
-    /// No connection to the server was made, so it has not acted. With [several servers](crate::Client::of_cluster):
-    /// none of those that were reached leads.
+    /// No connection to the server was made, so it has not acted. With [several servers](crate::Client::of_cluster): no
+    /// server that leads was reached.
     Unreachable {
         /// `host:port`, or a URL where the client's address has a prefix or is asked over TLS. For several servers, all
         /// addresses, with commas between.

@@ -69,9 +69,9 @@ pub struct Options {
     ///
     /// Each line is `ROLE TOKEN`, up to 100 of them; blank lines and those that begin with `#` do not count. A role is
     /// `read` (CHECK, VERIFY and the lower-case paths), `lock` (the verbs, too) or `admin` (SHUTDOWN and BREAK, too);
-    /// PING, `/livez` and `/readyz` need no token. A [`Token`](crate::Token) is 8 to 256 of `A-Z a-z 0-9 - . _ ~ + /
-    /// =`, and at least one has to be of the role `lock` or `admin`. The file has to belong to this user or to root,
-    /// and nobody else may have access to it (mode 600).
+    /// PING, `/livez` and `/readyz` need no token. A [`Token`](crate::Token) is 8 to 256 of
+    /// `A-Z a-z 0-9 - . _ ~ + / =`, and at least one has to be of the role `lock` or `admin`. The file has to belong to
+    /// this user or to root, and nobody else may have access to it (mode 600).
     ///
     /// A server of [`start`](crate::Server::start) or [`run`](crate::Server::run) reads the file again at SIGHUP; a bad
     /// file then changes nothing. The path is UTF-8 without control characters.
@@ -89,13 +89,13 @@ pub struct Options {
     pub outlive_parent: bool,
 
     /// The longest lease that a LOCK or RENEW may ask for with `lock_timeout`; a longer one gets `400`. Default `None`:
-    /// 1 h, or [`lock_timeout`](Self::lock_timeout) if that is longer. `Some` must not be less than that; up to 365
-    /// days.
+    /// 1 h, or [`lock_timeout`](Self::lock_timeout) if that is longer. `Some` must not be less than that; up to
+    /// 365 days.
     pub max_lock_timeout: Option<Duration>,
 
-    /// The longest wait that a LOCK may ask for with `lock_attempt_timeout`; a longer one gets `400`. Default `None`: 1
-    /// h, or [`lock_attempt_timeout`](Self::lock_attempt_timeout) if that is longer. `Some` must not be less than that;
-    /// up to 365 days.
+    /// The longest wait that a LOCK may ask for with `lock_attempt_timeout`; a longer one gets `400`. Default `None`:
+    /// 1 h, or [`lock_attempt_timeout`](Self::lock_attempt_timeout) if that is longer. `Some` must not be less than
+    /// that; up to 365 days.
     pub max_lock_attempt_timeout: Option<Duration>,
 
     /// How many LOCKs may wait at the same time, over all keys. Default 10,000; at most 100 fewer than the clients that

@@ -1,5 +1,5 @@
-//! The servers that a client may ask: those of its list, and those that they name as their leader. It asks the one
-//! first that answered last.
+//! The servers that a client may ask: those of its list, and those that they name as their leader. It first asks the
+//! one that answered last.
 //!
 //! Knows no question. A question to a server that answers costs one atomic load here.
 

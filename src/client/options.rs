@@ -23,8 +23,8 @@ pub struct ClientOptions {
     /// follows at once. The server keeps the place of a waiting LOCK in the queue for 2 s, so choose less than that.
     pub time_between_attempts: Duration,
 
-    /// How long an answer may take, including the connect. For a LOCK, the time that it may wait is added. Default 10
-    /// s. A question that may be asked twice is asked again after half of this time, on another connection.
+    /// How long an answer may take, including the connect. For a LOCK, the time that it may wait is added. Default
+    /// 10 s. A question that may be asked twice is asked again after half of this time, on another connection.
     pub answer_timeout: Duration,
 
     /// The token to show to the server. Default `None`: none, or with [`tuned`](crate::Client::tuned) the token that

@@ -387,9 +387,11 @@ fn a_fence_is_a_whole_number() {
         for verb in ["UNLOCK", "RENEW", "VERIFY"] {
             let said = reason(&format!("/{verb}/K/ann?fence={value}"));
             assert!(said.starts_with("fence is \""), "{value}: {said}");
-            assert!(said.ends_with(
-                "give the whole number from Lock-Fence, or from fence in /locks/key"
-            ));
+            assert!(
+                said.ends_with(
+                    "give the whole number from Lock-Fence, or from fence in /locks/key"
+                )
+            );
         }
     }
     for value in ["0", "1", "007", "9007199254740991", "18446744073709551615"] {
