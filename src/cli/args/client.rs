@@ -211,7 +211,7 @@ Exit codes: 0 locked by this name, 1 not, 2 wrong usage, 69 no server there."
 Shows who has the key, since when and for how long, and how many wait; asks
 whether to break it, and breaks that lock alone or none. The former holder goes
 on until it asks the server: end it first if you can. The server logs --name. It
-takes a server with --allow-break, or a token of admin.
+needs a server with --allow-break, or a token of the role admin.
 Prints 1; or 0 if nothing was broken.
 Exit codes: 0 broken, 1 nothing was broken, 2 wrong usage, or several have the
 key, or nobody can be asked; 69 it is not allowed, or no server there."

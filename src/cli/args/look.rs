@@ -88,9 +88,9 @@ impl List {
     note = "\
 A line for each holder, the earliest first, and then one for each waiter, in the
 order of the queue: how long so far, how much longer the lease or wait lasts,
-how many may hold the key together with it, the fence
-of the grant, and the note. On a terminal long names are cut and times are
-short; otherwise tabs separate the columns, and times are in seconds.
+how many may hold the key together with it, the fence of the grant, and the
+note. On a terminal long names are cut and times are short; otherwise tabs
+separate the columns, and times are in seconds.
 Exit codes: 0 held, 1 free, 2 wrong usage, 69 no server there, or it does not
 allow that, 71 it could not be written."
 )]
