@@ -63,6 +63,8 @@ struct State {
     notifications: Notifications,
     /// When the time keeper wakes up by itself. `None` while it has nothing to wait for.
     alarm: Option<Instant>,
+    /// Whether the time keeper has something to do that waits for the store.
+    store_delays_ends: bool,
     stopping: bool,
     /// `None` unless it is wanted.
     journal: Option<Journal>,
@@ -115,6 +117,7 @@ impl LockManager {
                 table: LockTable::new(limits, lease::first_fence(SystemTime::now())),
                 notifications: Notifications::default(),
                 alarm: None,
+                store_delays_ends: false,
                 stopping: false,
                 journal: Journal::begin(),
                 statistics: Statistics::default(),

@@ -8,6 +8,7 @@
 //! Until that is done no time passes for leases: a hold whose grant is not stored does not end, nor does anybody follow it.
 //! A lease counts from when its grant was stored.
 
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
@@ -38,6 +39,9 @@ const MOST_AHEAD: Fence = 10 * 365 * 24 * 60 * 60 * 1_000_000;
 
 /// How long after one proof that this server leads the next one is asked for: those who come meanwhile share it.
 const PROOF_PAUSE: Duration = Duration::from_millis(2);
+
+/// How long the size of the store is not asked for again, which takes two system calls.
+const SIZE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long what is decided waits for its answer, so that both are sent off together.
 const ANSWER_PAUSE: Duration = Duration::from_micros(200);
@@ -279,6 +283,7 @@ impl LockManager {
     pub(super) fn store_all(&self, store: &mut dyn Store) -> Result<(), StoreError> {
         let every = store.confirm_every();
         let mut next_proof = Instant::now();
+        let mut next_size = next_proof;
         let mut state = self.state.lock();
         loop {
             let Some((marks, batch)) = self.next_batch(&mut state, every, next_proof) else {
@@ -290,13 +295,16 @@ impl LockManager {
                     true => store.confirm(),
                     false => store.commit(&batch),
                 };
-                (committed, store.size())
+                (committed, (next_size <= begun).then(|| store.size()))
             });
             next_proof = Instant::now() + PROOF_PAUSE;
             let now = Instant::now();
             let unstored = state.unstored.as_mut().expect(HAS_STORE);
             let statistics = &mut unstored.statistics;
-            statistics.bytes = bytes;
+            if let Some(bytes) = bytes {
+                statistics.bytes = bytes;
+                next_size = now + SIZE_PAUSE;
+            }
             match committed {
                 Ok(()) => {
                     if !batch.records.is_empty() {
@@ -306,20 +314,16 @@ impl LockManager {
                     }
                     let answers = state.stored(&marks, now);
                     // Time goes on, and so may leases end that were to end meanwhile.
-                    self.clock.notify_one();
+                    if mem::take(&mut state.store_delays_ends) {
+                        self.clock.notify_one();
+                    }
                     MutexGuard::unlocked(&mut state, || {
                         answers.into_iter().for_each(|answer| answer())
                     });
                 }
                 Err(error @ StoreError::Full) => {
-                    statistics.failures += 1;
-                    statistics.last_error = Some(error.to_string());
-                    let before = unstored.no_room_until;
                     let is_ending = unstored.is_ending;
-                    if before.is_none_or(|before| before + LOG_AGAIN < now) {
-                        log::error!("{error}; nothing is granted until there is");
-                    }
-                    state.take_back(marks, now);
+                    state.note_full(&error, marks, now);
                     let is_end = matches!(*batch.records, [] | [Record::Ended(_)]);
                     if is_ending && is_end {
                         // Not even an end fits. Nobody was told of those: their holds stand when the store is opened again.
@@ -333,6 +337,20 @@ impl LockManager {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl State {
+    /// Takes back what there was no room for.
+    fn note_full(&mut self, error: &StoreError, marks: Vec<Mark>, now: Instant) {
+        let unstored = self.unstored.as_mut().expect(HAS_STORE);
+        unstored.statistics.failures += 1;
+        unstored.statistics.last_error = Some(error.to_string());
+        let before = unstored.no_room_until;
+        if before.is_none_or(|before| before + LOG_AGAIN < now) {
+            log::error!("{error}; nothing is granted until there is");
+        }
+        self.take_back(marks, now);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
-use super::time_keeper::SWEEP_BATCH;
+use super::time_keeper::{SWEEP_BATCH, SWEEP_EVERY};
 use super::*;
 
 mod commit;

@@ -7,7 +7,7 @@ use parking_lot::MutexGuard;
 use super::{Answerer, LockManager, State};
 
 /// How often lapsed keys that nobody asks for are looked for, to free their memory.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// How many of them go at once, so that a million lapsing together delay nobody by a millisecond.
 pub(super) const SWEEP_BATCH: usize = 1000;
@@ -39,11 +39,14 @@ impl LockManager {
                 continue;
             }
             let sweep = (!state.table.is_empty()).then(|| now + SWEEP_EVERY);
-            state.alarm = state.table.next_hand_over().into_iter().chain(sweep).min();
-            if state.time(now) < now || batch == 0 {
-                // Until that is stored no lease ends, and then this thread is woken.
-                state.alarm = sweep;
-            }
+            let next = state.table.next_hand_over();
+            // Until everything is stored no lease ends, and then this thread is woken.
+            let is_late = next.is_some_and(|next| next <= now) && state.time(now) < now;
+            state.store_delays_ends = is_late || batch == 0;
+            state.alarm = match state.store_delays_ends {
+                true => sweep,
+                false => next.into_iter().chain(sweep).min(),
+            };
             match state.alarm {
                 Some(alarm) => {
                     self.clock.wait_until(&mut state, alarm);
@@ -57,6 +60,9 @@ impl LockManager {
 impl State {
     /// Whether the time keeper would sleep too long. It is notified once for each earlier appointment.
     pub(super) fn next_alarm_is_earlier(&mut self) -> bool {
+        if self.store_delays_ends {
+            return false;
+        }
         let next = match self.table.next_hand_over() {
             Some(end) => end,
             None if self.alarm.is_none() && !self.table.is_empty() => Instant::now() + SWEEP_EVERY,

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
 use rusqlite::{Connection, ErrorCode};
@@ -30,6 +31,11 @@ const CHECKPOINT_AFTER: usize = 1000;
 /// the store would fill the disk to the last block, and then a hold could not even end.
 const KEPT_FOR_ENDS: u64 = 256 * 1024;
 
+/// How much free room is plenty, in bytes: a disk that has so much is not asked again for so long. Who fills it meanwhile is
+/// told by SQLite that it is full.
+const PLENTY: u64 = 64 * 1024 * 1024;
+const PLENTY_FOR: Duration = Duration::from_millis(100);
+
 /// Whether a batch is on the disk when it is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sync {
@@ -53,6 +59,8 @@ struct Opened {
     file: LockedFile,
     /// What was written since the last checkpoint, as [`CHECKPOINT_AFTER`] counts it.
     in_log: usize,
+    /// Until when the disk is not asked for its free room.
+    has_plenty_until: Option<Instant>,
 }
 
 impl Opened {
@@ -67,12 +75,17 @@ impl Opened {
     }
 
     /// Whether the disk has room for more than ends. A disk that does not say is tried.
-    fn has_room(&self, path: &Path) -> rusqlite::Result<bool> {
+    fn has_room(&mut self, path: &Path) -> rusqlite::Result<bool> {
+        let now = Instant::now();
+        if self.has_plenty_until.is_some_and(|until| now < until) {
+            return Ok(true);
+        }
         let Ok(disk) = statvfs(path) else {
             return Ok(true);
         };
         let free = disk.blocks_available() * disk.fragment_size();
         let log = log_length(path);
+        self.has_plenty_until = (free >= log + PLENTY).then(|| now + PLENTY_FOR);
         if free >= log + KEPT_FOR_ENDS {
             return Ok(true);
         }
@@ -151,6 +164,7 @@ impl Store for FileStore {
             database,
             file,
             in_log: 0,
+            has_plenty_until: None,
         });
         Ok(recovered)
     }
@@ -165,11 +179,11 @@ impl Store for FileStore {
                 return Err(StoreError::Full);
             }
         }
-        match database::write(&mut opened.database, batch) {
+        match database::write(&opened.database, batch) {
             Err(error) if is_full(&error) => {
                 // A batch of ends may fit into the room that the log gives back.
                 opened.clear_log(Checkpoint::Truncate).map_err(why)?;
-                database::write(&mut opened.database, batch).map_err(why)?;
+                database::write(&opened.database, batch).map_err(why)?;
             }
             written => written.map_err(why)?,
         }

@@ -395,6 +395,27 @@ fn rule_15_where_the_store_stalls_for_longer_than_a_lease_each_waiter_gets_a_who
     }
 }
 
+#[test]
+fn rule_15_a_lease_that_ended_while_something_was_stored_ends_as_soon_as_that_is() {
+    let (server, steps) = serve(&FakeDisk::new(), 10 * SHORT);
+    let ann = server.granted("K", "ann");
+    steps.next();
+    steps.apply();
+    let _bob = server.queued("K", "bob");
+    server.granted("L", "cat");
+    if steps.next().records.contains(&Record::Ended(ann.fence)) {
+        // This thread stood still for a whole lease, so nothing is shown.
+        return steps.apply();
+    }
+    let_pass(12 * SHORT);
+    let stored = Instant::now();
+    steps.apply();
+    assert!(steps.next().records.contains(&Record::Ended(ann.fence)));
+    // Not only when the time keeper looks for lapsed leases by itself, once a second.
+    assert!(stored.elapsed() < SWEEP_EVERY / 2);
+    steps.apply();
+}
+
 fn holder(record: &Record) -> Option<&str> {
     match record {
         Record::Held(hold) => Some(&hold.requester),

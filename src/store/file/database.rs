@@ -171,32 +171,40 @@ fn is_sound(hold: &StoredHold, greatest_fence: Option<i64>) -> bool {
 }
 
 /// Stores a batch, whole or not at all.
-pub(super) fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
-    // Dropped on the way, it is rolled back.
-    let transaction = database.transaction()?;
-    {
-        let mut put = transaction
-            .prepare_cached("INSERT OR REPLACE INTO holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
-        let mut delete = transaction.prepare_cached("DELETE FROM holds WHERE fence = ?1")?;
-        for record in &batch.records {
-            match record {
-                Record::Held(hold) => put.execute(params![
-                    hold.fence.cast_signed(),
-                    hold.key,
-                    hold.requester,
-                    // Longer than 292 years is as long.
-                    i64::try_from(hold.lock_timeout.as_nanos()).unwrap_or(i64::MAX),
-                    hold.request_id,
-                    hold.note,
-                    hold.slots,
-                ])?,
-                Record::Ended(fence) => delete.execute([fence.cast_signed()])?,
-            };
-        }
-        let mut fence = transaction.prepare_cached("UPDATE store SET greatest_fence = ?1")?;
-        fence.execute([batch.greatest_fence.cast_signed()])?;
+pub(super) fn write(database: &Connection, batch: &Batch) -> rusqlite::Result<()> {
+    // Not rusqlite's own transaction, which has both statements parsed each time.
+    database.prepare_cached("BEGIN")?.execute([])?;
+    let written = write_records(database, batch)
+        .and_then(|()| database.prepare_cached("COMMIT")?.execute([]));
+    if written.is_err() && !database.is_autocommit() {
+        // Where that fails the next transaction can't begin, and says so.
+        let _ = database.execute_batch("ROLLBACK");
     }
-    transaction.commit()
+    written.map(drop)
+}
+
+fn write_records(database: &Connection, batch: &Batch) -> rusqlite::Result<()> {
+    let mut put = database
+        .prepare_cached("INSERT OR REPLACE INTO holds VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
+    let mut delete = database.prepare_cached("DELETE FROM holds WHERE fence = ?1")?;
+    for record in &batch.records {
+        match record {
+            Record::Held(hold) => put.execute(params![
+                hold.fence.cast_signed(),
+                hold.key,
+                hold.requester,
+                // Longer than 292 years is as long.
+                i64::try_from(hold.lock_timeout.as_nanos()).unwrap_or(i64::MAX),
+                hold.request_id,
+                hold.note,
+                hold.slots,
+            ])?,
+            Record::Ended(fence) => delete.execute([fence.cast_signed()])?,
+        };
+    }
+    let mut fence = database.prepare_cached("UPDATE store SET greatest_fence = ?1")?;
+    fence.execute([batch.greatest_fence.cast_signed()])?;
+    Ok(())
 }
 
 /// What an error of the database says of the store at this path.
