@@ -1,25 +1,25 @@
 //! The lock table: who holds each key, until when, and who is next.
 //!
-//! Nothing here blocks, logs, calls the system or reads a clock; `now` is always an argument and never goes back.
-//! What happens is kept as [events](crate::event), in order.
+//! Nothing here blocks, logs, calls the system or reads a clock; `now` is always an argument and never goes back. Each
+//! change is queued as an [event](crate::event), in order.
 //!
-//! Each acquire comes with a number of slots: how many may hold the key together with it. One more may hold a key as
-//! long as the holders, with it, are no more than the least number that any of them came with. Only the head of the
-//! queue is let in, so that nobody is overtaken: a writer (1 slot) not by readers ([`MAX_SLOTS`](crate::lease::MAX_SLOTS)).
+//! Each acquire has a number of slots: how many holders it tolerates, itself included. A key takes one more holder if
+//! the number of holders then is at most the smallest number of slots among them. Only the head of the queue is granted
+//! the key, so nobody is overtaken: readers ([`MAX_SLOTS`](crate::lease::MAX_SLOTS)) do not overtake a writer (1 slot).
 //!
-//! When there is room, the head of the queue is *proposed* as the next holder. Whether its client is still there is
-//! asked by the caller, who answers each proposal with [`grant`](LockTable::grant) or
-//! [`pass_over`](LockTable::pass_over) before it asks anything else of that key; and before anything is asked of a key,
-//! the caller lets its leases run out with [`expire_key`](LockTable::expire_key), as often as it takes. When all that is done, for every key:
-//! (1) no more holds than the least number of slots among them; (2) the head of the queue could not be let in, so if
-//! anyone waits, there is a hold; (3) grants follow arrival among those who wait; (4) fencing tokens only grow; (5) an
-//! acquire with a request ID is known once: by its grant, by its place in the queue, or by the place reserved for it;
-//! (6) a requester holds a key once at most.
+//! When there is room, the table *proposes* the head of the queue as the next holder. The caller checks whether that
+//! client is still connected, and answers each proposal with [`grant`](LockTable::grant) or
+//! [`pass_over`](LockTable::pass_over) before its next call for that key. Before each call for a key, the caller ends
+//! its lapsed leases with [`expire_key`](LockTable::expire_key), repeated until the table is no longer
+//! [behind](LockTable::is_behind). Then, for every key: (1) it has at most as many holds as the smallest number of
+//! slots among them; (2) there is no room for the head of the queue, so if anyone waits, there is a hold; (3) waiters
+//! are granted the key in the order of their arrival; (4) fencing tokens only grow; (5) an acquire with a request ID is
+//! recorded once: as a grant, a place in the queue or a reserved place; (6) a requester holds a key at most once.
 //!
-//! A requester may ask again, because it can't know whether its question or only the answer was
-//! lost. By the request ID the table sees that it is the same acquire: it is granted once and
-//! stands in the queue once, where it arrived first. For a while that place is kept even for a
-//! requester whose connection broke; meanwhile it does not wait, and nobody waits for it.
+//! A requester may repeat a request, because it can't know whether the request or only the answer was lost. The table
+//! recognises the repeated acquire by its request ID: it is granted once and has one place in the queue, that of its
+//! first arrival. If a waiter's connection breaks, its place is reserved for a while. A reserved place is not granted
+//! the key and holds nobody up.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -49,12 +49,12 @@ mod others;
 mod queue;
 mod reserved;
 
-/// How much the table takes in. Beyond it an acquire is refused as [`Refusal::Full`].
+/// How much the table takes. Beyond that, it refuses an acquire with [`Refusal::Full`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Holds of all keys together. Those who wait for a key are granted it beyond that, too.
+    /// Holds of all keys together. Waiters are granted a key even beyond this limit.
     pub holds: usize,
-    /// Waiters of all keys together. As many places of broken connections are kept, too.
+    /// Waiters of all keys together. Also the most places that are reserved after broken connections.
     pub waiters: usize,
 }
 
@@ -63,16 +63,16 @@ pub(crate) struct Limits {
 pub(crate) struct Ask<'a> {
     pub key: &'a str,
     pub requester: &'a str,
-    /// What the requester calls this acquire, to be recognised when it asks again.
+    /// The requester's ID for this acquire, by which a repeated one is recognised.
     pub request_id: Option<&'a str>,
-    /// What it says of itself, for others to read.
+    /// The requester's note about itself, for people who look at the lock.
     pub note: Option<&'a str>,
-    /// How many may hold the key together with it.
+    /// How many holders it tolerates, itself included.
     pub slots: Slots,
     pub terms: Terms,
 }
 
-/// For how long an acquire asks.
+/// The times of an acquire.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     /// How long the lease lasts, counted from the grant.
@@ -84,36 +84,36 @@ pub(crate) struct Terms {
 /// The answer to an acquire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acquired {
-    /// Now, or before to this very acquire.
+    /// Granted now, or earlier to the same acquire.
     Granted(Grant),
-    /// An event tells the end of the wait.
+    /// An event reports the end of the wait.
     Queued(Ticket),
     Refused(Refusal),
 }
 
-/// Who holds a key: the one whose hold began first, and how many there are.
+/// Who holds a key: its first holder, and how many holders and waiters there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holding {
     pub holder: Requester,
     pub note: Option<Note>,
     pub grant: Grant,
     pub holders: usize,
-    /// How many wait for the key. One whose patience is over counts until it has left.
+    /// How many wait for the key. A waiter that has timed out counts until it leaves the queue.
     pub waiters: usize,
 }
 
-/// `W` is whatever the caller needs to notify a waiter.
+/// `W` is the caller's handle of a waiter, used to notify it.
 pub(crate) struct LockTable<W> {
     entries: HashMap<Key, Entry<W>>,
     ledger: Ledger<W>,
 }
 
-/// What the keys have in common. Apart from them, so that an operation looks its key up once.
+/// What the keys share. Apart from them, so that an operation on an entry looks its key up only once.
 struct Ledger<W> {
     ends: ExpiryIndex,
     reserved: Reserved,
     broken: BrokenHolds,
-    /// For keys that have room: the caller has not yet said who gets them.
+    /// Proposed grants that the caller has not answered yet.
     proposals: VecDeque<Proposal<W>>,
     events: VecDeque<TableEvent<W>>,
     holds: usize,
@@ -121,15 +121,16 @@ struct Ledger<W> {
     next_fence: Fence,
     next_ticket: Ticket,
     limits: Limits,
-    /// Why no hold may begin at once, where the caller says so.
+    /// Why the caller lets no hold begin at once. `None` if one may.
     held_off: Option<Refusal>,
-    /// How many holds may still end in this step of time, and whether there were more.
+    /// How many more holds may end in this step.
     ends_left: usize,
+    /// Whether the last step left something over.
     is_behind: bool,
 }
 
 /// Why a key has a hold.
-const SETTLED: &str = "every proposal is answered before anything else is asked of its key";
+const SETTLED: &str = "every proposal is answered before the next call for its key";
 
 impl<W> LockTable<W> {
     /// An empty table. `first_fence` is the fencing token of its first grant.
@@ -154,18 +155,18 @@ impl<W> LockTable<W> {
         }
     }
 
-    /// How many holds have to end before there is room for one more. Lapsed ones of keys that nobody has asked for since
-    /// take up room until they are [`expire`](Self::expire)d.
+    /// How many holds have to end before there is room for one more. A lapsed hold counts until
+    /// [`expire`](Self::expire) or [`expire_key`](Self::expire_key) ends it.
     pub fn missing_room(&self) -> usize {
         self.ledger.missing_room()
     }
 
-    /// Grants the key, or queues the requester behind those already there.
+    /// Grants the key, or queues the requester behind those who wait already.
     ///
-    /// An acquire under the ID of one that was granted or waits is that one again: it gets that
-    /// grant, or takes over that place. With no patience of its own it leaves the wait as it is.
-    /// Under the ID of a waiter whose connection broke, it queues where that one stood. `handle` is
-    /// called only for a waiter that is queued or takes over a place.
+    /// An acquire with the request ID of an earlier one is a repetition. If the earlier one was granted, it returns
+    /// that grant. If it waits, this one takes its place, or changes nothing if its attempt time-out is zero. If its
+    /// connection broke, this one queues at the reserved place. `handle` is called only for a waiter that is queued or
+    /// takes a place.
     pub fn acquire(
         &mut self,
         now: Instant,
@@ -194,7 +195,7 @@ impl<W> LockTable<W> {
                     Acquired::Refused(Refusal::AlreadyWaiting)
                 };
             }
-            // Its patience is over; only its thread has not yet come to say so.
+            // It has timed out, but its thread has not called `abandon` yet.
             self.abandon(now, ask.key, ticket);
             return self.acquire(now, ask, handle);
         }
@@ -211,7 +212,7 @@ impl<W> LockTable<W> {
         Acquired::Queued(ledger.enqueue(now, entry, ask, kept, handle))
     }
 
-    /// Takes the key from its holder. With a fence it is released only if it is still held under that very grant.
+    /// Ends the requester's hold. With a fence, only if the hold has that fence.
     pub fn release(
         &mut self,
         now: Instant,
@@ -230,11 +231,10 @@ impl<W> LockTable<W> {
         Ok(())
     }
 
-    /// Has the holder's lease end `lock_timeout` from now, unless it ends later: nothing that a holder was told is taken
-    /// back, since an answer that says so may be lost. Without a time it lasts as long again as it was granted, or last
-    /// renewed, for.
+    /// Extends the lease to `lock_timeout` from now. Never shortens it, since the answer to a shortening may be lost.
+    /// Without `lock_timeout` it uses the time of the grant or of the last renewal.
     ///
-    /// It stays the same grant, and the waiters keep their places.
+    /// The grant keeps its fence, and the waiters keep their places.
     pub fn renew(
         &mut self,
         now: Instant,
@@ -258,7 +258,7 @@ impl<W> LockTable<W> {
         Ok(grant)
     }
 
-    /// Who holds the key, if anyone does.
+    /// Who holds the key. `None` if it is free.
     pub fn holding(&self, key: &str) -> Option<Holding> {
         let entry = self.entries.get(key)?;
         let hold = entry.first().expect(SETTLED);
@@ -271,7 +271,7 @@ impl<W> LockTable<W> {
         })
     }
 
-    /// The grant under which the requester holds the key. With a fence it has to be that very one.
+    /// The requester's grant of the key. With a fence, the grant has to have that fence.
     pub fn verify(
         &self,
         key: &str,
@@ -282,7 +282,7 @@ impl<W> LockTable<W> {
         entry.verify(requester, fence).map(Hold::grant)
     }
 
-    /// The next event that the caller has not yet taken.
+    /// Takes the next event.
     pub fn next_event(&mut self) -> Option<TableEvent<W>> {
         let events = &mut self.ledger.events;
         let event = events.pop_front();
@@ -290,7 +290,7 @@ impl<W> LockTable<W> {
         event
     }
 
-    /// Whether there is nothing left that time would take away.
+    /// Whether nothing is left that ends with time: no hold, no reserved place, no remembered broken hold.
     pub fn is_empty(&self) -> bool {
         let ledger = &self.ledger;
         self.entries.is_empty() && ledger.reserved.is_empty() && ledger.broken.is_empty()
@@ -301,7 +301,7 @@ impl<W> LockTable<W> {
         if let Some(refusal) = ledger.why_no_hold() {
             return Acquired::Refused(refusal);
         }
-        // Its place is good for nothing once it holds the key.
+        // It holds the key now and needs no reserved place.
         ledger.reserved.forget(ask);
         let key = Key::from(ask.key);
         let hold = ledger.begin_hold(now, &key, ask.claim());
@@ -372,7 +372,7 @@ impl<W> Ledger<W> {
         ticket
     }
 
-    /// Lets a waiter's repeated request stand in its place, and be next if it asks for more slots than before.
+    /// Puts a waiter's repeated request into its place. If it asks for more slots than before, it may be next.
     fn take_over(
         &mut self,
         now: Instant,
@@ -407,7 +407,7 @@ impl<W> Ledger<W> {
         Acquired::Queued(ticket)
     }
 
-    /// Moves a key in the expiry index, if it has to be moved.
+    /// Moves a key in the expiry index if its position has changed.
     fn reindex(&mut self, before: Indexed, entry: &Entry<W>) {
         let after = entry.indexed().expect(SETTLED);
         if after != before {
@@ -429,7 +429,7 @@ impl<W> Ledger<W> {
 const WAITS: &str = "acquire found the place just now";
 
 impl Ask<'_> {
-    /// What is kept of it.
+    /// The part of it that the table stores.
     fn claim(&self) -> Claim {
         Claim {
             requester: self.requester.into(),
@@ -440,7 +440,7 @@ impl Ask<'_> {
         }
     }
 
-    /// Whether it is an earlier acquire again, by its ID. One without an ID is never recognised.
+    /// Whether it repeats the acquire with this ID. An acquire without an ID repeats none.
     fn is(&self, earlier: &Option<RequestId>) -> bool {
         self.request_id.is_some() && self.request_id == earlier.as_deref()
     }

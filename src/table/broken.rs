@@ -1,4 +1,4 @@
-//! Holds that somebody broke. Each is remembered for a while, so that its former holder learns why it is over.
+//! Holds that somebody broke. Each is remembered for a while, so that its former holder learns why it lost the key.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,22 +11,23 @@ use crate::lease::{Fence, Key, Requester};
 use crate::memory::shrink_map;
 use crate::refusal::Refusal;
 
-/// How long a broken hold is remembered after its lease would have ended: long enough for a holder that renews seldom,
-/// or was suspended, to ask.
+/// How long a broken hold is remembered after its lease would have ended: long enough for the next request of a holder
+/// that renews seldom, or was suspended.
 pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(10 * 60);
 
-/// How many are remembered where the table takes fewer waiters than that. The models of the tests break few.
+/// The least number of broken holds that are remembered, for a table with a lower limit of waiters. Small in tests,
+/// whose models break few.
 pub(super) const LEAST_REMEMBERED: usize = if cfg!(test) { 2 } else { 100 };
 
-/// A hold that was broken just now.
+/// The hold that [`LockTable::break_hold`] has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BrokenHold {
     pub holder: Requester,
     pub held: Duration,
 }
 
-/// The broken holds that are remembered. A requester that is granted the key anew is not told of an earlier hold, so
-/// there is one for each key and requester.
+/// The broken holds that are remembered: at most one for each key and requester, since a new grant to the same
+/// requester makes an earlier broken hold irrelevant.
 #[derive(Default)]
 pub(super) struct BrokenHolds {
     by_holder: HashMap<(Key, Requester), Remembered>,
@@ -42,10 +43,10 @@ struct Remembered {
 }
 
 /// Why the two maps can't disagree.
-const PAIRED: &str = "every broken hold stands in both maps";
+const PAIRED: &str = "every broken hold is in both maps";
 
 impl<W> LockTable<W> {
-    /// Ends the hold under that fence and hands the key over. `by` is who does so, for the event.
+    /// Ends the hold with this fence and hands the key over. `by` is who broke it, for the event.
     pub fn break_hold(
         &mut self,
         now: Instant,
@@ -72,8 +73,7 @@ impl<W> LockTable<W> {
         Ok(broken)
     }
 
-    /// What a refusal of RENEW, VERIFY or UNLOCK comes to: whether the requester holds the key no more because its hold
-    /// was broken.
+    /// Replaces the refusal of a RENEW, VERIFY or UNLOCK with [`Refusal::Broken`] if the requester's hold was broken.
     pub fn why_not(
         &self,
         now: Instant,
@@ -92,7 +92,7 @@ impl<W> LockTable<W> {
 }
 
 impl BrokenHolds {
-    /// Remembers a hold until then. Beyond `most` the one that was broken first is forgotten.
+    /// Remembers a hold until the instant `until`. Beyond `most` holds, forgets the one that was broken first.
     fn remember(&mut self, holder: (Key, Requester), fence: Fence, until: Instant, most: usize) {
         let number = self.next_number;
         self.next_number += 1;
@@ -101,7 +101,7 @@ impl BrokenHolds {
             fence,
             until,
         };
-        // An earlier one was forgotten when this one was granted.
+        // Replaces none: an earlier one was forgotten when this hold was granted.
         self.by_holder.insert(holder.clone(), remembered);
         self.by_number.insert(number, holder);
         while self.by_number.len() > most {
@@ -109,9 +109,9 @@ impl BrokenHolds {
         }
     }
 
-    /// Whether a hold of that requester was broken, under that fence if one is named.
+    /// Whether a hold of this requester was broken. With a fence, only a hold with that fence counts.
     fn has(&self, now: Instant, key: &str, requester: &str, fence: Option<Fence>) -> bool {
-        // Nearly always: the names are not copied for nothing.
+        // The usual case, which need not copy the names.
         if self.is_empty() {
             return false;
         }
@@ -121,7 +121,7 @@ impl BrokenHolds {
         })
     }
 
-    /// Forgets the hold that this requester had before it was granted the key anew.
+    /// Forgets the requester's broken hold, since it is granted the key anew.
     pub fn forget(&mut self, key: &Key, requester: &Requester) {
         if self.is_empty() {
             return;
@@ -133,8 +133,8 @@ impl BrokenHolds {
         }
     }
 
-    /// Forgets up to `batch` holds whose time has come, unless one that was broken before them is still remembered.
-    /// `false` if more of them may be left over.
+    /// Forgets up to `batch` holds whose time has passed, in the order in which they were broken; stops at the first
+    /// one that is still remembered. `false` if more may be left over.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
         for _ in 0..batch {
             match self.by_number.first_key_value() {

@@ -1,4 +1,5 @@
-//! What a store needs of the table: the state of a grant, that it was stored, and holds of an earlier run.
+//! What a table with a store needs: the state of a grant, to note that it was stored, and to restore holds of an
+//! earlier run.
 
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,12 @@ use crate::lease::{Claim, Fence, Hold, Key, LeaseTerms};
 use crate::refusal::Refusal;
 
 impl<W> LockTable<W> {
-    /// The hold under that fence. `None` if it is over.
+    /// The hold with this fence. `None` if it is over.
     pub fn hold_under(&self, key: &str, fence: Fence) -> Option<&Hold> {
         self.entries.get(key)?.under(fence)
     }
 
-    /// A grant was stored: its lease counts from now on, in full. Nothing happens if it is over.
+    /// Starts the full lease now, since the grant has been stored. Does nothing if the hold is over.
     pub fn begin_lease(&mut self, now: Instant, key: &str, fence: Fence) {
         let LockTable { entries, ledger } = self;
         let Some(entry) = entries.get_mut(key) else {
@@ -27,12 +28,12 @@ impl<W> LockTable<W> {
         ledger.reindex(before, entry);
     }
 
-    /// Has an acquire refused that would begin a hold at once, until this is called again.
+    /// Sets the refusal of each acquire that would begin a hold at once. `None` allows such holds again.
     pub fn hold_off(&mut self, refusal: Option<Refusal>) {
         self.ledger.held_off = refusal;
     }
 
-    /// Takes a renewal back that nobody was told of. Nothing happens if the hold is over.
+    /// Undoes a renewal that was never reported to anyone. Does nothing if the hold is over.
     pub fn undo_renewal(&mut self, key: &str, fence: Fence, before: LeaseTerms) {
         let LockTable { entries, ledger } = self;
         let Some(entry) = entries.get_mut(key) else {
@@ -46,9 +47,9 @@ impl<W> LockTable<W> {
         ledger.reindex(indexed, entry);
     }
 
-    /// Takes in a hold of an earlier run. Its lease begins now, in full: nobody knows how much of it is left.
+    /// Adds a hold of an earlier run. Its full lease starts now, because the time that was left of it is unknown.
     ///
-    /// Such holds come before anything is asked, in the order of their fences. They may be more than the limits allow.
+    /// Called before all other methods, in the order of the fences. There may be more such holds than the limits allow.
     pub fn restore(&mut self, now: Instant, key: Key, claim: Claim, fence: Fence) {
         let ledger = &mut self.ledger;
         let expires = now + Duration::from(claim.lock_timeout);
@@ -77,7 +78,7 @@ impl<W> LockTable<W> {
 }
 
 impl<W> Ledger<W> {
-    /// Why no hold can begin now, but for those who wait.
+    /// Why no hold can begin now, except for a waiter.
     pub(super) fn why_no_hold(&self) -> Option<Refusal> {
         let is_full = self.missing_room() > 0;
         self.held_off.or(is_full.then_some(Refusal::Full))

@@ -1,6 +1,6 @@
-//! One key: its holds, and who waits for it.
+//! One key: its holds and its queue.
 //!
-//! Decides who may hold the key beside the others. Holds none of the table's indices.
+//! Decides whether one more may hold the key. Knows none of the table's indices.
 
 use std::time::{Duration, Instant};
 
@@ -13,19 +13,19 @@ use crate::refusal::Refusal;
 pub(super) struct Entry<W> {
     /// The hold that began first. `None` only as long as there is a proposal for the key.
     first: Option<Hold>,
-    /// In a box, so that a key with one hold and no waiter has one word for it. `None` where there is nobody else.
+    /// Boxed, so that it costs one word for a key with one hold and no waiter. `None` if there is nobody else.
     crowd: Option<Box<Crowd<W>>>,
 }
 
-/// Everybody but the first holder.
+/// All holders but the first, and the waiters.
 struct Crowd<W> {
     others: Others,
     /// `None` when nobody waits.
     queue: Option<Queue<W>>,
 }
 
-/// Why a hold is found by what was just read of it.
-const HELD: &str = "nothing changed since it was found";
+/// Why a hold is found by an end that was read from it.
+const HELD: &str = "the entry has not changed since the hold was found";
 
 impl<W> Entry<W> {
     pub fn new(hold: Hold) -> Self {
@@ -44,7 +44,7 @@ impl<W> Entry<W> {
         usize::from(self.first.is_some()) + self.others().map_or(0, Others::len)
     }
 
-    /// How many of them have ended by then, and were not taken out yet.
+    /// How many holds have ended by the instant `by` and are still in the entry.
     pub fn ended(&self, by: Instant) -> usize {
         let first = self.first.iter().filter(|hold| hold.expires <= by);
         first.count() + self.others().map_or(0, |others| others.ended(by))
@@ -59,7 +59,7 @@ impl<W> Entry<W> {
         self.others()?.find(requester)
     }
 
-    /// The requester's hold. With a fence it has to be under that very one.
+    /// The requester's hold. With a fence, the hold has to have that fence.
     pub fn verify(&self, requester: &str, fence: Option<Fence>) -> Result<&Hold, Refusal> {
         let hold = self.find(requester).ok_or(Refusal::NotHolder)?;
         match fence {
@@ -68,18 +68,18 @@ impl<W> Entry<W> {
         }
     }
 
-    /// The hold under that fence.
+    /// The hold with this fence.
     pub fn under(&self, fence: Fence) -> Option<&Hold> {
         let first = self.first.as_ref().filter(|first| first.fence == fence);
         first.or_else(|| self.others()?.under(fence))
     }
 
-    /// Whether one more may hold the key, as far as its holders go.
+    /// Whether the holders' slots allow one more holder.
     pub fn has_room(&self) -> bool {
         self.holders() < self.fewest_slots() as usize
     }
 
-    /// Whether one more may hold the key that comes with so many slots.
+    /// Whether one more holder with this number of slots is allowed.
     pub fn admits(&self, slots: Slots) -> bool {
         self.holders() < self.fewest_slots().min(slots) as usize
     }
@@ -118,7 +118,7 @@ impl<W> Entry<W> {
         taken.expect(HELD)
     }
 
-    /// Gives the hold with this end a later one, and another length to renew it for.
+    /// Moves the end of a hold to a later instant, and sets the time of its next renewal. `end` identifies the hold.
     pub fn renew(&mut self, end: End, now: Instant, lock_timeout: Option<Duration>) -> Grant {
         self.change(end, |hold| {
             let claim = &mut hold.claim;
@@ -128,7 +128,7 @@ impl<W> Entry<W> {
         })
     }
 
-    /// Has a lease last as long as this.
+    /// Sets the terms of the hold with this end.
     pub fn set_terms(&mut self, end: End, terms: LeaseTerms) {
         self.change(end, |hold| {
             hold.claim.lock_timeout = terms.lock_timeout.into();
@@ -136,7 +136,7 @@ impl<W> Entry<W> {
         });
     }
 
-    /// Changes the hold with that end, which may have another one then.
+    /// Changes the hold with this end. The change may change its end, too.
     fn change<R>(&mut self, end: End, change: impl FnOnce(&mut Hold) -> R) -> R {
         match &mut self.first {
             Some(first) if others::end(first) == end => change(first),
@@ -150,35 +150,37 @@ impl<W> Entry<W> {
         }
     }
 
-    /// Whether a hold has ended by then.
+    /// Whether a hold has ended by the instant `by`.
     pub fn has_lapsed(&self, by: Instant) -> bool {
         self.next_end().is_some_and(|(end, _)| end <= by)
     }
 
-    /// Takes out a hold that has ended by then.
+    /// Takes out the hold that ended first, if its end is not after `by`.
     pub fn pop_lapsed(&mut self, by: Instant) -> Option<Hold> {
         let end = self.next_end().filter(|(end, _)| *end <= by)?;
         Some(self.take(end))
     }
 
-    /// The end of a hold that comes first.
+    /// The earliest end of a hold.
     fn next_end(&self) -> Option<End> {
         let first = self.first.as_ref().map(others::end);
         let others = self.others().and_then(Others::next_end);
         first.into_iter().chain(others).min()
     }
 
-    /// When time next changes something here: a lease ends, or the head of the queue leaves that has kept others out.
+    /// When time next changes something here: a lease ends, or the head of the queue times out although the holders
+    /// leave room, so that the waiters behind it may get in.
     pub fn next_change(&self) -> Option<Instant> {
         let ends = self.next_end().map(|(end, _)| end);
-        // A waiter still takes the key at its deadline.
+        // A waiter may still be granted the key at its deadline.
         let leaves = self
             .blocking_head()
             .map(|(_, head)| head.deadline + NANOSECOND);
         ends.into_iter().chain(leaves).min()
     }
 
-    /// Takes out the head of the queue if its patience was over before then, and others may be let in in its place.
+    /// Takes out the head of the queue if it timed out before the instant `before` and the holders leave room for a
+    /// waiter behind it.
     pub fn pop_impatient(&mut self, before: Instant) -> Option<(Ticket, Queued<W>)> {
         if !self.has_room() {
             return None;
@@ -204,27 +206,27 @@ impl<W> Entry<W> {
         Some(head)
     }
 
-    /// Whether this is the place at the head of the queue, or one before it.
+    /// Whether the ticket is at the head of the queue, or before it.
     pub fn is_first(&self, ticket: Ticket) -> bool {
         let first = self.queue().and_then(Queue::first);
         first.is_none_or(|(first, _)| ticket <= first)
     }
 
-    /// The head of the queue, if anybody could be let in.
+    /// The head of the queue, if the holders leave room.
     fn blocking_head(&self) -> Option<(Ticket, &Queued<W>)> {
-        // Asked first: nearly always there is none, and looking for the head takes longer.
+        // Checked first, since there is usually no room, and finding the head takes longer.
         if !self.has_room() {
             return None;
         }
         self.queue()?.first()
     }
 
-    /// Who waits. `None` when nobody does.
+    /// The waiters. `None` if there are none.
     pub fn queue(&self) -> Option<&Queue<W>> {
         self.crowd.as_ref()?.queue.as_ref()
     }
 
-    /// Where in the queue the requester stands, and as what.
+    /// Where in the queue the requester stands, with its ticket.
     pub fn place_of(&self, requester: &str) -> Option<(Ticket, &Queued<W>)> {
         self.queue()?.find(requester)
     }
@@ -233,7 +235,7 @@ impl<W> Entry<W> {
         self.crowd.as_mut()?.queue.as_mut()
     }
 
-    /// Puts a waiter for this key into the queue.
+    /// Queues a waiter for this key.
     pub fn join(&mut self, key: &Key, ticket: Ticket, waiter: Queued<W>) {
         let queue = &mut self.crowd_mut().queue;
         let queue = queue.get_or_insert_with(|| Queue::new(key.clone()));
@@ -255,7 +257,7 @@ impl<W> Entry<W> {
         queue
     }
 
-    /// Where the key stands in the expiry index. `None` without a hold.
+    /// The key's position in the expiry index. `None` without a hold.
     pub fn indexed(&self) -> Option<Indexed> {
         let first = self.first.as_ref()?;
         Some(Indexed {
@@ -278,7 +280,7 @@ impl<W> Entry<W> {
         self.crowd.get_or_insert_with(new)
     }
 
-    /// Gives back what nobody stands in any more.
+    /// Frees an empty queue and an empty crowd.
     fn tidy(&mut self) {
         let Some(crowd) = &mut self.crowd else { return };
         crowd.queue.take_if(|queue| queue.is_empty());

@@ -1,15 +1,15 @@
-//! Every held key by the instant at which time changes something there.
+//! Every held key, by the instant of its next change.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::lease::{Fence, Key};
 
-/// When a lease ends, or the head of a queue leaves that has kept others from a key with room. The fence makes it unique:
-/// it is that of the key's first hold.
+/// When a lease ends, or when the head of the queue times out although the holders leave room. The fence of the key's
+/// first hold makes it unique.
 pub(crate) type Due = (Instant, Fence);
 
-/// Where a key stands.
+/// The position of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Indexed {
     /// Whether somebody waits for the key.
@@ -20,16 +20,16 @@ pub(super) struct Indexed {
 /// Every held key, in one of two indices. A key that is proposed to a waiter is in neither.
 #[derive(Default)]
 pub(super) struct ExpiryIndex {
-    /// The keys that somebody waits for: each is an appointment to keep.
+    /// The keys that somebody waits for. Each needs a timer.
     pub contended: BTreeMap<Due, Key>,
-    /// The keys that nobody waits for: memory to be freed some time.
+    /// The keys that nobody waits for. Their lapsed holds are freed in batches.
     pub uncontended: BTreeMap<Due, Key>,
 }
 
-/// Why looking a key up cannot fail: only the table's own methods change a hold or the head of a queue, and each moves the
-/// key.
+/// Why looking a key up cannot fail: only the table's own methods change a hold or the head of a queue, and each of
+/// them moves the key.
 const INDEXED: &str =
-    "every held key stands in the index that its queue calls for, at the next change";
+    "every held key is in the index that its queue calls for, at its next change";
 
 impl ExpiryIndex {
     pub fn insert(&mut self, at: Indexed, key: Key) {
@@ -44,18 +44,18 @@ impl ExpiryIndex {
         self.index(at).get(&at.due).expect(INDEXED)
     }
 
-    /// When something changes first that somebody waits for.
+    /// The earliest change of a contended key.
     pub fn first_contended(&self) -> Option<Instant> {
         let (&(at, _), _) = self.contended.first_key_value()?;
         Some(at)
     }
 
-    /// Takes out the contended key whose time came first, if any has come, with that instant.
+    /// Takes out the contended key with the earliest change, if that is due, and the instant of the change.
     pub fn pop_contended(&mut self, now: Instant) -> Option<(Instant, Key)> {
         pop_due(&mut self.contended, now)
     }
 
-    /// Takes out the uncontended key whose lease ended first, if any has ended, with that instant.
+    /// Takes out the uncontended key whose lease ended first, if one has ended, and the instant of that end.
     pub fn pop_uncontended(&mut self, now: Instant) -> Option<(Instant, Key)> {
         pop_due(&mut self.uncontended, now)
     }

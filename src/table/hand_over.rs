@@ -1,4 +1,4 @@
-//! The beginning and the end of a hold, and who is next.
+//! How a hold begins and ends, and who is next.
 
 use std::time::{Duration, Instant};
 
@@ -9,28 +9,29 @@ use crate::event::{Change, EndedHold};
 use crate::lease::{Claim, Hold, Key, Ticket};
 use crate::memory::{shrink_map, shrink_queue};
 
-/// A key that has room for one more holder, and the waiter whose turn it is if its client is still there.
+/// A key that has room for one more holder, and the waiter that is next if its client is still connected.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Proposal<W> {
     key: Key,
-    /// When the room came about: who was patient until then is entitled to the key, however late that is noticed.
+    /// The instant at which there was room. A waiter with a deadline not before it is entitled to the key, however late
+    /// the table is called.
     since: Instant,
     ticket: Ticket,
     waiter: Queued<W>,
 }
 
 impl<W> Proposal<W> {
-    /// The handle of the one whose turn it is.
+    /// The handle of the proposed waiter.
     pub fn handle(&self) -> &W {
         &self.waiter.handle
     }
 }
 
-/// How many holds end in one step at the most: for as long the mutex is held. A key may have a million.
+/// The most holds that end in one step, since the caller holds its mutex during a step. A key may have a million holds.
 pub(super) const ENDS_PER_STEP: usize = 1000;
 
-/// The same of one key. The models of the tests take many steps.
+/// The most holds that end in one step of one key. Small in tests, so that their models take many steps.
 pub(super) const ENDS_OF_ONE_KEY: usize = if cfg!(test) { 2 } else { ENDS_PER_STEP };
 
 /// Why a key with a proposal has an entry.
@@ -40,8 +41,8 @@ const PROPOSED: &str = "an entry stays until its proposal is answered";
 const HELD: &str = "the expiry index names only held keys";
 
 impl<W> LockTable<W> {
-    /// Lets happen what time has brought to this key: its leases run out whose time has come. When all proposals are
-    /// answered, the caller asks whether that [was all](Self::is_behind).
+    /// Ends the lapsed leases of this key and hands it over, as of the instants at which they ended. When all proposals
+    /// are answered, the caller asks whether the table [is behind](Self::is_behind).
     pub fn expire_key(&mut self, now: Instant, key: &str) {
         let LockTable { entries, ledger } = self;
         ledger.begin_step(ENDS_OF_ONE_KEY);
@@ -54,9 +55,9 @@ impl<W> LockTable<W> {
         }
     }
 
-    /// Lets happen what time has brought to all keys: those that somebody waits for, and up to `batch` lapsed holds
-    /// of the others. As many places of broken connections are forgotten, and as many broken holds. `false` if more of
-    /// those may be left over; of the first, [`is_behind`](Self::is_behind) says it.
+    /// Ends the lapsed leases of all keys with waiters and hands the keys over. Also ends up to `batch` lapsed holds of
+    /// the other keys, and forgets up to `batch` reserved places and up to `batch` broken holds. `false` if more of
+    /// these three may be left over; for the keys with waiters, [`is_behind`](Self::is_behind) returns it.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
         self.ledger.begin_step(ENDS_PER_STEP);
         while self.ledger.ends_left > 0
@@ -73,20 +74,21 @@ impl<W> LockTable<W> {
         no_lapsed_left && no_reserved_left && no_broken_left
     }
 
-    /// Whether the last step left something over that time has brought by then, because it was too much for one step.
+    /// Whether the last step left lapsed leases or hand-overs for the next one, because they were too many for one
+    /// step.
     pub fn is_behind(&self) -> bool {
         self.ledger.is_behind
     }
 
-    /// The next proposal to answer. The caller asks its client whether it is there.
+    /// Takes the next proposal. The caller checks whether its client is still connected, and answers it.
     pub fn propose(&mut self) -> Option<Proposal<W>> {
         let proposal = self.ledger.proposals.pop_front();
         shrink_queue(&mut self.ledger.proposals);
         proposal
     }
 
-    /// Grants the key to the proposed waiter, and proposes the next one if there is still room. Its lease counts from
-    /// now, so a late call takes nothing away.
+    /// Grants the key to the proposed waiter, and proposes the next one if there is still room. The lease starts now,
+    /// so a late call does not shorten it.
     pub fn grant(&mut self, now: Instant, proposal: Proposal<W>) {
         let Proposal {
             key, since, waiter, ..
@@ -103,8 +105,8 @@ impl<W> LockTable<W> {
         ledger.hand_on(now, entry, key, since);
     }
 
-    /// Passes over the proposed waiter, whose client has gone: the next one is proposed. Its place is kept as by
-    /// [`reserve`](Self::reserve).
+    /// Passes over the proposed waiter, whose client has gone, and proposes the next one. The place is kept as
+    /// [`reserve`](Self::reserve) keeps it.
     pub fn pass_over(&mut self, now: Instant, proposal: Proposal<W>) {
         let Proposal {
             key,
@@ -120,13 +122,13 @@ impl<W> LockTable<W> {
         self.free(free);
     }
 
-    /// When time next changes something that somebody waits for: a lease ends, or the head of a queue leaves that has
-    /// kept others from a key with room.
+    /// When time next changes a key with waiters: a lease ends, or the head of a queue times out although the holders
+    /// leave room.
     pub fn next_hand_over(&self) -> Option<Instant> {
         self.ledger.ends.first_contended()
     }
 
-    /// Ends up to `batch` lapsed holds of keys that nobody waits for. `false` if more may be left over.
+    /// Ends up to `batch` lapsed holds of keys without waiters. `false` if more may be left over.
     fn free_lapsed(&mut self, now: Instant, batch: usize) -> bool {
         for _ in 0..batch {
             let Some((ended, key)) = self.ledger.ends.pop_uncontended(now) else {
@@ -152,13 +154,13 @@ impl<W> LockTable<W> {
 }
 
 impl<W> Ledger<W> {
-    /// So many holds may end until the caller lets others have a turn.
+    /// Begins a step in which up to `most` holds may end. Between steps the caller lets others use the table.
     fn begin_step(&mut self, most: usize) {
         self.ends_left = most;
         self.is_behind = false;
     }
 
-    /// A hold that begins now, under the next fence.
+    /// A hold that begins now, with the next fence.
     pub(super) fn begin_hold(&mut self, now: Instant, key: &Key, claim: Claim) -> Hold {
         self.broken.forget(key, &claim.requester);
         let fence = self.next_fence;
@@ -173,7 +175,7 @@ impl<W> Ledger<W> {
         }
     }
 
-    /// Takes note of the end of a hold that was taken out of its entry.
+    /// Notes the end of a hold that was taken out of its entry.
     pub(super) fn end_hold(
         &mut self,
         end: Instant,
@@ -187,11 +189,12 @@ impl<W> Ledger<W> {
         self.note(key, hold.claim.requester, change(EndedHold { fence, held }));
     }
 
-    /// Proposes who is next, if there is room for anybody at the instant `at`; else lets happen what time has brought
-    /// to this key since, one instant after the other, until somebody is next. So who is next depends on those instants
-    /// alone, and not on how late they are noticed.
+    /// Proposes the next waiter if there is room for one at the instant `at`. Otherwise goes through the later changes
+    /// of this key up to `now`, in order, until there is room. So who is next depends only on the instants of these
+    /// changes, and not on how late the table is called.
     ///
-    /// The key is not in the expiry index. It goes back there, or into the proposal; or it is free: then it is returned.
+    /// The caller has taken the key out of the expiry index. This method puts it back, or into the proposal, or returns
+    /// it if it is free.
     pub(super) fn hand_over(
         &mut self,
         now: Instant,
@@ -204,7 +207,7 @@ impl<W> Ledger<W> {
                 self.end_hold(hold.expires, key.clone(), hold, Change::Expired);
                 self.ends_left = self.ends_left.saturating_sub(1);
                 if self.ends_left == 0 && entry.has_lapsed(at) {
-                    // The rest of this instant comes with the next step, before anything else of this key.
+                    // The next step goes on with the rest of this instant before anything else happens to this key.
                     self.is_behind = true;
                     return self.index(entry, key);
                 }
@@ -231,7 +234,7 @@ impl<W> Ledger<W> {
         }
     }
 
-    /// The same after a proposal was answered: the next one for this key comes before those for others.
+    /// Hands over after an answered proposal: the next proposal of this key goes before those of other keys.
     fn hand_on(
         &mut self,
         now: Instant,

@@ -7,10 +7,10 @@ use super::{Ledger, LockTable, SETTLED};
 use crate::event::Change;
 use crate::lease::{Claim, Key, Ticket};
 
-/// How long a place in a queue is kept for a requester whose connection broke.
+/// How long a place in a queue is reserved for a requester whose connection broke.
 ///
-/// Long enough to notice it, connect anew and ask again; short enough that a queue which moved on
-/// is not surprised by somebody of long ago.
+/// Long enough for the client to notice it, connect anew and repeat its request; short enough that nobody returns to
+/// the front of a queue long after it has moved on.
 pub(crate) const RESERVED_FOR: Duration = Duration::from_secs(2);
 
 impl<W> LockTable<W> {
@@ -22,10 +22,10 @@ impl<W> LockTable<W> {
         })
     }
 
-    /// Takes a waiter out of its queue whose connection broke. `false` if it is no longer there.
+    /// Takes a waiter out of its queue because its connection broke. `false` if it is no longer there.
     ///
-    /// If its acquire carried an ID and its patience is not over, the place is kept for
-    /// [`RESERVED_FOR`]: the same acquire may come back to it.
+    /// If its acquire had a request ID and has not timed out, its place is kept for [`RESERVED_FOR`], for the repeated
+    /// acquire.
     pub fn reserve(&mut self, now: Instant, key: &str, ticket: Ticket) -> bool {
         self.leave(now, key, ticket, |ledger, key, waiter| {
             let place = (waiter.claim, waiter.deadline);
@@ -33,7 +33,7 @@ impl<W> LockTable<W> {
         })
     }
 
-    /// Empties all queues and returns the handles of all waiters, in no order. The holds stay.
+    /// Empties all queues and returns the handles of all waiters, in no particular order. The holds stay.
     pub fn drain_waiters(&mut self) -> Vec<W> {
         let LockTable { entries, ledger } = self;
         let mut drained = Vec::with_capacity(ledger.waiters);
@@ -48,7 +48,8 @@ impl<W> LockTable<W> {
         drained
     }
 
-    /// Takes a waiter out of its queue, whose departure `note` takes note of. Those behind it may be next then.
+    /// Takes a waiter out of its queue and passes it to `note`, which records why it left. Then the waiters behind it
+    /// may be next.
     fn leave(
         &mut self,
         now: Instant,
@@ -81,11 +82,11 @@ impl<W> LockTable<W> {
 }
 
 /// Why a key of this index has holders and waiters.
-const CONTENDED: &str = "this index names only keys that are held, with a queue";
+const CONTENDED: &str = "this index names only held keys with a queue";
 
 impl<W> Ledger<W> {
-    /// Keeps the place of one that has left its queue, if its acquire had an ID and its patience is not over. `gone` is
-    /// its handle, where the caller does not know that it has left.
+    /// Reserves the place of a waiter that has left its queue, if its acquire had a request ID and has not timed out.
+    /// `gone` is its handle, for an event, if the caller does not know yet that the waiter has left.
     pub(super) fn keep_place(
         &mut self,
         now: Instant,

@@ -1,4 +1,4 @@
-//! What those who look in are shown: keys in the order of the expiry index, and one key whole. Changes nothing.
+//! Read-only views of the table: a list of keys in the order of the expiry index, and one key with all its details.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,7 +10,7 @@ use super::expiry::Due;
 use super::queue::{Queue, Queued};
 use crate::lease::{Fence, Hold, Key, Note, Requester, Slots};
 
-/// How many holds of one key a list has: a key may have a million.
+/// The most holds of one key in a list. A key may have a million.
 const HOLDS_IN_A_LIST: usize = 100;
 
 /// Why a key of the expiry index has an entry.
@@ -24,27 +24,27 @@ pub(crate) struct Size {
     pub waiters: usize,
 }
 
-/// Which keys are looked for.
+/// Which keys to list.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Filter<'a> {
-    /// How the key begins.
+    /// The prefix of the key.
     pub prefix: &'a str,
-    /// Who holds it, beside others or alone.
+    /// One of its holders. `None` for any.
     pub holder: Option<&'a str>,
 }
 
-/// A place in the order of the keys: those that somebody waits for come first, then what changes first.
+/// A position in the order of the keys: contended keys first, and among each kind the key that changes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cursor {
     pub is_contended: bool,
     pub due: Due,
 }
 
-/// A part of the keys.
+/// One page of the list of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyPage {
     pub found: Vec<KeyView>,
-    /// Where the next part begins. `None` if that was all.
+    /// Where the next page begins. `None` after the last page.
     pub next: Option<Cursor>,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct KeyView {
     pub key: Key,
     pub holders: usize,
     pub waiters: usize,
-    /// In the order in which they began. There may be more.
+    /// In the order in which they began. `holders` may be greater than their number.
     pub holds: Vec<HoldView>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct HoldView {
     pub fence: Fence,
     pub since: Instant,
     pub expires: Instant,
-    /// How long the lease lasted when it was granted or renewed last.
+    /// The length of the lease when it was granted or last renewed.
     pub lock_timeout: Duration,
 }
 
@@ -102,7 +102,7 @@ impl<W> LockTable<W> {
         }
     }
 
-    /// The keys behind `after` that fit, up to `most`. Looks at up to `steps` keys.
+    /// The keys after `after` that match, at most `most`. Examines at most `steps` keys.
     pub fn look(
         &self,
         now: Instant,
@@ -127,7 +127,7 @@ impl<W> LockTable<W> {
         KeyPage { found, next }
     }
 
-    /// The key and its queue, each up to so many. `None` if nobody holds the key.
+    /// The key and its queue, with at most `most` holds and `most` waiters. `None` if nobody holds the key.
     pub fn look_at(
         &self,
         now: Instant,
@@ -165,7 +165,7 @@ fn behind(
 }
 
 impl<W> Entry<W> {
-    /// Whether a lease of the requester, or of anybody, has not yet ended.
+    /// Whether a lease of the requester `by`, or of anybody, has not ended yet.
     fn is_held(&self, now: Instant, by: Option<&str>) -> bool {
         let lasts = |hold: &Hold| hold.expires > now;
         match by {
@@ -176,7 +176,7 @@ impl<W> Entry<W> {
 
     fn view(&self, key: Key, now: Instant, most: usize) -> KeyView {
         let holders = self.holders() - self.ended(now);
-        // Nearly all keys have one holder: collected, its view would take the memory of four.
+        // Nearly all keys have one holder. `collect` would reserve memory for four.
         let mut holds = Vec::with_capacity(most.min(holders));
         let lasting = self.holds().filter(|hold| hold.expires > now);
         holds.extend(lasting.take(most).map(HoldView::of));

@@ -1,25 +1,25 @@
-//! The holds of a key beside the one that began first.
+//! The holds of a key, except the first one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::lease::{Fence, Hold, Requester, Slots};
 
-/// The end of a lease. The fence makes it unique.
+/// When a lease ends. The fence makes it unique.
 pub(super) type End = (Instant, Fence);
 
-/// Each index finds what it is for without a walk: a key may have as many holds as the table takes in.
+/// Each index answers a question without a walk over all holds, which may be as many as the table takes.
 #[derive(Default)]
 pub(super) struct Others {
     by_fence: BTreeMap<Fence, Hold>,
     by_requester: BTreeMap<Requester, Fence>,
     by_end: BTreeSet<End>,
-    /// How many have come with so many slots.
+    /// The number of holds for each number of slots.
     by_slots: BTreeMap<Slots, usize>,
 }
 
 /// Why the indices can't disagree.
-const PAIRED: &str = "every hold stands in each index";
+const PAIRED: &str = "every hold is in each index";
 
 impl Others {
     pub fn len(&self) -> usize {
@@ -54,7 +54,7 @@ impl Others {
         self.by_fence.get(self.by_requester.get(requester)?)
     }
 
-    /// The hold under that fence.
+    /// The hold with this fence.
     pub fn under(&self, fence: Fence) -> Option<&Hold> {
         self.by_fence.get(&fence)
     }
@@ -63,7 +63,7 @@ impl Others {
         self.by_end.first().copied()
     }
 
-    /// How many have ended by then.
+    /// How many have ended by the instant `by`.
     pub fn ended(&self, by: Instant) -> usize {
         self.by_end.range(..=(by, Fence::MAX)).count()
     }
@@ -83,7 +83,7 @@ impl Others {
         }
     }
 
-    /// In the order in which they began.
+    /// The holds, in the order in which they began.
     pub fn iter(&self) -> impl Iterator<Item = &Hold> {
         self.by_fence.values()
     }

@@ -7,7 +7,7 @@ use super::LockTable;
 use crate::lease::{Claim, Key, Requester, Ticket};
 use crate::memory::shrink_map;
 
-/// Each index finds a waiter without a walk: a queue may hold thousands.
+/// Each index finds a waiter without a walk over the queue, which may have thousands.
 pub(super) struct Queue<W> {
     /// The key that they wait for.
     pub key: Key,
@@ -21,7 +21,7 @@ pub(crate) struct Queued<W> {
     pub claim: Claim,
     /// When it began to wait.
     pub since: Instant,
-    /// The last instant at which the waiter still takes the key.
+    /// The last instant at which the waiter may be granted the key.
     pub deadline: Instant,
     pub handle: W,
 }
@@ -56,7 +56,7 @@ impl<W> Queue<W> {
         Some(waiter)
     }
 
-    /// Takes out the head of the queue if it is such a one.
+    /// Takes out the head of the queue if `is_taken` accepts it.
     pub fn pop_first_if(
         &mut self,
         is_taken: impl Fn(&Queued<W>) -> bool,
@@ -77,7 +77,7 @@ impl<W> Queue<W> {
         Some((ticket, waiter))
     }
 
-    /// Where the requester stands, and as what.
+    /// The requester's ticket and its waiter.
     pub fn find(&self, requester: &str) -> Option<(Ticket, &Queued<W>)> {
         let ticket = self.by_requester.get(requester)?;
         Some((*ticket, self.by_arrival.get(ticket)?))
@@ -85,7 +85,7 @@ impl<W> Queue<W> {
 }
 
 impl<W> LockTable<W> {
-    /// The handle of the one that waits for the key under this name.
+    /// The handle of the requester that waits for the key.
     pub fn waiting(&self, key: &str, requester: &str) -> Option<&W> {
         let (_, waiter) = self.entries.get(key)?.place_of(requester)?;
         Some(&waiter.handle)

@@ -1,6 +1,6 @@
-//! The places of waiters whose connection broke, kept for a while outside of any queue.
+//! The places of waiters whose connection broke, kept for a while outside their queues.
 //!
-//! Nobody waits for them: a key is never granted to a place that is remembered here.
+//! A key is never granted to a place that is remembered here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
@@ -9,25 +9,25 @@ use super::Ask;
 use crate::lease::{Key, RequestId, Requester, Ticket};
 use crate::memory::shrink_map;
 
-/// Every remembered place, by who may come back to it and by when it is forgotten.
+/// Every remembered place, by its reservation and by the instant at which it is forgotten.
 #[derive(Default)]
 pub(super) struct Reserved {
     pub(super) by_claim: HashMap<Reservation, ReservationEnd>,
     pub(super) by_end: BTreeMap<ReservationEnd, Reservation>,
 }
 
-/// Who may come back, to which key. No two places have the same claim: a requester stands once in a
-/// queue, and one who comes back takes the place out of here.
+/// Which acquire may come back to the place. It is unique: a requester has one place in a queue, and when it comes
+/// back, its place is removed here.
 pub(super) type Reservation = (Key, Requester, RequestId);
 
-/// When a place is forgotten: at that instant it is already gone. The ticket makes it unique.
+/// When a place is forgotten; at that instant it is no longer valid. The ticket makes it unique.
 type ReservationEnd = (Instant, Ticket);
 
 /// Why the two maps can't disagree.
-const PAIRED: &str = "every place stands in both maps";
+const PAIRED: &str = "every place is in both maps";
 
 impl Reserved {
-    /// Remembers a place until `end`. Beyond `most` places the oldest is forgotten.
+    /// Remembers a place until `end`. Beyond `most` places, forgets the oldest.
     pub fn remember(&mut self, claim: Reservation, ticket: Ticket, end: Instant, most: usize) {
         self.by_claim.insert(claim.clone(), (end, ticket));
         self.by_end.insert((end, ticket), claim);
@@ -36,7 +36,7 @@ impl Reserved {
         }
     }
 
-    /// The place that this acquire left, if it is still good.
+    /// The place that this acquire left, if it is still reserved.
     pub fn find(&self, now: Instant, ask: Ask) -> Option<Ticket> {
         let &(forgotten, ticket) = self.by_claim.get(&self.reservation(ask)?)?;
         (now < forgotten).then_some(ticket)
@@ -53,14 +53,14 @@ impl Reserved {
 
     fn reservation(&self, ask: Ask) -> Option<Reservation> {
         let request_id = ask.request_id?;
-        // Nearly always: the names are not copied for nothing.
+        // The usual case, which need not copy the names.
         if self.is_empty() {
             return None;
         }
         Some((ask.key.into(), ask.requester.into(), request_id.into()))
     }
 
-    /// Forgets up to `batch` places whose time has come. `false` if more of them may be left over.
+    /// Forgets up to `batch` places whose time has passed. `false` if more may be left over.
     pub fn expire(&mut self, now: Instant, batch: usize) -> bool {
         for _ in 0..batch {
             match self.by_end.first_key_value() {
