@@ -28,8 +28,7 @@ pub(super) struct ExpiryIndex {
 
 /// Why looking a key up cannot fail: only the table's own methods change a hold or the head of a queue, and each of
 /// them moves the key.
-const INDEXED: &str =
-    "every held key is in the index that its queue calls for, at its next change";
+const INDEXED: &str = "every held key is in the index that its queue calls for, at its next change";
 
 impl ExpiryIndex {
     pub fn insert(&mut self, at: Indexed, key: Key) {

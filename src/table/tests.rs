@@ -1,6 +1,6 @@
 //! The rules of the lock table as transcripts in virtual time.
 //!
-//! The files below hold the table against two naive models of it.
+//! `model.rs` and `world.rs` compare the table with naive models of it.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -33,13 +33,13 @@ mod world;
 
 type Name = &'static str;
 
-/// A lock table with its caller: one that has leases run out before it asks, answers each proposal at once, and
-/// takes the events.
+/// A lock table with its caller, which ends lapsed leases before each call, answers each proposal at once, and takes
+/// the events.
 struct Managed<W> {
     table: LockTable<W>,
     is_there: fn(&W) -> bool,
     handed_over: Vec<HandOver<W>>,
-    /// Those who had gone when their turn came.
+    /// The waiters whose client had gone when the key was proposed to them.
     gone: Vec<W>,
 }
 
@@ -49,11 +49,11 @@ struct HandOver<W> {
     grant: Grant,
 }
 
-/// An [`Acquired`], and what the events tell of it.
+/// An [`Acquired`], with what the events add to it.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer<W> {
     Granted(Grant),
-    /// What this very request was granted before, as it stands now.
+    /// The grant that the same request got before, with its present end.
     Repeated(Grant),
     Queued(Ticket),
     TakenOver {
@@ -85,7 +85,7 @@ impl<W> Managed<W> {
         Managed { is_there, ..self }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "so many things make an acquire")]
+    #[allow(clippy::too_many_arguments, reason = "an acquire has this many parts")]
     fn acquire(
         &mut self,
         now: Instant,
@@ -121,7 +121,7 @@ impl<W> Managed<W> {
                 _ => {}
             }
         }
-        // Who takes a place over may be next by that.
+        // A request that takes over a place may be next.
         self.settle(now);
         match (acquired, taken_over) {
             (Acquired::Granted(grant), _) if is_new => Answer::Granted(grant),
@@ -250,7 +250,7 @@ impl<W> Managed<W> {
     }
 }
 
-/// A lock table and its clock, in milliseconds since the test began. Whoever waits is told by name.
+/// A lock table and its clock, in milliseconds since the test began. The handle of a waiter is a name.
 struct Desk {
     table: Managed<Name>,
     origin: Instant,
@@ -263,10 +263,10 @@ struct Desk {
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Until(u64),
-    /// What it was granted before, until this time.
+    /// The earlier grant of the same request, until this time.
     Again(u64),
     Queued,
-    /// It stands in the place of the one named.
+    /// It took over the place of the waiter with this handle.
     InPlaceOf(Name),
     No(Refusal),
 }
@@ -277,12 +277,12 @@ struct Wish {
     lease: u64,
     patience: u64,
     request: Option<Name>,
-    /// Whom to tell. It is the requester if nobody is named.
+    /// The waiter's handle. `None` for the requester's name.
     via: Option<Name>,
     slots: Slots,
 }
 
-/// An acquire that names nothing.
+/// An acquire with the defaults.
 const ASK: Wish = Wish {
     lease: LEASE,
     patience: PATIENCE,
@@ -291,7 +291,7 @@ const ASK: Wish = Wish {
     slots: 1,
 };
 
-/// An acquire that holds the key together with some.
+/// An acquire with a number of slots.
 const fn slots(slots: Slots) -> Wish {
     Wish { slots, ..ASK }
 }
@@ -304,7 +304,7 @@ const fn request(id: Name) -> Wish {
     }
 }
 
-/// An entry in the desk's own time; everyone in the queue has a deadline.
+/// An entry in the desk's own time. In the queue, each requester has its deadline.
 #[derive(Debug, PartialEq, Eq)]
 struct Remains {
     holder: String,
@@ -314,7 +314,7 @@ struct Remains {
 
 const FIRST_FENCE: Fence = 1000;
 
-/// What an acquire asks for if it names nothing else, in milliseconds.
+/// The default times of an acquire, in milliseconds.
 const LEASE: u64 = 10;
 const PATIENCE: u64 = 100;
 
@@ -406,7 +406,7 @@ impl Desk {
                 Until(self.time(grant.expires))
             }
             Answer::Repeated(grant) => {
-                assert!(self.fences.contains(&grant.fence), "it is no new grant");
+                assert!(self.fences.contains(&grant.fence), "the grant was made before");
                 Again(self.time(grant.expires))
             }
             Answer::Queued(ticket) => {
@@ -436,7 +436,7 @@ impl Desk {
         released
     }
 
-    /// Whose hold it was, and for how long.
+    /// Returns whose hold it was, and for how long it was held.
     fn break_hold(&mut self, key: Name, fence: Fence) -> Result<(String, u64), Refusal> {
         let broken = self.table.break_hold(self.now, key, fence);
         self.check();
@@ -459,7 +459,7 @@ impl Desk {
         self.verify_fenced(None, key, requester).map(|_| ())
     }
 
-    /// Until when the requester holds the key under this fence.
+    /// Until when the requester holds the key with this fence.
     fn verify_fenced(
         &mut self,
         fence: impl Into<Option<Fence>>,
@@ -495,7 +495,7 @@ impl Desk {
         renewed.map(|grant| self.time(grant.expires))
     }
 
-    /// The fence of the latest grant that somebody was told of.
+    /// The fence of the latest reported grant.
     fn last_fence(&self) -> Fence {
         *self.fences.last().expect("something was granted")
     }
@@ -507,7 +507,7 @@ impl Desk {
         abandoned
     }
 
-    /// The connection breaks over which the requester waits.
+    /// The connection of the waiting requester breaks.
     fn reserve(&mut self, key: Name, requester: Name) -> bool {
         let ticket = self.tickets[&(key, requester)];
         let left = self.table.reserve(self.now, key, ticket);
@@ -530,7 +530,7 @@ impl Desk {
         self.table.next_hand_over().map(|end| self.time(end))
     }
 
-    /// Who was handed a key since the last call, and until when.
+    /// Which waiters were granted a key since the last call, and until when.
     fn told(&mut self) -> Vec<(Name, u64)> {
         let told = self.table.take_handed_over();
         self.fences
@@ -557,21 +557,21 @@ impl Desk {
         })
     }
 
-    /// Who holds the key, in the order in which that began.
+    /// The holders of the key, in the order of their grants.
     fn holders(&self, key: Name) -> Vec<&str> {
         let entry = self.table.entries.get(key).into_iter();
         let holds = entry.flat_map(Entry::holds);
         holds.map(|hold| &*hold.claim.requester).collect()
     }
 
-    /// Who stands in the key's queue, first come first.
+    /// The requesters in the key's queue, in the order of their arrival.
     fn queue(&self, key: Name) -> Vec<Name> {
         let queue = self.table.entries[key].queue().into_iter();
         let waiters = queue.flat_map(|queue| queue.by_arrival.values());
         waiters.map(|waiter| waiter.handle).collect()
     }
 
-    /// Whose place is kept, in the order of arrival.
+    /// The requesters whose place is kept, in the order of arrival.
     fn kept(&self) -> Vec<&str> {
         let reserved = self.table.ledger.reserved.by_end.iter();
         let kept = reserved.map(|((_, ticket), (_, requester, _))| (ticket, &**requester));
@@ -601,7 +601,7 @@ fn terms(lease: u64, patience: u64) -> Terms {
     }
 }
 
-/// What holds between calls whatever was called.
+/// The invariants between calls.
 fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
     let LockTable { entries, ledger } = table;
     let (mut holds, mut waiters) = (0, 0);
@@ -610,7 +610,7 @@ fn check_invariants<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
         holds += entry.holders();
         waiters += entry.queue().map_or(0, Queue::len);
     }
-    // With this, an index names no key that has no lease.
+    // As each entry is found in an index, equal numbers show that no index has a key without an entry.
     prop_assert_eq!(
         ledger.ends.contended.len() + ledger.ends.uncontended.len(),
         entries.len()
@@ -632,17 +632,22 @@ fn check_entry<W>(table: &LockTable<W>, key: &Key, entry: &Entry<W>) -> Result<(
     let due = (change, first.fence);
     prop_assert!(
         home.get(&due).is_some_and(|name| Arc::ptr_eq(name, key)),
-        "{key} does not stand in its index"
+        "{key} is not in its index"
     );
-    prop_assert!(!other.contains_key(&due), "{key} stands in both indices");
+    prop_assert!(!other.contains_key(&due), "{key} is in both indices");
     let fences: Vec<Fence> = entry.holds().map(|hold| hold.fence).collect();
     prop_assert!(fences.is_sorted_by(|one, next| one < next));
     prop_assert!(
         fences.iter().all(|fence| *fence < table.ledger.next_fence),
-        "a fence is given twice"
+        "two holds have one fence"
     );
     let holders: BTreeSet<_> = entry.holds().map(|hold| &hold.claim.requester).collect();
-    prop_assert_eq!(holders.len(), fences.len(), "somebody holds {} twice", key);
+    prop_assert_eq!(
+        holders.len(),
+        fences.len(),
+        "a requester holds {} twice",
+        key
+    );
     prop_assert_eq!(entry.holders(), fences.len());
     let least = entry.holds().map(|hold| hold.claim.slots).min();
     prop_assert!(
@@ -675,7 +680,7 @@ fn check_entry<W>(table: &LockTable<W>, key: &Key, entry: &Entry<W>) -> Result<(
     Ok(())
 }
 
-/// A kept place is good for one who neither waits nor holds the key by the acquire that left it.
+/// The acquire of a kept place neither waits nor holds the key.
 fn check_orphans<W>(table: &LockTable<W>) -> Result<(), TestCaseError> {
     let LockTable { entries, ledger } = table;
     let (by_claim, by_end) = (&ledger.reserved.by_claim, &ledger.reserved.by_end);
@@ -742,7 +747,7 @@ fn expiry_grants_the_longest_waiter() {
 }
 
 #[test]
-fn nobody_barges_in_after_a_release() {
+fn a_newcomer_does_not_overtake_a_waiter_after_a_release() {
     let mut desk = Desk::new();
     assert_eq!(desk.at(0).acquire("K", "ann"), Until(10));
     assert_eq!(desk.at(1).acquire("K", "bob"), Queued);
@@ -754,7 +759,7 @@ fn nobody_barges_in_after_a_release() {
 }
 
 #[test]
-fn nobody_barges_in_at_the_instant_of_an_expiry() {
+fn a_newcomer_does_not_overtake_a_waiter_at_the_instant_of_an_expiry() {
     let mut desk = Desk::new();
     assert_eq!(desk.at(0).acquire("K", "ann"), Until(10));
     assert_eq!(desk.at(1).acquire("K", "bob"), Queued);
@@ -782,7 +787,7 @@ fn one_requester_may_hold_and_wait_for_several_keys() {
 }
 
 #[test]
-fn fences_only_grow_over_all_keys_and_ways_to_be_granted() {
+fn fences_grow_over_all_keys_and_all_kinds_of_grants() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(0).acquire("L", "ann");
@@ -821,7 +826,7 @@ fn the_holder_may_release_until_the_instant_its_lease_ends() {
 }
 
 #[test]
-fn at_its_end_a_lease_is_gone_for_everyone() {
+fn a_lease_is_over_for_everyone_at_the_instant_it_ends() {
     let mut desk = Desk::new();
     for key in ["K", "L", "M"] {
         assert_eq!(desk.at(0).acquire(key, "ann"), Until(10));
@@ -854,13 +859,13 @@ fn a_lease_counts_from_the_grant() {
     assert_eq!(desk.at(2).acquire("K", "cat"), Queued);
     assert_eq!(desk.at(7).release("K", "ann"), Ok(()));
     assert_eq!(desk.told(), [("bob", 17)]);
-    // Nobody came in time; cat is not to pay for it.
+    // The table was called late, which does not shorten cat's lease.
     desk.at(40).expire_key("K");
     assert_eq!(desk.told(), [("cat", 50)]);
 }
 
 #[test]
-fn a_waiter_gets_the_lease_that_it_asked_for() {
+fn a_waiter_is_granted_the_lease_that_it_asked_for() {
     let mut desk = Desk::new();
     assert_eq!(desk.at(0).acquire_for("K", "ann", 5), Until(5));
     assert_eq!(desk.at(1).acquire_for("K", "bob", 30), Queued);
@@ -870,7 +875,7 @@ fn a_waiter_gets_the_lease_that_it_asked_for() {
     assert_eq!(desk.told(), [("bob", 33), ("cat", 6)]);
 }
 
-// Who may not.
+// Refusals.
 
 #[test]
 fn an_acquire_by_the_holder_is_refused_and_changes_nothing() {
@@ -903,7 +908,7 @@ fn a_second_acquire_by_a_waiter_is_refused_and_the_earlier_wait_goes_on() {
 }
 
 #[test]
-fn zero_patience_tries_once() {
+fn a_zero_attempt_timeout_tries_once() {
     let mut desk = Desk::new();
     assert_eq!(desk.at(0).acquire_within("K", "ann", 0), Until(10));
     let before = desk.entry("K");
@@ -913,7 +918,7 @@ fn zero_patience_tries_once() {
 }
 
 #[test]
-fn release_by_anyone_but_the_holder_is_refused_and_changes_nothing() {
+fn a_release_by_a_non_holder_is_refused_and_changes_nothing() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).acquire("K", "bob");
@@ -926,7 +931,7 @@ fn release_by_anyone_but_the_holder_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_holder_that_lost_its_lease_hears_so() {
+fn a_former_holder_is_refused_when_it_releases_or_verifies() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(0).acquire("L", "ann");
@@ -938,7 +943,7 @@ fn a_holder_that_lost_its_lease_hears_so() {
 }
 
 #[test]
-fn only_who_is_queued_needs_a_handle() {
+fn a_handle_is_made_only_for_a_queued_waiter() {
     let asked = Cell::new(0);
     let handle = || asked.set(asked.get() + 1);
     let now = Instant::now();
@@ -962,7 +967,7 @@ fn only_who_is_queued_needs_a_handle() {
 // Fences.
 
 #[test]
-fn who_names_its_fence_is_verified_and_releases_as_without() {
+fn a_holder_with_the_right_fence_is_verified_and_releases() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).acquire("K", "bob");
@@ -976,7 +981,7 @@ fn who_names_its_fence_is_verified_and_releases_as_without() {
 }
 
 #[test]
-fn the_holder_under_another_fence_is_refused_and_nothing_changes() {
+fn a_holder_with_another_fence_is_refused_and_nothing_changes() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     let earlier = desk.last_fence();
@@ -993,7 +998,7 @@ fn the_holder_under_another_fence_is_refused_and_nothing_changes() {
 }
 
 #[test]
-fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
+fn a_non_holder_gets_the_same_refusal_with_any_fence() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     for fence in [desk.last_fence(), desk.last_fence() + 1] {
@@ -1004,10 +1009,10 @@ fn a_key_that_is_free_or_not_ones_own_is_refused_as_such_whatever_the_fence() {
     }
 }
 
-// Requests that are made again.
+// Repeated requests.
 
 #[test]
-fn a_repeated_request_of_the_holder_is_told_its_grant_again_and_changes_nothing() {
+fn a_repeated_request_of_the_holder_returns_its_grant_and_changes_nothing() {
     let mut desk = Desk::new();
     assert_eq!(desk.at(0).ask("K", "ann", request("#1")), Until(10));
     let fence = desk.last_fence();
@@ -1025,7 +1030,7 @@ fn a_repeated_request_of_the_holder_is_told_its_grant_again_and_changes_nothing(
 }
 
 #[test]
-fn a_repeated_request_of_the_holder_is_told_of_its_renewal() {
+fn a_repeated_request_of_the_holder_returns_the_renewed_lease() {
     let mut desk = Desk::new();
     desk.at(0).ask("K", "ann", request("#1"));
     desk.at(5).renew("K", "ann", 10).unwrap();
@@ -1033,7 +1038,7 @@ fn a_repeated_request_of_the_holder_is_told_of_its_renewal() {
 }
 
 #[test]
-fn who_waited_is_told_its_grant_again_under_the_request_that_it_waited_with() {
+fn a_former_waiter_that_repeats_its_request_gets_its_grant() {
     let mut desk = Desk::new();
     desk.at(0).ask("K", "ann", request("#1"));
     desk.at(1).ask("K", "bob", request("#2"));
@@ -1048,7 +1053,7 @@ fn who_waited_is_told_its_grant_again_under_the_request_that_it_waited_with() {
 }
 
 #[test]
-fn a_request_that_is_repeated_just_when_its_turn_came_is_told_the_grant() {
+fn a_request_repeated_at_the_instant_of_its_grant_gets_the_grant() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
@@ -1067,7 +1072,7 @@ fn a_request_that_is_repeated_just_when_its_turn_came_is_told_the_grant() {
 }
 
 #[test]
-fn after_the_lease_the_same_request_is_a_new_one() {
+fn after_its_lease_ended_a_repeated_request_is_a_new_one() {
     let mut desk = Desk::new();
     desk.at(0).ask("K", "ann", request("#1"));
     let fence = desk.last_fence();
@@ -1078,7 +1083,7 @@ fn after_the_lease_the_same_request_is_a_new_one() {
 }
 
 #[test]
-fn only_the_same_request_of_the_same_requester_for_the_same_key_is_a_repetition() {
+fn a_repetition_has_the_same_request_id_requester_and_key() {
     let mut desk = Desk::new();
     desk.at(0).ask("K", "ann", request("#1"));
     desk.at(0).ask("M", "ann", ASK);
@@ -1118,7 +1123,7 @@ fn a_repeated_request_takes_over_the_place_of_the_earlier_wait() {
 }
 
 #[test]
-fn who_takes_over_a_place_waits_on_its_own_terms() {
+fn a_request_that_takes_over_a_place_waits_with_its_own_times() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 50);
     desk.at(0).acquire_for("L", "ann", 50);
@@ -1144,7 +1149,7 @@ fn who_takes_over_a_place_waits_on_its_own_terms() {
 }
 
 #[test]
-fn a_repeated_request_with_no_patience_is_a_try_and_the_earlier_wait_goes_on() {
+fn a_repeated_request_that_tries_once_leaves_the_earlier_wait() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
@@ -1157,7 +1162,7 @@ fn a_repeated_request_with_no_patience_is_a_try_and_the_earlier_wait_goes_on() {
 }
 
 #[test]
-fn a_request_that_is_repeated_after_its_patience_queues_at_the_end() {
+fn a_request_repeated_after_its_timeout_queues_at_the_end() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1").within(3));
@@ -1172,7 +1177,7 @@ fn a_request_that_is_repeated_after_its_patience_queues_at_the_end() {
 }
 
 #[test]
-fn a_place_is_taken_over_even_where_no_more_waiters_are_let_in() {
+fn a_place_is_taken_over_even_at_the_limit_of_waiters() {
     let mut desk = Desk::with_limits(Limits {
         waiters: 1,
         ..NO_LIMITS
@@ -1189,7 +1194,7 @@ fn a_place_is_taken_over_even_where_no_more_waiters_are_let_in() {
 const GRACE: u64 = RESERVED_FOR.as_millis() as u64;
 
 #[test]
-fn who_asks_again_after_its_connection_broke_queues_in_its_old_place() {
+fn a_request_repeated_after_a_broken_connection_queues_in_its_old_place() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     for (requester, id) in [("bob", "#1"), ("cat", "#2"), ("dan", "#3")] {
@@ -1210,7 +1215,7 @@ fn who_asks_again_after_its_connection_broke_queues_in_its_old_place() {
 }
 
 #[test]
-fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
+fn a_waiter_without_a_connection_is_not_granted_the_key_and_delays_nobody() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
@@ -1223,7 +1228,7 @@ fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
     desk.at(4).release("K", "cat").unwrap();
     assert_eq!(desk.entry("K"), None);
     assert_eq!(desk.at(5).acquire("K", "dan"), Until(15));
-    // It comes back to a later lease, and still before everyone who came after it.
+    // It comes back during a later lease, and is still before everyone who arrived after it.
     desk.at(6).acquire("K", "eve");
     assert_eq!(desk.at(7).ask("K", "bob", request("#1")), Queued);
     desk.at(8).release("K", "dan").unwrap();
@@ -1231,7 +1236,7 @@ fn who_is_away_is_never_granted_the_key_and_delays_nobody() {
 }
 
 #[test]
-fn who_was_passed_over_because_it_had_gone_may_come_back_to_its_place() {
+fn a_waiter_passed_over_for_its_broken_connection_may_come_back_to_its_place() {
     let mut table = Managed::new(NO_LIMITS, FIRST_FENCE).asking(|waiter| *waiter != "gone");
     let now = Instant::now();
     let ask = |table: &mut Managed<_>, name, request, handle| {
@@ -1250,7 +1255,7 @@ fn who_was_passed_over_because_it_had_gone_may_come_back_to_its_place() {
 }
 
 #[test]
-fn who_comes_back_to_a_free_key_is_granted_it_and_its_place_is_gone() {
+fn a_requester_that_comes_back_to_a_free_key_is_granted_it_and_loses_its_place() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
@@ -1263,7 +1268,7 @@ fn who_comes_back_to_a_free_key_is_granted_it_and_its_place_is_gone() {
 }
 
 #[test]
-fn who_comes_back_waits_on_its_new_terms() {
+fn a_requester_that_comes_back_waits_with_its_new_times() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 50);
     desk.at(1).ask("K", "bob", request("#1").within(3));
@@ -1278,7 +1283,7 @@ fn who_comes_back_waits_on_its_new_terms() {
 }
 
 #[test]
-fn a_place_is_kept_for_the_grace_and_not_at_its_end() {
+fn a_place_is_kept_until_the_instant_at_which_its_time_ends() {
     for (late, order) in [(false, ["bob", "cat"]), (true, ["cat", "bob"])] {
         let mut desk = Desk::new();
         desk.at(0).acquire_for("K", "ann", 9000);
@@ -1319,7 +1324,7 @@ fn a_sweep_forgets_the_kept_places_batch_by_batch_oldest_first() {
 }
 
 #[test]
-fn only_the_same_request_comes_back_to_a_place() {
+fn a_place_is_given_back_only_to_the_same_request() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(0).acquire("L", "ann");
@@ -1336,7 +1341,7 @@ fn only_the_same_request_comes_back_to_a_place() {
 }
 
 #[test]
-fn who_queued_anew_meanwhile_may_come_back_to_its_old_place_only_once_it_left() {
+fn a_requester_that_queued_anew_has_to_leave_before_it_comes_back_to_its_old_place() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 50);
     desk.at(1).ask("K", "bob", request("#1"));
@@ -1378,7 +1383,7 @@ fn a_kept_place_outlasts_a_refusal() {
 }
 
 #[test]
-fn a_waiter_with_no_id_or_no_patience_left_is_not_remembered() {
+fn a_waiter_without_a_request_id_or_past_its_timeout_keeps_no_place() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).acquire("K", "bob");
@@ -1394,7 +1399,7 @@ fn a_waiter_with_no_id_or_no_patience_left_is_not_remembered() {
 }
 
 #[test]
-fn who_abandons_its_place_is_not_remembered() {
+fn a_waiter_that_abandons_its_place_does_not_keep_it() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).ask("K", "bob", request("#1"));
@@ -1422,7 +1427,7 @@ fn a_connection_that_breaks_after_the_grant_changes_nothing() {
 }
 
 #[test]
-fn as_many_places_are_kept_as_waiters_are_let_in_and_then_the_oldest_goes() {
+fn beyond_the_limit_of_waiters_the_oldest_kept_place_is_forgotten() {
     let mut desk = Desk::with_limits(Limits {
         waiters: 2,
         ..NO_LIMITS
@@ -1433,16 +1438,16 @@ fn as_many_places_are_kept_as_waiters_are_let_in_and_then_the_oldest_goes() {
         desk.reserve("K", waiter);
     }
     assert_eq!(desk.kept(), ["cat", "dan"]);
-    // They are no waiters.
+    // Kept places do not count as waiters.
     assert_eq!(desk.at(4).acquire("K", "eve"), Queued);
     assert_eq!(desk.at(4).ask("K", "cat", request("#1")), Queued);
     assert_eq!(desk.at(4).ask("K", "bob", request("#1")), No(Full));
 }
 
-// Who holds it.
+// The present holder.
 
 #[test]
-fn a_held_key_tells_its_holder_its_grant_and_how_many_wait() {
+fn holding_returns_the_holder_its_grant_and_the_number_of_waiters() {
     let mut desk = Desk::new();
     assert_eq!(desk.holding("K"), None);
     desk.at(0).acquire("K", "ann");
@@ -1473,33 +1478,33 @@ fn a_renewed_lease_counts_from_the_renewal() {
 }
 
 #[test]
-fn a_renewal_takes_nothing_back() {
+fn a_renewal_never_shortens_a_lease() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 50);
     assert_eq!(desk.at(1).renew("K", "ann", 2), Ok(50));
     assert_eq!(desk.at(3).verify("K", "ann"), Ok(()));
-    // The time counts for the next renewal.
+    // The time is also that of the next renewal.
     assert_eq!(desk.at(49).renew("K", "ann", None), Ok(51));
     assert!(desk.at(51).expire(9));
     assert!(desk.table.is_empty());
 }
 
 #[test]
-fn a_renewal_that_names_no_time_lasts_as_long_again_as_the_last_one_named() {
+fn a_renewal_without_a_time_uses_the_last_time_given() {
     let mut desk = Desk::new();
     desk.at(0).acquire_for("K", "ann", 30);
     desk.at(0).acquire_on("K", "bob", 20, PATIENCE);
     assert_eq!(desk.at(1).renew("K", "ann", None), Ok(31));
     assert_eq!(desk.at(2).renew("K", "ann", 50), Ok(52));
     assert_eq!(desk.at(3).renew("K", "ann", None), Ok(53));
-    // Whoever is handed the key has it for as long as they asked for.
+    // A waiter that is granted the key has it for the time that it asked for.
     desk.at(4).release("K", "ann").unwrap();
     assert_eq!(desk.told(), [("bob", 24)]);
     assert_eq!(desk.at(6).renew("K", "bob", None), Ok(26));
 }
 
 #[test]
-fn a_renewal_is_the_same_grant() {
+fn a_renewal_keeps_the_grants_fence() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     let fence = desk.last_fence();
@@ -1510,7 +1515,7 @@ fn a_renewal_is_the_same_grant() {
 }
 
 #[test]
-fn who_waits_behind_a_renewed_lease_keeps_its_place_and_its_patience() {
+fn a_waiter_behind_a_renewed_lease_keeps_its_place_and_its_deadline() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).acquire_within("K", "bob", 15);
@@ -1521,7 +1526,7 @@ fn who_waits_behind_a_renewed_lease_keeps_its_place_and_its_patience() {
     assert_eq!(desk.entry("K").unwrap().queue, before);
     desk.at(10).expire(9);
     assert_eq!(desk.told(), []);
-    // bob's patience ended at 16, before the lease did.
+    // bob timed out at 16, before the lease ended.
     desk.at(19).expire(9);
     assert_eq!(desk.told(), [("cat", 29)]);
 }
@@ -1547,7 +1552,7 @@ fn the_next_hand_over_follows_a_renewal() {
 }
 
 #[test]
-fn a_renewal_by_anyone_but_the_holder_is_refused_and_changes_nothing() {
+fn a_renewal_by_a_non_holder_is_refused_and_changes_nothing() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(0).acquire("L", "ann");
@@ -1559,16 +1564,16 @@ fn a_renewal_by_anyone_but_the_holder_is_refused_and_changes_nothing() {
     assert_eq!(desk.renew_under(stale, "K", "ann", 99), Err(StaleFence));
     assert_eq!(desk.renew("M", "ann", 99), Err(Free));
     assert_eq!(desk.entry("K"), before);
-    // Too late: at its end a lease is gone.
+    // Too late: the lease is over at the instant of its end.
     assert_eq!(desk.at(10).renew("K", "ann", 99), Err(NotHolder));
     assert_eq!(desk.renew("L", "ann", 99), Err(Free));
     assert_eq!(desk.told(), [("bob", 20)]);
 }
 
-// How long a waiter waits.
+// Time-outs of waiters.
 
 #[test]
-fn a_waiter_whose_patience_ends_with_the_lease_is_granted() {
+fn a_waiter_whose_deadline_is_the_end_of_the_lease_is_granted_the_key() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     assert_eq!(desk.at(1).acquire_within("K", "bob", 9), Queued);
@@ -1577,7 +1582,7 @@ fn a_waiter_whose_patience_ends_with_the_lease_is_granted() {
 }
 
 #[test]
-fn a_waiter_whose_patience_ends_before_the_lease_is_not_granted() {
+fn a_waiter_whose_deadline_is_before_the_end_of_the_lease_is_not_granted_the_key() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     assert_eq!(desk.at(1).acquire_within("K", "bob", 8), Queued);
@@ -1588,7 +1593,7 @@ fn a_waiter_whose_patience_ends_before_the_lease_is_not_granted() {
 }
 
 #[test]
-fn a_late_call_changes_nothing_about_who_is_entitled() {
+fn a_late_call_grants_the_key_to_the_same_waiter() {
     let call: [fn(&mut Desk); 4] = [
         |desk| assert!(desk.expire(9)),
         |desk| desk.expire_key("K"),
@@ -1608,7 +1613,7 @@ fn a_late_call_changes_nothing_about_who_is_entitled() {
 }
 
 #[test]
-fn a_late_call_grants_nobody_whose_patience_ended_before_the_lease() {
+fn a_late_call_passes_over_a_waiter_that_timed_out_before_the_lease_ended() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     assert_eq!(desk.at(1).acquire_within("K", "bob", 8), Queued);
@@ -1617,7 +1622,7 @@ fn a_late_call_grants_nobody_whose_patience_ended_before_the_lease() {
 }
 
 #[test]
-fn release_passes_over_whose_patience_is_over() {
+fn a_release_passes_over_a_timed_out_waiter() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).acquire_within("K", "bob", 3);
@@ -1627,7 +1632,7 @@ fn release_passes_over_whose_patience_is_over() {
 }
 
 #[test]
-fn once_its_patience_is_over_a_requester_may_queue_again_at_the_end() {
+fn a_timed_out_requester_may_queue_again_at_the_end() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     assert_eq!(desk.at(1).acquire_within("K", "bob", 3), Queued);
@@ -1640,7 +1645,7 @@ fn once_its_patience_is_over_a_requester_may_queue_again_at_the_end() {
 }
 
 #[test]
-fn an_only_waiter_whose_patience_is_over_may_queue_again() {
+fn a_timed_out_only_waiter_may_queue_again() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     assert_eq!(desk.at(1).acquire_within("K", "bob", 3), Queued);
@@ -1651,7 +1656,7 @@ fn an_only_waiter_whose_patience_is_over_may_queue_again() {
 }
 
 #[test]
-fn who_abandons_its_place_is_passed_over_and_the_others_keep_theirs() {
+fn a_waiter_that_abandons_its_place_is_passed_over_and_the_others_keep_theirs() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     for waiter in ["bob", "cat", "dan"] {
@@ -1665,7 +1670,7 @@ fn who_abandons_its_place_is_passed_over_and_the_others_keep_theirs() {
 }
 
 #[test]
-fn who_abandoned_its_place_may_queue_again_at_the_end() {
+fn a_requester_that_abandoned_its_place_may_queue_again_at_the_end() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(1).acquire("K", "bob");
@@ -1689,7 +1694,7 @@ fn a_grant_cannot_be_abandoned() {
 }
 
 #[test]
-fn a_ticket_is_good_for_its_own_key_only() {
+fn a_ticket_is_valid_only_for_its_own_key() {
     let mut desk = Desk::new();
     desk.at(0).acquire("K", "ann");
     desk.at(0).acquire("L", "ann");
@@ -1783,7 +1788,7 @@ fn a_waiter_that_has_gone_when_its_turn_comes_is_passed_over() {
 }
 
 #[test]
-fn overdue_waiters_alone_leave_no_entry() {
+fn timed_out_waiters_leave_no_entry() {
     for sweep in [false, true] {
         let mut desk = Desk::new();
         desk.at(0).acquire("K", "ann");
@@ -1811,7 +1816,7 @@ fn beyond_the_limit_of_keys_an_acquire_is_refused_and_changes_nothing() {
     desk.at(0).acquire("L", "ann");
     assert_eq!(desk.at(1).acquire("M", "ann"), No(Full));
     assert_eq!(desk.entry("M"), None);
-    // Whoever waits takes no key more.
+    // A waiter does not count as a hold.
     assert_eq!(desk.at(1).acquire("K", "bob"), Queued);
     desk.at(2).release("L", "ann").unwrap();
     assert_eq!(desk.at(2).acquire("M", "ann"), Until(12));
@@ -1843,14 +1848,14 @@ fn beyond_the_limit_of_waiters_an_acquire_is_refused_and_changes_nothing() {
     let before = desk.entry("K");
     assert_eq!(desk.at(2).acquire("K", "cat"), No(Full));
     assert_eq!(desk.entry("K"), before);
-    // Who would not wait anyway hears the same as ever.
+    // A request that tries once gets its usual refusal.
     assert_eq!(desk.at(2).acquire_within("K", "cat", 0), No(Timeout));
     assert_eq!(desk.at(2).acquire("K", "bob"), No(AlreadyWaiting));
     assert_eq!(desk.at(2).acquire("M", "cat"), Until(12));
 }
 
 #[test]
-fn a_place_is_free_again_whichever_way_its_waiter_left() {
+fn a_waiter_that_leaves_in_any_way_makes_room_for_another() {
     let leave: [fn(&mut Desk); 4] = [
         |desk| assert!(desk.at(3).abandon("K", "bob")),
         |desk| desk.at(3).release("K", "ann").unwrap(),
@@ -1870,7 +1875,7 @@ fn a_place_is_free_again_whichever_way_its_waiter_left() {
     }
 }
 
-// The caller's appointments.
+// When the caller has to call.
 
 #[test]
 fn the_next_hand_over_is_the_earliest_end_of_a_lease_that_somebody_waits_behind() {
@@ -2010,7 +2015,7 @@ fn eight_thousand_come_back_to_their_places_in_any_order() {
     assert!(served.eq(1..=CROWD));
 }
 
-/// Grants this many keys of its own to a requester, each for a millisecond.
+/// Grants each of these keys to ann, for a millisecond.
 fn grant_crowd(table: &mut Managed<()>, now: Instant, keys: std::ops::Range<usize>) {
     for n in keys {
         let granted = table.acquire(now, &format!("key {n}"), "ann", terms(1, 0), None, 1, || ());
@@ -2045,17 +2050,17 @@ fn the_memory_of_a_crowd_that_released_is_given_back() {
     assert!(table.entries.capacity() <= CAPACITY_LEFT);
 }
 
-/// Takes a minute, so it runs only on `LOCK_SERVER_LONG=1`.
+/// Takes a minute, so it runs only with `LOCK_SERVER_LONG=1`.
 #[cfg(target_os = "linux")]
 #[test]
-fn ten_million_keys_leave_the_process_as_small_as_before() {
+fn the_memory_of_ten_million_keys_is_given_back_to_the_system() {
     let alone = match std::env::var("LOCK_SERVER_LONG").as_deref() {
         Ok("alone") => return pass_ten_million_keys(),
-        Ok("1") => std::env::current_exe().expect("Linux tells it"),
+        Ok("1") => std::env::current_exe().expect("Linux knows the program's path"),
         _ => return,
     };
-    // Other tests' memory is not to be seen here, nor what glibc does: one freed block in its
-    // thread cache holds back the whole heap below it.
+    // In a process of its own, so that other tests' memory does not count, and without glibc's thread cache: one freed
+    // block in it holds back the whole heap below it.
     let passed = std::process::Command::new(alone)
         .args(["--nocapture", "ten_million_keys"])
         .env("LOCK_SERVER_LONG", "alone")
@@ -2085,7 +2090,7 @@ fn pass_ten_million_keys() {
     println!("resident bytes: {before} before, {most} at most, {after} after");
     assert!(
         most > before + 10 * MARGIN,
-        "the keys have to be seen in it"
+        "the keys take more memory than the margin"
     );
     assert!(after < before + MARGIN);
 }
@@ -2103,11 +2108,11 @@ fn resident_bytes() -> u64 {
 const KEYS: [Name; 3] = ["K", "L", "M"];
 const REQUESTERS: [Name; 4] = ["ann", "bob", "cat", "dan"];
 
-/// No file of failures: a counter-example becomes a test of its own.
+/// No file of failures is kept: a counter-example becomes a test of its own.
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
-        // As many as it takes to find the shortest counter-example.
+        // Enough to find the shortest counter-example.
         max_shrink_iters: 1_000_000,
         ..ProptestConfig::with_cases(cases)
     }

@@ -76,7 +76,7 @@ fn a_hold_is_broken_under_its_fence_and_who_waits_has_the_key_at_once() {
 }
 
 #[test]
-fn of_several_holders_the_one_under_the_fence_is_broken() {
+fn of_several_holds_the_one_with_the_fence_is_broken() {
     let server = server();
     let shared = |name| {
         let lease = server

@@ -27,16 +27,16 @@
 //! | who goes before its LOCK is read is granted a free key | `wire::a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key` |
 //! | a wait that begins while a crowd of waits is looked after ends with its patience | `alone::http::a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience` |
 //! | **Several holders** | |
-//! | the table does what the rules say, in a million random steps | `table::tests::model::the_table_does_what_a_naive_model_does` |
-//! | and millisecond by millisecond, kept in time | `table::tests::world::a_table_kept_in_time_does_what_the_rules_say_millisecond_by_millisecond` |
+//! | the table does what the rules say, in a million random steps | `table::tests::model::the_table_and_a_naive_model_agree_after_every_call` |
+//! | and millisecond by millisecond, kept in time | `table::tests::world::a_table_called_each_millisecond_follows_the_rules` |
 //! | readers hold a key together, a writer alone | `slots::shared_locks_are_held_together_and_an_exclusive_one_alone` |
 //! | where different numbers meet, the least counts | `slots::where_different_numbers_meet_the_least_counts` |
-//! | no reader overtakes a writer that waits | `table::tests::slots::readers_that_came_after_a_waiting_writer_come_after_it` |
+//! | no reader overtakes a writer that waits | `table::tests::slots::readers_that_arrive_after_a_waiting_writer_are_granted_after_it` |
 //! | 64 readers are let in within 50 ms, and then the writer after them | `slots::readers_are_all_let_in_at_once_and_then_the_writer_after_them` |
 //! | a writer that goes lets readers in | `slots::a_reader_is_let_in_when_the_client_of_the_writer_before_it_has_gone` |
 //! | so does one whose patience ends | `slots::a_reader_is_let_in_when_the_patience_of_the_writer_before_it_is_over` |
-//! | a crowd of leases that end together holds up nobody | `table::tests::slots::the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in` |
-//! | each holder counts for max_keys | `table::tests::slots::a_key_with_several_holders_counts_for_each` |
+//! | a crowd of leases that end together holds up nobody | `table::tests::slots::the_leases_of_a_crowd_end_in_steps_before_the_next_waiter_is_granted_the_key` |
+//! | each holder counts for max_keys | `table::tests::slots::the_limit_of_holds_counts_each_holder_of_a_key` |
 //! | slots out of range are refused in a sentence | `slots::slots_out_of_their_range_are_refused_in_a_sentence` |
 //! | the client shares a key | `slots::the_client_shares_a_key_and_says_how_many_hold_it` |
 //! | and several at once | `slots::a_client_takes_several_keys_with_slots` |
@@ -45,13 +45,13 @@
 //! | the original's wire locks alone | `slots::the_original_s_wire_locks_alone` |
 //! | **Breaking a hold** | |
 //! | BREAK ends the hold under a fence, and who waits has the key | `break_lock::a_hold_is_broken_under_its_fence_and_who_waits_has_the_key_at_once` |
-//! | of several holders, that one | `break_lock::of_several_holders_the_one_under_the_fence_is_broken` |
+//! | of several holders, that one | `break_lock::of_several_holds_the_one_with_the_fence_is_broken` |
 //! | who was granted the key since it was looked at keeps it | `break_lock::who_was_granted_the_key_since_it_was_looked_at_keeps_it` |
 //! | BREAK takes POST and a fence, and no page from elsewhere asks it | `break_lock::a_break_takes_post_and_a_fence` |
 //! | the original's wire does not know it | `break_lock::the_original_s_wire_breaks_nothing` |
 //! | without tokens it takes the option | `break_lock::without_tokens_it_takes_the_option` |
 //! | with tokens it takes an admin's | `break_lock::with_tokens_it_takes_the_role_admin_whatever_the_option_says` |
-//! | the former holder is told, until ten minutes after its lease would have ended | `table::tests::broken::the_former_holder_is_told_until_ten_minutes_after_its_lease_would_have_ended` |
+//! | the former holder is told, until ten minutes after its lease would have ended | `table::tests::broken::a_broken_hold_is_remembered_until_ten_minutes_after_its_lease_would_have_ended` |
 //! | the client says so | `break_lock::the_former_holder_is_told_that_its_lease_was_broken` |
 //! | and does not take a lost answer for a success | `break_lock::an_unlock_of_a_broken_hold_whose_answer_was_lost_has_unlocked_nothing` |
 //! | nor that to a BREAK for a no | `break_lock::a_break_whose_answer_was_lost_is_asked_again_and_not_taken_for_a_no` |

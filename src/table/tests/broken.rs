@@ -9,7 +9,7 @@ fn broken(holder: &str, held: u64) -> Result<(String, u64), Refusal> {
 }
 
 #[test]
-fn a_broken_hold_ends_at_once_and_the_head_of_the_queue_has_the_key() {
+fn a_broken_hold_ends_at_once_and_the_head_of_the_queue_is_granted_the_key() {
     let mut desk = Desk::new();
     desk.ask("K", "ann", Wish { lease: 30, ..ASK });
     let fence = desk.last_fence();
@@ -22,13 +22,13 @@ fn a_broken_hold_ends_at_once_and_the_head_of_the_queue_has_the_key() {
     assert_eq!(desk.at(7).break_hold("K", fence), broken("ann", 7));
     assert_eq!(desk.told(), [("bob", 27)]);
     assert_eq!(desk.verify("K", "ann"), Err(Refusal::Broken));
-    // Bob has another fence.
+    // Bob's hold has another fence.
     assert_eq!(desk.break_hold("K", fence), Err(StaleFence));
     assert_eq!(desk.verify("K", "bob"), Ok(()));
 }
 
 #[test]
-fn of_several_holders_the_one_under_the_fence_is_broken() {
+fn of_several_holds_the_one_with_the_fence_is_broken() {
     let mut desk = Desk::new();
     let shared = Wish {
         lease: 30,
@@ -49,7 +49,7 @@ fn of_several_holders_the_one_under_the_fence_is_broken() {
 }
 
 #[test]
-fn the_former_holder_is_told_until_ten_minutes_after_its_lease_would_have_ended() {
+fn a_broken_hold_is_remembered_until_ten_minutes_after_its_lease_would_have_ended() {
     let mut desk = Desk::new();
     desk.ask("K", "ann", Wish { lease: 30, ..ASK });
     let fence = desk.last_fence();
@@ -61,7 +61,7 @@ fn the_former_holder_is_told_until_ten_minutes_after_its_lease_would_have_ended(
         desk.at(30 + MEMORY - 1).verify_fenced(fence, "K", "ann"),
         Err(Refusal::Broken)
     );
-    // It is about that very hold.
+    // Another fence is that of another hold.
     assert_eq!(desk.verify_fenced(fence + 1, "K", "ann"), Err(Free));
     assert_eq!(desk.verify("K", "bob"), Err(Free));
     assert_eq!(desk.at(30 + MEMORY).verify("K", "ann"), Err(Free));
@@ -71,7 +71,7 @@ fn the_former_holder_is_told_until_ten_minutes_after_its_lease_would_have_ended(
 }
 
 #[test]
-fn who_is_granted_the_key_anew_is_told_nothing_of_the_broken_hold() {
+fn a_new_grant_to_the_same_requester_forgets_its_broken_hold() {
     let mut desk = Desk::new();
     desk.ask("K", "ann", Wish { lease: 30, ..ASK });
     let fence = desk.last_fence();
@@ -83,7 +83,7 @@ fn who_is_granted_the_key_anew_is_told_nothing_of_the_broken_hold() {
 }
 
 #[test]
-fn beyond_the_most_the_hold_that_was_broken_first_is_forgotten() {
+fn beyond_the_limit_the_hold_that_was_broken_first_is_forgotten() {
     let limits = Limits {
         waiters: 0,
         ..NO_LIMITS

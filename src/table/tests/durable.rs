@@ -11,7 +11,7 @@ fn rule_15_a_lease_counts_from_when_its_grant_was_stored() {
     desk.table.table.begin_lease(now, "K", fence);
     assert!(desk.at(16).is_held("K"));
     assert_eq!(desk.at(17).verify("K", "ann"), Err(Free));
-    // What is over begins nothing.
+    // Nothing begins for a hold that is over.
     desk.at(18).acquire("K", "bob");
     let now = desk.at(19).now;
     desk.table.table.begin_lease(now, "K", fence);
@@ -38,7 +38,7 @@ fn rule_6_a_hold_of_an_earlier_run_begins_its_full_lease() {
         desk.table.hold_under("K", 2).map(|hold| hold.fence),
         Some(2)
     );
-    // It is full.
+    // Two slots allow no third holder.
     assert_eq!(desk.at(6).ask("K", "cat", slots(2)), Queued);
     assert_eq!(desk.verify_fenced(1, "K", "ann"), Ok(15));
     assert_eq!(desk.at(14).verify_fenced(2, "K", "bob"), Ok(15));

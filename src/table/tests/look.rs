@@ -1,9 +1,9 @@
-//! What those who look in are shown. That it is all that is held, page by page, is compared with the model, too.
+//! The read-only views. `model.rs` compares the list of keys, page by page, with all that is held.
 
 use super::*;
 
 impl Desk {
-    /// The keys of all pages, each a key long.
+    /// The keys of all pages, of one key each.
     fn list(&self, filter: Filter) -> Vec<String> {
         let (mut keys, mut after) = (Vec::new(), None);
         loop {
@@ -28,14 +28,14 @@ const ALL: Filter = Filter {
 };
 
 #[test]
-fn keys_that_somebody_waits_for_come_first_and_then_what_ends_first() {
+fn contended_keys_are_listed_first_and_each_kind_by_its_next_change() {
     let mut desk = Desk::new();
     desk.acquire_for("late", "ann", 9);
     desk.acquire_for("soon", "bob", 5);
     desk.acquire_for("wanted", "cat", 8);
     desk.acquire("wanted", "dan");
     assert_eq!(desk.list(ALL), ["wanted", "soon", "late"]);
-    // A lease that has ended is not shown, whether or not that was noticed.
+    // An ended lease is not shown, even before the table has ended its hold.
     assert_eq!(desk.at(5).list(ALL), ["wanted", "late"]);
 }
 
@@ -53,7 +53,7 @@ fn a_holder_whose_lease_has_ended_is_neither_shown_nor_counted() {
 }
 
 #[test]
-fn keys_are_looked_for_by_how_they_begin_and_by_any_holder() {
+fn keys_are_filtered_by_prefix_and_by_any_of_their_holders() {
     let mut desk = Desk::new();
     desk.acquire("deploy/web", "ann");
     desk.ask("deploy/db", "ann", slots(2));
@@ -77,13 +77,13 @@ fn keys_are_looked_for_by_how_they_begin_and_by_any_holder() {
 }
 
 #[test]
-fn a_hold_stands_since_its_grant_also_when_it_is_renewed_and_a_waiter_waits_since_it_came() {
+fn a_renewal_and_a_repeated_request_keep_the_time_at_which_hold_and_wait_began() {
     let mut desk = Desk::new();
     desk.at(1).acquire("K", "ann");
     desk.at(2).ask("K", "bob", request("1"));
     desk.at(3).acquire("K", "cat");
     desk.at(4).renew("K", "ann", None).expect("it is held");
-    // Who asks again keeps its place, and its time in it.
+    // A repeated request keeps the place and the time at which the wait began.
     desk.at(5).ask("K", "bob", request("1").via("bob-2"));
     let (view, queue) = desk.view("K");
     assert_eq!((view.holders, view.waiters), (1, 2));

@@ -8,23 +8,23 @@ enum Op {
     /// Requester, key, request ID, lease, patience, slots.
     Acquire(Name, Name, Option<Name>, u64, u64, Slots),
     Release(Name, Name, Under),
-    /// Requester, key, which fence, lease. With no lease it lasts as long as before.
+    /// Requester, key, which fence, lease. Without a lease it lasts as long as before.
     Renew(Name, Name, Under, Option<u64>),
     Check(Name),
     Verify(Name, Name, Under),
-    /// The ticket given out as the nth, counted round.
+    /// The nth ticket, modulo the number of tickets.
     Abandon(usize),
-    /// The connection breaks of the ticket given out as the nth, counted round.
+    /// The connection of the nth ticket breaks, modulo the number of tickets.
     Orphan(usize),
-    /// The hold of a requester of a key is broken, under which fence.
+    /// A hold is broken: its requester, its key, and which fence is named.
     Break(Name, Name, Under),
     Settle(Name),
     Expire(usize),
     DrainWaiters,
     Pass(u64),
-    /// To the very end of the key's lease that ends first.
+    /// To the earliest end of a lease of the key.
     PassToEnd(Name),
-    /// To a nanosecond before it.
+    /// To a nanosecond before that.
     PassJustBeforeEnd(Name),
     /// To the instant at which the first kept place is forgotten, or a nanosecond before it.
     PassGrace {
@@ -44,7 +44,7 @@ enum Under {
     Another,
 }
 
-/// A counter-example is to be read like a transcript.
+/// Prints a counter-example as a transcript.
 impl fmt::Debug for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -93,7 +93,7 @@ impl fmt::Debug for Op {
     }
 }
 
-/// One choice by hand: a strategy for each kind would take ten times as long.
+/// Chooses by hand: one strategy for each kind takes ten times as long.
 fn op() -> impl Strategy<Value = Op> {
     let (who, key) = (select(&REQUESTERS[..]), select(&KEYS[..]));
     let request = select(&[None, None, Some("#1"), Some("#2")][..]);
@@ -135,12 +135,12 @@ fn limits() -> impl Strategy<Value = Limits> {
     prop_oneof![Just(NO_LIMITS), tight]
 }
 
-/// The same rules with nothing but lists that are searched from the front.
+/// The rules of the table, written with lists that are searched from the front.
 struct Model {
     held: Vec<Held>,
-    /// The first to be forgotten stands first.
+    /// The first to be forgotten comes first.
     reserved: Vec<Orphan>,
-    /// The one that was broken first stands first.
+    /// The hold that was broken first comes first.
     broken: Vec<Unforgotten>,
     limits: Limits,
     next_fence: Fence,
@@ -148,17 +148,17 @@ struct Model {
     told: Vec<(Handle, Grant)>,
 }
 
-/// What a waiter is told by: the number of its acquire.
+/// A waiter's handle: the number of its acquire.
 type Handle = u64;
 
-/// Whether the client of a waiter is there when its turn comes.
+/// Whether the client of a waiter is still connected when the key is proposed to it.
 fn is_there(handle: &Handle) -> bool {
     !handle.is_multiple_of(5)
 }
 
 struct Held {
     key: Name,
-    /// The one that began first stands first.
+    /// The hold that began first comes first.
     holds: Vec<Owner>,
     waiters: Vec<Waiting>,
 }
@@ -183,8 +183,8 @@ impl Held {
         ends.min()
     }
 
-    /// When time next changes something. Who stands first leaves a nanosecond after its patience is over; that matters
-    /// only where there is room.
+    /// When time next changes something. The head of the queue leaves a nanosecond after its deadline; that matters
+    /// only if there is room.
     fn next_change(&self) -> Option<Instant> {
         let ends = self.first_end().map(|(end, _)| end);
         let first = self.waiters.first().filter(|_| self.room() > 0);
@@ -192,7 +192,7 @@ impl Held {
         ends.into_iter().chain(leaves).min()
     }
 
-    /// How many more may hold the key, as far as its holders go.
+    /// How many more holders the slots of the present holders allow.
     fn room(&self) -> usize {
         let least = self.holds.iter().map(|hold| hold.grant.slots).min();
         least.unwrap_or(MAX_SLOTS) as usize - self.holds.len()
@@ -245,7 +245,7 @@ impl Model {
         self.held.iter_mut().find(|held| held.key == key)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "so many things make an acquire")]
+    #[allow(clippy::too_many_arguments, reason = "an acquire has this many parts")]
     fn acquire(
         &mut self,
         now: Instant,
@@ -372,7 +372,7 @@ impl Model {
         self.broken
             .retain(|broken| (broken.key, broken.holder) != (key, holder));
         let grant = self.grant(now, lease, slots);
-        let held = self.find(key).expect("it is there, if only for this");
+        let held = self.find(key).expect("the caller has just put it there");
         held.holds.push(Owner {
             holder,
             grant,
@@ -534,7 +534,7 @@ impl Model {
         })
     }
 
-    /// The fence that the requester names who believes that it holds the key now.
+    /// The fence that a requester names which believes that it holds the key now.
     fn fence(&mut self, now: Instant, key: Name, requester: Name, under: Under) -> Option<Fence> {
         self.expire_key(now, key);
         let hold = self.find(key).and_then(|held| held.of(requester));
@@ -563,7 +563,7 @@ impl Model {
         has_left
     }
 
-    /// Lets happen what time has brought, instant by instant.
+    /// Makes the changes that are due, instant by instant.
     fn expire_key(&mut self, now: Instant, key: Name) {
         while let Some(held) = self.find(key) {
             match held.next_change() {
@@ -573,7 +573,7 @@ impl Model {
         }
     }
 
-    /// What happens at one instant: leases end, the impatient leave, who is next is let in.
+    /// The changes at one instant: leases end, timed-out waiters leave, the next waiters are granted the key.
     fn let_in(&mut self, now: Instant, key: Name, at: Instant) {
         loop {
             let Some(held) = self.find(key) else { return };
@@ -615,13 +615,13 @@ impl Model {
     }
 
     fn expire(&mut self, now: Instant, batch: usize) -> bool {
-        // Before anybody is granted a key by the rest of it.
+        // Forgotten first: a grant in the rest of this call may forget a broken hold, too.
         let mut broken = 0;
         while broken < batch && self.broken.first().is_some_and(|first| first.until <= now) {
             self.broken.remove(0);
             broken += 1;
         }
-        // Before anybody is passed over, whose place may push out one whose time has come.
+        // Forgotten first: the kept place of a waiter that is passed over may push out an old one.
         let mut forgotten = 0;
         while forgotten < batch && self.reserved.first().is_some_and(|first| first.end <= now) {
             self.reserved.remove(0);
@@ -647,7 +647,8 @@ impl Model {
         freed < batch && forgotten < batch && broken < batch
     }
 
-    /// The hold that ended first of a key that nobody waits for. Of two keys at one instant, the one held for longer.
+    /// The lapsed hold that ended first among the uncontended keys. Of two at one instant, that of the key whose first
+    /// hold has the smaller fence.
     fn first_lapsed(&self, now: Instant) -> Option<(End, Name)> {
         let held = self.held.iter();
         let held = held.filter(|held| held.waiters.is_empty());
@@ -747,10 +748,10 @@ fn contents(table: &LockTable<Handle>) -> Vec<Remembered<'_>> {
     }))
 }
 
-/// A key, the fences of those leases that have not ended, and how many wait.
+/// A key, the fences of its leases that have not ended, and the number of its waiters.
 type Listed = (String, Vec<Fence>, usize);
 
-/// All pages of those who look in, each a key long, and two steps.
+/// The keys of all pages, of one key and two steps each.
 fn listed(table: &LockTable<Handle>, now: Instant) -> Vec<Listed> {
     let all = Filter {
         prefix: "",
@@ -798,13 +799,13 @@ struct Race {
     now: Instant,
     next_handle: Handle,
     tickets: Vec<(Name, Ticket)>,
-    /// Whoever is still to be told, and where they stand.
+    /// The waiters that have not been notified, with their places.
     waiting: HashMap<Handle, (Name, Ticket)>,
-    /// What the last acquire was granted at once.
+    /// The grant that the last acquire got at once.
     granted: Option<Grant>,
-    /// What the last acquire was told that it had been granted before.
+    /// The earlier grant that the last acquire repeated.
     repeated: Option<Grant>,
-    /// Whom the last acquire let back to its place.
+    /// The place to which the last acquire came back.
     came_back: Option<(Name, Ticket)>,
     fences: Vec<Fence>,
     last_granted: HashMap<Name, Ticket>,
@@ -997,22 +998,22 @@ impl Race {
         Ok(())
     }
 
-    /// Also sees, without the model, that everyone is told once, that grants follow arrival and
-    /// that fences only grow.
+    /// Also checks, without the model, that each waiter is notified once, that grants follow arrival and that fences
+    /// only grow.
     fn compare_hand_overs(&mut self) -> Result<(), TestCaseError> {
         let told = self.table.take_handed_over();
         let told: Vec<_> = told.into_iter().map(|h| (h.waiter, h.grant)).collect();
         for &(handle, grant) in &told {
             self.note_fence(grant)?;
             let place = self.waiting.remove(&handle);
-            let (key, ticket) = place.expect("only who waits is handed a key");
+            let (key, ticket) = place.expect("only a waiter is handed a key");
             let earlier = self.last_granted.insert(key, ticket);
             prop_assert!(earlier < Some(ticket), "a later arrival came first");
         }
         prop_assert_eq!(told, std::mem::take(&mut self.model.told));
-        // An acquire may first have had to let leases run out. So all this comes after it.
+        // An acquire may have ended leases first, so its own result is noted after them.
         if let Some((key, ticket)) = self.came_back.take() {
-            // It now comes before those who came later and were granted the key meanwhile.
+            // It may now be granted the key after requesters that arrived later and were granted it meanwhile.
             let last = self.last_granted.entry(key).or_default();
             *last = (*last).min(ticket - 1);
         }
@@ -1020,7 +1021,7 @@ impl Race {
             self.note_fence(grant)?;
         }
         if let Some(grant) = self.repeated.take() {
-            prop_assert!(self.fences.contains(&grant.fence), "it is no new grant");
+            prop_assert!(self.fences.contains(&grant.fence), "the grant was made before");
         }
         Ok(())
     }
@@ -1051,7 +1052,7 @@ proptest! {
     #![proptest_config(cases(8192))]
 
     #[test]
-    fn the_table_does_what_a_naive_model_does(limits in limits(), ops in vec(op(), 1..256)) {
+    fn the_table_and_a_naive_model_agree_after_every_call(limits in limits(), ops in vec(op(), 1..256)) {
         let mut race = Race::new(limits);
         for (n, op) in ops.into_iter().enumerate() {
             race.step(op).map_err(|error| {

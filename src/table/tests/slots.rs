@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// An acquire that shares the key with all that do so, too.
+/// An acquire that shares the key with all others that do the same.
 const READ: Wish = slots(MAX_SLOTS);
 
 #[test]
@@ -19,7 +19,7 @@ fn readers_share_a_key_and_a_writer_waits_for_the_last_of_them() {
 }
 
 #[test]
-fn readers_that_came_after_a_waiting_writer_come_after_it() {
+fn readers_that_arrive_after_a_waiting_writer_are_granted_after_it() {
     let mut desk = Desk::new();
     desk.ask("K", "ann", READ);
     assert_eq!(desk.acquire("K", "bob"), Queued);
@@ -31,7 +31,7 @@ fn readers_that_came_after_a_waiting_writer_come_after_it() {
 }
 
 #[test]
-fn a_writer_that_goes_lets_all_readers_in_up_to_the_next_writer() {
+fn a_releasing_writer_lets_in_all_readers_up_to_the_next_writer() {
     let mut desk = Desk::new();
     desk.acquire("K", "ann");
     desk.ask("K", "bob", READ);
@@ -44,15 +44,15 @@ fn a_writer_that_goes_lets_all_readers_in_up_to_the_next_writer() {
 }
 
 #[test]
-fn so_many_hold_a_key_as_the_least_number_among_them_allows() {
+fn a_key_has_as_many_holders_as_the_smallest_slots_among_them() {
     let mut desk = Desk::new();
     assert_eq!(desk.ask("K", "ann", slots(3)), Until(10));
     assert_eq!(desk.ask("K", "bob", slots(3)), Until(10));
-    // Two hold it, so a third one would be more than it wants.
+    // Two hold the key, and cat allows two holders.
     assert_eq!(desk.ask("K", "cat", slots(2)), Queued);
     assert_eq!(desk.at(1).release("K", "ann"), Ok(()));
     assert_eq!(desk.told(), [("cat", 11)]);
-    // And while it holds, there are two at most, whatever others want.
+    // While cat holds the key, there are two holders at most, whatever others allow.
     assert_eq!(desk.ask("K", "dan", slots(3)), Queued);
     assert_eq!(desk.at(2).release("K", "cat"), Ok(()));
     assert_eq!(desk.told(), [("dan", 12)]);
@@ -96,7 +96,7 @@ fn a_waiter_is_let_in_when_the_lease_of_any_holder_ends() {
 }
 
 #[test]
-fn a_name_holds_a_key_once() {
+fn a_requester_holds_a_key_once() {
     let mut desk = Desk::new();
     desk.ask("K", "ann", READ);
     desk.ask(
@@ -122,7 +122,7 @@ fn a_name_holds_a_key_once() {
 }
 
 #[test]
-fn the_holder_that_is_named_is_the_one_whose_hold_began_first() {
+fn holding_returns_the_holder_whose_hold_began_first() {
     let mut desk = Desk::new();
     let told = |desk: &mut Desk| {
         let holding = desk.table.holding(desk.now, "K").expect("it is held");
@@ -150,13 +150,13 @@ fn readers_are_let_in_when_the_writer_before_them_leaves_the_queue() {
 }
 
 #[test]
-fn readers_are_let_in_at_the_end_of_the_patience_of_the_writer_before_them() {
+fn readers_are_let_in_when_the_writer_before_them_times_out() {
     let mut desk = Desk::new();
     desk.ask("K", "ann", Wish { lease: 50, ..READ });
     desk.acquire_within("K", "bob", 20);
     desk.ask("K", "cat", READ.within(30));
     desk.ask("K", "dan", READ.within(19));
-    // The time keeper needs no thread of the writer's for that.
+    // `expire` does it, without a call of the writer's thread.
     assert_eq!(
         desk.at(20).table.next_hand_over(),
         Some(desk.now + Duration::from_nanos(1))
@@ -169,7 +169,7 @@ fn readers_are_let_in_at_the_end_of_the_patience_of_the_writer_before_them() {
 }
 
 #[test]
-fn a_reader_that_comes_back_to_its_place_before_a_writer_reads_at_once() {
+fn a_reader_that_comes_back_to_its_place_before_a_writer_is_granted_the_key_at_once() {
     let mut desk = Desk::new();
     desk.acquire("K", "ann");
     desk.ask(
@@ -185,7 +185,7 @@ fn a_reader_that_comes_back_to_its_place_before_a_writer_reads_at_once() {
     assert!(desk.reserve("K", "bob"));
     assert_eq!(desk.at(1).release("K", "ann"), Ok(()));
     assert_eq!(desk.told(), [("cat", 11)]);
-    // Of the two that ask now, one stands before the writer.
+    // Of the two that ask now, bob's place is before the writer.
     assert_eq!(desk.ask("K", "eve", READ.within(0)), No(Timeout));
     assert_eq!(
         desk.ask(
@@ -218,7 +218,7 @@ fn a_waiter_that_asks_again_for_more_slots_is_let_in() {
 }
 
 #[test]
-fn a_key_with_several_holders_counts_for_each() {
+fn the_limit_of_holds_counts_each_holder_of_a_key() {
     let mut desk = Desk::with_limits(Limits {
         holds: 2,
         waiters: 9,
@@ -232,7 +232,7 @@ fn a_key_with_several_holders_counts_for_each() {
 }
 
 #[test]
-fn a_thousand_readers_of_one_key_are_forgotten_a_batch_at_a_time() {
+fn a_thousand_lapsed_readers_of_one_key_are_freed_in_batches() {
     let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let now = Instant::now();
     for n in 0..1000 {
@@ -254,7 +254,7 @@ fn a_thousand_readers_of_one_key_are_forgotten_a_batch_at_a_time() {
     assert!(table.is_empty());
 }
 
-/// A key that so many readers hold, and a writer waits for; and the instant at which all leases end.
+/// A key with this number of readers and a waiting writer, and the instant at which all leases end.
 fn crowd(readers: usize) -> (Managed<Name>, Instant) {
     let mut table = Managed::new(NO_LIMITS, FIRST_FENCE);
     let now = Instant::now();
@@ -266,9 +266,9 @@ fn crowd(readers: usize) -> (Managed<Name>, Instant) {
     (table, now + ms(10))
 }
 
-/// Of 200,000 readers whose leases ended together, all others waited for 2.5 s.
+/// Without steps, all others waited for 2.5 s when the leases of 200,000 readers ended together.
 #[test]
-fn the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in() {
+fn the_leases_of_a_crowd_end_in_steps_before_the_next_waiter_is_granted_the_key() {
     for most in [ENDS_OF_ONE_KEY, ENDS_PER_STEP] {
         let (mut table, now) = crowd(3 * most);
         for step in 1..=3 {
@@ -280,7 +280,7 @@ fn the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in() {
             assert_eq!(table.ledger.holds, (3 - step) * most);
             if step < 3 {
                 assert!(table.table.propose().is_none());
-                // Who keeps the time sees that there is more.
+                // The table asks to be called again at once.
                 assert!(table.next_hand_over() <= Some(now));
             }
         }
@@ -291,9 +291,9 @@ fn the_leases_of_a_crowd_end_in_steps_and_then_the_next_one_is_let_in() {
     }
 }
 
-/// A hold, 104 bytes of it, and a word for those beside it. Before a key could have several holders it was 96 bytes;
-/// since then it has the instant of the grant, for those who look in.
+/// A hold takes 104 bytes, and the box of further holders and waiters a word. It was 96 bytes before a key could have
+/// several holders; the instant of the grant, which the views show, came later.
 #[test]
-fn a_key_that_one_holds_and_nobody_wants_takes_no_more_for_the_others_there_could_be() {
+fn an_uncontended_key_with_one_holder_takes_one_word_for_further_holders_and_waiters() {
     assert_eq!(size_of::<Entry<Arc<Name>>>(), 112);
 }

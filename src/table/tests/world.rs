@@ -1,9 +1,9 @@
-//! A table that is asked every millisecond, as the time keeper and its waiters do, against a world
-//! in which time passes in milliseconds and everyone acts at once.
+//! Compares a table that is called every millisecond, as the manager's time keeper and waiters call it, with a world in
+//! which time passes in milliseconds and everyone acts at once.
 
 use super::*;
 
-/// What somebody does, so many milliseconds after the one before.
+/// What a requester does, `after` milliseconds after the act before.
 #[derive(Clone, Copy)]
 struct Act {
     after: u64,
@@ -19,7 +19,7 @@ enum What {
         patience: u64,
         request: Option<Name>,
         slots: Slots,
-        /// How long the waiter's thread takes to say that its patience is over.
+        /// How late the waiter's thread calls `abandon` after the time-out, in milliseconds.
         slow: u64,
     },
     Release,
@@ -28,7 +28,7 @@ enum What {
     },
     /// Somebody breaks its hold.
     BreakHold,
-    /// Its connection breaks, over which it waits.
+    /// The connection breaks over which it waits.
     Break,
 }
 
@@ -94,7 +94,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => Just(What::BreakHold),
         3 => Just(What::Break)
     ];
-    // Now and then it takes until the kept places are about to be forgotten.
+    // Sometimes so long that the kept places are about to be forgotten.
     let after = prop_oneof![99 => 0..4u64, 1 => GRACE - 4..GRACE + 2];
     (after, 0..2usize, select(&REQUESTERS[..]), what).prop_map(|(after, key, requester, what)| {
         Act {
@@ -115,7 +115,7 @@ struct Spot {
     /// With the time at which each is forgotten.
     away: Vec<(u64, Stand)>,
     arrivals: usize,
-    /// Whose hold was broken, until it is granted the key anew. No course lasts until that is forgotten.
+    /// Requesters whose hold was broken, until they are granted the key anew. No course lasts until that is forgotten.
     broken: Vec<Name>,
 }
 
@@ -126,7 +126,7 @@ struct Holder {
     slots: Slots,
 }
 
-/// Somebody in a queue: until when, and for how long a lease.
+/// A waiter: its deadline, and the length of its lease.
 struct Stand {
     name: Name,
     request: Option<Name>,
@@ -137,7 +137,7 @@ struct Stand {
 }
 
 impl Spot {
-    /// Lets the time come. Returns who is granted the key by that, and until when.
+    /// Moves to this time. Returns who is then granted the key, and until when.
     fn tick(&mut self, time: u64) -> Vec<(Name, u64)> {
         self.queue.retain(|stand| stand.deadline >= time);
         self.away.retain(|&(forgotten, _)| forgotten > time);
@@ -170,7 +170,7 @@ impl Spot {
         self.holders.len() < least as usize
     }
 
-    /// The answer, and who is granted the key by it besides.
+    /// The answer, and which others are granted the key by it.
     fn acquire(&mut self, time: u64, name: Name, ask: Wish) -> (Said, Vec<(Name, u64)>) {
         let Wish {
             lease,
@@ -274,14 +274,14 @@ impl Spot {
     }
 }
 
-/// A thread that gives up its ticket once its patience is over, unless its wait ended before.
+/// A thread that gives up its ticket after its time-out, unless its wait ended before.
 struct Thread {
     comes: u64,
     key: Name,
     ticket: Ticket,
 }
 
-/// The requesters' threads with the table, against the world.
+/// The table with the requesters' threads, and the world.
 #[derive(Default)]
 struct Course {
     world: [Spot; 2],
@@ -289,7 +289,7 @@ struct Course {
 }
 
 impl Course {
-    /// Lets the time come, on both sides.
+    /// Moves both to this time.
     fn tick(&mut self, desk: &mut Desk, time: u64) -> Result<(), TestCaseError> {
         desk.at(time).expire(99);
         for thread in self.threads.extract_if(.., |thread| thread.comes == time) {
@@ -329,7 +329,7 @@ impl Course {
                 let said = desk.ask(key, requester, ask);
                 if matches!(said, Queued | InPlaceOf(_)) {
                     let ticket = desk.tickets[&(key, requester)];
-                    // Whose place it takes over has been told so.
+                    // The earlier request, whose place it took over, has its answer.
                     self.threads.retain(|thread| thread.ticket != ticket);
                     self.threads.push(Thread {
                         comes: time + patience + 1 + slow,
@@ -357,7 +357,7 @@ impl Course {
                 let (expected, next) = match spot.find(requester) {
                     Ok(_) => {
                         let (_, next) = spot.release(time, requester);
-                        // By that nobody else than it is granted the key.
+                        // No other requester is granted the key by this.
                         spot.broken.push(requester);
                         (true, next)
                     }
@@ -375,7 +375,7 @@ impl Course {
                     self.threads.retain(|thread| thread.ticket != ticket);
                 }
                 let left = desk.reserve(key, requester);
-                // After its patience it stands in the table's queue until its thread comes.
+                // After its time-out it stays in the table's queue until its thread calls.
                 prop_assert!(left || !waited);
                 prop_assert_eq!(desk.told(), next);
             }
@@ -388,7 +388,7 @@ proptest! {
     #![proptest_config(cases(2048))]
 
     #[test]
-    fn a_table_kept_in_time_does_what_the_rules_say_millisecond_by_millisecond(
+    fn a_table_called_each_millisecond_follows_the_rules(
         acts in vec(act(), 1..40)
     ) {
         let mut desk = Desk::new();
