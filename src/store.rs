@@ -1,7 +1,7 @@
-//! Where holds outlive the server: one seam below the lock manager.
+//! Stores, in which holds outlive the server, behind one trait below the lock manager.
 //!
-//! A store makes records durable, in batches, and gives back what is held. It knows no table, no clock and no wire: what
-//! is decided, and which answers wait for a commit, is the lock manager's.
+//! A store makes records durable, in batches, and returns the holds when it is opened. It knows no table, no clock and
+//! no wire: the lock manager decides what changes, and which answers wait for a commit.
 
 use std::fmt;
 use std::io;
@@ -15,13 +15,14 @@ pub(crate) mod election;
 pub(crate) mod etcd;
 pub(crate) mod file;
 
-/// A hold, as it is stored. Its lease begins anew, in full, when it is read: no clock of one run means anything in another.
+/// A hold, as it is stored. Its full lease starts anew when it is read, since the clock of one run has no meaning in
+/// another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredHold {
     pub key: Key,
     pub requester: Requester,
     pub fence: Fence,
-    /// The longest promise that may still run.
+    /// The longest lease that the holder may still rely on.
     pub lock_timeout: Duration,
     pub request_id: Option<RequestId>,
     pub note: Option<Note>,
@@ -31,13 +32,13 @@ pub(crate) struct StoredHold {
 /// The state of one grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// It stands.
+    /// It is held, on these terms.
     Held(StoredHold),
     /// It is over.
     Ended(Fence),
 }
 
-/// What was decided since the batch before: the last state of each grant that changed.
+/// The last state of each grant that changed since the batch before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Batch {
     pub records: Vec<Record>,
@@ -48,7 +49,7 @@ pub(crate) struct Batch {
 /// What a store held when it was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Recovered {
-    /// What the store is called, made once: `Lock-Store`.
+    /// The store's ID, made once: `Lock-Store`.
     pub store: String,
     /// `None` if no fence was ever stored.
     pub greatest_fence: Option<Fence>,
@@ -58,41 +59,40 @@ pub(crate) struct Recovered {
 
 /// Where holds are stored.
 pub(crate) trait Store: Send {
-    /// Gives back everything that is held. Where one of several servers leads, it blocks until this one does, or is told
-    /// to [stop](StoreError::Stopped). Called before anything else, and again after [`Deposed`](StoreError::Deposed).
+    /// Returns all holds. If one of several servers leads, blocks until this one leads, or until it has to
+    /// [stop](StoreError::Stopped). Called before all other methods, and again after [`Deposed`](StoreError::Deposed).
     fn open(&mut self) -> Result<Recovered, StoreError>;
 
-    /// Makes a batch durable, whole. After an error nobody knows what of it is stored, but for
-    /// [`Full`](StoreError::Full): then nothing is, and a later batch may fit.
+    /// Makes a whole batch durable. After [`Full`](StoreError::Full) none of it is stored, and a later batch may fit.
+    /// After any other error it is unknown how much of it is stored.
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
 
-    /// How many changes are to be stored at once, at the most: those that come after them are not to wait for longer.
+    /// The most changes in one batch, so that later changes do not wait too long for it.
     fn most_in_batch(&self) -> usize {
         2_000
     }
 
-    /// How often it has to be [confirmed](Self::confirm) that this server leads, also where nobody asks anything. `None`
-    /// where no other can.
+    /// How often this server has to [confirm](Self::confirm) that it leads, even without requests. `None` if no other
+    /// server can lead.
     fn confirm_every(&self) -> Option<Duration> {
         None
     }
 
-    /// That this server still led at some instant after this call began. A commit says as much.
+    /// Proves that this server still led at some instant after this call began. So does a commit.
     fn confirm(&mut self) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// Lets another server lead, at once. Nothing is committed any more.
+    /// Lets another server lead at once. No commit may follow.
     fn resign(&mut self) {}
 
-    /// How large it is, in bytes. `None` if that is not known.
+    /// Its size in bytes. `None` if it is unknown.
     fn size(&self) -> Option<u64> {
         None
     }
 }
 
-/// Why a store can't be used. As text it is one sentence that has everything, so it has no
-/// [`source`](std::error::Error::source).
+/// Why a store can't be used. Its text is one complete sentence, so it has no [`source`](std::error::Error::source).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -102,17 +102,17 @@ pub enum StoreError {
     Foreign(PathBuf),
     /// A later version of the lock server wrote the file, in this format. Nothing was written to it.
     Newer(PathBuf, i32),
-    /// The file is damaged, and how.
+    /// The file is damaged. The text describes how.
     Damaged(PathBuf, String),
-    /// There is no room left on the store's disk. Nothing of what was to be stored is.
+    /// There is no room left on the store's disk. Nothing of the batch is stored.
     Full,
-    /// Another server leads, or may do so. It is not known what of the batch is stored.
+    /// Another server leads, or may lead. It is unknown how much of the batch is stored.
     Deposed,
-    /// The server ends, and does not want to lead any more.
+    /// The server ends while it waits to lead.
     Stopped,
-    /// etcd can't be used as the store, and why.
+    /// etcd can't be used as the store. The text gives the reason.
     Etcd(String),
-    /// The thread that stores has panicked, and the log says of what.
+    /// The thread that stores has panicked. The log has the reason.
     Panicked,
     /// The file, or one that belongs to it, can't be read or written.
     Io(PathBuf, io::Error),
@@ -137,7 +137,10 @@ impl fmt::Display for StoreError {
             StoreError::Damaged(path, what) => {
                 write!(f, "{} is damaged: {what}", path.display())
             }
-            StoreError::Deposed => write!(f, "this server leads no more, or could not prove it"),
+            StoreError::Deposed => write!(
+                f,
+                "this server no longer leads, or could not prove that it leads"
+            ),
             StoreError::Stopped => write!(f, "the server ends"),
             StoreError::Etcd(reason) => write!(f, "cannot use etcd: {reason}"),
             StoreError::Panicked => write!(f, "the thread that stores has panicked"),

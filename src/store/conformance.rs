@@ -1,4 +1,4 @@
-//! What every store does. Each one runs the whole suite.
+//! The tests that every store has to pass.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use super::file::{FileStore, Sync};
 use super::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 use crate::lease::Fence;
 
-/// A place for a store: the store there, as a process of its own opens it.
+/// Opens the store of one place, as a new process would.
 type Open<'a> = dyn Fn() -> Box<dyn Store> + 'a;
 
 fn on_each_store(test: impl Fn(&Open)) {
@@ -27,7 +27,7 @@ fn on_each_file(test: impl Fn(&Open)) {
         let path = folder.path().join("locks");
         test(&|| Box::new(FileStore::new(&path, sync)));
     }
-    // What the manager's tests take for a store does what they do.
+    // The fake of the manager's tests follows the same rules.
     let disk = FakeDisk::new();
     test(&|| Box::new(disk.store()));
 }
@@ -55,7 +55,7 @@ pub(super) fn batch(greatest_fence: Fence, records: impl Into<Vec<Record>>) -> B
     }
 }
 
-/// What a new process finds, once the one before has ended.
+/// The content that a new process finds after the earlier one has ended.
 fn found(open: &Open) -> Recovered {
     open().open().unwrap()
 }
@@ -102,7 +102,7 @@ fn what_was_committed_is_found_again_whole() {
     });
 }
 
-/// Rule 11: no fence is given twice, also where nothing is held any more.
+/// Rule 11: no fence is used twice, even when nothing is held any more.
 #[test]
 fn rule_11_the_greatest_fence_outlives_its_hold() {
     on_each_store(|open| {
@@ -116,7 +116,7 @@ fn rule_11_the_greatest_fence_outlives_its_hold() {
     });
 }
 
-/// Rule 9: a key that went from one to the other is held by one.
+/// Rule 9: a key that was handed over has one holder.
 #[test]
 fn rule_9_who_was_handed_a_key_holds_it_alone() {
     on_each_store(|open| {
@@ -131,8 +131,8 @@ fn rule_9_who_was_handed_a_key_holds_it_alone() {
     });
 }
 
-/// Rule 10: a grant that was there and gone before the batch went out is a delete, and one of what was never stored is
-/// none the worse.
+/// Rule 10: a grant that began and ended before its batch was written is stored as an end, and the end of an unstored
+/// hold is no error.
 #[test]
 fn rule_10_an_end_of_what_was_never_stored_is_no_error() {
     on_each_store(|open| {

@@ -1,4 +1,4 @@
-//! What is in the file of a store, for people and their programs: the public door to it. It reads, and changes nothing.
+//! The public API for reading the file of a store. It changes nothing.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use serde::{Serialize, Serializer};
 
 use super::{StoreError, StoredHold, file};
 
-/// What is in the file of a store: who holds which key.
+/// The content of a store's file: who holds which key.
 ///
-/// The file must have no server that uses it, and a server can't use it while it is read.
+/// No server may use the file while it is read.
 ///
 /// ```no_run
 /// use lock_server::StoreDump;
@@ -25,14 +25,15 @@ use super::{StoreError, StoredHold, file};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StoreDump {
-    /// What the store is called: 32 hexadecimal digits, made once.
+    /// The store's ID: 32 hexadecimal digits, made once.
     pub store: String,
     /// The version of the file's format. This version of the lock server writes and reads 1.
     pub format: i32,
-    /// The greatest fence that was ever given out. `None` if none was; then it is missing in JSON.
+    /// The greatest fence that was ever given out. `None`, and missing in JSON, if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub greatest_fence: Option<u64>,
-    /// In the order of their fences. A hold whose lease ran out while the server still lived may be among them.
+    /// The holds, in the order of their fences. A hold whose lease ran out shortly before the server ended may be among
+    /// them.
     pub holds: Vec<DumpedHold>,
 }
 
@@ -44,38 +45,38 @@ pub struct DumpedHold {
     pub key: String,
     /// The holder's name.
     pub requester: String,
-    /// The number of the grant: 1 to 2^53 - 1.
+    /// The fencing token of the grant: 1 to 2^53 - 1.
     pub fence: u64,
-    /// How long the lease lasts, counted from when a server has the file open. In JSON in seconds.
+    /// How long the lease lasts after a server opens the file. In JSON, in seconds.
     #[serde(serialize_with = "seconds")]
     pub lock_timeout: Duration,
-    /// What the holder said of itself with its LOCK. Missing in JSON if it said nothing.
+    /// The note that the holder sent with its LOCK. Missing in JSON if it sent none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// How many may hold the key together with this one: 1 to 1,000,000.
+    /// How many holders this one allows, itself included: 1 to 1,000,000.
     pub slots: u32,
-    /// What the holder called its LOCK, to be recognised when it asks again. Missing in JSON if it had no name for it.
+    /// The request ID of the LOCK, by which a repeated one is recognised. Missing in JSON if it had none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
 }
 
 impl StoreDump {
-    /// Reads the file.
+    /// Reads the file, and checks what a server checks when it starts.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Taken`] if a server uses it, after a second. [`StoreError::Foreign`], [`StoreError::Newer`],
-    /// [`StoreError::Damaged`] and [`StoreError::Io`], also if there is no such file.
+    /// [`StoreError::Taken`] if a server still uses it after a second, [`StoreError::Foreign`], [`StoreError::Newer`],
+    /// [`StoreError::Damaged`], and [`StoreError::Io`], also if there is no such file.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         dump(path.as_ref(), file::Depth::Read)
     }
 
-    /// Reads the file, and compares everything in it with everything else. A million holds take about five seconds, two
-    /// more than [`read`](Self::read), which looks at what a server looks at when it starts.
+    /// Reads the file, and also checks its indices and tables against each other. A million holds take about five
+    /// seconds, two more than [`read`](Self::read).
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub fn check(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         dump(path.as_ref(), file::Depth::Check)
     }

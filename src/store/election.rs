@@ -1,12 +1,12 @@
-//! Who leads, where one of several servers does.
+//! Which of several servers leads.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Who leads, as far as this server knows: a store that knows it writes it down, and those read it who answer for a server
-/// that does not lead.
+/// Which server leads, as far as this one knows. The store writes it; the threads that answer requests read it while
+/// this server does not lead.
 #[derive(Default)]
 pub(crate) struct Election {
     state: Mutex<ElectionState>,
@@ -19,20 +19,20 @@ struct ElectionState {
     since: Option<SystemTime>,
     is_self: bool,
     trouble: Option<Arc<str>>,
-    /// Since when the server ends.
+    /// When the server began to end. `None` while it runs.
     stopped: Option<Instant>,
 }
 
-/// Who leads, and since when this server has known it.
+/// Which server leads, and since when this one has known it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Elected {
-    /// Where the leader is reached: host and port. `None` while nobody is known to lead.
+    /// The leader's address: host and port. `None` while no leader is known.
     pub leader: Option<Arc<str>>,
-    /// `None` if nothing was ever known.
+    /// When that last changed. `None` if nothing has been noted yet.
     pub since: Option<SystemTime>,
-    /// Whether it is this server.
+    /// Whether this server leads.
     pub is_self: bool,
-    /// Why it can't be found out who leads, in words. `None` while it can.
+    /// Why this server can't find out which one leads, in words. `None` while it can.
     pub trouble: Option<Arc<str>>,
 }
 
@@ -47,17 +47,17 @@ impl Election {
         }
     }
 
-    /// Notes that this server leads, and is reached there.
+    /// Notes that this server leads, at this address.
     pub fn win(&self, address: &str) {
         self.note_leader(Some(address), true);
     }
 
-    /// Notes where the leader is reached, or that nobody is known to lead.
+    /// Notes the leader's address, or that no leader is known.
     pub fn note(&self, leader: Option<&str>) {
         self.note_leader(leader, false);
     }
 
-    /// Notes why it can't be found out who leads.
+    /// Notes why this server can't find out which one leads.
     pub fn note_trouble(&self, trouble: &str) {
         let mut state = self.state.lock();
         if state.trouble.as_deref() != Some(trouble) {
@@ -65,7 +65,7 @@ impl Election {
         }
     }
 
-    /// Notes that it can.
+    /// Notes that it can find out again.
     pub fn end_trouble(&self) {
         self.state.lock().trouble = None;
     }
@@ -79,7 +79,7 @@ impl Election {
         }
     }
 
-    /// Has who waits to lead give up: the server ends.
+    /// Ends the wait to lead, because the server ends.
     pub fn stop(&self) {
         self.state.lock().stopped.get_or_insert_with(Instant::now);
         self.stopped.notify_all();
@@ -89,13 +89,13 @@ impl Election {
         self.state.lock().stopped.is_some()
     }
 
-    /// Whether the server has been ending for as long as that.
+    /// Whether the server began to end at least `time` ago.
     pub fn is_stopped_for(&self, time: Duration) -> bool {
         let stopped = self.state.lock().stopped;
         stopped.is_some_and(|stopped| stopped.elapsed() >= time)
     }
 
-    /// Waits for so long. `false` as soon as the server ends.
+    /// Blocks for `pause`. Returns `false` as soon as the server ends.
     pub fn pause(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         let mut state = self.state.lock();

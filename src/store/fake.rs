@@ -1,4 +1,5 @@
-//! A store in memory. A test steps it, so that each batch waits for what the test says of it; or it stores by itself.
+//! A store in memory, for tests. Either it stores each batch by itself, or a test steps it and decides the result of
+//! each batch.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,10 +13,10 @@ use parking_lot::Mutex;
 use super::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 use crate::lease::Fence;
 
-/// Longer than a batch takes to come where there is one.
+/// How long a test waits for a batch: longer than one takes to arrive.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is stored. It outlives the stores that are opened on it, as a disk does.
+/// The stored content. Like a disk, it outlives the stores that are opened on it.
 #[derive(Clone)]
 pub(crate) struct FakeDisk(Arc<Mutex<DiskContent>>);
 
@@ -31,7 +32,7 @@ impl FakeDisk {
         FakeDisk::with(None, Vec::new())
     }
 
-    /// One that an earlier run has left so.
+    /// A disk with the content that an earlier run left.
     pub fn with(greatest_fence: Option<Fence>, holds: Vec<StoredHold>) -> Self {
         static MADE: AtomicU64 = AtomicU64::new(0);
         FakeDisk(Arc::new(Mutex::new(DiskContent {
@@ -42,7 +43,7 @@ impl FakeDisk {
         })))
     }
 
-    /// What a server finds that starts now.
+    /// What a server finds that opens it now.
     pub fn recovered(&self) -> Recovered {
         let content = self.0.lock();
         Recovered {
@@ -70,8 +71,8 @@ impl FakeDisk {
         (store, steps)
     }
 
-    /// One that several servers share, and the test steps: it leads when it is sent what the store holds. A proof that it
-    /// leads is a batch without records.
+    /// A store that several servers share, stepped by the test: this server leads when the test sends it the store's
+    /// content. A proof that it leads is a batch without records.
     pub fn shared(&self) -> (FakeStore, Steps, Sender<Recovered>) {
         let (mut store, steps) = self.stepped();
         let (lead, leads) = channel();
@@ -100,23 +101,23 @@ impl FakeDisk {
     }
 }
 
-/// Where batches go, and what the test says of them.
+/// Sends batches to the test, and receives their results.
 type Stepped = (Sender<Batch>, Receiver<Result<(), StoreError>>);
 
 /// The store's end.
 pub(crate) struct FakeStore {
     disk: FakeDisk,
-    /// `None` where it stores by itself.
+    /// `None` if it stores by itself.
     steps: Option<Stepped>,
     is_open: bool,
-    /// One of several servers leads: with what it leads, each time. `None` where no other can.
+    /// Receives the store's content each time this server is to lead. `None` if no other server can lead.
     leads: Option<Receiver<Recovered>>,
 }
 
 impl Store for FakeStore {
     fn open(&mut self) -> Result<Recovered, StoreError> {
         if let Some(leads) = &self.leads {
-            // Where the test has ended nobody leads any more.
+            // An error means that the test has ended: then no server leads.
             return leads.recv().map_err(|_| StoreError::Stopped);
         }
         let was_in_use = std::mem::replace(&mut self.disk.0.lock().is_in_use, true);
@@ -143,7 +144,7 @@ impl Store for FakeStore {
             self.disk.write(batch);
             return Ok(());
         };
-        // Where the test has ended there is nobody to store for.
+        // An error means that the test has ended: then the batch does not matter.
         let _ = batches.send(batch.clone());
         says.recv().unwrap_or(Err(StoreError::Full))
     }
@@ -166,7 +167,7 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    /// The batch that is to be stored next. It is not, until the test says so.
+    /// Takes the next batch, which is not stored before the test calls [`apply`](Self::apply).
     pub fn next(&self) -> Batch {
         let batch = self.batches.recv_timeout(PATIENCE);
         let batch = batch.expect("a batch comes");
@@ -174,12 +175,12 @@ impl Steps {
         batch
     }
 
-    /// Whether a batch waits to be stored.
+    /// Whether no batch waits to be stored.
     pub fn has_none(&self) -> bool {
         self.batches.try_recv().is_err()
     }
 
-    /// Makes the batch durable that waits to be stored, if one does.
+    /// Takes and stores the next batch, if one waits.
     pub fn apply_next(&self) {
         if let Ok(batch) = self.batches.try_recv() {
             self.under_way.replace(Some(batch));
@@ -187,7 +188,7 @@ impl Steps {
         }
     }
 
-    /// The batch that was taken is durable.
+    /// Stores the batch that was taken.
     pub fn apply(&self) {
         let batch = self.under_way.take().expect("a batch is under way");
         if !batch.records.is_empty() {
@@ -196,18 +197,19 @@ impl Steps {
         self.say.send(Ok(())).expect("the store waits for it");
     }
 
-    /// The next batch takes as long as `meanwhile`, and is durable then.
+    /// Takes the next batch, runs `meanwhile`, and then stores it.
     pub fn delay(&self, meanwhile: impl FnOnce(&Batch)) {
         meanwhile(&self.next());
         self.apply();
     }
 
-    /// Somebody else leads, or may do so.
+    /// Fails the batch that was taken: another server leads, or may lead.
     pub fn refuse(&self) {
         self.lose(StoreError::Deposed);
     }
 
-    /// Nothing of the batch that was taken is stored. But for [`StoreError::Full`] the server can't know that.
+    /// Fails the batch that was taken. None of it is stored, though only [`StoreError::Full`] reports that to the
+    /// server.
     pub fn lose(&self, error: StoreError) {
         self.under_way.take();
         self.say.send(Err(error)).expect("the store waits for it");

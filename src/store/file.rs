@@ -1,7 +1,7 @@
 //! A store in a file: a SQLite database with a write-ahead log, synced with each batch.
 //!
-//! What is committed is in the log, PATH-wal, and from time to time put into the file. So the two belong together. One
-//! process has them, by an flock on the file.
+//! A committed batch is in the log, PATH-wal. Checkpoints move the log into the file, so the two belong together. An
+//! flock on the file ensures that only one process uses them.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,32 +23,32 @@ mod tests;
 
 pub(super) use self::locked::FORMAT;
 
-/// How much may be in the log before it is put into the file: records, and one for each batch. A record changes one page
-/// of 4 kB or two, so the log grows to a few megabytes.
+/// The size of the log that triggers a checkpoint: its number of records, plus one for each batch. A record changes one
+/// or two pages of 4 kB, so the log grows to a few megabytes.
 const CHECKPOINT_AFTER: usize = 1000;
 
-/// Free room on the disk that is left for ends, in bytes, beside what the file may need to take in the log. Without it
-/// the store would fill the disk to the last block, and then a hold could not even end.
+/// Free room on the disk that is reserved for ends of holds, in bytes, in addition to what a checkpoint may need.
+/// Without it the store would fill the disk to the last block, and then a hold could not even end.
 const KEPT_FOR_ENDS: u64 = 256 * 1024;
 
-/// How much free room is plenty, in bytes: a disk that has so much is not asked again for so long. Who fills it meanwhile is
-/// told by SQLite that it is full.
+/// How much free room is plenty, in bytes: the store does not ask such a disk again for so long. If another program fills
+/// it meanwhile, SQLite reports that it is full.
 const PLENTY: u64 = 64 * 1024 * 1024;
 const PLENTY_FOR: Duration = Duration::from_millis(100);
 
-/// Whether a batch is on the disk when it is committed.
+/// Whether a commit waits until the batch is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sync {
     /// Survives a crash of the machine.
     Disk,
-    /// Survives a crash of the process alone.
+    /// Survives only a crash of the process.
     Off,
 }
 
 pub(crate) struct FileStore {
     path: PathBuf,
     sync: Sync,
-    /// SQLite's way to the file system.
+    /// SQLite's VFS, its access to the file system.
     vfs: &'static str,
     opened: Option<Opened>,
 }
@@ -57,14 +57,14 @@ pub(crate) struct FileStore {
 struct Opened {
     database: Connection,
     file: LockedFile,
-    /// What was written since the last checkpoint, as [`CHECKPOINT_AFTER`] counts it.
+    /// The size of the log, as [`CHECKPOINT_AFTER`] counts it.
     in_log: usize,
     /// Until when the disk is not asked for its free room.
     has_plenty_until: Option<Instant>,
 }
 
 impl Opened {
-    /// A checkpoint, unless the file has no room for what is in the log: then it stays there.
+    /// Makes a checkpoint. Without room for the file to grow, the content stays in the log.
     fn clear_log(&mut self, kind: Checkpoint) -> rusqlite::Result<()> {
         match checkpoint(&self.database, kind) {
             Err(error) if is_full(&error) => {}
@@ -74,7 +74,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Whether the disk has room for more than ends. A disk that does not say is tried.
+    /// Whether the disk has more room than is reserved for ends. `true` if the disk does not report its room.
     fn has_room(&mut self, path: &Path) -> rusqlite::Result<bool> {
         let now = Instant::now();
         if self.has_plenty_until.is_some_and(|until| now < until) {
@@ -89,14 +89,14 @@ impl Opened {
         if free >= log + KEPT_FOR_ENDS {
             return Ok(true);
         }
-        // The file never shrinks. What ends left in it is room, and then the log alone grows.
+        // The file never shrinks. While ends have left empty pages in it, only the log grows.
         let empty: u64 = database::empty_bytes(&self.database)?;
         Ok(empty >= KEPT_FOR_ENDS / 4 && free >= log + KEPT_FOR_ENDS / 2)
     }
 }
 
 impl FileStore {
-    /// The store in this file, which is made when it is opened, unless it is there.
+    /// The store in this file. `open` makes the file if it is missing.
     pub fn new(path: &Path, sync: Sync) -> Self {
         FileStore {
             path: path.into(),
@@ -116,11 +116,11 @@ impl FileStore {
         }
     }
 
-    /// Has everything on the disk that is to be read. What the process before had written and not synced is read as if it
-    /// were durable; and what is told of it has to be.
+    /// Syncs everything that was read. The process before may have written it without a sync, and this server is going
+    /// to report it as durable.
     fn settle(&self, database: &Connection, file: &LockedFile) -> Result<(), StoreError> {
         match checkpoint(database, Checkpoint::Truncate) {
-            // It has synced the log before that.
+            // SQLite syncs the log before it needs room in the file.
             Err(error) if is_full(&error) => {}
             done => done.map_err(|error| fault(&self.path, error))?,
         }
@@ -130,8 +130,8 @@ impl FileStore {
         }
     }
 
-    /// SQLite syncs what it has written itself. A process that does not sync may have put its log into the file, have begun
-    /// it anew, or have removed it; and an older log that comes back is put into the file again.
+    /// SQLite syncs only its own writes. A process without syncs may have moved its log into the file, restarted it or
+    /// removed it; and an older log that comes back after a power failure would be moved into the file again.
     fn sync_files(&self, file: &LockedFile) -> Result<(), StoreError> {
         file.sync().map_err(|error| self.io(error))?;
         let folder = folder_of(&self.path);
@@ -158,7 +158,7 @@ impl Store for FileStore {
         is_whole(&self.path, &file, &database)?;
         database::check(&self.path, &database, Depth::Read)?;
         let recovered = database::read(&self.path, &database)?;
-        // Not before: a damaged store stays as it is.
+        // Only now, since a damaged store has to stay as it is.
         self.settle(&database, &file)?;
         self.opened = Some(Opened {
             database,
@@ -181,7 +181,7 @@ impl Store for FileStore {
         }
         match database::write(&opened.database, batch) {
             Err(error) if is_full(&error) => {
-                // A batch of ends may fit into the room that the log gives back.
+                // A batch of ends may fit into the room that a checkpoint frees.
                 opened.clear_log(Checkpoint::Truncate).map_err(why)?;
                 database::write(&opened.database, batch).map_err(why)?;
             }
@@ -204,12 +204,13 @@ fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
-/// In bytes.
+/// The length of the log, in bytes.
 fn log_length(path: &Path) -> u64 {
     fs::metadata(log_of(path)).map_or(0, |log| log.len())
 }
 
-/// That no page is torn off: SQLite would read the last one as if zeros followed. While there is a log, the page is in that.
+/// Checks that the last page is complete: SQLite would read a torn one as if zeros followed. With a log, the page is in
+/// the log.
 fn is_whole(path: &Path, file: &LockedFile, database: &Connection) -> Result<(), StoreError> {
     let length = file.length();
     let length = length.map_err(|error| StoreError::Io(path.into(), error))?;
@@ -224,18 +225,18 @@ fn is_whole(path: &Path, file: &LockedFile, database: &Connection) -> Result<(),
     }
 }
 
-/// How much of a file is looked at.
+/// How thoroughly a file is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// What a server looks at when it starts.
+    /// As a server checks it when it starts.
     Read,
     /// Everything.
     Check,
 }
 
-/// Everything that is in the file of a store, which no process writes meanwhile. Changes nothing.
+/// Reads the whole file of a store. Locks out processes that write, and changes nothing.
 pub(super) fn read(path: &Path, depth: Depth) -> Result<Recovered, StoreError> {
-    // Declared before the database, so that it is unlocked after that is closed.
+    // Declared before the database, so that the file is unlocked after the database is closed.
     let file = LockedFile::open(path, FileUse::Read)?;
     let database = database::open_to_read(path)?;
     is_whole(path, &file, &database)?;

@@ -406,7 +406,10 @@ impl Desk {
                 Until(self.time(grant.expires))
             }
             Answer::Repeated(grant) => {
-                assert!(self.fences.contains(&grant.fence), "the grant was made before");
+                assert!(
+                    self.fences.contains(&grant.fence),
+                    "the grant was made before"
+                );
                 Again(self.time(grant.expires))
             }
             Answer::Queued(ticket) => {

@@ -20,17 +20,17 @@ use crate::store::{Batch, Record, Recovered, StoreError, StoredHold};
 
 /// SQLite's access to the file system on Linux.
 pub(super) const SYSTEM_VFS: &str = "unix";
-/// The same without locks of SQLite's own.
+/// The same access, without SQLite's own locks.
 const VFS_WITHOUT_LOCKS: &str = "unix-none";
 
 const OUTSIDE_A_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
 
-/// A database that this process has locked, to be written. `vfs` is SQLite's way to the file system.
+/// Opens a database that this process has locked, for writing. `vfs` is SQLite's access to the file system.
 pub(super) fn open_to_write(path: &Path, sync: Sync, vfs: &str) -> Result<Connection, StoreError> {
     let log = log_of(path);
     let mut options = File::options();
     let options = options.append(true).create(true).mode(0o600);
-    // SQLite says no more than "unable to open" where the folder takes no new file.
+    // Made here, since SQLite's error is only "unable to open" if the folder takes no new file.
     let opened = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(&log);
     drop(opened.map_err(|error| StoreError::Io(log, error))?);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -42,24 +42,24 @@ pub(super) fn open_to_write(path: &Path, sync: Sync, vfs: &str) -> Result<Connec
     };
     let set_up = || {
         database.busy_timeout(Duration::ZERO)?;
-        // Before the first read: then the index of the log is in memory, and there is no PATH-shm.
+        // Set before the first read, so that the index of the log is in memory instead of PATH-shm.
         database.pragma_update(None, "locking_mode", "exclusive")?;
         database.pragma_update(None, "synchronous", level)?;
         database.pragma_update(None, "temp_store", "memory")?;
         database.pragma_update(None, "journal_mode", "wal")?;
-        // SQLite's own checkpoints keep their errors to themselves.
+        // SQLite's automatic checkpoints do not report their errors.
         database.pragma_update(None, "wal_autocheckpoint", 0)
     };
     set_up().map_err(|error| fault(path, error))?;
     Ok(database)
 }
 
-/// A database that no process writes, to be read. Nothing is written, nor made: neither the log nor its index.
+/// Opens a database that no process writes, for reading. Writes nothing, and makes neither the log nor its index.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_log = fs::metadata(log_of(path)).is_ok_and(|log| log.len() > 0);
     if !has_log {
-        // Any other way makes a log.
+        // Opened in any other way, SQLite makes a log.
         let whole = fs::canonicalize(path);
         let whole = whole.map_err(|error| StoreError::Io(path.into(), error))?;
         let whole = percent_encode(whole.as_os_str().as_bytes(), OUTSIDE_A_PATH);
@@ -68,25 +68,25 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
         return Connection::open_with_flags(address, flags).map_err(|error| fault(path, error));
     }
     let open = || {
-        // Without locks, which take a file that can be written, and with the index of the log in memory.
+        // Without SQLite's locks, which need a writable file, and with the index of the log in memory.
         let database = Connection::open_with_flags_and_vfs(path, flags, VFS_WITHOUT_LOCKS)?;
         database.pragma_update(None, "locking_mode", "exclusive")?;
-        // Else the log would be put into the file.
+        // Otherwise SQLite moves the log into the file when it closes the database.
         database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         Ok(database)
     };
     open().map_err(|error| fault(path, error))
 }
 
-/// Puts what is in the log into the file, with the syncs that the database is set to.
+/// Moves the content of the log into the file, with the syncs that the database is set to.
 ///
-/// `Passive` leaves the log as long as it is, to be written over, which is quicker than to make it longer each time.
+/// `Passive` keeps the length of the log: to write over it is quicker than to extend it each time.
 pub(super) fn checkpoint(database: &Connection, kind: Checkpoint) -> rusqlite::Result<()> {
     let statement = match kind {
         Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
         Checkpoint::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
     };
-    // Its row says whether another connection was in the way. There is none.
+    // The returned row only reports whether another connection was in the way, and there is none.
     database.query_row(statement, [], |_| Ok(()))
 }
 
@@ -96,7 +96,7 @@ pub(super) enum Checkpoint {
     Truncate,
 }
 
-/// Everything that is in it.
+/// Reads everything in the database.
 pub(super) fn read(path: &Path, database: &Connection) -> Result<Recovered, StoreError> {
     let why = |error| fault(path, error);
     let (store, greatest_fence) = database
@@ -114,7 +114,7 @@ pub(super) fn read(path: &Path, database: &Connection) -> Result<Recovered, Stor
     while let Some(row) = rows.next().map_err(why)? {
         let hold = stored_hold(row).map_err(why)?;
         if !is_sound(&hold, greatest_fence) {
-            let what = format!("the hold under fence {} can't be", hold.fence);
+            let what = format!("the hold under fence {} is not valid", hold.fence);
             return Err(StoreError::Damaged(path.into(), what));
         }
         holds.push(hold);
@@ -126,9 +126,9 @@ pub(super) fn read(path: &Path, database: &Connection) -> Result<Recovered, Stor
     })
 }
 
-/// Looks for damage, before anything is written that would make more of it.
+/// Checks for damage, before a write could add to it.
 ///
-/// `Read` leaves out what only costs time: half a second for a million holds, where `Check` takes two.
+/// `Read` leaves out the slow checks: it takes half a second for a million holds, and `Check` two.
 pub(super) fn check(path: &Path, database: &Connection, depth: Depth) -> Result<(), StoreError> {
     let statement = match depth {
         Depth::Read => "PRAGMA quick_check(1)",
@@ -161,7 +161,7 @@ fn stored_hold(row: &Row) -> rusqlite::Result<StoredHold> {
     })
 }
 
-/// Whether a server may have granted it: the database has types, but no ranges.
+/// Whether a server can have granted it. The database checks types, but no ranges.
 fn is_sound(hold: &StoredHold, greatest_fence: Option<i64>) -> bool {
     let greatest_fence = greatest_fence.map_or(0, i64::cast_unsigned);
     (1..=greatest_fence).contains(&hold.fence)
@@ -170,14 +170,14 @@ fn is_sound(hold: &StoredHold, greatest_fence: Option<i64>) -> bool {
         && !hold.requester.is_empty()
 }
 
-/// Stores a batch, whole or not at all.
+/// Stores the whole batch, or nothing of it.
 pub(super) fn write(database: &Connection, batch: &Batch) -> rusqlite::Result<()> {
     // Not rusqlite's own transaction, which has both statements parsed each time.
     database.prepare_cached("BEGIN")?.execute([])?;
     let written = write_records(database, batch)
         .and_then(|()| database.prepare_cached("COMMIT")?.execute([]));
     if written.is_err() && !database.is_autocommit() {
-        // Where that fails the next transaction can't begin, and says so.
+        // If that fails, the next BEGIN reports it.
         let _ = database.execute_batch("ROLLBACK");
     }
     written.map(drop)
@@ -193,7 +193,7 @@ fn write_records(database: &Connection, batch: &Batch) -> rusqlite::Result<()> {
                 hold.fence.cast_signed(),
                 hold.key,
                 hold.requester,
-                // Longer than 292 years is as long.
+                // The column holds at most 292 years.
                 i64::try_from(hold.lock_timeout.as_nanos()).unwrap_or(i64::MAX),
                 hold.request_id,
                 hold.note,
@@ -207,23 +207,24 @@ fn write_records(database: &Connection, batch: &Batch) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What an error of the database says of the store at this path.
+/// Converts an error of the database at this path.
 pub(super) fn fault(path: &Path, error: Error) -> StoreError {
     let path = path.to_path_buf();
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Taken(path),
         Some(ErrorCode::DiskFull) => StoreError::Full,
-        // It was recognised as ours. `Unknown` is a statement that does not fit its tables.
+        // The file was recognised as a store, so these are damage. `Unknown` is a statement that does not fit its
+        // tables.
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
             StoreError::Damaged(path, error.to_string())
         }
         Some(_) => StoreError::Io(path, io::Error::other(error)),
-        // A value or a row that a store has not.
+        // A missing row, or a value of the wrong type or range.
         None => StoreError::Damaged(path, error.to_string()),
     }
 }
 
-/// How much of the file is empty, left by what has ended.
+/// The size of the file's empty pages, in bytes.
 pub(super) fn empty_bytes(database: &Connection) -> rusqlite::Result<u64> {
     let number = |pragma| database.pragma_query_value(None, pragma, |row| row.get::<_, u32>(0));
     Ok(u64::from(number("freelist_count")?) * u64::from(number("page_size")?))

@@ -1,6 +1,6 @@
-//! The file of a store before SQLite touches it: opened, recognised, and locked.
+//! The file of a store before SQLite opens it: opened, recognised and locked.
 //!
-//! Knows how a database begins and whose it is. Knows no table.
+//! Knows the header of a database. Knows no table.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,33 +14,34 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use crate::store::StoreError;
 
-/// "LOCK", where a database says whose it is.
+/// "LOCK", the application ID in the header of a store.
 pub(super) const APPLICATION: i32 = 0x4c4f_434b;
 
-/// The version of the tables.
+/// The version of the format, in the header of a store.
 pub(in crate::store) const FORMAT: i32 = 1;
 
-/// How a database begins: <https://www.sqlite.org/fileformat.html>.
+/// The header of a database: <https://www.sqlite.org/fileformat.html>.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const HEADER: usize = 100;
 const FORMAT_AT: usize = 60;
 const APPLICATION_AT: usize = 68;
 
-/// How long another process may still have the file. A service manager starts a server while the one before it ends.
+/// How long to wait for another process that has locked the file. A service manager may start a server while the
+/// earlier one ends.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// An flock without a signal can't be waited for with an end.
+/// Pause between two tries: a blocking flock has no time-out without a signal.
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileUse {
-    /// Beside others that only read.
+    /// Together with other processes that only read.
     Read,
     /// Alone.
     Write,
 }
 
-/// A file of our own format that no other process writes. Locked by flock, on a descriptor that stays open: POSIX locks,
-/// which SQLite takes, fall with any descriptor of the file that this process closes.
+/// A store's file that no other process writes. Locked by flock, on a descriptor that stays open. SQLite's POSIX locks
+/// are lost when this process closes any descriptor of the file.
 pub(super) struct LockedFile {
     file: Flock<File>,
 }
@@ -52,19 +53,19 @@ impl LockedFile {
             let file = open(path, usage)?;
             recognise(path, &file)?;
             let file = lock(path, file, usage, deadline)?;
-            // The path may have come to name another file meanwhile, which somebody else has locked.
+            // Meanwhile the path may name another file, which another process has locked.
             if is_named(path, &file)? {
                 return Ok(LockedFile { file });
             }
         }
     }
 
-    /// Writes to the disk what any process has written to the file.
+    /// Syncs what any process has written to the file.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 
-    /// How long it is, in bytes.
+    /// The file's length, in bytes.
     pub fn length(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
@@ -74,7 +75,7 @@ fn open(path: &Path, usage: FileUse) -> Result<File, StoreError> {
     let io = |error| StoreError::Io(path.into(), error);
     let kind = fs::symlink_metadata(path).map_err(io)?.file_type();
     let wrong = if kind.is_symlink() {
-        // SQLite puts its log beside the file that the link leads to, and a link that is moved loses it.
+        // SQLite puts its log beside the target of the link, so a link that is moved loses the log.
         "it is a symbolic link"
     } else if kind.is_dir() {
         "it is a folder"
@@ -86,7 +87,7 @@ fn open(path: &Path, usage: FileUse) -> Result<File, StoreError> {
     if !wrong.is_empty() {
         return Err(io(io::Error::new(io::ErrorKind::InvalidInput, wrong)));
     }
-    // In case it was replaced since: the open of a FIFO blocks, and a terminal becomes that of the process.
+    // In case the file was replaced since: opening a FIFO blocks, and a terminal would become that of the process.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let mut options = File::options();
     options.read(true).write(usage == FileUse::Write);
@@ -94,8 +95,8 @@ fn open(path: &Path, usage: FileUse) -> Result<File, StoreError> {
     file.map_err(io)
 }
 
-/// Whether it is a store that this version understands. SQLite would write to the database of another program, and takes
-/// a short file for a new one.
+/// Checks that the file is a store that this version understands. SQLite would write to the database of another
+/// program, and would take a short file for a new database.
 fn recognise(path: &Path, file: &File) -> Result<(), StoreError> {
     let mut header = [0; HEADER];
     match file.read_exact_at(&mut header, 0) {
@@ -156,19 +157,19 @@ fn is_named(path: &Path, file: &File) -> Result<bool, StoreError> {
     }
 }
 
-/// A file that belongs to it: in the same folder, with a longer name.
+/// The path with a suffix: a file that belongs to the store's.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// SQLite's name for the log of what is not in the file itself yet.
+/// SQLite's name for the log.
 pub(super) fn log_of(path: &Path) -> PathBuf {
     beside(path, "-wal")
 }
 
-/// Where it is.
+/// The folder of the file.
 pub(super) fn folder_of(path: &Path) -> &Path {
     let folder = path.parent().unwrap_or(Path::new(""));
     match folder.as_os_str().is_empty() {

@@ -1,4 +1,4 @@
-//! A new store: complete when it gets its name, so that a file which is there is never half of one.
+//! Makes a new store. It gets its name when it is complete, so no path ever names half of a store.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -26,22 +26,22 @@ const TABLES: &str = "
     );
 ";
 
-/// Makes a store where there is no file.
+/// Makes a store at a path without a file.
 pub(super) fn make(path: &Path, sync: Sync) -> Result<(), StoreError> {
     if log_of(path).exists() {
-        // SQLite would put what is in it into the new file.
+        // SQLite would move its content into the new file.
         let what = format!("it is missing, and {} is there", log_of(path).display());
         return Err(StoreError::Damaged(path.into(), what));
     }
-    // Nobody else makes the same, and what is left by a process that was killed is in nobody's way.
+    // A random name, so that neither another process nor the file of a killed one is in the way.
     let chance = RandomState::new().build_hasher().finish();
     let unnamed = beside(path, &format!("-new-{chance:016x}"));
     let made = fill(&unnamed, path, sync).and_then(|()| match fs::hard_link(&unnamed, path) {
-        // Another process was quicker.
+        // Another process has made the store first.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked.map_err(|error| StoreError::Io(path.into(), error)),
     });
-    // It was not made, or the other name stays.
+    // It is missing if `fill` failed. After the link, the store has its own name.
     let _ = fs::remove_file(&unnamed);
     made?;
     if sync == Sync::Disk {
@@ -54,15 +54,16 @@ pub(super) fn make(path: &Path, sync: Sync) -> Result<(), StoreError> {
 
 fn fill(unnamed: &Path, path: &Path, sync: Sync) -> Result<(), StoreError> {
     let mut options = File::options();
-    // It names keys and holders. SQLite gives its log the same mode.
+    // For the owner only, since it names keys and holders. SQLite gives its log the same mode.
     let options = options.write(true).create_new(true).mode(0o600);
-    // What is wrong is wrong with the folder: it is not there, or takes no new file.
+    // The error is about the folder: it is missing, or takes no new file.
     let file = options.open(unnamed);
     let file = file.map_err(|error| StoreError::Io(folder_of(path).into(), error))?;
     let why = |error| fault(path, error);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let database = Connection::open_with_flags(unnamed, flags).map_err(why)?;
-    // Without syncs and a journal in a file: nobody reads it before it is complete, and it is synced as a whole.
+    // Without syncs, and with the journal in memory: nobody reads the file before it is complete, and then it is synced
+    // whole.
     let statements = format!(
         "PRAGMA locking_mode = exclusive; PRAGMA synchronous = off; PRAGMA journal_mode = memory;
          BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};

@@ -1021,7 +1021,10 @@ impl Race {
             self.note_fence(grant)?;
         }
         if let Some(grant) = self.repeated.take() {
-            prop_assert!(self.fences.contains(&grant.fence), "the grant was made before");
+            prop_assert!(
+                self.fences.contains(&grant.fence),
+                "the grant was made before"
+            );
         }
         Ok(())
     }
