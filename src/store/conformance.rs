@@ -61,7 +61,7 @@ fn found(open: &Open) -> Recovered {
 }
 
 #[test]
-fn a_new_store_is_empty_and_has_a_name_that_stays() {
+fn a_new_store_is_empty_and_has_a_lasting_id() {
     on_each_store(|open| {
         let first = found(open);
         assert_eq!((first.greatest_fence, &*first.holds), (None, &[][..]));
@@ -76,7 +76,7 @@ fn a_new_store_is_empty_and_has_a_name_that_stays() {
 }
 
 #[test]
-fn what_was_committed_is_found_again_whole() {
+fn a_committed_batch_is_read_back_unchanged() {
     on_each_store(|open| {
         let full = StoredHold {
             key: "a key/with \u{202e} and \0".into(),
@@ -118,7 +118,7 @@ fn rule_11_the_greatest_fence_outlives_its_hold() {
 
 /// Rule 9: a key that was handed over has one holder.
 #[test]
-fn rule_9_who_was_handed_a_key_holds_it_alone() {
+fn rule_9_a_key_that_was_handed_over_has_one_holder() {
     on_each_store(|open| {
         let mut store = open();
         store.open().unwrap();
@@ -134,7 +134,7 @@ fn rule_9_who_was_handed_a_key_holds_it_alone() {
 /// Rule 10: a grant that began and ended before its batch was written is stored as an end, and the end of an unstored
 /// hold is no error.
 #[test]
-fn rule_10_an_end_of_what_was_never_stored_is_no_error() {
+fn rule_10_the_end_of_an_unstored_hold_is_no_error() {
     on_each_store(|open| {
         let mut store = open();
         store.open().unwrap();
@@ -145,7 +145,7 @@ fn rule_10_an_end_of_what_was_never_stored_is_no_error() {
 }
 
 #[test]
-fn rule_7_a_renewal_for_longer_takes_the_place_of_the_grant() {
+fn rule_7_a_longer_renewal_replaces_the_stored_grant() {
     on_each_store(|open| {
         let longer = StoredHold {
             lock_timeout: Duration::from_secs(60),
@@ -175,7 +175,7 @@ fn a_batch_may_have_thousands_of_records() {
 }
 
 #[test]
-fn rule_17_a_second_server_is_refused_while_the_first_has_it() {
+fn rule_17_a_second_server_is_refused_while_the_first_uses_the_store() {
     on_each_file(|open| {
         let mut first = open();
         first.open().unwrap();

@@ -131,18 +131,18 @@
 //! | where there is no room grants are taken back and ends are stored | `manager::tests::commit::where_there_is_no_room_grants_are_taken_back_and_ends_are_stored` |
 //! | where the store is lost nobody is answered | `manager::tests::commit::where_a_batch_is_lost_nobody_is_answered` |
 //! | at the end everything is stored | `manager::tests::commit::at_the_end_everything_is_stored` |
-//! | a power failure loses no batch that was committed, and halves none | `store::file::tests::rule_17_a_power_failure_loses_no_batch_that_was_committed_and_halves_none` |
+//! | a power failure loses no batch that was committed, and halves none | `store::file::tests::rule_17_after_a_power_failure_each_committed_batch_is_there_whole` |
 //! | that trial notices what it has to | `store::file::tests::without_syncs_a_power_failure_loses_batches` |
-//! | what a restarted server has read outlives a power failure | `store::file::tests::rule_17_what_a_restarted_server_has_read_outlives_a_power_failure` |
-//! | a failed sync is an error | `store::file::tests::rule_17_a_failed_sync_is_an_error_also_when_the_log_is_put_into_the_file` |
-//! | a batch without room is not stored, and the next one is | `store::file::tests::a_batch_without_room_is_not_stored_and_the_next_one_is` |
-//! | on a full disk holds end | `store::file::tests::on_a_full_disk_no_hold_begins_and_holds_end` |
+//! | what a restarted server has read outlives a power failure | `store::file::tests::rule_17_what_a_restarted_server_has_read_survives_a_power_failure` |
+//! | a failed sync is an error | `store::file::tests::rule_17_a_failed_sync_of_a_checkpoint_is_an_error` |
+//! | a batch without room is not stored, and the next one is | `store::file::tests::after_a_batch_without_room_the_next_one_is_stored` |
+//! | on a full disk holds end | `store::file::tests::on_a_full_disk_holds_end_but_none_begins` |
 //! | the same with a whole server, which serves on | `store_full::on_a_full_disk_no_lock_is_granted_the_rest_goes_on_and_nothing_is_lost` |
-//! | one server has the file; the next one waits a second for it | `store::file::tests::rule_17_a_server_that_ends_within_a_second_gives_the_store_to_the_next_one` |
-//! | a file of anything else stays as it is | `store::file::tests::a_file_of_anything_else_is_refused_and_stays_as_it_is` |
-//! | so does that of a later version | `store::file::tests::a_file_of_a_later_version_is_refused_and_stays_as_it_is` |
-//! | a torn file is never an empty store | `store::file::tests::a_torn_file_is_damaged_or_foreign_and_never_an_empty_store` |
-//! | to read a store changes nothing | `store::file::tests::to_read_a_store_changes_nothing` |
+//! | one server has the file; the next one waits a second for it | `store::file::tests::rule_17_a_server_waits_a_second_for_the_store_of_one_that_ends` |
+//! | a file of anything else stays as it is | `store::file::tests::a_file_that_is_not_a_store_is_refused_and_not_changed` |
+//! | so does that of a later version | `store::file::tests::a_file_of_a_later_version_is_refused_and_not_changed` |
+//! | a torn file is never an empty store | `store::file::tests::a_truncated_file_is_damaged_or_foreign_and_never_an_empty_store` |
+//! | to read a store changes nothing | `store::file::tests::reading_a_store_changes_nothing` |
 //! | a store of each earlier format is looked into | `store_format::a_store_of_each_format_is_looked_into_and_stays_as_it_is` |
 //! | a server that starts on it has every hold of it | `store_format::a_server_that_starts_on_a_store_of_each_format_has_every_hold_of_it` |
 //! | and leaves what the earlier version reads | `store_format::what_a_server_leaves_of_a_store_of_each_format_is_of_that_format` |

@@ -1,4 +1,4 @@
-//! The file of a store: what it is made of, what is refused, and what is left after a failure of process, power or disk.
+//! The file of a store: its parts, which files are refused, and what is left after a failure of process, power or disk.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -34,7 +34,7 @@ fn hold(fence: Fence, note: &str) -> StoredHold {
     }
 }
 
-/// These holds, and the last of them has the greatest fence.
+/// A batch of holds with these fences.
 fn holds(fences: std::ops::RangeInclusive<Fence>) -> Batch {
     Batch {
         greatest_fence: *fences.end(),
@@ -71,7 +71,7 @@ fn refused(path: &Path) -> StoreError {
     FileStore::new(path, Sync::Disk).open().unwrap_err()
 }
 
-/// The names in a folder, with what is in the files and when they were written.
+/// The names in a folder, with the files' contents and times of change.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     entries
@@ -87,18 +87,18 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, String> {
         .collect()
 }
 
-/// The files of a store as they are, as after the end of its process by SIGKILL.
+/// Copies the files of a store in use, as SIGKILL would leave them.
 fn as_killed(from: &Path, to: &Path) {
     for suffix in ["", "-wal"] {
         fs::copy(locked::beside(from, suffix), locked::beside(to, suffix)).unwrap();
     }
 }
 
-// --- what it is made of ---
+// --- its parts ---
 
-/// By itself SQLite makes files of mode 644, and PATH-shm.
+/// By default SQLite makes files of mode 644, and PATH-shm.
 #[test]
-fn a_new_store_is_a_file_and_its_log_which_their_owner_alone_may_read() {
+fn only_the_owner_may_read_a_new_store_and_its_log() {
     let (folder, path) = place();
     let (mut store, _) = opened(&path);
     store.commit(&holds(1..=1)).unwrap();
@@ -126,7 +126,7 @@ fn the_size_is_that_of_the_file_and_its_log() {
 }
 
 #[test]
-fn the_log_does_not_grow_for_ever() {
+fn the_log_does_not_grow_without_limit() {
     let (_folder, path) = place();
     let (mut store, _) = opened(&path);
     let mut longest = 0;
@@ -142,7 +142,7 @@ fn the_log_does_not_grow_for_ever() {
 }
 
 #[test]
-fn two_servers_that_make_the_same_store_at_once_have_it_in_turn() {
+fn two_servers_that_make_one_store_at_once_use_it_one_after_the_other() {
     for _ in 0..20 {
         let (folder, path) = place();
         let both = [(); 2].map(|()| {
@@ -155,16 +155,16 @@ fn two_servers_that_make_the_same_store_at_once_have_it_in_turn() {
     }
 }
 
-// --- what is refused ---
+// --- refused files ---
 
 #[test]
-fn a_file_of_anything_else_is_refused_and_stays_as_it_is() {
+fn a_file_that_is_not_a_store_is_refused_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("text");
     fs::write(&text, "my notes\n".repeat(1000)).unwrap();
     let short = folder.path().join("short");
     fs::write(&short, "my notes\n").unwrap();
-    // A store is never empty: this one was cut off, or is another program's.
+    // A store is never empty: this file was truncated, or is another program's.
     let empty = folder.path().join("empty");
     File::create(&empty).unwrap();
     let other = folder.path().join("other");
@@ -181,9 +181,9 @@ fn a_file_of_anything_else_is_refused_and_stays_as_it_is() {
     assert_eq!(contents(folder.path()), before);
 }
 
-/// A link would be followed, and a FIFO that is opened to be read blocks.
+/// Otherwise a link is followed, and opening a FIFO blocks.
 #[test]
-fn what_is_no_regular_file_is_refused_by_what_it_is() {
+fn a_path_that_is_not_a_regular_file_is_refused_with_its_kind() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     opened(&path("locks"));
@@ -208,21 +208,21 @@ fn what_is_no_regular_file_is_refused_by_what_it_is() {
     assert_eq!(contents(folder.path()), before);
 }
 
-/// As somebody who owns nothing, where the test may be anybody: root may write everything.
+/// Runs `act` as a user who owns nothing, if the test may change its user: root may write everywhere.
 fn as_nobody<T>(act: impl FnOnce() -> T) -> T {
     if !Uid::effective().is_root() {
         return act();
     }
-    // That of this thread alone.
+    // Changes only this thread.
     setfsuid(Uid::from_raw(65_534));
     let done = act();
     setfsuid(Uid::from_raw(0));
     done
 }
 
-/// SQLite says "unable to open database file", whatever it is.
+/// SQLite's error is always "unable to open database file".
 #[test]
-fn where_nothing_may_be_written_the_error_names_what_it_is() {
+fn the_error_names_the_path_that_may_not_be_written() {
     let (folder, path) = place();
     let allow =
         |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -259,7 +259,7 @@ fn where_nothing_may_be_written_the_error_names_what_it_is() {
 }
 
 #[test]
-fn a_file_of_a_later_version_is_refused_and_stays_as_it_is() {
+fn a_file_of_a_later_version_is_refused_and_not_changed() {
     let (folder, path) = place();
     opened(&path);
     let database = Connection::open(&path).unwrap();
@@ -277,7 +277,7 @@ fn a_file_of_a_later_version_is_refused_and_stays_as_it_is() {
 }
 
 #[test]
-fn a_torn_file_is_damaged_or_foreign_and_never_an_empty_store() {
+fn a_truncated_file_is_damaged_or_foreign_and_never_an_empty_store() {
     let (_folder, path) = place();
     let (mut store, _) = opened(&path);
     store.commit(&holds(1..=1000)).unwrap();
@@ -309,7 +309,7 @@ fn a_torn_file_is_damaged_or_foreign_and_never_an_empty_store() {
 }
 
 #[test]
-fn a_log_without_its_file_is_a_store_that_lost_its_file() {
+fn a_log_without_its_file_is_a_damaged_store() {
     let (folder, path) = place();
     let (mut store, _) = opened(&path);
     store.commit(&holds(1..=3)).unwrap();
@@ -327,7 +327,7 @@ fn a_log_without_its_file_is_a_store_that_lost_its_file() {
 }
 
 #[test]
-fn rows_that_no_server_wrote_are_damage() {
+fn rows_that_no_server_can_have_written_are_damage() {
     for statement in [
         "UPDATE holds SET slots = 0 WHERE fence = 2",
         "UPDATE holds SET slots = 'many' WHERE fence = 2",
@@ -356,7 +356,7 @@ fn rows_that_no_server_wrote_are_damage() {
     }
 }
 
-/// The descriptors of this process on a file.
+/// The number of this process's descriptors of a file.
 fn descriptors(path: &Path) -> usize {
     let links = fs::read_dir("/proc/self/fd").unwrap();
     let links = links.filter_map(|link| fs::read_link(link.ok()?.path()).ok());
@@ -365,7 +365,7 @@ fn descriptors(path: &Path) -> usize {
 
 /// Seen to fail without patience.
 #[test]
-fn rule_17_a_server_that_ends_within_a_second_gives_the_store_to_the_next_one() {
+fn rule_17_a_server_waits_a_second_for_the_store_of_one_that_ends() {
     let (_folder, path) = place();
     let (mut first, _) = opened(&path);
     first.commit(&holds(1..=3)).unwrap();
@@ -382,9 +382,9 @@ fn rule_17_a_server_that_ends_within_a_second_gives_the_store_to_the_next_one() 
     assert_eq!(next.join().unwrap().unwrap().holds.len(), 3);
 }
 
-/// SQLite's locks are those of the process, and of any program that knows SQLite.
+/// SQLite's POSIX locks keep other processes out, whichever program they run.
 #[test]
-fn another_program_that_writes_to_the_database_has_it_in_use() {
+fn a_database_that_another_program_writes_to_is_in_use() {
     let (_folder, path) = place();
     opened(&path);
     let script = "import sqlite3, sys, time
@@ -406,7 +406,7 @@ print('writes', flush=True); sys.stdin.read()";
     std::io::Read::read_exact(stdout, &mut line).unwrap();
     let error = refused(&path);
     assert!(matches!(error, StoreError::Taken(_)), "{error}");
-    // Its end of input is its end.
+    // The end of its input ends it.
     drop(python.stdin.take());
     python.wait().unwrap();
     opened(&path);
@@ -414,9 +414,9 @@ print('writes', flush=True); sys.stdin.read()";
 
 // --- reading ---
 
-/// By itself SQLite puts the log into the file and removes it, and makes one where there is none.
+/// By default SQLite moves the log into the file and removes it, and makes a log if there is none.
 #[test]
-fn to_read_a_store_changes_nothing() {
+fn reading_a_store_changes_nothing() {
     let (folder, path) = place();
     let (mut store, found) = opened(&path);
     store.commit(&holds(1..=3)).unwrap();
@@ -444,7 +444,7 @@ fn to_read_a_store_changes_nothing() {
 }
 
 #[test]
-fn a_store_is_read_by_several_or_used_by_one_server() {
+fn a_store_has_several_readers_or_one_server() {
     let (_folder, path) = place();
     let (store, _) = opened(&path);
     let error = StoreDump::read(&path).unwrap_err();
@@ -459,7 +459,7 @@ fn a_store_is_read_by_several_or_used_by_one_server() {
 }
 
 #[test]
-fn to_read_what_is_not_there_makes_nothing() {
+fn reading_a_missing_file_makes_none() {
     let (folder, path) = place();
     let error = StoreDump::read(&path).unwrap_err();
     let said = format!(
@@ -470,9 +470,9 @@ fn to_read_what_is_not_there_makes_nothing() {
     assert!(contents(folder.path()).is_empty());
 }
 
-/// Before a server writes to it. Seen to fail without a check: each hold can be read.
+/// Found before a server writes to the file. Seen to fail without a check, as each hold can be read.
 #[test]
-fn damage_is_found_also_where_no_hold_is() {
+fn damage_outside_the_holds_is_found() {
     let (_folder, path) = place();
     let (mut store, _) = opened(&path);
     store.commit(&holds(1..=1000)).unwrap();
@@ -494,7 +494,7 @@ fn damage_is_found_also_where_no_hold_is() {
 
 // --- power failures ---
 
-/// What a store has held, state by state; the first is an empty one.
+/// The states of a store, one for each batch; the first one is empty.
 struct History {
     states: Vec<(Option<Fence>, Vec<StoredHold>)>,
     held: BTreeMap<Fence, StoredHold>,
@@ -510,7 +510,7 @@ impl History {
         }
     }
 
-    /// A batch of grants, renewals and ends. Some are so large that the log is put into the file.
+    /// A batch of grants, renewals and ends. Some are large enough for a checkpoint.
     fn next(&mut self, chance: &mut Chance) -> Batch {
         let count = match chance.below(8) {
             0 => 300,
@@ -551,7 +551,8 @@ impl History {
         }
     }
 
-    /// Whether it is what was held after so many batches, or after one more: the batch under way may be there, whole.
+    /// Whether `found` is the state after `committed` batches, or after one more: the batch under way may have been
+    /// stored whole.
     fn is_at(&self, committed: usize, found: &Recovered) -> bool {
         let found = (found.greatest_fence, &found.holds);
         let mut states = self.states.iter().skip(committed).take(2);
@@ -567,8 +568,8 @@ fn on_disk(path: &Path, sync: Sync) -> FileStore {
     }
 }
 
-/// A store lives on a disk that forgets. `look` looks at moments of its life, at each with how many batches had been
-/// committed by then.
+/// Runs a store on a disk that forgets. Calls `look` for moments of its life, each with the number of batches committed
+/// by then.
 fn live(seed: u64, sync: Sync, look: &mut dyn FnMut(&disk::Moment, usize, &History, &mut Chance)) {
     let mut chance = Chance::new(seed);
     let (folder, path) = place();
@@ -576,7 +577,7 @@ fn live(seed: u64, sync: Sync, look: &mut dyn FnMut(&disk::Moment, usize, &Histo
     disk::begin(folder.path());
     disk::keep_one_in(folder.path(), 40, seed);
     let mut history = History::new();
-    // It is closed in order and opened again, now and then.
+    // Now and then the store is closed in order and opened again.
     for _ in 0..1 + chance.below(3) {
         let mut store = on_disk(&path, sync);
         let found = store.open().unwrap();
@@ -597,7 +598,7 @@ fn live(seed: u64, sync: Sync, look: &mut dyn FnMut(&disk::Moment, usize, &Histo
 
 /// Seen to fail with `synchronous = normal`.
 #[test]
-fn rule_17_a_power_failure_loses_no_batch_that_was_committed_and_halves_none() {
+fn rule_17_after_a_power_failure_each_committed_batch_is_there_whole() {
     let mut looks = 0;
     for seed in 0..60 {
         live(
@@ -616,7 +617,7 @@ fn rule_17_a_power_failure_loses_no_batch_that_was_committed_and_halves_none() {
     assert!(looks > 200, "{looks}");
 }
 
-/// Without it the test above would prove nothing.
+/// Shows that the test above can fail.
 #[test]
 fn without_syncs_a_power_failure_loses_batches() {
     let mut lost = 0;
@@ -636,19 +637,19 @@ fn without_syncs_a_power_failure_loses_batches() {
     assert!(lost > 0);
 }
 
-/// The trace `m/file-no-sync`. Seen to fail without the checkpoint and the syncs after the load.
+/// Trace `m/file-no-sync` of the model. Seen to fail without the checkpoint and the syncs after the load.
 #[test]
-fn rule_17_what_a_restarted_server_has_read_outlives_a_power_failure() {
+fn rule_17_what_a_restarted_server_has_read_survives_a_power_failure() {
     kill_restart_and_cut_power(Sync::Disk);
 }
 
-/// The same for a server that did not sync. Seen to fail with the checkpoint alone.
+/// Like the test before, after a server without syncs. Seen to fail with the checkpoint alone.
 #[test]
-fn rule_17_what_a_server_without_syncs_left_is_on_the_disk_before_the_next_one_answers() {
+fn rule_17_a_server_syncs_what_an_earlier_one_without_syncs_left() {
     kill_restart_and_cut_power(Sync::Off);
 }
 
-/// Kills a server with this sync, and cuts the power once the next one, which syncs, has read what that left.
+/// Kills a server with this `sync`. A server that syncs then reads what it left, and the power fails.
 fn kill_restart_and_cut_power(sync: Sync) {
     for seed in 0..30 {
         live(seed, sync, &mut |moment, committed, history, chance| {
@@ -667,9 +668,9 @@ fn kill_restart_and_cut_power(sync: Sync) {
 
 // --- a disk that fails ---
 
-/// Seen to fail with SQLite's own checkpoints, which keep their errors to themselves.
+/// Seen to fail with SQLite's automatic checkpoints, which do not report their errors.
 #[test]
-fn rule_17_a_failed_sync_is_an_error_also_when_the_log_is_put_into_the_file() {
+fn rule_17_a_failed_sync_of_a_checkpoint_is_an_error() {
     let mut failed = 0;
     for syncs in 0.. {
         let (folder, path) = place();
@@ -687,13 +688,13 @@ fn rule_17_a_failed_sync_is_an_error_also_when_the_log_is_put_into_the_file() {
         }
         failed += 1;
     }
-    // Those of the log's header and of the batch; and of the log and of the file, when the one is put into the other.
+    // The syncs of the log's header and of the batch, and those of the log and of the file in the checkpoint.
     assert_eq!(failed, 4);
 }
 
-/// Wherever the room ends: in the log, or in the file while the log is put into it.
+/// The room may end in the log, or in the file during a checkpoint.
 #[test]
-fn a_batch_without_room_is_not_stored_and_the_next_one_is() {
+fn after_a_batch_without_room_the_next_one_is_stored() {
     let mut full = 0;
     for room in (0..400_000).step_by(9_999) {
         let (folder, path) = place();
@@ -726,15 +727,15 @@ fn a_batch_without_room_is_not_stored_and_the_next_one_is() {
 
 const SMALL_DISK: &str = "LOCK_SERVER_TEST_SMALL_DISK";
 
-/// On a real file system of 2 MB, which this test mounts in a namespace of its own: it runs itself again there.
+/// On a real file system of 2 MB. The test mounts it in a namespace of its own and runs itself again there.
 #[test]
-fn on_a_full_disk_no_hold_begins_and_holds_end() {
+fn on_a_full_disk_holds_end_but_none_begins() {
     if let Some(folder) = env::var_os(SMALL_DISK) {
         return fill(Path::new(&folder));
     }
     let folder = tempfile::tempdir().unwrap();
     let script = r#"mount -t tmpfs -o size=2m none "$1" || exit 77
-        exec "$2" --exact store::file::tests::on_a_full_disk_no_hold_begins_and_holds_end --nocapture"#;
+        exec "$2" --exact store::file::tests::on_a_full_disk_holds_end_but_none_begins --nocapture"#;
     let mut unshare = Command::new("unshare");
     unshare.args(["-Urm", "sh", "-c", script, "sh"]);
     unshare.arg(folder.path()).arg(env::current_exe().unwrap());
@@ -749,7 +750,7 @@ fn on_a_full_disk_no_hold_begins_and_holds_end() {
         return;
     }
     assert!(done.status.success(), "{done:?}");
-    // It has run, and not been filtered away.
+    // The test was run, and not filtered out.
     assert!(String::from_utf8_lossy(&done.stdout).contains("1 passed"));
 }
 
@@ -775,13 +776,13 @@ fn fill(folder: &Path) {
     let last = *held.last().unwrap();
     assert!(last > 500, "{last}");
 
-    // The store has left room for ends. Seen to fail without: neither log nor file could grow.
+    // The store has reserved room for ends. Seen to fail without it: neither log nor file could grow.
     for fence in held.iter().filter(|fence| *fence % 2 == 0) {
         store.commit(&ends(last, [*fence])).unwrap();
     }
     held.retain(|fence| fence % 2 == 1);
 
-    // The file has not become smaller, and has room again where others have ended.
+    // The file has not become smaller, and the pages of ended holds have room again.
     for fence in held.drain(..held.len() / 2) {
         store.commit(&ends(last, [fence])).unwrap();
     }
@@ -792,7 +793,7 @@ fn fill(folder: &Path) {
     held.extend(again);
     let last = last + 20;
 
-    // And then another program takes the last block.
+    // Then another program takes the last block.
     let filler = folder.join("filler");
     let mut rest = File::create(&filler).unwrap();
     while std::io::Write::write(&mut rest, &[1; 4096]).is_ok() {}
@@ -820,7 +821,7 @@ fn fill(folder: &Path) {
 
 // --- how long it takes ---
 
-/// For `cargo test --release`. Says how long a store of so many holds takes to be made and to be read.
+/// For `cargo test --release`. Prints how long a store of a million holds takes to write and to read.
 #[test]
 #[ignore = "measures"]
 fn how_long_a_million_holds_take() {

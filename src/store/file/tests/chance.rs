@@ -1,10 +1,10 @@
-//! Chance that can be had again: xorshift, begun by a number.
+//! Reproducible random numbers: xorshift, with a seed.
 
 pub struct Chance(u64);
 
 impl Chance {
     pub fn new(seed: u64) -> Self {
-        // Zero always stays zero, and small numbers begin alike.
+        // Xorshift never leaves zero, and similar small seeds begin alike.
         Chance(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -15,7 +15,7 @@ impl Chance {
         self.0
     }
 
-    /// A number below that.
+    /// A number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         (self.next() >> 16) as usize % end
     }

@@ -1,8 +1,8 @@
-//! A disk that forgets what was not synced: a VFS that passes everything on to the system's, and keeps in memory what each
-//! file on the disk is like. Whether a write that was not synced is on the disk after a power failure is chance.
+//! A disk that forgets what was not synced: a VFS that passes each call on to the system's, and keeps the state of each
+//! file on the disk in memory. Chance decides which unsynced writes survive a power failure.
 //!
-//! A write changes no bytes but its own, also where it is torn: SQLite takes that for granted, too. A name that was made
-//! is on the disk with the first sync of its file, as SQLite syncs the folder then.
+//! A write changes only its own bytes, even if it is torn: SQLite assumes that, too. The name of a new file is on the
+//! disk after the first sync of the file, since SQLite then syncs the folder.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
@@ -32,9 +32,9 @@ enum Change {
 /// A file on the disk.
 #[derive(Clone, Default)]
 struct OnDisk {
-    /// As it was synced. `None`: it never was.
+    /// Its bytes at the last sync. `None` before the first one.
     synced: Option<Vec<u8>>,
-    /// What was done since, in order.
+    /// The changes since, in order.
     unsynced: Vec<Change>,
 }
 
@@ -47,14 +47,14 @@ impl OnDisk {
         self.synced = Some(bytes);
     }
 
-    /// What is left of it after a power failure.
+    /// The file's bytes after a power failure.
     fn left(&self, chance: &mut Chance) -> Option<Vec<u8>> {
         let mut bytes = match &self.synced {
             Some(bytes) => bytes.clone(),
             None if chance.below(2) == 0 => return None,
             None => Vec::new(),
         };
-        // Often nothing at all is written before a sync.
+        // Often nothing is written before a sync.
         let is_lazy = chance.below(3) == 0;
         for change in &self.unsynced {
             match (chance.below(3), change) {
@@ -85,15 +85,15 @@ fn apply(bytes: &mut Vec<u8>, change: &Change) {
 /// The files of one folder at one moment.
 #[derive(Clone)]
 pub struct Moment {
-    /// What [`committed`] was told last.
+    /// The last argument of [`committed`].
     pub committed: usize,
     on_disk: BTreeMap<PathBuf, OnDisk>,
-    /// As every process sees them, without a power failure.
+    /// The contents that processes see, if the power does not fail.
     seen: BTreeMap<PathBuf, Vec<u8>>,
 }
 
 impl Moment {
-    /// The process is killed: another folder has the same files, and on the disk they are no further.
+    /// The process is killed. Copies the files into another folder, with the same state on the disk.
     pub fn continue_in(&self, folder: &Path) {
         let moved = |path: &PathBuf| folder.join(path.file_name().expect("a file has a name"));
         for (path, bytes) in &self.seen {
@@ -109,7 +109,7 @@ impl Moment {
         disks().insert(folder.into(), disk);
     }
 
-    /// The power fails: another folder has what is left.
+    /// The power fails. Writes what is left into another folder.
     pub fn leave_in(&self, folder: &Path, chance: &mut Chance) {
         for (path, file) in &self.on_disk {
             if let Some(bytes) = file.left(chance) {
@@ -120,24 +120,24 @@ impl Moment {
     }
 }
 
-/// What a folder's files are like on the disk, and what fails there.
+/// The state of a folder's files on the disk, and what fails there.
 #[derive(Default)]
 struct Disk {
     on_disk: BTreeMap<PathBuf, OnDisk>,
     committed: usize,
-    /// The moment is kept before one in so many operations: writes, truncations, syncs and deletions.
+    /// Keeps the moment before one in this number of operations: writes, truncations, syncs and deletions.
     keeping: Option<(usize, Chance)>,
     kept: Vec<Moment>,
-    /// How many bytes may be written before there is no room.
+    /// How many more bytes can be written. `None`: any number.
     room: Option<usize>,
-    /// How many syncs are done before one fails.
+    /// How many more syncs succeed before one fails.
     syncs: Option<u64>,
 }
 
 static DISKS: Mutex<BTreeMap<PathBuf, Disk>> = Mutex::new(BTreeMap::new());
 
 fn disks() -> MutexGuard<'static, BTreeMap<PathBuf, Disk>> {
-    // A test that has failed with it has its folder alone in it.
+    // A test that panicked with the lock held has left only its own folder in a bad state.
     DISKS
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -149,7 +149,7 @@ fn with_disk<T>(folder: &Path, act: impl FnOnce(&mut Disk) -> T) -> T {
         .expect("the folder is one of a disk"))
 }
 
-/// From now on the files of a folder are on such a disk. What they are now is synced.
+/// Puts the files of a folder on such a disk, with their present contents synced.
 pub fn begin(folder: &Path) {
     let files = seen(folder).into_iter().map(|(path, bytes)| {
         let file = OnDisk {
@@ -169,7 +169,7 @@ pub fn end(folder: &Path) {
     disks().remove(folder);
 }
 
-/// Keeps the moment before one in so many operations.
+/// From now on keeps the moment before one in `count` operations.
 pub fn keep_one_in(folder: &Path, count: usize, seed: u64) {
     let chance = Chance::new(seed ^ 0x5bd1_e995);
     with_disk(folder, |disk| disk.keeping = Some((count, chance)));
@@ -179,27 +179,27 @@ pub fn kept(folder: &Path) -> Vec<Moment> {
     with_disk(folder, |disk| std::mem::take(&mut disk.kept))
 }
 
-/// So many batches are committed.
+/// Notes how many batches have been committed.
 pub fn committed(folder: &Path, count: usize) {
     with_disk(folder, |disk| disk.committed = count);
 }
 
-/// The moment that it is.
+/// The present moment.
 pub fn now(folder: &Path) -> Moment {
     with_disk(folder, |disk| disk.moment(folder))
 }
 
-/// There is room for so many bytes to be written; `None`: for all.
+/// Sets how many more bytes can be written. `None`: any number.
 pub fn has_room_for(folder: &Path, bytes: Option<usize>) {
     with_disk(folder, |disk| disk.room = bytes);
 }
 
-/// So many syncs are done, and then one fails.
+/// Lets one sync fail after `count` successful ones.
 pub fn syncs(folder: &Path, count: u64) {
     with_disk(folder, |disk| disk.syncs = Some(count));
 }
 
-/// A sync without SQLite.
+/// Notes a sync that was not made by SQLite.
 pub fn was_synced(path: &Path) {
     let folder = path.parent().unwrap_or(Path::new(""));
     if let Some(file) = disks()
@@ -228,7 +228,7 @@ impl Disk {
     }
 }
 
-/// Does an operation, unless the disk has it fail.
+/// Runs an operation, unless it has to fail on this disk.
 fn operate(path: &Path, act: impl FnOnce(&mut Disk) -> c_int) -> c_int {
     let folder = path.parent().expect("SQLite has whole paths");
     let mut disks = disks();
@@ -246,32 +246,32 @@ fn operate(path: &Path, act: impl FnOnce(&mut Disk) -> c_int) -> c_int {
 
 // --- the VFS ---
 
-/// What SQLite has for each file. The system's stands behind it.
+/// SQLite's object for each file. The object of the system's VFS follows it in memory.
 #[repr(C)]
 struct Forgetful {
     base: sqlite3_file,
     path: *mut PathBuf,
 }
 
-/// The system's file.
+/// The object of the system's VFS.
 ///
 /// # Safety
 ///
-/// `open` has filled it in.
+/// `open` has filled in the file.
 unsafe fn system_s(file: *mut sqlite3_file) -> *mut sqlite3_file {
-    // SAFETY: SQLite has allocated `szOsFile` for it, which has room for both.
+    // SAFETY: SQLite has allocated `szOsFile` bytes, which have room for both objects.
     unsafe { file.byte_add(size_of::<Forgetful>()) }
 }
 
 /// # Safety
 ///
-/// `open` has filled it in, and it is not closed.
+/// `open` has filled in the file, and it is not closed.
 unsafe fn path_of<'a>(file: *mut sqlite3_file) -> &'a Path {
     // SAFETY: `open` has put a path there, which lives until `close`.
     unsafe { &*(*file.cast::<Forgetful>()).path }
 }
 
-/// What the system's file does.
+/// The methods of the system's VFS.
 #[allow(non_snake_case, reason = "SQLite's names")]
 mod system {
     use super::*;
@@ -279,7 +279,8 @@ mod system {
     macro_rules! passed_on {
         ($($name:ident($($argument:ident: $type:ty),*);)*) => { $(
             pub unsafe extern "C" fn $name(file: *mut sqlite3_file, $($argument: $type),*) -> c_int {
-                // SAFETY: SQLite has called with a file that `open` has filled in, and the system's has all methods.
+                // SAFETY: SQLite calls it with a file that `open` has filled in, and the system's object has all
+                // methods.
                 unsafe {
                     let file = system_s(file);
                     ((*(*file).pMethods).$name.expect("it has it"))(file, $($argument),*)
@@ -358,7 +359,7 @@ unsafe extern "C" fn write(
         SQLITE_OK
     });
     match done {
-        // SAFETY: as it was called.
+        // SAFETY: the arguments are those of this call.
         SQLITE_OK => unsafe { system::xWrite(file, from, length, at) },
         failed => failed,
     }
@@ -372,11 +373,11 @@ unsafe extern "C" fn truncate(file: *mut sqlite3_file, size: sqlite3_int64) -> c
         file.unsynced.push(Change::Truncate(size as usize));
         SQLITE_OK
     });
-    // SAFETY: as it was called.
+    // SAFETY: the arguments are those of this call.
     unsafe { system::xTruncate(file, size) }
 }
 
-/// It does not ask the system to sync: the power does not fail.
+/// Does not sync to the real disk, since the real power does not fail.
 unsafe extern "C" fn sync(file: *mut sqlite3_file, _flags: c_int) -> c_int {
     // SAFETY: SQLite calls it with an open file.
     let path = unsafe { path_of(file) };
@@ -432,7 +433,7 @@ unsafe extern "C" fn open(
     }
 }
 
-/// A file that was deleted may have its contents again after a power failure.
+/// A deleted file may be back, with its contents, after a power failure.
 unsafe extern "C" fn delete(_vfs: *mut sqlite3_vfs, name: *const c_char, folder: c_int) -> c_int {
     let vfs = system_vfs();
     // SAFETY: SQLite calls it with a name.
@@ -442,20 +443,20 @@ unsafe extern "C" fn delete(_vfs: *mut sqlite3_vfs, name: *const c_char, folder:
         file.unsynced.push(Change::Truncate(0));
         SQLITE_OK
     });
-    // SAFETY: as it was called.
+    // SAFETY: the arguments are those of this call.
     unsafe { (*vfs).xDelete.expect("it has it")(vfs, name, folder) }
 }
 
 /// # Safety
 ///
-/// It is a name of SQLite's.
+/// The name comes from SQLite.
 unsafe fn path(name: *const c_char) -> PathBuf {
     // SAFETY: SQLite's names end with a zero.
     let name = unsafe { CStr::from_ptr(name) };
     OsStr::from_bytes(name.to_bytes()).into()
 }
 
-/// Has SQLite know the VFS.
+/// Registers the VFS with SQLite.
 pub fn register() {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
