@@ -1,6 +1,6 @@
-//! What the test binaries share: a server on a free port, and a plain connection to it.
+//! The fixtures that the test binaries share: a server on a free port, a plain connection to it, and more below.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each test binary uses only a part")]
 
 #[path = "common/browser.rs"]
 pub mod browser;
@@ -42,20 +42,19 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
 
-/// Longer than anything takes on a machine that is busy with something else. Never a bound to prove.
+/// A time-out that even a busy machine never reaches. It is never a bound that a test checks.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// A bound that an issue gave, for a machine with nothing else to do: `LOCK_SERVER_TEST_SLOWNESS` times as much
-/// where the environment says that this one has.
+/// A bound that an issue gives for an idle machine, times `LOCK_SERVER_TEST_SLOWNESS`.
 pub fn bound(on_an_idle_machine: Duration) -> Duration {
     on_an_idle_machine * slowness()
 }
 
-/// How many times as much a bound may be here.
+/// The factor for bounds on this machine: `LOCK_SERVER_TEST_SLOWNESS`, by default 1.
 pub fn slowness() -> u32 {
     let slowness = std::env::var("LOCK_SERVER_TEST_SLOWNESS");
     slowness.map_or(1, |times| times.parse().expect("a whole number"))
@@ -77,8 +76,8 @@ pub fn start(options: Options) -> Server {
     server
 }
 
-/// Starts a `lock-server run`, and returns what it says first and the rest of its log. It is killed when the thread of
-/// this test ends: a test that fails leaves no server behind.
+/// Starts a `lock-server run`. Returns the process, the first line of its log and the rest of it. The process is killed
+/// when the test's thread ends, so that a failed test leaves no server behind.
 pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
     ends_with_this_thread(command);
     let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -88,24 +87,25 @@ pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
     (process, introduction, stderr)
 }
 
-/// Has what is started be killed when this thread ends, and hands it no descriptors down.
+/// Sets a command up so that its process is killed when this thread ends, and inherits no descriptors.
 pub fn ends_with_this_thread(command: &mut Command) -> &mut Command {
-    // SAFETY: it only calls the system.
+    // SAFETY: it only makes a system call.
     unsafe { command.pre_exec(hand_down_no_descriptors) };
     // SAFETY: as above.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
     command
 }
 
-/// What whoever runs the tests has open counts against a server's limits, too.
+/// Closes inherited descriptors at exec, since they would count against a server's limit.
 fn hand_down_no_descriptors() -> std::io::Result<()> {
     let close_on_exec = libc::CLOSE_RANGE_CLOEXEC;
-    // SAFETY: nothing is closed before this process becomes another program. A kernel before 5.11 hands them down.
+    // SAFETY: nothing is closed before the exec. A kernel before 5.11 refuses the flag, and the descriptors are
+    // inherited.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, close_on_exec) };
     Ok(())
 }
 
-/// Sets another process's descriptor limits, and returns what they were.
+/// Sets another process's descriptor limits, and returns the former ones.
 pub fn limit_descriptors(pid: u32, most: usize) -> libc::rlimit {
     let new = libc::rlimit {
         rlim_cur: most as u64,
@@ -121,7 +121,7 @@ pub fn limit_descriptors(pid: u32, most: usize) -> libc::rlimit {
     old
 }
 
-/// The ports in the first line that `lock-server run` says: for HTTP, and for the original's clients.
+/// The ports in the first line of the log of `lock-server run`: for HTTP, and for clients of the Perl original.
 pub fn ports(introduction: &str) -> (u16, Option<u16>) {
     let after = |words: &str| {
         let (_, rest) = introduction.split_once(words)?;
@@ -134,14 +134,14 @@ pub fn ports(introduction: &str) -> (u16, Option<u16>) {
     (port, after("classic clients: port "))
 }
 
-/// For those tests of a binary that crowd the machine or measure it: one of them at a time.
+/// A lock for tests of a binary that load the machine or measure times: one of them runs at a time.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    // A test that failed has left nothing behind.
+    // The mutex guards no data, so a failed test leaves nothing wrong behind.
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Raises the soft limit of descriptors of this process to the hard one, for tests that open so many.
+/// Raises this process's soft limit of descriptors to the hard one. Panics if that is less than `needed`.
 pub fn raise_own_limit(needed: u64) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     assert!(
@@ -151,25 +151,26 @@ pub fn raise_own_limit(needed: u64) {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
 
-/// Says why a test proves nothing here. libtest keeps what `eprintln!` writes to itself, where a test passes.
+/// Prints why a test is skipped, directly to standard error: libtest hides the output of `eprintln!` in a test that
+/// passes.
 pub fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
-/// Does a test in a thread for which `/etc/hosts` is this text, as it is for all threads and processes that it starts.
-/// Skips the test where the machine lets nobody mount.
+/// Runs a test in a thread that sees this text as `/etc/hosts`. So do the threads and processes that it starts. Skips
+/// the test if the machine allows no mounts.
 pub fn with_hosts(hosts: &str, test: impl FnOnce() + Send) {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(&file, hosts).unwrap();
-    // Everybody may read it, as the one that it hides.
+    // Readable for everyone, like the file that it hides.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
     let hides = || mount(&path, c"/etc/hosts", c"", libc::MS_BIND, c"");
     with_mounts("no /etc/hosts of one's own", hides, test);
 }
 
-/// Does a test with a disk of its own, of the size that mount(8) is given for a tmpfs. It is there for the thread of the
-/// test alone, and for what that starts. Skips the test where the machine lets nobody mount.
+/// Runs a test with a tmpfs of its own, of this size as mount(8) takes it. Only the test's thread and what it starts
+/// see it. Skips the test if the machine allows no mounts.
 pub fn with_disk(size: &str, test: impl FnOnce(&Path) + Send) {
     let folder = tempfile::tempdir().unwrap();
     let path = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
@@ -178,7 +179,7 @@ pub fn with_disk(size: &str, test: impl FnOnce(&Path) + Send) {
     with_mounts("no disk of one's own", add, || test(folder.path()));
 }
 
-/// Does a test in a thread that has mounted something which nobody else sees.
+/// Runs a test in a thread with mounts that only it sees.
 fn with_mounts(
     missing: &str,
     mounts: impl FnOnce() -> nix::Result<()> + Send,
@@ -226,12 +227,12 @@ pub fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Waits until the kernel has told the server that this connection has ended. On a busy machine that may come after what
-/// is sent later, on another connection.
+/// Waits until the server's end of this connection knows that it has ended. On a busy machine that may happen after the
+/// server gets what is sent later on another connection.
 fn until_heard([own, server]: [u16; 2]) {
     // Local address, remote address, state: 01 is ESTABLISHED (proc(5)).
     let whole = format!(":{server:04X} 0100007F:{own:04X} 01 ");
-    until("the server's end has heard of it", || {
+    until("the server's end of the connection is closed, too", || {
         let table = fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
         !table.contains(&whole)
     });
@@ -246,12 +247,12 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A connection that shows the bytes.
+/// A connection on which a test sends and sees the bytes.
 pub struct Wire {
     reader: BufReader<TcpStream>,
 }
 
-/// A reply as it came.
+/// A reply: its status line, headers and body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     pub status: u16,
@@ -267,25 +268,25 @@ impl Reply {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The stable word of a `0`.
+    /// The word of its `Lock-Result` header.
     pub fn result(&self) -> &str {
         self.header("Lock-Result").unwrap_or("")
     }
 
-    /// How long the lease still lasted.
+    /// The remaining time of the lease: the header `Lock-Expires-In`.
     pub fn expires_in(&self) -> Duration {
         let seconds = self.header("Lock-Expires-In");
-        let seconds = seconds.unwrap_or_else(|| panic!("it is no lease: {self:?}"));
+        let seconds = seconds.unwrap_or_else(|| panic!("the answer is not a lease: {self:?}"));
         Duration::from_secs_f64(seconds.parse().unwrap())
     }
 
-    /// The time that a granted LOCK was answered with.
+    /// The end of the lease in the body of a granted LOCK.
     pub fn expires(&self) -> SystemTime {
         let (seconds, micros) = self
             .body
             .trim_end()
             .split_once('.')
-            .unwrap_or_else(|| panic!("it is no lease: {self:?}"));
+            .unwrap_or_else(|| panic!("the answer is not a lease: {self:?}"));
         let since = Duration::new(
             seconds.parse().unwrap(),
             micros.parse::<u32>().unwrap() * 1000,
@@ -308,20 +309,21 @@ impl Wire {
         Wire::over(stream, PATIENCE)
     }
 
-    /// Asks one question on a connection of its own. An error where there is no server, or none any more.
+    /// Sends one `GET` on a connection of its own, and returns the reply. An error if no server listens, or it ends
+    /// meanwhile.
     pub fn try_ask(port: u16, path: &str) -> std::io::Result<Reply> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         Wire::over(stream, PATIENCE).try_once(path)
     }
 
-    /// Asks one question. An error where its connection ends, or no answer comes in its time.
+    /// Sends one `GET`, and returns the reply. An error if the connection ends, or no reply comes in time.
     pub fn try_once(mut self, path: &str) -> std::io::Result<Reply> {
         let question = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         self.reader.get_mut().write_all(question.as_bytes())?;
         self.try_reply()
     }
 
-    /// From a port of ours, which may have a connection to another one already; 0 is any that is free.
+    /// Connects from this local port, which may already have a connection to another port; 0 is any free one.
     pub fn from_port(own: u16, port: u16) -> Self {
         let (family, kind) = (AddressFamily::Inet, SockType::Stream);
         let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -333,7 +335,7 @@ impl Wire {
         Wire::over(socket.into(), PATIENCE)
     }
 
-    /// A connection that waits so long for what comes.
+    /// A connection whose reads time out after `patience`.
     pub fn over(stream: TcpStream, patience: Duration) -> Self {
         stream.set_read_timeout(Some(patience)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -350,21 +352,21 @@ impl Wire {
         self.stream().local_addr().unwrap().port()
     }
 
-    /// Ends the connection. Dropped, it goes on until the last copy is closed, and another test may be starting a
-    /// process that has one for a moment.
+    /// Ends the connection at once. A drop ends it only when the last copy of the descriptor is closed, and a process
+    /// that another test is starting may have one for a moment.
     pub fn hang_up(self) {
         let ends = self.ends();
         let _ = self.stream().shutdown(Shutdown::Both);
         until_heard(ends);
     }
 
-    /// Ends the connection with a reset, also where such a process has a copy.
+    /// Ends the connection with a reset, even if another process has a copy.
     pub fn reset(self) {
         let ends = self.ends();
-        // SAFETY: all zeros is an address: that of no family.
+        // SAFETY: all zeros is a valid address, of the family AF_UNSPEC.
         let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
         let length = size_of_val(&nobody) as libc::socklen_t;
-        // SAFETY: the address outlives the call. connect(2): with no family it ends a connection.
+        // SAFETY: the address outlives the call. connect(2): AF_UNSPEC dissolves the connection.
         let result = unsafe { libc::connect(self.stream().as_raw_fd(), &nobody, length) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
         until_heard(ends);
@@ -399,7 +401,7 @@ impl Wire {
         self.try_reply().expect("a whole reply")
     }
 
-    /// As [`reply`](Self::reply); an error if the connection ends before.
+    /// Like [`reply`](Self::reply); an error if the connection ends first.
     pub fn try_reply(&mut self) -> std::io::Result<Reply> {
         let ended = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
         let mut line = String::new();
@@ -437,7 +439,7 @@ impl Wire {
         Ok(reply)
     }
 
-    /// Whether something has come that is not read yet, or the connection has ended.
+    /// Whether there are bytes to read, or the connection has ended.
     pub fn has_answer(&self) -> bool {
         if !self.reader.buffer().is_empty() {
             return true;
@@ -448,7 +450,7 @@ impl Wire {
         peeked.is_ok()
     }
 
-    /// Everything until the connection ends.
+    /// Reads everything until the connection ends.
     pub fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         // A reset after the last byte is an end, too.
@@ -456,7 +458,7 @@ impl Wire {
         String::from_utf8_lossy(&rest).into_owned()
     }
 
-    /// As [`rest`](Self::rest); an error if the connection is reset or stays open.
+    /// Like [`rest`](Self::rest); an error if the connection is reset or stays open.
     pub fn until_closed(&mut self) -> std::io::Result<String> {
         let mut rest = String::new();
         self.reader.read_to_string(&mut rest)?;
@@ -472,8 +474,8 @@ impl Wire {
     }
 }
 
-/// An answer without what differs from time to time: the seconds that are left of a lease, its fence, the server's
-/// process, and the header that each answer of a server has.
+/// An answer with masks for the remaining seconds of a lease, its fence and the server's process, and without the
+/// header `Lock-Server`.
 pub fn masked(answer: &str) -> String {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let lines = head.split("\r\n");
@@ -486,13 +488,13 @@ pub fn masked(answer: &str) -> String {
     format!("{}\r\n\r\n{body}", lines.collect::<Vec<_>>().join("\r\n"))
 }
 
-/// One question on a connection of its own.
+/// Sends one `GET` on a connection of its own, and returns the reply.
 pub fn ask(server: &Server, path: &str) -> Reply {
     Wire::to(server).ask(path)
 }
 
-/// A connection whose LOCK is known to stand in the queue: of two of the same name one is refused at
-/// once, `already-waiting`, and the other waits.
+/// A connection whose LOCK is certainly in the queue: of two LOCKs with one name, one is refused at once with
+/// `already-waiting`, so the other waits.
 pub fn waiting_wire(server: &Server, key: &str, requester: &str) -> Wire {
     let mut pair = [Wire::to(server), Wire::to(server)];
     for wire in &mut pair {
@@ -509,7 +511,8 @@ pub fn waiting_wire(server: &Server, key: &str, requester: &str) -> Wire {
     two
 }
 
-/// Whether every thread of a process was found asleep. Twice in a row, nothing that had come is left to do.
+/// Whether every thread of a process sleeps. If it returns `true` twice in a row, the process has handled everything
+/// that had arrived.
 pub fn sleeps(pid: u32) -> bool {
     let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     threads.all(|thread| {

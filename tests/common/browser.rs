@@ -1,7 +1,7 @@
 //! A real browser: Chromium through chromedriver, as Debian packages them. `.ci/run` installs them.
 //!
-//! A small client of the WebDriver protocol (<https://www.w3.org/TR/webdriver2/>), and of the DevTools protocol where
-//! that one says nothing of what is wanted.
+//! A small client of the WebDriver protocol (<https://www.w3.org/TR/webdriver2/>), and of the DevTools protocol for
+//! what WebDriver lacks.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -21,7 +21,7 @@ use ureq::Agent;
 use super::program::{clean, installed};
 use super::{PATIENCE, ms, until};
 
-/// Keys of a keyboard, as WebDriver writes them (section 17.4.2).
+/// Keys of a keyboard, as WebDriver encodes them (section 17.4.2).
 pub const TAB: char = '\u{e004}';
 pub const ENTER: char = '\u{e007}';
 pub const ESCAPE: char = '\u{e00c}';
@@ -33,16 +33,16 @@ pub struct Browser {
     /// The address of the session at the driver.
     session: String,
     _profile: TempDir,
-    /// One at a time: each takes several processes and hundreds of megabytes.
+    /// One browser at a time, since each takes several processes and hundreds of megabytes.
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Browser {
-    /// `None` where it is not installed, and that is said; in CI that is a failure.
+    /// `None`, with a printed reason, if it is not installed. In CI that is a failure.
     pub fn start() -> Option<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let (chromedriver, chromium) = (installed("chromedriver")?, installed("chromium")?);
-        // A test that failed has left nothing behind.
+        // The mutex guards no data, so a failed test leaves nothing wrong behind.
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let profile = tempfile::tempdir().unwrap();
         let (driver, port) = start_driver(Command::new(chromedriver), &profile);
@@ -61,7 +61,7 @@ impl Browser {
         let mut args = vec![
             "--headless=new".into(),
             format!("--user-data-dir={}", folder.display()),
-            // It ends with its driver, however that ends.
+            // The browser ends when its driver ends, in whatever way.
             "--remote-debugging-pipe".into(),
             "--disable-gpu".into(),
             // A container's /dev/shm is small.
@@ -82,7 +82,7 @@ impl Browser {
         let session = browser.call("POST", "", wanted);
         let id = session["sessionId"].as_str().expect("a session");
         browser.session = format!("{}/{id}", browser.session);
-        // The page that it begins with asks for parts of its own.
+        // The browser's start page sends requests of its own.
         browser.go("about:blank");
         browser.requests();
         Some(browser)
@@ -125,7 +125,7 @@ impl Browser {
         self.call("POST", "/back", json!({}));
     }
 
-    /// Runs the body of a function in the page, and returns its value. Of a promise, what it is resolved with.
+    /// Runs the body of a function in the page, and returns its value, or the value of its promise.
     pub fn script(&self, code: &str) -> Value {
         self.call("POST", "/execute/sync", json!({"script": code, "args": []}))
     }
@@ -148,7 +148,7 @@ impl Browser {
         begin.elapsed()
     }
 
-    /// What a person sees of an element.
+    /// The visible text of an element.
     pub fn text(&self, selector: &str) -> String {
         let element = self.find(selector);
         let text = self.call("GET", &format!("/element/{element}/text"), Value::Null);
@@ -161,7 +161,7 @@ impl Browser {
         self.call("POST", &format!("/element/{element}/click"), json!({}));
     }
 
-    /// Types into a field, in place of what stands there.
+    /// Replaces the content of a field by typing.
     pub fn enter(&self, selector: &str, text: &str) {
         let element = self.find(selector);
         self.call("POST", &format!("/element/{element}/clear"), json!({}));
@@ -169,7 +169,7 @@ impl Browser {
         self.call("POST", &format!("/element/{element}/value"), keys);
     }
 
-    /// Presses a key, whatever has the focus.
+    /// Presses a key, for the element that has the focus.
     pub fn press(&self, key: char) {
         let strokes = json!([{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]);
         let keyboard = json!({"type": "key", "id": "keyboard", "actions": strokes});
@@ -195,20 +195,20 @@ impl Browser {
         self.devtools("Emulation.setDeviceMetricsOverride", size);
     }
 
-    /// `light` or `dark`, as the system of its user has it.
+    /// Sets the user's color scheme: `light` or `dark`.
     pub fn prefer(&self, scheme: &str) {
         let feature = json!({"name": "prefers-color-scheme", "value": scheme});
         self.devtools("Emulation.setEmulatedMedia", json!({"features": [feature]}));
     }
 
-    /// What the page, or the browser about it, has written to its console since it was last asked.
+    /// The messages on the page's console since the last call.
     pub fn console(&self) -> Vec<String> {
         let log = self.call("POST", "/se/log", json!({"type": "browser"}));
         let lines = log.as_array().expect("a list").iter();
         lines.map(|line| line["message"].to_string()).collect()
     }
 
-    /// The addresses that its pages have asked for since it was last asked.
+    /// The addresses that its pages have requested since the last call.
     pub fn requests(&self) -> Vec<String> {
         let log = self.call("POST", "/se/log", json!({"type": "performance"}));
         let lines = log.as_array().expect("a list").iter();
@@ -223,7 +223,7 @@ impl Browser {
         .collect()
     }
 
-    /// What it hands to a screen reader: a role, a name and the ID of each thing that is not ignored.
+    /// The accessibility tree, as a screen reader gets it: the role and the name of each element that is not ignored.
     pub fn accessibility(&self) -> Vec<(String, String)> {
         let tree = self.devtools("Accessibility.getFullAXTree", json!({}));
         let nodes = tree["nodes"].as_array().expect("a list").iter();
@@ -234,7 +234,7 @@ impl Browser {
             .collect()
     }
 
-    /// Leaves a picture of what is seen in the folder that `LOCK_SERVER_TEST_SCREENSHOTS` names, if it names one.
+    /// Saves a picture of the page in the folder `LOCK_SERVER_TEST_SCREENSHOTS`, if that is set.
     pub fn screenshot(&self, name: &str) {
         use base64::Engine;
         let Some(folder) = std::env::var_os("LOCK_SERVER_TEST_SCREENSHOTS") else {
@@ -249,29 +249,29 @@ impl Browser {
     }
 }
 
-/// Starts a driver, and finds out which port it has. It takes a free one on IPv6, and ends where another program has the
-/// same on IPv4: then another one is started.
+/// Starts a driver, and returns it with its port. A driver takes a free port on IPv6, and ends if another program has
+/// that port on IPv4; then the next driver is tried.
 fn start_driver(mut command: Command, profile: &TempDir) -> (Child, u16) {
     prepare_driver(&mut command, profile);
     let started = (0..5).find_map(|_| try_driver(&mut command));
-    started.expect("one of five says its port")
+    started.expect("one of five drivers prints its port")
 }
 
 fn prepare_driver(command: &mut Command, profile: &TempDir) {
     clean(command)
         .arg("--port=0")
-        // Its files of a session, and what Chromium writes elsewhere.
+        // For the driver's session files, and what Chromium writes outside its profile.
         .env("TMPDIR", profile.path())
         .env("HOME", profile.path())
         .env_remove("XDG_CONFIG_HOME")
         .env_remove("XDG_CACHE_HOME")
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    // SAFETY: it only calls the system.
+    // SAFETY: it only makes a system call.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
 }
 
-/// `None` where it ends before it has said its port.
+/// `None` if the driver ends before it prints its port.
 fn try_driver(command: &mut Command) -> Option<(Child, u16)> {
     let mut driver = command.spawn().unwrap();
     let stdout = driver.stdout.take().expect("it is piped");
@@ -288,18 +288,18 @@ fn try_driver(command: &mut Command) -> Option<(Child, u16)> {
         driver.wait().expect("a child");
         return None;
     };
-    // Nobody reads what else it says, and it goes on.
+    // Drains its output, so that it never blocks on a full pipe.
     thread::spawn(move || lines.for_each(drop));
     Some((driver, port))
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It ends the browser. Where it does not, the end of the driver does.
+        // This ends the browser. If it fails, the end of the driver does.
         let _ = self.try_call("DELETE", "", Value::Null);
         let _ = signal::kill(Pid::from_raw(self.driver.id() as i32), Signal::SIGTERM);
         let _ = self.driver.wait();
-        // A process of the browser that is about to end may still write there.
+        // A browser process that is about to end may still write into the profile.
         let profile = self._profile.path().to_owned();
         until("the profile is gone", || {
             fs::remove_dir_all(&profile).is_ok() || !profile.exists()

@@ -1,5 +1,5 @@
-//! A small reverse proxy as it stands before a web server: it answers itself where the server is away or slow, and may
-//! have several servers behind it.
+//! A small HTTP reverse proxy. It answers itself when the server is away or slow, and can have several servers behind
+//! it.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,23 +16,23 @@ pub struct Gateway {
 
 #[derive(Default)]
 struct State {
-    /// Who gets the next question; then it is the last one's turn.
+    /// The servers' ports. The first one gets the next request, and then moves to the end.
     servers: Mutex<VecDeque<u16>>,
-    /// What is dropped of each answer.
+    /// The header that is dropped from each answer.
     dropped: Mutex<Option<&'static str>>,
-    /// The status that each question is answered with; 0 hands them on.
+    /// The status of the proxy's own answer to each request. 0: requests are passed on.
     status: AtomicU16,
-    /// How many it answered itself.
+    /// The number of the proxy's own answers.
     own_answers: AtomicUsize,
-    /// The targets of the questions, as they came.
+    /// The targets of the requests, as they arrived.
     targets: Mutex<Vec<String>>,
-    /// What is replaced in each target that is handed on.
+    /// The text that is replaced in each target, and its replacement.
     respelled: Mutex<Option<(&'static str, &'static str)>>,
 }
 
 impl Gateway {
-    /// Hands questions on to a server, and answers 502 where nobody listens there and 504 where no answer comes in that
-    /// time. What the path begins with is taken off; what begins otherwise is 404.
+    /// A proxy that passes requests on to a server. It answers 502 if nobody listens there, and 504 if no answer comes
+    /// within `timeout`. It removes `prefix` from the path, and answers 404 to paths without it.
     pub fn to(server: u16, prefix: &'static str, timeout: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
@@ -48,32 +48,32 @@ impl Gateway {
         Gateway { port, state }
     }
 
-    /// Answers each question with this status from now on; 0 hands them on again.
+    /// From now on answers each request with this status. 0: passes them on again.
     pub fn answer_with(&self, status: u16) {
         self.state.status.store(status, SeqCst);
     }
 
-    /// Hands questions on to these in turn from now on.
+    /// From now on passes requests on to these servers in turn.
     pub fn hand_on_to(&self, servers: &[u16]) {
         self.state.hand_on_to(servers);
     }
 
-    /// Drops this header of each answer from now on.
+    /// From now on drops this header from each answer.
     pub fn drop_header(&self, name: &'static str) {
         *self.state.dropped.lock().expect("nobody panicked") = Some(name);
     }
 
-    /// Replaces that in each target from now on, for a server that knows a word no more.
+    /// From now on replaces this text in each target, for a server that no longer knows a word.
     pub fn respell(&self, from: &'static str, to: &'static str) {
         *self.state.respelled.lock().expect("nobody panicked") = Some((from, to));
     }
 
-    /// How many questions it answered itself.
+    /// The number of requests that it answered itself.
     pub fn own_answers(&self) -> usize {
         self.state.own_answers.load(SeqCst)
     }
 
-    /// The targets of the questions, as they came.
+    /// The targets of the requests, as they arrived.
     pub fn targets(&self) -> Vec<String> {
         self.state.targets.lock().expect("nobody panicked").clone()
     }
@@ -124,7 +124,7 @@ fn serve(client: &TcpStream, prefix: &str, timeout: Duration, state: &State) {
         };
         let answer = answer.unwrap_or_else(|status| {
             state.own_answers.fetch_add(1, SeqCst);
-            // As long as the page of a proxy with a picture in it, and not UTF-8.
+            // As long as a proxy's error page with a picture, and not UTF-8.
             let page = vec![0xe9; 20_000];
             let head = format!(
                 "HTTP/1.1 {status} Away\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n",
@@ -132,14 +132,14 @@ fn serve(client: &TcpStream, prefix: &str, timeout: Duration, state: &State) {
             );
             [head.into_bytes(), page].concat()
         });
-        // Who has gone is not answered.
+        // The client has gone.
         if (&mut &*client).write_all(&answer).is_err() {
             return;
         }
     }
 }
 
-/// The lines until the empty one. `None` at the end of the connection.
+/// Reads the lines up to the empty one. `None` at the end of the connection.
 fn head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -150,7 +150,7 @@ fn head(reader: &mut impl BufRead) -> Option<String> {
     Some(head)
 }
 
-/// The server's answer, or the status for none.
+/// The server's answer, or the status to send if it gives none.
 fn handed_on(request: &str, server: u16, timeout: Duration) -> Result<Vec<u8>, u16> {
     let mut stream = TcpStream::connect(("127.0.0.1", server)).map_err(|_| 502_u16)?;
     stream.set_read_timeout(Some(timeout)).expect("not zero");

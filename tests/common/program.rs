@@ -1,4 +1,4 @@
-//! The real program, as a person or a script calls it.
+//! Runs the real program, as a person or a script runs it.
 
 use std::env;
 use std::ffi::OsStr;
@@ -10,7 +10,7 @@ use super::skip;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_lock-server");
 
-/// The program, in an environment that says nothing to it.
+/// The program, in an environment without variables that it reads.
 pub fn program<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(PROGRAM);
     clean(&mut command).args(args);
@@ -38,7 +38,7 @@ pub fn clean(command: &mut Command) -> &mut Command {
     command.stdin(Stdio::null())
 }
 
-/// What `.ci/run` installs: in CI a test that needs one of them fails where it is not there.
+/// The programs that `.ci/run` installs. In CI a test that needs a missing one fails.
 const INSTALLED_BY_CI: [&str; 14] = [
     "curl",
     "groff",
@@ -56,10 +56,10 @@ const INSTALLED_BY_CI: [&str; 14] = [
     "chromedriver",
 ];
 
-/// The path of a program. `None` where it is not installed, and that is said.
+/// The path of a program. `None`, with a printed reason, if it is not installed.
 pub fn installed(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Debian's nginx is in no user's PATH.
+    // Debian's nginx is outside the users' PATH.
     let folders = env::split_paths(&path).chain(["/usr/sbin".into()]);
     let found = folders
         .map(|folder| folder.join(program))
@@ -72,7 +72,7 @@ pub fn installed(program: &str) -> Option<PathBuf> {
     found
 }
 
-/// `unshare` with these options, if this machine lets it make namespaces.
+/// `unshare` with these options. `None`, with a printed reason, if this machine allows no namespaces.
 pub fn unshared(options: &[&str]) -> Option<Command> {
     let unshare = || {
         let mut unshare = Command::new("unshare");
@@ -87,7 +87,7 @@ pub fn unshared(options: &[&str]) -> Option<Command> {
     None
 }
 
-/// How a program ended, as a shell says it: 128 and the number of the signal that ended it.
+/// The exit code as a shell has it: 128 plus the signal's number if a signal ended the program.
 pub fn shell_code(status: ExitStatus) -> i32 {
     let signal = || 128 + status.signal().expect("it has ended");
     status.code().unwrap_or_else(signal)
@@ -102,7 +102,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Both streams are pipes and are read to their ends, as `$(…)` would.
+    /// Runs the command. Both streams are pipes and are read to their ends, as by `$(…)`.
     pub fn of(command: &mut Command) -> Self {
         let output = command.output().expect("the program starts");
         Outcome {
@@ -129,7 +129,7 @@ impl Outcome {
     }
 }
 
-/// Types a line after `lock-server`.
+/// Runs `lock-server` with the words of this line.
 pub fn typed(line: &str) -> Outcome {
     Outcome::of(&mut program(line.split_ascii_whitespace()))
 }

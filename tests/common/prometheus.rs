@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::program::installed;
 use super::{PATIENCE, until};
 
-/// A Prometheus that runs, with a folder for itself, on a free port of loopback. It ends when it is dropped.
+/// A running Prometheus with a folder of its own, on a free loopback port. Dropping it ends it.
 pub struct Prometheus {
     folder: TempDir,
     process: Child,
@@ -21,7 +21,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// With these jobs. `None` where it is not installed, and that is said.
+    /// Starts it with these jobs. `None`, with a printed reason, if it is not installed.
     pub fn run(jobs: &str) -> Option<Self> {
         let program = installed("prometheus")?;
         let folder = TempDir::new().unwrap();
@@ -62,7 +62,7 @@ impl Prometheus {
         line.rsplit_once(':')?.1.parse().ok()
     }
 
-    /// The series that a query has now, each with its value. Nothing before it is ready.
+    /// The present series of a query, each with its value. Empty until Prometheus is ready.
     pub fn query(&self, query: &str) -> Vec<(Value, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -88,14 +88,14 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = signal::kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM);
         let _ = self.process.wait();
     }
 }
 
-/// What `promtool check` with these arguments says of this input, where it is not content. `None` where it is not
-/// installed, and that is said.
+/// Runs `promtool check` with these arguments on this input. `Err` has its complaints. `None`, with a printed reason,
+/// if it is not installed.
 pub fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let mut process = Command::new(installed("promtool")?)
         .arg("check")

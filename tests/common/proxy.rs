@@ -1,4 +1,4 @@
-//! A way to a server that breaks its first connection after so many bytes, or when it is told to.
+//! A TCP proxy that breaks its first connection after a number of bytes, or all connections on demand.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::until;
 
-/// After how many bytes of what the first connection breaks.
+/// When the first connection breaks, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     Request(usize),
@@ -24,11 +24,11 @@ pub enum Cut {
 /// How a connection breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
-    /// As a process does that ends.
+    /// Like a process that ends.
     Close,
-    /// As a middlebox does that has had enough.
+    /// Like a middlebox that drops a connection.
     Reset,
-    /// As a cable does.
+    /// Like an unplugged cable.
     Silence,
 }
 
@@ -39,11 +39,11 @@ pub struct Proxy {
 
 #[derive(Default)]
 struct Road {
-    /// How many connections there were.
+    /// The number of connections so far.
     connections: AtomicUsize,
     is_broken: AtomicBool,
     is_closed: AtomicBool,
-    /// The ends of what is to be broken off by hand. A connection is open as long as one stands here.
+    /// Copies of both ends of each connection, for `break_off`. A connection stays open as long as a copy is here.
     ends: Mutex<Vec<TcpStream>>,
 }
 
@@ -63,7 +63,7 @@ impl Proxy {
                     break;
                 }
                 let first = road.connections.fetch_add(1, SeqCst) == 0;
-                until("the road is whole", || !road.is_broken.load(SeqCst));
+                until("connections pass again", || !road.is_broken.load(SeqCst));
                 if road.is_closed.load(SeqCst) {
                     break;
                 }
@@ -80,16 +80,16 @@ impl Proxy {
         proxy
     }
 
-    /// How many connections there were.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.road.connections.load(SeqCst)
     }
 
-    /// Breaks every connection, and holds up the next ones. For a proxy that never does it by itself.
+    /// Breaks every connection, and holds up new ones. For a proxy without a cut.
     pub fn break_off(&self) {
         self.road.is_broken.store(true, SeqCst);
         for end in self.road.ends.lock().expect("nobody panicked").drain(..) {
-            // It fails where the other side has closed it already.
+            // It fails if the other side has closed it already.
             let _ = end.shutdown(Shutdown::Both);
         }
     }
@@ -100,18 +100,18 @@ impl Proxy {
     }
 }
 
-/// Ends the thread that accepts: a test makes hundreds of proxies, and what stays of them makes each fork of this
-/// process slower.
+/// Ends the accepting thread: a test makes hundreds of proxies, and their remains would slow each fork of this process
+/// down.
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.road.is_closed.store(true, SeqCst);
         self.mend();
-        // It fails where the thread has ended by a panic.
+        // It fails if the thread has panicked.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 
-/// Carries bytes both ways, until one side ends or the cut comes.
+/// Copies bytes both ways, until one side ends or the cut is reached.
 fn carry(client: &TcpStream, server: &TcpStream, cut: Option<Cut>, how: Break) {
     let (mut requests, mut replies) = match cut {
         None | Some(Cut::Never) => (usize::MAX, usize::MAX),
@@ -123,7 +123,7 @@ fn carry(client: &TcpStream, server: &TcpStream, cut: Option<Cut>, how: Break) {
         poll(&mut ends, PollTimeout::NONE).expect("both are sockets");
         let goes_on = match ends.map(|end| end.any()) {
             [Some(true), _] => pass(client, server, &mut requests),
-            // The server has acted, and nobody hears of it.
+            // The server has acted, and its answer is lost.
             _ if replies == 0 => break,
             _ => match pass(server, client, &mut replies) {
                 true if replies == 0 => break,
@@ -145,12 +145,12 @@ fn carry(client: &TcpStream, server: &TcpStream, cut: Option<Cut>, how: Break) {
                 setsockopt(end, sockopt::Linger, &at_once).expect("it is a socket");
             }
         }
-        // What comes from the client is taken, and goes nowhere.
+        // Reads and drops what the client sends.
         Break::Silence => while pass(client, &std::io::sink(), &mut usize::MAX.clone()) {},
     }
 }
 
-/// Passes on what there is, so many bytes at the most. `false` at the end.
+/// Copies what is there, at most `most` bytes. `false` at the end of the stream.
 fn pass(mut from: &TcpStream, mut to: impl Write, most: &mut usize) -> bool {
     let mut buffer = [0; 4096];
     let Ok(read @ 1..) = from.read(&mut buffer) else {

@@ -1,6 +1,6 @@
 //! Real proxies: nginx, HAProxy and Caddy, as Debian packages them. `.ci/run` installs them.
 //!
-//! They listen on sockets of the file system, so that no port has to be free.
+//! They listen on Unix sockets, so that they need no free port.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use super::program::installed;
 use super::{PATIENCE, until};
 
-/// The page that has configurations.
+/// The guide's page with the proxies' configurations.
 const OPERATIONS: &str = include_str!("../../src/guide/operations.md");
 
-/// What the operations page has a configuration for.
+/// The proxies for which the operations page has a configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     Nginx,
@@ -29,7 +29,7 @@ pub enum Program {
 use Program::{Caddy, Haproxy, Nginx};
 
 impl Program {
-    /// The block of the page, for a server at this port and clients at this socket.
+    /// The configuration of the page, for a server at this port and clients at this socket.
     fn configuration(self, port: u16, front: &str) -> String {
         let (language, listen, at_front) = match self {
             Nginx => ("nginx", "listen 8080;", format!("listen unix:{front};")),
@@ -59,22 +59,21 @@ impl Program {
         }
     }
 
-    /// Whether it is there. Where it is not, that is said; in CI it is a failure, but for Caddy, which not every Debian
-    /// has.
+    /// Whether it is installed. If not, prints that; in CI it panics, except for Caddy, which not every Debian has.
     pub fn is_installed(self) -> bool {
         installed(self.name()).is_some()
     }
 }
 
-/// A proxy that runs in front of a server, and the folder that it has for itself. It ends when it is dropped.
+/// A running proxy in front of a server, with a folder of its own. Dropping it ends it.
 pub struct RealProxy {
     folder: TempDir,
     process: Child,
 }
 
 impl RealProxy {
-    /// HAProxy with these lines for its back end, and its report as CSV at the socket `stats`. `None` where it is not
-    /// installed, and that is said.
+    /// HAProxy with these lines for its back end, and its statistics as CSV at the socket `stats`. `None`, with a
+    /// printed reason, if it is not installed.
     pub fn haproxy(backend: &str) -> Option<Self> {
         let program = installed("haproxy")?;
         let folder = tempfile::tempdir().unwrap();
@@ -92,8 +91,8 @@ impl RealProxy {
         Some(RealProxy::run(folder, &["front", "stats"], &mut command))
     }
 
-    /// nginx that passes everything on to the port of a server, with these further lines. It listens on a port, too,
-    /// where it is given one. `None` as for HAProxy.
+    /// nginx that passes everything on to the port of a server, with these further lines. With `port` it also listens
+    /// on that port. `None`, with a printed reason, if it is not installed.
     pub fn nginx(server: u16, port: Option<u16>, lines: &str) -> Option<Self> {
         let program = installed("nginx")?;
         let folder = tempfile::tempdir().unwrap();
@@ -107,7 +106,7 @@ impl RealProxy {
         Some(RealProxy::nginx_in(folder, program, &block))
     }
 
-    /// nginx with this block of a server.
+    /// nginx with this `server` block.
     fn nginx_in(folder: TempDir, program: PathBuf, block: &str) -> Self {
         let at = folder.path().display();
         let configuration = format!(
@@ -125,13 +124,13 @@ impl RealProxy {
         RealProxy::run(folder, &["front"], &mut command)
     }
 
-    /// A proxy with the configuration of the operations page, for a server at this port. It has to be
+    /// A proxy with the configuration of the operations page, for a server at this port. Panics if it is not
     /// [installed](Program::is_installed).
     pub fn of_the_page(program: Program, port: u16) -> Self {
         RealProxy::of_the_page_but(program, port, "", "")
     }
 
-    /// The same with another text in place of one.
+    /// A proxy with the configuration of the operations page, with `text` replaced by `other`.
     pub fn of_the_page_but(program: Program, port: u16, text: &str, other: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let front = folder.path().join("front");
@@ -148,7 +147,7 @@ impl RealProxy {
             Nginx => return RealProxy::nginx_in(folder, path, &configuration),
             Haproxy => command.args(["-db", "-f"]),
             Caddy => {
-                // Nobody has to reconfigure it, and its port would have to be free.
+                // Without the admin API, which would need a free port.
                 configuration = format!("{{\n\tadmin off\n}}\n{configuration}");
                 command
                     .args(["run", "--adapter", "caddyfile", "--config"])
@@ -161,7 +160,7 @@ impl RealProxy {
         RealProxy::run(folder, &["front"], command.arg(file))
     }
 
-    /// Starts it, and returns when it listens at all of these sockets, which it opens one after the other.
+    /// Starts the proxy, and returns when it listens on all of these sockets.
     fn run(folder: TempDir, sockets: &[&str], command: &mut Command) -> Self {
         let said = fs::File::create(folder.path().join("said")).unwrap();
         let process = command
@@ -183,18 +182,18 @@ impl RealProxy {
         proxy
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn said(&self) -> String {
         fs::read_to_string(self.folder.path().join("said")).unwrap_or_default()
     }
 
-    /// Asks at one of its sockets, with these header lines, and returns all that comes.
+    /// Sends a `GET` with these header lines to one of its sockets, and returns the whole answer.
     pub fn ask(&self, socket: &str, path: &str, headers: &str) -> String {
         let end = "Connection: close\r\n\r\n";
         self.exchange(socket, &format!("GET {path} HTTP/1.1\r\n{headers}{end}"))
     }
 
-    /// Sends this to one of its sockets, and returns all that comes.
+    /// Sends these bytes to one of its sockets, and returns everything that it sends back.
     pub fn exchange(&self, socket: &str, request: &str) -> String {
         let mut stream = self.connect(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -212,7 +211,7 @@ impl RealProxy {
 
 impl Drop for RealProxy {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = signal::kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM);
         let _ = self.process.wait();
     }

@@ -1,4 +1,4 @@
-//! Servers that answer as a test says, where a real one would not just then.
+//! Servers whose answers a test scripts, for answers that a real one gives only rarely.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,7 +9,8 @@ use std::thread;
 /// The first line of a grant.
 pub const EXPIRY: &str = "1463000000.123456\n";
 
-/// A server that answers each path with what the script says, or breaks the connection where that is nothing.
+/// Starts a server that answers each path with the script's text, or breaks the connection if that is empty. Returns
+/// its port.
 pub fn scripted(script: impl Fn(&str) -> String + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
@@ -40,7 +41,7 @@ fn answer_all(stream: TcpStream, script: &impl Fn(&str) -> String) {
     }
 }
 
-/// An answer under fence 7.
+/// A positive answer with fence 7.
 pub fn told(body: &str, expires_in: &str) -> String {
     let length = body.len();
     format!(
@@ -49,12 +50,12 @@ pub fn told(body: &str, expires_in: &str) -> String {
     )
 }
 
-/// A `0` with its word.
+/// A `0` with this word in `Lock-Result`.
 pub fn refused(word: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nLock-Result: {word}\r\n\r\n0\n")
 }
 
-/// The answer with these header lines, too.
+/// The answer with these header lines added.
 pub fn with_headers(answer: &str, headers: &str) -> String {
     answer.replacen("\r\n", &format!("\r\n{headers}"), 1)
 }
@@ -65,8 +66,9 @@ pub fn names(run: &str, store: Option<&str>) -> String {
     format!("Lock-Server: {run}\r\n{store}")
 }
 
-/// One run of a server after another. What one has granted, the next one knows, as with a store. It has one key, and its
-/// leases last three seconds: long enough for a machine that is busy, short enough to see them renewed.
+/// A scripted server with several runs, one after the other, and one key. Each run knows the grants of the earlier
+/// ones, as with a store. Leases last three seconds: long enough for a busy machine, short enough for a test to see
+/// renewals.
 pub struct Runs {
     pub port: u16,
     state: Arc<RunsState>,
@@ -76,14 +78,14 @@ pub struct Runs {
 struct RunsState {
     /// The header lines of each answer.
     names: Mutex<String>,
-    /// The verbs that this run was asked.
+    /// The verbs of the requests to this run.
     asked: Mutex<Vec<String>>,
     is_held: AtomicBool,
     loses_unlock: AtomicBool,
 }
 
 impl Runs {
-    /// The first run answers with these header lines.
+    /// Starts the first run, which answers with these header lines.
     pub fn of(names: String) -> Self {
         let state = Arc::new(RunsState::default());
         let script = state.clone();
@@ -95,19 +97,19 @@ impl Runs {
         runs
     }
 
-    /// The next run answers from now on, with these header lines.
+    /// Starts the next run, which answers with these header lines.
     pub fn restart(&self, names: String) {
         let mut asked = self.state.asked.lock().expect("nobody panicked");
         *self.state.names.lock().expect("nobody panicked") = names;
         asked.clear();
     }
 
-    /// Carries the next UNLOCK out and breaks its connection.
+    /// Makes the next UNLOCK release the key, but breaks its connection instead of answering.
     pub fn lose_unlock(&self) {
         self.state.loses_unlock.store(true, SeqCst);
     }
 
-    /// How often this run was asked a verb.
+    /// The number of requests of this verb to this run.
     pub fn asked(&self, verb: &str) -> usize {
         let asked = self.state.asked.lock().expect("nobody panicked");
         asked.iter().filter(|asked| *asked == verb).count()
@@ -117,7 +119,7 @@ impl Runs {
 impl RunsState {
     fn answer(&self, path: &str) -> String {
         let verb = path.split('/').nth(1).unwrap_or_default();
-        // Until it is answered, no other run begins.
+        // Held until the answer is made, so that no other run begins meanwhile.
         let mut asked = self.asked.lock().expect("nobody panicked");
         asked.push(verb.into());
         let is_held = match verb {
