@@ -94,7 +94,7 @@ fn client(server: &Server, token: &str) -> Client {
 }
 
 #[test]
-fn each_role_may_what_it_is_for_and_no_more() {
+fn each_role_is_allowed_its_own_verbs_and_no_others() {
     let file = TokenFile::new(TOKENS);
     let server = start(file.options());
     let port = server.port();
@@ -175,7 +175,7 @@ fn each_role_may_what_it_is_for_and_no_more() {
 }
 
 #[test]
-fn a_page_of_the_servers_own_shows_a_token_and_one_from_elsewhere_is_turned_away_with_one() {
+fn a_page_of_the_server_may_send_a_token_and_a_page_from_elsewhere_is_refused_even_with_one() {
     let file = TokenFile::new(TOKENS);
     let port = start_port(&file);
     let own = format!(
@@ -194,7 +194,7 @@ fn start_port(file: &TokenFile) -> (Server, u16) {
 }
 
 #[test]
-fn shutdown_takes_the_role_admin_whatever_allow_shutdown_says() {
+fn shutdown_requires_the_role_admin_whatever_allow_shutdown_is() {
     for allow_shutdown in [false, true] {
         let file = TokenFile::new(TOKENS);
         let mut server = start(Options {
@@ -220,7 +220,7 @@ fn shutdown_takes_the_role_admin_whatever_allow_shutdown_says() {
 }
 
 #[test]
-fn the_clients_of_a_server_have_a_token_of_its_file() {
+fn a_servers_own_clients_have_a_token_from_its_file() {
     let file = TokenFile::new(TOKENS);
     let started = start(file.options());
     let mut spawned = Server::new(file.options());
@@ -258,7 +258,7 @@ fn the_clients_of_a_server_have_a_token_of_its_file() {
 }
 
 #[test]
-fn a_token_file_that_others_may_read_or_that_is_another_users_is_refused() {
+fn a_token_file_that_others_may_read_or_own_is_refused() {
     let file = TokenFile::new(TOKENS);
     let refusal = |options: Options| {
         let refused = Server::new(options).start().expect_err("it is bad");
@@ -307,7 +307,7 @@ fn a_token_file_that_others_may_read_or_that_is_another_users_is_refused() {
 }
 
 #[test]
-fn a_bad_line_is_named_by_its_number_and_its_token_is_not_shown() {
+fn the_error_of_a_bad_line_has_its_number_and_not_its_token() {
     let file = TokenFile::new(&format!("{TOKENS}write secretsecret\n"));
     for verb in ["run", "start"] {
         let pid_file = file.path.with_extension("pid");
@@ -331,7 +331,7 @@ fn a_bad_line_is_named_by_its_number_and_its_token_is_not_shown() {
 }
 
 #[test]
-fn sighup_has_the_token_file_read_anew_and_a_bad_one_changes_nothing() {
+fn on_sighup_the_server_reads_the_token_file_again_and_ignores_a_bad_one() {
     let file = TokenFile::new("lock first-token\n");
     let log = file.path.with_extension("log");
     let mut server = Server::new(Options {
@@ -361,7 +361,7 @@ fn sighup_has_the_token_file_read_anew_and_a_bad_one_changes_nothing() {
 }
 
 #[test]
-fn a_daemon_reads_a_relative_token_file_and_reads_it_anew() {
+fn a_daemon_reads_and_rereads_a_token_file_with_a_relative_path() {
     let file = TokenFile::new("lock first-token\n");
     let folder = file.path.parent().unwrap();
     let typed = |arguments: &[&str]| {
@@ -386,7 +386,7 @@ fn a_daemon_reads_a_relative_token_file_and_reads_it_anew() {
 }
 
 #[test]
-fn a_classic_port_beside_tokens_has_to_be_asked_for() {
+fn a_classic_port_with_tokens_needs_an_option_of_its_own() {
     let file = TokenFile::new(TOKENS);
     let with_classic = Options {
         classic_port: Some(0),
@@ -475,7 +475,7 @@ fn the_command_takes_its_token_from_the_environment_and_says_which_variable_is_m
 }
 
 #[test]
-fn a_token_stands_in_no_log_however_much_is_logged() {
+fn no_log_level_logs_a_token() {
     let file = TokenFile::new(TOKENS);
     let arguments = ["run", "--port", "0", "--token-file", file.text()];
     let mut command = program(arguments);
@@ -526,7 +526,7 @@ fn answer_to_a_wrong_token(port: u16) -> Duration {
 }
 
 #[test]
-fn who_shows_many_wrong_tokens_is_answered_slowly_and_a_right_one_ends_that() {
+fn after_many_wrong_tokens_answers_are_slow_until_a_right_one() {
     let file = TokenFile::new(TOKENS);
     let (_server, port) = start_port(&file);
     let second = Duration::from_secs(1);
@@ -557,7 +557,7 @@ fn who_shows_many_wrong_tokens_is_answered_slowly_and_a_right_one_ends_that() {
 }
 
 #[test]
-fn slow_answers_hold_no_thread_each_and_delay_nobody_else() {
+fn delayed_answers_take_no_thread_each_and_delay_nobody_else() {
     let file = TokenFile::new(TOKENS);
     let mut server = Server::new(file.options());
     let pid = server.start().unwrap();
@@ -633,7 +633,7 @@ fn program_with_a_token() {
 }
 
 #[test]
-fn a_server_beyond_loopback_warns_unless_all_have_to_show_a_token() {
+fn a_server_beyond_loopback_warns_unless_all_need_a_token() {
     let file = TokenFile::new(TOKENS);
     let warns = |options: Options| {
         let log = TempDir::new().unwrap();

@@ -179,7 +179,7 @@ fn room_of<'r>(rooms: &'r [Room], file: &str) -> &'r Room {
 }
 
 #[test]
-fn a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else() {
+fn a_room_imports_only_what_its_row_of_the_architecture_page_names() {
     let (modules, rooms) = (modules(), rooms());
     assert!(rooms.len() > 15, "the table is read");
     let mut used = BTreeSet::new();
@@ -205,7 +205,7 @@ fn a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else()
 }
 
 #[test]
-fn the_command_uses_the_public_api_alone() {
+fn the_command_uses_only_the_public_api() {
     for (name, code) in modules() {
         let is_of_the_command = |path: &str| path == "cli" || path.starts_with("cli::");
         if is_of_the_command(&name) {
@@ -217,7 +217,7 @@ fn the_command_uses_the_public_api_alone() {
 }
 
 #[test]
-fn tiny_http_is_named_in_the_room_that_is_named_after_it_alone() {
+fn tiny_http_is_named_only_in_its_own_room() {
     for (name, code) in modules() {
         let is_named = code.contains("tiny_http::");
         assert!(!is_named || name.starts_with("server::tiny"), "{name}");
@@ -225,7 +225,7 @@ fn tiny_http_is_named_in_the_room_that_is_named_after_it_alone() {
 }
 
 #[test]
-fn no_file_has_more_than_450_lines_without_its_tests_and_no_function_more_than_60() {
+fn files_have_at_most_450_lines_without_tests_and_functions_at_most_60() {
     for (name, code) in modules() {
         let lines: Vec<&str> = code.lines().collect();
         assert!(lines.len() <= 450, "{name} has {} lines", lines.len());

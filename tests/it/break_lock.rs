@@ -53,7 +53,7 @@ fn typed(server: &Server, line: &str) -> Outcome {
 }
 
 #[test]
-fn a_hold_is_broken_under_its_fence_and_who_waits_has_the_key_at_once() {
+fn a_hold_is_broken_by_its_fence_and_the_next_waiter_has_the_key_at_once() {
     let server = server();
     let fence = locked(&server, "KEYA", "CLIENT_A");
     let mut waits = waiting_wire(&server, "KEYA", "CLIENT_B");
@@ -95,7 +95,7 @@ fn of_several_holds_the_one_with_the_fence_is_broken() {
 }
 
 #[test]
-fn who_was_granted_the_key_since_it_was_looked_at_keeps_it() {
+fn a_holder_that_was_granted_the_key_after_the_look_keeps_it() {
     let server = server();
     locked(&server, "KEYA", "CLIENT_A");
     let operator = server.client("OPERATOR");
@@ -107,7 +107,7 @@ fn who_was_granted_the_key_since_it_was_looked_at_keeps_it() {
 }
 
 #[test]
-fn a_break_takes_post_and_a_fence() {
+fn a_break_needs_post_and_a_fence() {
     let server = server();
     let fence = locked(&server, "KEYA", "CLIENT_A");
     for method in ["GET", "HEAD", "PUT"] {
@@ -138,7 +138,7 @@ fn a_break_takes_post_and_a_fence() {
 }
 
 #[test]
-fn the_original_s_wire_breaks_nothing() {
+fn the_classic_wire_breaks_no_hold() {
     let server = start(Options {
         allow_break: true,
         classic_port: Some(0),
@@ -161,7 +161,7 @@ fn the_original_s_wire_breaks_nothing() {
 }
 
 #[test]
-fn without_tokens_it_takes_the_option() {
+fn without_tokens_a_break_needs_the_option() {
     let server = start(Options {
         lock_timeout: LONG,
         ..options()
@@ -180,7 +180,7 @@ fn without_tokens_it_takes_the_option() {
 }
 
 #[test]
-fn with_tokens_it_takes_the_role_admin_whatever_the_option_says() {
+fn with_tokens_a_break_needs_the_role_admin_whatever_the_option_is() {
     for allow_break in [false, true] {
         let file = TokenFile::new(TOKENS);
         let server = start(Options {
@@ -209,7 +209,7 @@ fn with_tokens_it_takes_the_role_admin_whatever_the_option_says() {
 }
 
 #[test]
-fn the_former_holder_is_told_that_its_lease_was_broken() {
+fn the_former_holder_learns_that_its_lease_was_broken() {
     let server = server();
     let client = server.client("CLIENT_A");
     let lease = client.lock("KEYA").unwrap().expect("it is free");
@@ -248,7 +248,7 @@ fn the_former_holder_is_told_that_its_lease_was_broken() {
 
 /// Its answer says that nothing was unlocked. Without the word `broken`, that was this very UNLOCK.
 #[test]
-fn an_unlock_of_a_broken_hold_whose_answer_was_lost_has_unlocked_nothing() {
+fn a_repeated_unlock_of_a_broken_hold_returns_that_it_unlocked_nothing() {
     let server = server();
     let lease = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
     assert!(
@@ -268,7 +268,7 @@ fn an_unlock_of_a_broken_hold_whose_answer_was_lost_has_unlocked_nothing() {
 }
 
 #[test]
-fn a_break_whose_answer_was_lost_is_asked_again_and_not_taken_for_a_no() {
+fn a_break_whose_answer_was_lost_is_repeated_and_its_result_is_unknown() {
     let server = server();
     let fence = locked(&server, "KEYA", "CLIENT_A");
     let proxy = Proxy::to(server.port(), Cut::Reply(10), Break::Close);
@@ -281,7 +281,7 @@ fn a_break_whose_answer_was_lost_is_asked_again_and_not_taken_for_a_no() {
 }
 
 #[test]
-fn a_lock_under_the_id_of_a_broken_hold_is_a_lock_like_any_other() {
+fn a_lock_with_the_request_id_of_a_broken_hold_is_a_new_lock() {
     let server = server();
     let path = "/LOCK/KEYA/CLIENT_A?request=R1";
     let fence = |reply: Reply| -> u64 { reply.header("Lock-Fence").unwrap().parse().unwrap() };
@@ -322,7 +322,7 @@ fn a_guard_learns_at_its_next_renewal_that_it_was_broken() {
 }
 
 #[test]
-fn exec_ends_its_command_when_the_key_is_broken_and_says_so() {
+fn exec_ends_its_command_when_its_hold_is_broken_and_prints_that() {
     let server = server();
     let mut exec = command(&server, "exec KEYA -- sleep 600");
     let child = exec.stderr(std::process::Stdio::piped()).spawn().unwrap();
@@ -340,7 +340,7 @@ fn exec_ends_its_command_when_the_key_is_broken_and_says_so() {
 }
 
 #[test]
-fn the_log_says_whose_hold_was_broken_by_whom_and_from_where() {
+fn the_log_names_the_broken_holder_and_who_broke_it_from_where() {
     let folder = TempDir::new().unwrap();
     let log: PathBuf = folder.path().join("log");
     let file = TokenFile::new(TOKENS);
@@ -436,7 +436,7 @@ fn the_command_shows_the_hold_and_breaks_it() {
 }
 
 #[test]
-fn the_command_breaks_the_hold_that_was_meant_or_none() {
+fn the_command_breaks_only_the_hold_that_its_options_name() {
     let server = server();
     let shared = |name| {
         let lease = server
@@ -475,7 +475,7 @@ fn the_command_breaks_the_hold_that_was_meant_or_none() {
 }
 
 #[test]
-fn without_a_terminal_the_command_asks_for_yes() {
+fn without_a_terminal_break_needs_the_option_yes() {
     let server = server();
     locked(&server, "KEYA", "CLIENT_A");
     let outcome = typed(&server, "break KEYA");
@@ -488,7 +488,7 @@ fn without_a_terminal_the_command_asks_for_yes() {
 }
 
 #[test]
-fn on_a_terminal_the_command_asks_first() {
+fn on_a_terminal_break_asks_first() {
     let server = server();
     let fence = locked(&server, "KEYA", "CLIENT_A");
     // Ctrl-D ends what is typed: that is no yes.
@@ -506,7 +506,7 @@ fn on_a_terminal_the_command_asks_first() {
 }
 
 #[test]
-fn who_may_not_break_is_told_so_before_the_question() {
+fn a_user_who_may_not_break_learns_that_before_the_question() {
     let server = start(options());
     locked(&server, "KEYA", "CLIENT_A");
     let mut terminal = OnTerminal::spawn(&mut command(&server, "break KEYA"));
@@ -518,7 +518,7 @@ fn who_may_not_break_is_told_so_before_the_question() {
 }
 
 #[test]
-fn who_takes_the_key_while_the_command_asks_keeps_it() {
+fn a_requester_that_takes_the_key_during_the_question_keeps_it() {
     let server = server();
     locked(&server, "KEYA", "CLIENT_A");
     let mut terminal = OnTerminal::spawn(&mut command(&server, "break KEYA"));
@@ -532,7 +532,7 @@ fn who_takes_the_key_while_the_command_asks_keeps_it() {
 }
 
 #[test]
-fn unlock_renew_and_verify_say_that_the_hold_was_broken() {
+fn unlock_renew_and_verify_print_that_the_hold_was_broken() {
     let server = server();
     let fence = locked(&server, "KEYA", "OPERATOR");
     typed(&server, "break --yes -q KEYA").expect(0, "1\n");

@@ -204,7 +204,7 @@ fn each_wire_has_its_own_bytes_and_sees_the_others_locks() {
 }
 
 #[test]
-fn waiters_of_both_wires_stand_in_one_queue() {
+fn waiters_of_both_wires_wait_in_one_queue() {
     let server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/KEYA/first")));
     let mut on_classic = waiting(&server, "KEYA", "second");
@@ -222,7 +222,7 @@ fn waiters_of_both_wires_stand_in_one_queue() {
 
 /// Seen to fail while the HTTP transport looked at the address of the other end alone.
 #[test]
-fn what_the_http_transport_closes_is_never_a_classic_connection_from_the_same_port() {
+fn the_http_transport_never_closes_a_classic_connection_from_the_same_port() {
     let server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/KEYA/holder")));
     let mut waiter = Wire::from_port(0, line_port(&server));
@@ -235,7 +235,7 @@ fn what_the_http_transport_closes_is_never_a_classic_connection_from_the_same_po
 }
 
 #[test]
-fn a_lease_that_runs_out_goes_to_the_one_that_waits() {
+fn when_a_lease_runs_out_the_waiter_is_granted_the_key() {
     let server = start(Options {
         lock_timeout: ms(300),
         ..patient()
@@ -291,7 +291,7 @@ fn a_name_that_is_missing_empty_too_long_or_not_utf_8_is_answered_0() {
 }
 
 #[test]
-fn an_unknown_verb_gets_the_end_of_the_connection_and_nothing_else() {
+fn after_an_unknown_verb_the_server_closes_the_connection_without_an_answer() {
     let server = start(patient());
     for request in [
         "GET /\n\n",
@@ -309,7 +309,7 @@ fn an_unknown_verb_gets_the_end_of_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn a_shutdown_that_is_not_allowed_gets_the_end_of_the_connection_and_ends_nothing() {
+fn after_a_forbidden_shutdown_the_server_closes_the_connection_and_runs_on() {
     let server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/KEYA/CLIENT_A")));
     assert_eq!(bare(&server, "/SHUTDOWN"), "");
@@ -317,7 +317,7 @@ fn a_shutdown_that_is_not_allowed_gets_the_end_of_the_connection_and_ends_nothin
 }
 
 #[test]
-fn a_shutdown_that_is_allowed_is_answered_1_and_ends_the_server_whether_or_not_its_client_stays() {
+fn an_allowed_shutdown_is_answered_1_and_ends_the_server_even_without_its_client() {
     for stays in [true, false, false, false] {
         let mut server = Server::new(Options {
             allow_shutdown: true,
@@ -338,7 +338,7 @@ fn a_shutdown_that_is_allowed_is_answered_1_and_ends_the_server_whether_or_not_i
 }
 
 #[test]
-fn a_client_that_speaks_http_is_told_that_this_port_does_not() {
+fn an_http_request_to_the_classic_port_is_answered_with_an_explanation() {
     for allow_shutdown in [false, true] {
         let server = start(Options {
             allow_shutdown,
@@ -360,7 +360,7 @@ fn a_client_that_speaks_http_is_told_that_this_port_does_not() {
 }
 
 #[test]
-fn names_are_raw() {
+fn names_on_the_classic_wire_are_not_decoded() {
     let server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/a%2Fb/X")));
     assert_eq!(ask(&server, "/VERIFY/a%252Fb/X").body, "1\n");
@@ -380,7 +380,7 @@ fn names_are_raw() {
 }
 
 #[test]
-fn what_a_web_page_sends_gets_the_end_of_the_connection_and_locks_nothing() {
+fn a_request_of_a_web_page_locks_nothing_and_its_connection_is_closed() {
     let server = start(patient());
     let with = |header: &str| {
         transcript(
@@ -415,7 +415,7 @@ fn a_request_in_ten_pieces_over_a_second_is_answered() {
 }
 
 #[test]
-fn a_client_that_has_nothing_more_to_say_is_answered_after_its_line() {
+fn a_client_that_closes_its_sending_side_is_answered() {
     let server = start(patient());
     let cut = |request: &str| {
         let mut wire = line(&server);
@@ -432,7 +432,7 @@ fn a_client_that_has_nothing_more_to_say_is_answered_after_its_line() {
 }
 
 #[test]
-fn a_request_of_more_than_64_kb_gets_the_end_of_the_connection() {
+fn after_a_request_of_more_than_64_kb_the_connection_is_closed() {
     let server = start(patient());
     let header = |length: usize| format!("GET /PING\nX: {}\n\n", "x".repeat(length));
     assert_eq!(transcript(&server, header(60_000)), "1\n");
@@ -453,7 +453,7 @@ fn a_request_of_more_than_64_kb_gets_the_end_of_the_connection() {
 }
 
 #[test]
-fn what_comes_with_a_request_costs_its_client_nothing() {
+fn bytes_after_a_request_do_not_cost_the_client_its_answer() {
     let server = start(patient());
     for more in ["\n", "GET /LOCK/KEYA/CLIENT_B\n\n", &"x".repeat(30_000)] {
         let mut wire = line(&server);
@@ -465,7 +465,7 @@ fn what_comes_with_a_request_costs_its_client_nothing() {
 }
 
 #[test]
-fn a_request_that_is_not_there_after_10_s_gets_the_end_of_the_connection_and_a_waiter_does_not() {
+fn an_incomplete_request_is_cut_off_after_10_s_and_a_waiter_is_not() {
     let server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/KEYA/CLIENT_A")));
     let mut waiter = waiting(&server, "KEYA", "CLIENT_B");
@@ -494,7 +494,7 @@ fn a_request_that_is_not_there_after_10_s_gets_the_end_of_the_connection_and_a_w
 }
 
 #[test]
-fn a_client_that_does_not_read_delays_nobody_and_finds_its_answer_later() {
+fn a_client_that_does_not_read_delays_nobody_and_can_read_its_answer_later() {
     let server = start(patient());
     let mut crowd: Vec<Wire> = (0..100).map(|_| line(&server)).collect();
     for wire in &mut crowd {
@@ -570,7 +570,7 @@ fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone_on_either_
 }
 
 #[test]
-fn one_waiter_too_many_is_answered_0_at_once() {
+fn a_lock_beyond_the_limit_of_waiters_is_answered_0_at_once() {
     let server = start(Options {
         max_waiters: 2,
         max_keys: 1,
@@ -587,7 +587,7 @@ fn one_waiter_too_many_is_answered_0_at_once() {
 }
 
 #[test]
-fn who_hangs_up_while_waiting_loses_the_place() {
+fn a_waiter_that_hangs_up_loses_its_place() {
     let server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/KEYA/holder")));
     let dead: Vec<Wire> = (0..40)
@@ -630,7 +630,7 @@ fn two_thousand_waiters_at_once_are_served_in_their_order() {
 }
 
 #[test]
-fn the_end_comes_within_a_second_and_waiters_are_answered_0() {
+fn the_server_ends_within_a_second_and_answers_its_waiters_0() {
     let _alone = alone();
     let mut server = start(patient());
     assert!(is_lease(&bare(&server, "/LOCK/KEYA/holder")));
@@ -660,7 +660,7 @@ fn the_end_comes_within_a_second_and_waiters_are_answered_0() {
 }
 
 #[test]
-fn out_of_descriptors_the_locks_stay_and_connections_are_answered_once_some_are_free() {
+fn without_free_descriptors_the_locks_stay_and_new_connections_are_served_later() {
     const MOST: usize = 100;
     let _alone = alone();
     let mut server = Foreground::start(&["--lock-timeout", "600", "--lock-attempt-timeout", "600"]);
@@ -706,7 +706,7 @@ fn out_of_descriptors_the_locks_stay_and_connections_are_answered_once_some_are_
 }
 
 #[test]
-fn threads_are_bounded_and_the_most_silent_client_makes_room_for_the_next() {
+fn threads_are_bounded_and_the_client_that_was_silent_longest_makes_room() {
     let _alone = alone();
     let mut server = Foreground::start_with_descriptors(300, &[]);
     let ping = || {
@@ -730,7 +730,7 @@ fn threads_are_bounded_and_the_most_silent_client_makes_room_for_the_next() {
 }
 
 #[test]
-fn the_classic_port_is_told_and_there_is_none_unless_asked_for() {
+fn there_is_a_classic_port_only_with_the_option_and_the_server_knows_it() {
     let without = start(options());
     assert_eq!(without.classic_port(), None);
     let any = start(classic());
@@ -745,7 +745,7 @@ fn the_classic_port_is_told_and_there_is_none_unless_asked_for() {
 }
 
 #[test]
-fn one_port_for_both_wires_is_an_invalid_option() {
+fn one_port_for_both_wires_is_refused() {
     let port = free_port();
     let mut server = Server::new(Options {
         port,
@@ -869,7 +869,7 @@ fn a_waiter_killed_with_sigkill_is_never_granted_the_key() {
 }
 
 #[test]
-fn who_resets_its_connection_after_the_answer_keeps_the_lease() {
+fn a_client_that_resets_its_connection_after_the_answer_keeps_the_lease() {
     let server = start(patient());
     for round in 0..300 {
         let name = format!("CLIENT_{round}");

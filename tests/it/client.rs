@@ -89,7 +89,7 @@ fn named(patience: Duration) -> LockOptions {
 }
 
 #[test]
-fn two_calls_of_one_id_are_one_acquire() {
+fn two_calls_with_one_id_are_one_acquire() {
     let server = patient();
     let (client, other) = (server.client("CLIENT_A"), server.client("CLIENT_B"));
     let held = granted(other.lock("KEYA"));
@@ -110,7 +110,7 @@ fn two_calls_of_one_id_are_one_acquire() {
 }
 
 #[test]
-fn a_wait_is_given_up_by_a_last_call_of_its_id() {
+fn a_last_call_with_the_same_id_gives_up_the_wait() {
     let server = patient();
     let client = server.client("CLIENT_A");
     granted(server.client("CLIENT_B").lock("KEYA"));
@@ -128,7 +128,7 @@ fn a_wait_is_given_up_by_a_last_call_of_its_id() {
 }
 
 #[test]
-fn no_try_takes_longer_than_the_options_allow() {
+fn each_try_ends_within_the_time_of_the_options() {
     // Takes connections, and answers none.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = silent.local_addr().expect("it is bound").port();
@@ -150,7 +150,7 @@ fn no_try_takes_longer_than_the_options_allow() {
 // Leases.
 
 #[test]
-fn a_lease_knows_its_key_its_fence_and_what_is_left_of_it() {
+fn a_lease_has_its_key_its_fence_and_its_remaining_time() {
     let server = patient();
     let client = server.client("CLIENT_A");
     let lease = granted(client.lock_with("KEYA", &lasting(ms(25_000))));
@@ -168,7 +168,7 @@ fn a_lease_knows_its_key_its_fence_and_what_is_left_of_it() {
 }
 
 #[test]
-fn what_is_left_of_a_lease_is_never_more_than_the_server_says() {
+fn the_remaining_time_of_a_lease_is_never_more_than_the_server_has() {
     let server = patient();
     let client = server.client("CLIENT_A");
     for key in 0..200 {
@@ -209,7 +209,7 @@ fn the_holder_has_a_name_a_time_and_a_queue() {
 }
 
 #[test]
-fn a_lease_of_long_ago_releases_renews_and_verifies_nothing() {
+fn an_outdated_lease_releases_renews_and_verifies_nothing() {
     let server = patient();
     let client = server.client("CLIENT_A");
     let stale = granted(client.lock("KEYA"));
@@ -233,7 +233,7 @@ fn a_lease_of_long_ago_releases_renews_and_verifies_nothing() {
 }
 
 #[test]
-fn times_out_of_the_servers_range_are_refused_with_that_range() {
+fn times_outside_the_servers_range_are_refused_with_that_range() {
     let server = patient();
     let client = server.client("CLIENT_A");
     let longest = LockOptions {
@@ -249,7 +249,7 @@ fn times_out_of_the_servers_range_are_refused_with_that_range() {
 }
 
 #[test]
-fn after_a_wait_the_server_is_asked_what_is_left() {
+fn after_a_wait_the_client_asks_for_the_remaining_time() {
     let port = scripted(|path| match path {
         "/VERIFY/KEYA/CLIENT_A?fence=7" => told("1\n", "3600.000"),
         _ => {
@@ -264,7 +264,7 @@ fn after_a_wait_the_server_is_asked_what_is_left() {
 
 /// The server was restarted between the grant and the question.
 #[test]
-fn after_a_wait_the_next_run_of_the_store_is_asked_what_is_left() {
+fn after_a_wait_the_client_asks_the_next_run_of_the_store_for_the_remaining_time() {
     let port = scripted(|path| match path {
         "/VERIFY/KEYA/CLIENT_A?fence=7" => {
             with_headers(&told("1\n", "3600.000"), &names("two", Some("s")))
@@ -280,7 +280,7 @@ fn after_a_wait_the_next_run_of_the_store_is_asked_what_is_left() {
 }
 
 #[test]
-fn a_lease_that_was_over_before_its_answer_came_has_nothing_left() {
+fn a_lease_that_ended_before_its_answer_arrived_has_no_remaining_time() {
     let port = scripted(|path| {
         if path.starts_with("/VERIFY/") {
             return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n0\n".into();
@@ -294,7 +294,7 @@ fn a_lease_that_was_over_before_its_answer_came_has_nothing_left() {
 }
 
 #[test]
-fn a_wait_that_nobody_makes_up_for_counts_against_the_lease() {
+fn a_wait_counts_against_the_lease_if_the_remaining_time_is_unknown() {
     let port = scripted(|path| {
         if path.starts_with("/VERIFY/") {
             return String::new();
@@ -307,7 +307,7 @@ fn a_wait_that_nobody_makes_up_for_counts_against_the_lease() {
 }
 
 #[test]
-fn a_lease_without_its_numbers_is_no_answer() {
+fn a_grant_without_its_numbers_is_not_a_valid_answer() {
     let port = scripted(|_| format!("HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{EXPIRY}"));
     let error = client(port).lock_with("KEYA", &WAITING).unwrap_err();
     assert!(matches!(error, Error::BadReply { .. }), "{error:?}");
@@ -330,7 +330,7 @@ fn lock_all_locks_each_key_once_in_their_order() {
 }
 
 #[test]
-fn lock_all_locks_none_where_one_is_not_to_be_had() {
+fn lock_all_locks_none_if_one_is_taken() {
     let server = patient();
     let client = server.client("CLIENT_A");
     granted(server.client("CLIENT_B").lock("B"));
@@ -351,7 +351,7 @@ fn lock_all_locks_none_where_one_is_not_to_be_had() {
 }
 
 #[test]
-fn the_keys_share_one_patience() {
+fn all_keys_share_one_attempt_timeout() {
     let port = scripted(|path| {
         if path.starts_with("/VERIFY/") {
             return told("1\n", "3600.000");
@@ -379,7 +379,7 @@ fn the_keys_share_one_patience() {
 }
 
 #[test]
-fn while_one_key_is_waited_for_the_others_are_renewed() {
+fn during_the_wait_for_one_key_the_others_are_renewed() {
     let server = patient();
     let other = server.client("CLIENT_B");
     let held = granted(other.lock("B"));
@@ -407,7 +407,7 @@ fn while_one_key_is_waited_for_the_others_are_renewed() {
 }
 
 #[test]
-fn a_key_that_is_lost_while_another_is_waited_for_is_an_error() {
+fn a_key_lost_during_the_wait_for_another_is_an_error() {
     let server = patient();
     let other = server.client("CLIENT_B");
     let held = granted(other.lock("B"));
@@ -470,7 +470,7 @@ fn a_lock_whose_connection_is_reset_at_any_byte_is_granted_once() {
 }
 
 #[test]
-fn a_release_whose_connection_breaks_at_any_byte_is_true_and_releases() {
+fn a_release_whose_connection_breaks_at_any_byte_releases_and_returns_true() {
     let server = patient();
     at_each_byte(|number, cut| {
         let key = format!("KEY{number}");
@@ -501,7 +501,7 @@ fn a_renewal_whose_connection_breaks_at_any_byte_renews_this_lease() {
 }
 
 #[test]
-fn a_release_that_is_not_known_to_have_come_in_time_is_an_error() {
+fn a_release_that_may_have_been_too_late_is_an_error() {
     let server = patient();
     let proxy = || Proxy::to(server.port(), Cut::Reply(0), Break::Close);
     // That is over before it is released.
@@ -561,7 +561,7 @@ fn released(before: &str, after: &str, word: &'static str) -> Result<bool, Error
 }
 
 #[test]
-fn a_release_that_another_server_answers_is_an_error() {
+fn a_release_answered_by_another_server_is_an_error() {
     let [one, other] = ["one", "other"].map(|run| names(run, None));
     let [of_s, of_t] = ["s", "t"].map(|store| names("one", Some(store)));
     let other_of_s = names("other", Some("s"));
@@ -586,7 +586,7 @@ fn a_release_that_another_server_answers_is_an_error() {
 }
 
 #[test]
-fn a_release_whose_answer_was_lost_is_true_where_the_next_run_has_the_same_store() {
+fn a_release_with_a_lost_answer_is_true_if_the_next_run_has_the_same_store() {
     let [before, after] = ["one", "two"].map(|run| names(run, Some("s")));
     for word in ["free", "not-holder", "stale-fence"] {
         assert!(released(&before, &after, word).unwrap(), "{word}");
@@ -599,7 +599,7 @@ fn a_release_whose_answer_was_lost_is_true_where_the_next_run_has_the_same_store
 }
 
 #[test]
-fn a_release_at_the_next_run_is_an_error_where_the_lease_may_have_run_out() {
+fn a_release_at_the_next_run_is_an_error_if_the_lease_may_have_run_out() {
     let is_restarted = AtomicBool::new(false);
     let port = scripted(move |path| {
         let run = |run: &str| names(run, Some("s"));
@@ -617,7 +617,7 @@ fn a_release_at_the_next_run_is_an_error_where_the_lease_may_have_run_out() {
 
 /// It went on counting the longer time, and another one was granted the key meanwhile.
 #[test]
-fn what_remains_of_a_lease_is_true_also_where_the_answer_to_a_shorter_renewal_was_lost() {
+fn the_remaining_time_is_right_after_a_shorter_renewal_with_a_lost_answer() {
     shorten_unheard(&patient());
     let folder = tempfile::tempdir().expect("a folder");
     shorten_unheard(&start(Options {
@@ -661,7 +661,7 @@ fn shorten_unheard(server: &Server) {
 }
 
 #[test]
-fn an_unlock_without_a_fence_is_not_asked_twice() {
+fn an_unlock_without_a_fence_is_not_repeated() {
     let server = patient();
     granted(server.client("CLIENT_A").lock("KEYA"));
     let proxy = Proxy::to(server.port(), Cut::Reply(0), Break::Close);
@@ -674,7 +674,7 @@ fn an_unlock_without_a_fence_is_not_asked_twice() {
 }
 
 #[test]
-fn a_lock_that_gets_no_answer_in_time_is_asked_again() {
+fn a_lock_without_an_answer_in_time_is_repeated() {
     let server = patient();
     let proxy = Proxy::to(server.port(), Cut::Reply(0), Break::Silence);
     let lease = granted(client(proxy.port).try_lock("KEYA"));
@@ -717,7 +717,7 @@ fn a_waiter_whose_connection_breaks_keeps_its_place() {
 /// As a server does with one that was idle for ten minutes. An unlock without a fence is not asked twice, so it must
 /// not be asked on such a connection.
 #[test]
-fn a_kept_open_connection_that_was_closed_meanwhile_is_no_error() {
+fn a_pooled_connection_that_was_closed_meanwhile_is_no_error() {
     let server = patient();
     let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
     let client = client(proxy.port);

@@ -277,7 +277,7 @@ fn seconds_from_now(unix_time: &str) -> f64 {
 // --- run ---
 
 #[test]
-fn run_introduces_itself_in_three_lines_and_serves_plain_http() {
+fn run_prints_three_lines_and_serves_plain_http() {
     let server = Foreground::run("");
     let (address, port) = (&server.address, server.port());
     let version = env!("CARGO_PKG_VERSION");
@@ -300,7 +300,7 @@ fn run_introduces_itself_in_three_lines_and_serves_plain_http() {
 }
 
 #[test]
-fn run_introduces_the_classic_port_in_a_line_of_its_own() {
+fn run_prints_a_line_for_the_classic_port() {
     for host in ["127.0.0.1", "0.0.0.0"] {
         let mut server = Foreground::run(&format!("--host {host} --classic-port 0"));
         let port = server.classic_port();
@@ -331,7 +331,7 @@ fn the_commands_that_run_prints_work_as_printed() {
 }
 
 #[test]
-fn run_logs_with_time_and_level_as_rust_log_says() {
+fn run_logs_with_time_and_level_at_the_level_of_rust_log() {
     let mut server = Foreground::run("");
     let mut line = String::new();
     server.stderr.read_line(&mut line).expect("UTF-8");
@@ -348,7 +348,7 @@ fn run_logs_with_time_and_level_as_rust_log_says() {
 
 /// `RUST_LOG` is that of the program that runs a server for its tests.
 #[test]
-fn lock_server_log_wins_over_rust_log_and_an_empty_one_is_none() {
+fn lock_server_log_overrides_rust_log_unless_it_is_empty() {
     for (own, others, level) in [
         ("debug", "off", "INFO"),
         ("off", "debug", ""),
@@ -371,7 +371,7 @@ fn lock_server_log_wins_over_rust_log_and_an_empty_one_is_none() {
 }
 
 #[test]
-fn a_clean_end_logs_no_error_at_any_level() {
+fn an_orderly_end_logs_no_error_at_any_level() {
     for level in ["debug", "trace"] {
         let mut command = program(["run", "--port", "0", "--classic-port", "0"]);
         let mut server = Foreground::spawn(command.env("RUST_LOG", level));
@@ -408,7 +408,7 @@ fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
 
 /// Seen to fail: it said where it serves, and then that it can't.
 #[test]
-fn run_says_where_it_serves_once_it_does() {
+fn run_prints_its_address_only_once_it_serves() {
     let daemon = Daemon::none();
     let mut shell = Command::new("sh");
     let script = "ulimit -n 43; exec \"$0\" run --port 0 --pid-file \"$1\"";
@@ -467,7 +467,7 @@ fn without_a_verb_the_server_runs() {
 }
 
 #[test]
-fn the_options_of_the_server_reach_it() {
+fn the_servers_options_take_effect() {
     let server = Foreground::run(
         "--lock-timeout 20 --lock-attempt-timeout 0 --max-keys 1 --allow-shutdown --allow-break \
          --max-waiters 5 --reconnect-attempts 0 --time-between-attempts 0.1",
@@ -498,7 +498,7 @@ fn a_busy_port_is_exit_1_and_names_the_address_and_the_attempts() {
 }
 
 #[test]
-fn a_busy_classic_port_is_told_from_a_busy_port() {
+fn the_error_distinguishes_a_busy_classic_port_from_a_busy_port() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("it is bound").port();
     let outcome = typed(&format!(
@@ -548,7 +548,7 @@ fn a_daemon_is_started_asked_restarted_and_stopped() {
 }
 
 #[test]
-fn a_server_that_others_can_reach_says_that_names_are_not_credentials() {
+fn a_server_that_other_machines_reach_warns_that_names_are_not_credentials() {
     let daemon = Daemon::none();
     let started = daemon.typed("start --host 0.0.0.0 --port 0");
     assert_eq!(started.code, Some(0), "{started:?}");
@@ -601,7 +601,7 @@ fn restart_with_a_port_that_another_program_has_leaves_the_server_alone() {
 }
 
 #[test]
-fn restart_warns_whoever_leaves_the_classic_clients_behind() {
+fn restart_warns_if_the_new_server_has_no_classic_port() {
     let daemon = Daemon::none();
     let stderr_of = |line: &str| {
         let outcome = daemon.typed(line);
@@ -620,7 +620,7 @@ fn restart_warns_whoever_leaves_the_classic_clients_behind() {
 
 /// Seen to fail: who was told to restart a server was told to stop it.
 #[test]
-fn of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again() {
+fn of_two_restarts_at_once_the_loser_advises_to_restart_again() {
     let daemon = Daemon::started("");
     until("one loses", || {
         let restarts = [(); 4].map(|()| {
@@ -667,7 +667,7 @@ fn restart_with_options_that_cannot_serve_leaves_the_server_alone() {
 }
 
 #[test]
-fn start_lets_go_of_its_streams_and_its_directory() {
+fn start_closes_its_streams_and_leaves_its_directory() {
     let daemon = Daemon::none();
     let mut shell = Command::new("sh");
     let script = "out=$(\"$0\" start --port 0 --pid-file lock-server.pid 2>&1); echo \"<$out>\"";
@@ -714,7 +714,7 @@ fn a_server_in_the_background_logs_to_its_file_and_still_answers_after_six_secon
 }
 
 #[test]
-fn a_server_that_does_not_heed_sigterm_is_killed_after_five_seconds() {
+fn a_server_that_does_not_react_to_sigterm_is_killed_after_five_seconds() {
     let daemon = Daemon::started("");
     let pid = daemon.pid();
     kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).expect("the server runs");
@@ -731,7 +731,7 @@ fn a_server_that_does_not_heed_sigterm_is_killed_after_five_seconds() {
 }
 
 #[test]
-fn a_stale_pid_file_is_told_of_replaced_and_removed_but_never_signalled() {
+fn a_stale_pid_file_is_reported_replaced_and_removed_and_its_process_never_signalled() {
     let mut stranger = Stranger::new();
     let pid = stranger.pid();
     let gone = {
@@ -768,7 +768,7 @@ fn a_stale_pid_file_is_told_of_replaced_and_removed_but_never_signalled() {
 }
 
 #[test]
-fn a_file_that_is_no_pid_file_is_neither_believed_nor_touched() {
+fn a_file_that_is_not_a_pid_file_is_neither_used_nor_changed() {
     let mut stranger = Stranger::new();
     let pid = stranger.pid();
     let of_another_program = format!("{pid}\n");
@@ -796,7 +796,7 @@ fn a_file_that_is_no_pid_file_is_neither_believed_nor_touched() {
 }
 
 #[test]
-fn another_user_s_pid_file_is_not_believed() {
+fn another_users_pid_file_is_not_used() {
     if !Uid::effective().is_root() {
         return skip("only root can give a file away");
     }
@@ -812,7 +812,7 @@ fn another_user_s_pid_file_is_not_believed() {
 }
 
 #[test]
-fn a_process_that_does_not_answer_is_told_from_one_that_does() {
+fn status_distinguishes_a_process_that_does_not_answer_from_one_that_does() {
     let closed = ClosedPort::new();
     let daemon = Daemon::none();
     let stranger = Stranger::with_locked(&daemon.pid_file);
@@ -874,7 +874,7 @@ fn a_server_whose_pid_file_is_gone_is_found_and_stopped_by_its_port() {
 }
 
 #[test]
-fn a_pid_file_that_is_swept_away_comes_back_by_itself_and_stop_goes_by_it() {
+fn a_removed_pid_file_is_written_again_and_stop_uses_it() {
     let daemon = Daemon::started("");
     let record = daemon.record();
     let _leftover = Leftover(daemon.pid());
@@ -898,7 +898,7 @@ fn a_pid_file_that_is_swept_away_comes_back_by_itself_and_stop_goes_by_it() {
 
 /// cron has no XDG_RUNTIME_DIR, and a login shell has one.
 #[test]
-fn a_server_whose_pid_file_lies_elsewhere_is_found_by_its_port_and_restarted() {
+fn a_server_with_another_pid_file_is_found_by_its_port_and_restarted() {
     let there = Daemon::started("");
     let (pid, address) = (there.pid(), there.address());
     let (_, port) = address.rsplit_once(':').expect("an address");
@@ -922,7 +922,7 @@ fn a_server_whose_pid_file_lies_elsewhere_is_found_by_its_port_and_restarted() {
 }
 
 #[test]
-fn a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names() {
+fn stop_with_only_a_pid_file_stops_no_other_server() {
     let daemon = Daemon::started("");
     let no_file = daemon.directory.path().join("no-such.pid");
     let stop = Outcome::of(program(["stop", "--pid-file"]).arg(no_file));
@@ -931,7 +931,7 @@ fn a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names() {
 }
 
 #[test]
-fn another_users_server_is_not_stopped_by_its_port_and_its_user_is_named() {
+fn another_users_server_is_not_stopped_by_its_port_and_the_error_names_the_user() {
     if !Uid::effective().is_root() {
         return skip("only root can be another user");
     }
@@ -957,7 +957,7 @@ fn another_users_server_is_not_stopped_by_its_port_and_its_user_is_named() {
 
 /// Anything may listen there and name a process that somebody would like to see ended.
 #[test]
-fn a_process_that_a_foreign_server_names_is_not_signalled() {
+fn a_process_that_is_not_the_answering_server_is_not_signalled() {
     let mut stranger = Stranger::new();
     let elsewhere = Daemon::started("");
     for (pid, why) in [
@@ -991,7 +991,7 @@ fn a_process_that_a_foreign_server_names_is_not_signalled() {
 }
 
 #[test]
-fn the_usual_pid_file_lies_in_the_runtime_directory_or_else_in_the_temporary_one() {
+fn the_default_pid_file_is_in_the_runtime_directory_or_else_in_the_temporary_one() {
     let directory = tempfile::tempdir().expect("a directory");
     let closed = ClosedPort::new();
     let port = closed.port.to_string();
@@ -1021,7 +1021,7 @@ fn a_pid_file_that_cannot_be_written_leaves_no_server_behind() {
 
 /// Each wrote its own record over the other's before, and one of the two servers was lost to stop and status.
 #[test]
-fn of_two_starts_at_once_one_wins_and_the_others_say_who_has_the_pid_file() {
+fn of_several_starts_at_once_one_wins_and_the_others_name_its_process() {
     let daemon = Daemon::none();
     let starts = [(); 6].map(|()| {
         let mut start = program(["start", "--port", "0", "--pid-file"]);
@@ -1041,7 +1041,7 @@ fn of_two_starts_at_once_one_wins_and_the_others_say_who_has_the_pid_file() {
 
 /// A file is the evidence, not the number in it: that may be any process's by now.
 #[test]
-fn the_pid_file_of_a_killed_server_is_stale_and_is_taken_over() {
+fn the_pid_file_of_a_killed_server_is_stale_and_is_reused() {
     let daemon = Daemon::started("");
     let pid = daemon.pid();
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("the server runs");
@@ -1058,7 +1058,7 @@ fn the_pid_file_of_a_killed_server_is_stale_and_is_taken_over() {
 }
 
 #[test]
-fn a_server_whose_pid_file_was_replaced_is_told_of_and_removes_nobody_elses() {
+fn a_server_whose_pid_file_was_replaced_is_reported_and_does_not_remove_the_new_one() {
     let daemon = Daemon::started("");
     let (pid, address) = (daemon.pid(), daemon.address());
     let (_, port) = address.rsplit_once(':').expect("an address");
@@ -1088,14 +1088,14 @@ fn a_server_whose_pid_file_was_replaced_is_told_of_and_removes_nobody_elses() {
 }
 
 #[test]
-fn a_started_server_that_is_told_to_end_removes_its_pid_file() {
+fn a_started_server_removes_its_pid_file_on_sigterm() {
     let daemon = Daemon::started("");
     kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGTERM).expect("the server runs");
     until("the file is gone", || !daemon.pid_file.exists());
 }
 
 #[test]
-fn a_pid_file_that_is_a_link_is_neither_believed_nor_followed() {
+fn a_pid_file_that_is_a_link_is_neither_used_nor_followed() {
     let (daemon, other) = (Daemon::none(), Daemon::started(""));
     std::os::unix::fs::symlink(&other.pid_file, &daemon.pid_file).expect("a link");
     for verb in [
@@ -1114,7 +1114,7 @@ fn a_pid_file_that_is_a_link_is_neither_believed_nor_followed() {
 
 /// A server that takes its time to have its ports has the lock, and has not written which process it is.
 #[test]
-fn who_asks_while_the_number_is_still_being_written_waits_for_it() {
+fn a_command_waits_until_the_process_id_is_written() {
     let daemon = Daemon::none();
     let mut stranger = Stranger::with_locked(&daemon.pid_file);
     let (file, text) = (
@@ -1139,7 +1139,7 @@ fn who_asks_while_the_number_is_still_being_written_waits_for_it() {
 }
 
 #[test]
-fn the_lock_is_closed_on_exec_and_the_servers_own() {
+fn the_pid_files_lock_belongs_to_the_server_alone_and_is_closed_on_exec() {
     let daemon = Daemon::started("");
     let process = PathBuf::from(format!("/proc/{}", daemon.pid()));
     let is_pid_file = |fd: &PathBuf| fs::read_link(fd).is_ok_and(|to| to == daemon.pid_file);
@@ -1156,7 +1156,7 @@ fn the_lock_is_closed_on_exec_and_the_servers_own() {
 }
 
 #[test]
-fn port_0_needs_a_pid_file_to_be_found_again() {
+fn a_server_on_port_0_needs_a_pid_file() {
     for verb in ["start", "restart", "stop", "status"] {
         let outcome = typed(&format!("{verb} --port 0"));
         outcome.expect(2, "");
@@ -1167,7 +1167,7 @@ fn port_0_needs_a_pid_file_to_be_found_again() {
 // --- lock, unlock, check, verify, ping, shutdown ---
 
 #[test]
-fn the_questions_answer_as_the_wire_does_and_with_an_exit_code() {
+fn the_verbs_print_the_wires_answers_and_set_an_exit_code() {
     let server = Foreground::run("--lock-timeout 30 --lock-attempt-timeout 0.1");
     server.typed("ping").expect(0, "1\n");
     server.typed("check KEYA").expect(1, "0\n");
@@ -1218,7 +1218,7 @@ fn a_note_is_shown_to_those_who_ask_for_the_key() {
 
 /// Seen to fail: `check` wrote the name as it is.
 #[test]
-fn no_name_tells_a_terminal_what_to_do() {
+fn no_name_sends_control_characters_to_a_terminal() {
     let server = Foreground::run("--lock-timeout 30");
     let ask = |args: &[&str]| {
         let mut command = program(args);
@@ -1241,7 +1241,7 @@ fn no_name_tells_a_terminal_what_to_do() {
 
 /// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` said a bare 0 or 1.
 #[test]
-fn a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait() {
+fn a_no_prints_the_holder_its_remaining_time_and_the_number_of_waiters_on_standard_error() {
     let server = Foreground::run("--lock-timeout 30");
     let path = "/LOCK/KEYA/C?lock_attempt_timeout=30";
     assert_eq!(server.typed("lock --name A KEYA").code, Some(0));
@@ -1292,7 +1292,7 @@ fn lock_waits_for_its_turn() {
 }
 
 #[test]
-fn a_lock_may_name_its_times_and_the_server_has_the_last_word() {
+fn a_lock_may_give_its_times_within_the_servers_range() {
     let server = Foreground::run("--lock-timeout 0.001 --lock-attempt-timeout 0.001");
     let locked = server.typed("lock --name A --lock-timeout 50 KEYA");
     let left = seconds_from_now(&locked.stdout);
@@ -1328,7 +1328,7 @@ fn renew_prints_the_new_end_or_0() {
 }
 
 #[test]
-fn under_a_fence_of_long_ago_nothing_is_unlocked_renewed_or_verified() {
+fn an_outdated_fence_unlocks_renews_and_verifies_nothing() {
     let server = Foreground::run("--lock-timeout 30");
     let lock = || {
         let outcome = server.typed("lock --name A --shell KEYA");
@@ -1365,7 +1365,7 @@ fn under_a_fence_of_long_ago_nothing_is_unlocked_renewed_or_verified() {
 
 /// It named the first holder, and advised to change one's own name.
 #[test]
-fn a_stale_fence_of_one_of_several_holders_is_called_so() {
+fn a_stale_fence_of_one_of_several_holders_is_reported_as_stale() {
     let server = Foreground::run("--lock-timeout 60");
     for name in ["OTHER", "X"] {
         let locked = server.typed(&format!("lock -s --name {name} KEYA"));
@@ -1431,7 +1431,7 @@ fn a_key_may_be_any_text() {
 
 /// Seen to fail with exit 1, which a script took for "somebody has it".
 #[test]
-fn a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has() {
+fn a_full_server_is_exit_69_and_a_taken_key_is_exit_1() {
     let server = Foreground::run("--lock-timeout 30 --max-keys 1 --max-waiters 1");
     assert_eq!(server.typed("lock --name A KEYA").code, Some(0));
     for line in ["lock --name B --try KEYB", "lock --name B --shell KEYB"] {
@@ -1444,7 +1444,7 @@ fn a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has() 
 }
 
 #[test]
-fn shutdown_ends_a_server_that_allows_it_and_no_other() {
+fn shutdown_ends_only_a_server_that_allows_it() {
     let mut server = Foreground::run("--allow-shutdown");
     server.typed("shutdown").expect(0, "1\n");
     assert_eq!(server.exit_code(), Some(0));
@@ -1460,7 +1460,7 @@ fn shutdown_ends_a_server_that_allows_it_and_no_other() {
 }
 
 #[test]
-fn no_server_is_exit_69_and_says_where_and_how_to_start_one() {
+fn without_a_server_the_exit_code_is_69_and_the_error_says_how_to_start_one() {
     let closed = ClosedPort::new();
     let address = format!("127.0.0.1:{}", closed.port);
     let questions = [
@@ -1538,7 +1538,7 @@ fn an_answer_that_cannot_be_written_is_exit_71_and_one_short_line() {
 }
 
 #[test]
-fn a_question_to_the_classic_port_hears_that_it_is_the_wrong_one() {
+fn a_command_at_the_classic_port_prints_that_it_is_the_wrong_port() {
     for options in ["", "--allow-shutdown"] {
         let server = Foreground::run(&format!("--classic-port 0 {options}"));
         let port = server.classic_port();
@@ -1569,7 +1569,7 @@ fn a_question_to_the_classic_port_hears_that_it_is_the_wrong_one() {
 }
 
 #[test]
-fn ping_says_what_answers_in_the_place_of_a_lock_server() {
+fn ping_prints_the_answer_of_a_program_that_is_not_a_lock_server() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
     thread::spawn(move || {
@@ -1591,7 +1591,7 @@ fn ping_gives_up_after_one_attempt() {
 }
 
 #[test]
-fn the_environment_says_where_and_who_and_options_win() {
+fn options_override_the_environments_address_and_name() {
     let server = Foreground::run("--lock-timeout 30");
     let closed = ClosedPort::new();
     let asked = |line: &str, address: &str, name: &str| {
@@ -1627,7 +1627,7 @@ fn the_environment_says_where_and_who_and_options_win() {
 }
 
 #[test]
-fn run_start_and_status_name_every_address_of_a_name() {
+fn run_start_and_status_print_every_address_of_a_host_name() {
     let hosts = "127.0.0.1 both.localhost\n::1 both.localhost\n\
                  127.0.1.1 vm.example\n2001:db8::1 vm.example\n";
     with_hosts(hosts, || {
@@ -1668,7 +1668,7 @@ fn run_start_and_status_name_every_address_of_a_name() {
 }
 
 #[test]
-fn an_address_in_the_environment_that_is_none_is_wrong_usage() {
+fn an_invalid_address_in_the_environment_is_wrong_usage() {
     for address in [
         "localhost:http",
         ":8004",
@@ -1688,7 +1688,7 @@ fn an_address_in_the_environment_that_is_none_is_wrong_usage() {
 
 #[cfg(not(feature = "tls"))]
 #[test]
-fn https_without_the_feature_is_wrong_usage_and_the_feature_is_named() {
+fn https_without_the_feature_is_wrong_usage_that_names_the_feature() {
     let mut command = program(["ping"]);
     let outcome = Outcome::of(command.env("LOCK_SERVER", "https://localhost:8004"));
     outcome.expect(2, "");
@@ -1825,7 +1825,7 @@ fn the_help_of_each_verb_fits_a_screen_and_names_the_values_of_options() {
 }
 
 #[test]
-fn lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it() {
+fn lock_shares_a_key_with_flocks_options_and_prints_the_number_of_holders() {
     let server = Foreground::run("--lock-timeout 60");
     for name in ["A", "B", "C"] {
         let locked = server.typed(&format!("lock -s --try --name {name} KEYA"));
@@ -1853,7 +1853,7 @@ fn lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it() {
 }
 
 #[test]
-fn only_one_of_shared_exclusive_and_slots_is_given() {
+fn shared_exclusive_and_slots_exclude_each_other() {
     for options in ["-s -x", "-s --slots 2", "-x --slots 1"] {
         let wrong = typed(&format!("lock {options} KEYA"));
         let why = "give one of --shared, --exclusive and --slots";
@@ -1956,14 +1956,14 @@ fn zsh_and_fish_understand_their_completion() {
 }
 
 #[test]
-fn version_is_the_package_s() {
+fn version_prints_the_packages_version() {
     let line = concat!("lock-server ", env!("CARGO_PKG_VERSION"), "\n");
     typed("--version").expect(0, line);
     typed("-V").expect(0, line);
 }
 
 #[test]
-fn wrong_usage_is_exit_2_and_points_to_the_help() {
+fn wrong_usage_is_exit_2_and_names_the_help() {
     let long_note = format!("lock --note {} K", "x".repeat(257));
     for (line, words) in [
         ("frob", ["frob", "lock-server --help"]),
@@ -2043,7 +2043,7 @@ fn wrong_usage_is_exit_2_and_points_to_the_help() {
 }
 
 #[test]
-fn wrong_usage_says_what_there_is_instead() {
+fn wrong_usage_suggests_the_right_word() {
     for (line, words) in [
         ("strat", "no such command: strat; did you mean start?\n"),
         (

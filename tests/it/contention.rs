@@ -12,7 +12,7 @@ use lock_server::{Options, Server};
 
 /// 64 threads, each with a client of its own, take 200 turns each.
 #[test]
-fn of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused() {
+fn of_64_clients_on_one_key_never_two_hold_it_and_none_is_refused() {
     const CLIENTS: usize = 64;
     const ROUNDS: usize = 200;
     let server = start(Options {

@@ -143,7 +143,7 @@ fn has_sender(pid: u32) -> bool {
 }
 
 #[test]
-fn each_event_has_its_fields_and_they_come_in_the_order_of_what_happened() {
+fn each_event_has_its_fields_and_events_arrive_in_order() {
     let (server, _) = server();
     let (a, b) = (server.client("A"), server.client("B"));
     lock(&a, "before", |_| ()).unwrap();
@@ -203,7 +203,7 @@ fn each_event_has_its_fields_and_they_come_in_the_order_of_what_happened() {
 
 /// A repeat of what is there already changes nothing, and is no event.
 #[test]
-fn a_lock_that_is_asked_again_is_told_once() {
+fn a_repeated_lock_is_one_event() {
     let (server, _) = server();
     let mut along = along(&server, "");
     for _ in 0..3 {
@@ -218,7 +218,7 @@ fn a_lock_that_is_asked_again_is_told_once() {
 }
 
 #[test]
-fn the_head_names_a_stream_that_no_proxy_keeps_and_head_answers_it_alone() {
+fn an_event_streams_headers_forbid_caching_and_head_returns_only_them() {
     let (server, _) = server();
     let along = along_with(&server, "", "Lock-Echo: mine\r\n");
     let of_run = Wire::to(&server)
@@ -248,7 +248,7 @@ fn the_head_names_a_stream_that_no_proxy_keeps_and_head_answers_it_alone() {
 
 /// What is sent behind it on its connection is not carried out: it has no answer.
 #[test]
-fn what_a_reader_sends_ahead_is_not_carried_out() {
+fn a_request_pipelined_behind_an_event_stream_is_not_carried_out() {
     let (server, pid) = server();
     let mut along = along(&server, "");
     let stream = along.lines.get_mut();
@@ -267,7 +267,7 @@ fn what_a_reader_sends_ahead_is_not_carried_out() {
 }
 
 #[test]
-fn those_who_read_along_are_counted() {
+fn readers_of_events_are_counted() {
     let (server, _) = server();
     let counted = || {
         let status: Value = serde_json::from_str(&ask(&server, "/status").body).expect("JSON");
@@ -292,7 +292,7 @@ fn those_who_read_along_are_counted() {
 
 /// A hundred readers are sent 50 events each in a tenth of a second, and not a thousand.
 #[test]
-fn events_that_come_too_fast_are_counted_and_the_others_are_in_order() {
+fn skipped_events_are_counted_and_the_others_are_in_order() {
     const KEYS: u64 = 2000;
     let (server, _) = server();
     let mut readers: Vec<_> = (0..100).map(|_| along(&server, "K")).collect();
@@ -364,7 +364,7 @@ fn a_reader_that_never_reads_is_dropped_and_nobody_waits_for_it() {
 }
 
 #[test]
-fn a_reader_that_hangs_up_is_noticed_though_nothing_happens() {
+fn a_reader_that_hangs_up_is_noticed_without_an_event() {
     let (server, pid) = server();
     let readers = [along(&server, ""), along(&server, "K")];
     until("it has its name", || has_sender(pid));
@@ -375,7 +375,7 @@ fn a_reader_that_hangs_up_is_noticed_though_nothing_happens() {
 }
 
 #[test]
-fn of_201_readers_the_last_is_refused_until_another_goes() {
+fn the_201st_reader_is_refused_until_another_leaves() {
     let (server, _) = server();
     let mut readers: Vec<_> = (0..200).map(|_| along(&server, "K")).collect();
     let ask = || -> Reply {
@@ -394,7 +394,7 @@ fn of_201_readers_the_last_is_refused_until_another_goes() {
 }
 
 #[test]
-fn the_end_of_the_server_ends_the_streams_at_once_after_what_happened_before() {
+fn when_the_server_ends_the_streams_end_after_the_last_event() {
     let (mut server, _) = server();
     let mut readers: Vec<_> = (0..3).map(|_| along(&server, "")).collect();
     server
@@ -412,7 +412,7 @@ fn the_end_of_the_server_ends_the_streams_at_once_after_what_happened_before() {
 }
 
 #[test]
-fn a_server_in_threads_leaves_nothing_of_its_streams_behind() {
+fn a_server_in_threads_ends_its_event_thread() {
     let mut server = Server::new(options());
     server.spawn().expect("it starts");
     let mut along = along(&server, "");
@@ -423,7 +423,7 @@ fn a_server_in_threads_leaves_nothing_of_its_streams_behind() {
 }
 
 #[test]
-fn a_server_with_tokens_asks_for_the_role_read_and_no_page_from_elsewhere_reads_along() {
+fn events_need_the_role_read_and_no_page_from_elsewhere_gets_them() {
     let file = TokenFile::new("read reader-token-1234567890\nlock locker-token-1234567890\n");
     let server = start(file.options());
     assert_eq!(Wire::to(&server).ask("/events").status, 401);
@@ -472,7 +472,7 @@ fn events_come_through_nginx_as_they_happen() {
 }
 
 #[test]
-fn a_comment_comes_where_nothing_happens() {
+fn a_stream_without_events_sends_comments() {
     let (server, _) = server();
     let mut along = along(&server, "");
     let begun = Instant::now();
@@ -482,7 +482,7 @@ fn a_comment_comes_where_nothing_happens() {
 }
 
 #[test]
-fn the_client_reads_along_until_it_is_called_off_or_the_server_ends() {
+fn the_client_reads_events_until_it_is_cancelled_or_the_server_ends() {
     let (mut server, pid) = server();
     let client = server.client("A");
     let cancel = CancelToken::new();
@@ -519,7 +519,7 @@ fn the_client_reads_along_until_it_is_called_off_or_the_server_ends() {
 }
 
 #[test]
-fn the_client_is_told_why_it_may_not_read_along() {
+fn the_client_returns_why_it_may_not_read_events() {
     let file = TokenFile::new("lock locker-token-1234567890\n");
     let server = start(file.options());
     match Client::new("A", "127.0.0.1", server.port()).events("") {
@@ -594,7 +594,7 @@ impl Typed {
 }
 
 #[test]
-fn the_command_prints_a_line_for_each_event_and_ends_quietly() {
+fn events_prints_a_line_for_each_event_and_ends_quietly_on_a_signal() {
     let (server, pid) = server();
     let client = server.client("two words");
     let mut typed = Typed::events(&server, pid, "--prefix K");
@@ -617,7 +617,7 @@ fn the_command_prints_a_line_for_each_event_and_ends_quietly() {
 }
 
 #[test]
-fn the_command_prints_the_json_of_the_server_as_it_is() {
+fn events_prints_the_servers_json_unchanged() {
     let (server, pid) = server();
     let mut typed = Typed::events(&server, pid, "--json");
     let mut along = along(&server, "");
@@ -634,7 +634,7 @@ fn the_command_prints_the_json_of_the_server_as_it_is() {
 
 /// As `| head -1` does: it ends also where nothing happens any more.
 #[test]
-fn the_command_ends_once_nobody_reads_its_output() {
+fn events_ends_once_nobody_reads_its_output() {
     let (server, pid) = server();
     let typed = Typed::events(&server, pid, "");
     assert_eq!(typed.end_unread(), (0, String::new()));
@@ -642,7 +642,7 @@ fn the_command_ends_once_nobody_reads_its_output() {
 }
 
 #[test]
-fn on_a_terminal_the_command_shows_the_time_of_day() {
+fn on_a_terminal_events_shows_the_time_of_day() {
     let (server, pid) = server();
     let mut command = command(&server, "events");
     let mut terminal = OnTerminal::spawn(command.env("TZ", "UTC"));
@@ -661,7 +661,7 @@ fn on_a_terminal_the_command_shows_the_time_of_day() {
 }
 
 #[test]
-fn the_command_comes_back_when_the_server_is_started_anew_and_says_so() {
+fn events_reconnects_to_a_restarted_server_and_prints_that() {
     let (mut server, pid) = server();
     let mut typed = Typed::events(&server, pid, "");
     let port = server.port();
@@ -685,7 +685,7 @@ fn the_command_comes_back_when_the_server_is_started_anew_and_says_so() {
 }
 
 #[test]
-fn the_command_ends_with_69_where_nobody_is_when_it_begins() {
+fn events_ends_with_69_without_a_server_at_its_start() {
     let (mut server, _) = server();
     let mut command = command(&server, "events");
     server.stop().unwrap();

@@ -8,7 +8,7 @@
 //! | **Locks** | |
 //! | never more live leases on one key than each of them allows, grants in the order of arrival, nobody waits while there is room, none to the dead, no key stuck, nothing left in the end | `mutual_exclusion::processes_that_die_sleep_and_hang_up_take_turns_on_every_key` |
 //! | that trial notices what it has to | `mutual_exclusion::the_examiner_notices_what_it_should` |
-//! | of many clients on one key never two are inside | `contention::of_64_clients_on_one_key_never_two_are_inside_and_none_is_refused` |
+//! | of many clients on one key never two are inside | `contention::of_64_clients_on_one_key_never_two_hold_it_and_none_is_refused` |
 //! | first come, first served | `contention::waiters_are_served_in_the_order_of_their_arrival` |
 //! | the same for thousands | `alone::http::eight_thousand_waiters_on_one_key_are_served_in_their_order` |
 //! | at the end of a lease the next one has the key, and its lease counts from then | `wire::a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_from_then` |
@@ -40,55 +40,55 @@
 //! | slots out of range are refused in a sentence | `slots::slots_out_of_their_range_are_refused_in_a_sentence` |
 //! | the client shares a key | `slots::the_client_shares_a_key_and_says_how_many_hold_it` |
 //! | and several at once | `slots::a_client_takes_several_keys_with_slots` |
-//! | lock does after flock's options | `command::lock_shares_a_key_after_flock_s_options_and_says_how_many_have_it` |
+//! | lock does after flock's options | `command::lock_shares_a_key_with_flocks_options_and_prints_the_number_of_holders` |
 //! | so does exec | `exec::readers_run_together_and_a_writer_alone` |
 //! | the original's wire locks alone | `slots::the_original_s_wire_locks_alone` |
 //! | **Breaking a hold** | |
-//! | BREAK ends the hold under a fence, and who waits has the key | `break_lock::a_hold_is_broken_under_its_fence_and_who_waits_has_the_key_at_once` |
+//! | BREAK ends the hold under a fence, and who waits has the key | `break_lock::a_hold_is_broken_by_its_fence_and_the_next_waiter_has_the_key_at_once` |
 //! | of several holders, that one | `break_lock::of_several_holds_the_one_with_the_fence_is_broken` |
-//! | who was granted the key since it was looked at keeps it | `break_lock::who_was_granted_the_key_since_it_was_looked_at_keeps_it` |
-//! | BREAK takes POST and a fence, and no page from elsewhere asks it | `break_lock::a_break_takes_post_and_a_fence` |
-//! | the original's wire does not know it | `break_lock::the_original_s_wire_breaks_nothing` |
-//! | without tokens it takes the option | `break_lock::without_tokens_it_takes_the_option` |
-//! | with tokens it takes an admin's | `break_lock::with_tokens_it_takes_the_role_admin_whatever_the_option_says` |
+//! | who was granted the key since it was looked at keeps it | `break_lock::a_holder_that_was_granted_the_key_after_the_look_keeps_it` |
+//! | BREAK takes POST and a fence, and no page from elsewhere asks it | `break_lock::a_break_needs_post_and_a_fence` |
+//! | the original's wire does not know it | `break_lock::the_classic_wire_breaks_no_hold` |
+//! | without tokens it takes the option | `break_lock::without_tokens_a_break_needs_the_option` |
+//! | with tokens it takes an admin's | `break_lock::with_tokens_a_break_needs_the_role_admin_whatever_the_option_is` |
 //! | the former holder is told, until ten minutes after its lease would have ended | `table::tests::broken::a_broken_hold_is_remembered_until_ten_minutes_after_its_lease_would_have_ended` |
-//! | the client says so | `break_lock::the_former_holder_is_told_that_its_lease_was_broken` |
-//! | and does not take a lost answer for a success | `break_lock::an_unlock_of_a_broken_hold_whose_answer_was_lost_has_unlocked_nothing` |
-//! | nor that to a BREAK for a no | `break_lock::a_break_whose_answer_was_lost_is_asked_again_and_not_taken_for_a_no` |
-//! | a repeat of its LOCK is a new one | `break_lock::a_lock_under_the_id_of_a_broken_hold_is_a_lock_like_any_other` |
+//! | the client says so | `break_lock::the_former_holder_learns_that_its_lease_was_broken` |
+//! | and does not take a lost answer for a success | `break_lock::a_repeated_unlock_of_a_broken_hold_returns_that_it_unlocked_nothing` |
+//! | nor that to a BREAK for a no | `break_lock::a_break_whose_answer_was_lost_is_repeated_and_its_result_is_unknown` |
+//! | a repeat of its LOCK is a new one | `break_lock::a_lock_with_the_request_id_of_a_broken_hold_is_a_new_lock` |
 //! | a guard, too | `break_lock::a_guard_learns_at_its_next_renewal_that_it_was_broken` |
-//! | exec ends its command | `break_lock::exec_ends_its_command_when_the_key_is_broken_and_says_so` |
-//! | unlock, renew and verify say so | `break_lock::unlock_renew_and_verify_say_that_the_hold_was_broken` |
-//! | the log says whose hold was broken by whom, and who was refused | `break_lock::the_log_says_whose_hold_was_broken_by_whom_and_from_where` |
+//! | exec ends its command | `break_lock::exec_ends_its_command_when_its_hold_is_broken_and_prints_that` |
+//! | unlock, renew and verify say so | `break_lock::unlock_renew_and_verify_print_that_the_hold_was_broken` |
+//! | the log says whose hold was broken by whom, and who was refused | `break_lock::the_log_names_the_broken_holder_and_who_broke_it_from_where` |
 //! | the command shows the hold and breaks that one | `break_lock::the_command_shows_the_hold_and_breaks_it` |
-//! | of several, the one that is named, or none | `break_lock::the_command_breaks_the_hold_that_was_meant_or_none` |
-//! | it asks on a terminal | `break_lock::on_a_terminal_the_command_asks_first` |
-//! | and not one who may not | `break_lock::who_may_not_break_is_told_so_before_the_question` |
-//! | elsewhere it wants --yes | `break_lock::without_a_terminal_the_command_asks_for_yes` |
-//! | who takes the key while it asks keeps it | `break_lock::who_takes_the_key_while_the_command_asks_keeps_it` |
+//! | of several, the one that is named, or none | `break_lock::the_command_breaks_only_the_hold_that_its_options_name` |
+//! | it asks on a terminal | `break_lock::on_a_terminal_break_asks_first` |
+//! | and not one who may not | `break_lock::a_user_who_may_not_break_learns_that_before_the_question` |
+//! | elsewhere it wants --yes | `break_lock::without_a_terminal_break_needs_the_option_yes` |
+//! | who takes the key while it asks keeps it | `break_lock::a_requester_that_takes_the_key_during_the_question_keeps_it` |
 //! | **Events** | |
-//! | each event has its fields, in the order of what happened, of the keys that begin so | `events::each_event_has_its_fields_and_they_come_in_the_order_of_what_happened` |
-//! | a repeat is no event | `events::a_lock_that_is_asked_again_is_told_once` |
-//! | the head is that of a stream, and HEAD answers it alone | `events::the_head_names_a_stream_that_no_proxy_keeps_and_head_answers_it_alone` |
-//! | what is sent behind it is not carried out | `events::what_a_reader_sends_ahead_is_not_carried_out` |
-//! | what comes too fast is counted | `events::events_that_come_too_fast_are_counted_and_the_others_are_in_order` |
+//! | each event has its fields, in the order of what happened, of the keys that begin so | `events::each_event_has_its_fields_and_events_arrive_in_order` |
+//! | a repeat is no event | `events::a_repeated_lock_is_one_event` |
+//! | the head is that of a stream, and HEAD answers it alone | `events::an_event_streams_headers_forbid_caching_and_head_returns_only_them` |
+//! | what is sent behind it is not carried out | `events::a_request_pipelined_behind_an_event_stream_is_not_carried_out` |
+//! | what comes too fast is counted | `events::skipped_events_are_counted_and_the_others_are_in_order` |
 //! | a reader that does not read is dropped, and nobody waits for it | `events::a_reader_that_never_reads_is_dropped_and_nobody_waits_for_it` |
-//! | one that hangs up is noticed | `events::a_reader_that_hangs_up_is_noticed_though_nothing_happens` |
-//! | 200 may read along | `events::of_201_readers_the_last_is_refused_until_another_goes` |
-//! | the server's end ends the streams, after what happened before | `events::the_end_of_the_server_ends_the_streams_at_once_after_what_happened_before` |
-//! | a server in threads leaves nothing of them behind | `events::a_server_in_threads_leaves_nothing_of_its_streams_behind` |
-//! | they take the role read, and no foreign page reads them | `events::a_server_with_tokens_asks_for_the_role_read_and_no_page_from_elsewhere_reads_along` |
+//! | one that hangs up is noticed | `events::a_reader_that_hangs_up_is_noticed_without_an_event` |
+//! | 200 may read along | `events::the_201st_reader_is_refused_until_another_leaves` |
+//! | the server's end ends the streams, after what happened before | `events::when_the_server_ends_the_streams_end_after_the_last_event` |
+//! | a server in threads leaves nothing of them behind | `events::a_server_in_threads_ends_its_event_thread` |
+//! | they take the role read, and no foreign page reads them | `events::events_need_the_role_read_and_no_page_from_elsewhere_gets_them` |
 //! | they come through nginx | `events::events_come_through_nginx_as_they_happen` |
-//! | a comment comes where nothing happens | `events::a_comment_comes_where_nothing_happens` |
-//! | the client reads along, and is called off | `events::the_client_reads_along_until_it_is_called_off_or_the_server_ends` |
-//! | it is told why it may not | `events::the_client_is_told_why_it_may_not_read_along` |
-//! | readers, and their questions, are counted | `events::those_who_read_along_are_counted` |
-//! | the command prints a line for each event | `events::the_command_prints_a_line_for_each_event_and_ends_quietly` |
-//! | with --json as the server wrote it | `events::the_command_prints_the_json_of_the_server_as_it_is` |
-//! | it ends once nobody reads it | `events::the_command_ends_once_nobody_reads_its_output` |
-//! | on a terminal it shows the time of day | `events::on_a_terminal_the_command_shows_the_time_of_day` |
-//! | it comes back to a server that is started anew | `events::the_command_comes_back_when_the_server_is_started_anew_and_says_so` |
-//! | where nobody is it ends with 69 | `events::the_command_ends_with_69_where_nobody_is_when_it_begins` |
+//! | a comment comes where nothing happens | `events::a_stream_without_events_sends_comments` |
+//! | the client reads along, and is called off | `events::the_client_reads_events_until_it_is_cancelled_or_the_server_ends` |
+//! | it is told why it may not | `events::the_client_returns_why_it_may_not_read_events` |
+//! | readers, and their questions, are counted | `events::readers_of_events_are_counted` |
+//! | the command prints a line for each event | `events::events_prints_a_line_for_each_event_and_ends_quietly_on_a_signal` |
+//! | with --json as the server wrote it | `events::events_prints_the_servers_json_unchanged` |
+//! | it ends once nobody reads it | `events::events_ends_once_nobody_reads_its_output` |
+//! | on a terminal it shows the time of day | `events::on_a_terminal_events_shows_the_time_of_day` |
+//! | it comes back to a server that is started anew | `events::events_reconnects_to_a_restarted_server_and_prints_that` |
+//! | where nobody is it ends with 69 | `events::events_ends_with_69_without_a_server_at_its_start` |
 //! | **Locks that outlive the server: the file** | |
 //! | what is held is held after a restart, under its fence | `store::what_is_held_is_held_after_a_restart_under_the_same_fence` |
 //! | and after a kill, where the same LOCK gets the same grant | `store::a_grant_that_was_told_outlives_a_kill_and_the_same_lock_gets_it_again` |
@@ -224,7 +224,7 @@
 //! | RENEW returns the new end, under the same fence | `leases::a_renewal_says_the_new_expiry_under_the_same_fence` |
 //! | RENEW without a time lasts as long as before | `leases::a_renewal_that_names_no_time_lasts_as_long_as_the_lease_did` |
 //! | RENEW takes nothing back | `leases::a_renewal_takes_nothing_back_of_what_an_earlier_answer_said` |
-//! | also where its answer is lost | `client::what_remains_of_a_lease_is_true_also_where_the_answer_to_a_shorter_renewal_was_lost` |
+//! | also where its answer is lost | `client::the_remaining_time_is_right_after_a_shorter_renewal_with_a_lost_answer` |
 //! | only the holder renews | `leases::a_renewal_by_anyone_but_the_holder_is_0` |
 //! | fences grow over all keys, and are exact in a JSON number | `leases::fences_grow_over_all_keys_and_are_exact_in_a_json_number` |
 //! | fences grow over a restart | `leases::fences_grow_over_a_restart` |
@@ -288,22 +288,22 @@
 //! | a real Prometheus reads the metrics | `metrics::prometheus_reads_the_metrics_with_and_without_a_token` |
 //! | the guide's alert rules are valid | `metrics::promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist` |
 //! | **Access** | |
-//! | each role of a token may what it is for | `access::each_role_may_what_it_is_for_and_no_more` |
-//! | SHUTDOWN takes an admin's token | `access::shutdown_takes_the_role_admin_whatever_allow_shutdown_says` |
-//! | the server's own page shows a token, a foreign one is turned away with one | `access::a_page_of_the_servers_own_shows_a_token_and_one_from_elsewhere_is_turned_away_with_one` |
-//! | `server.client()` and `server.env()` have a token | `access::the_clients_of_a_server_have_a_token_of_its_file` |
+//! | each role of a token may what it is for | `access::each_role_is_allowed_its_own_verbs_and_no_others` |
+//! | SHUTDOWN takes an admin's token | `access::shutdown_requires_the_role_admin_whatever_allow_shutdown_is` |
+//! | the server's own page shows a token, a foreign one is turned away with one | `access::a_page_of_the_server_may_send_a_token_and_a_page_from_elsewhere_is_refused_even_with_one` |
+//! | `server.client()` and `server.env()` have a token | `access::a_servers_own_clients_have_a_token_from_its_file` |
 //! | `Client::from_env` has one | `access::a_token_of_the_environment_is_read_by_from_env` |
 //! | and the command | `access::the_command_takes_its_token_from_the_environment_and_says_which_variable_is_missing` |
-//! | a token file is its owner's alone | `access::a_token_file_that_others_may_read_or_that_is_another_users_is_refused` |
-//! | a bad line is named by its number | `access::a_bad_line_is_named_by_its_number_and_its_token_is_not_shown` |
-//! | SIGHUP has it read anew, and a bad one changes nothing | `access::sighup_has_the_token_file_read_anew_and_a_bad_one_changes_nothing` |
-//! | also for a daemon, and with a relative path | `access::a_daemon_reads_a_relative_token_file_and_reads_it_anew` |
-//! | a classic port beside tokens has to be asked for | `access::a_classic_port_beside_tokens_has_to_be_asked_for` |
-//! | no token in a log | `access::a_token_stands_in_no_log_however_much_is_logged` |
-//! | many wrong tokens are answered slowly | `access::who_shows_many_wrong_tokens_is_answered_slowly_and_a_right_one_ends_that` |
-//! | and nobody else | `access::slow_answers_hold_no_thread_each_and_delay_nobody_else` |
+//! | a token file is its owner's alone | `access::a_token_file_that_others_may_read_or_own_is_refused` |
+//! | a bad line is named by its number | `access::the_error_of_a_bad_line_has_its_number_and_not_its_token` |
+//! | SIGHUP has it read anew, and a bad one changes nothing | `access::on_sighup_the_server_reads_the_token_file_again_and_ignores_a_bad_one` |
+//! | also for a daemon, and with a relative path | `access::a_daemon_reads_and_rereads_a_token_file_with_a_relative_path` |
+//! | a classic port beside tokens has to be asked for | `access::a_classic_port_with_tokens_needs_an_option_of_its_own` |
+//! | no token in a log | `access::no_log_level_logs_a_token` |
+//! | many wrong tokens are answered slowly | `access::after_many_wrong_tokens_answers_are_slow_until_a_right_one` |
+//! | and nobody else | `access::delayed_answers_take_no_thread_each_and_delay_nobody_else` |
 //! | the addresses that are remembered are bounded | `server::access::attempts::the_table_is_bounded_and_the_quietest_is_forgotten` |
-//! | a server that strangers can lock at warns | `access::a_server_beyond_loopback_warns_unless_all_have_to_show_a_token` |
+//! | a server that strangers can lock at warns | `access::a_server_beyond_loopback_warns_unless_all_need_a_token` |
 //! | **The status page** | |
 //! | shows what happens within two seconds | `page::the_page_shows_a_grant_a_wait_and_a_release_within_two_seconds` |
 //! | and how much of a lease is left | `page::the_bar_of_a_lease_knows_how_long_it_lasts_also_for_those_who_come_later` |
@@ -324,23 +324,23 @@
 //! | **The classic wire** | |
 //! | each verb answers with the original's bytes | `classic::each_verb_is_answered_with_the_bytes_of_the_original_however_the_request_is_written` |
 //! | both wires share the locks | `classic::each_wire_has_its_own_bytes_and_sees_the_others_locks` |
-//! | and one queue | `classic::waiters_of_both_wires_stand_in_one_queue` |
-//! | names are raw | `classic::names_are_raw` |
+//! | and one queue | `classic::waiters_of_both_wires_wait_in_one_queue` |
+//! | names are raw | `classic::names_on_the_classic_wire_are_not_decoded` |
 //! | a bad name is answered 0 | `classic::a_name_that_is_missing_empty_too_long_or_not_utf_8_is_answered_0` |
-//! | an unknown verb closes the connection | `classic::an_unknown_verb_gets_the_end_of_the_connection_and_nothing_else` |
-//! | a web page is turned away | `classic::what_a_web_page_sends_gets_the_end_of_the_connection_and_locks_nothing` |
-//! | a request is there whole within 10 s | `classic::a_request_that_is_not_there_after_10_s_gets_the_end_of_the_connection_and_a_waiter_does_not` |
-//! | and within 64 kB | `classic::a_request_of_more_than_64_kb_gets_the_end_of_the_connection` |
+//! | an unknown verb closes the connection | `classic::after_an_unknown_verb_the_server_closes_the_connection_without_an_answer` |
+//! | a web page is turned away | `classic::a_request_of_a_web_page_locks_nothing_and_its_connection_is_closed` |
+//! | a request is there whole within 10 s | `classic::an_incomplete_request_is_cut_off_after_10_s_and_a_waiter_is_not` |
+//! | and within 64 kB | `classic::after_a_request_of_more_than_64_kb_the_connection_is_closed` |
 //! | a waiter that is killed is never granted the key | `classic::a_waiter_killed_with_sigkill_is_never_granted_the_key` |
-//! | the end comes within a second, and waiters get 0 | `classic::the_end_comes_within_a_second_and_waiters_are_answered_0` |
-//! | HTTP at the classic port is told so | `classic::a_client_that_speaks_http_is_told_that_this_port_does_not` |
+//! | the end comes within a second, and waiters get 0 | `classic::the_server_ends_within_a_second_and_answers_its_waiters_0` |
+//! | HTTP at the classic port is told so | `classic::an_http_request_to_the_classic_port_is_answered_with_an_explanation` |
 //! | **Limits** | |
 //! | 64 connections at once are answered within 250 ms | `alone::http::of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
 //! | a waiter costs 32 kB, and 8,000 end with the server within a second | `alone::http::eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_second` |
 //! | an idle server takes half a percent of a core | `alone::http::an_idle_server_takes_less_than_half_a_percent_of_a_core` |
 //! | out of descriptors the locks stay, and connections are served within a second of some being free | `alone::http::out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
-//! | the same on the classic port | `classic::out_of_descriptors_the_locks_stay_and_connections_are_answered_once_some_are_free` |
-//! | its threads are bounded | `classic::threads_are_bounded_and_the_most_silent_client_makes_room_for_the_next` |
+//! | the same on the classic port | `classic::without_free_descriptors_the_locks_stay_and_new_connections_are_served_later` |
+//! | its threads are bounded | `classic::threads_are_bounded_and_the_client_that_was_silent_longest_makes_room` |
 //! | beyond `max_waiters` and `max_keys`: 503 | `alone::http::beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers` |
 //! | a huge body costs its own connection | `alone::http::a_huge_body_announced_costs_only_its_own_connection` |
 //! | a header line without an end takes no memory that stays | `alone::http::a_header_line_without_an_end_ends_its_connection_and_takes_no_memory_that_stays` |
@@ -389,10 +389,10 @@
 //! | and free the place of a client that goes | `proxies::who_hangs_up_at_a_proxy_of_the_page_leaves_the_queue` |
 //! | **The client** | |
 //! | a LOCK whose connection breaks at any byte is granted once | `client::a_lock_whose_connection_is_reset_at_any_byte_is_granted_once` |
-//! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_is_true_and_releases` |
-//! | a kept-open connection that the server closed is no error | `client::a_kept_open_connection_that_was_closed_meanwhile_is_no_error` |
+//! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_releases_and_returns_true` |
+//! | a kept-open connection that the server closed is no error | `client::a_pooled_connection_that_was_closed_meanwhile_is_no_error` |
 //! | a waiter whose connection breaks keeps its place | `client::a_waiter_whose_connection_breaks_keeps_its_place` |
-//! | `remaining` is never too long | `client::what_is_left_of_a_lease_is_never_more_than_the_server_says` |
+//! | `remaining` is never too long | `client::the_remaining_time_of_a_lease_is_never_more_than_the_server_has` |
 //! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away` |
 //! | in the end that is 69 | `proxied::where_a_proxy_answers_to_the_end_it_is_69_and_says_so` |
 //! | a LOCK may wait longer than a proxy does | `proxied::a_lock_keeps_its_place_where_a_proxy_does_not_wait_as_long_as_it` |
@@ -401,12 +401,12 @@
 //! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience` |
 //! | `LOCK_SERVER` may be `https://`, with the feature `tls` | `tls::the_command_locks_renews_verifies_and_unlocks_over_tls` |
 //! | `exec` hands it on | `tls::exec_hands_the_url_on_and_holds_its_key_over_tls` |
-//! | without the feature that is refused, and the feature is named | `command::https_without_the_feature_is_wrong_usage_and_the_feature_is_named` |
+//! | without the feature that is refused, and the feature is named | `command::https_without_the_feature_is_wrong_usage_that_names_the_feature` |
 //! | a certificate that is not to be trusted is 69, with a reason | `tls::a_certificate_that_is_not_to_be_trusted_is_69_and_says_why` |
 //! | and an error with its cause | `tls::a_client_is_told_as_data_why_there_is_no_tls` |
 //! | a record of TLS that is no answer ends no connection | `tls::a_record_of_tls_that_is_no_answer_ends_no_connection` |
-//! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_asked_twice` |
-//! | `lock_all`: all or none | `client::lock_all_locks_none_where_one_is_not_to_be_had` |
+//! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_repeated` |
+//! | `lock_all`: all or none | `client::lock_all_locks_none_if_one_is_taken` |
 //! | `guard_all`: all or none | `harness::guard_all_keeps_all_keys_or_none` |
 //! | a guard renews | `guard::a_guard_renews_its_lease_again_and_again_under_one_fence` |
 //! | a guard that a panic drops unlocks | `guard::a_guard_that_a_panic_drops_unlocks` |
@@ -416,14 +416,14 @@
 //! | another server's answer is no plain no | `other_server::what_another_server_says_of_a_lease_is_told_apart_from_a_no` |
 //! | a restarted server is another one | `other_server::a_server_that_was_restarted_is_another_one` |
 //! | without `Lock-Server` nothing is told apart | `other_server::servers_that_are_not_named_are_not_told_apart` |
-//! | a release asked twice is judged by who answers | `client::a_release_that_another_server_answers_is_an_error` |
+//! | a release asked twice is judged by who answers | `client::a_release_answered_by_another_server_is_an_error` |
 //! | the next run of a server with its store is the same one, for RENEW and VERIFY | `other_server::a_lease_stands_at_the_next_run_of_its_store_and_is_renewed_there` |
 //! | with another store, or none, it is not | `other_server::where_the_store_differs_or_one_has_none_another_server_answers` |
 //! | two runs of one store raise no alarm | `other_server::two_runs_of_one_store_are_never_taken_for_two_servers` |
 //! | a guard goes on there | `other_server::a_guard_goes_on_at_the_next_run_of_its_store` |
 //! | so does a command of `exec` | `exec::a_server_that_was_restarted_with_its_store_costs_the_command_nothing` |
-//! | a release whose answer was lost with the run before is true | `client::a_release_whose_answer_was_lost_is_true_where_the_next_run_has_the_same_store` |
-//! | and an error where the lease may have run out | `client::a_release_at_the_next_run_is_an_error_where_the_lease_may_have_run_out` |
+//! | a release whose answer was lost with the run before is true | `client::a_release_with_a_lost_answer_is_true_if_the_next_run_has_the_same_store` |
+//! | and an error where the lease may have run out | `client::a_release_at_the_next_run_is_an_error_if_the_lease_may_have_run_out` |
 //! | a guard hears that its lease is over | `guard::a_guard_hears_from_the_server_that_its_lease_is_over` |
 //! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_can_not_be_renewed_is_lost_at_its_deadline_for_good` |
 //! | a thousand guards take a few threads | `process::a_thousand_guards_are_kept_by_a_few_threads` |
@@ -465,32 +465,32 @@
 //! | show has holders and queue, and 1 is free | `listing::show_has_the_holders_and_then_the_queue_and_1_says_that_the_key_is_free` |
 //! | without a server they are 69 | `listing::without_a_server_list_and_show_are_69` |
 //! | **The command** | |
-//! | the verbs answer as the wire does, with exit codes | `command::the_questions_answer_as_the_wire_does_and_with_an_exit_code` |
+//! | the verbs answer as the wire does, with exit codes | `command::the_verbs_print_the_wires_answers_and_set_an_exit_code` |
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
 //! | a server whose pid file is gone is stopped by its port | `command::a_server_whose_pid_file_is_gone_is_found_and_stopped_by_its_port` |
-//! | one whose pid file lies elsewhere, too, and is restarted | `command::a_server_whose_pid_file_lies_elsewhere_is_found_by_its_port_and_restarted` |
-//! | a pid file that is removed comes back | `command::a_pid_file_that_is_swept_away_comes_back_by_itself_and_stop_goes_by_it` |
-//! | no process is signalled because a foreign server names it | `command::a_process_that_a_foreign_server_names_is_not_signalled` |
-//! | nor another user's server | `command::another_users_server_is_not_stopped_by_its_port_and_its_user_is_named` |
-//! | nor a server that the pid file does not name | `command::a_pid_file_without_a_port_stops_no_other_server_than_the_one_it_names` |
+//! | one whose pid file lies elsewhere, too, and is restarted | `command::a_server_with_another_pid_file_is_found_by_its_port_and_restarted` |
+//! | a pid file that is removed comes back | `command::a_removed_pid_file_is_written_again_and_stop_uses_it` |
+//! | no process is signalled because a foreign server names it | `command::a_process_that_is_not_the_answering_server_is_not_signalled` |
+//! | nor another user's server | `command::another_users_server_is_not_stopped_by_its_port_and_the_error_names_the_user` |
+//! | nor a server that the pid file does not name | `command::stop_with_only_a_pid_file_stops_no_other_server` |
 //! | `run` ends by SIGINT and SIGTERM with 0 | `command::sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait` |
-//! | `run` says where it serves once it does | `command::run_says_where_it_serves_once_it_does` |
-//! | run, start and status name every address of a name | `command::run_start_and_status_name_every_address_of_a_name` |
-//! | of two restarts at once one wins, and the other is told | `command::of_two_restarts_at_once_the_one_that_loses_is_told_to_restart_again` |
-//! | a no says who has the key, for how long, and how many wait | `command::a_no_says_on_standard_error_who_has_the_key_for_how_long_and_how_many_wait` |
-//! | and whether it was the fence | `command::a_stale_fence_of_one_of_several_holders_is_called_so` |
-//! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_server_that_is_full_is_exit_69_and_not_the_no_of_a_key_that_somebody_has` |
-//! | no server: 69 | `command::no_server_is_exit_69_and_says_where_and_how_to_start_one` |
-//! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_points_to_the_help` |
+//! | `run` says where it serves once it does | `command::run_prints_its_address_only_once_it_serves` |
+//! | run, start and status name every address of a name | `command::run_start_and_status_print_every_address_of_a_host_name` |
+//! | of two restarts at once one wins, and the other is told | `command::of_two_restarts_at_once_the_loser_advises_to_restart_again` |
+//! | a no says who has the key, for how long, and how many wait | `command::a_no_prints_the_holder_its_remaining_time_and_the_number_of_waiters_on_standard_error` |
+//! | and whether it was the fence | `command::a_stale_fence_of_one_of_several_holders_is_reported_as_stale` |
+//! | a refusal is 69, and never the 1 of a key that somebody has | `command::a_full_server_is_exit_69_and_a_taken_key_is_exit_1` |
+//! | no server: 69 | `command::without_a_server_the_exit_code_is_69_and_the_error_says_how_to_start_one` |
+//! | wrong usage: 2 | `command::wrong_usage_is_exit_2_and_names_the_help` |
 //! | an answer that can't be written is 71 | `command::an_answer_that_cannot_be_written_is_exit_71_and_one_short_line` |
-//! | no name tells a terminal what to do | `command::no_name_tells_a_terminal_what_to_do` |
-//! | wrong usage names what was meant | `command::wrong_usage_says_what_there_is_instead` |
+//! | no name tells a terminal what to do | `command::no_name_sends_control_characters_to_a_terminal` |
+//! | wrong usage names what was meant | `command::wrong_usage_suggests_the_right_word` |
 //! | the help of a verb fits a screen | `command::the_help_of_each_verb_fits_a_screen_and_names_the_values_of_options` |
 //! | every verb has help | `command::every_verb_has_help_with_an_example_and_exit_codes` |
-//! | `LOCK_SERVER_LOG` wins over `RUST_LOG` | `command::lock_server_log_wins_over_rust_log_and_an_empty_one_is_none` |
+//! | `LOCK_SERVER_LOG` wins over `RUST_LOG` | `command::lock_server_log_overrides_rust_log_unless_it_is_empty` |
 //! | a shell completes verbs, options and the command of `exec` | `command::bash_completes_verbs_options_and_the_command_of_exec` |
 //! | `--shell` | `command::a_shell_reads_what_lock_shell_prints_whatever_the_key` |
-//! | the environment says where and who | `command::the_environment_says_where_and_who_and_options_win` |
+//! | the environment says where and who | `command::options_override_the_environments_address_and_name` |
 //! | commands of one shell have one name, two shells have two | `command::commands_of_one_shell_have_one_name_and_two_shells_have_two` |
 //! | two containers of one host name have two | `command::two_containers_of_one_host_name_have_two_names` |
 //! | **exec** | |
@@ -557,10 +557,10 @@
 //! | a page that is wrong is named with its line | `guide::a_page_that_is_wrong_is_named_with_line_command_and_what_came` |
 //! | **The house** | |
 //! | no import circles | `architecture::there_are_no_import_circles` |
-//! | a room imports what its row names | `architecture::a_room_imports_what_its_row_of_the_architecture_page_names_and_nothing_else` |
-//! | the command uses the public API | `architecture::the_command_uses_the_public_api_alone` |
-//! | tiny_http in one room | `architecture::tiny_http_is_named_in_the_room_that_is_named_after_it_alone` |
-//! | files and functions are short | `architecture::no_file_has_more_than_450_lines_without_its_tests_and_no_function_more_than_60` |
+//! | a room imports what its row names | `architecture::a_room_imports_only_what_its_row_of_the_architecture_page_names` |
+//! | the command uses the public API | `architecture::the_command_uses_only_the_public_api` |
+//! | tiny_http in one room | `architecture::tiny_http_is_named_only_in_its_own_room` |
+//! | files and functions are short | `architecture::files_have_at_most_450_lines_without_tests_and_functions_at_most_60` |
 //! | one type for each name | `architecture::no_type_name_is_defined_twice` |
 
 #[path = "../common.rs"]
