@@ -1,4 +1,4 @@
-//! Who may ask: the tokens of a server, what each role may, and where a token never stands.
+//! The tokens of a server: what each role allows, and where a token must not appear.
 
 use std::fs::{self, DirEntry, Permissions};
 use std::io::Read;
@@ -101,7 +101,7 @@ fn each_role_is_allowed_its_own_verbs_and_no_others() {
     let unauthorized = (401, "unauthorized");
     let wrong_role = (403, "wrong-role");
     let yes = (200, "");
-    // With no token, a wrong one, and one of each role.
+    // The results without a token, with a wrong one, and with one of each role.
     for (path, none, read, lock, admin) in [
         ("/PING", yes, yes, yes, yes),
         ("/livez", yes, yes, yes, yes),
@@ -158,7 +158,7 @@ fn each_role_is_allowed_its_own_verbs_and_no_others() {
             basic("me", "wrong"),
             format!("{}{}", bearer(LOCK), bearer(LOCK)),
         ] {
-            // Each is one of a few from this address: a right one came between.
+            // None is delayed: the right tokens in between reset the count of wrong ones.
             let reply = ask(port, path, &headers);
             assert_eq!((reply.status, reply.result()), none, "{path} {headers}");
         }
@@ -442,7 +442,7 @@ fn the_command_takes_its_token_from_the_environment_and_says_which_variable_is_m
     refused.expect(69, "");
     refused.expect_stderr(&["(wrong-role)", "role lock", "LOCK_SERVER_TOKEN"]);
     ask(&["ping"], &[]).expect(0, "1\n");
-    // The server's own file serves as well, and wins.
+    // The server's own token file works, too, and overrides the token.
     let both = [
         ("LOCK_SERVER_TOKEN_FILE", file.text()),
         ("LOCK_SERVER_TOKEN", "some-other"),
@@ -508,7 +508,7 @@ fn no_log_level_logs_a_token() {
     }
 }
 
-/// Shows so many wrong tokens, each on a connection of its own that waits for the answer.
+/// Sends `count` wrong tokens, each on a connection of its own that waits for the answer.
 fn wrong_tokens(port: u16, count: usize) -> Vec<Wire> {
     let wrong = || {
         let mut wire = Wire::to_port(port);
@@ -538,13 +538,13 @@ fn after_many_wrong_tokens_answers_are_slow_until_a_right_one() {
     for _ in 0..2 {
         assert!(answer_to_a_wrong_token(port) >= second);
     }
-    // Ten were quicker than one: each of them had no second to wait.
+    // The first ten took less than ten seconds: none of them was delayed by a second.
     assert!(ten < second * 10, "{ten:?}");
-    // None is no wrong one.
+    // A request without a token does not count as one with a wrong token.
     let asked = Instant::now();
     assert_eq!(ask(port, "/CHECK/KEYA", "").status, 401);
     assert!(asked.elapsed() < second, "it waited");
-    // While one waits, a right one is answered before it, and on the same address.
+    // While a wrong one waits, a right one from the same address is answered first.
     let mut slow = wrong_tokens(port, 1).remove(0);
     assert_eq!(ask(port, "/CHECK/KEYA", &bearer(READ)).status, 200);
     assert!(!slow.has_answer());
@@ -553,7 +553,10 @@ fn after_many_wrong_tokens_answers_are_slow_until_a_right_one() {
     for _ in 0..10 {
         answer_to_a_wrong_token(port);
     }
-    assert!(asked.elapsed() < second * 10, "the row is over");
+    assert!(
+        asked.elapsed() < second * 10,
+        "the series of wrong tokens is over"
+    );
 }
 
 #[test]
@@ -585,13 +588,13 @@ fn delayed_answers_take_no_thread_each_and_delay_nobody_else() {
     for wire in &mut slow {
         assert_eq!(wire.reply().status, 401);
     }
-    // Each after a second, and not one after another.
+    // Each answer came a second after its request, so they did not wait for one another.
     assert!(
         asked.elapsed() < bound(Duration::from_secs(3)),
         "{:?}",
         asked.elapsed()
     );
-    // One that waits when the server ends is answered then. The right tokens have ended the row before.
+    // A delayed answer is sent when the server ends. The right tokens have ended the earlier series.
     for wire in &mut wrong_tokens(port, 10) {
         wire.reply();
     }
@@ -606,7 +609,7 @@ fn delayed_answers_take_no_thread_each_and_delay_nobody_else() {
 
 #[test]
 fn a_token_of_the_environment_is_read_by_from_env() {
-    // In a process of its own: other threads read the environment of this one.
+    // In a process of its own, since other threads read the environment of this one.
     let file = TokenFile::new(TOKENS);
     let server = start(file.options());
     let output = Command::new(std::env::current_exe().unwrap())
@@ -623,9 +626,9 @@ fn a_token_of_the_environment_is_read_by_from_env() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// What the test before runs.
+/// The process that the test before runs.
 #[test]
-#[ignore = "it is run by another test"]
+#[ignore = "run by another test"]
 fn program_with_a_token() {
     let client = Client::from_env("worker").unwrap();
     drop(client.guard("KEYA").unwrap());
@@ -648,7 +651,7 @@ fn a_server_beyond_loopback_warns_unless_all_need_a_token() {
             .map(|address: SocketAddr| address.ip())
             .unwrap();
         assert!(from.is_unspecified());
-        // It may answer before it has written that.
+        // Read after the server's end, since it may answer before it writes the warning.
         drop(server);
         fs::read_to_string(path)
             .unwrap()

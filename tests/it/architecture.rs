@@ -1,5 +1,5 @@
-//! The house keeps its shape: no import circle, no arrow that the table of the architecture page does not allow,
-//! tiny_http in one place, and one type for each name.
+//! The rules of the architecture: no import circle, only the imports that the table of the architecture page allows,
+//! tiny_http in one room, sizes, and unique type names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ fn modules() -> BTreeMap<String, String> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = module(path.strip_prefix(&root).expect("below it"));
                 let text = fs::read_to_string(&path).expect("text");
-                // What stands behind this is tests.
+                // Only tests follow this line.
                 let code = text.split("#[cfg(test)]\nmod tests {").next();
                 modules.insert(name, code.unwrap_or_default().to_string());
             }
@@ -45,7 +45,7 @@ fn imports(module: &str, code: &str) -> Vec<String> {
     });
     for statement in statements {
         let statement: String = statement.split_whitespace().collect();
-        // A list in braces is a path for each of its parts, one level deep: deeper ones name no file here.
+        // Splits a list in braces into its parts, one level deep: deeper levels name no file.
         let (head, list) = statement.split_once('{').unwrap_or((&statement, ""));
         let head = resolve(module, head);
         match (head, list) {
@@ -60,7 +60,7 @@ fn imports(module: &str, code: &str) -> Vec<String> {
     paths
 }
 
-/// A path within the crate from its root. `None` if it leads out of it.
+/// The path from the crate's root. `None` for a path outside the crate.
 fn resolve(module: &str, path: &str) -> Option<String> {
     if let Some(path) = path.strip_prefix("crate::") {
         return Some(path.into());
@@ -82,7 +82,7 @@ fn resolve(module: &str, path: &str) -> Option<String> {
     })
 }
 
-/// The file that a path leads to: the longest beginning of it that is one.
+/// The file that a path leads to: the longest prefix that is a file.
 fn file<'m>(modules: &'m BTreeMap<String, String>, path: &str) -> Option<&'m str> {
     let mut path = path;
     loop {
@@ -93,8 +93,7 @@ fn file<'m>(modules: &'m BTreeMap<String, String>, path: &str) -> Option<&'m str
     }
 }
 
-/// From each file to those that it imports. A file that imports what it is the parent of, or the other way round for
-/// a parent's own items, is one room with it.
+/// For each file, the files that it imports. Imports between a file and its submodules do not count.
 fn arrows(modules: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>> {
     let is_parent = |one: &str, other: &str| other.starts_with(&format!("{one}::"));
     modules
@@ -108,7 +107,7 @@ fn arrows(modules: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>> 
         .collect()
 }
 
-/// Everything that can be reached.
+/// All files that can be reached from one.
 fn reached<'m>(arrows: &BTreeMap<&'m str, BTreeSet<&'m str>>, from: &'m str) -> BTreeSet<&'m str> {
     let mut reached = BTreeSet::new();
     let mut next = vec![from];
@@ -125,7 +124,7 @@ fn reached<'m>(arrows: &BTreeMap<&'m str, BTreeSet<&'m str>>, from: &'m str) -> 
 #[test]
 fn there_are_no_import_circles() {
     let modules = modules();
-    assert!(modules.len() > 50, "the files are found");
+    assert!(modules.len() > 50, "too few files were found");
     let arrows = arrows(&modules);
     let circular: Vec<&str> = arrows
         .keys()
@@ -181,7 +180,7 @@ fn room_of<'r>(rooms: &'r [Room], file: &str) -> &'r Room {
 #[test]
 fn a_room_imports_only_what_its_row_of_the_architecture_page_names() {
     let (modules, rooms) = (modules(), rooms());
-    assert!(rooms.len() > 15, "the table is read");
+    assert!(rooms.len() > 15, "too few rows were read");
     let mut used = BTreeSet::new();
     for (from, targets) in arrows(&modules) {
         let room = room_of(&rooms, from);
@@ -249,7 +248,7 @@ fn files_have_at_most_450_lines_without_tests_and_functions_at_most_60() {
             if is_function && !line.ends_with([';', '}']) {
                 let end = format!("{}}}", &line[..indent]);
                 let length = lines[begin..].iter().position(|line| *line == end);
-                // A method that a trait only declares has no end of its own, and is short.
+                // A method that a trait only declares has no end, and is short.
                 let length = length.map_or(0, |last| last + 1);
                 assert!(length <= 60, "{name}: {length} lines: {line}");
             }

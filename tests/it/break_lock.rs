@@ -1,4 +1,4 @@
-//! BREAK: who may end whose hold, what becomes of it, and who learns of it.
+//! BREAK: who may end a hold, what happens then, and who learns of it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ fn a_hold_is_broken_by_its_fence_and_the_next_waiter_has_the_key_at_once() {
             assert_eq!((reply.body.as_str(), reply.result()), ("0\n", "broken"));
         }
     }
-    // The other one's hold has another fence.
+    // CLIENT_B's hold has another fence.
     let reply = post(&server, &path, "");
     assert_eq!((reply.status, reply.result()), (200, "stale-fence"));
     assert_eq!(ask(&server, "/VERIFY/KEYA/CLIENT_B").body, "1\n");
@@ -154,7 +154,7 @@ fn the_classic_wire_breaks_no_hold() {
         assert_eq!(Wire::to_port(port).send(request).rest(), "");
     }
     assert!(server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
-    // Its words are those of the original: a broken hold is none.
+    // The classic wire has only the original's answers: a broken hold is simply no hold.
     assert!(server.client("OPERATOR").break_lock("KEYA", fence).unwrap());
     let verify = "GET /VERIFY/KEYA/CLIENT_A\n\n";
     assert_eq!(Wire::to_port(port).send(verify).rest(), "0\n");
@@ -246,7 +246,8 @@ fn the_former_holder_learns_that_its_lease_was_broken() {
     );
 }
 
-/// Its answer says that nothing was unlocked. Without the word `broken`, that was this very UNLOCK.
+/// The repeated UNLOCK returns that nothing was unlocked. Without the word `broken`, the client would assume that its
+/// first UNLOCK did it.
 #[test]
 fn a_repeated_unlock_of_a_broken_hold_returns_that_it_unlocked_nothing() {
     let server = server();
@@ -312,7 +313,7 @@ fn a_guard_learns_at_its_next_renewal_that_it_was_broken() {
             .break_lock("KEYA", guard.fence())
             .unwrap()
     );
-    // Longer than any test may take; it comes at the renewal.
+    // The time-out only ends a failed test: the call comes with the next renewal.
     is_lost.recv_timeout(LONG).expect("it is called");
     assert!(!guard.is_held());
     match guard.check() {
@@ -491,7 +492,7 @@ fn without_a_terminal_break_needs_the_option_yes() {
 fn on_a_terminal_break_asks_first() {
     let server = server();
     let fence = locked(&server, "KEYA", "CLIENT_A");
-    // Ctrl-D ends what is typed: that is no yes.
+    // Ctrl-D ends the input, which is not a yes.
     for (answer, code) in [("\n", 1), ("n\n", 1), ("\x04", 1), ("yes\n", 0)] {
         let mut terminal = OnTerminal::spawn(&mut command(&server, "break KEYA"));
         terminal.until_seen(&format!("CLIENT_A under fence {fence}"));

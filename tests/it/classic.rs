@@ -1,5 +1,5 @@
-//! The original's wire on a port of its own: as transcripts, under load and faults, and with clients that
-//! are processes.
+//! The wire of the Perl original on a port of its own: as transcripts, under load and faults, and with clients in
+//! processes of their own.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -27,8 +27,7 @@ fn classic() -> Options {
     }
 }
 
-/// Leases and patience last longer than a test's client waits for an answer: what is answered here was
-/// not waited for.
+/// Leases and attempt time-outs longer than a test's client waits: an answer that comes did not wait for a time-out.
 fn patient() -> Options {
     Options {
         lock_timeout: Duration::from_secs(600),
@@ -37,7 +36,7 @@ fn patient() -> Options {
     }
 }
 
-/// A server where waiting is over soon.
+/// A server with a short attempt time-out.
 fn impatient() -> Options {
     Options {
         lock_attempt_timeout: ms(50),
@@ -60,7 +59,7 @@ fn transcript(server: &Server, request: impl AsRef<[u8]>) -> String {
     closed.expect("an answer and the end of the connection")
 }
 
-/// Asks as the original's client does.
+/// Sends a request as the original's client does, and returns the body.
 fn bare(server: &Server, path: &str) -> String {
     transcript(server, original(path))
 }
@@ -69,8 +68,7 @@ fn original(path: &str) -> String {
     format!("GET {path}\n\n")
 }
 
-/// A LOCK that is known to stand in the queue: of two of the same name one is refused at once, and the
-/// other waits.
+/// A LOCK that is certainly in the queue: of two with one name, one is refused at once, so the other waits.
 fn waiting_line(port: u16, key: &str, requester: &str) -> Wire {
     let mut pair = [Wire::to_port(port), Wire::to_port(port)];
     for wire in &mut pair {
@@ -91,7 +89,7 @@ fn waiting(server: &Server, key: &str, requester: &str) -> Wire {
     waiting_line(line_port(server), key, requester)
 }
 
-/// Whether it is what a granted LOCK is answered with: Unix seconds with six decimals, and a line feed.
+/// Whether it is the body of a granted LOCK: Unix seconds with six decimals, and a line feed.
 fn is_lease(answer: &str) -> bool {
     let digits =
         |text: &str, count| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -143,18 +141,18 @@ fn http_answer(headers: &str, body: &str) -> String {
     )
 }
 
-/// What says yes on each wire.
+/// A yes on each wire.
 fn yes() -> [String; 2] {
     ["1\n".into(), http_answer("", "1\n")]
 }
 
-/// What says no on each wire.
+/// A no on each wire.
 fn no(result: &str) -> [String; 2] {
     let header = format!("Lock-Result: {result}\r\n");
     ["0\n".into(), http_answer(&header, "0\n")]
 }
 
-/// What each wire says that tells who holds the key: CLIENT_A, and nobody waits for it.
+/// These answers with the headers of the holder, CLIENT_A, and no waiters.
 fn held([classic, http]: [String; 2]) -> [String; 2] {
     let holder = "\r\nLock-Holder: CLIENT_A\r\nLock-Holder-Expires-In: S\r\nLock-Holders: 1\r\nLock-Waiters: 0\r\n\r\n";
     [classic, http.replace("\r\n\r\n", holder)]
@@ -220,7 +218,7 @@ fn waiters_of_both_wires_wait_in_one_queue() {
     assert!(is_lease(&last.until_closed().unwrap()));
 }
 
-/// Seen to fail while the HTTP transport looked at the address of the other end alone.
+/// Seen to fail while the HTTP transport compared only the address of the other end.
 #[test]
 fn the_http_transport_never_closes_a_classic_connection_from_the_same_port() {
     let server = start(patient());
@@ -444,7 +442,7 @@ fn after_a_request_of_more_than_64_kb_the_connection_is_closed() {
         "\0".repeat(1 << 20),
     ] {
         let mut wire = line(&server);
-        // Cut off, it fails.
+        // Fails once the server has closed the connection.
         let _ = wire.stream().write_all(request.as_bytes());
         assert_eq!(wire.rest(), "", "{:?}", &request[..20]);
         assert!(wire.is_closed());
@@ -474,7 +472,7 @@ fn an_incomplete_request_is_cut_off_after_10_s_and_a_waiter_is_not() {
     let mut trickle = line(&server);
     trickle.send("GET /CHECK/");
     until("the trickle is cut off", || {
-        // Cut off, it fails.
+        // Fails once the server has closed the connection.
         let _ = trickle.stream().write_all(b"x");
         thread::sleep(ms(100));
         assert!(!waiter.has_answer());
@@ -500,13 +498,13 @@ fn a_client_that_does_not_read_delays_nobody_and_can_read_its_answer_later() {
     for wire in &mut crowd {
         wire.send(original("/PING"));
     }
-    // Some say more than anyone reads, until they are cut off.
+    // Some send without end, until the server cuts them off.
     let mut endless: Vec<Wire> = (0..4).map(|_| line(&server)).collect();
     for wire in &mut endless {
         wire.send(original("/PING"));
         wire.stream().set_nonblocking(true).unwrap();
     }
-    until("each of the endless has lost its connection", || {
+    until("the server has closed each of them", || {
         assert_eq!(bare(&server, "/PING"), "1\n");
         endless.retain(|wire| match wire.stream().write(&[b'x'; 10_000]) {
             Ok(_) => true,
@@ -553,8 +551,10 @@ fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone_on_either_
             0 => again.get(&format!("/LOCK/KEYA/{name}")),
             _ => again.send(original(&format!("/LOCK/KEYA/{name}"))),
         };
-        // The number of those who wait tells nothing: one of them may be the client that has gone.
-        until("it is asked", || sleeps(pid) && sleeps(pid));
+        // The number of waiters does not show it: the client that has gone may still count.
+        until("the server has read the LOCK", || {
+            sleeps(pid) && sleeps(pid)
+        });
         assert!(!again.has_answer(), "round {round}: {}", again.rest());
         let waiters = ask(&server, "/CHECK/KEYA");
         assert_eq!(waiters.header("Lock-Waiters"), Some("1"));
@@ -679,7 +679,7 @@ fn without_free_descriptors_the_locks_stay_and_new_connections_are_served_later(
         for wire in &mut crowd {
             wire.send("GET /PI");
         }
-        // The HTTP transport has one more, that of the connection it is waiting for: not to be seen, but taken.
+        // One descriptor is not visible: the HTTP transport has reserved it for the connection that it accepts next.
         until("no descriptor is left", || {
             server.descriptors_below(MOST) >= MOST - 1
         });
@@ -700,7 +700,7 @@ fn without_free_descriptors_the_locks_stay_and_new_connections_are_served_later(
     let told = log.matches("no classic connection is accepted").count();
     assert_eq!(
         told, 1,
-        "told once, however often it happens at a time:\n{log}"
+        "logged once, however often it happens at a time:\n{log}"
     );
     assert!(!log.contains("panicked"), "{log}");
 }
@@ -808,7 +808,7 @@ fn a_killed_server_leaves_its_classic_port_free() {
     });
 }
 
-/// What each of the two says is on one clock, the system's.
+/// Both processes report times of the system clock.
 #[test]
 fn two_processes_take_turns_and_each_waits_about_as_long_as_the_other_holds() {
     const TURNS: usize = 3;
@@ -885,16 +885,16 @@ fn a_client_that_resets_its_connection_after_the_answer_keeps_the_lease() {
     }
 }
 
-// The clients that are processes of their own: this very program, playing the test below.
+// Clients in processes of their own: this test program, which runs the test below.
 
-/// What a client process is to do: a port, a name and how many turns to take.
+/// The task of a client process: a port, a name and the number of turns.
 const CLIENT: &str = "LOCK_SERVER_TEST_CLIENT";
 
 /// How long a client process holds the key.
 const HOLD: Duration = ms(200);
 
 #[test]
-#[ignore = "it is a client that other tests start"]
+#[ignore = "a client that other tests start"]
 fn client_process() {
     let Ok(task) = std::env::var(CLIENT) else {
         return;
@@ -907,7 +907,7 @@ fn client_process() {
         let mut wire = Wire::to_port(port);
         wire.send(original(&format!("{path}/KEYA/{name}")));
         if name.starts_with("dead") {
-            // What nobody reads may not hide the end of the connection.
+            // Bytes that nobody reads must not hide the end of the connection.
             wire.send("\n");
         }
         wire.until_closed().unwrap()
@@ -921,7 +921,7 @@ fn client_process() {
         let released = now();
         assert_eq!(ask("/UNLOCK"), "1\n");
         let [asked, granted, released] = [asked, granted, released].map(|time| time.as_micros());
-        // The standard output is the harness's.
+        // To standard error, since standard output belongs to the test harness.
         eprintln!("turn {asked} {granted} {released}");
     }
 }
@@ -934,7 +934,7 @@ struct Turn {
     released: Duration,
 }
 
-/// It is killed when it is dropped.
+/// A client process. Dropping it kills it.
 struct ClientProcess(Child);
 
 impl ClientProcess {
@@ -957,13 +957,13 @@ impl ClientProcess {
         ClientProcess(process.unwrap())
     }
 
-    /// Ends it, and reaps it.
+    /// Kills the process and reaps it.
     fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// What it did, when it has ended.
+    /// Waits for the end of the process, and returns its turns.
     fn turns(mut self) -> Vec<Turn> {
         let mut said = String::new();
         let stderr = self.0.stderr.as_mut().expect("it is piped");
@@ -991,7 +991,7 @@ impl ClientProcess {
 
 impl Drop for ClientProcess {
     fn drop(&mut self) {
-        // It has ended already unless the test failed.
+        // Both fail if it has ended already, as it has unless the test failed.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -1070,7 +1070,7 @@ impl Foreground {
 
 impl Drop for Foreground {
     fn drop(&mut self) {
-        // It has ended already unless the test failed.
+        // Both fail if it has ended already, as it has unless the test failed.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

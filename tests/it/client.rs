@@ -1,4 +1,4 @@
-//! What a client is told of its leases, and what it does when its connections break.
+//! What a client returns about its leases, and what it does when its connections break.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ use lock_server::{
     StoreAddress,
 };
 
-/// A server whose leases and patience do not end during a test.
+/// A server whose leases and attempt time-outs last longer than a test.
 fn patient() -> Server {
     start(Options {
         lock_timeout: PATIENCE,
@@ -23,7 +23,7 @@ fn patient() -> Server {
     })
 }
 
-/// A client that comes at once where a connection broke, and never asks for the server's times.
+/// A client that retries at once after a broken connection, and never asks for the server's times.
 fn client(port: u16) -> Client {
     let retry = ClientOptions {
         reconnect_attempts: 3,
@@ -79,7 +79,7 @@ fn waiters(server: &Server, key: &str) -> usize {
 
 // Options.
 
-/// Each of these is the same acquire, where the key is.
+/// Options with one request ID: calls for the same key are the same acquire.
 fn named(patience: Duration) -> LockOptions {
     LockOptions {
         lock_attempt_timeout: Some(patience),
@@ -129,7 +129,7 @@ fn a_last_call_with_the_same_id_gives_up_the_wait() {
 
 #[test]
 fn each_try_ends_within_the_time_of_the_options() {
-    // Takes connections, and answers none.
+    // Accepts connections, and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = silent.local_addr().expect("it is bound").port();
     let hasty = ClientOptions {
@@ -175,7 +175,7 @@ fn the_remaining_time_of_a_lease_is_never_more_than_the_server_has() {
         let lease = granted(client.lock(&format!("KEY{key}")));
         let reply = ask(&server, &format!("/VERIFY/{}/CLIENT_A", lease.key));
         let left: f64 = reply.header("Lock-Expires-In").unwrap().parse().unwrap();
-        // The server has cut off less than a millisecond.
+        // The server truncates to milliseconds.
         assert!(lease.remaining() < Duration::from_secs_f64(left) + ms(1));
     }
 }
@@ -215,7 +215,7 @@ fn an_outdated_lease_releases_renews_and_verifies_nothing() {
     let stale = granted(client.lock("KEYA"));
     assert!(client.verify(&stale).unwrap());
     assert!(client.release(&stale).unwrap());
-    // Another process of this name.
+    // Another process with this name.
     let current = granted(client.lock("KEYA"));
     assert!(current.fence > stale.fence);
     assert!(!client.verify(&stale).unwrap());
@@ -253,7 +253,7 @@ fn after_a_wait_the_client_asks_for_the_remaining_time() {
     let port = scripted(|path| match path {
         "/VERIFY/KEYA/CLIENT_A?fence=7" => told("1\n", "3600.000"),
         _ => {
-            // As one does that waits for its turn.
+            // As long as a LOCK that waits for its turn.
             thread::sleep(ms(350));
             told(EXPIRY, "3.000")
         }
@@ -262,7 +262,7 @@ fn after_a_wait_the_client_asks_for_the_remaining_time() {
     assert!(lease.remaining() > ms(3_000_000));
 }
 
-/// The server was restarted between the grant and the question.
+/// The server is restarted between the grant and the question for the remaining time.
 #[test]
 fn after_a_wait_the_client_asks_the_next_run_of_the_store_for_the_remaining_time() {
     let port = scripted(|path| match path {
@@ -270,7 +270,7 @@ fn after_a_wait_the_client_asks_the_next_run_of_the_store_for_the_remaining_time
             with_headers(&told("1\n", "3600.000"), &names("two", Some("s")))
         }
         _ => {
-            // As one does that waits for its turn.
+            // As long as a LOCK that waits for its turn.
             thread::sleep(ms(350));
             with_headers(&told(EXPIRY, "3.000"), &names("one", Some("s")))
         }
@@ -285,7 +285,7 @@ fn a_lease_that_ended_before_its_answer_arrived_has_no_remaining_time() {
         if path.starts_with("/VERIFY/") {
             return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n0\n".into();
         }
-        // As a network does that is slower than the lease is long.
+        // Like a network that is slower than the lease is long.
         thread::sleep(ms(50));
         told(EXPIRY, "0.020")
     });
@@ -366,7 +366,7 @@ fn all_keys_share_one_attempt_timeout() {
             8.9
         };
         assert!(patience <= most, "{path}");
-        // As a key does that is not free.
+        // Like a key that is taken.
         thread::sleep(ms(100));
         told(EXPIRY, "3600.000")
     });
@@ -417,7 +417,7 @@ fn a_key_lost_during_the_wait_for_another_is_an_error() {
     until("it waits", || waiters(&server, "B") == 1);
     assert!(
         client.unlock("A").unwrap(),
-        "as a careless process of this name would"
+        "as another process with this name might"
     );
     assert!(other.release(&held).unwrap());
     let error = all.join().unwrap().unwrap_err();
@@ -430,7 +430,8 @@ fn a_key_lost_during_the_wait_for_another_is_an_error() {
 
 // Connections that break.
 
-/// Calls with each cut in turn, until one comes too late to be noticed. `false` is a cut that nobody noticed.
+/// Calls `exchange` with a cut after each number of bytes, until the cut comes too late: then `exchange` returns
+/// `false`.
 fn at_each_byte(mut exchange: impl FnMut(usize, Cut) -> bool) {
     let mut number = 0;
     for cut in [Cut::Request, Cut::Reply] {
@@ -443,11 +444,11 @@ fn at_each_byte(mut exchange: impl FnMut(usize, Cut) -> bool) {
     }
 }
 
-/// After a cut at any byte, one grant stands, and the client knows it.
+/// After a cut at any byte there is one grant, and the client has it.
 fn is_granted_once(how: Break) {
     let server = patient();
     at_each_byte(|number, cut| {
-        // One that comes late disturbs no other.
+        // A key for each round, so that a late request disturbs no other round.
         let key = format!("KEY{number}");
         let proxy = Proxy::to(server.port(), cut, how);
         let client = client(proxy.port);
@@ -504,7 +505,7 @@ fn a_renewal_whose_connection_breaks_at_any_byte_renews_this_lease() {
 fn a_release_that_may_have_been_too_late_is_an_error() {
     let server = patient();
     let proxy = || Proxy::to(server.port(), Cut::Reply(0), Break::Close);
-    // That is over before it is released.
+    // A lease that ends before its release.
     let brief = granted(server.client("CLIENT_A").lock_with("KEYA", &lasting(ms(1))));
     until("it is over", || {
         fence(&server, "KEYA").is_none() && brief.remaining().is_zero()
@@ -515,7 +516,7 @@ fn a_release_that_may_have_been_too_late_is_an_error() {
         "{error:?}"
     );
     assert!(!server.client("CLIENT_A").release(&brief).unwrap());
-    // Of which nobody knows how long it lasts.
+    // A release by fence: the client does not know how long the lease lasts.
     let lease = granted(server.client("CLIENT_A").lock("KEYA"));
     let error = client(proxy().port)
         .unlock_fenced("KEYA", lease.fence)
@@ -524,8 +525,8 @@ fn a_release_that_may_have_been_too_late_is_an_error() {
     assert_eq!(fence(&server, "KEYA"), None);
 }
 
-/// Answers one question, and breaks the connection when it has read the next; a moment later one listens there that
-/// says no, with this word. Each answer has the headers that are given for it.
+/// A server that answers one request, and breaks the connection after reading the next one. A moment later a server
+/// listens there that answers `0` with this word. Each answer has the headers that are given for it.
 fn away_for_a_moment(before: String, after: String, word: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -537,7 +538,7 @@ fn away_for_a_moment(before: String, after: String, word: &'static str) -> u16 {
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
         drop(listener);
         drop(stream);
-        // As a restart takes.
+        // As long as a restart takes.
         thread::sleep(ms(500));
         let (mut stream, _) = TcpListener::bind(address).unwrap().accept().unwrap();
         assert_ne!(stream.read(&mut [0; 4096]).expect("a question"), 0);
@@ -547,7 +548,7 @@ fn away_for_a_moment(before: String, after: String, word: &'static str) -> u16 {
     address.port()
 }
 
-/// Releases a lease where the server was away for a moment after the first UNLOCK.
+/// Releases a lease while the server is away for a moment after the first UNLOCK.
 fn released(before: &str, after: &str, word: &'static str) -> Result<bool, Error> {
     let port = away_for_a_moment(before.into(), after.into(), word);
     let often = ClientOptions {
@@ -577,7 +578,7 @@ fn a_release_answered_by_another_server_is_an_error() {
         };
         assert_eq!(other_server.expect("it is named").answered_by, "other");
     }
-    // Of one that names itself it is known that it is the same; of others it is not.
+    // The client recognises a server only by its name.
     assert!(released(&one, &one, "free").unwrap());
     for (before, after) in [("", ""), (one.as_str(), ""), ("", other.as_str())] {
         let error = released(before, after, "free").unwrap_err();
@@ -591,9 +592,9 @@ fn a_release_with_a_lost_answer_is_true_if_the_next_run_has_the_same_store() {
     for word in ["free", "not-holder", "stale-fence"] {
         assert!(released(&before, &after, word).unwrap(), "{word}");
     }
-    // Somebody else ended it.
+    // Another client ended the hold.
     assert!(!released(&before, &after, "broken").unwrap());
-    // Where something drops the names of the runs, that of the store says as much.
+    // The store's name suffices if a proxy drops the names of the runs.
     let store = "Lock-Store: s\r\n";
     assert!(released(store, store, "free").unwrap());
 }
@@ -615,7 +616,7 @@ fn a_release_at_the_next_run_is_an_error_if_the_lease_may_have_run_out() {
     assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
 }
 
-/// It went on counting the longer time, and another one was granted the key meanwhile.
+/// Seen to fail: the client counted the longer time, and meanwhile another one was granted the key.
 #[test]
 fn the_remaining_time_is_right_after_a_shorter_renewal_with_a_lost_answer() {
     shorten_unheard(&patient());
@@ -628,7 +629,7 @@ fn the_remaining_time_is_right_after_a_shorter_renewal_with_a_lost_answer() {
     }));
 }
 
-/// The server gets renewals for less, whose answers the client does not.
+/// Sends shorter renewals that reach the server, and whose answers do not reach the client.
 fn shorten_unheard(server: &Server) {
     let client = server.client("CLIENT_A");
     let (guard, lease) = (client.guard("KEYA"), granted(client.lock("KEYB")));
@@ -647,14 +648,14 @@ fn shorten_unheard(server: &Server) {
         let error = unheard.renew_with(&lease.key, &shorter).unwrap_err();
         assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
         let reply = ask(server, &format!("/VERIFY/{}/CLIENT_A", lease.key));
-        // After the server has said it: what is left gets less. It has cut off less than a millisecond.
+        // Read after the server's answer, since the time runs down. The server truncates to milliseconds.
         let remaining = lease.remaining();
         let left = reply.expires_in();
         assert!(remaining > ms(1000), "{remaining:?}");
         assert!(remaining < left + ms(1), "{left:?} of {remaining:?}");
     }
     guard.check().expect("it is held");
-    // A renewal of the usual kind asks for the shorter time, and hears what is left of the longer one.
+    // A renewal asks for the shorter time, and returns what is left of the longer one.
     let renewed = granted(client.renew(&lease));
     assert!(renewed.remaining() + ms(1000) > lease.remaining());
     assert!(client.release(&renewed).unwrap() && guard.release().unwrap());
@@ -682,7 +683,7 @@ fn a_lock_without_an_answer_in_time_is_repeated() {
     assert_eq!(proxy.connections(), 2);
 }
 
-/// One try to come back in time. `false` if this machine was too slow for that.
+/// Breaks a waiter's connection. `false` if this machine was too slow for the waiter to come back in time.
 fn comes_back_in_time() -> bool {
     let server = patient();
     let holder = server.client("CLIENT_B");
@@ -714,8 +715,8 @@ fn a_waiter_whose_connection_breaks_keeps_its_place() {
     until("the machine is quick enough", comes_back_in_time);
 }
 
-/// As a server does with one that was idle for ten minutes. An unlock without a fence is not asked twice, so it must
-/// not be asked on such a connection.
+/// A server closes a connection that was idle for ten minutes. An UNLOCK without a fence is not repeated, so it must
+/// not be sent on such a connection.
 #[test]
 fn a_pooled_connection_that_was_closed_meanwhile_is_no_error() {
     let server = patient();

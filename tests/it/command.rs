@@ -45,13 +45,13 @@ const VERBS: [&str; 19] = [
     "completion",
 ];
 
-/// A body of the plain wire, without its line feed; empty if the server broke the connection off.
+/// The body of an HTTP answer, without its line feed; empty if the server broke the connection.
 fn http(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("the server listens");
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("sent");
     let mut reply = String::new();
-    // A connection broken off is an answer, too.
+    // A broken connection counts as an empty answer.
     let _ = stream.read_to_string(&mut reply);
     let (_, body) = reply.split_once("\r\n\r\n").unwrap_or_default();
     body.trim_end().into()
@@ -62,7 +62,7 @@ struct Foreground {
     child: Child,
     /// `host:port`.
     address: String,
-    /// What it says first.
+    /// The first lines of its output.
     introduction: [String; 3],
     stderr: BufReader<ChildStderr>,
 }
@@ -113,7 +113,7 @@ impl Foreground {
         port.parse().expect("a port")
     }
 
-    /// Types a line with where the server is.
+    /// Runs a command line at this server.
     fn typed(&self, line: &str) -> Outcome {
         typed(&format!("{line} --port {}", self.port()))
     }
@@ -130,13 +130,13 @@ impl Foreground {
 
 impl Drop for Foreground {
     fn drop(&mut self) {
-        // Both fail only where the server has ended.
+        // Both fail only if the server has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A directory with a pid file in it, and whatever server it names at the end of a test is killed.
+/// A directory with a pid file. At the end of a test the server that it names is killed.
 struct Daemon {
     directory: TempDir,
     pid_file: PathBuf,
@@ -159,7 +159,8 @@ impl Daemon {
         daemon
     }
 
-    /// Where its server does not run, `status` and `stop` ask at the port: the usual one may be anybody's, and 0 is nobody's.
+    /// Runs a command line with this pid file. Without a running server `status` and `stop` ask at the port: another
+    /// server may use the default one, and nobody uses 0.
     fn typed(&self, line: &str) -> Outcome {
         let mut command = program(line.split_ascii_whitespace());
         Outcome::of(command.arg("--pid-file").arg(&self.pid_file))
@@ -197,7 +198,7 @@ impl Drop for Daemon {
             return;
         };
         let pid = text.lines().next().and_then(|line| line.parse().ok());
-        // What a test wrote there itself names programs that are no lock servers.
+        // A pid file that a test has written may name another program.
         if let Some(pid) = pid.filter(|&pid| is_lock_server(pid)) {
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
         }
@@ -208,7 +209,7 @@ fn is_lock_server(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "lock-server\n")
 }
 
-/// A program that is no lock server, killed at the end of a test.
+/// A program that is not a lock server, killed at the end of a test.
 struct Stranger(Child);
 
 impl Stranger {
@@ -217,7 +218,7 @@ impl Stranger {
         Stranger(sleep.expect("sleep starts"))
     }
 
-    /// One that has a file locked, as a server has its pid file.
+    /// A program that has a file locked, as a server has its pid file.
     fn with_locked(file: &Path) -> Self {
         let file = fs::File::options().append(true).create(true).open(file);
         let file = file.expect("a file");
@@ -237,13 +238,13 @@ impl Stranger {
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        // Both fail only where it has ended.
+        // Both fail only if it has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A port that is taken, and where nobody listens.
+/// A port that is bound, without a listener.
 struct ClosedPort {
     _socket: OwnedFd,
     port: u16,
@@ -346,7 +347,7 @@ fn run_logs_with_time_and_level_at_the_level_of_rust_log() {
     assert_eq!(rest, "");
 }
 
-/// `RUST_LOG` is that of the program that runs a server for its tests.
+/// `RUST_LOG` is for the program whose tests run the server.
 #[test]
 fn lock_server_log_overrides_rust_log_unless_it_is_empty() {
     for (own, others, level) in [
@@ -393,7 +394,7 @@ fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
             let (tell, address) = (tell.clone(), server.address.clone());
             thread::spawn(move || tell.send(http(&address, "/LOCK/KEYA/waiter")));
         }
-        // One of the two hears at once that the other waits.
+        // One of the two is refused at once, since the other waits.
         assert_eq!(told.recv().expect("sent"), "0");
 
         let begin = Instant::now();
@@ -406,7 +407,7 @@ fn sigint_and_sigterm_end_run_with_exit_0_within_a_second_while_locks_wait() {
     }
 }
 
-/// Seen to fail: it said where it serves, and then that it can't.
+/// Seen to fail: it printed its address, and then that it can't serve.
 #[test]
 fn run_prints_its_address_only_once_it_serves() {
     let daemon = Daemon::none();
@@ -539,7 +540,7 @@ fn a_daemon_is_started_asked_restarted_and_stopped() {
     assert!(TcpStream::connect(address).is_err());
     assert!(!daemon.pid_file.exists());
 
-    // Without a pid file it asks the port, and on the usual one may be somebody's own server.
+    // Without a pid file it asks at the port, and another server may use the default one.
     let nobody = format!("status --port {}", free_port());
     daemon.typed(&nobody).expect(1, "not running\n");
     let stopped = daemon.typed("stop");
@@ -595,7 +596,7 @@ fn restart_with_a_port_that_another_program_has_leaves_the_server_alone() {
         assert_eq!(daemon.record(), record, "{ports}");
         assert_eq!(daemon.typed("status").code, Some(0), "{ports}");
     }
-    // Its own two are not in its way.
+    // The ports of the old server are free for the new one.
     let swapped = format!("restart --port {} --classic-port {port}", record[2]);
     assert_eq!(daemon.typed(&swapped).code, Some(0));
 }
@@ -618,7 +619,7 @@ fn restart_warns_if_the_new_server_has_no_classic_port() {
     assert_eq!(stderr_of("restart --port 0"), "");
 }
 
-/// Seen to fail: who was told to restart a server was told to stop it.
+/// Seen to fail: the loser's advice was to stop the server.
 #[test]
 fn of_two_restarts_at_once_the_loser_advises_to_restart_again() {
     let daemon = Daemon::started("");
@@ -636,7 +637,7 @@ fn of_two_restarts_at_once_the_loser_advises_to_restart_again() {
         let lost = outcomes.iter().filter(|one| one.code != Some(0));
         let lost = lost.inspect(|outcome| {
             assert_eq!(outcome.code, Some(1), "{outcome:?}");
-            // Either it found the other's server, or the other ended the server that it had begun to start.
+            // Either it found the other command's server, or the other command ended the server that it was starting.
             let came_first = outcome.stderr.contains("already running, process ");
             let was_ended = outcome.stderr.contains(" before it answered, ");
             assert!(came_first || was_ended, "{outcome:?}");
@@ -697,7 +698,7 @@ fn a_server_in_the_background_logs_to_its_file_and_still_answers_after_six_secon
     let log = daemon.directory.path().join("server.log");
     let outcome = daemon.typed(&format!("start --port 0 --log-file {}", log.display()));
     outcome.expect(0, &daemon.started_line());
-    // It hung five seconds after its start where the one that started it had busy threads.
+    // It used to hang five seconds after its start if the starting process had busy threads.
     thread::sleep(Duration::from_secs(6));
     assert_eq!(daemon.typed("status").code, Some(0));
     let pid = daemon.pid();
@@ -820,12 +821,12 @@ fn status_distinguishes_a_process_that_does_not_answer_from_one_that_does() {
     daemon.write(&format!("{pid}\n127.0.0.1:{port}\n"));
     let line = format!("process {pid} runs but does not answer on 127.0.0.1:{port}\n");
     daemon.typed("status").expect(1, &line);
-    // It ends as a zombie, since nobody waits for it: that is an end, too.
+    // It ends as a zombie, since nobody waits for it. That counts as ended.
     let line = format!("stopped process {pid}\n");
     daemon.typed("stop").expect(0, &line);
 }
 
-/// A server in the threads of a program is ended by that program.
+/// Only its program can end a server that runs in threads.
 #[test]
 fn status_and_stop_mention_a_server_that_has_no_process_of_its_own() {
     let mut server = Server::new(options());
@@ -857,7 +858,7 @@ impl Drop for Leftover {
     }
 }
 
-/// The runtime directory goes at the logout, and the server stays.
+/// A logout removes the runtime directory, and the server stays.
 #[test]
 fn a_server_whose_pid_file_is_gone_is_found_and_stopped_by_its_port() {
     let daemon = Daemon::started("");
@@ -938,13 +939,13 @@ fn another_users_server_is_not_stopped_by_its_port_and_the_error_names_the_user(
     let daemon = Daemon::started("");
     let address = daemon.address();
     let (_, port) = address.rsplit_once(':').expect("an address");
-    // The user need not be able to read the folder that the program was built in.
+    // The other user may not be able to read the folder of the build.
     let directory = tempfile::tempdir().expect("a directory");
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(directory.path(), open).expect("it is ours");
     let copy = directory.path().join("lock-server");
-    // By a process of its own: what another test starts meanwhile would have the copy open for writing, and until it
-    // has become its program nobody could run the copy.
+    // Copied by another process: a child that another test forks would inherit the descriptor open for writing, and
+    // nobody can run the copy until that child's exec.
     let copied = Command::new("cp").arg(PROGRAM).arg(&copy).status();
     assert!(copied.expect("cp starts").success());
     let mut stop = Command::new(copy);
@@ -955,7 +956,7 @@ fn another_users_server_is_not_stopped_by_its_port_and_the_error_names_the_user(
     assert_eq!(daemon.typed("stop").code, Some(0));
 }
 
-/// Anything may listen there and name a process that somebody would like to see ended.
+/// Any program may listen there and name somebody else's process.
 #[test]
 fn a_process_that_is_not_the_answering_server_is_not_signalled() {
     let mut stranger = Stranger::new();
@@ -1019,7 +1020,7 @@ fn a_pid_file_that_cannot_be_written_leaves_no_server_behind() {
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
 }
 
-/// Each wrote its own record over the other's before, and one of the two servers was lost to stop and status.
+/// Seen to fail: each overwrote the other's record, and `stop` and `status` no longer found one of the two servers.
 #[test]
 fn of_several_starts_at_once_one_wins_and_the_others_name_its_process() {
     let daemon = Daemon::none();
@@ -1039,7 +1040,7 @@ fn of_several_starts_at_once_one_wins_and_the_others_name_its_process() {
     assert_eq!(daemon.typed("stop").code, Some(0));
 }
 
-/// A file is the evidence, not the number in it: that may be any process's by now.
+/// The lock on the file shows that the server runs. The number in it may belong to any process by now.
 #[test]
 fn the_pid_file_of_a_killed_server_is_stale_and_is_reused() {
     let daemon = Daemon::started("");
@@ -1062,7 +1063,7 @@ fn a_server_whose_pid_file_was_replaced_is_reported_and_does_not_remove_the_new_
     let daemon = Daemon::started("");
     let (pid, address) = (daemon.pid(), daemon.address());
     let (_, port) = address.rsplit_once(':').expect("an address");
-    // Its pid file is replaced by a copy, which nobody has locked.
+    // Replaces its pid file by a copy, which nobody has locked.
     let copy = fs::read_to_string(&daemon.pid_file).expect("a pid file");
     let beside = daemon.directory.path().join("copy");
     fs::write(&beside, copy).expect("written");
@@ -1072,7 +1073,7 @@ fn a_server_whose_pid_file_was_replaced_is_reported_and_does_not_remove_the_new_
     assert!(status.stdout.contains("is stale: "), "{status:?}");
     let status = daemon.typed(&format!("status --port {port}"));
     status.expect(0, &format!("running, process {pid}, on {address}\n"));
-    // Another one's is there when it ends.
+    // Another server's pid file is there when it ends.
     let other = daemon.typed("start --port 0");
     other.expect(0, &daemon.started_line());
     kill(Pid::from_raw(pid as i32), Signal::SIGTERM).expect("the server runs");
@@ -1112,7 +1113,7 @@ fn a_pid_file_that_is_a_link_is_neither_used_nor_followed() {
     assert_eq!(other.typed("stop").code, Some(0));
 }
 
-/// A server that takes its time to have its ports has the lock, and has not written which process it is.
+/// A server that is still binding its ports has the lock on the file, and has not written its process ID yet.
 #[test]
 fn a_command_waits_until_the_process_id_is_written() {
     let daemon = Daemon::none();
@@ -1130,7 +1131,7 @@ fn a_command_waits_until_the_process_id_is_written() {
     start.expect_stderr(&[&format!("already running, process {}, on ", stranger.pid())]);
     writes.join().expect("no panic");
     assert!(stranger.is_unharmed());
-    // One that never says it is no server of ours.
+    // A process that never writes its ID is not a server.
     daemon.write("");
     let stop = daemon.typed("stop --port 0");
     stop.expect(1, "");
@@ -1201,7 +1202,7 @@ fn a_note_is_shown_to_those_who_ask_for_the_key() {
     let told = server.typed("check KEYA").stderr;
     let held = "lock-server: KEYA is held by ME (\"nightly\") for ";
     assert!(told.starts_with(held), "{told}");
-    // What a terminal would obey comes as what it is.
+    // Control characters are printed escaped.
     let noted = typed(&format!(
         "exec {at} -n --note \u{1b}[2J KEYB -- {PROGRAM} check {at} KEYB"
     ));
@@ -1216,7 +1217,7 @@ fn a_note_is_shown_to_those_who_ask_for_the_key() {
     );
 }
 
-/// Seen to fail: `check` wrote the name as it is.
+/// Seen to fail: `check` printed the name unchanged.
 #[test]
 fn no_name_sends_control_characters_to_a_terminal() {
     let server = Foreground::run("--lock-timeout 30");
@@ -1239,7 +1240,7 @@ fn no_name_sends_control_characters_to_a_terminal() {
     }
 }
 
-/// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` said a bare 0 or 1.
+/// Seen to fail: `lock K; lock K`, `unlock K --name other` and `check K` printed only 0 or 1.
 #[test]
 fn a_no_prints_the_holder_its_remaining_time_and_the_number_of_waiters_on_standard_error() {
     let server = Foreground::run("--lock-timeout 30");
@@ -1363,7 +1364,7 @@ fn an_outdated_fence_unlocks_renews_and_verifies_nothing() {
         .expect(1, "0\n");
 }
 
-/// It named the first holder, and advised to change one's own name.
+/// Seen to fail: it named the first holder, and advised to change one's own name.
 #[test]
 fn a_stale_fence_of_one_of_several_holders_is_reported_as_stale() {
     let server = Foreground::run("--lock-timeout 60");
@@ -1424,12 +1425,12 @@ fn a_key_may_be_any_text() {
         ask("verify").expect(0, "1\n");
         ask("unlock").expect(0, "1\n");
     }
-    // Not the help of `lock`, which would say 0 as if the key were locked.
+    // Locks the key `help`: printing help with exit code 0 would look as if the key were locked.
     assert!(seconds_from_now(&server.typed("lock help").stdout) > 0.0);
     server.typed("check help").expect(0, "1\n");
 }
 
-/// Seen to fail with exit 1, which a script took for "somebody has it".
+/// Seen to fail with exit 1, which means to a script that somebody has the key.
 #[test]
 fn a_full_server_is_exit_69_and_a_taken_key_is_exit_1() {
     let server = Foreground::run("--lock-timeout 30 --max-keys 1 --max-waiters 1");
@@ -1439,7 +1440,7 @@ fn a_full_server_is_exit_69_and_a_taken_key_is_exit_1() {
         outcome.expect(69, "");
         outcome.expect_stderr(&["lock-server: ", "(full)"]);
     }
-    // The key that somebody has is a no, as before.
+    // A taken key is still exit 1.
     server.typed("lock --name B --try KEYA").expect(1, "0\n");
 }
 
@@ -1452,7 +1453,7 @@ fn shutdown_ends_only_a_server_that_allows_it() {
     let server = Foreground::run("");
     let outcome = server.typed("shutdown");
     outcome.expect(69, "");
-    // It was told twice: by the server, with the option of the library, and by the command.
+    // Once: the server's sentence names the library's option, and the command's the command's.
     let refused = "lock-server: the server refused SHUTDOWN (forbidden): \
                    it allows that if it was started with --allow-shutdown\n";
     assert_eq!(outcome.stderr, refused);
@@ -1466,7 +1467,7 @@ fn without_a_server_the_exit_code_is_69_and_the_error_says_how_to_start_one() {
     let questions = [
         "ping", "lock K", "unlock K", "check K", "verify K", "shutdown",
     ];
-    // Each tries for three seconds, but ping.
+    // In threads, since each but `ping` tries for three seconds.
     let asked = questions.map(|question| {
         let line = format!("{question} --port {}", closed.port);
         thread::spawn(move || typed(&line))
@@ -1498,15 +1499,16 @@ fn a_lock_whose_answer_cannot_be_printed_is_unlocked() {
         let full = fs::File::options().write(true).open("/dev/full");
         lock.stdout(full.expect("Linux has it"))
             .stderr(Stdio::null());
-        // Not 1: nobody else has the key.
+        // Not 1, which would mean that somebody else has the key.
         assert_eq!(lock.status().expect("it starts").code(), Some(71));
         assert_eq!(http(&server.address, "/CHECK/K"), "0");
     }
 }
 
-/// A shell takes what stands in `$(…)` for the answer, and an exit code of 0 or 1 for yes or no.
+/// A shell takes the output in `$(…)` for the answer, and an exit code of 0 or 1 for yes or no.
 ///
-/// Seen to fail: a no was 1, Rust gave a closed standard output to /dev/null, and the help was printed into the error.
+/// Seen to fail: a no was exit 1, Rust replaced a closed standard output with /dev/null, and the help was printed after
+/// the error.
 #[test]
 fn an_answer_that_cannot_be_written_is_exit_71_and_one_short_line() {
     let server = Foreground::run("--lock-timeout 30");
@@ -1705,7 +1707,7 @@ fn commands_of_one_shell_have_one_name_and_two_shells_have_two() {
             .env("LOCK_SERVER", &server.address);
         Outcome::of(&mut shell)
     };
-    // The `exit` keeps a shell from turning into its last command.
+    // With `exit`, the shell does not exec its last command.
     let outcome = shell("\"$0\" lock KEYA && \"$0\" unlock KEYA; exit $?");
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert!(outcome.stdout.ends_with("\n1\n"), "{outcome:?}");
@@ -1714,7 +1716,8 @@ fn commands_of_one_shell_have_one_name_and_two_shells_have_two() {
     shell("\"$0\" unlock KEYA; exit $?").expect(1, "0\n");
 }
 
-/// Seen to fail: both were `root@host:1`, so the second exec was refused at once, and unlock took the first one's key.
+/// Seen to fail: both were `root@host:1`, so the second exec was refused at once, and `unlock` released the first one's
+/// key.
 #[test]
 fn two_containers_of_one_host_name_have_two_names() {
     let server = Foreground::run("--lock-timeout 30");
@@ -1868,7 +1871,7 @@ fn shared_exclusive_and_slots_exclude_each_other() {
     }
 }
 
-/// What bash offers for the last word of a line.
+/// The completions of bash for the last word of a line.
 fn offered(line: &str) -> Vec<String> {
     let script = r#"source <("$0" completion bash) || exit 3
         COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _lock_server
@@ -1891,13 +1894,13 @@ fn bash_completes_verbs_options_and_the_command_of_exec() {
     );
     assert_eq!(offered("lock-server exec --qui"), ["--quiet"]);
     assert_eq!(offered("lock-server run --pid"), ["--pid-file"]);
-    // A value is the user's own, a file where it is one.
+    // Values are not completed, except file names.
     assert!(offered("lock-server lock --host 10").is_empty());
     assert_eq!(
         offered("lock-server run --pid-file Cargo.to"),
         ["Cargo.toml"]
     );
-    // A key that is called like a verb is none, and the command is whatever there is.
+    // A key with the name of a verb is not taken for the verb, and every program is offered for the command.
     assert_eq!(offered("lock-server exec stop --verb"), ["--verbose"]);
     let commands = offered("lock-server exec KEYA -- unshar");
     assert!(
@@ -2055,11 +2058,11 @@ fn wrong_usage_suggests_the_right_word() {
             "--verison",
             "no such option: --verison; did you mean --version?\n",
         ),
-        // No option is near, and none that is half the same is named.
+        // No option is similar enough to suggest.
         ("exec --shell K -- ls", "no such option: --shell\n"),
         ("stop --host h", "no such option: --host\n"),
         ("check --note K", "no such option: --note\n"),
-        // The same is called otherwise by flock(1), and by the next verb.
+        // The names of these options in flock(1), and in another verb.
         ("lock -n K", "no such option: -n; did you mean --try?\n"),
         (
             "lock -w 5 K",

@@ -48,14 +48,14 @@ fn of_64_clients_on_one_key_never_two_hold_it_and_none_is_refused() {
 
     let turns = turns.into_inner().unwrap();
     assert_eq!(turns.len(), CLIENTS * ROUNDS);
-    // Leases of one length end in the order of their grants. That grants follow arrival is proved below.
+    // Leases of one length end in the order of their grants. The next test proves that grants follow arrival.
     assert!(
         turns.is_sorted(),
-        "who was inside did not follow the order of the grants"
+        "the clients did not have the key in the order of their grants"
     );
 }
 
-/// Each comes only when the one before it is known to stand in the queue.
+/// Each waiter arrives only when the one before it is certainly in the queue.
 #[test]
 fn waiters_are_served_in_the_order_of_their_arrival() {
     let server = start(Options {
@@ -76,7 +76,7 @@ fn waiters_are_served_in_the_order_of_their_arrival() {
     }
 }
 
-/// One thread has one share of the processors among those of all clients.
+/// A single thread would get only one share of the processors, beside the threads of all clients.
 #[test]
 fn while_requests_pile_up_more_than_one_thread_answers_them() {
     if thread::available_parallelism().map_or(1, NonZero::get) == 1 {
@@ -104,7 +104,7 @@ fn while_requests_pile_up_more_than_one_thread_answers_them() {
     });
 }
 
-/// How many threads of a process have that name, and have had a processor for 10 ms at least.
+/// How many threads of a process have this name, and have run for at least 10 ms.
 fn threads_that_worked(pid: u32, name: &str) -> usize {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
     let worked = tasks.filter_map(|task| {

@@ -1,4 +1,4 @@
-//! `GET /events`, the client's `events` and the command: what happens to keys, as it happens.
+//! Events of keys, as they happen: `GET /events`, the client's `events` and the command.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -38,14 +38,14 @@ fn server() -> (Server, u32) {
     (server, pid)
 }
 
-/// One who reads along.
+/// A reader of an event stream.
 struct Along<S: Read> {
     lines: BufReader<S>,
     head: String,
 }
 
 impl<S: Read> Along<S> {
-    /// Reads the head, and the comment before the first event: from then on it is told.
+    /// Reads the head, and the comment before the first event: from then on it gets each event.
     fn new(stream: S) -> Self {
         let mut along = Along {
             lines: BufReader::new(stream),
@@ -71,7 +71,7 @@ impl<S: Read> Along<S> {
         line
     }
 
-    /// The next event, which stands in three lines.
+    /// Reads the next event, of three lines.
     fn event(&mut self) -> Value {
         let mut kind = self.line();
         while kind.starts_with(':') {
@@ -91,7 +91,7 @@ impl<S: Read> Along<S> {
         event
     }
 
-    /// Its kind, its key, who, and the names of its other fields.
+    /// The next event's kind, key, requester, and the names of its other fields.
     fn shape(&mut self) -> String {
         let event = self.event();
         let text = |field: &str| event[field].as_str().unwrap_or("-").to_string();
@@ -201,7 +201,7 @@ fn each_event_has_its_fields_and_events_arrive_in_order() {
     );
 }
 
-/// A repeat of what is there already changes nothing, and is no event.
+/// A repeated LOCK changes nothing, so it is no event.
 #[test]
 fn a_repeated_lock_is_one_event() {
     let (server, _) = server();
@@ -246,7 +246,7 @@ fn an_event_streams_headers_forbid_caching_and_head_returns_only_them() {
     assert_eq!((refused.status, refused.result()), (400, "bad-request"));
 }
 
-/// What is sent behind it on its connection is not carried out: it has no answer.
+/// It would get no answer, since the stream goes on.
 #[test]
 fn a_request_pipelined_behind_an_event_stream_is_not_carried_out() {
     let (server, pid) = server();
@@ -285,12 +285,12 @@ fn readers_of_events_are_counted() {
     until("they are gone", || {
         is_counted("\nlock_server_event_streams 0\n")
     });
-    // The questions, too.
+    // The requests for events are counted, too.
     let row = "\nlock_server_requests_total{verb=\"events\",status=\"200\"} 3\n";
     assert!(is_counted(row));
 }
 
-/// A hundred readers are sent 50 events each in a tenth of a second, and not a thousand.
+/// Each of a hundred readers is sent at most 50 events in a tenth of a second.
 #[test]
 fn skipped_events_are_counted_and_the_others_are_in_order() {
     const KEYS: u64 = 2000;
@@ -320,7 +320,7 @@ fn skipped_events_are_counted_and_the_others_are_in_order() {
                 "missed" => missed += event["events"].as_u64().expect("a number"),
                 _ => break,
             }
-            // The release may have been one too many, too.
+            // The release may be among the skipped events, too.
             if told + missed > KEYS {
                 break;
             }
@@ -437,7 +437,7 @@ fn events_need_the_role_read_and_no_page_from_elsewhere_gets_them() {
     assert_eq!((reply.status, reply.result()), (403, "forbidden"));
 }
 
-/// nginx keeps an answer back until it has some kilobytes of it, but for the header.
+/// Without the header, nginx buffers some kilobytes of an answer.
 #[test]
 fn events_come_through_nginx_as_they_happen() {
     let (server, pid) = server();
@@ -449,7 +449,7 @@ fn events_come_through_nginx_as_they_happen() {
     stream
         .write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
-    // In chunks, whose sizes stand between the lines.
+    // The body has chunks, with their sizes between the lines.
     let mut lines = BufReader::new(stream);
     let mut next = |wanted: &str| {
         let mut line = String::new();
@@ -576,7 +576,7 @@ impl Typed {
     }
 
     fn end(self) -> (i32, String) {
-        // Not read any more, it would end for that reason.
+        // Keeps reading its output, since the command ends when nobody does.
         let Typed {
             process,
             lines: _lines,
@@ -611,7 +611,7 @@ fn events_prints_a_line_for_each_event_and_ends_quietly_on_a_signal() {
     assert_eq!(rest, format!("{expected}{fence}\n"));
     client.unlock("K\x1b[2J").unwrap();
     assert!(typed.line().contains(" released "));
-    // A shell that runs the tests in the background has SIGINT ignored.
+    // SIGTERM, since a shell that runs the tests in the background ignores SIGINT for them.
     typed.signal(Signal::SIGTERM);
     assert_eq!(typed.end(), (143, String::new()));
 }
@@ -632,7 +632,7 @@ fn events_prints_the_servers_json_unchanged() {
     typed.end();
 }
 
-/// As `| head -1` does: it ends also where nothing happens any more.
+/// As with `| head -1`: it ends even if no further event comes.
 #[test]
 fn events_ends_once_nobody_reads_its_output() {
     let (server, pid) = server();
