@@ -10,7 +10,7 @@
 //! | blocks who writes to a client that does not read | `exchange.rs` | `a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
 //! | reads a header line of any length, and never times a read out | `unfinished.rs` | `a_header_line_without_an_end_ends_its_connection_and_takes_no_memory_that_stays`, `a_request_that_is_not_there_whole_after_10_s_ends_its_connection_and_a_lock_that_waits_goes_on` |
 //! | reads away a body when a request is dropped, and asks for as much memory as was announced | `body.rs` | `a_huge_body_announced_costs_only_its_own_connection` |
-//! | ends a connection without a word for a byte that is not ASCII, before there is a request | nowhere: `guide/wire.md` has it | `what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
+//! | ends a connection without a word for a byte that is not ASCII, before there is a request | nowhere: `guide/wire.md` has it | `a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer` |
 //! | answers a request with `Expect: foo` by 417 at once, before the one ahead of it | none: only its sender is harmed | |
 //! | leaves a thread and two descriptors waiting for a connection that sent an HTTP/2 or HTTP/3 request line, until the process ends | none: there is no way to the thread | |
 //! | starts threads in `from_listener` | `tiny.rs`: only the process that serves opens it | `start_returns_the_childs_pid_once_it_answers` |

@@ -718,7 +718,7 @@ fn a_waiter_whose_connection_breaks_keeps_its_place() {
 /// A server closes a connection that was idle for ten minutes. An UNLOCK without a fence is not repeated, so it must
 /// not be sent on such a connection.
 #[test]
-fn a_pooled_connection_that_was_closed_meanwhile_is_no_error() {
+fn an_idle_connection_that_was_closed_meanwhile_is_no_error() {
     let server = patient();
     let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
     let client = client(proxy.port);

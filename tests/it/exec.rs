@@ -204,7 +204,7 @@ const STUBBORN: &str = "trap '' TERM; sleep 60 & echo $$ $!; wait";
 // --- the exit codes, row by row ---
 
 #[test]
-fn the_exit_code_is_the_command_s_own() {
+fn exec_exits_with_the_commands_exit_code() {
     let server = patient();
     for code in [0, 1, 7, 75, 124, 255] {
         let script = format!("exit {code}");
@@ -214,7 +214,7 @@ fn the_exit_code_is_the_command_s_own() {
 }
 
 #[test]
-fn a_command_that_a_signal_ended_is_128_and_its_number() {
+fn a_command_ended_by_a_signal_is_exit_128_plus_its_number() {
     let server = patient();
     for (signal, code) in [("KILL", 137), ("TERM", 143), ("HUP", 129), ("RTMAX", 192)] {
         let script = format!("kill -s {signal} $$");
@@ -225,7 +225,7 @@ fn a_command_that_a_signal_ended_is_128_and_its_number() {
 }
 
 #[test]
-fn not_obtained_is_75_or_what_is_wished_for_and_runs_nothing() {
+fn a_key_that_is_not_obtained_is_exit_75_or_the_code_of_the_option_and_runs_nothing() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
@@ -248,7 +248,7 @@ fn not_obtained_is_75_or_what_is_wished_for_and_runs_nothing() {
 }
 
 #[test]
-fn a_lost_lease_is_124() {
+fn a_lost_lease_is_exit_124() {
     let mut server = patient();
     let mut running = Running::spawn(&mut exec(&server, "--lock-timeout 0.6 K", &sh(STUBBORN)));
     running.pids();
@@ -258,7 +258,7 @@ fn a_lost_lease_is_124() {
 
 /// Seen to fail: it said so with each try, five times here.
 #[test]
-fn verbose_says_once_in_an_outage_that_the_lease_is_not_renewed() {
+fn verbose_prints_once_per_outage_that_the_lease_is_not_renewed() {
     let mut server = patient();
     let mut command = exec(&server, "-v --lock-timeout 1.5 K", &sh(STUBBORN));
     let mut running = Running::spawn(command.stderr(Stdio::piped()));
@@ -274,7 +274,7 @@ fn verbose_says_once_in_an_outage_that_the_lease_is_not_renewed() {
 }
 
 #[test]
-fn a_lease_that_another_server_knows_nothing_of_is_124_and_says_so() {
+fn a_lease_that_another_server_does_not_know_is_exit_124_with_the_reason() {
     let [granting, other] = [patient(), patient()];
     let gateway = Gateway::to(granting.port(), "", LONG);
     let mut command = exec(&granting, "K", &sh(STUBBORN));
@@ -292,7 +292,7 @@ fn a_lease_that_another_server_knows_nothing_of_is_124_and_says_so() {
 }
 
 #[test]
-fn no_thread_is_71_or_69_and_runs_nothing() {
+fn without_memory_for_a_thread_exec_is_exit_71_or_69_and_runs_nothing() {
     let server = patient();
     // A key that is free costs no thread.
     let _holder = server.client("HOLDER").lock("K").expect("it is free");
@@ -321,7 +321,7 @@ fn no_thread_is_71_or_69_and_runs_nothing() {
 }
 
 #[test]
-fn no_server_is_69_where_it_may_not_wait_for_one() {
+fn without_a_server_and_without_a_wait_exec_is_exit_69() {
     let mut server = patient();
     server.stop().expect("it stops");
     for options in ["-n K", "-w 1 K", "--connect-timeout 1 K"] {
@@ -333,7 +333,7 @@ fn no_server_is_69_where_it_may_not_wait_for_one() {
 
 /// With 0, 1, 2 and 5 it had taken 3, 7, 7 and 11 s, and with `-w 1` it had taken 3 s.
 #[test]
-fn a_server_that_is_away_is_waited_for_as_long_as_the_options_say() {
+fn exec_waits_for_an_absent_server_as_long_as_its_options_say() {
     let mut server = patient();
     server.stop().expect("it stops");
     for (options, least) in [
@@ -353,7 +353,7 @@ fn a_server_that_is_away_is_waited_for_as_long_as_the_options_say() {
 
 /// It had hung for 10 s at the least, and said that nothing was locked.
 #[test]
-fn a_silent_server_is_waited_for_as_long_as_the_options_say_and_may_have_locked_the_key() {
+fn exec_waits_for_a_silent_server_as_long_as_its_options_say_and_warns_that_the_key_may_be_locked() {
     for options in ["-n --connect-timeout 1 K", "-w 60 --connect-timeout 1 K"] {
         for waits in [false, true] {
             let (server, process) = with_process(LONG);
@@ -385,7 +385,7 @@ fn a_silent_server_is_waited_for_as_long_as_the_options_say_and_may_have_locked_
 
 /// It was never asked again who has the key and what the server allows: 64, "lock_timeout is 30".
 #[test]
-fn an_exec_that_begins_before_its_server_finds_out_who_has_the_key_and_how_long_a_lease_may_be() {
+fn an_exec_that_starts_before_its_server_learns_the_holder_and_the_longest_lease_later() {
     let server = start(Options {
         max_lock_timeout: Some(ms(5000)),
         ..lasting_options(ms(5000))
@@ -411,7 +411,7 @@ fn an_exec_that_begins_before_its_server_finds_out_who_has_the_key_and_how_long_
 }
 
 #[test]
-fn without_an_option_those_who_wait_are_told_the_name_of_the_command_and_not_its_arguments() {
+fn the_default_note_is_the_commands_name_without_its_arguments() {
     let note = |server: &Server, options: &str| {
         let script = "echo ready; read line; # --password=secret";
         let mut command = exec(server, options, &sh(script));
@@ -444,7 +444,7 @@ fn without_an_option_those_who_wait_are_told_the_name_of_the_command_and_not_its
 
 /// It gave up with 69 after three seconds, though it was willing to wait for a minute.
 #[test]
-fn a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once() {
+fn exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once() {
     let mut server = patient();
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
@@ -469,7 +469,7 @@ fn a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once() {
 }
 
 #[test]
-fn a_server_that_is_silent_is_told_of_while_it_is_waited_for() {
+fn exec_prints_that_it_waits_for_a_silent_server() {
     let (server, process) = with_process(LONG);
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
@@ -488,7 +488,7 @@ fn a_server_that_is_silent_is_told_of_while_it_is_waited_for() {
 }
 
 #[test]
-fn without_a_terminal_it_says_once_who_has_the_key() {
+fn without_a_terminal_exec_prints_the_holder_once() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
@@ -506,7 +506,7 @@ fn without_a_terminal_it_says_once_who_has_the_key() {
 }
 
 #[test]
-fn a_server_that_cannot_serve_now_is_69() {
+fn a_server_that_cannot_serve_now_is_exit_69_without_a_wait() {
     let server = start(Options {
         max_keys: 1,
         ..options()
@@ -521,7 +521,7 @@ fn a_server_that_cannot_serve_now_is_69() {
 
 /// It had waited without a word, and without heed of `--connect-timeout`.
 #[test]
-fn a_server_that_cannot_serve_now_is_waited_for_and_that_is_said() {
+fn exec_waits_for_a_server_that_cannot_serve_now_and_prints_that() {
     let server = start(Options {
         max_keys: 1,
         ..lasting_options(LONG)
@@ -544,7 +544,7 @@ fn a_server_that_cannot_serve_now_is_waited_for_and_that_is_said() {
 }
 
 #[test]
-fn wrong_usage_is_64_and_runs_nothing() {
+fn wrong_usage_of_exec_is_exit_64_and_runs_nothing() {
     let server = patient();
     let run: &[&str] = &["echo", "it runs"];
     for (options, command, word) in [
@@ -578,7 +578,7 @@ fn wrong_usage_is_64_and_runs_nothing() {
 }
 
 #[test]
-fn what_cannot_be_executed_is_126_and_what_is_not_there_127() {
+fn a_command_that_cannot_be_executed_is_exit_126_and_a_missing_one_127() {
     let server = patient();
     let directory = tempfile::tempdir().expect("a directory");
     let plain = directory.path().join("plain");
@@ -598,7 +598,7 @@ fn what_cannot_be_executed_is_126_and_what_is_not_there_127() {
 }
 
 #[test]
-fn a_command_that_is_not_there_is_found_out_before_anybody_waits() {
+fn a_missing_command_is_an_error_before_the_wait() {
     let server = patient();
     server.client("OTHER").lock("K").expect("it answers");
     assert_eq!(outcome(&server, "K", &["no-such-command"]).code, Some(127));
@@ -645,7 +645,7 @@ fn write_executable(path: &Path, text: &str) {
 }
 
 #[test]
-fn a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue() {
+fn a_signal_during_the_wait_is_exit_128_plus_its_number_and_leaves_the_queue() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
@@ -668,7 +668,7 @@ fn a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue() {
 // --- what the command finds ---
 
 #[test]
-fn the_command_is_told_key_name_fence_and_server() {
+fn the_commands_environment_has_key_name_fence_and_server() {
     let server = patient();
     let script = "echo $LOCK_SERVER_KEY $LOCK_SERVER_NAME; \
                   \"$0\" verify --fence $LOCK_SERVER_FENCE $LOCK_SERVER_KEY";
@@ -682,7 +682,7 @@ fn the_command_is_told_key_name_fence_and_server() {
 }
 
 #[test]
-fn a_name_of_its_own_lets_two_of_one_script_take_turns() {
+fn two_execs_of_one_script_have_different_names_and_take_turns() {
     let server = patient();
     let script = "\"$0\" exec K -- true & first=$!
                   \"$0\" exec K -- sleep 0.1 && wait $first";
@@ -721,7 +721,7 @@ fn standard_streams_pass_through_untouched() {
 }
 
 #[test]
-fn the_command_s_arguments_are_its_own() {
+fn arguments_after_the_separator_belong_to_the_command() {
     let server = patient();
     for arguments in [&["--", "-n", "--host=x", "*"][..], &["", "a b", "help"]] {
         let mut command = vec!["printf", "%s|"];
@@ -732,14 +732,14 @@ fn the_command_s_arguments_are_its_own() {
 }
 
 #[test]
-fn a_key_that_begins_with_a_dash_has_a_separator_of_its_own() {
+fn a_key_that_begins_with_a_dash_needs_a_separator() {
     let server = patient();
     let printed = outcome(&server, "-n -- -K", &sh("echo $LOCK_SERVER_KEY"));
     printed.expect(0, "-K\n");
 }
 
 #[test]
-fn signals_are_for_the_command_as_if_it_was_called_directly() {
+fn the_command_has_the_signal_settings_of_a_direct_call() {
     let server = patient();
     // Those from 32 on are the C library's own.
     let standard = |line: &str| -> Option<u64> {
@@ -772,7 +772,7 @@ fn signals_are_for_the_command_as_if_it_was_called_directly() {
 }
 
 #[test]
-fn signals_are_handed_on_to_the_command() {
+fn exec_forwards_signals_to_the_command() {
     let server = patient();
     for signal in ["HUP", "INT", "QUIT", "USR1", "USR2", "TERM"] {
         let script = format!(
@@ -802,7 +802,7 @@ fn a_signal_that_asks_to_end_reaches_a_command_that_is_stopped() {
 }
 
 #[test]
-fn a_lease_too_short_to_run_anything_under_is_given_up() {
+fn exec_gives_up_a_lease_that_is_too_short_to_run_a_command() {
     let server = patient();
     let refused = outcome(&server, "--lock-timeout 0.001 K", &["echo", "it runs"]);
     // On a very fast machine the command is started, and killed at once.
@@ -812,7 +812,7 @@ fn a_lease_too_short_to_run_anything_under_is_given_up() {
 // --- one at a time ---
 
 #[test]
-fn two_that_race_two_hundred_times_never_overlap() {
+fn two_execs_that_race_two_hundred_times_never_overlap() {
     let server = patient();
     let directory = tempfile::tempdir().expect("a directory");
     let log = directory.path().join("log");
@@ -897,7 +897,7 @@ fn a_nested_exec_knows_its_ancestors_beside_other_holders() {
 
 /// It was 75 at once, though another holder's end lets it in.
 #[test]
-fn a_nested_exec_waits_where_the_end_of_another_holder_lets_it_in() {
+fn a_nested_exec_waits_if_another_holders_end_makes_room_for_it() {
     let server = patient();
     let script = "for name in O1 O2; do
         \"$0\" lock --slots 3 --lock-timeout 2 --name $name K >/dev/null || exit 1
@@ -916,7 +916,7 @@ fn a_nested_exec_waits_where_the_end_of_another_holder_lets_it_in() {
 
 /// A writer stands before it that waits for the same ancestor.
 #[test]
-fn a_nested_exec_finds_out_while_it_waits_that_only_its_ancestors_are_left() {
+fn a_nested_exec_notices_during_its_wait_that_only_its_ancestors_are_left() {
     let server = patient();
     let other = server.client("OTHER");
     lock_shared(&server, "OTHER");
@@ -1004,7 +1004,7 @@ fn nested_execs_for_other_keys_take_turns() {
 }
 
 #[test]
-fn a_second_one_of_the_same_name_is_refused_and_told_why() {
+fn a_second_exec_with_the_same_name_is_refused_with_the_reason() {
     let server = patient();
     server.client("OTHER").lock("K").expect("it answers");
     let _first = Running::spawn(&mut exec(&server, "--name ME K", &["true"]));
@@ -1016,7 +1016,7 @@ fn a_second_one_of_the_same_name_is_refused_and_told_why() {
 
 /// It asked without a pause, and named the first holder as the reason.
 #[test]
-fn a_name_that_holds_the_key_beside_others_is_refused_and_told_why() {
+fn an_exec_whose_name_already_holds_the_key_is_refused_with_the_reason() {
     let server = patient();
     lock_shared(&server, "OTHER");
     lock_shared(&server, "X");
@@ -1077,7 +1077,7 @@ fn fresh_lease(client: &Client, lock_timeout: Duration) -> Instant {
 }
 
 #[test]
-fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
+fn after_the_servers_end_the_command_is_killed_before_its_lease_ends() {
     const LEASE: Duration = ms(3000);
     let (server, process) = with_process(LONG);
     let mut command = exec(&server, "--lock-timeout 3 K", &sh(STUBBORN));
@@ -1098,7 +1098,7 @@ fn where_the_server_is_killed_the_command_is_gone_before_its_lease_ends() {
 }
 
 #[test]
-fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
+fn a_stopped_reader_of_standard_error_does_not_delay_the_commands_end() {
     const LEASE: Duration = ms(3000);
     let (server, process) = with_process(LONG);
     let (_reader, full) = full_pipe();
@@ -1116,7 +1116,7 @@ fn a_reader_of_standard_error_that_has_stopped_to_delays_the_end_of_nothing() {
 }
 
 #[test]
-fn a_wait_that_was_stopped_for_longer_than_its_lease_goes_on() {
+fn a_wait_suspended_for_longer_than_its_lease_goes_on() {
     let mut server = patient();
     let holder = server.client("HOLDER");
     let long = LockOptions {
@@ -1140,7 +1140,7 @@ fn a_wait_that_was_stopped_for_longer_than_its_lease_goes_on() {
 }
 
 #[test]
-fn a_command_whose_lease_cannot_be_kept_may_end_by_itself_first() {
+fn a_command_whose_lease_cannot_be_renewed_may_end_by_itself_first() {
     let mut server = patient();
     let script = "trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
     let options = "--lock-timeout 1.5 --kill-after 0.5 K";
@@ -1152,7 +1152,7 @@ fn a_command_whose_lease_cannot_be_kept_may_end_by_itself_first() {
 }
 
 #[test]
-fn a_restarted_server_knows_no_lease_and_the_command_is_ended() {
+fn after_a_restart_without_a_store_the_command_is_ended() {
     let mut server = patient();
     let mut command = exec(&server, "--lock-timeout 3 K", &sh(STUBBORN));
     let mut running = Running::spawn(&mut command);
@@ -1165,7 +1165,7 @@ fn a_restarted_server_knows_no_lease_and_the_command_is_ended() {
 }
 
 #[test]
-fn a_server_that_was_restarted_with_its_store_costs_the_command_nothing() {
+fn after_a_restart_with_a_store_the_command_runs_on() {
     let runs = Runs::of(names("one", Some("s")));
     let mut command = program(["exec", "K", "--"]);
     command.args(sh("echo ready; read line; exit 9"));
@@ -1185,7 +1185,7 @@ fn a_server_that_was_restarted_with_its_store_costs_the_command_nothing() {
 }
 
 #[test]
-fn a_server_that_is_silent_for_less_than_the_lease_costs_nothing() {
+fn a_command_outlives_a_server_that_is_silent_for_less_than_the_lease() {
     let (server, process) = with_process(LONG);
     let script = "read line; exit 9";
     let mut command = exec(&server, "-v --lock-timeout 3 K", &sh(script));
@@ -1212,7 +1212,7 @@ fn a_server_that_is_silent_for_less_than_the_lease_costs_nothing() {
 
 /// The lease was the server's three seconds, and the command was killed with 124.
 #[test]
-fn without_an_option_a_server_that_is_silent_for_a_while_costs_nothing() {
+fn with_the_default_lease_a_command_outlives_a_server_that_is_silent_for_a_while() {
     let (server, process) = with_process(ms(3000));
     let mut command = exec(&server, "K", &sh("echo ready; read line; exit 9"));
     let mut running = Running::spawn(command.stdin(Stdio::piped()));
@@ -1225,7 +1225,7 @@ fn without_an_option_a_server_that_is_silent_for_a_while_costs_nothing() {
 }
 
 #[test]
-fn the_lease_is_shorter_than_thirty_seconds_where_the_server_allows_no_such() {
+fn the_lease_is_shorter_than_thirty_seconds_if_the_server_allows_no_longer_one() {
     let server = start(Options {
         lock_timeout: ms(1000),
         max_lock_timeout: Some(ms(5000)),
@@ -1239,7 +1239,7 @@ fn the_lease_is_shorter_than_thirty_seconds_where_the_server_allows_no_such() {
 }
 
 #[test]
-fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
+fn a_command_whose_key_somebody_else_unlocks_is_killed() {
     let server = patient();
     let mut running = Running::spawn(&mut exec(
         &server,
@@ -1254,7 +1254,7 @@ fn where_somebody_else_unlocks_the_key_the_command_is_killed() {
 
 /// The next one had the key at once, and the command ran on until a third of its lease had passed: 20 s.
 #[test]
-fn two_commands_overlap_for_a_second_at_most_where_the_lease_is_over() {
+fn after_a_lost_lease_two_commands_overlap_for_at_most_a_second() {
     for restarts in [false, true] {
         let mut server = patient();
         let port = server.port();
@@ -1286,7 +1286,7 @@ fn two_commands_overlap_for_a_second_at_most_where_the_lease_is_over() {
 
 /// Each renewal had made a connection of its own: 60 sockets in `TIME_WAIT` for each exec.
 #[test]
-fn renewals_go_by_one_connection() {
+fn all_renewals_use_one_connection() {
     let server = patient();
     let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
     let options = format!("-v --port {} --lock-timeout 0.6 K", proxy.port);
@@ -1305,7 +1305,7 @@ fn renewals_go_by_one_connection() {
 // --- several keys ---
 
 #[test]
-fn two_that_name_the_same_keys_in_another_order_take_turns() {
+fn two_execs_with_the_same_keys_in_another_order_take_turns() {
     let server = patient();
     let directory = tempfile::tempdir().expect("a directory");
     let log = directory.path().join("log");
@@ -1335,7 +1335,7 @@ fn two_that_name_the_same_keys_in_another_order_take_turns() {
 }
 
 #[test]
-fn with_n_all_of_several_keys_are_taken_or_none() {
+fn with_option_n_exec_takes_all_keys_or_none() {
     let server = patient();
     for held in ["A", "B", "C"] {
         let other = server.client("OTHER");
@@ -1363,7 +1363,7 @@ fn with_n_all_of_several_keys_are_taken_or_none() {
 }
 
 #[test]
-fn several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of_all() {
+fn exec_keeps_its_keys_while_it_waits_for_the_rest_and_the_environment_has_all() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("B").expect("it answers").expect("it is free");
@@ -1392,7 +1392,7 @@ fn several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of
 }
 
 #[test]
-fn where_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked() {
+fn when_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked() {
     let server = patient();
     for lost in ["A", "B"] {
         let options = "--name ME --lock-timeout 60 --also B A";
@@ -1409,7 +1409,7 @@ fn where_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_un
 }
 
 #[test]
-fn where_one_of_several_keys_is_lost_during_the_wait_all_are_waited_for_again() {
+fn when_one_of_several_keys_is_lost_during_the_wait_exec_waits_for_all_again() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("B").expect("it answers").expect("it is free");
@@ -1428,7 +1428,7 @@ fn where_one_of_several_keys_is_lost_during_the_wait_all_are_waited_for_again() 
 }
 
 #[test]
-fn a_signal_while_it_waits_for_the_rest_leaves_no_key_locked() {
+fn a_signal_during_the_wait_for_the_rest_leaves_no_key_locked() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("B").expect("it answers").expect("it is free");
@@ -1448,7 +1448,7 @@ fn unshared(options: &[&str]) -> Option<Command> {
 
 /// Each renewal had looked the name up anew: 124, though the server was there.
 #[test]
-fn an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up() {
+fn an_address_that_worked_is_kept_if_the_name_cannot_be_resolved_any_more() {
     let Some(mut shell) = unshared(&["-m"]) else {
         return;
     };
@@ -1472,7 +1472,7 @@ fn an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up() {
 
 /// 50 zombies stayed under process 1.
 #[test]
-fn as_process_1_it_reaps_what_it_inherits() {
+fn as_process_1_exec_reaps_orphans() {
     let Some(mut container) = unshared(&["-pf", "--mount-proc"]) else {
         return;
     };
@@ -1490,7 +1490,7 @@ fn as_process_1_it_reaps_what_it_inherits() {
 }
 
 #[test]
-fn as_process_1_it_reaps_what_it_inherits_also_while_it_waits() {
+fn as_process_1_exec_reaps_orphans_during_its_wait() {
     let Some(mut container) = unshared(&["-pf", "--mount-proc"]) else {
         return;
     };
@@ -1515,7 +1515,7 @@ fn as_process_1_it_reaps_what_it_inherits_also_while_it_waits() {
 
 /// systemd's `KillMode=control-group` sends SIGTERM to each process of a unit, and some send it once more.
 #[test]
-fn a_signal_that_asks_to_end_is_handed_on_once_in_a_moment() {
+fn a_repeated_end_signal_is_forwarded_once_in_a_moment() {
     let server = patient();
     let script = "trap 'echo TERM' TERM; trap 'echo HUP; exit 5' HUP; echo ready; while :; do sleep 0.01; done";
     let mut running = Running::spawn(&mut exec(&server, "K", &sh(script)));
@@ -1541,7 +1541,7 @@ fn a_signal_that_asks_to_end_is_handed_on_once_in_a_moment() {
 }
 
 #[test]
-fn a_command_that_takes_longer_than_timeout_is_ended_with_123() {
+fn a_command_that_exceeds_the_option_timeout_is_ended_with_exit_123() {
     let server = patient();
     let long = outcome(&server, "--timeout 0.3 K", &["sleep", "60"]);
     long.expect(123, "");
@@ -1564,7 +1564,7 @@ fn a_command_that_takes_longer_than_timeout_is_ended_with_123() {
 
 /// All clients came back in one instant after a restart. With the defaults each is away for less than its tries take.
 #[test]
-fn those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails() {
+fn waiters_reconnect_to_a_restarted_server_and_none_fails() {
     let mut server = patient();
     let port = server.port();
     let holder = server.client("HOLDER");
@@ -1593,7 +1593,7 @@ fn those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails() {
 
 /// The same, and no word of the shell that it took.
 #[test]
-fn a_line_for_a_shell_is_told_of_the_shell() {
+fn the_error_for_a_shell_command_line_advises_to_use_a_shell() {
     let server = patient();
     for (command, words) in [
         (
@@ -1615,7 +1615,7 @@ fn a_line_for_a_shell_is_told_of_the_shell() {
 
 /// `RUST_LOG=debug` brought 22 lines of exec's own and of ureq's, in what the command wrote.
 #[test]
-fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {
+fn rust_log_is_for_the_command_and_exec_has_a_variable_of_its_own() {
     let server = patient();
     let mut command = exec(&server, "-q K", &sh("echo $RUST_LOG"));
     let logged = Outcome::of(command.env("RUST_LOG", "debug"));
@@ -1628,7 +1628,7 @@ fn rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own() {
 
 /// The log's lines waited for their reader, and the renewals for them.
 #[test]
-fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
+fn an_unread_log_delays_neither_renewals_nor_the_end() {
     let server = patient();
     let (_reader, full) = full_pipe();
     let script = "exec 2>/dev/null; sleep 4; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
@@ -1645,7 +1645,7 @@ fn a_log_that_nobody_reads_delays_no_renewal_and_no_end() {
 
 /// It had hung: what failed was written to a pipe that nobody reads, and the signals were blocked.
 #[test]
-fn a_failure_that_nobody_reads_ends_it() {
+fn a_failure_on_a_full_standard_error_ends_exec() {
     let server = patient();
     let (_reader, full) = full_pipe();
     let mut command = exec(&server, "K", &["no-such-command"]);
@@ -1654,7 +1654,7 @@ fn a_failure_that_nobody_reads_ends_it() {
 }
 
 #[test]
-fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
+fn after_sigkill_of_exec_nothing_runs_on_and_the_lease_runs_out() {
     let server = patient();
     let mut running = Running::spawn(&mut exec(&server, "--lock-timeout 1 K", &sh(STUBBORN)));
     let pids = running.pids();
@@ -1669,7 +1669,7 @@ fn killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out() {
 
 /// There were two: one had asked for the key, one took the signals.
 #[test]
-fn a_short_command_under_a_free_key_costs_no_thread() {
+fn a_short_command_with_a_free_key_takes_no_further_thread() {
     let server = patient();
     let count = sh("set -- /proc/$PPID/task/*; echo $#");
     // On a busy machine the renewals may have begun before it counts.
@@ -1692,7 +1692,7 @@ fn a_server_that_answers_late_grants_the_first_lock_once() {
 }
 
 #[test]
-fn a_signal_ends_it_while_its_first_question_is_not_answered() {
+fn a_signal_ends_exec_before_its_first_request_is_answered() {
     let (server, process) = with_process(LONG);
     kill(process, Signal::SIGSTOP).expect("it runs");
     let mut running = Running::spawn(&mut exec(&server, "K", &["echo", "it runs"]));
@@ -1707,7 +1707,7 @@ fn a_signal_ends_it_while_its_first_question_is_not_answered() {
 }
 
 #[test]
-fn while_it_waits_it_is_one_process() {
+fn a_waiting_exec_is_one_process() {
     let server = patient();
     server.client("OTHER").lock("K").expect("it answers");
     let waiting = Running::spawn(&mut exec(&server, "K", &["true"]));
@@ -1722,7 +1722,7 @@ fn while_it_waits_it_is_one_process() {
 }
 
 #[test]
-fn killed_by_its_command_at_once_it_leaves_nothing_running() {
+fn an_exec_that_its_command_kills_at_once_leaves_nothing_running() {
     let server = patient();
     // While the guard heard of the command only from exec, it knew nothing of it in one of twenty.
     for round in 0..100 {
@@ -1741,7 +1741,7 @@ fn killed_by_its_command_at_once_it_leaves_nothing_running() {
 }
 
 #[test]
-fn what_the_command_leaves_in_the_background_goes_on() {
+fn processes_that_the_command_leaves_in_the_background_run_on() {
     let server = patient();
     let script = "sleep 60 >/dev/null 2>&1 & echo $!";
     let left = outcome(&server, "K", &sh(script));
@@ -1845,7 +1845,7 @@ impl Drop for OnTerminal {
 }
 
 #[test]
-fn on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted() {
+fn on_a_terminal_a_line_shows_the_holder_until_the_key_is_granted() {
     let server = patient();
     let other = server.client("OT\x1bHER");
     let noted = LockOptions {
@@ -1863,7 +1863,7 @@ fn on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted() {
 }
 
 #[test]
-fn the_line_is_gone_when_the_wait_is_given_up() {
+fn the_status_line_is_removed_when_the_wait_is_given_up() {
     let server = patient();
     server.client("OTHER").lock("K").expect("it answers");
     let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["true"]));
@@ -1881,7 +1881,7 @@ fn the_line_is_gone_when_the_wait_is_given_up() {
 }
 
 #[test]
-fn ctrl_z_does_not_stop_what_nobody_could_wake_again() {
+fn ctrl_z_does_not_stop_an_exec_that_nobody_could_continue() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
@@ -1909,7 +1909,7 @@ fn job_that_reads(server: &Server, script: &str) -> OnTerminal {
 }
 
 #[test]
-fn what_reads_in_the_background_goes_on_in_the_foreground() {
+fn a_command_stopped_for_reading_in_the_background_goes_on_in_the_foreground() {
     let server = patient();
     let mut shell = job_that_reads(&server, "fg");
     shell.type_in("\n");
@@ -1921,7 +1921,7 @@ fn what_reads_in_the_background_goes_on_in_the_foreground() {
 }
 
 #[test]
-fn what_reads_in_the_background_hears_of_the_end_of_its_session() {
+fn a_command_that_reads_in_the_background_gets_the_hangup_of_its_session() {
     let server = patient();
     let mut shell = job_that_reads(&server, "exit");
     assert!(is_locked(&server, "K"));
@@ -1931,7 +1931,7 @@ fn what_reads_in_the_background_hears_of_the_end_of_its_session() {
 }
 
 #[test]
-fn the_line_is_not_drawn_over_what_another_job_writes() {
+fn the_status_line_is_not_drawn_over_another_jobs_output() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
@@ -1951,7 +1951,7 @@ fn the_line_is_not_drawn_over_what_another_job_writes() {
 }
 
 #[test]
-fn there_is_no_line_where_nobody_wants_or_could_see_it() {
+fn there_is_no_status_line_with_quiet_or_without_a_terminal() {
     let server = patient();
     let other = server.client("OTHER");
     for (options, is_terminal) in [("-q K", true), ("K", false)] {
@@ -2009,7 +2009,7 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
 
 /// With one Ctrl-C a shell went on to the next `exec`: it had exited with 130, and was not ended by the signal.
 #[test]
-fn ctrl_c_ends_the_script_that_exec_stands_in() {
+fn ctrl_c_ends_the_script_that_runs_exec() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("HELD").expect("it answers").expect("it is free");

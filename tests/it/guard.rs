@@ -94,7 +94,7 @@ fn a_guard_that_a_panic_drops_unlocks() {
 }
 
 #[test]
-fn there_is_no_guard_of_a_key_that_another_holds() {
+fn a_key_that_another_holds_has_no_guard() {
     let server = server();
     let _guard = guard(&client(server.port()));
     let once = LockOptions {
@@ -112,7 +112,7 @@ fn there_is_no_guard_of_a_key_that_another_holds() {
 }
 
 #[test]
-fn release_says_whether_the_lease_stood_until_then() {
+fn release_returns_whether_the_lease_was_still_valid() {
     let server = server();
     let client = client(server.port());
     assert!(guard(&client).release().unwrap());
@@ -130,7 +130,7 @@ fn a_guard_turned_into_its_lease_leaves_the_key_locked() {
 }
 
 #[test]
-fn a_guard_drops_nothing_that_another_process_of_its_name_holds() {
+fn dropping_a_guard_does_not_release_the_hold_of_another_process_with_its_name() {
     let server = server();
     let client = client(server.port());
     let guard = guard(&client);
@@ -141,7 +141,7 @@ fn a_guard_drops_nothing_that_another_process_of_its_name_holds() {
 }
 
 #[test]
-fn a_guard_hears_from_the_server_that_its_lease_is_over() {
+fn a_guard_learns_from_the_server_that_its_lease_is_over() {
     let server = server();
     let client = client(server.port());
     // By its next renewal.
@@ -168,7 +168,7 @@ fn a_guard_hears_from_the_server_that_its_lease_is_over() {
 }
 
 #[test]
-fn a_lease_that_can_not_be_renewed_is_lost_at_its_deadline_for_good() {
+fn a_lease_that_cannot_be_renewed_is_lost_at_its_deadline_for_good() {
     let server = server();
     let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
     let guard = brief(&client(proxy.port));
@@ -183,7 +183,7 @@ fn a_lease_that_can_not_be_renewed_is_lost_at_its_deadline_for_good() {
 }
 
 #[test]
-fn a_server_that_can_not_be_asked_is_not_a_lost_lease_yet() {
+fn an_unreachable_server_does_not_mean_a_lost_lease_yet() {
     let mut server = server();
     let guard = guard(&client(server.port()));
     server.stop().unwrap();
@@ -196,7 +196,7 @@ fn a_server_that_can_not_be_asked_is_not_a_lost_lease_yet() {
 }
 
 #[test]
-fn a_renewal_that_fails_is_tried_again() {
+fn a_failed_renewal_is_tried_again() {
     let server = start(Options {
         lock_timeout: ms(6000),
         ..options()
@@ -212,7 +212,7 @@ fn a_renewal_that_fails_is_tried_again() {
 }
 
 #[test]
-fn a_server_that_is_silent_holds_up_no_drop() {
+fn a_silent_server_does_not_hold_up_the_drop_of_a_guard() {
     let server = start(Options {
         lock_timeout: PATIENCE,
         ..options()
@@ -228,7 +228,7 @@ fn a_server_that_is_silent_holds_up_no_drop() {
 }
 
 #[test]
-fn what_is_called_when_the_lease_is_lost_may_drop_the_guard_and_may_panic() {
+fn the_callback_of_a_lost_lease_may_drop_the_guard_and_may_panic() {
     let server = server();
     let client = client(server.port());
     let guard = guard(&client);

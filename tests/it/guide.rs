@@ -453,7 +453,7 @@ fn each_block_of_shell_on_a_page_does_what_the_page_says() {
 }
 
 #[test]
-fn the_blocks_that_are_not_run_are_these_few_and_parse() {
+fn only_the_listed_blocks_are_not_run_and_all_blocks_parse() {
     let mut found = Vec::new();
     let pages = Page::all();
     for page in &pages {
@@ -551,7 +551,7 @@ lock-server stop >/dev/null
 }
 
 #[test]
-fn a_page_that_is_wrong_is_named_with_line_command_and_what_came() {
+fn the_error_of_a_wrong_page_has_its_line_command_and_output() {
     if namespaces().is_none() {
         return;
     }
@@ -591,7 +591,7 @@ fn a_page_that_is_wrong_is_named_with_line_command_and_what_came() {
 }
 
 #[test]
-fn a_block_that_cannot_be_read_is_named_with_its_line() {
+fn the_error_of_a_malformed_block_has_its_line() {
     for (page, expected) in [
         (
             "# Title\n\n```bash\ntrue\n```\n",
@@ -608,7 +608,7 @@ fn a_block_that_cannot_be_read_is_named_with_its_line() {
 }
 
 #[test]
-fn dots_stand_for_any_lines_and_dots_in_brackets_for_any_text() {
+fn dots_match_any_lines_and_dots_in_brackets_any_text() {
     for (expected, came, is_same) in [
         ("", "", true),
         ("a", "", false),

@@ -118,7 +118,7 @@ fn a_spawned_server_still_answers_after_six_seconds() {
 // Where a server is.
 
 #[test]
-fn a_server_says_where_it_is_and_a_client_finds_it_there() {
+fn a_client_finds_a_server_at_the_address_that_the_server_returns() {
     let server = start(options());
     let address = server.addr().expect("it was started");
     assert_eq!(server.url(), format!("http://{address}"));
@@ -180,7 +180,7 @@ fn a_program_under_test_finds_the_server_by_its_environment() {
 }
 
 #[test]
-fn two_spawned_servers_with_one_port_number_keep_to_their_own_connections() {
+fn two_spawned_servers_with_one_port_number_serve_only_their_own_connections() {
     let one = spawned(patient());
     let port = one.port();
     let mut other = Server::new(Options {
@@ -210,7 +210,7 @@ fn an_ipv6_host_may_have_brackets_on_both_sides() {
 }
 
 #[test]
-fn a_host_with_a_port_in_it_is_told_so_on_both_sides() {
+fn a_host_that_contains_a_port_is_an_error_on_both_sides() {
     let mut server = Server::new(Options {
         host: "localhost:8004".into(),
         ..options()
@@ -251,7 +251,7 @@ fn a_host_with_a_port_in_it_is_told_so_on_both_sides() {
 }
 
 #[test]
-fn a_started_server_logs_to_the_file_it_is_told() {
+fn a_started_server_logs_to_the_file_of_its_options() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("server.log");
     fs::write(&log, "what was there\n").unwrap();
@@ -281,7 +281,7 @@ fn a_started_server_logs_to_the_file_it_is_told() {
 // Nobody is there.
 
 #[test]
-fn a_refused_connection_on_loopback_is_an_answer_unless_it_was_asked_to_try_again() {
+fn a_refused_connection_on_loopback_is_final_unless_tries_are_set() {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -309,7 +309,7 @@ fn a_refused_connection_on_loopback_is_an_answer_unless_it_was_asked_to_try_agai
 }
 
 #[test]
-fn a_name_that_nobody_knows_is_not_looked_up_in_words() {
+fn the_error_of_an_unknown_host_name_has_its_cause_as_data() {
     let client = Client::new("CLIENT_A", "no-such-host.invalid", 9);
     let error = client.try_ping().unwrap_err();
     let Error::Unreachable { cause, .. } = error else {
@@ -319,7 +319,7 @@ fn a_name_that_nobody_knows_is_not_looked_up_in_words() {
 }
 
 #[test]
-fn a_mute_server_takes_the_time_of_one_answer_and_the_error_names_the_lock() {
+fn a_silent_server_costs_the_time_of_one_answer_and_the_error_names_the_lock() {
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let options = ClientOptions {
         answer_timeout: ms(1000),
@@ -354,7 +354,7 @@ fn replace(server: &mut Server, port: u16) {
 }
 
 #[test]
-fn a_waiter_rides_over_a_server_that_ends_in_good_order_and_comes_back() {
+fn a_waiter_survives_an_orderly_restart_of_the_server() {
     let mut server = start(patient());
     let port = server.port();
     let _held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
@@ -369,7 +369,7 @@ fn a_waiter_rides_over_a_server_that_ends_in_good_order_and_comes_back() {
 // Waits.
 
 #[test]
-fn a_wait_without_an_end_is_longer_than_the_servers_longest_and_keeps_its_place() {
+fn an_endless_wait_outlasts_the_servers_longest_wait_and_keeps_its_place() {
     let server = start(Options {
         lock_attempt_timeout: ms(100),
         max_lock_attempt_timeout: Some(ms(2000)),
@@ -399,7 +399,7 @@ fn a_wait_without_an_end_is_longer_than_the_servers_longest_and_keeps_its_place(
 }
 
 #[test]
-fn a_wait_is_called_off_from_another_thread_and_leaves_the_queue() {
+fn a_wait_cancelled_from_another_thread_leaves_the_queue() {
     let server = start(patient());
     let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
     let cancel = CancelToken::new();
@@ -430,7 +430,7 @@ fn a_wait_is_called_off_from_another_thread_and_leaves_the_queue() {
 
 /// Of 200 that were called off while their LOCK was on its way, 2 waited on for their whole patience.
 #[test]
-fn a_wait_that_is_called_off_as_it_begins_ends_and_holds_nothing() {
+fn a_wait_cancelled_as_it_begins_ends_and_holds_nothing() {
     let server = start(patient());
     let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
     let client = server.client("CLIENT_B");
@@ -459,7 +459,7 @@ fn a_wait_that_is_called_off_as_it_begins_ends_and_holds_nothing() {
 }
 
 #[test]
-fn one_token_calls_off_waits_for_two_keys_under_one_request_id() {
+fn one_token_cancels_waits_for_two_keys_with_one_request_id() {
     let server = start(patient());
     let _held = server.client("CLIENT_A").lock("KEYB").unwrap().unwrap();
     let cancel = CancelToken::new();
@@ -480,7 +480,7 @@ fn one_token_calls_off_waits_for_two_keys_under_one_request_id() {
 }
 
 #[test]
-fn a_wait_outlives_any_number_of_broken_connections() {
+fn a_wait_survives_any_number_of_broken_connections() {
     let server = start(patient());
     let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
     let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
@@ -503,7 +503,7 @@ fn a_wait_outlives_any_number_of_broken_connections() {
 }
 
 #[test]
-fn a_wait_for_a_server_that_is_not_there_is_called_off_at_once() {
+fn a_wait_for_an_absent_server_is_cancelled_at_once() {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -531,7 +531,7 @@ fn a_wait_for_a_server_that_is_not_there_is_called_off_at_once() {
 // Guards and refusals.
 
 #[test]
-fn a_lease_is_kept_from_then_on_and_unlocked_in_the_end() {
+fn a_lease_turned_into_a_guard_is_renewed_and_unlocked_in_the_end() {
     let server = start(Options {
         lock_timeout: ms(600),
         ..options()
@@ -549,7 +549,7 @@ fn a_lease_is_kept_from_then_on_and_unlocked_in_the_end() {
 }
 
 #[test]
-fn a_lease_that_is_over_is_not_kept() {
+fn a_lease_that_is_over_does_not_become_a_guard() {
     let server = start(options());
     let client = server.client("CLIENT_A");
     let brief = LockOptions {
@@ -563,7 +563,7 @@ fn a_lease_that_is_over_is_not_kept() {
 }
 
 #[test]
-fn an_answer_that_breaks_off_in_its_body_takes_the_time_of_one_answer() {
+fn an_answer_without_the_rest_of_its_body_costs_the_time_of_one_answer() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -590,7 +590,7 @@ fn an_answer_that_breaks_off_in_its_body_takes_the_time_of_one_answer() {
 }
 
 #[test]
-fn guard_all_keeps_all_keys_or_none() {
+fn guard_all_guards_all_keys_or_none() {
     let server = start(patient());
     let client = server.client("CLIENT_A");
     let guards = client
@@ -621,7 +621,7 @@ fn guard_all_keeps_all_keys_or_none() {
 }
 
 #[test]
-fn a_refusal_says_why_and_whether_to_try_again() {
+fn a_refusal_has_its_reason_and_whether_to_try_again() {
     let server = start(Options {
         max_keys: 1,
         ..options()
@@ -648,7 +648,7 @@ fn a_refusal_says_why_and_whether_to_try_again() {
 // Which question an answer belongs to.
 
 #[test]
-fn an_answer_says_what_its_question_is_called() {
+fn an_answer_repeats_the_request_id() {
     let server = start(patient());
     let asked = |name: &str| {
         let mut wire = Wire::to(&server);
@@ -665,7 +665,7 @@ fn an_answer_says_what_its_question_is_called() {
 }
 
 #[test]
-fn the_answer_to_another_question_is_an_error_and_no_grant() {
+fn an_answer_with_another_request_id_is_an_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {

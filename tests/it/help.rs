@@ -82,7 +82,7 @@ fn a_page_names_others_as_topics_that_exist() {
 }
 
 #[test]
-fn what_is_a_command_and_a_topic_begins_with_the_help_of_the_command() {
+fn a_topic_with_a_commands_name_begins_with_the_commands_help() {
     let both = typed("help store").stdout;
     let command = typed("store --help").stdout;
     let page = both
@@ -92,7 +92,7 @@ fn what_is_a_command_and_a_topic_begins_with_the_help_of_the_command() {
 }
 
 #[test]
-fn an_unknown_topic_is_wrong_usage_and_near_ones_are_named() {
+fn an_unknown_topic_is_wrong_usage_and_similar_ones_are_suggested() {
     let unknown = typed("help acces");
     unknown.expect(2, "");
     unknown.expect_stderr(&["no such topic or command: acces; did you mean access?"]);
@@ -100,7 +100,7 @@ fn an_unknown_topic_is_wrong_usage_and_near_ones_are_named() {
 
 /// Seen to fail with `print!`, which panics there.
 #[test]
-fn a_page_that_nobody_reads_ends_quietly() {
+fn an_unread_page_ends_quietly() {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
     let mut command = program(["help", "operations"]);

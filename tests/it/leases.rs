@@ -91,7 +91,7 @@ fn break_off(server: &Server, wire: Wire, left: usize) {
 // Times per request.
 
 #[test]
-fn a_lock_may_name_how_long_its_lease_lasts() {
+fn a_lock_may_give_its_lease_time() {
     let server = hasty();
     let before = std::time::SystemTime::now();
     let reply = ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=29.5");
@@ -102,7 +102,7 @@ fn a_lock_may_name_how_long_its_lease_lasts() {
 }
 
 #[test]
-fn at_the_end_of_a_lease_of_its_own_length_the_key_is_handed_over() {
+fn at_the_end_of_a_lease_of_given_length_the_key_is_handed_over() {
     let server = patient();
     let begun = Instant::now();
     ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=0.3");
@@ -115,7 +115,7 @@ fn at_the_end_of_a_lease_of_its_own_length_the_key_is_handed_over() {
 }
 
 #[test]
-fn a_lock_may_name_how_long_it_waits() {
+fn a_lock_may_give_its_wait_time() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     for (patience, least) in [("0", ms(0)), ("0.000", ms(0)), ("0.2", ms(200))] {
@@ -135,7 +135,7 @@ fn a_lock_may_name_how_long_it_waits() {
 }
 
 #[test]
-fn a_parameter_that_is_not_understood_gets_400_and_changes_nothing() {
+fn a_bad_parameter_gets_400_and_changes_nothing() {
     let server = start(Options {
         max_lock_timeout: Some(Duration::from_secs(60)),
         max_lock_attempt_timeout: Some(ms(4500)),
@@ -217,7 +217,7 @@ fn the_caps_are_an_hour_and_never_less_than_the_servers_own_times() {
 // Renewal.
 
 #[test]
-fn a_renewal_says_the_new_expiry_under_the_same_fence() {
+fn a_renewal_returns_the_new_expiry_with_the_same_fence() {
     let server = hasty();
     let granted = ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=10");
     let renewed = ask(&server, "/RENEW/KEYA/CLIENT_A?lock_timeout=25");
@@ -232,7 +232,7 @@ fn a_renewal_says_the_new_expiry_under_the_same_fence() {
 }
 
 #[test]
-fn a_renewal_that_names_no_time_lasts_as_long_as_the_lease_did() {
+fn a_renewal_without_a_time_lasts_as_long_as_the_lease_did() {
     let server = hasty();
     ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=20");
     let (_, left) = lease_of(&ask(&server, "/RENEW/KEYA/CLIENT_A"));
@@ -240,7 +240,7 @@ fn a_renewal_that_names_no_time_lasts_as_long_as_the_lease_did() {
 }
 
 #[test]
-fn a_renewal_by_anyone_but_the_holder_is_0() {
+fn a_renewal_by_a_non_holder_is_answered_0() {
     let server = patient();
     let renew = |who| ask(&server, &format!("/RENEW/KEYA/{who}"));
     assert_eq!(answer(&renew("CLIENT_A")), ("0\n", "free"));
@@ -253,7 +253,7 @@ fn a_renewal_by_anyone_but_the_holder_is_0() {
 }
 
 #[test]
-fn a_lease_that_is_renewed_again_and_again_goes_on_while_waiters_time_out() {
+fn a_lease_that_is_renewed_repeatedly_goes_on_while_waiters_time_out() {
     let server = patient();
     let fence = fence_of(&ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=2"));
     let mut waiter = queued(&server, "CLIENT_B?lock_attempt_timeout=3", 1);
@@ -268,7 +268,7 @@ fn a_lease_that_is_renewed_again_and_again_goes_on_while_waiters_time_out() {
 }
 
 #[test]
-fn a_renewal_takes_nothing_back_of_what_an_earlier_answer_said() {
+fn a_renewal_never_ends_before_an_earlier_answers_expiry() {
     let server = patient();
     let told = ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=60");
     let renewed = ask(&server, "/RENEW/KEYA/CLIENT_A?lock_timeout=0.001");
@@ -385,7 +385,7 @@ fn a_repeat_after_the_grant_gets_the_same_grant() {
 }
 
 #[test]
-fn a_grant_that_came_after_a_wait_is_told_again() {
+fn a_repeat_returns_a_grant_that_came_after_a_wait() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let waiter = queued(&server, "CLIENT_B?request=b", 1);
@@ -401,7 +401,7 @@ fn a_grant_that_came_after_a_wait_is_told_again() {
 }
 
 #[test]
-fn a_repeat_takes_over_the_place_of_the_one_that_waits() {
+fn a_repeat_takes_over_the_place_of_the_waiting_request() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let mut first = queued(&server, "CLIENT_B?request=b", 1);
@@ -425,7 +425,7 @@ fn a_repeat_takes_over_the_place_of_the_one_that_waits() {
 }
 
 #[test]
-fn a_repeat_that_tries_once_leaves_the_wait_as_it_is() {
+fn a_repeat_that_tries_once_does_not_change_the_wait() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let mut waiter = queued(&server, "CLIENT_B?request=b", 1);
@@ -452,7 +452,7 @@ fn come_back() -> Option<(Server, [Wire; 2])> {
 }
 
 #[test]
-fn who_comes_back_within_two_seconds_stands_before_those_who_came_later() {
+fn a_waiter_that_comes_back_within_two_seconds_is_before_later_arrivals() {
     let mut in_time = None;
     until("the machine is quick enough", || {
         in_time = come_back();
@@ -467,7 +467,7 @@ fn who_comes_back_within_two_seconds_stands_before_those_who_came_later() {
 }
 
 #[test]
-fn who_comes_back_later_than_that_stands_at_the_end() {
+fn a_waiter_that_comes_back_after_two_seconds_queues_at_the_end() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let first = queued(&server, "CLIENT_B?request=b", 1);
@@ -482,7 +482,7 @@ fn who_comes_back_later_than_that_stands_at_the_end() {
 }
 
 #[test]
-fn without_an_id_a_broken_connection_has_lost_its_place() {
+fn without_a_request_id_a_broken_connection_loses_its_place() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let first = queued(&server, "CLIENT_B", 1);
@@ -495,7 +495,7 @@ fn without_an_id_a_broken_connection_has_lost_its_place() {
 }
 
 #[test]
-fn nobody_waits_for_a_broken_connection_and_it_is_never_granted_the_key() {
+fn a_broken_connection_delays_nobody_and_is_never_granted_the_key() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let first = queued(&server, "CLIENT_B?request=b", 1);
@@ -509,7 +509,7 @@ fn nobody_waits_for_a_broken_connection_and_it_is_never_granted_the_key() {
 // Who holds it.
 
 #[test]
-fn a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key() {
+fn a_no_to_lock_and_a_yes_to_check_name_the_holder() {
     let server = patient();
     let free = ask(&server, "/CHECK/KEYA");
     assert_eq!((answer(&free), holder(&free)), (("0\n", "free"), None));
@@ -549,7 +549,7 @@ fn a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key() {
 }
 
 #[test]
-fn a_lock_may_carry_a_note_that_those_who_ask_for_the_key_can_read() {
+fn a_locks_note_is_shown_to_requests_for_the_key() {
     let server = patient();
     let note = |reply: &Reply| reply.header("Lock-Holder-Note").map(String::from);
     let nightly = "nightly%20backup%3A%20%C3%A9";
@@ -586,7 +586,7 @@ fn a_lock_may_carry_a_note_that_those_who_ask_for_the_key_can_read() {
 // The other wire.
 
 #[test]
-fn the_original_wire_knows_no_parameters_and_no_renewal() {
+fn the_classic_wire_has_no_parameters_and_no_renewal() {
     let server = start(Options {
         lock_timeout: PATIENCE,
         classic_port: Some(0),

@@ -117,7 +117,7 @@ fn list_has_a_line_for_each_holder_with_tabs_and_seconds_on_a_pipe() {
 }
 
 #[test]
-fn list_shows_the_columns_that_are_asked_for_of_the_keys_that_are() {
+fn list_shows_the_requested_columns_of_the_requested_keys() {
     let server = patient();
     lock(&server, "CLIENT_A", "deploy/web", None, 3);
     lock(&server, "CLIENT_B", "deploy/db", None, 1);
@@ -149,7 +149,7 @@ fn list_shows_the_columns_that_are_asked_for_of_the_keys_that_are() {
 
 /// What is asked for stands there also where nothing is held.
 #[test]
-fn an_empty_list_is_its_headings_and_exit_0() {
+fn an_empty_list_prints_its_headings_and_exits_0() {
     let server = patient();
     asked(&server, &["list"]).expect(0, "KEY\tHOLDER\tHELD\tLEFT\tWAITERS\tNOTE\n");
     asked(&server, &["list", "--no-headings"]).expect(0, "");
@@ -221,7 +221,7 @@ fn on_a_terminal_lines_fit_and_times_are_short() {
 }
 
 #[test]
-fn list_has_all_pages_as_lines_and_as_json_and_ends_quietly_where_nobody_reads() {
+fn list_prints_all_pages_as_lines_and_as_json_and_ends_quietly_without_a_reader() {
     let server = patient();
     let client = server.client("CLIENT_A");
     for key in 0..1500 {
@@ -257,7 +257,7 @@ fn list_has_all_pages_as_lines_and_as_json_and_ends_quietly_where_nobody_reads()
 }
 
 #[test]
-fn show_has_the_holders_and_then_the_queue_and_1_says_that_the_key_is_free() {
+fn show_prints_holders_and_queue_and_exits_1_for_a_free_key() {
     let server = patient();
     lock(&server, "CLIENT_A", "KEYA", Some("a"), 1);
     let client = server.client("");

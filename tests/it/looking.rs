@@ -62,7 +62,7 @@ fn keys(server: &Server, path: &str) -> Vec<String> {
 }
 
 #[test]
-fn keys_that_somebody_waits_for_stand_first_and_then_what_ends_first() {
+fn contended_keys_come_first_in_the_order_of_their_next_change() {
     let server = patient();
     lock(&server, "LATE/A?lock_timeout=900");
     lock(&server, "SOON/A?lock_timeout=300");
@@ -82,7 +82,7 @@ fn keys_that_somebody_waits_for_stand_first_and_then_what_ends_first() {
 }
 
 #[test]
-fn keys_are_found_by_how_they_begin_and_by_who_holds_them_also_beside_others() {
+fn keys_are_found_by_prefix_and_by_any_of_their_holders() {
     let server = patient();
     lock(&server, "deploy%2Fweb/A?lock_timeout=300");
     lock(&server, "deploy%2Fdb/A?shared=1&lock_timeout=400");
@@ -109,7 +109,7 @@ fn keys_are_found_by_how_they_begin_and_by_who_holds_them_also_beside_others() {
 }
 
 #[test]
-fn of_2500_keys_in_pages_each_is_seen_once_but_for_one_that_is_renewed_meanwhile() {
+fn of_2500_keys_in_pages_each_is_seen_once_except_one_renewed_meanwhile() {
     let server = patient();
     let client = server.client("CLIENT_A");
     for key in 0..2500 {
@@ -219,7 +219,7 @@ fn a_lease_that_has_ended_is_not_shown() {
 }
 
 #[test]
-fn a_key_is_shown_with_its_queue_in_order_with_times_patience_slots_and_notes() {
+fn a_key_is_shown_with_its_queue_in_order_with_times_slots_and_notes() {
     let server = patient();
     lock(&server, "KEYA/A?note=nightly%20job&slots=2");
     let _b = queued(&server, "KEYA", "KEYA/B?lock_attempt_timeout=900&note=b", 1);
@@ -266,7 +266,7 @@ fn a_free_key_has_neither_holders_nor_a_queue() {
 }
 
 #[test]
-fn names_of_any_text_come_through() {
+fn names_of_any_text_are_returned_unchanged() {
     let server = patient();
     let client = server.client("");
     for text in [
@@ -304,7 +304,7 @@ fn names_of_any_text_come_through() {
 }
 
 #[test]
-fn head_and_post_ask_as_get_does() {
+fn head_and_post_work_like_get() {
     let server = patient();
     for path in ["/locks", "/locks/KEYA"] {
         let post = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
@@ -324,7 +324,7 @@ fn head_and_post_ask_as_get_does() {
 }
 
 #[test]
-fn who_looks_in_needs_the_role_read() {
+fn looking_needs_the_role_read() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens");
     fs::write(&file, "read read-4V1LrMZ0Ut\nlock lock-Vk2Qw7cTt9\n").unwrap();
@@ -437,7 +437,7 @@ fn fields(json: &Value, within: &str, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn each_field_is_documented_and_each_documented_field_is_there() {
+fn each_field_is_documented_and_each_documented_field_exists() {
     let server = patient();
     lock(&server, "KEYA/A?note=a");
     lock(&server, "KEYB/A");
@@ -486,7 +486,7 @@ fn client_of(port: u16) -> Client {
 }
 
 #[test]
-fn a_server_that_is_too_old_is_said_to_be() {
+fn the_error_for_a_server_that_is_too_old_says_that() {
     let body = "0\nno such verb; ask /CHECK/key\n";
     let length = body.len();
     let reply = format!(
@@ -499,7 +499,7 @@ fn a_server_that_is_too_old_is_said_to_be() {
 }
 
 #[test]
-fn what_is_no_list_is_a_bad_reply_and_a_proxy_s_page_an_interruption() {
+fn an_answer_that_is_not_a_list_is_a_bad_reply_and_a_proxys_page_an_interruption() {
     let json = |head: &str, body: &str| {
         let length = body.len();
         format!(
@@ -539,7 +539,7 @@ fn what_is_no_list_is_a_bad_reply_and_a_proxy_s_page_an_interruption() {
 }
 
 #[test]
-fn a_list_that_breaks_off_is_asked_for_again() {
+fn a_list_that_breaks_off_is_requested_again() {
     use crate::common::proxy::{Break, Cut, Proxy};
     let server = patient();
     lock(&server, "KEYA/A");
@@ -553,7 +553,7 @@ fn a_list_that_breaks_off_is_asked_for_again() {
 }
 
 #[test]
-fn a_filter_that_no_name_can_match_is_refused_before_it_is_asked() {
+fn a_filter_that_no_name_can_match_is_refused_without_a_request() {
     let client = client_of(9);
     for (options, what) in [
         (

@@ -13,13 +13,13 @@
 //! | the same for thousands | `alone::http::eight_thousand_waiters_on_one_key_are_served_in_their_order` |
 //! | at the end of a lease the next one has the key, and its lease counts from then | `wire::a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_from_then` |
 //! | within 50 ms, with the seed's example and times | `alone::synopsis::client_b_gets_the_key_when_the_lease_of_client_a_runs_out` |
-//! | a lease that is over is nobody's | `wire::a_lapsed_lease_is_nobodys` |
-//! | a holder that asks again is refused at once | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
-//! | a name that waits is refused at once, and its wait goes on | `wire::a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on` |
+//! | a lease that is over is nobody's | `wire::a_lapsed_lease_has_no_holder` |
+//! | a holder that asks again is refused at once | `leases::a_no_to_lock_and_a_yes_to_check_name_the_holder` |
+//! | a name that waits is refused at once, and its wait goes on | `wire::a_second_lock_of_a_waiting_name_is_refused_and_the_earlier_wait_goes_on` |
 //! | a LOCK takes the place of a wait of its name whose client has gone, also a fresh one | `wire::a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone` |
 //! | the same on the classic wire, and across | `classic::a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone_on_either_wire` |
 //! | a wait ends with its patience, and the place is gone | `wire::a_timed_out_waiter_leaves_the_queue_and_may_come_again` |
-//! | a patience of zero tries once | `wire::a_patience_of_zero_tries_once` |
+//! | a patience of zero tries once | `wire::an_attempt_timeout_of_zero_tries_once` |
 //! | a LOCK that waits blocks nobody else | `wire::a_waiting_lock_blocks_nobody_else` |
 //! | a waiter that goes loses its place within a second | `alone::http::a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second` |
 //! | a waiter that is watched and goes is never granted the key | `alone::http::a_watched_waiter_that_goes_is_never_granted_the_key` |
@@ -30,19 +30,19 @@
 //! | the table does what the rules say, in a million random steps | `table::tests::model::the_table_and_a_naive_model_agree_after_every_call` |
 //! | and millisecond by millisecond, kept in time | `table::tests::world::a_table_called_each_millisecond_follows_the_rules` |
 //! | readers hold a key together, a writer alone | `slots::shared_locks_are_held_together_and_an_exclusive_one_alone` |
-//! | where different numbers meet, the least counts | `slots::where_different_numbers_meet_the_least_counts` |
+//! | where different numbers meet, the least counts | `slots::among_different_slots_the_smallest_number_counts` |
 //! | no reader overtakes a writer that waits | `table::tests::slots::readers_that_arrive_after_a_waiting_writer_are_granted_after_it` |
-//! | 64 readers are let in within 50 ms, and then the writer after them | `slots::readers_are_all_let_in_at_once_and_then_the_writer_after_them` |
-//! | a writer that goes lets readers in | `slots::a_reader_is_let_in_when_the_client_of_the_writer_before_it_has_gone` |
-//! | so does one whose patience ends | `slots::a_reader_is_let_in_when_the_patience_of_the_writer_before_it_is_over` |
+//! | 64 readers are let in within 50 ms, and then the writer after them | `slots::waiting_readers_are_granted_the_key_together_and_the_writer_after_them` |
+//! | a writer that goes lets readers in | `slots::a_reader_is_granted_the_key_when_the_waiting_writer_before_it_hangs_up` |
+//! | so does one whose patience ends | `slots::a_reader_is_granted_the_key_when_the_waiting_writer_before_it_times_out` |
 //! | a crowd of leases that end together holds up nobody | `table::tests::slots::the_leases_of_a_crowd_end_in_steps_before_the_next_waiter_is_granted_the_key` |
 //! | each holder counts for max_keys | `table::tests::slots::the_limit_of_holds_counts_each_holder_of_a_key` |
-//! | slots out of range are refused in a sentence | `slots::slots_out_of_their_range_are_refused_in_a_sentence` |
-//! | the client shares a key | `slots::the_client_shares_a_key_and_says_how_many_hold_it` |
+//! | slots out of range are refused in a sentence | `slots::slots_outside_their_range_are_refused_in_a_sentence` |
+//! | the client shares a key | `slots::the_client_shares_a_key_and_returns_the_number_of_holders` |
 //! | and several at once | `slots::a_client_takes_several_keys_with_slots` |
 //! | lock does after flock's options | `command::lock_shares_a_key_with_flocks_options_and_prints_the_number_of_holders` |
 //! | so does exec | `exec::readers_run_together_and_a_writer_alone` |
-//! | the original's wire locks alone | `slots::the_original_s_wire_locks_alone` |
+//! | the original's wire locks alone | `slots::the_classic_wire_takes_exclusive_locks` |
 //! | **Breaking a hold** | |
 //! | BREAK ends the hold under a fence, and who waits has the key | `break_lock::a_hold_is_broken_by_its_fence_and_the_next_waiter_has_the_key_at_once` |
 //! | of several holders, that one | `break_lock::of_several_holds_the_one_with_the_fence_is_broken` |
@@ -90,21 +90,21 @@
 //! | it comes back to a server that is started anew | `events::events_reconnects_to_a_restarted_server_and_prints_that` |
 //! | where nobody is it ends with 69 | `events::events_ends_with_69_without_a_server_at_its_start` |
 //! | **Locks that outlive the server: the file** | |
-//! | what is held is held after a restart, under its fence | `store::what_is_held_is_held_after_a_restart_under_the_same_fence` |
-//! | and after a kill, where the same LOCK gets the same grant | `store::a_grant_that_was_told_outlives_a_kill_and_the_same_lock_gets_it_again` |
-//! | a server that is killed again and again grants nothing twice and loses nothing it told | `store_trial::a_server_that_is_killed_again_and_again_grants_nothing_twice_and_loses_nothing_it_told` |
-//! | what a renewal promised outlives a kill whole | `store::rules_6_and_7_what_a_renewal_promised_outlives_a_kill_whole` |
-//! | start and restart of the command keep every lock | `store::start_and_restart_of_the_command_keep_every_lock` |
-//! | guards and commands ride over a kill | `store::a_guard_and_a_command_ride_over_a_kill_of_the_server` |
-//! | so does a client that waits | `store::a_client_that_waits_rides_over_a_restart_and_gets_its_turn` |
-//! | each answer names the store | `store::lock_store_names_the_store_in_each_answer_and_stays` |
-//! | a second server does not start on the same file | `store::a_second_server_does_not_start_on_the_same_file_and_says_why` |
+//! | what is held is held after a restart, under its fence | `store::holds_survive_a_restart_with_the_same_fence` |
+//! | and after a kill, where the same LOCK gets the same grant | `store::an_answered_grant_survives_a_kill_and_its_repeated_lock_gets_it_again` |
+//! | a server that is killed again and again grants nothing twice and loses nothing it told | `store_trial::a_server_killed_repeatedly_grants_nothing_twice_and_keeps_each_answered_grant` |
+//! | what a renewal promised outlives a kill whole | `store::rules_6_and_7_a_renewed_lease_survives_a_kill_in_full` |
+//! | start and restart of the command keep every lock | `store::start_and_restart_with_a_store_keep_every_lock` |
+//! | guards and commands ride over a kill | `store::a_guard_and_a_command_survive_a_kill_of_the_server` |
+//! | so does a client that waits | `store::a_waiting_client_survives_a_restart_and_gets_its_turn` |
+//! | each answer names the store | `store::each_answer_has_the_stores_lasting_id` |
+//! | a second server does not start on the same file | `store::a_second_server_does_not_start_on_the_same_file_and_prints_the_reason` |
 //! | a server in a program closes its store when it stops | `store::a_server_in_this_process_closes_its_store_when_it_stops` |
-//! | what is no store is refused in a sentence | `store::a_store_that_is_none_is_refused_in_a_sentence_and_stays_as_it_is` |
-//! | without syncs locks outlive a kill of the process | `store::without_syncs_locks_outlive_a_kill_of_the_process` |
+//! | what is no store is refused in a sentence | `store::a_bad_store_is_refused_in_a_sentence_and_not_changed` |
+//! | without syncs locks outlive a kill of the process | `store::without_syncs_locks_survive_a_kill_of_the_process` |
 //! | no answer leaves before what was decided before it is stored | `manager::tests::commit::rule_1_no_answer_leaves_before_what_was_decided_before_it_is_stored` |
-//! | on the wire neither, while all that tells of no hold is answered | `store_held::rule_1_while_a_batch_is_under_way_no_answer_tells_of_a_hold_and_all_others_come` |
-//! | what was not stored before a kill nobody was told | `store_held::rule_1_what_was_not_stored_when_the_server_was_killed_nobody_was_told` |
+//! | on the wire neither, while all that tells of no hold is answered | `store_held::rule_1_during_a_commit_answers_about_holds_wait_and_all_others_arrive` |
+//! | what was not stored before a kill nobody was told | `store_held::rule_1_nobody_gets_an_answer_about_what_was_not_stored_before_a_kill` |
 //! | nor does that of a repeated LOCK | `manager::tests::traces::rule_1_a_repeated_lock_is_told_of_its_grant_once_that_is_stored` |
 //! | of a VERIFY, RENEW or CHECK | `manager::tests::traces::rule_1_a_question_about_a_grant_is_answered_once_that_is_stored` |
 //! | or of a repeated UNLOCK | `manager::tests::traces::rule_1_a_no_to_a_repeated_unlock_is_told_once_the_end_is_stored` |
@@ -137,18 +137,18 @@
 //! | a failed sync is an error | `store::file::tests::rule_17_a_failed_sync_of_a_checkpoint_is_an_error` |
 //! | a batch without room is not stored, and the next one is | `store::file::tests::after_a_batch_without_room_the_next_one_is_stored` |
 //! | on a full disk holds end | `store::file::tests::on_a_full_disk_holds_end_but_none_begins` |
-//! | the same with a whole server, which serves on | `store_full::on_a_full_disk_no_lock_is_granted_the_rest_goes_on_and_nothing_is_lost` |
+//! | the same with a whole server, which serves on | `store_full::on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost` |
 //! | one server has the file; the next one waits a second for it | `store::file::tests::rule_17_a_server_waits_a_second_for_the_store_of_one_that_ends` |
 //! | a file of anything else stays as it is | `store::file::tests::a_file_that_is_not_a_store_is_refused_and_not_changed` |
 //! | so does that of a later version | `store::file::tests::a_file_of_a_later_version_is_refused_and_not_changed` |
 //! | a torn file is never an empty store | `store::file::tests::a_truncated_file_is_damaged_or_foreign_and_never_an_empty_store` |
 //! | to read a store changes nothing | `store::file::tests::reading_a_store_changes_nothing` |
-//! | a store of each earlier format is looked into | `store_format::a_store_of_each_format_is_looked_into_and_stays_as_it_is` |
-//! | a server that starts on it has every hold of it | `store_format::a_server_that_starts_on_a_store_of_each_format_has_every_hold_of_it` |
-//! | and leaves what the earlier version reads | `store_format::what_a_server_leaves_of_a_store_of_each_format_is_of_that_format` |
-//! | store check says in a line what is there | `store_command::check_says_in_a_line_how_many_holds_there_are` |
+//! | a store of each earlier format is looked into | `store_format::a_store_of_each_format_is_read_and_not_changed` |
+//! | a server that starts on it has every hold of it | `store_format::a_server_on_a_store_of_each_format_has_all_its_holds` |
+//! | and leaves what the earlier version reads | `store_format::a_server_leaves_a_store_of_each_format_in_that_format` |
+//! | store check says in a line what is there | `store_command::check_prints_the_number_of_holds_in_one_line` |
 //! | store dump prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
-//! | what is no sound store is refused in a sentence | `store_command::what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1` |
+//! | what is no sound store is refused in a sentence | `store_command::a_file_that_is_not_a_sound_store_is_refused_with_exit_1` |
 //! | **Clients of a cluster** | |
 //! | the leader is found behind two that are not there | `cluster_client::the_leader_is_found_behind_two_that_are_not_there_and_asked_first_from_then_on` |
 //! | who stands by leads to it, in the list or not | `cluster_client::who_stands_by_names_the_leader_and_it_is_asked_next_whether_or_not_it_is_in_the_list` |
@@ -214,76 +214,76 @@
 //! | until etcd's certificate is mended | `tls::etcd::once_etcd_has_a_certificate_for_its_name_a_server_leads_that_stood_by_without` |
 //! | bad files are refused at the start | `tls::etcd::bad_files_for_tls_are_refused_in_a_sentence` |
 //! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
-//! | its judge notices what it has to | `trial::the_judge_notices_what_it_should` |
+//! | its judge notices what it has to | `trial::the_judge_reports_each_violation` |
 //! | a trial's history is read whole | `etcd::history::a_long_history_is_read_whole` |
 //! | and its examiner notices what it has to | `etcd::history::the_examiner_notices_what_it_should` |
 //! | **Leases and fences** | |
-//! | a LOCK names how long its lease lasts | `leases::a_lock_may_name_how_long_its_lease_lasts` |
-//! | a LOCK names how long it waits | `leases::a_lock_may_name_how_long_it_waits` |
+//! | a LOCK names how long its lease lasts | `leases::a_lock_may_give_its_lease_time` |
+//! | a LOCK names how long it waits | `leases::a_lock_may_give_its_wait_time` |
 //! | times have caps | `leases::the_caps_are_an_hour_and_never_less_than_the_servers_own_times` |
-//! | RENEW returns the new end, under the same fence | `leases::a_renewal_says_the_new_expiry_under_the_same_fence` |
-//! | RENEW without a time lasts as long as before | `leases::a_renewal_that_names_no_time_lasts_as_long_as_the_lease_did` |
-//! | RENEW takes nothing back | `leases::a_renewal_takes_nothing_back_of_what_an_earlier_answer_said` |
+//! | RENEW returns the new end, under the same fence | `leases::a_renewal_returns_the_new_expiry_with_the_same_fence` |
+//! | RENEW without a time lasts as long as before | `leases::a_renewal_without_a_time_lasts_as_long_as_the_lease_did` |
+//! | RENEW takes nothing back | `leases::a_renewal_never_ends_before_an_earlier_answers_expiry` |
 //! | also where its answer is lost | `client::the_remaining_time_is_right_after_a_shorter_renewal_with_a_lost_answer` |
-//! | only the holder renews | `leases::a_renewal_by_anyone_but_the_holder_is_0` |
+//! | only the holder renews | `leases::a_renewal_by_a_non_holder_is_answered_0` |
 //! | fences grow over all keys, and are exact in a JSON number | `leases::fences_grow_over_all_keys_and_are_exact_in_a_json_number` |
 //! | fences grow over a restart | `leases::fences_grow_over_a_restart` |
 //! | a stale fence does nothing | `leases::a_stale_fence_releases_renews_and_verifies_nothing` |
-//! | a note of the holder can be read by those who wait | `leases::a_lock_may_carry_a_note_that_those_who_ask_for_the_key_can_read` |
+//! | a note of the holder can be read by those who wait | `leases::a_locks_note_is_shown_to_requests_for_the_key` |
 //! | `--note` of the command is shown, escaped | `command::a_note_is_shown_to_those_who_ask_for_the_key` |
 //! | a repeat under one ID is granted once | `leases::a_repeat_after_the_grant_gets_the_same_grant` |
-//! | a repeat takes over the place | `leases::a_repeat_takes_over_the_place_of_the_one_that_waits` |
-//! | a place is kept for 2 s | `leases::who_comes_back_within_two_seconds_stands_before_those_who_came_later` |
-//! | and no longer | `leases::who_comes_back_later_than_that_stands_at_the_end` |
-//! | a store that has the fence before the read loses no update | `working_safely::a_pool_of_processes_of_which_one_is_stopped_loses_no_update` |
-//! | a store that gets the fence with the write loses one | `working_safely::a_fence_that_comes_with_the_write_alone_is_too_late` |
+//! | a repeat takes over the place | `leases::a_repeat_takes_over_the_place_of_the_waiting_request` |
+//! | a place is kept for 2 s | `leases::a_waiter_that_comes_back_within_two_seconds_is_before_later_arrivals` |
+//! | and no longer | `leases::a_waiter_that_comes_back_after_two_seconds_queues_at_the_end` |
+//! | a store that has the fence before the read loses no update | `working_safely::a_pool_of_processes_with_a_stopped_one_loses_no_update` |
+//! | a store that gets the fence with the write loses one | `working_safely::a_fence_sent_only_with_the_write_is_too_late` |
 //! | **The wire** | |
 //! | each verb answers with the bytes of the contract | `wire::each_verb_is_answered_with_the_bytes_of_the_contract` |
-//! | POST means what GET means | `wire::post_means_what_get_means` |
-//! | PING returns the server's times | `wire::ping_says_1_and_the_times_of_this_server` |
-//! | HTTP/1.0 | `wire::http_1_0_is_answered_and_its_connection_closed_unless_it_asks_otherwise` |
+//! | POST means what GET means | `wire::post_works_like_get` |
+//! | PING returns the server's times | `wire::ping_returns_1_and_the_servers_times` |
+//! | HTTP/1.0 | `wire::an_http_1_0_connection_is_closed_after_the_answer_unless_it_asks_to_keep_it` |
 //! | names are UTF-8, any character escaped | `wire::names_are_utf_8_with_any_character_escaped` |
 //! | names are up to 1,024 bytes | `wire::names_are_up_to_1024_bytes_long` |
-//! | what is not understood gets a status and a sentence | `wire::what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing` |
-//! | a bad parameter gets 400 and changes nothing | `leases::a_parameter_that_is_not_understood_gets_400_and_changes_nothing` |
-//! | HEAD is GET without a body, where nothing changes | `wire::head_is_answered_as_get_without_a_body_where_nothing_changes` |
-//! | other methods get 405, and `Allow` per path | `wire::other_methods_get_405_and_are_told_which_ones_the_path_takes` |
-//! | `/livez` and `/readyz` | `wire::livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends` |
-//! | HAProxy finds the server up | `proxies::haproxy_finds_the_server_up_by_head_and_by_readyz` |
-//! | parameters in a body are refused | `wire::parameters_in_a_body_are_refused_and_nothing_is_done` |
-//! | an empty body is none, however it is announced | `wire::a_body_that_is_empty_is_none_however_it_is_announced` |
-//! | no body is taken for a request | `wire::a_body_that_nobody_asked_for_harms_nobody` |
-//! | what is not ASCII ends its connection and does nothing | `wire::what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing` |
+//! | what is not understood gets a status and a sentence | `wire::a_bad_request_gets_a_status_and_a_sentence_and_changes_nothing` |
+//! | a bad parameter gets 400 and changes nothing | `leases::a_bad_parameter_gets_400_and_changes_nothing` |
+//! | HEAD is GET without a body, where nothing changes | `wire::head_is_answered_like_get_without_a_body_if_it_changes_nothing` |
+//! | other methods get 405, and `Allow` per path | `wire::other_methods_get_405_with_the_paths_methods` |
+//! | `/livez` and `/readyz` | `wire::livez_and_readyz_return_1_and_readyz_503_once_the_server_ends` |
+//! | HAProxy finds the server up | `proxies::haproxys_checks_with_head_and_with_readyz_find_the_server_up` |
+//! | parameters in a body are refused | `wire::parameters_in_a_body_are_refused_and_change_nothing` |
+//! | an empty body is none, however it is announced | `wire::an_empty_body_counts_as_none_however_it_is_announced` |
+//! | no body is taken for a request | `wire::an_unexpected_body_harms_nothing` |
+//! | what is not ASCII ends its connection and does nothing | `wire::a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer` |
 //! | a request line that is not HTTP/1 does nothing | `wire::a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing` |
 //! | a request that is cut off creates no lock | `wire::a_request_cut_off_in_the_middle_creates_no_lock` |
-//! | requests sent ahead are answered in their order | `wire::requests_sent_ahead_are_answered_in_their_order` |
-//! | `Lock-Server` | `wire::each_answer_says_which_run_of_a_server_gave_it` |
-//! | `Lock-Server-Pid` | `wire::ping_from_loopback_says_which_process_a_server_has_of_its_own` |
-//! | `Lock-Echo` | `harness::an_answer_says_what_its_question_is_called` |
-//! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_say_who_holds_the_key` |
-//! | a web page, and a foreign host, are turned away | `wire::a_web_page_is_turned_away` |
-//! | a page of the server's own is let in | `wire::a_page_of_the_servers_own_is_let_in_and_one_from_elsewhere_is_not` |
-//! | a name that is allowed is let in | `wire::a_server_on_loopback_is_asked_under_the_names_that_it_allows` |
+//! | requests sent ahead are answered in their order | `wire::pipelined_requests_are_answered_in_their_order` |
+//! | `Lock-Server` | `wire::each_answer_names_the_servers_run` |
+//! | `Lock-Server-Pid` | `wire::ping_from_loopback_returns_the_servers_process_id` |
+//! | `Lock-Echo` | `harness::an_answer_repeats_the_request_id` |
+//! | who holds a key, until when, how many wait | `leases::a_no_to_lock_and_a_yes_to_check_name_the_holder` |
+//! | a web page, and a foreign host, are turned away | `wire::a_request_of_a_web_page_is_refused` |
+//! | a page of the server's own is let in | `wire::requests_of_the_servers_own_page_are_allowed_and_those_of_other_pages_are_not` |
+//! | a name that is allowed is let in | `wire::a_server_on_loopback_answers_only_under_its_allowed_host_names` |
 //! | also from nginx on the same machine | `proxies::nginx_passes_on_a_public_name_that_is_allowed` |
 //! | **Metrics and status** | |
 //! | each metric has its name, type, help and labels | `metrics::the_metrics_of_a_new_server_have_these_names_types_help_and_labels` |
-//! | and more of them with a store | `metrics::a_server_with_a_store_has_these_metrics_more` |
-//! | as Prometheus has it | `metrics::promtool_finds_nothing_to_improve_in_the_metrics` |
+//! | and more of them with a store | `metrics::a_server_with_a_store_also_has_these_metrics` |
+//! | as Prometheus has it | `metrics::promtool_has_no_complaint_about_the_metrics` |
 //! | and is documented | `metrics::each_metric_is_documented_with_its_type_and_its_labels` |
-//! | each counter counts what its row says | `metrics::each_counter_counts_what_its_row_says_and_nothing_else` |
+//! | each counter counts what its row says | `metrics::each_counter_counts_exactly_what_its_row_says` |
 //! | also on the classic wire | `metrics::each_answer_of_the_classic_wire_is_counted` |
 //! | and waiters that are passed over | `manager::tests::a_waiter_that_is_passed_over_is_counted_once` |
 //! | the histograms add up | `metrics::a_histogram_counts_each_time_in_its_bucket_and_adds_all_up` |
-//! | what is stored is counted before it is answered | `metrics::the_metrics_of_a_store_count_what_is_stored_before_it_is_answered` |
+//! | what is stored is counted before it is answered | `metrics::the_metrics_of_a_store_count_commits_before_their_answers` |
 //! | a store that is behind or full is called so | `manager::tests::commit::who_looks_in_is_told_that_a_store_is_behind_or_full` |
 //! | the gauges | `metrics::the_gauges_show_what_there_is_now` |
-//! | nothing of a process that is a program's | `metrics::a_server_in_the_process_of_a_program_says_nothing_of_that_process` |
+//! | nothing of a process that is a program's | `metrics::a_server_in_a_programs_process_has_no_process_metrics` |
 //! | `/status`, and a sample for every five seconds | `metrics::the_status_has_these_fields_and_a_sample_for_every_five_seconds` |
 //! | with a store, also how that does | `metrics::the_status_of_a_server_with_a_store_has_these_fields_and_each_is_documented` |
 //! | whose commits are told to the microsecond | `protocol::json::times::the_time_of_a_commit_has_six_decimals` |
 //! | of the last ten minutes | `server::status::history::ten_minutes_are_kept_and_each_sample_has_what_happened_in_it` |
 //! | with the times of commits | `server::status::history::commits_are_those_of_the_last_ten_minutes` |
-//! | the log says which leases ran out | `metrics::the_log_says_that_a_lease_ran_out_and_names_the_key_and_the_holder_escaped` |
+//! | the log says which leases ran out | `metrics::the_log_of_a_lapsed_lease_has_the_escaped_key_and_holder` |
 //! | once a minute at most | `server::status::history::leases_that_ran_out_are_told_once_a_minute_at_most_with_the_last_one_escaped` |
 //! | a real Prometheus reads the metrics | `metrics::prometheus_reads_the_metrics_with_and_without_a_token` |
 //! | the guide's alert rules are valid | `metrics::promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist` |
@@ -306,19 +306,19 @@
 //! | a server that strangers can lock at warns | `access::a_server_beyond_loopback_warns_unless_all_need_a_token` |
 //! | **The status page** | |
 //! | shows what happens within two seconds | `page::the_page_shows_a_grant_a_wait_and_a_release_within_two_seconds` |
-//! | and how much of a lease is left | `page::the_bar_of_a_lease_knows_how_long_it_lasts_also_for_those_who_come_later` |
+//! | and how much of a lease is left | `page::the_bar_of_a_lease_shows_its_full_length_also_on_a_page_opened_later` |
 //! | filters, sorts, and shows one key with its queue | `page::keys_are_filtered_sorted_and_looked_at_one_by_one` |
 //! | 100,000 keys page by page | `page::a_hundred_thousand_keys_are_shown_page_by_page` |
 //! | breaks the hold that was shown, after a confirmation | `page::a_hold_is_broken_after_a_confirmation_that_names_it` |
 //! | or nothing | `page::a_hold_that_ended_while_it_was_confirmed_is_not_broken_and_nor_is_the_next_one` |
 //! | has a line for a store | `server::status::page::a_store_has_one_line_and_a_server_without_one_has_none` |
-//! | says that the server is away, and shows no old number for a new one | `page::a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new_one` |
-//! | also where it has ended | `page::a_server_that_ends_is_called_so` |
-//! | shows the token that the browser was given | `page::the_page_shows_the_token_that_its_browser_was_given` |
+//! | says that the server is away, and shows no old number for a new one | `page::the_page_shows_that_the_server_does_not_answer_and_that_its_numbers_are_old` |
+//! | also where it has ended | `page::the_page_shows_that_the_server_ends` |
+//! | shows the token that the browser was given | `page::the_page_sends_the_token_that_its_browser_was_given` |
 //! | is a table without JavaScript | `page::without_javascript_the_page_is_a_table_of_the_keys` |
-//! | takes names for text, and fits a narrow screen | `page::names_of_any_kind_are_text_and_fit_the_screen` |
+//! | takes names for text, and fits a narrow screen | `page::names_of_any_kind_are_shown_as_text_and_fit_the_screen` |
 //! | can be read, heard, and used by keyboard | `page::the_page_is_accessible_in_both_schemes_and_by_keyboard` |
-//! | a page from elsewhere reads and breaks nothing | `page::a_page_from_elsewhere_reads_nothing_breaks_nothing_and_shows_no_frame` |
+//! | a page from elsewhere reads and breaks nothing | `page::a_page_from_elsewhere_can_neither_read_nor_break_nor_frame` |
 //! | its policy lets its own script run alone | `server::status::page::the_security_policy_has_the_hashes_of_the_script_and_the_styles` |
 //! | it is smaller than 60 kB and names no other address | `server::status::page::the_page_is_smaller_than_60_kb_and_names_no_other_address` |
 //! | **The classic wire** | |
@@ -370,35 +370,35 @@
 //! | a program with more rights than its caller is not executed again | `process::a_program_with_more_rights_than_its_caller_is_not_executed_again` |
 //! | a start that fails says why | `process::a_child_that_does_not_serve_says_why` |
 //! | SHUTDOWN ends a server that allows it | `wire::shutdown_ends_a_server_that_allows_it` |
-//! | the log goes to its file | `harness::a_started_server_logs_to_the_file_it_is_told` |
+//! | the log goes to its file | `harness::a_started_server_logs_to_the_file_of_its_options` |
 //! | `spawn` serves in this process | `harness::a_spawned_server_serves_in_this_process_and_frees_its_port_when_it_is_stopped` |
 //! | and leaves no descriptors | `process::many_spawned_servers_come_and_go_without_leaving_descriptors` |
 //! | `run` ends by a signal, and two share the signals | `process::two_runs_in_one_process_share_the_signals` |
 //! | a fork's copies end nothing | `process::handles_dropped_in_a_forked_child_end_nothing` |
 //! | each side of a fork gets its own answers | `process::a_client_on_both_sides_of_a_fork_gets_its_own_answers` |
 //! | `run` reports READY and STOPPING to a service manager | `service::run_reports_that_it_serves_and_that_it_stops` |
-//! | and serves on the sockets that it is handed | `service::run_serves_on_the_sockets_that_it_is_handed` |
-//! | which it leaves to the next server | `service::who_comes_while_no_server_runs_is_served_by_the_next_one` |
-//! | and does not touch, with `bind_to` | `service::a_server_leaves_lent_listeners_as_they_were` |
-//! | what is no TCP listener is refused | `service::what_is_no_listener_of_tcp_is_refused_and_named` |
-//! | systemd takes the units of the guide | `service::systemd_takes_the_units_of_the_operations_page` |
-//! | as process 1 it ends by SIGTERM | `service::as_process_1_run_ends_by_sigterm_and_ping_is_its_health_check` |
+//! | and serves on the sockets that it is handed | `service::run_serves_on_the_sockets_of_a_service_manager` |
+//! | which it leaves to the next server | `service::a_client_that_connects_while_no_server_runs_is_served_by_the_next_one` |
+//! | and does not touch, with `bind_to` | `service::a_server_leaves_borrowed_listeners_unchanged` |
+//! | what is no TCP listener is refused | `service::a_descriptor_that_is_not_a_tcp_listener_is_refused_with_its_kind` |
+//! | systemd takes the units of the guide | `service::systemd_accepts_the_units_of_the_operations_page` |
+//! | as process 1 it ends by SIGTERM | `service::as_process_1_run_ends_on_sigterm_and_ping_is_its_health_check` |
 //! | nginx, HAProxy and Caddy, told what the guide has, pass names and `Host` on | `proxies::a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head` |
-//! | ask a LOCK once | `proxies::a_proxy_of_the_page_asks_a_lock_once` |
-//! | let it wait | `proxies::a_lock_may_wait_for_longer_than_a_proxy_does_by_default` |
-//! | and free the place of a client that goes | `proxies::who_hangs_up_at_a_proxy_of_the_page_leaves_the_queue` |
+//! | ask a LOCK once | `proxies::a_proxy_of_the_page_sends_a_lock_once` |
+//! | let it wait | `proxies::behind_a_proxy_of_the_page_a_lock_may_wait_longer_than_the_proxys_default` |
+//! | and free the place of a client that goes | `proxies::a_client_that_hangs_up_at_a_proxy_of_the_page_leaves_the_queue` |
 //! | **The client** | |
 //! | a LOCK whose connection breaks at any byte is granted once | `client::a_lock_whose_connection_is_reset_at_any_byte_is_granted_once` |
 //! | a release that breaks at any byte releases | `client::a_release_whose_connection_breaks_at_any_byte_releases_and_returns_true` |
-//! | a kept-open connection that the server closed is no error | `client::a_pooled_connection_that_was_closed_meanwhile_is_no_error` |
+//! | a kept-open connection that the server closed is no error | `client::an_idle_connection_that_was_closed_meanwhile_is_no_error` |
 //! | a waiter whose connection breaks keeps its place | `client::a_waiter_whose_connection_breaks_keeps_its_place` |
 //! | `remaining` is never too long | `client::the_remaining_time_of_a_lease_is_never_more_than_the_server_has` |
-//! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away` |
-//! | in the end that is 69 | `proxied::where_a_proxy_answers_to_the_end_it_is_69_and_says_so` |
-//! | a LOCK may wait longer than a proxy does | `proxied::a_lock_keeps_its_place_where_a_proxy_does_not_wait_as_long_as_it` |
-//! | no longer than `proxy_timeout` says | `proxied::a_lock_is_asked_behind_a_proxy_no_longer_than_proxy_timeout_says` |
+//! | a proxy that answers in the server's place is no answer: a LOCK goes on | `proxied::a_lock_keeps_waiting_while_a_proxy_answers_that_the_server_is_away` |
+//! | in the end that is 69 | `proxied::if_only_a_proxy_answers_the_exit_code_is_69_with_that_reason` |
+//! | a LOCK may wait longer than a proxy does | `proxied::a_lock_keeps_its_place_behind_a_proxy_that_times_out_sooner` |
+//! | no longer than `proxy_timeout` says | `proxied::a_lock_behind_a_proxy_asks_for_at_most_proxy_timeout_at_a_time` |
 //! | `LOCK_SERVER` may be a URL with a prefix | `proxied::a_url_with_a_prefix_leads_through_a_proxy` |
-//! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience` |
+//! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_survives_an_absent_server_and_nginxs_timeout` |
 //! | `LOCK_SERVER` may be `https://`, with the feature `tls` | `tls::the_command_locks_renews_verifies_and_unlocks_over_tls` |
 //! | `exec` hands it on | `tls::exec_hands_the_url_on_and_holds_its_key_over_tls` |
 //! | without the feature that is refused, and the feature is named | `command::https_without_the_feature_is_wrong_usage_that_names_the_feature` |
@@ -407,62 +407,62 @@
 //! | a record of TLS that is no answer ends no connection | `tls::a_record_of_tls_that_is_no_answer_ends_no_connection` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_repeated` |
 //! | `lock_all`: all or none | `client::lock_all_locks_none_if_one_is_taken` |
-//! | `guard_all`: all or none | `harness::guard_all_keeps_all_keys_or_none` |
+//! | `guard_all`: all or none | `harness::guard_all_guards_all_keys_or_none` |
 //! | a guard renews | `guard::a_guard_renews_its_lease_again_and_again_under_one_fence` |
 //! | a guard that a panic drops unlocks | `guard::a_guard_that_a_panic_drops_unlocks` |
-//! | a check says which other server answers, and that it was restarted or is one of two | `other_server::a_check_says_that_another_server_answers_and_which` |
-//! | two behind one address are known by their answers | `other_server::a_server_that_answers_again_after_another_one_is_one_of_two` |
-//! | a guard's renewal finds another server | `other_server::a_renewal_that_another_server_answers_loses_the_lease_and_says_why` |
-//! | another server's answer is no plain no | `other_server::what_another_server_says_of_a_lease_is_told_apart_from_a_no` |
-//! | a restarted server is another one | `other_server::a_server_that_was_restarted_is_another_one` |
-//! | without `Lock-Server` nothing is told apart | `other_server::servers_that_are_not_named_are_not_told_apart` |
+//! | a check says which other server answers, and that it was restarted or is one of two | `other_server::a_check_returns_which_other_server_answers` |
+//! | two behind one address are known by their answers | `other_server::a_server_that_answers_again_after_another_is_reported_as_one_of_two` |
+//! | a guard's renewal finds another server | `other_server::a_renewal_answered_by_another_server_loses_the_lease_with_that_reason` |
+//! | another server's answer is no plain no | `other_server::another_servers_answer_about_a_lease_is_not_a_no` |
+//! | a restarted server is another one | `other_server::a_restarted_server_without_a_store_is_another_server` |
+//! | without `Lock-Server` nothing is told apart | `other_server::servers_without_names_are_not_distinguished` |
 //! | a release asked twice is judged by who answers | `client::a_release_answered_by_another_server_is_an_error` |
-//! | the next run of a server with its store is the same one, for RENEW and VERIFY | `other_server::a_lease_stands_at_the_next_run_of_its_store_and_is_renewed_there` |
-//! | with another store, or none, it is not | `other_server::where_the_store_differs_or_one_has_none_another_server_answers` |
+//! | the next run of a server with its store is the same one, for RENEW and VERIFY | `other_server::a_lease_is_valid_at_the_next_run_of_its_store_and_is_renewed_there` |
+//! | with another store, or none, it is not | `other_server::with_another_store_or_none_another_server_answers` |
 //! | two runs of one store raise no alarm | `other_server::two_runs_of_one_store_are_never_taken_for_two_servers` |
-//! | a guard goes on there | `other_server::a_guard_goes_on_at_the_next_run_of_its_store` |
-//! | so does a command of `exec` | `exec::a_server_that_was_restarted_with_its_store_costs_the_command_nothing` |
+//! | a guard goes on there | `other_server::a_guard_continues_at_the_next_run_of_its_store` |
+//! | so does a command of `exec` | `exec::after_a_restart_with_a_store_the_command_runs_on` |
 //! | a release whose answer was lost with the run before is true | `client::a_release_with_a_lost_answer_is_true_if_the_next_run_has_the_same_store` |
 //! | and an error where the lease may have run out | `client::a_release_at_the_next_run_is_an_error_if_the_lease_may_have_run_out` |
-//! | a guard hears that its lease is over | `guard::a_guard_hears_from_the_server_that_its_lease_is_over` |
-//! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_can_not_be_renewed_is_lost_at_its_deadline_for_good` |
+//! | a guard hears that its lease is over | `guard::a_guard_learns_from_the_server_that_its_lease_is_over` |
+//! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_cannot_be_renewed_is_lost_at_its_deadline_for_good` |
 //! | a thousand guards take a few threads | `process::a_thousand_guards_are_kept_by_a_few_threads` |
-//! | a wait is called off | `harness::a_wait_is_called_off_from_another_thread_and_leaves_the_queue` |
-//! | an endless wait keeps its place | `harness::a_wait_without_an_end_is_longer_than_the_servers_longest_and_keeps_its_place` |
+//! | a wait is called off | `harness::a_wait_cancelled_from_another_thread_leaves_the_queue` |
+//! | an endless wait keeps its place | `harness::an_endless_wait_outlasts_the_servers_longest_wait_and_keeps_its_place` |
 //! | an error says where, how often and why | `process::a_client_says_where_it_found_nobody_and_how_often_it_tried` |
-//! | a refusal says why, and whether to try again | `harness::a_refusal_says_why_and_whether_to_try_again` |
-//! | an answer to another question is no grant | `harness::the_answer_to_another_question_is_an_error_and_no_grant` |
+//! | a refusal says why, and whether to try again | `harness::a_refusal_has_its_reason_and_whether_to_try_again` |
+//! | an answer to another question is no grant | `harness::an_answer_with_another_request_id_is_an_error` |
 //! | `LOCK_SERVER` leads a program to the server | `harness::a_program_under_test_finds_the_server_by_its_environment` |
 //! | a host that is a name is listened on at each of its addresses, with one port, and stop frees all | `names::a_started_server_listens_on_every_address_of_a_name_with_one_port_and_stop_frees_all` |
 //! | so is that of a spawned server | `names::a_spawned_server_listens_on_every_address_of_a_name` |
 //! | an address that the machine does not have is left out with a warning | `names::an_address_that_cannot_be_listened_on_is_left_out_with_a_warning` |
 //! | a port that is busy on one of them is an error | `names::a_port_that_is_busy_on_one_of_the_addresses_is_an_error` |
 //! | a name that looks public and is loopback gets a warning | `names::a_name_that_looks_public_and_is_loopback_gets_one_warning` |
-//! | a client tries each address of a name | `names::a_client_reaches_a_server_that_listens_on_either_address_of_a_name_alone` |
+//! | a client tries each address of a name | `names::a_client_reaches_a_server_that_listens_on_only_one_address_of_a_name` |
 //! | **Looking in** | |
-//! | keys that somebody waits for come first, then what ends first | `looking::keys_that_somebody_waits_for_stand_first_and_then_what_ends_first` |
-//! | by prefix and by any holder | `looking::keys_are_found_by_how_they_begin_and_by_who_holds_them_also_beside_others` |
-//! | in pages each key is seen once | `looking::of_2500_keys_in_pages_each_is_seen_once_but_for_one_that_is_renewed_meanwhile` |
+//! | keys that somebody waits for come first, then what ends first | `looking::contended_keys_come_first_in_the_order_of_their_next_change` |
+//! | by prefix and by any holder | `looking::keys_are_found_by_prefix_and_by_any_of_their_holders` |
+//! | in pages each key is seen once | `looking::of_2500_keys_in_pages_each_is_seen_once_except_one_renewed_meanwhile` |
 //! | a bad limit or cursor is 400 | `looking::a_bad_limit_or_cursor_is_400_in_a_sentence` |
 //! | 100 holders are shown, all are counted | `looking::of_more_than_100_holders_100_are_shown_and_all_are_counted` |
 //! | a lease that has ended is not shown | `looking::a_lease_that_has_ended_is_not_shown` |
-//! | a key with its queue | `looking::a_key_is_shown_with_its_queue_in_order_with_times_patience_slots_and_notes` |
+//! | a key with its queue | `looking::a_key_is_shown_with_its_queue_in_order_with_times_slots_and_notes` |
 //! | a free key has nobody | `looking::a_free_key_has_neither_holders_nor_a_queue` |
-//! | names of any text come through | `looking::names_of_any_text_come_through` |
-//! | HEAD and POST ask as GET does | `looking::head_and_post_ask_as_get_does` |
-//! | it takes the role read | `looking::who_looks_in_needs_the_role_read` |
+//! | names of any text come through | `looking::names_of_any_text_are_returned_unchanged` |
+//! | HEAD and POST ask as GET does | `looking::head_and_post_work_like_get` |
+//! | it takes the role read | `looking::looking_needs_the_role_read` |
 //! | times of day and seconds agree | `looking::times_of_day_and_seconds_agree` |
-//! | the page of the guide names each field, and no other | `looking::each_field_is_documented_and_each_documented_field_is_there` |
-//! | a server that is too old is said to be | `looking::a_server_that_is_too_old_is_said_to_be` |
-//! | what is no list is a bad reply | `looking::what_is_no_list_is_a_bad_reply_and_a_proxy_s_page_an_interruption` |
-//! | a list that breaks off is asked for again | `looking::a_list_that_breaks_off_is_asked_for_again` |
-//! | a bad filter is refused unasked | `looking::a_filter_that_no_name_can_match_is_refused_before_it_is_asked` |
+//! | the page of the guide names each field, and no other | `looking::each_field_is_documented_and_each_documented_field_exists` |
+//! | a server that is too old is said to be | `looking::the_error_for_a_server_that_is_too_old_says_that` |
+//! | what is no list is a bad reply | `looking::an_answer_that_is_not_a_list_is_a_bad_reply_and_a_proxys_page_an_interruption` |
+//! | a list that breaks off is asked for again | `looking::a_list_that_breaks_off_is_requested_again` |
+//! | a bad filter is refused unasked | `looking::a_filter_that_no_name_can_match_is_refused_without_a_request` |
 //! | list is lines with tabs and seconds on a pipe, escaped and uncut | `listing::list_has_a_line_for_each_holder_with_tabs_and_seconds_on_a_pipe` |
-//! | the columns that are asked for | `listing::list_shows_the_columns_that_are_asked_for_of_the_keys_that_are` |
-//! | an empty list is its headings | `listing::an_empty_list_is_its_headings_and_exit_0` |
+//! | the columns that are asked for | `listing::list_shows_the_requested_columns_of_the_requested_keys` |
+//! | an empty list is its headings | `listing::an_empty_list_prints_its_headings_and_exits_0` |
 //! | on a terminal lines fit | `listing::on_a_terminal_lines_fit_and_times_are_short` |
-//! | all pages, and a quiet end where nobody reads | `listing::list_has_all_pages_as_lines_and_as_json_and_ends_quietly_where_nobody_reads` |
-//! | show has holders and queue, and 1 is free | `listing::show_has_the_holders_and_then_the_queue_and_1_says_that_the_key_is_free` |
+//! | all pages, and a quiet end where nobody reads | `listing::list_prints_all_pages_as_lines_and_as_json_and_ends_quietly_without_a_reader` |
+//! | show has holders and queue, and 1 is free | `listing::show_prints_holders_and_queue_and_exits_1_for_a_free_key` |
 //! | without a server they are 69 | `listing::without_a_server_list_and_show_are_69` |
 //! | **The command** | |
 //! | the verbs answer as the wire does, with exit codes | `command::the_verbs_print_the_wires_answers_and_set_an_exit_code` |
@@ -494,67 +494,67 @@
 //! | commands of one shell have one name, two shells have two | `command::commands_of_one_shell_have_one_name_and_two_shells_have_two` |
 //! | two containers of one host name have two | `command::two_containers_of_one_host_name_have_two_names` |
 //! | **exec** | |
-//! | two never run at the same time | `exec::two_that_race_two_hundred_times_never_overlap` |
-//! | the command's own code | `exec::the_exit_code_is_the_command_s_own` |
-//! | 128+N where a signal ended it | `exec::a_command_that_a_signal_ended_is_128_and_its_number` |
-//! | 64, wrong usage | `exec::wrong_usage_is_64_and_runs_nothing` |
-//! | 69, no server | `exec::no_server_is_69_where_it_may_not_wait_for_one` |
-//! | also while it begins, and it finds out all when there is one | `exec::an_exec_that_begins_before_its_server_finds_out_who_has_the_key_and_how_long_a_lease_may_be` |
-//! | the options bound how long a server may be away | `exec::a_server_that_is_away_is_waited_for_as_long_as_the_options_say` |
-//! | or silent, and then it may have locked the key | `exec::a_silent_server_is_waited_for_as_long_as_the_options_say_and_may_have_locked_the_key` |
-//! | a server that can't serve now is waited for, and that is said | `exec::a_server_that_cannot_serve_now_is_waited_for_and_that_is_said` |
-//! | the default note is the name of the command | `exec::without_an_option_those_who_wait_are_told_the_name_of_the_command_and_not_its_arguments` |
-//! | 71, no thread | `exec::no_thread_is_71_or_69_and_runs_nothing` |
-//! | 75, or `-E` | `exec::not_obtained_is_75_or_what_is_wished_for_and_runs_nothing` |
-//! | 123, longer than `--timeout` | `exec::a_command_that_takes_longer_than_timeout_is_ended_with_123` |
-//! | those who wait come back to a server that is started anew | `exec::those_who_wait_come_back_to_a_server_that_is_started_anew_and_none_fails` |
-//! | 124, the lease is lost | `exec::a_lost_lease_is_124` |
-//! | 126 and 127 | `exec::what_cannot_be_executed_is_126_and_what_is_not_there_127` |
+//! | two never run at the same time | `exec::two_execs_that_race_two_hundred_times_never_overlap` |
+//! | the command's own code | `exec::exec_exits_with_the_commands_exit_code` |
+//! | 128+N where a signal ended it | `exec::a_command_ended_by_a_signal_is_exit_128_plus_its_number` |
+//! | 64, wrong usage | `exec::wrong_usage_of_exec_is_exit_64_and_runs_nothing` |
+//! | 69, no server | `exec::without_a_server_and_without_a_wait_exec_is_exit_69` |
+//! | also while it begins, and it finds out all when there is one | `exec::an_exec_that_starts_before_its_server_learns_the_holder_and_the_longest_lease_later` |
+//! | the options bound how long a server may be away | `exec::exec_waits_for_an_absent_server_as_long_as_its_options_say` |
+//! | or silent, and then it may have locked the key | `exec::exec_waits_for_a_silent_server_as_long_as_its_options_say_and_warns_that_the_key_may_be_locked` |
+//! | a server that can't serve now is waited for, and that is said | `exec::exec_waits_for_a_server_that_cannot_serve_now_and_prints_that` |
+//! | the default note is the name of the command | `exec::the_default_note_is_the_commands_name_without_its_arguments` |
+//! | 71, no thread | `exec::without_memory_for_a_thread_exec_is_exit_71_or_69_and_runs_nothing` |
+//! | 75, or `-E` | `exec::a_key_that_is_not_obtained_is_exit_75_or_the_code_of_the_option_and_runs_nothing` |
+//! | 123, longer than `--timeout` | `exec::a_command_that_exceeds_the_option_timeout_is_ended_with_exit_123` |
+//! | those who wait come back to a server that is started anew | `exec::waiters_reconnect_to_a_restarted_server_and_none_fails` |
+//! | 124, the lease is lost | `exec::a_lost_lease_is_exit_124` |
+//! | 126 and 127 | `exec::a_command_that_cannot_be_executed_is_exit_126_and_a_missing_one_127` |
 //! | a script without a first line is run by sh | `exec::a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh` |
-//! | a short command under a free key costs no thread | `exec::a_short_command_under_a_free_key_costs_no_thread` |
+//! | a short command under a free key costs no thread | `exec::a_short_command_with_a_free_key_takes_no_further_thread` |
 //! | an answer that comes late locks once | `exec::a_server_that_answers_late_grants_the_first_lock_once` |
-//! | a signal ends it before the first answer, too | `exec::a_signal_ends_it_while_its_first_question_is_not_answered` |
-//! | while it waits it is one process | `exec::while_it_waits_it_is_one_process` |
-//! | a signal ends the wait | `exec::a_signal_while_it_waits_is_128_and_its_number_and_leaves_the_queue` |
-//! | Ctrl-C ends the script that `exec` stands in | `exec::ctrl_c_ends_the_script_that_exec_stands_in` |
-//! | a server that is away is waited for, and that is said once | `exec::a_server_that_is_away_for_a_while_is_waited_for_and_that_is_said_once` |
-//! | a server that is silent is told of | `exec::a_server_that_is_silent_is_told_of_while_it_is_waited_for` |
-//! | and for a while it costs nothing | `exec::without_an_option_a_server_that_is_silent_for_a_while_costs_nothing` |
-//! | without a terminal who has the key is said once | `exec::without_a_terminal_it_says_once_who_has_the_key` |
+//! | a signal ends it before the first answer, too | `exec::a_signal_ends_exec_before_its_first_request_is_answered` |
+//! | while it waits it is one process | `exec::a_waiting_exec_is_one_process` |
+//! | a signal ends the wait | `exec::a_signal_during_the_wait_is_exit_128_plus_its_number_and_leaves_the_queue` |
+//! | Ctrl-C ends the script that `exec` stands in | `exec::ctrl_c_ends_the_script_that_runs_exec` |
+//! | a server that is away is waited for, and that is said once | `exec::exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once` |
+//! | a server that is silent is told of | `exec::exec_prints_that_it_waits_for_a_silent_server` |
+//! | and for a while it costs nothing | `exec::with_the_default_lease_a_command_outlives_a_server_that_is_silent_for_a_while` |
+//! | without a terminal who has the key is said once | `exec::without_a_terminal_exec_prints_the_holder_once` |
 //! | a command keeps the key for as long as it takes | `exec::a_command_that_takes_longer_than_its_lease_keeps_the_key` |
-//! | and does not outlive its lease | `exec::where_the_server_is_killed_the_command_is_gone_before_its_lease_ends` |
-//! | signals are handed on | `exec::signals_are_handed_on_to_the_command` |
-//! | SIGKILL leaves nothing running | `exec::killed_with_sigkill_it_leaves_nothing_running_and_the_lease_runs_out` |
-//! | the command finds key, name, fence and server | `exec::the_command_is_told_key_name_fence_and_server` |
+//! | and does not outlive its lease | `exec::after_the_servers_end_the_command_is_killed_before_its_lease_ends` |
+//! | signals are handed on | `exec::exec_forwards_signals_to_the_command` |
+//! | SIGKILL leaves nothing running | `exec::after_sigkill_of_exec_nothing_runs_on_and_the_lease_runs_out` |
+//! | the command finds key, name, fence and server | `exec::the_commands_environment_has_key_name_fence_and_server` |
 //! | an `exec` within an `exec` fails at once | `exec::a_nested_exec_for_the_same_key_fails_at_once` |
 //! | also where the environment was cleared between them | `exec::a_nested_exec_knows_its_ancestors_without_the_environment` |
 //! | also as another user | `exec::a_nested_exec_of_another_user_knows_its_ancestors` |
 //! | also beside other holders | `exec::a_nested_exec_knows_its_ancestors_beside_other_holders` |
-//! | also where that shows only while it waits | `exec::a_nested_exec_finds_out_while_it_waits_that_only_its_ancestors_are_left` |
-//! | and waits where the end of another holder lets it in | `exec::a_nested_exec_waits_where_the_end_of_another_holder_lets_it_in` |
-//! | its own name, also beside other holders, is refused at once | `exec::a_name_that_holds_the_key_beside_others_is_refused_and_told_why` |
-//! | two overlap for a second at most where the lease is over | `exec::two_commands_overlap_for_a_second_at_most_where_the_lease_is_over` |
-//! | `--also`: all keys or none, and two never wait for each other | `exec::two_that_name_the_same_keys_in_another_order_take_turns` |
-//! | `-n` takes all or none | `exec::with_n_all_of_several_keys_are_taken_or_none` |
-//! | what it has is renewed while it waits for the rest | `exec::several_keys_are_kept_while_the_rest_is_waited_for_and_the_command_is_told_of_all` |
-//! | one lost lease ends the command, and the others are unlocked | `exec::where_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked` |
-//! | renewals go by one connection | `exec::renewals_go_by_one_connection` |
-//! | an address that worked is kept | `exec::an_address_that_worked_is_kept_where_the_name_can_not_be_looked_up` |
-//! | as process 1 it reaps what it inherits | `exec::as_process_1_it_reaps_what_it_inherits` |
-//! | also while it waits | `exec::as_process_1_it_reaps_what_it_inherits_also_while_it_waits` |
-//! | a signal is handed on once in a moment | `exec::a_signal_that_asks_to_end_is_handed_on_once_in_a_moment` |
-//! | a shell's line is told of the shell | `exec::a_line_for_a_shell_is_told_of_the_shell` |
-//! | `RUST_LOG` is the command's | `exec::rust_log_is_the_command_s_and_exec_has_a_variable_of_its_own` |
-//! | no output of its own delays it | `exec::a_log_that_nobody_reads_delays_no_renewal_and_no_end` |
-//! | a line on a terminal | `exec::on_a_terminal_a_line_says_who_has_the_key_and_is_gone_when_it_is_granted` |
-//! | 124 says that another server answers | `exec::a_lease_that_another_server_knows_nothing_of_is_124_and_says_so` |
-//! | also the unlock does | `other_server::exec_says_that_another_server_answered_its_unlock` |
+//! | also where that shows only while it waits | `exec::a_nested_exec_notices_during_its_wait_that_only_its_ancestors_are_left` |
+//! | and waits where the end of another holder lets it in | `exec::a_nested_exec_waits_if_another_holders_end_makes_room_for_it` |
+//! | its own name, also beside other holders, is refused at once | `exec::an_exec_whose_name_already_holds_the_key_is_refused_with_the_reason` |
+//! | two overlap for a second at most where the lease is over | `exec::after_a_lost_lease_two_commands_overlap_for_at_most_a_second` |
+//! | `--also`: all keys or none, and two never wait for each other | `exec::two_execs_with_the_same_keys_in_another_order_take_turns` |
+//! | `-n` takes all or none | `exec::with_option_n_exec_takes_all_keys_or_none` |
+//! | what it has is renewed while it waits for the rest | `exec::exec_keeps_its_keys_while_it_waits_for_the_rest_and_the_environment_has_all` |
+//! | one lost lease ends the command, and the others are unlocked | `exec::when_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unlocked` |
+//! | renewals go by one connection | `exec::all_renewals_use_one_connection` |
+//! | an address that worked is kept | `exec::an_address_that_worked_is_kept_if_the_name_cannot_be_resolved_any_more` |
+//! | as process 1 it reaps what it inherits | `exec::as_process_1_exec_reaps_orphans` |
+//! | also while it waits | `exec::as_process_1_exec_reaps_orphans_during_its_wait` |
+//! | a signal is handed on once in a moment | `exec::a_repeated_end_signal_is_forwarded_once_in_a_moment` |
+//! | a shell's line is told of the shell | `exec::the_error_for_a_shell_command_line_advises_to_use_a_shell` |
+//! | `RUST_LOG` is the command's | `exec::rust_log_is_for_the_command_and_exec_has_a_variable_of_its_own` |
+//! | no output of its own delays it | `exec::an_unread_log_delays_neither_renewals_nor_the_end` |
+//! | a line on a terminal | `exec::on_a_terminal_a_line_shows_the_holder_until_the_key_is_granted` |
+//! | 124 says that another server answers | `exec::a_lease_that_another_server_does_not_know_is_exit_124_with_the_reason` |
+//! | also the unlock does | `other_server::exec_prints_that_another_server_answered_its_unlock` |
 //! | **The guide** | |
 //! | the command shows its pages as plain text | `help::each_topic_is_shown_in_80_columns_as_plain_text` |
 //! | and writes a man page | `help::groff_and_mandoc_show_the_man_page_without_a_warning` |
 //! | each block of shell does what its page says, and ends what it started | `guide::each_block_of_shell_on_a_page_does_what_the_page_says` |
-//! | those that no test can run are few, and parse | `guide::the_blocks_that_are_not_run_are_these_few_and_parse` |
-//! | a page that is wrong is named with its line | `guide::a_page_that_is_wrong_is_named_with_line_command_and_what_came` |
+//! | those that no test can run are few, and parse | `guide::only_the_listed_blocks_are_not_run_and_all_blocks_parse` |
+//! | a page that is wrong is named with its line | `guide::the_error_of_a_wrong_page_has_its_line_command_and_output` |
 //! | **The house** | |
 //! | no import circles | `architecture::there_are_no_import_circles` |
 //! | a room imports what its row names | `architecture::a_room_imports_only_what_its_row_of_the_architecture_page_names` |

@@ -103,14 +103,14 @@ fn the_metrics_of_a_new_server_have_these_names_types_help_and_labels() {
 }
 
 #[test]
-fn a_server_with_a_store_has_these_metrics_more() {
+fn a_server_with_a_store_also_has_these_metrics() {
     let folder = TempDir::new().unwrap();
     let shown = masked_metrics(&metrics(&stored(&folder)));
     assert_eq!(shown, format!("{SNAPSHOT}{SNAPSHOT_OF_STORE}"), "{shown}");
 }
 
 #[test]
-fn promtool_finds_nothing_to_improve_in_the_metrics() {
+fn promtool_has_no_complaint_about_the_metrics() {
     let folder = TempDir::new().unwrap();
     for server in [start(options()), stored(&folder)] {
         let Some(checked) = promtool(&["metrics"], &metrics(&server)) else {
@@ -143,7 +143,7 @@ fn each_metric_is_documented_with_its_type_and_its_labels() {
 
 /// Each step, and all that it moves.
 #[test]
-fn each_counter_counts_what_its_row_says_and_nothing_else() {
+fn each_counter_counts_exactly_what_its_row_says() {
     let server = start(Options {
         lock_timeout: PATIENT,
         lock_attempt_timeout: PATIENT,
@@ -261,7 +261,7 @@ fn a_histogram_counts_each_time_in_its_bucket_and_adds_all_up() {
 }
 
 #[test]
-fn the_metrics_of_a_store_count_what_is_stored_before_it_is_answered() {
+fn the_metrics_of_a_store_count_commits_before_their_answers() {
     let folder = TempDir::new().unwrap();
     let server = stored(&folder);
     let value = |name: &str| series(&metrics(&server))[&format!("lock_server_store_{name}")];
@@ -336,7 +336,7 @@ fn the_gauges_show_what_there_is_now() {
 }
 
 #[test]
-fn a_server_in_the_process_of_a_program_says_nothing_of_that_process() {
+fn a_server_in_a_programs_process_has_no_process_metrics() {
     let mut server = Server::new(options());
     server.spawn().unwrap();
     let text = metrics(&server);
@@ -435,7 +435,7 @@ fn the_status_of_a_server_with_a_store_has_these_fields_and_each_is_documented()
 }
 
 #[test]
-fn the_log_says_that_a_lease_ran_out_and_names_the_key_and_the_holder_escaped() {
+fn the_log_of_a_lapsed_lease_has_the_escaped_key_and_holder() {
     let folder = TempDir::new().unwrap();
     let log = folder.path().join("log");
     let server = start(Options {

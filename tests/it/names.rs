@@ -154,7 +154,7 @@ fn a_name_that_looks_public_and_is_loopback_gets_one_warning() {
 }
 
 #[test]
-fn a_client_reaches_a_server_that_listens_on_either_address_of_a_name_alone() {
+fn a_client_reaches_a_server_that_listens_on_only_one_address_of_a_name() {
     with_hosts(BOTH, || {
         for host in ["127.0.0.1", "::1"] {
             let server = spawned(Options {

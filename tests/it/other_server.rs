@@ -63,7 +63,7 @@ fn is_told(guard: &Guard) -> Arc<AtomicBool> {
 }
 
 #[test]
-fn a_check_says_that_another_server_answers_and_which() {
+fn a_check_returns_which_other_server_answers() {
     let two = Two::new();
     let guard = two.client().guard("KEYA").expect("it is free");
     two.ask_second();
@@ -88,7 +88,7 @@ fn a_check_says_that_another_server_answers_and_which() {
 }
 
 #[test]
-fn a_server_that_answers_again_after_another_one_is_one_of_two() {
+fn a_server_that_answers_again_after_another_is_reported_as_one_of_two() {
     let two = Two::new();
     let client = two.client();
     let guard = client.guard("KEYA").expect("it is free");
@@ -107,7 +107,7 @@ fn a_server_that_answers_again_after_another_one_is_one_of_two() {
 }
 
 #[test]
-fn a_renewal_that_another_server_answers_loses_the_lease_and_says_why() {
+fn a_renewal_answered_by_another_server_loses_the_lease_with_that_reason() {
     let two = Two::new();
     let brief = LockOptions {
         lock_timeout: Some(ms(3000)),
@@ -123,7 +123,7 @@ fn a_renewal_that_another_server_answers_loses_the_lease_and_says_why() {
 }
 
 #[test]
-fn what_another_server_says_of_a_lease_is_told_apart_from_a_no() {
+fn another_servers_answer_about_a_lease_is_not_a_no() {
     let two = Two::new();
     let client = two.client();
     let lease = client.lock("KEYA").unwrap().expect("it is free");
@@ -151,7 +151,7 @@ fn what_another_server_says_of_a_lease_is_told_apart_from_a_no() {
 }
 
 #[test]
-fn a_server_that_was_restarted_is_another_one() {
+fn a_restarted_server_without_a_store_is_another_server() {
     let mut server = start(options());
     let port = server.port();
     let client = server.client("CLIENT_A");
@@ -177,7 +177,7 @@ fn a_server_that_was_restarted_is_another_one() {
 }
 
 #[test]
-fn servers_that_are_not_named_are_not_told_apart() {
+fn servers_without_names_are_not_distinguished() {
     let two = Two::new();
     two.gateway.drop_header("Lock-Server");
     let client = two.client();
@@ -190,7 +190,7 @@ fn servers_that_are_not_named_are_not_told_apart() {
 }
 
 #[test]
-fn exec_says_that_another_server_answered_its_unlock() {
+fn exec_prints_that_another_server_answered_its_unlock() {
     let two = Two::new();
     let [first, second] = [two.first.port(), two.second.port()];
     let script = "read line; echo $line";
@@ -213,7 +213,7 @@ fn client_of(runs: &Runs) -> Client {
 }
 
 #[test]
-fn a_lease_stands_at_the_next_run_of_its_store_and_is_renewed_there() {
+fn a_lease_is_valid_at_the_next_run_of_its_store_and_is_renewed_there() {
     let runs = Runs::of(names("one", Some("s")));
     let client = client_of(&runs);
     let lease = client.try_lock("KEYA").unwrap().expect("it is free");
@@ -233,7 +233,7 @@ fn a_lease_stands_at_the_next_run_of_its_store_and_is_renewed_there() {
 }
 
 #[test]
-fn where_the_store_differs_or_one_has_none_another_server_answers() {
+fn with_another_store_or_none_another_server_answers() {
     for (before, after) in [(Some("s"), Some("t")), (Some("s"), None), (None, Some("s"))] {
         let runs = Runs::of(names("one", before));
         let client = client_of(&runs);
@@ -266,7 +266,7 @@ fn two_runs_of_one_store_are_never_taken_for_two_servers() {
 }
 
 #[test]
-fn a_guard_goes_on_at_the_next_run_of_its_store() {
+fn a_guard_continues_at_the_next_run_of_its_store() {
     let runs = Runs::of(names("one", Some("s")));
     let guard = client_of(&runs).guard("KEYA").expect("it is free");
     let told = is_told(&guard);

@@ -130,7 +130,7 @@ fn the_page_shows_a_grant_a_wait_and_a_release_within_two_seconds() {
 }
 
 #[test]
-fn the_bar_of_a_lease_knows_how_long_it_lasts_also_for_those_who_come_later() {
+fn the_bar_of_a_lease_shows_its_full_length_also_on_a_page_opened_later() {
     let Some(visit) = Visit::to(start(long())) else {
         return;
     };
@@ -288,7 +288,7 @@ fn a_hold_that_ended_while_it_was_confirmed_is_not_broken_and_nor_is_the_next_on
 }
 
 #[test]
-fn a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new_one() {
+fn the_page_shows_that_the_server_does_not_answer_and_that_its_numbers_are_old() {
     let folder = tempfile::tempdir().unwrap();
     let stored = Options {
         store: Some(StoreAddress::File(folder.path().join("locks.db"))),
@@ -348,7 +348,7 @@ fn a_server_that_does_not_answer_is_called_so_and_no_old_number_looks_like_a_new
 }
 
 #[test]
-fn a_server_that_ends_is_called_so() {
+fn the_page_shows_that_the_server_ends() {
     let Some(mut visit) = Visit::to(start(long())) else {
         return;
     };
@@ -360,7 +360,7 @@ fn a_server_that_ends_is_called_so() {
 }
 
 #[test]
-fn the_page_shows_the_token_that_its_browser_was_given() {
+fn the_page_sends_the_token_that_its_browser_was_given() {
     let file = TokenFile::new(TOKENS);
     let Some(browser) = Browser::start() else {
         return;
@@ -436,7 +436,7 @@ fn without_javascript_the_page_is_a_table_of_the_keys() {
 }
 
 #[test]
-fn names_of_any_kind_are_text_and_fit_the_screen() {
+fn names_of_any_kind_are_shown_as_text_and_fit_the_screen() {
     let Some(visit) = Visit::to(start(breakable())) else {
         return;
     };
@@ -753,7 +753,7 @@ fn foreign_page() -> u16 {
 }
 
 #[test]
-fn a_page_from_elsewhere_reads_nothing_breaks_nothing_and_shows_no_frame() {
+fn a_page_from_elsewhere_can_neither_read_nor_break_nor_frame() {
     let Some(browser) = Browser::start() else {
         return;
     };

@@ -48,7 +48,7 @@ fn request_ids(gateway: &Gateway) -> Vec<String> {
 
 /// Seen to fail: both ended with 69 at once.
 #[test]
-fn a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away() {
+fn a_lock_keeps_waiting_while_a_proxy_answers_that_the_server_is_away() {
     let cases = [502, 503, 504].map(|status| {
         thread::spawn(move || {
             for line in [
@@ -79,7 +79,7 @@ fn a_lock_goes_on_while_a_proxy_answers_that_the_server_is_away() {
 }
 
 #[test]
-fn where_a_proxy_answers_to_the_end_it_is_69_and_says_so() {
+fn if_only_a_proxy_answers_the_exit_code_is_69_with_that_reason() {
     let server = patient();
     let gateway = gateway(&server);
     gateway.answer_with(502);
@@ -108,7 +108,7 @@ fn where_a_proxy_answers_to_the_end_it_is_69_and_says_so() {
 
 /// `--connect-timeout` is shorter than the wait.
 #[test]
-fn exec_waits_for_a_server_behind_a_proxy_no_longer_than_it_is_told() {
+fn exec_waits_for_a_server_behind_a_proxy_only_as_long_as_its_options_say() {
     let server = patient();
     let gateway = gateway(&server);
     gateway.answer_with(502);
@@ -118,7 +118,7 @@ fn exec_waits_for_a_server_behind_a_proxy_no_longer_than_it_is_told() {
 }
 
 #[test]
-fn a_lock_keeps_its_place_where_a_proxy_does_not_wait_as_long_as_it() {
+fn a_lock_keeps_its_place_behind_a_proxy_that_times_out_sooner() {
     let server = patient();
     let gateway = Gateway::to(server.port(), "", ms(200));
     let held = server.client("A").lock("KEYA").expect("asked");
@@ -166,7 +166,7 @@ fn a_command_runs_on_while_a_proxy_answers_for_its_server() {
 }
 
 #[test]
-fn a_client_of_no_further_tries_returns_what_the_proxy_said() {
+fn a_client_without_retries_returns_the_proxys_answer() {
     let server = patient();
     let gateway = gateway(&server);
     gateway.answer_with(503);
@@ -190,7 +190,7 @@ fn a_client_of_no_further_tries_returns_what_the_proxy_said() {
 
 /// It may wait for a minute, and a proxy is given a tenth of a second.
 #[test]
-fn a_lock_is_asked_behind_a_proxy_no_longer_than_proxy_timeout_says() {
+fn a_lock_behind_a_proxy_asks_for_at_most_proxy_timeout_at_a_time() {
     let server = patient();
     let gateway = gateway(&server);
     gateway.answer_with(502);
@@ -258,7 +258,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn behind_a_real_nginx_a_lock_outlives_the_server_and_nginxs_patience() {
+fn behind_a_real_nginx_a_lock_survives_an_absent_server_and_nginxs_timeout() {
     let [port, server_port] = [free_port(), free_port()];
     let Some(nginx) = RealProxy::nginx(server_port, Some(port), " proxy_read_timeout 1s;") else {
         return;

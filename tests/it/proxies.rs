@@ -24,7 +24,7 @@ const HOST: &str = "Host: locks.example.com\r\n";
 
 /// `option httpchk HEAD /PING` got 405, and the server was DOWN.
 #[test]
-fn haproxy_finds_the_server_up_by_head_and_by_readyz() {
+fn haproxys_checks_with_head_and_with_readyz_find_the_server_up() {
     let server = start(options());
     for check in ["HEAD /PING", "GET /readyz", "HEAD /livez HTTP/1.1"] {
         let backend = format!(
@@ -144,7 +144,7 @@ fn a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head() {
 
 /// Seen to fail where HAProxy has `option abortonclose` in its backend alone.
 #[test]
-fn who_hangs_up_at_a_proxy_of_the_page_leaves_the_queue() {
+fn a_client_that_hangs_up_at_a_proxy_of_the_page_leaves_the_queue() {
     each(|program| {
         let server = named();
         let proxy = RealProxy::of_the_page(program, server.port());
@@ -192,7 +192,7 @@ fn breaks_at_lock() -> (u16, Arc<AtomicUsize>) {
 /// Also on a connection that the proxy keeps open to its server, which may have ended meanwhile. Seen to fail with
 /// Caddy's `keepalive` on: 2.
 #[test]
-fn a_proxy_of_the_page_asks_a_lock_once() {
+fn a_proxy_of_the_page_sends_a_lock_once() {
     each(|program| {
         let (port, locks) = breaks_at_lock();
         let proxy = RealProxy::of_the_page(program, port);
@@ -211,7 +211,7 @@ fn a_proxy_of_the_page_asks_a_lock_once() {
 
 /// What the client takes for no answer: a status of its own, without `Lock-Result`.
 #[test]
-fn a_proxy_of_the_page_answers_502_503_or_504_itself_where_the_server_is_away_or_slow() {
+fn a_proxy_of_the_page_answers_502_503_or_504_itself_for_an_absent_or_slow_server() {
     each(|program| {
         let mut server = named();
         let proxy = match program {
@@ -242,7 +242,7 @@ fn a_proxy_of_the_page_answers_502_503_or_504_itself_where_the_server_is_away_or
 
 /// The wait itself is the proof.
 #[test]
-fn a_lock_may_wait_for_longer_than_a_proxy_does_by_default() {
+fn behind_a_proxy_of_the_page_a_lock_may_wait_longer_than_the_proxys_default() {
     each(|program| {
         let server = named();
         let proxy = RealProxy::of_the_page(program, server.port());

@@ -154,7 +154,7 @@ fn run_reports_that_it_serves_and_that_it_stops() {
 }
 
 #[test]
-fn shutdown_is_reported_too_and_a_manager_that_is_away_ends_nothing() {
+fn shutdown_is_reported_too_and_a_missing_manager_does_not_end_the_server() {
     let manager = Manager::new();
     let mut command = program(["run", "--port", "0", "--allow-shutdown"]);
     let mut server = Running::begin(command.env("NOTIFY_SOCKET", &manager.path));
@@ -201,7 +201,7 @@ fn start_and_exec_report_nothing_and_the_command_of_exec_can() {
 
 /// Seen to fail: it took port 8004.
 #[test]
-fn run_serves_on_the_sockets_that_it_is_handed() {
+fn run_serves_on_the_sockets_of_a_service_manager() {
     let [classic, http] = [listener(), listener()];
     let manager = Manager::new();
     let sockets = [classic.as_fd(), http.as_fd()];
@@ -221,7 +221,7 @@ fn run_serves_on_the_sockets_that_it_is_handed() {
 }
 
 #[test]
-fn sockets_that_are_meant_for_another_process_are_left_alone() {
+fn sockets_for_another_process_are_not_used() {
     let http = listener();
     let mut command = activated(&[http.as_fd()], "http", &[]);
     let script = r#"export LISTEN_PID=1; exec "$0" run --port 0"#;
@@ -243,7 +243,7 @@ fn sockets_that_are_meant_for_another_process_are_left_alone() {
 
 /// Seen to fail: "Connection refused" after the first server, which had shut the socket down.
 #[test]
-fn who_comes_while_no_server_runs_is_served_by_the_next_one() {
+fn a_client_that_connects_while_no_server_runs_is_served_by_the_next_one() {
     let [http, classic] = [listener(), listener()];
     let run = || {
         let sockets = [http.as_fd(), classic.as_fd()];
@@ -264,7 +264,7 @@ fn who_comes_while_no_server_runs_is_served_by_the_next_one() {
 /// A connection that was left there would have systemd start the service again. Seen to fail with a shutdown: `accept`
 /// said "Invalid argument"; and with the connection that tiny_http makes when it is dropped.
 #[test]
-fn a_server_leaves_lent_listeners_as_they_were() -> Result<(), Error> {
+fn a_server_leaves_borrowed_listeners_unchanged() -> Result<(), Error> {
     let [http, classic] = [listener(), listener()];
     for _ in 0..10 {
         let lend = |listener: &TcpListener| listener.try_clone().expect("a descriptor is left");
@@ -285,7 +285,7 @@ fn a_server_leaves_lent_listeners_as_they_were() -> Result<(), Error> {
 }
 
 #[test]
-fn what_is_no_listener_of_tcp_is_refused_and_named() {
+fn a_descriptor_that_is_not_a_tcp_listener_is_refused_with_its_kind() {
     let folder = tempfile::tempdir().expect("a folder");
     let datagram: OwnedFd = UdpSocket::bind("127.0.0.1:0").expect("a free port").into();
     let unix = UnixListener::bind(folder.path().join("socket")).expect("bound");
@@ -326,7 +326,7 @@ fn what_is_no_listener_of_tcp_is_refused_and_named() {
 }
 
 #[test]
-fn a_program_is_told_the_states_of_its_own_server() -> Result<(), Error> {
+fn a_program_learns_the_states_of_its_own_server() -> Result<(), Error> {
     let http = listener();
     let port = port(&http);
     let mut server = Server::new(Options {
@@ -368,7 +368,7 @@ fn units() -> Vec<(&'static str, &'static str)> {
 }
 
 #[test]
-fn systemd_takes_the_units_of_the_operations_page() {
+fn systemd_accepts_the_units_of_the_operations_page() {
     let units = units();
     assert_eq!(units.len(), 4, "{units:?}");
     let folder = tempfile::tempdir().expect("a folder");
@@ -397,7 +397,7 @@ fn systemd_takes_the_units_of_the_operations_page() {
 
 /// As in a container without `--init`.
 #[test]
-fn as_process_1_run_ends_by_sigterm_and_ping_is_its_health_check() {
+fn as_process_1_run_ends_on_sigterm_and_ping_is_its_health_check() {
     let manager = Manager::new();
     let Some(mut unshare) = unshared(&["-pf", "--mount-proc", "--kill-child"]) else {
         return;

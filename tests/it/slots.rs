@@ -62,7 +62,7 @@ fn shared_locks_are_held_together_and_an_exclusive_one_alone() {
 }
 
 #[test]
-fn a_grant_says_how_many_may_hold_the_key_together_with_it() {
+fn a_grant_returns_its_slots() {
     let server = patient();
     for (lock, slots) in [
         ("/LOCK/KEYA/CLIENT_A?slots=3", 3),
@@ -84,7 +84,7 @@ fn a_grant_says_how_many_may_hold_the_key_together_with_it() {
 }
 
 #[test]
-fn where_different_numbers_meet_the_least_counts() {
+fn among_different_slots_the_smallest_number_counts() {
     let server = patient();
     granted(&server, "/LOCK/KEYA/CLIENT_A?slots=3");
     granted(&server, "/LOCK/KEYA/CLIENT_B?slots=3");
@@ -95,7 +95,7 @@ fn where_different_numbers_meet_the_least_counts() {
 }
 
 #[test]
-fn slots_out_of_their_range_are_refused_in_a_sentence() {
+fn slots_outside_their_range_are_refused_in_a_sentence() {
     let server = patient();
     for (parameters, sentence) in [
         (
@@ -128,7 +128,7 @@ fn slots_out_of_their_range_are_refused_in_a_sentence() {
 }
 
 #[test]
-fn the_original_s_wire_locks_alone() {
+fn the_classic_wire_takes_exclusive_locks() {
     let mut server = start(Options {
         classic_port: Some(0),
         lock_attempt_timeout: ms(1),
@@ -151,7 +151,7 @@ fn the_original_s_wire_locks_alone() {
 
 /// One release, and all of them read; a writer that came last writes after the last of them.
 #[test]
-fn readers_are_all_let_in_at_once_and_then_the_writer_after_them() {
+fn waiting_readers_are_granted_the_key_together_and_the_writer_after_them() {
     let _alone = common::alone();
     let server = patient();
     granted(&server, "/LOCK/KEYA/WRITER_1?");
@@ -193,7 +193,7 @@ fn readers_are_all_let_in_at_once_and_then_the_writer_after_them() {
 }
 
 #[test]
-fn a_reader_is_let_in_when_the_client_of_the_writer_before_it_has_gone() {
+fn a_reader_is_granted_the_key_when_the_waiting_writer_before_it_hangs_up() {
     let server = patient();
     granted(&server, "/LOCK/KEYA/READER_1?shared=1");
     let writer = queued(&server, "/LOCK/KEYA/WRITER", 1);
@@ -203,7 +203,7 @@ fn a_reader_is_let_in_when_the_client_of_the_writer_before_it_has_gone() {
 }
 
 #[test]
-fn a_reader_is_let_in_when_the_patience_of_the_writer_before_it_is_over() {
+fn a_reader_is_granted_the_key_when_the_waiting_writer_before_it_times_out() {
     let server = patient();
     granted(&server, "/LOCK/KEYA/READER_1?shared=1");
     let mut writer = queued(&server, "/LOCK/KEYA/WRITER?lock_attempt_timeout=0.5", 1);
@@ -214,7 +214,7 @@ fn a_reader_is_let_in_when_the_patience_of_the_writer_before_it_is_over() {
 }
 
 #[test]
-fn a_repeated_lock_gets_its_own_one_of_several_grants_again() {
+fn a_repeated_lock_gets_its_own_grant_among_several() {
     let server = patient();
     granted(&server, "/LOCK/KEYA/CLIENT_A?slots=2");
     let lock = "/LOCK/KEYA/CLIENT_B?slots=2&request=ID";
@@ -231,7 +231,7 @@ fn client(server: &Server, name: &str) -> Client {
 }
 
 #[test]
-fn the_client_shares_a_key_and_says_how_many_hold_it() {
+fn the_client_shares_a_key_and_returns_the_number_of_holders() {
     let server = patient();
     let shared = LockOptions::shared();
     let first = client(&server, "READER_1")
@@ -283,7 +283,7 @@ fn a_client_takes_several_keys_with_slots() {
 }
 
 #[test]
-fn no_slots_and_too_many_are_refused_by_the_server() {
+fn zero_slots_and_too_many_are_refused_by_the_server() {
     let server = patient();
     for slots in [0, 1_000_001] {
         let options = LockOptions {

@@ -102,7 +102,7 @@ fn minute() -> LockOptions {
 }
 
 #[test]
-fn what_is_held_is_held_after_a_restart_under_the_same_fence() {
+fn holds_survive_a_restart_with_the_same_fence() {
     let place = Place::new();
     let mut server = Server::new(place.options());
     server.start().expect("a server");
@@ -134,7 +134,7 @@ fn what_is_held_is_held_after_a_restart_under_the_same_fence() {
 }
 
 #[test]
-fn a_grant_that_was_told_outlives_a_kill_and_the_same_lock_gets_it_again() {
+fn an_answered_grant_survives_a_kill_and_its_repeated_lock_gets_it_again() {
     let place = Place::new();
     let mut server = place.run(&["--classic-port", "0"]);
     let mut wire = Wire::to_port(place.port);
@@ -166,7 +166,7 @@ fn a_grant_that_was_told_outlives_a_kill_and_the_same_lock_gets_it_again() {
 
 /// STORE.md: L=60 told by RENEW, SIGKILL, another client has to wait 60; RENEW 60 to 1 and SIGKILL at once: still 60.
 #[test]
-fn rules_6_and_7_what_a_renewal_promised_outlives_a_kill_whole() {
+fn rules_6_and_7_a_renewed_lease_survives_a_kill_in_full() {
     let place = Place::new();
     let mut server = place.run(&[]);
     let mut wire = Wire::to_port(place.port);
@@ -186,7 +186,7 @@ fn rules_6_and_7_what_a_renewal_promised_outlives_a_kill_whole() {
 }
 
 #[test]
-fn a_client_that_waits_rides_over_a_restart_and_gets_its_turn() {
+fn a_waiting_client_survives_a_restart_and_gets_its_turn() {
     let place = Place::new();
     let mut server = place.run(&[]);
     let lease = place
@@ -216,7 +216,7 @@ fn a_client_that_waits_rides_over_a_restart_and_gets_its_turn() {
 }
 
 #[test]
-fn lock_store_names_the_store_in_each_answer_and_stays() {
+fn each_answer_has_the_stores_lasting_id() {
     let place = Place::new();
     let names = |path: &str| {
         let reply = Wire::to_port(place.port).ask(path);
@@ -237,7 +237,7 @@ fn lock_store_names_the_store_in_each_answer_and_stays() {
 }
 
 #[test]
-fn a_guard_and_a_command_ride_over_a_kill_of_the_server() {
+fn a_guard_and_a_command_survive_a_kill_of_the_server() {
     let place = Place::new();
     let mut server = place.run(&[]);
     let soon = LockOptions {
@@ -295,7 +295,7 @@ fn a_guard_and_a_command_ride_over_a_kill_of_the_server() {
 }
 
 #[test]
-fn a_second_server_does_not_start_on_the_same_file_and_says_why() {
+fn a_second_server_does_not_start_on_the_same_file_and_prints_the_reason() {
     let place = Place::new();
     let _server = place.run(&[]);
     let store = format!("file:{}", place.path().display());
@@ -315,7 +315,7 @@ fn a_second_server_does_not_start_on_the_same_file_and_says_why() {
 }
 
 #[test]
-fn start_and_restart_of_the_command_keep_every_lock() {
+fn start_and_restart_with_a_store_keep_every_lock() {
     let place = Place::new();
     let pid_file = place.directory.path().join("pid");
     let store = format!("file:{}", place.path().display());
@@ -342,7 +342,7 @@ fn start_and_restart_of_the_command_keep_every_lock() {
 
 /// Seen to fail: one forgot all locks without a word, and one stopped the server before it found out that it can't start.
 #[test]
-fn restart_says_that_a_store_is_left_behind_and_stops_nothing_for_one_that_cannot_be_made() {
+fn restart_warns_about_a_store_left_behind_and_does_not_stop_the_server_for_a_bad_one() {
     let place = Place::new();
     let pid_file = place.directory.path().join("pid");
     let daemon = |line: &str| {
@@ -374,7 +374,7 @@ fn restart_says_that_a_store_is_left_behind_and_stops_nothing_for_one_that_canno
 }
 
 #[test]
-fn a_store_that_is_none_is_refused_in_a_sentence_and_stays_as_it_is() {
+fn a_bad_store_is_refused_in_a_sentence_and_not_changed() {
     let place = Place::new();
     for (store, words) in [
         ("locks.db", "give file:PATH"),
@@ -413,7 +413,7 @@ fn a_server_in_this_process_closes_its_store_when_it_stops() {
 }
 
 #[test]
-fn without_syncs_locks_outlive_a_kill_of_the_process() {
+fn without_syncs_locks_survive_a_kill_of_the_process() {
     let place = Place::new();
     let mut server = place.run(&["--store-sync", "off"]);
     let lease = place

@@ -59,7 +59,7 @@ fn look_into(look: &str, path: &Path) -> Outcome {
 }
 
 #[test]
-fn check_says_in_a_line_how_many_holds_there_are() {
+fn check_prints_the_number_of_holds_in_one_line() {
     for (statements, said) in [
         ("", "0 holds, no fence yet, format 1, ok"),
         (
@@ -115,7 +115,7 @@ fn dump_prints_the_fields_that_the_guide_names() {
 }
 
 #[test]
-fn what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1() {
+fn a_file_that_is_not_a_sound_store_is_refused_with_exit_1() {
     let store = StoreFile::with(TWO_HOLDS);
     let file = |name: &str| store.folder.path().join(name);
     fs::write(file("text"), "my notes\n").expect("written");
@@ -165,7 +165,7 @@ fn what_is_no_sound_store_is_refused_in_a_sentence_with_exit_1() {
 }
 
 #[test]
-fn store_takes_a_word_and_a_path() {
+fn store_needs_a_word_and_a_path() {
     for (line, why) in [
         ("store", "WHAT and PATH is missing"),
         ("store check", "PATH is missing"),

@@ -59,7 +59,7 @@ fn encoded(name: &str) -> String {
 }
 
 #[test]
-fn a_store_of_each_format_is_looked_into_and_stays_as_it_is() {
+fn a_store_of_each_format_is_read_and_not_changed() {
     for name in LEFT {
         let (place, expected) = copy(name);
         let before = files(place.directory.path());
@@ -79,7 +79,7 @@ fn a_store_of_each_format_is_looked_into_and_stays_as_it_is() {
 }
 
 #[test]
-fn a_server_that_starts_on_a_store_of_each_format_has_every_hold_of_it() {
+fn a_server_on_a_store_of_each_format_has_all_its_holds() {
     for name in LEFT {
         let (place, expected) = copy(name);
         let _server = place.run(&[]);
@@ -124,7 +124,7 @@ fn a_server_that_starts_on_a_store_of_each_format_has_every_hold_of_it() {
 /// What a server of this version leaves is what one of that version reads: the same tables, with values of the same types,
 /// within the ranges that it checks; in a database that says so of itself.
 #[test]
-fn what_a_server_leaves_of_a_store_of_each_format_is_of_that_format() {
+fn a_server_leaves_a_store_of_each_format_in_that_format() {
     for name in LEFT {
         let (place, _) = copy(name);
         let (before, _) = copy(name);

@@ -16,7 +16,7 @@ fn is_refused(reply: &Reply) -> bool {
 
 /// Seen to fail where the server ends on a full disk, as on one that fails.
 #[test]
-fn on_a_full_disk_no_lock_is_granted_the_rest_goes_on_and_nothing_is_lost() {
+fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
     with_disk("1m", |disk| {
         let place = Place::within(disk);
         let other = place.directory.path().join("other");

@@ -137,7 +137,7 @@ fn word(reply: &Reply) -> &str {
 
 /// Seen to fail for each question that the handler takes for one that tells of no hold.
 #[test]
-fn rule_1_while_a_batch_is_under_way_no_answer_tells_of_a_hold_and_all_others_come() {
+fn rule_1_during_a_commit_answers_about_holds_wait_and_all_others_arrive() {
     let place = Place::new();
     let server = place.run(&["--classic-port", "0"]);
     let mut wire = Wire::to_port(place.port);
@@ -207,7 +207,7 @@ fn rule_1_while_a_batch_is_under_way_no_answer_tells_of_a_hold_and_all_others_co
 }
 
 #[test]
-fn rule_1_what_was_not_stored_when_the_server_was_killed_nobody_was_told() {
+fn rule_1_nobody_gets_an_answer_about_what_was_not_stored_before_a_kill() {
     let place = Place::new();
     let mut server = place.run(&[]);
     let mut wire = Wire::to_port(place.port);

@@ -119,7 +119,7 @@ impl Trial {
 }
 
 #[test]
-fn a_server_that_is_killed_again_and_again_grants_nothing_twice_and_loses_nothing_it_told() {
+fn a_server_killed_repeatedly_grants_nothing_twice_and_keeps_each_answered_grant() {
     let seconds = std::env::var("LOCK_SERVER_STORE_TRIAL_SECONDS");
     let seconds = seconds.map_or(5, |seconds| seconds.parse().expect("a number"));
     let ends = Instant::now() + Duration::from_secs(seconds);

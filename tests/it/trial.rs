@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_judge_notices_what_it_should() {
+    fn the_judge_reports_each_violation() {
         let first = ("a", 1, [0, 10, 100]);
         let sound = [
             first,

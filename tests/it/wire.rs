@@ -127,7 +127,7 @@ fn each_verb_is_answered_with_the_bytes_of_the_contract() {
 }
 
 #[test]
-fn ping_says_1_and_the_times_of_this_server() {
+fn ping_returns_1_and_the_servers_times() {
     let server = start(Options {
         lock_timeout: ms(2500),
         lock_attempt_timeout: ms(4001),
@@ -141,7 +141,7 @@ fn ping_says_1_and_the_times_of_this_server() {
 
 /// The command finds a server by it whose pid file is gone.
 #[test]
-fn ping_from_loopback_says_which_process_a_server_has_of_its_own() {
+fn ping_from_loopback_returns_the_servers_process_id() {
     let mut server = Server::new(options());
     let pid = server.start().unwrap();
     let said = ask(&server, "/PING");
@@ -157,7 +157,7 @@ fn ping_from_loopback_says_which_process_a_server_has_of_its_own() {
 
 /// Behind one address two servers granted the same key, and nobody knew why.
 #[test]
-fn each_answer_says_which_run_of_a_server_gave_it() {
+fn each_answer_names_the_servers_run() {
     let name_of = |server: &Server| {
         let names: Vec<String> = [
             "GET /PING",
@@ -197,7 +197,7 @@ fn each_answer_says_which_run_of_a_server_gave_it() {
 }
 
 #[test]
-fn post_means_what_get_means() {
+fn post_works_like_get() {
     let server = impatient();
     let post = |path: &str| {
         format!(
@@ -210,7 +210,7 @@ fn post_means_what_get_means() {
 }
 
 #[test]
-fn http_1_0_is_answered_and_its_connection_closed_unless_it_asks_otherwise() {
+fn an_http_1_0_connection_is_closed_after_the_answer_unless_it_asks_to_keep_it() {
     let server = impatient();
     assert_eq!(
         transcript(&server, "GET /CHECK/KEYA HTTP/1.0\r\n\r\n"),
@@ -243,7 +243,7 @@ fn a_waiter_on_http_1_0_is_granted_the_key_like_any_other() {
 }
 
 #[test]
-fn a_whole_address_is_taken_for_its_path() {
+fn a_request_target_with_a_whole_url_is_reduced_to_its_path() {
     let server = impatient();
     assert_eq!(
         transcript(&server, &get("http://localhost:8004/CHECK/KEYA")),
@@ -290,7 +290,7 @@ fn names_are_up_to_1024_bytes_long() {
 }
 
 #[test]
-fn what_is_not_understood_gets_a_status_and_a_sentence_and_changes_nothing() {
+fn a_bad_request_gets_a_status_and_a_sentence_and_changes_nothing() {
     let server = impatient();
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
     let long = format!("/CHECK/{}", "x".repeat(30_000));
@@ -356,7 +356,7 @@ fn with_method(server: &Server, method: &str, path: &str) -> String {
 
 /// HAProxy with `option httpchk HEAD /PING` held the server for down: HEAD got 405 everywhere.
 #[test]
-fn head_is_answered_as_get_without_a_body_where_nothing_changes() {
+fn head_is_answered_like_get_without_a_body_if_it_changes_nothing() {
     let server = impatient();
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
     for path in [
@@ -379,7 +379,7 @@ fn head_is_answered_as_get_without_a_body_where_nothing_changes() {
 }
 
 #[test]
-fn other_methods_get_405_and_are_told_which_ones_the_path_takes() {
+fn other_methods_get_405_with_the_paths_methods() {
     let server = impatient();
     let is_refused = |method: &str, path: &str, allow: &str| {
         let answer = with_method(&server, method, path);
@@ -417,7 +417,7 @@ fn other_methods_get_405_and_are_told_which_ones_the_path_takes() {
 }
 
 #[test]
-fn livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends() {
+fn livez_and_readyz_return_1_and_readyz_503_once_the_server_ends() {
     let (mut server, pid) = patient_process();
     for path in ["/livez", "/readyz"] {
         assert_eq!(transcript(&server, &get(path)), YES, "{path}");
@@ -439,7 +439,7 @@ fn livez_and_readyz_say_1_and_readyz_says_503_once_the_server_ends() {
 }
 
 #[test]
-fn a_body_that_nobody_asked_for_harms_nobody() {
+fn an_unexpected_body_harms_nothing() {
     let server = impatient();
     let small = format!(
         "POST /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1024\r\n\r\n{}",
@@ -474,7 +474,7 @@ fn a_body_that_nobody_asked_for_harms_nobody() {
 
 /// As gateways send a GET on: 400 before.
 #[test]
-fn a_body_that_is_empty_is_none_however_it_is_announced() {
+fn an_empty_body_counts_as_none_however_it_is_announced() {
     let server = impatient();
     let mut wire = Wire::to(&server);
     for (header, body) in [
@@ -514,7 +514,7 @@ fn a_body_that_is_empty_is_none_however_it_is_announced() {
 
 /// Where two of them say how long the body is, one of the two in between and here may be misled.
 #[test]
-fn a_body_of_two_lengths_or_another_coding_is_refused_and_ends_the_connection() {
+fn a_body_with_two_lengths_or_another_coding_is_refused_and_ends_the_connection() {
     let server = impatient();
     for header in [
         "Transfer-Encoding: chunked\r\nContent-Length: 5",
@@ -567,7 +567,7 @@ fn garbage_and_a_tls_hello_cost_only_their_own_connection() {
 }
 
 #[test]
-fn a_thousand_connections_opened_and_dropped_leave_the_server_as_it_was() {
+fn after_a_thousand_dropped_connections_the_server_is_unchanged() {
     let server = impatient();
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
     for round in 0..1000 {
@@ -580,7 +580,7 @@ fn a_thousand_connections_opened_and_dropped_leave_the_server_as_it_was() {
 }
 
 #[test]
-fn requests_sent_ahead_are_answered_in_their_order() {
+fn pipelined_requests_are_answered_in_their_order() {
     let server = impatient();
     let mut wire = Wire::to(&server);
     for path in [
@@ -615,7 +615,7 @@ fn a_waiting_lock_blocks_nobody_else() {
 }
 
 #[test]
-fn a_lock_of_the_one_that_waits_already_is_refused_and_the_earlier_wait_goes_on() {
+fn a_second_lock_of_a_waiting_name_is_refused_and_the_earlier_wait_goes_on() {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let mut waiter = waiting_wire(&server, "KEYA", "CLIENT_B");
@@ -662,7 +662,7 @@ fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
 /// tiny_http 0.12 reads a line to its end, finds it not to be ASCII, and drops the connection; nothing of it comes
 /// here. This holds the behaviour that `guide/wire.md` describes.
 #[test]
-fn what_is_not_ascii_ends_its_connection_without_an_answer_and_does_nothing() {
+fn a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer() {
     let server = impatient();
     for request in [
         "GET /LOCK/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\nX-City: S\u{e3}o Paulo\r\n\r\n"
@@ -733,7 +733,7 @@ fn a_waiter_is_granted_the_key_when_the_lease_runs_out_and_its_own_lease_counts_
 }
 
 #[test]
-fn a_lapsed_lease_is_nobodys() {
+fn a_lapsed_lease_has_no_holder() {
     let server = start(Options {
         lock_timeout: ms(20),
         ..options()
@@ -763,7 +763,7 @@ fn a_timed_out_waiter_leaves_the_queue_and_may_come_again() {
 }
 
 #[test]
-fn a_patience_of_zero_tries_once() {
+fn an_attempt_timeout_of_zero_tries_once() {
     let server = start(Options {
         lock_timeout: PATIENCE,
         lock_attempt_timeout: Duration::ZERO,
@@ -774,7 +774,7 @@ fn a_patience_of_zero_tries_once() {
 }
 
 #[test]
-fn a_web_page_is_turned_away() {
+fn a_request_of_a_web_page_is_refused() {
     let server = impatient();
     let with = |header: &str| {
         let mut wire = Wire::to(&server);
@@ -823,7 +823,7 @@ fn a_web_page_is_turned_away() {
 }
 
 #[test]
-fn a_server_on_loopback_is_asked_under_the_names_that_it_allows() {
+fn a_server_on_loopback_answers_only_under_its_allowed_host_names() {
     let status = |server: &Server, headers: &str| {
         let mut wire = Wire::to(server);
         wire.send(format!("GET /CHECK/KEYA HTTP/1.1\r\n{headers}\r\n\r\n"));
@@ -859,7 +859,7 @@ fn a_server_on_loopback_is_asked_under_the_names_that_it_allows() {
 }
 
 #[test]
-fn a_page_of_the_servers_own_is_let_in_and_one_from_elsewhere_is_not() {
+fn requests_of_the_servers_own_page_are_allowed_and_those_of_other_pages_are_not() {
     let server = start(Options {
         allowed_hosts: vec!["locks.example.com".into()],
         ..options()
@@ -934,7 +934,7 @@ fn shutdown_ends_a_server_that_allows_it() {
 
 /// As `curl -d fence=1` sends them, `--json` and `-F`.
 #[test]
-fn parameters_in_a_body_are_refused_and_nothing_is_done() {
+fn parameters_in_a_body_are_refused_and_change_nothing() {
     let server = start(options());
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
     let mut wire = Wire::to(&server);

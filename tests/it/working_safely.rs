@@ -298,7 +298,7 @@ fn a_holder_is_stopped_past_its_lease(recipe: Recipe, order: Order) -> (bool, bo
 }
 
 #[test]
-fn a_store_that_has_the_fence_before_the_read_turns_away_a_holder_of_long_ago() {
+fn a_store_that_gets_the_fence_before_the_read_refuses_an_outdated_holder() {
     for order in [Order::Last, Order::Between] {
         let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceBeforeTheRead, order);
         assert_eq!(ended, (false, true, 1), "the first was told to begin anew");
@@ -306,7 +306,7 @@ fn a_store_that_has_the_fence_before_the_read_turns_away_a_holder_of_long_ago() 
 }
 
 #[test]
-fn a_fence_that_comes_with_the_write_alone_is_too_late() {
+fn a_fence_sent_only_with_the_write_is_too_late() {
     let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceWithTheWrite, Order::Last);
     assert_eq!(ended, (false, true, 1), "in this order it is not");
     let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceWithTheWrite, Order::Between);
@@ -318,7 +318,7 @@ fn a_fence_that_comes_with_the_write_alone_is_too_late() {
 }
 
 #[test]
-fn a_store_without_fences_is_corrupted_by_a_holder_of_long_ago() {
+fn a_store_without_fences_is_corrupted_by_an_outdated_holder() {
     for order in [Order::Last, Order::Between] {
         let ended = a_holder_is_stopped_past_its_lease(Recipe::Check, order);
         assert_eq!(
@@ -368,7 +368,7 @@ fn add_one(recipe: Recipe, store: &mut Store, guard: &Guard) -> bool {
 }
 
 #[test]
-fn a_pool_of_processes_of_which_one_is_stopped_loses_no_update() {
+fn a_pool_of_processes_with_a_stopped_one_loses_no_update() {
     let server = start(Options {
         lock_timeout: ms(300),
         lock_attempt_timeout: PATIENCE,
@@ -409,7 +409,7 @@ fn pauses() -> impl Iterator<Item = Duration> {
 }
 
 #[test]
-fn to_a_client_fences_grow_over_restarts_and_old_leases_stay_over() {
+fn a_client_sees_growing_fences_over_restarts_and_old_leases_stay_over() {
     let mut server = start(options());
     let store = store();
     let mut old = None;
