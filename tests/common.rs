@@ -89,7 +89,7 @@ pub fn run(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
 
 /// Sets a command up so that its process is killed when this thread ends, and inherits no descriptors.
 pub fn ends_with_this_thread(command: &mut Command) -> &mut Command {
-    // SAFETY: it only makes a system call.
+    // SAFETY: it only makes system calls.
     unsafe { command.pre_exec(hand_down_no_descriptors) };
     // SAFETY: as above.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };

@@ -811,7 +811,7 @@ impl Foreground {
 
 impl Drop for Foreground {
     fn drop(&mut self) {
-        // It has ended already unless the test failed.
+        // Both fail if it has ended already, as it has unless the test failed.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

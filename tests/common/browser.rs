@@ -267,7 +267,7 @@ fn prepare_driver(command: &mut Command, profile: &TempDir) {
         .env_remove("XDG_CACHE_HOME")
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    // SAFETY: it only makes a system call.
+    // SAFETY: it only makes system calls.
     unsafe { command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)) };
 }
 

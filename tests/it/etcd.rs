@@ -79,7 +79,7 @@ impl Process {
     }
 
     pub fn kill(&mut self) {
-        // Both fail only where it has ended.
+        // Both fail only if it has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

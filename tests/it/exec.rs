@@ -37,7 +37,7 @@ fn patient() -> Server {
     start(lasting_options(LONG))
 }
 
-/// As [`patient`], where one was a moment ago.
+/// A server as [`patient`] starts it, on the port of one that has just ended.
 fn started_anew(port: u16) -> Server {
     start(Options {
         port,
@@ -47,14 +47,14 @@ fn started_anew(port: u16) -> Server {
     })
 }
 
-/// With leases of that length, and the process that serves.
+/// A server with leases of this length, and its process.
 fn with_process(lock_timeout: Duration) -> (Server, Pid) {
     let mut server = Server::new(lasting_options(lock_timeout));
     let pid = server.start().expect("a server on a free port");
     (server, Pid::from_raw(pid as i32))
 }
 
-/// A pipe that takes nothing any more, for as long as its reader lives.
+/// A full pipe: a write blocks as long as its reader lives.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut full) = std::io::pipe().expect("there is a descriptor");
     full.write_all(&[b'x'; 64 * 1024])
@@ -62,17 +62,17 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     (reader, full)
 }
 
-/// A program that ignores and blocks no signal: the tests may run under `nohup`, or in the background of a shell
+/// Resets ignored and blocked signals for a program: the tests may run under `nohup`, or in the background of a shell
 /// without job control.
 fn listening(program: &mut Command) -> &mut Command {
     let listen = || {
         for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
-            // SAFETY: the default is no code of this program.
+            // SAFETY: the default action runs no code of this program.
             unsafe { signal::signal(signal, SigHandler::SigDfl) }?;
         }
         Ok(SigSet::empty().thread_set_mask()?)
     };
-    // SAFETY: it only calls the system.
+    // SAFETY: it only makes system calls.
     unsafe { program.pre_exec(listen) }
 }
 
@@ -111,7 +111,7 @@ fn is_locked(server: &Server, key: &str) -> bool {
     ask(server, &format!("/CHECK/{key}")).body == "1\n"
 }
 
-/// An `exec` that runs beside the test, killed at its end.
+/// An `exec` that runs beside the test, and is killed at the test's end.
 struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -155,14 +155,14 @@ impl Running {
         line.trim_end().into()
     }
 
-    /// The numbers of processes that a line names.
+    /// Reads a line of process IDs.
     fn pids(&mut self) -> Vec<u32> {
         let line = self.line();
         let pids = line.split(' ').map(|pid| pid.parse().expect("a number"));
         pids.collect()
     }
 
-    /// All of a standard error that is a pipe.
+    /// Everything written to standard error, which has to be a pipe.
     fn stderr(&mut self) -> String {
         let mut said = String::new();
         let mut stderr = self.child.stderr.take().expect("piped");
@@ -181,7 +181,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only where it has ended.
+        // Both fail only if it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -193,12 +193,12 @@ fn state(pid: u32) -> Option<u8> {
     stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0])
 }
 
-/// Whether a process does anything any more.
+/// Whether a process exists and is not a zombie.
 fn lives(pid: u32) -> bool {
     state(pid).is_some_and(|state| !b"ZX".contains(&state))
 }
 
-/// A command that says which processes it is, and heeds no SIGTERM.
+/// A command that prints its process IDs, and ignores SIGTERM.
 const STUBBORN: &str = "trap '' TERM; sleep 60 & echo $$ $!; wait";
 
 // --- the exit codes, row by row ---
@@ -256,7 +256,7 @@ fn a_lost_lease_is_exit_124() {
     assert_eq!(running.exit_code(), Some(124));
 }
 
-/// Seen to fail: it said so with each try, five times here.
+/// Seen to fail: it printed that with each try, five times here.
 #[test]
 fn verbose_prints_once_per_outage_that_the_lease_is_not_renewed() {
     let mut server = patient();
@@ -294,7 +294,7 @@ fn a_lease_that_another_server_does_not_know_is_exit_124_with_the_reason() {
 #[test]
 fn without_memory_for_a_thread_exec_is_exit_71_or_69_and_runs_nothing() {
     let server = patient();
-    // A key that is free costs no thread.
+    // A free key would need no thread.
     let _holder = server.client("HOLDER").lock("K").expect("it is free");
     let with_memory = |kilobytes: u32| {
         let script = format!("ulimit -v {kilobytes}; exec \"$0\" exec -w 0.1 K -- echo it runs");
@@ -304,7 +304,7 @@ fn without_memory_for_a_thread_exec_is_exit_71_or_69_and_runs_nothing() {
             .env("LOCK_SERVER", format!("127.0.0.1:{}", server.port()));
         Outcome::of(&mut shell)
     };
-    // Too little to be loaded, for its own threads, for a question's; and enough.
+    // From too little memory to load the program, over too little for a thread, to enough.
     let outcomes = (4..100).map(|megabytes| with_memory(megabytes * 1000));
     let mut codes = Vec::new();
     for outcome in outcomes {
@@ -315,7 +315,7 @@ fn without_memory_for_a_thread_exec_is_exit_71_or_69_and_runs_nothing() {
         }
     }
     let [.., Some(75)] = codes[..] else {
-        panic!("it never waited: {codes:?}");
+        panic!("no size was enough: {codes:?}");
     };
     assert!(codes.contains(&Some(71)), "{codes:?}");
 }
@@ -331,7 +331,7 @@ fn without_a_server_and_without_a_wait_exec_is_exit_69() {
     }
 }
 
-/// With 0, 1, 2 and 5 it had taken 3, 7, 7 and 11 s, and with `-w 1` it had taken 3 s.
+/// Seen to fail: options of 0, 1, 2 and 5 s took 3, 7, 7 and 11 s, and `-w 1` took 3 s.
 #[test]
 fn exec_waits_for_an_absent_server_as_long_as_its_options_say() {
     let mut server = patient();
@@ -351,9 +351,10 @@ fn exec_waits_for_an_absent_server_as_long_as_its_options_say() {
     }
 }
 
-/// It had hung for 10 s at the least, and said that nothing was locked.
+/// Seen to fail: it hung for at least 10 s, and printed that nothing was locked.
 #[test]
-fn exec_waits_for_a_silent_server_as_long_as_its_options_say_and_warns_that_the_key_may_be_locked() {
+fn exec_waits_for_a_silent_server_as_long_as_its_options_say_and_warns_that_the_key_may_be_locked()
+{
     for options in ["-n --connect-timeout 1 K", "-w 60 --connect-timeout 1 K"] {
         for waits in [false, true] {
             let (server, process) = with_process(LONG);
@@ -383,7 +384,7 @@ fn exec_waits_for_a_silent_server_as_long_as_its_options_say_and_warns_that_the_
     }
 }
 
-/// It was never asked again who has the key and what the server allows: 64, "lock_timeout is 30".
+/// Seen to fail with 64, "lock_timeout is 30": it did not ask again for the holder and for the server's limits.
 #[test]
 fn an_exec_that_starts_before_its_server_learns_the_holder_and_the_longest_lease_later() {
     let server = start(Options {
@@ -425,13 +426,13 @@ fn the_default_note_is_the_commands_name_without_its_arguments() {
     let server = patient();
     assert_eq!(note(&server, "K").as_deref(), Some("sh"));
     assert_eq!(note(&server, "--note mine K").as_deref(), Some("mine"));
-    // Also where the server allows no lease as long as that.
+    // Also if the server allows no lease as long as the default.
     let strict = start(Options {
         max_lock_timeout: Some(ms(5000)),
         ..lasting_options(ms(1000))
     });
     assert_eq!(note(&strict, "K").as_deref(), Some("sh"));
-    // An older server knows no such word.
+    // An older server does not know the parameter.
     for server in [&server, &strict] {
         let gateway = Gateway::to(server.port(), "", LONG);
         gateway.respell("note=", "nota=");
@@ -442,7 +443,7 @@ fn the_default_note_is_the_commands_name_without_its_arguments() {
     }
 }
 
-/// It gave up with 69 after three seconds, though it was willing to wait for a minute.
+/// Seen to fail: it gave up with 69 after three seconds, although it was to wait for a minute.
 #[test]
 fn exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once() {
     let mut server = patient();
@@ -453,7 +454,7 @@ fn exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once() {
     until("it waits", || is_waited_for(&server, "K", 1));
     let port = server.port();
     server.stop().expect("it stops");
-    // The library itself gives up after three tries a second apart.
+    // Longer than the library's own three tries, a second apart.
     thread::sleep(ms(8000));
     let _server = started_anew(port);
     assert_eq!(waiting.line(), "it runs");
@@ -464,7 +465,7 @@ fn exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once() {
         1,
         "{said}"
     );
-    // What a person said is the key.
+    // The message names the key, and not the path of the request.
     assert!(!said.contains("LOCK/"), "{said}");
 }
 
@@ -519,7 +520,7 @@ fn a_server_that_cannot_serve_now_is_exit_69_without_a_wait() {
     assert!(!outcome.stderr.contains("LOCK/"), "{outcome:?}");
 }
 
-/// It had waited without a word, and without heed of `--connect-timeout`.
+/// Seen to fail: it waited without a message, and ignored `--connect-timeout`.
 #[test]
 fn exec_waits_for_a_server_that_cannot_serve_now_and_prints_that() {
     let server = start(Options {
@@ -568,7 +569,7 @@ fn wrong_usage_of_exec_is_exit_64_and_runs_nothing() {
         outcome.expect(64, "");
         outcome.expect_stderr(&[word, "Run lock-server exec --help for usage."]);
     }
-    // Nobody has to be asked for that.
+    // This is checked without a server.
     for note in ["", &"x".repeat(257)] {
         let mut nowhere = program(["exec", "-n", "--port", "1", "--note", note, "K", "--"]);
         let outcome = Outcome::of(nowhere.args(run));
@@ -619,7 +620,7 @@ fn a_command_that_cannot_start_leaves_its_key_free() {
     }
 }
 
-/// As execvp(3) has it. The list of the arguments is copied for that, on the stack of a child that has a small one.
+/// As with execvp(3). That copies the list of arguments, on the small stack of a child.
 #[test]
 fn a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh() {
     let server = patient();
@@ -632,8 +633,8 @@ fn a_script_without_a_first_line_that_names_its_interpreter_is_run_by_sh() {
     outcome(&server, "K", &command).expect(0, "20000 of last\n");
 }
 
-/// Written by another process: a file that this one has open for writing could be open in the child of
-/// another test, and then nobody may execute it.
+/// Written by another process: the child of another test could inherit the descriptor open for writing, and then nobody
+/// can execute the file.
 fn write_executable(path: &Path, text: &str) {
     let script = "printf %s \"$1\" > \"$0\" && chmod +x \"$0\"";
     let written = Command::new("sh")
@@ -659,13 +660,13 @@ fn a_signal_during_the_wait_is_exit_128_plus_its_number_and_leaves_the_queue() {
         until("it waits", || is_waited_for(&server, "K", 1));
         waiting.signal(signal);
         assert_eq!(waiting.exit_code(), Some(128 + signal as i32));
-        // Already, not only when the server has noticed that its connection is gone.
+        // It has left by now, and not only when the server notices the end of its connection.
         assert!(is_waited_for(&server, "K", 0), "{signal}");
         assert_eq!(waiting.line(), "");
     }
 }
 
-// --- what the command finds ---
+// --- what the command inherits ---
 
 #[test]
 fn the_commands_environment_has_key_name_fence_and_server() {
@@ -677,7 +678,7 @@ fn the_commands_environment_has_key_name_fence_and_server() {
     let script = "echo $LOCK_SERVER";
     let options = format!("-n --host ::1 --port {} K", server.port());
     let v6 = Outcome::of(&mut exec(&server, &options, &sh(script)));
-    // This server listens on IPv4 alone.
+    // This server listens only on IPv4.
     assert_eq!(v6.code, Some(69), "{v6:?}");
 }
 
@@ -741,7 +742,7 @@ fn a_key_that_begins_with_a_dash_needs_a_separator() {
 #[test]
 fn the_command_has_the_signal_settings_of_a_direct_call() {
     let server = patient();
-    // Those from 32 on are the C library's own.
+    // Signals from 32 on belong to the C library.
     let standard = |line: &str| -> Option<u64> {
         let (name, bits) = line.split_once(":\t")?;
         let bits = u64::from_str_radix(bits, 16).ok()? & 0x7fff_ffff;
@@ -754,7 +755,7 @@ fn the_command_has_the_signal_settings_of_a_direct_call() {
     let directly = Outcome::of(listening(&mut directly).args(&status[1..]));
     assert_eq!(signals(outcome(&server, "K", &status)), signals(directly));
 
-    // As `nohup` has it, and a shell that does not care for its children.
+    // Ignored signals stay ignored, as under `nohup`, or under a shell that ignores SIGCHLD.
     for ignored in ["HUP", "CHLD"] {
         let shell = |script: &str| {
             let script = format!("trap '' {ignored}; {script} cat /proc/self/status");
@@ -805,7 +806,7 @@ fn a_signal_that_asks_to_end_reaches_a_command_that_is_stopped() {
 fn exec_gives_up_a_lease_that_is_too_short_to_run_a_command() {
     let server = patient();
     let refused = outcome(&server, "--lock-timeout 0.001 K", &["echo", "it runs"]);
-    // On a very fast machine the command is started, and killed at once.
+    // On a very fast machine the command starts, and is killed at once.
     assert!(matches!(refused.code, Some(75 | 124)), "{refused:?}");
 }
 
@@ -816,7 +817,7 @@ fn two_execs_that_race_two_hundred_times_never_overlap() {
     let server = patient();
     let directory = tempfile::tempdir().expect("a directory");
     let log = directory.path().join("log");
-    // One line when it begins and one when it ends: each has both of its own together.
+    // Each writes a line when it begins and one when it ends, and the two have to be adjacent.
     let script = "echo $LOCK_SERVER_FENCE >> \"$0\"; echo $LOCK_SERVER_FENCE >> \"$0\"";
     let race = || {
         for _ in 0..200 {
@@ -857,7 +858,7 @@ fn a_nested_exec_for_the_same_key_fails_at_once() {
     nested.expect(75, "");
     nested.expect_stderr(&["K is held by ME"]);
 
-    // Also with another key in between, and with a name in the environment.
+    // Also with an exec of another key in between, and with a name in the environment.
     let between = [&[PROGRAM, "exec", "L", "--"], &inner[..]].concat();
     let mut command = exec(&server, "K", &between);
     let nested = Outcome::of(command.env("LOCK_SERVER_NAME", "ME"));
@@ -865,7 +866,7 @@ fn a_nested_exec_for_the_same_key_fails_at_once() {
     nested.expect_stderr(&["K is held by ME", "which this command runs under"]);
 }
 
-/// It had waited for itself without a word: the environment that names the outer one was cleared.
+/// Seen to fail: it waited for itself without a message, since the environment with the outer one's name was cleared.
 #[test]
 fn a_nested_exec_knows_its_ancestors_without_the_environment() {
     let server = patient();
@@ -875,7 +876,7 @@ fn a_nested_exec_knows_its_ancestors_without_the_environment() {
     nested.expect_stderr(&["K is held by ", "which this command runs under"]);
 }
 
-/// It waited without a word: the server names one holder of several, and that was somebody else.
+/// Seen to fail: it waited without a message, since the server names one of several holders, and that was another one.
 #[test]
 fn a_nested_exec_knows_its_ancestors_beside_other_holders() {
     let server = patient();
@@ -895,7 +896,7 @@ fn a_nested_exec_knows_its_ancestors_beside_other_holders() {
     }
 }
 
-/// It was 75 at once, though another holder's end lets it in.
+/// Seen to fail with 75 at once, although another holder's end makes room.
 #[test]
 fn a_nested_exec_waits_if_another_holders_end_makes_room_for_it() {
     let server = patient();
@@ -906,7 +907,7 @@ fn a_nested_exec_waits_if_another_holders_end_makes_room_for_it() {
     let nested = outcome(&server, "--slots 3 K", &["sh", "-c", script, PROGRAM]);
     nested.expect(0, "inner\n");
 
-    // All holders are above it.
+    // All holders are its ancestors.
     let inner = [PROGRAM, "exec", "--slots", "2", "-w", "5", "K", "--"];
     let command = [&inner[..], &inner[..], &["true"]].concat();
     let nested = outcome(&server, "--slots 2 K", &command);
@@ -914,7 +915,7 @@ fn a_nested_exec_waits_if_another_holders_end_makes_room_for_it() {
     nested.expect_stderr(&["which this command runs under"]);
 }
 
-/// A writer stands before it that waits for the same ancestor.
+/// A writer before it in the queue waits for the same ancestor.
 #[test]
 fn a_nested_exec_notices_during_its_wait_that_only_its_ancestors_are_left() {
     let server = patient();
@@ -1014,7 +1015,7 @@ fn a_second_exec_with_the_same_name_is_refused_with_the_reason() {
     second.expect_stderr(&["another client waits for K as ME"]);
 }
 
-/// It asked without a pause, and named the first holder as the reason.
+/// Seen to fail: it asked without pauses, and named the first holder as the reason.
 #[test]
 fn an_exec_whose_name_already_holds_the_key_is_refused_with_the_reason() {
     let server = patient();
@@ -1032,7 +1033,7 @@ fn a_wait_longer_than_the_server_allows_keeps_its_place() {
     let server = start(Options {
         lock_timeout: ms(60_000),
         lock_attempt_timeout: ms(10),
-        // A turn is taken over after half of that: more than a busy machine is late.
+        // Each request is repeated after half of that, which leaves enough time on a busy machine.
         max_lock_attempt_timeout: Some(ms(1000)),
         ..options()
     });
@@ -1043,7 +1044,7 @@ fn a_wait_longer_than_the_server_allows_keeps_its_place() {
     until("the first one waits", || is_waited_for(&server, "K", 1));
     let mut second = Running::spawn(&mut exec(&server, "K", &echo));
     until("both wait", || is_waited_for(&server, "K", 2));
-    // Three times what the server lets anybody wait; not a moment to prove anything at.
+    // Three times the server's longest wait. It is a duration, so no condition ends it sooner.
     let since = Instant::now();
     until("some turns are over", || since.elapsed() > ms(3000));
     assert!(is_waited_for(&server, "K", 2), "both still do");
@@ -1064,7 +1065,7 @@ fn a_command_that_takes_longer_than_its_lease_keeps_the_key() {
     kept.expect_stderr(&["locked K", "unlocked K"]);
 }
 
-/// When the lease of a key ends that has just been renewed, at the earliest.
+/// Waits until the lease has just been renewed, and returns the earliest instant at which it can end.
 fn fresh_lease(client: &Client, lock_timeout: Duration) -> Instant {
     let mut end = None;
     until("the lease is fresh", || {
@@ -1210,7 +1211,7 @@ fn a_command_outlives_a_server_that_is_silent_for_less_than_the_lease() {
     assert_eq!(running.exit_code(), Some(9));
 }
 
-/// The lease was the server's three seconds, and the command was killed with 124.
+/// Seen to fail: the lease was the server's three seconds, and the command was killed with 124.
 #[test]
 fn with_the_default_lease_a_command_outlives_a_server_that_is_silent_for_a_while() {
     let (server, process) = with_process(ms(3000));
@@ -1252,7 +1253,7 @@ fn a_command_whose_key_somebody_else_unlocks_is_killed() {
     assert!(!pids.iter().any(|&pid| lives(pid)));
 }
 
-/// The next one had the key at once, and the command ran on until a third of its lease had passed: 20 s.
+/// Seen to fail: the next one had the key at once, and the command ran on for a third of its lease, 20 s.
 #[test]
 fn after_a_lost_lease_two_commands_overlap_for_at_most_a_second() {
     for restarts in [false, true] {
@@ -1284,7 +1285,7 @@ fn after_a_lost_lease_two_commands_overlap_for_at_most_a_second() {
     }
 }
 
-/// Each renewal had made a connection of its own: 60 sockets in `TIME_WAIT` for each exec.
+/// Seen to fail: each renewal made a connection of its own, which left 60 sockets in `TIME_WAIT` for each exec.
 #[test]
 fn all_renewals_use_one_connection() {
     let server = patient();
@@ -1325,7 +1326,7 @@ fn two_execs_with_the_same_keys_in_another_order_take_turns() {
     let log = fs::read_to_string(&log).expect("written");
     let fences: Vec<_> = log.lines().collect();
     assert_eq!(fences.len(), 3 * 2 * 60);
-    // All three have B.
+    // All three name B, so they never overlap.
     for pair in fences.chunks(2) {
         assert_eq!(pair[0], pair[1], "another one came between");
     }
@@ -1349,7 +1350,7 @@ fn with_option_n_exec_takes_all_keys_or_none() {
         }
         assert!(other.unlock(held).expect("it answers"));
     }
-    // A key that is named twice is one.
+    // A key that is given twice counts once.
     outcome(
         &server,
         "-n --also A --also A A",
@@ -1446,7 +1447,7 @@ fn unshared(options: &[&str]) -> Option<Command> {
     Some(unshare)
 }
 
-/// Each renewal had looked the name up anew: 124, though the server was there.
+/// Seen to fail with 124, although the server was there: each renewal resolved the name anew.
 #[test]
 fn an_address_that_worked_is_kept_if_the_name_cannot_be_resolved_any_more() {
     let Some(mut shell) = unshared(&["-m"]) else {
@@ -1458,7 +1459,7 @@ fn an_address_that_worked_is_kept_if_the_name_cannot_be_resolved_any_more() {
         |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
     write("hosts", "127.0.0.1 localhost\n");
     write("nsswitch.conf", "hosts: files\n");
-    // The renewals, and after them the unlocking, have no name to look up.
+    // The renewals and the unlock cannot resolve the name.
     let script = "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && \
                   exec \"$0\" exec -v --lock-timeout 1 K -- sh -c ': > hosts; sleep 2'";
     shell
@@ -1470,14 +1471,14 @@ fn an_address_that_worked_is_kept_if_the_name_cannot_be_resolved_any_more() {
     kept.expect_stderr(&["renewed K", "unlocked K"]);
 }
 
-/// 50 zombies stayed under process 1.
+/// Seen to fail: 50 zombies stayed under process 1.
 #[test]
 fn as_process_1_exec_reaps_orphans() {
     let Some(mut container) = unshared(&["-pf", "--mount-proc"]) else {
         return;
     };
     let server = patient();
-    // Each orphan's parent ends at once.
+    // The parent of each `sleep` ends at once, which makes it an orphan.
     let script = "for i in $(seq 50); do (sleep 0.05 &); done
                   for i in $(seq 300); do
                       left=$(grep -l '^Name:.sleep' /proc/[0-9]*/status | wc -l)
@@ -1496,7 +1497,7 @@ fn as_process_1_exec_reaps_orphans_during_its_wait() {
     };
     let server = patient();
     server.client("OTHER").lock("K").expect("it answers");
-    // The shell that begins all of that becomes exec.
+    // The shell that starts them is replaced by exec.
     let script = "for i in $(seq 50); do sleep 0.05 & done
                   (
                   for i in $(seq 300); do
@@ -1513,7 +1514,7 @@ fn as_process_1_exec_reaps_orphans_during_its_wait() {
     assert_eq!(lines, ["0 left", "1", "it runs"], "{reaped:?}");
 }
 
-/// systemd's `KillMode=control-group` sends SIGTERM to each process of a unit, and some send it once more.
+/// systemd's `KillMode=control-group` sends SIGTERM to each process of a unit, and some of these forward it.
 #[test]
 fn a_repeated_end_signal_is_forwarded_once_in_a_moment() {
     let server = patient();
@@ -1523,7 +1524,7 @@ fn a_repeated_end_signal_is_forwarded_once_in_a_moment() {
     let begun = Instant::now();
     for _ in 0..50 {
         running.signal(Signal::SIGTERM);
-        // So many at once would be one for the system itself.
+        // The kernel would merge signals that are pending together.
         thread::sleep(ms(2));
     }
     running.signal(Signal::SIGHUP);
@@ -1547,11 +1548,11 @@ fn a_command_that_exceeds_the_option_timeout_is_ended_with_exit_123() {
     long.expect(123, "");
     long.expect_stderr(&["longer than --timeout 0.3"]);
     assert!(!is_locked(&server, "K"));
-    // Its own code is not taken for that of one that was in time.
+    // The command's own exit code does not hide the time-out.
     let script = "trap 'echo told; exit 0' TERM; while :; do sleep 0.01; done";
     let told = outcome(&server, "--timeout 0.3 K", &sh(script));
     told.expect(123, "told\n");
-    // One that does not heed SIGTERM.
+    // A command that ignores SIGTERM.
     let options = "--timeout 0.3 --kill-after 0.3 K";
     let mut running = Running::spawn(&mut exec(&server, options, &sh(STUBBORN)));
     let pids = running.pids();
@@ -1562,7 +1563,8 @@ fn a_command_that_exceeds_the_option_timeout_is_ended_with_exit_123() {
     }
 }
 
-/// All clients came back in one instant after a restart. With the defaults each is away for less than its tries take.
+/// Seen to fail: all clients reconnected in one instant after a restart. With the defaults each reconnects before its
+/// tries are used up.
 #[test]
 fn waiters_reconnect_to_a_restarted_server_and_none_fails() {
     let mut server = patient();
@@ -1591,7 +1593,7 @@ fn waiters_reconnect_to_a_restarted_server_and_none_fails() {
     }
 }
 
-/// The same, and no word of the shell that it took.
+/// A missing command that is a line for a shell: exit 127 as before, with advice.
 #[test]
 fn the_error_for_a_shell_command_line_advises_to_use_a_shell() {
     let server = patient();
@@ -1613,7 +1615,7 @@ fn the_error_for_a_shell_command_line_advises_to_use_a_shell() {
     assert!(!plain.stderr.contains("sh -c"), "{plain:?}");
 }
 
-/// `RUST_LOG=debug` brought 22 lines of exec's own and of ureq's, in what the command wrote.
+/// Seen to fail: `RUST_LOG=debug` put 22 lines of exec and of ureq into the command's output.
 #[test]
 fn rust_log_is_for_the_command_and_exec_has_a_variable_of_its_own() {
     let server = patient();
@@ -1626,7 +1628,7 @@ fn rust_log_is_for_the_command_and_exec_has_a_variable_of_its_own() {
     logged.expect_stderr(&["DEBUG"]);
 }
 
-/// The log's lines waited for their reader, and the renewals for them.
+/// Seen to fail: the log's lines waited for a reader, and the renewals for them.
 #[test]
 fn an_unread_log_delays_neither_renewals_nor_the_end() {
     let server = patient();
@@ -1634,7 +1636,7 @@ fn an_unread_log_delays_neither_renewals_nor_the_end() {
     let script = "exec 2>/dev/null; sleep 4; \"$0\" verify --fence $LOCK_SERVER_FENCE K";
     let command = ["sh", "-c", script, PROGRAM];
     let mut command = exec(&server, "--lock-timeout 1.5 K", &command);
-    // It was the second one that hung it.
+    // `RUST_LOG` made it hang.
     let command = command
         .env("LOCK_SERVER_LOG", "trace")
         .env("RUST_LOG", "trace");
@@ -1643,7 +1645,7 @@ fn an_unread_log_delays_neither_renewals_nor_the_end() {
     assert_eq!(running.exit_code(), Some(0));
 }
 
-/// It had hung: what failed was written to a pipe that nobody reads, and the signals were blocked.
+/// Seen to fail: it hung while it wrote the error to a pipe that nobody reads, with signals blocked.
 #[test]
 fn a_failure_on_a_full_standard_error_ends_exec() {
     let server = patient();
@@ -1667,12 +1669,12 @@ fn after_sigkill_of_exec_nothing_runs_on_and_the_lease_runs_out() {
     next.expect(0, "it runs\n");
 }
 
-/// There were two: one had asked for the key, one took the signals.
+/// Seen to fail with two: one asked for the key, one took the signals.
 #[test]
 fn a_short_command_with_a_free_key_takes_no_further_thread() {
     let server = patient();
     let count = sh("set -- /proc/$PPID/task/*; echo $#");
-    // On a busy machine the renewals may have begun before it counts.
+    // On a busy machine the renewals may have begun before the test counts.
     until("the first thread is the only one", || {
         outcome(&server, "K", &count).stdout == "1\n"
     });
@@ -1687,7 +1689,7 @@ fn a_server_that_answers_late_grants_the_first_lock_once() {
     kill(process, Signal::SIGCONT).expect("it runs");
     assert_eq!(running.line(), "it runs");
     assert_eq!(running.exit_code(), Some(0));
-    // The first question, whose answer nobody read, comes to nothing later.
+    // The first request, whose answer nobody read, has no effect later.
     until("the key is free", || !is_locked(&server, "K"));
 }
 
@@ -1700,7 +1702,7 @@ fn a_signal_ends_exec_before_its_first_request_is_answered() {
     let since = Instant::now();
     running.signal(Signal::SIGTERM);
     assert_eq!(running.ended().signal(), Some(Signal::SIGTERM as i32));
-    // A tenth of a second for the answer, and one second to leave the queue.
+    // It waits a tenth of a second for the answer, and one second to leave the queue.
     assert!(since.elapsed() < ms(1100) + bound(ms(500)));
     assert_eq!(running.line(), "");
     kill(process, Signal::SIGCONT).expect("it runs");
@@ -1724,7 +1726,7 @@ fn a_waiting_exec_is_one_process() {
 #[test]
 fn an_exec_that_its_command_kills_at_once_leaves_nothing_running() {
     let server = patient();
-    // While the guard heard of the command only from exec, it knew nothing of it in one of twenty.
+    // Seen to fail in one of twenty rounds while the watchdog learned of the command only from exec.
     for round in 0..100 {
         let key = format!("K{round}");
         let mut running = Running::spawn(&mut exec(
@@ -1760,7 +1762,7 @@ pub struct OnTerminal {
     seen: String,
 }
 
-/// A new terminal, which no child of another test has open: it ends with the last one that has.
+/// A new terminal that no child of another test inherits, since it ends only when the last descriptor is closed.
 fn terminal() -> nix::Result<PtyMaster> {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
     grantpt(&master)?;
@@ -1773,7 +1775,7 @@ impl OnTerminal {
         let screen = terminal().expect("a terminal");
         let name = ptsname_r(&screen).expect("its name");
         let stream = || {
-            // It becomes nobody's by being opened here.
+            // With O_NOCTTY, so that it does not become this process's terminal.
             let mut file = File::options();
             let file = file.read(true).write(true).custom_flags(libc::O_NOCTTY);
             Stdio::from(file.open(&name).expect("the terminal"))
@@ -1782,19 +1784,19 @@ impl OnTerminal {
         command.stdin(stream()).stdout(stream()).stderr(stream());
         let own_session = || {
             setsid()?;
-            // SAFETY: makes standard input, which is a terminal, that of the session; no memory is involved.
+            // SAFETY: it makes standard input, a terminal, the session's controlling terminal; no memory is involved.
             Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
-            // Ignored where a shell runs the tests in the background, and never on a terminal.
+            // A shell that runs the tests in the background ignores them; on a terminal they are not ignored.
             for key in [libc::SIGINT, libc::SIGQUIT] {
-                // SAFETY: it sets what is the default, which runs nothing.
+                // SAFETY: it sets the default action, which runs no code of this program.
                 unsafe { libc::signal(key, libc::SIG_DFL) };
             }
             Ok(())
         };
-        // SAFETY: it only calls the system.
+        // SAFETY: it only makes system calls.
         unsafe { command.pre_exec(own_session) };
         let child = command.spawn().expect("the program starts");
-        // This test has it open no longer.
+        // Drops this process's copies of the terminal.
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -1806,10 +1808,10 @@ impl OnTerminal {
         }
     }
 
-    /// Reads on. `false` at the end.
+    /// Reads more of the screen. `false` at the end.
     fn see(&mut self) -> bool {
         let mut bytes = [0; 1000];
-        // A terminal that nobody has open any more is an error to read from.
+        // Reading from a terminal that no process has open is an error.
         let Ok(read) = self.screen.read(&mut bytes) else {
             return false;
         };
@@ -1827,7 +1829,7 @@ impl OnTerminal {
         self.screen.write_all(text.as_bytes()).expect("it is open");
     }
 
-    /// What is left on the screen when it has ended, and its exit code.
+    /// Waits for the end. Returns what is left on the screen, and the exit code.
     pub fn end(mut self) -> (String, Option<i32>) {
         while self.see() {}
         let code = Some(shell_code(self.child.wait().expect("a child")));
@@ -1838,7 +1840,7 @@ impl OnTerminal {
 
 impl Drop for OnTerminal {
     fn drop(&mut self) {
-        // Both fail only where it has ended.
+        // Both fail only if it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -1885,7 +1887,7 @@ fn ctrl_z_does_not_stop_an_exec_that_nobody_could_continue() {
     let server = patient();
     let other = server.client("OTHER");
     other.lock("K").expect("it answers").expect("it is free");
-    // The leader of a session has no shell above it.
+    // A session leader has no shell that could continue it.
     let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["true"]));
     waiting.until_seen("held by OTHER");
     waiting.type_in("\x1a");
@@ -1913,7 +1915,7 @@ fn a_command_stopped_for_reading_in_the_background_goes_on_in_the_foreground() {
     let server = patient();
     let mut shell = job_that_reads(&server, "fg");
     shell.type_in("\n");
-    // A line that comes before the shell has changed the foreground is still there afterwards.
+    // A line typed before the shell changes the foreground is not lost.
     shell.type_in("a line\n");
     shell.until_seen("got a line");
     assert_eq!(shell.end().1, Some(0));
@@ -1981,14 +1983,14 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
     running.type_in("one\n");
     assert!(running.end().0.ends_with("got one\r\n"));
 
-    // Also where whoever calls it had that signal ignored: a read from the background would fail then.
+    // Also if the caller ignores SIGTTIN: then a read from the background would fail.
     let ignore = || {
-        // SAFETY: to ignore is no code of this program.
+        // SAFETY: ignoring a signal runs no code of this program.
         unsafe { signal::signal(Signal::SIGTTIN, SigHandler::SigIgn) }?;
         Ok(())
     };
     let mut command = exec(&server, "K", &sh(script));
-    // SAFETY: it only calls the system.
+    // SAFETY: it only makes system calls.
     unsafe { command.pre_exec(ignore) };
     let mut running = OnTerminal::spawn(&mut command);
     running.until_seen("ready");
@@ -1999,7 +2001,7 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
     let mut running = OnTerminal::spawn(&mut exec(&server, "K", &sh(script)));
     running.type_in("one\n");
     running.until_seen("got one");
-    // Ctrl-Z throws away what is typed before it.
+    // Ctrl-Z discards what was typed before it.
     running.type_in("\x1a");
     running.until_seen("^Z");
     running.type_in("two\n");
@@ -2007,7 +2009,8 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
     assert_eq!(running.end().1, Some(0));
 }
 
-/// With one Ctrl-C a shell went on to the next `exec`: it had exited with 130, and was not ended by the signal.
+/// Seen to fail: after Ctrl-C the shell went on to the next `exec`, since the first exited with 130 instead of by the
+/// signal.
 #[test]
 fn ctrl_c_ends_the_script_that_runs_exec() {
     let server = patient();
@@ -2015,7 +2018,7 @@ fn ctrl_c_ends_the_script_that_runs_exec() {
     other.lock("HELD").expect("it answers").expect("it is free");
     for (job, sign) in [
         ("K -- sh -c 'echo ready; sleep 60'", "ready"),
-        // It has been lent the terminal, whose Ctrl-C reaches it alone.
+        // This command reads, so it has been given the terminal, and Ctrl-C reaches only it.
         ("K -- sh -c 'read line; echo ready; read line'", "ready"),
         ("HELD -- true", "next of 1"),
     ] {
@@ -2027,7 +2030,7 @@ fn ctrl_c_ends_the_script_that_runs_exec() {
         let mut shell = OnTerminal::spawn(&mut shell);
         shell.type_in("\n");
         shell.until_seen(sign);
-        // Some shells do not hear what comes while they start a child.
+        // Some shells miss signals while they start a child.
         thread::sleep(ms(100));
         shell.type_in("\x03");
         while shell.seen.matches("TURN").count() == 1 && shell.see() {}
@@ -2046,7 +2049,7 @@ fn ctrl_c_ends_a_command_whether_or_not_it_has_touched_the_terminal() {
         running.type_in("\n");
         running.until_seen("ready");
         until("it ends", || {
-            // Some shells do not hear what comes while they start a child.
+            // Some shells miss signals while they start a child.
             running.type_in("\x03");
             running.child.try_wait().expect("a child").is_some()
         });

@@ -1,4 +1,4 @@
-//! Guards: they renew, they unlock, and they know when their lease is lost.
+//! Guards: how they renew and unlock, and how they learn that their lease is lost.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -9,7 +9,7 @@ use crate::common::proxy::{Break, Cut, Proxy};
 use crate::common::{PATIENCE, ask, bound, ms, options, start, until};
 use lock_server::{Client, ClientOptions, Error, Guard, LockOptions, Options, Refusal, Server};
 
-/// Long enough for a machine that is busy, short enough to see it renewed.
+/// Long enough for a busy machine, short enough for a test to see a renewal.
 const LEASE: Duration = Duration::from_secs(3);
 
 fn server() -> Server {
@@ -33,7 +33,7 @@ fn guard(client: &Client) -> Guard {
     client.guard("KEYA").expect("it is granted")
 }
 
-/// A guard of a lease that is over soon.
+/// A guard with a short lease.
 #[track_caller]
 fn brief(client: &Client) -> Guard {
     let brief = LockOptions {
@@ -77,7 +77,7 @@ fn a_guard_renews_its_lease_again_and_again_under_one_fence() {
     assert_eq!(guard.key(), "KEYA");
     drop(guard);
     assert!(is_free(&server));
-    assert_eq!(lost.load(SeqCst), 0, "it was let go, not lost");
+    assert_eq!(lost.load(SeqCst), 0, "it was released, not lost");
 }
 
 #[test]
@@ -144,13 +144,13 @@ fn dropping_a_guard_does_not_release_the_hold_of_another_process_with_its_name()
 fn a_guard_learns_from_the_server_that_its_lease_is_over() {
     let server = server();
     let client = client(server.port());
-    // By its next renewal.
+    // It learns by its next renewal.
     let renewing = guard(&client);
     let lost = counter(&renewing);
     client.unlock("KEYA").unwrap();
     until("it is told", || lost.load(SeqCst) == 1);
     assert!(!renewing.is_held());
-    // When it asks.
+    // It learns when it asks.
     let asking = guard(&client);
     client.unlock("KEYA").unwrap();
     let error = asking.check().unwrap_err();
@@ -163,7 +163,7 @@ fn a_guard_learns_from_the_server_that_its_lease_is_over() {
     assert_eq!(
         late.load(SeqCst),
         1,
-        "who wants to know later is told at once"
+        "a callback that is set later is called at once"
     );
 }
 
@@ -188,7 +188,7 @@ fn an_unreachable_server_does_not_mean_a_lost_lease_yet() {
     let guard = guard(&client(server.port()));
     server.stop().unwrap();
     match guard.check() {
-        // On a machine that is slow, the lease was over by then.
+        // On a slow machine the lease may be over by now.
         Err(Error::LeaseLost { .. }) => assert!(!guard.is_held()),
         Err(Error::Unreachable { .. } | Error::Interrupted { .. }) => {}
         other => panic!("{other:?}"),
@@ -219,11 +219,11 @@ fn a_silent_server_does_not_hold_up_the_drop_of_a_guard() {
     });
     let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
     let guard = guard(&client(proxy.port));
-    // From now on connections are made, and nothing comes back.
+    // From now on connections are accepted, and no answer arrives.
     proxy.break_off();
     let before = Instant::now();
     drop(guard);
-    // The promise is a second; the rest is for this machine.
+    // The documented bound is a second; the rest is for slow machines.
     assert!(before.elapsed() < bound(ms(3000)), "{:?}", before.elapsed());
 }
 

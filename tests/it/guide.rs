@@ -1,15 +1,14 @@
-//! README and the guide do what they say: each block of shell is run as a reader would type it, and what it prints is
-//! compared.
+//! Runs each block of shell in README and the guide as a reader would, and compares its output.
 //!
-//! What a block is, by the word behind its fence:
+//! The kinds of blocks, by the word after their fence:
 //!
-//! - `sh` runs as it stands, and ends the page where a command fails (`bash -eu`).
-//! - `console` is lines of `$ command` (`> ` goes on with it), each with what it prints to either stream. `...` alone in a
-//!   line stands for any lines, `[..]` within one for any text. A command that prints nothing has to succeed.
-//! - Below a line `<!-- not run: REASON -->` either of them is only parsed, and stands in [`NOT_RUN`].
+//! - `sh` runs unchanged, and the page fails where a command fails (`bash -eu`).
+//! - `console` has lines of `$ command` (`> ` continues one), each followed by its output on both streams. `...` alone
+//!   in a line matches any lines, `[..]` within a line any text. A command without output has to succeed.
+//! - A block below a line `<!-- not run: REASON -->` is only parsed, and is listed in [`NOT_RUN`].
 //!
-//! All blocks of a page run in one bash, one after another, in an empty folder which is its `HOME`, in a network that only
-//! has loopback. A page ends what it started.
+//! All blocks of a page run in one bash, in order, in an empty folder that is its `HOME`, in a network with only
+//! loopback. A page has to end the processes that it starts.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::common::program::{PROGRAM, installed, unshared};
 use crate::common::{bound, ms};
 
-/// The blocks that no test can run: page and reason. Each is one block.
+/// The blocks that no test can run, each with its page and its reason.
 const NOT_RUN: [(&str, &str); 8] = [
     ("README.md", "it takes the sources"),
     (
@@ -36,7 +35,7 @@ const NOT_RUN: [(&str, &str); 8] = [
     ("safety.md", "there is no such store in the test"),
 ];
 
-/// What a page may need that not every machine has.
+/// Programs that a page may need and not every machine has.
 const PROGRAMS: [&str; 5] = ["curl", "etcd", "jq", "openssl", "sqlite3"];
 
 /// How long a page may take.
@@ -49,12 +48,12 @@ struct Page {
 }
 
 struct Block {
-    /// Of the fence that begins it, counted from 1.
+    /// The line of its opening fence, counted from 1.
     line: usize,
-    /// Of the fence that ends it.
+    /// The line of its closing fence.
     end: usize,
     kind: Kind,
-    /// Why it is not run.
+    /// Why it is not run. `None` if it is run.
     reason: Option<String>,
 }
 
@@ -64,16 +63,16 @@ enum Kind {
     Console(Vec<Typed>),
 }
 
-/// A command and what it prints.
+/// A command and its expected output.
 struct Typed {
     line: usize,
-    /// More than one line where it goes on.
+    /// Its lines: more than one if it is continued.
     command: Vec<String>,
     prints: Vec<String>,
 }
 
 impl Page {
-    /// Reads the blocks. An error names the line that is not written as it has to be.
+    /// Parses the blocks of a page. An error names the malformed line.
     fn parse(name: &str, text: &str) -> Result<Page, String> {
         let mut blocks = Vec::new();
         let mut before = "";
@@ -112,7 +111,7 @@ impl Page {
         Ok(Page { name, blocks })
     }
 
-    /// Reads them all: README's and the guide's.
+    /// Parses all pages: README and the guide.
     fn all() -> Vec<Page> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let guide = fs::read_dir(root.join("src/guide")).expect("the guide");
@@ -132,11 +131,11 @@ impl Page {
         self.blocks.iter().filter(|block| block.reason.is_none())
     }
 
-    /// One script, in which each command stands in its line of the page.
+    /// The page as one script, in which each command has its line number of the page.
     fn script(&self) -> String {
         let mut lines = vec![PROLOGUE.replace('\n', " ")];
         let mut put = |line: usize, text: &str| {
-            // No block begins in the first line: a page has a heading.
+            // No block begins in the first line, which is a page's heading.
             lines.resize(lines.len().max(line), String::new());
             lines[line - 1] = text.into();
         };
@@ -163,7 +162,7 @@ impl Page {
         lines.join("\n")
     }
 
-    /// Runs the page. Returns what went wrong, with the page's name and the line before each.
+    /// Runs the page. An error lists the failures, each with the page's name and the line.
     fn run(&self, patience: Duration) -> Result<(), String> {
         let folder = tempfile::tempdir().expect("a folder");
         let records = tempfile::tempdir().expect("a folder");
@@ -229,7 +228,7 @@ impl Page {
         }
     }
 
-    /// What is typed in the blocks that run.
+    /// The commands of the `console` blocks that run.
     fn typed(&self) -> impl Iterator<Item = &Typed> {
         self.run_blocks().flat_map(|block| match &block.kind {
             Kind::Console(all) => all.as_slice(),
@@ -237,7 +236,7 @@ impl Page {
         })
     }
 
-    /// The programs that are not everywhere, of those that it runs.
+    /// The programs of [`PROGRAMS`] that the page runs.
     fn programs(&self) -> impl Iterator<Item = &'static str> {
         let script = self.script();
         PROGRAMS.into_iter().filter(move |program| {
@@ -250,7 +249,7 @@ impl Page {
 }
 
 impl Block {
-    /// Its commands, without what they print.
+    /// Its commands, without their output.
     fn commands(&self) -> String {
         match &self.kind {
             Kind::Script(lines) => lines.join("\n"),
@@ -263,14 +262,14 @@ impl Block {
 }
 
 impl Typed {
-    /// Whether it printed what it should, by the records of the run.
+    /// Compares the recorded output and exit code with the expected ones.
     fn judge(&self, read: impl Fn(&str) -> String) -> Result<(), String> {
         let code = read(&format!("{}.code", self.line));
         let came = read(&format!("{}.output", self.line));
         let came: Vec<&str> = came.lines().collect();
         let prints: Vec<&str> = self.prints.iter().map(String::as_str).collect();
         let command = self.command.join("\n> ");
-        // What was not reached is no failure beside the one before it.
+        // A command that was not reached is no failure of its own.
         if code.is_empty() || matches_lines(&prints, &came) && (!prints.is_empty() || code == "0\n")
         {
             return Ok(());
@@ -283,7 +282,7 @@ impl Typed {
     }
 }
 
-/// Takes a block of `console` apart.
+/// Splits a `console` block into its commands.
 fn typed(page: &str, fence: usize, lines: Vec<String>) -> Result<Vec<Typed>, String> {
     let mut all: Vec<Typed> = Vec::new();
     for (text, line) in lines.into_iter().zip(fence + 1..) {
@@ -307,7 +306,7 @@ fn typed(page: &str, fence: usize, lines: Vec<String>) -> Result<Vec<Typed>, Str
     Ok(all)
 }
 
-/// Whether these are the lines that were expected.
+/// Whether the output matches the expected lines.
 fn matches_lines(expected: &[&str], came: &[&str]) -> bool {
     match expected {
         [] => came.is_empty(),
@@ -330,8 +329,8 @@ fn matches_line(expected: &str, came: &str) -> bool {
     ends.any(|at| matches_line(after, &rest[at..]))
 }
 
-/// What a page's script begins with, in its first line. Behind `console N` the command in line N prints to a file of its
-/// own, and may fail.
+/// The first line of a page's script. After `console N` the command in line N prints to a file of its own, and may
+/// fail.
 const PROLOGUE: &str = r#"set -eu;
 console() {
     local code=$?;
@@ -345,8 +344,8 @@ exec >>$PAGE_RECORDS/output 2>&1 9>$PAGE_RECORDS/trace;
 BASH_XTRACEFD=9; PS4='+ $LINENO '; set -x;
 "#;
 
-/// Process 1 of the page, below which is all that it starts, and which ends that. What is being ended by the page's last
-/// line gets a second for it.
+/// Process 1 of the page, the ancestor of everything that it starts. Processes that the page's last line is ending get
+/// a second for it.
 const INIT: &str = r#"
 ip link set lo up
 bash "$PAGE_RECORDS/script"
@@ -364,7 +363,7 @@ done 2>/dev/null
 printf %s "$left" >"$PAGE_RECORDS/left"
 "#;
 
-/// A network and processes of its own. `None` where this machine makes none.
+/// `unshare` with a network and a process namespace. `None` if this machine allows none.
 fn namespaces() -> Option<Command> {
     installed("ip")?;
     let options = [
@@ -378,7 +377,7 @@ fn namespaces() -> Option<Command> {
     unshared(&options)
 }
 
-/// Has it run the script of a page.
+/// Sets the command up to run the script of a page.
 fn in_folder<'a>(command: &'a mut Command, folder: &Path, records: &Path) -> &'a mut Command {
     let programs = Path::new(PROGRAM).parent().expect("it is in a folder");
     let path = format!(
@@ -404,7 +403,7 @@ fn in_folder<'a>(command: &'a mut Command, folder: &Path, records: &Path) -> &'a
         .stderr(Stdio::null())
 }
 
-/// Waits so long for the end of a process, and ends it then. Whether it ended by itself.
+/// Waits for the end of a process, and kills it after `patience`. Returns whether it ended by itself.
 fn ends_within(mut child: Child, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
@@ -413,7 +412,7 @@ fn ends_within(mut child: Child, patience: Duration) -> bool {
         }
         thread::sleep(ms(10));
     }
-    // With it ends process 1 of the page, and with that all others.
+    // This also ends process 1 of the page, and with it all others.
     child.kill().expect("a child");
     child.wait().expect("a child");
     false
@@ -480,12 +479,12 @@ fn only_the_listed_blocks_are_not_run_and_all_blocks_parse() {
     assert_eq!(found, NOT_RUN);
 }
 
-/// Runs a page of this text.
+/// Runs a page with this text.
 fn run(text: &str, patience: Duration) -> Result<(), String> {
     Page::parse("page.md", text)?.run(patience)
 }
 
-/// Runs a page of this text, whose failure has all of these words in it.
+/// Runs a page with this text, and checks that the error has all of these words.
 #[track_caller]
 fn fails(text: &str, words: &[&str]) {
     let failure = run(text, bound(PAGE_TIMEOUT)).expect_err("it fails");

@@ -1,4 +1,4 @@
-//! What a test harness does with the crate: a server beside it or within it, clients, waits, refusals.
+//! The crate in a test harness: a server beside it or within it, clients, waits, refusals.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -82,7 +82,7 @@ fn the_end_of_one_spawned_server_leaves_the_others_alone() {
     drop(one);
     assert_eq!(broken_off.reply().result(), "stopping");
     assert_eq!(kept.ask("/CHECK/KEYA").body, "1\n");
-    assert!(!waiting.has_answer(), "it waits on");
+    assert!(!waiting.has_answer(), "it still waits");
     waiting.stream().shutdown(Shutdown::Both).unwrap();
     until("it has left", || waiters(&other, "KEYA") == 0);
 }
@@ -115,7 +115,7 @@ fn a_spawned_server_still_answers_after_six_seconds() {
     guard.check().expect("it was renewed");
 }
 
-// Where a server is.
+// Addresses.
 
 #[test]
 fn a_client_finds_a_server_at_the_address_that_the_server_returns() {
@@ -139,9 +139,9 @@ fn a_client_finds_a_server_at_the_address_that_the_server_returns() {
     assert!(server.client("CLIENT_B").locked_by_me("KEYA").unwrap());
 }
 
-/// Run by the next test, with an environment of its own.
+/// The process that the next test runs, with an environment of its own.
 #[test]
-#[ignore = "it is a process that another test starts"]
+#[ignore = "a process that another test starts"]
 fn program_under_test() {
     let client = Client::from_env("CHILD").unwrap();
     println!("at {}", client.address());
@@ -233,7 +233,7 @@ fn a_host_that_contains_a_port_is_an_error_on_both_sides() {
             .unwrap_err();
         assert!(matches!(error, Error::InvalidOption { .. }), "{error:?}");
     }
-    // A client that was made before its server was started.
+    // A client that is made before its server starts.
     let early = Server::new(options())
         .client("CLIENT_A")
         .lock("KEYA")
@@ -278,7 +278,7 @@ fn a_started_server_logs_to_the_file_of_its_options() {
     assert!(said.contains("cannot open the log"), "{said}");
 }
 
-// Nobody is there.
+// No server, or a silent one.
 
 #[test]
 fn a_refused_connection_on_loopback_is_final_unless_tries_are_set() {
@@ -337,12 +337,12 @@ fn a_silent_server_costs_the_time_of_one_answer_and_the_error_names_the_lock() {
     };
     assert_eq!((question.as_str(), *attempts), ("LOCK/KEYA/CLIENT_A", 2));
     assert!(error.is_retryable());
-    // It was twice that and more; the rest is for the scheduler.
+    // Seen to fail with more than twice that. The rest is for slow machines.
     let most = ms(1000) + bound(ms(900));
     assert!(begun.elapsed() < most, "{:?}", begun.elapsed());
 }
 
-/// Ends a server in good order and starts another one in its place.
+/// Stops a server in order and starts another one on its port.
 fn replace(server: &mut Server, port: u16) {
     assert!(server.stop().unwrap());
     *server = start(Options {
@@ -391,7 +391,7 @@ fn an_endless_wait_outlasts_the_servers_longest_wait_and_keeps_its_place() {
         until("the first waits", || waiters(&server, "KEYA") == 1);
         scope.spawn(waits("CLIENT_C"));
         until("both wait", || waiters(&server, "KEYA") == 2);
-        // Longer than the server lets anybody wait.
+        // Longer than the server's longest wait.
         thread::sleep(ms(5000));
         assert!(server.client("CLIENT_A").release(&held).unwrap());
     });
@@ -422,13 +422,13 @@ fn a_wait_cancelled_from_another_thread_leaves_the_queue() {
         }
     });
     assert!(server.client("CLIENT_A").release(&held).unwrap());
-    // What was called off stays so, also where the key is free.
+    // A cancelled token stays cancelled, even when the key is free.
     let late = server.client("CLIENT_B").lock_with("KEYA", &waits);
     assert_eq!(reason(late), Refusal::Cancelled);
     assert!(!server.client("CLIENT_B").is_locked("KEYA").unwrap());
 }
 
-/// Of 200 that were called off while their LOCK was on its way, 2 waited on for their whole patience.
+/// Seen to fail: of 200 waits that were cancelled while their LOCK was on its way, 2 lasted until their time-out.
 #[test]
 fn a_wait_cancelled_as_it_begins_ends_and_holds_nothing() {
     let server = start(patient());
@@ -436,7 +436,7 @@ fn a_wait_cancelled_as_it_begins_ends_and_holds_nothing() {
     let client = server.client("CLIENT_B");
     let begun = Instant::now();
     for round in 0..200 {
-        // Free in every other round: then it may be granted right before.
+        // Free in every other round: then the LOCK may be granted just before.
         let key = if round % 2 == 0 { "KEYA" } else { "KEYB" };
         let cancel = CancelToken::new();
         let waits = LockOptions {
@@ -448,13 +448,13 @@ fn a_wait_cancelled_as_it_begins_ends_and_holds_nothing() {
         thread::sleep(Duration::from_micros(round * 10));
         cancel.cancel();
         match waiting.join().unwrap() {
-            Ok(lease) => assert!(client.release(&lease).unwrap(), "a lease that is none"),
+            Ok(lease) => assert!(client.release(&lease).unwrap(), "the lease is not valid"),
             refused => assert_eq!(reason(refused), Refusal::Cancelled),
         }
         assert!(!client.locked_by_me(key).unwrap(), "round {round}");
         assert_eq!(waiters(&server, "KEYA"), 0, "round {round}");
     }
-    assert!(begun.elapsed() < PATIENCE, "one waited on");
+    assert!(begun.elapsed() < PATIENCE, "it lasted until its time-out");
     assert!(server.client("CLIENT_A").release(&held).unwrap());
 }
 
@@ -493,7 +493,7 @@ fn a_wait_survives_any_number_of_broken_connections() {
     let waiting = thread::spawn(move || client.lock_with("KEYA", &LockOptions::endless()));
     for _ in 0..3 {
         until("it waits", || waiters(&server, "KEYA") == 1);
-        // Long enough that it was a wait and no failure.
+        // Long enough to show that it waits.
         thread::sleep(ms(1200));
         proxy.break_off();
         proxy.mend();
@@ -645,7 +645,7 @@ fn a_refusal_has_its_reason_and_whether_to_try_again() {
     assert_eq!(reason::<()>(Err(forbidden)), Refusal::Forbidden);
 }
 
-// Which question an answer belongs to.
+// Which request an answer belongs to.
 
 #[test]
 fn an_answer_repeats_the_request_id() {

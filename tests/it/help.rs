@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::common::program::{Outcome, clean, installed, program, typed};
 
-/// The topics that the list names.
+/// The topics in the list.
 fn topics() -> Vec<String> {
     let list = typed("help").stdout;
     let (_, topics) = list.split_once("\nTopics; ").expect("topics");
@@ -47,7 +47,7 @@ fn each_topic_is_shown_in_80_columns_as_plain_text() {
             assert!(!page.stdout.contains(raw), "{topic}: {raw:?}");
         }
         for line in page.stdout.lines().filter(|line| line.chars().count() > 80) {
-            // What cannot be broken: code, and a single long word.
+            // Code and a single long word are not wrapped.
             let is_code = line.starts_with("    ");
             assert!(
                 is_code || line.trim().split(' ').count() < 4,
@@ -109,7 +109,7 @@ fn an_unread_page_ends_quietly() {
     assert_eq!(outcome.stderr, "");
 }
 
-/// Without what makes characters bold: each twice, with a step back between, or an escape before.
+/// Removes bold type: overstruck characters, and escape sequences.
 fn without_bold(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text.chars();

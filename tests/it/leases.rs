@@ -1,12 +1,12 @@
-//! What the wire has beyond the seed's, through real sockets: times for each request, renewals, fences,
-//! repeats, and who holds a key.
+//! What the wire adds to the original's, through real sockets: times for each request, renewals, fences, repeats, and
+//! the holder of a key.
 
 use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, Reply, Wire, ask, ms, options, start, until, waiting_wire};
 use lock_server::{LockOptions, Options, Server};
 
-/// A server whose leases and patience do not end during a test.
+/// A server whose leases and attempt time-outs last longer than a test.
 fn patient() -> Server {
     start(Options {
         lock_timeout: PATIENCE,
@@ -15,7 +15,7 @@ fn patient() -> Server {
     })
 }
 
-/// A server whose leases and patience are over at once, where nothing else is asked for.
+/// A server whose default leases and attempt time-outs end at once.
 fn hasty() -> Server {
     start(Options {
         lock_timeout: ms(1),
@@ -24,7 +24,7 @@ fn hasty() -> Server {
     })
 }
 
-/// A LOCK, RENEW or VERIFY that was answered yes: under which fence, and how long the lease still lasts.
+/// The fence and the remaining time in a positive answer to LOCK, RENEW or VERIFY.
 #[track_caller]
 fn lease_of(reply: &Reply) -> (u64, Duration) {
     assert_ne!(reply.body.lines().next(), Some("0"), "{reply:?}");
@@ -50,12 +50,12 @@ fn seconds(value: &str) -> Duration {
     Duration::from_secs(whole.parse().unwrap()) + ms(millis.parse().unwrap())
 }
 
-/// The body and the stable word.
+/// The body and the word of `Lock-Result`.
 fn answer(reply: &Reply) -> (&str, &str) {
     (&reply.body, reply.result())
 }
 
-/// Who holds the key according to a reply, and how many wait for it.
+/// The holder and the number of waiters in a reply.
 fn holder(reply: &Reply) -> Option<(&str, usize)> {
     let waiters = reply.header("Lock-Waiters")?.parse().expect("a count");
     let left = seconds(
@@ -67,22 +67,20 @@ fn holder(reply: &Reply) -> Option<(&str, usize)> {
     Some((reply.header("Lock-Holder").expect("with its name"), waiters))
 }
 
-/// How many wait for a key.
+/// The number of waiters for a key.
 fn waiters(server: &Server, key: &str) -> usize {
     holder(&ask(server, &format!("/CHECK/{key}"))).map_or(0, |(_, waiters)| waiters)
 }
 
-/// A connection whose LOCK of KEYA stands in the queue, where so many stand then.
+/// A connection whose LOCK of KEYA is in the queue, as one of `count` waiters.
 fn queued(server: &Server, lock: &str, count: usize) -> Wire {
     let mut wire = Wire::to(server);
     wire.get(&format!("/LOCK/KEYA/{lock}"));
-    until("it stands in the queue", || {
-        waiters(server, "KEYA") == count
-    });
+    until("it is in the queue", || waiters(server, "KEYA") == count);
     wire
 }
 
-/// Closes the connection of a waiter, and returns when the server has noticed.
+/// Closes the connection of a waiter, and waits until the server has noticed it.
 fn break_off(server: &Server, wire: Wire, left: usize) {
     drop(wire);
     until("the server notices", || waiters(server, "KEYA") == left);
@@ -110,7 +108,7 @@ fn at_the_end_of_a_lease_of_given_length_the_key_is_handed_over() {
     assert!(begun.elapsed() >= ms(300));
     assert!(
         lease_of(&second).1 > PATIENCE / 2,
-        "its own lease is the usual"
+        "its own lease has the default time"
     );
 }
 
@@ -124,7 +122,7 @@ fn a_lock_may_give_its_wait_time() {
         assert_eq!(answer(&ask(&server, &path)), ("0\n", "timeout"));
         assert!(begun.elapsed() >= least && begun.elapsed() < PATIENCE);
     }
-    // A free key is there for who tries once, too.
+    // A free key is granted to a request that tries once, too.
     fence_of(&ask(&server, "/LOCK/KEYB/CLIENT_B?lock_attempt_timeout=0"));
 
     let server = hasty();
@@ -273,7 +271,7 @@ fn a_renewal_never_ends_before_an_earlier_answers_expiry() {
     let told = ask(&server, "/LOCK/KEYA/CLIENT_A?lock_timeout=60");
     let renewed = ask(&server, "/RENEW/KEYA/CLIENT_A?lock_timeout=0.001");
     assert_eq!(fence_of(&renewed), fence_of(&told));
-    // The expiry is computed from both clocks each time.
+    // Within a millisecond, since each expiry is computed from both clocks.
     assert!(renewed.expires() + ms(1) > told.expires());
     assert_eq!(ask(&server, "/VERIFY/KEYA/CLIENT_A").body, "1\n");
 }
@@ -295,7 +293,7 @@ fn fences_grow_over_all_keys_and_are_exact_in_a_json_number() {
     ask(&server, "/UNLOCK/KEYA/CLIENT_A");
     assert!(
         fence_of(&waiter.reply()) > holding,
-        "handed over is granted, too"
+        "a key that is handed over is granted, too"
     );
 }
 
@@ -322,7 +320,7 @@ fn a_stale_fence_releases_renews_and_verifies_nothing() {
         ask(&server, &format!("/UNLOCK/KEYA/CLIENT_A?fence={stale}")).body,
         "1\n"
     );
-    // Another process of the same name.
+    // Another process with the same name.
     let current = fence_of(&ask(&server, "/LOCK/KEYA/CLIENT_A"));
     for verb in ["UNLOCK", "RENEW", "VERIFY"] {
         let reply = ask(&server, &format!("/{verb}/KEYA/CLIENT_A?fence={stale}"));
@@ -346,7 +344,7 @@ fn a_stale_fence_releases_renews_and_verifies_nothing() {
     );
 }
 
-// The same request again.
+// Repeated requests.
 
 #[test]
 fn a_repeat_after_the_grant_gets_the_same_grant() {
@@ -354,7 +352,7 @@ fn a_repeat_after_the_grant_gets_the_same_grant() {
     let lock = "/LOCK/KEYA/CLIENT_A?request=a:1";
     let mut first = Wire::to(&server);
     let (fence, left) = lease_of(&first.ask(lock));
-    // On the same connection, on another one while the first is open, and after it has gone.
+    // On the same connection, on another one while the first is open, and after the first has closed.
     let on_the_same = lease_of(&first.ask(lock));
     let elsewhere = lease_of(&ask(&server, lock));
     drop(first);
@@ -362,7 +360,7 @@ fn a_repeat_after_the_grant_gets_the_same_grant() {
     let mut last = left;
     for (again, left) in [on_the_same, elsewhere, afterwards] {
         assert_eq!(again, fence);
-        assert!(left <= last, "what is left, not a lease anew");
+        assert!(left <= last, "the remaining time, and no new lease");
         last = left;
     }
     for query in ["", "?request=a:2", "?request=A:1"] {
@@ -376,7 +374,7 @@ fn a_repeat_after_the_grant_gets_the_same_grant() {
     assert_eq!(answer(&reply), ("0\n", "timeout"), "of another requester");
     let other = ask(&server, "/LOCK/KEYB/CLIENT_A?request=a:1");
     assert!(fence_of(&other) > fence, "of another key");
-    // Renewed it is the same grant; released it is none any more.
+    // After a renewal it is still the same grant; after a release it is not.
     ask(&server, "/RENEW/KEYA/CLIENT_A?lock_timeout=60");
     let (again, left) = lease_of(&ask(&server, lock));
     assert!(again == fence && left > PATIENCE);
@@ -391,7 +389,7 @@ fn a_repeat_returns_a_grant_that_came_after_a_wait() {
     let waiter = queued(&server, "CLIENT_B?request=b", 1);
     ask(&server, "/UNLOCK/KEYA/CLIENT_A");
     until("it is granted", || waiter.has_answer());
-    // The reply is lost with its connection.
+    // The connection breaks, and its reply is lost.
     drop(waiter);
     let again = ask(&server, "/LOCK/KEYA/CLIENT_B?request=b");
     assert_eq!(
@@ -411,14 +409,14 @@ fn a_repeat_takes_over_the_place_of_the_waiting_request() {
     let reply = first.reply();
     assert_eq!((reply.status, answer(&reply)), (200, ("0\n", "taken-over")));
     assert_eq!(holder(&reply), Some(("CLIENT_A", 2)));
-    // The connection that was told so is as good as any other, and who waits is not disturbed by it.
+    // The connection that got `taken-over` can be used further, without an effect on the waiter.
     assert_eq!(first.ask("/PING").body, "1\n");
     let other = first.ask("/LOCK/KEYA/CLIENT_B?request=other");
     assert_eq!(answer(&other), ("0\n", "already-waiting"));
     drop(first);
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     let (_, left) = lease_of(&again.reply());
-    assert!(left <= ms(29_000), "on the terms of the repeat");
+    assert!(left <= ms(29_000), "with the times of the repeat");
     assert!(!later.has_answer());
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_B").body, "1\n");
     fence_of(&later.reply());
@@ -439,7 +437,7 @@ fn a_repeat_that_tries_once_does_not_change_the_wait() {
     fence_of(&waiter.reply());
 }
 
-/// One try to come back in time. `None` if this machine was too slow for that.
+/// Breaks a waiter's connection and repeats its request. `None` if this machine was too slow to come back in time.
 fn come_back() -> Option<(Server, [Wire; 2])> {
     let server = patient();
     ask(&server, "/LOCK/KEYA/CLIENT_A");
@@ -502,11 +500,11 @@ fn a_broken_connection_delays_nobody_and_is_never_granted_the_key() {
     break_off(&server, first, 0);
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     assert_eq!(answer(&ask(&server, "/CHECK/KEYA")), ("0\n", "free"));
-    // Who comes back to a free key has it.
+    // A requester that comes back to a free key is granted it.
     fence_of(&ask(&server, "/LOCK/KEYA/CLIENT_B?request=b"));
 }
 
-// Who holds it.
+// The holder.
 
 #[test]
 fn a_no_to_lock_and_a_yes_to_check_name_the_holder() {
@@ -560,7 +558,7 @@ fn a_locks_note_is_shown_to_requests_for_the_key() {
         assert_eq!(note(&ask(&server, path)).as_deref(), Some(nightly));
     }
     assert_eq!(note(&ask(&server, "/CHECK/KEYB")), None);
-    // The note is the hold's: it goes with it, and one that waits brings its own.
+    // The note belongs to the hold: it ends with it, and a waiter's hold has its own.
     let mut waits = waiting_wire(&server, "KEYA", "B?note=second");
     ask(&server, "/UNLOCK/KEYA/A");
     assert_eq!(waits.reply().status, 200);
@@ -599,7 +597,7 @@ fn the_classic_wire_has_no_parameters_and_no_renewal() {
     let held = ask(&server, "/CHECK/KEYA");
     let name = "CLIENT_A%3Flock_timeout%3D60";
     assert_eq!(holder(&held), Some((name, 0)), "it is a part of the name");
-    // What it holds, the other wire renews under its fence.
+    // The HTTP wire renews the hold by its fence.
     let fence = fence_of(&ask(&server, &format!("/VERIFY/KEYA/{name}")));
     let renewed = ask(
         &server,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::common::program::{Outcome, program, typed};
 use crate::common::{PATIENCE, Wire, options, start, until};
 
-/// Its leases and patience do not end during a test.
+/// A server whose leases and attempt time-outs last longer than a test.
 fn patient() -> Server {
     start(Options {
         lock_timeout: PATIENCE,
@@ -42,7 +42,7 @@ fn asked(server: &Server, args: &[&str]) -> Outcome {
     Outcome::of(&mut command(server, args))
 }
 
-/// What a terminal of so many columns shows.
+/// The output on a terminal with this number of columns.
 fn on_terminal(server: &Server, args: &[&str], columns: u16) -> String {
     let size = winsize {
         ws_row: 24,
@@ -55,8 +55,8 @@ fn on_terminal(server: &Server, args: &[&str], columns: u16) -> String {
     command.stdout::<OwnedFd>(pty.slave).stderr(Stdio::null());
     let ended = command.status().expect("the program starts");
     assert_eq!(ended.code(), Some(0));
-    // A terminal keeps more than that. What another test starts may have its other end open, so its end is none to wait
-    // for.
+    // Reads what is there: a terminal buffers more than the output, and its end may never come, since a child of
+    // another test may have it open.
     fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it is open");
     let mut seen = Vec::new();
     let _ = File::from(pty.master).read_to_end(&mut seen);
@@ -65,7 +65,7 @@ fn on_terminal(server: &Server, args: &[&str], columns: u16) -> String {
         .replace("\r\n", "\n")
 }
 
-/// The lines, with `T` for each length of time and with single blanks.
+/// The lines, with `T` for each time and with single spaces.
 fn masked(text: &str) -> Vec<String> {
     let is_time = |word: &str| {
         word.starts_with(|c: char| c.is_ascii_digit())
@@ -109,7 +109,7 @@ fn list_has_a_line_for_each_holder_with_tabs_and_seconds_on_a_pipe() {
     assert_eq!(lines[1][4..], ["0", r"nightly\tjob\u{1b}[2J"]);
     assert_eq!(lines[2][..2], ["a key", "CLIENT_B"]);
     assert_eq!(lines[2][4..], ["0", ""]);
-    assert_eq!(lines[3][0], "x".repeat(300), "nothing is cut");
+    assert_eq!(lines[3][0], "x".repeat(300), "nothing is truncated");
     assert_eq!(lines[3][5], "n".repeat(256));
     let left: f64 = lines[1][3].parse().expect("seconds");
     assert!(left > 0.0 && left <= PATIENCE.as_secs_f64());
@@ -128,7 +128,7 @@ fn list_shows_the_requested_columns_of_the_requested_keys() {
         .expect(0, "deploy/web\t3\t1\ndeploy/db\t1\t1\n");
     of(&["KEY,holder", "--holder", "CLIENT_B"])
         .expect(0, "deploy/db\tCLIENT_B\nbackup\tCLIENT_B\n");
-    // A blank after a comma means nothing.
+    // A space after a comma is ignored.
     of(&["key, holder", "--prefix", "backup"]).expect(0, "backup\tCLIENT_B\n");
     of(&["key", "--prefix", "none"]).expect(0, "");
     let times = of(&["since,expires,fence", "--prefix", "backup"]).stdout;
@@ -147,7 +147,7 @@ fn list_shows_the_requested_columns_of_the_requested_keys() {
     unknown.expect_stderr(&[all]);
 }
 
-/// What is asked for stands there also where nothing is held.
+/// The headings of the requested columns are printed even when nothing is held.
 #[test]
 fn an_empty_list_prints_its_headings_and_exits_0() {
     let server = patient();
@@ -158,7 +158,7 @@ fn an_empty_list_prints_its_headings_and_exits_0() {
     assert_eq!(json["locks"], Value::Array(Vec::new()));
 }
 
-/// Numbers and times differ from run to run; what they are called does not.
+/// Masks numbers and times, and compares the names of the fields.
 #[test]
 fn json_has_these_fields() {
     let server = patient();

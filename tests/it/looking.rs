@@ -1,4 +1,4 @@
-//! Looking in: which keys are held, through real sockets, the client and the command.
+//! Which keys are held, as seen through real sockets, the client and the command.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::common::{PATIENCE, Wire, ask, ms, options, start, until};
 
-/// A server whose leases and patience do not end during a test.
+/// A server whose leases and attempt time-outs last longer than a test.
 fn patient() -> Server {
     start(Options {
         lock_timeout: PATIENCE,
@@ -30,18 +30,18 @@ fn lock(server: &Server, lock: &str) {
     assert_ne!(reply.body, "0\n", "{lock}: {reply:?}");
 }
 
-/// A connection whose LOCK stands in the queue, where so many stand then.
+/// A connection whose LOCK is in the queue, as one of `count` waiters.
 fn queued(server: &Server, key: &str, lock: &str, count: usize) -> Wire {
     let mut wire = Wire::to(server);
     wire.get(&format!("/LOCK/{lock}"));
     let client = server.client("");
-    until("it stands in the queue", || {
+    until("it is in the queue", || {
         client.show(key).expect("an answer").waiters == count
     });
     wire
 }
 
-/// What a path shows.
+/// The JSON at a path.
 #[track_caller]
 fn shown(server: &Server, path: &str) -> Value {
     let reply = ask(server, path);
@@ -136,7 +136,7 @@ fn of_2500_keys_in_pages_each_is_seen_once_except_one_renewed_meanwhile() {
     assert_eq!(
         seen.pop().as_deref(),
         Some("KEY0"),
-        "its lease ends last now"
+        "its lease now ends last"
     );
     assert_eq!(seen[0], "KEY0");
     seen.sort();
@@ -195,7 +195,7 @@ fn of_more_than_100_holders_100_are_shown_and_all_are_counted() {
     let names: Vec<String> = (0..150).map(|reader| format!("READER_{reader}")).collect();
     for name in &names {
         let granted = client.named(name).lock_with("KEYA", &LockOptions::shared());
-        granted.expect("beside the others");
+        granted.expect("there is room beside the others");
     }
     let page = client.list(&ListOptions::default()).expect("a page");
     let shown = page.locks[0].held_by.iter().map(|hold| &hold.name);
@@ -250,7 +250,7 @@ fn a_key_is_shown_with_its_queue_in_order_with_times_slots_and_notes() {
     for (waiter, patience) in [(b, 900), (c, 300)] {
         let patience = Duration::from_secs(patience);
         let whole = waiter.waiting + waiter.left;
-        // Both are rounded down to the millisecond.
+        // The server truncates both to milliseconds.
         assert!(whole <= patience && whole + ms(2) > patience, "{waiter:?}");
     }
 }
@@ -353,7 +353,7 @@ fn looking_needs_the_role_read() {
     }
 }
 
-/// How far two times are apart.
+/// The distance between two times.
 fn apart(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other)
         .unwrap_or_else(|error| error.duration())
@@ -391,7 +391,7 @@ fn times_of_day_and_seconds_agree() {
     assert!(apart(hold.since + Duration::from_secs(900), hold.expires) <= ms(1));
 }
 
-/// The text of a section of the page.
+/// The text of a section of the guide's page.
 fn section(heading: &str) -> &'static str {
     let page = include_str!("../../src/guide/looking.md");
     let (_, rest) = page
@@ -400,7 +400,7 @@ fn section(heading: &str) -> &'static str {
     rest.split("\n## ").next().unwrap_or_default()
 }
 
-/// The fields in the first column of a section's table, each with what it stands in.
+/// The fields in the first column of a section's table, each with its enclosing object.
 fn documented(section: &str) -> BTreeSet<String> {
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     let cells = rows.filter_map(|row| row.split('|').nth(1));
@@ -421,7 +421,7 @@ fn documented(section: &str) -> BTreeSet<String> {
     fields
 }
 
-/// The fields of a JSON object and of the objects in its lists.
+/// Collects the fields of a JSON object and of the objects in its lists.
 fn fields(json: &Value, within: &str, found: &mut BTreeSet<String>) {
     for (name, value) in json.as_object().expect("an object") {
         let is_top = within.is_empty();
@@ -459,7 +459,7 @@ fn each_field_is_documented_and_each_documented_field_exists() {
 
 // --- the client ---
 
-/// A server that answers each question with these bytes, once. Returns its port.
+/// Starts a server that answers each connection once, with these bytes. Returns its port.
 fn answers_with(reply: String) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -471,7 +471,7 @@ fn answers_with(reply: String) -> u16 {
             stream.read_exact(&mut byte).unwrap();
             question.extend(byte);
         }
-        // The client may have heard enough.
+        // Fails if the client has already closed the connection.
         let _ = stream.write_all(reply.as_bytes());
     });
     port

@@ -1,4 +1,4 @@
-//! `/metrics`, `/status` and the lines of the log that tell the same: what is counted, and that Prometheus reads it.
+//! `/metrics`, `/status` and the matching lines of the log: what is counted, and that Prometheus reads it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,13 +12,13 @@ use tempfile::TempDir;
 use crate::common::prometheus::{Prometheus, promtool};
 use crate::common::{Wire, ask, options, start, until, waiting_wire};
 
-/// Names, types, help and labels of all metrics of a server that was asked nothing.
+/// Names, types, help and labels of all metrics of a server without requests.
 const SNAPSHOT: &str = include_str!("metrics.txt");
 
-/// Of a server with a store, what comes after them.
+/// The further metrics of a server with a store.
 const SNAPSHOT_OF_STORE: &str = include_str!("metrics_of_store.txt");
 
-/// The page with the tables and the rules.
+/// The guide's page with the tables and the alert rules.
 const LOOKING: &str = include_str!("../../src/guide/looking.md");
 
 const PATIENT: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ fn patient() -> Server {
     })
 }
 
-/// With a store in this folder.
+/// A server with a store in this folder.
 fn stored(folder: &TempDir) -> Server {
     start(Options {
         store: Some(StoreAddress::File(folder.path().join("locks.db"))),
@@ -66,7 +66,7 @@ fn series(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-/// What counts up: not what the process does, not the questions for it, and of a histogram how many there are.
+/// The counters, without those of the process and of the requests for metrics; of each histogram its count.
 fn counters(server: &Server) -> BTreeMap<String, f64> {
     let mut counters = series(&metrics(server));
     counters.retain(|name, _| {
@@ -76,7 +76,7 @@ fn counters(server: &Server) -> BTreeMap<String, f64> {
     counters
 }
 
-/// What has changed since, in words such as `releases_total +1`.
+/// The changes between the two, in words such as `releases_total +1`.
 fn changes(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Vec<String> {
     let short = |name: &str| name.trim_start_matches("lock_server_").replace('"', "");
     let changed = after.iter().filter_map(|(name, value)| {
@@ -141,7 +141,7 @@ fn each_metric_is_documented_with_its_type_and_its_labels() {
     }
 }
 
-/// Each step, and all that it moves.
+/// Each step, with all counters that it changes.
 #[test]
 fn each_counter_counts_exactly_what_its_row_says() {
     let server = start(Options {
@@ -251,7 +251,7 @@ fn a_histogram_counts_each_time_in_its_bucket_and_adds_all_up() {
     assert_eq!(waiting.reply().result(), "");
     let series = series(&metrics(&server));
     let value = |name: &str| series[&format!("lock_server_{name}")];
-    // It held the key for 0.3 s, and a little longer where the machine is slow.
+    // It held the key for 0.3 s, or longer on a slow machine.
     assert_eq!(value("hold_seconds_bucket{le=\"0.25\"}"), 0.0);
     assert_eq!(value("hold_seconds_bucket{le=\"3600\"}"), 1.0);
     assert_eq!(value("hold_seconds_bucket{le=\"+Inf\"}"), 1.0);
@@ -280,7 +280,7 @@ fn the_metrics_of_a_store_count_commits_before_their_answers() {
     assert_eq!(counted(), [1.0, 1.0, 1.0, 0.0]);
     assert!(value("commit_seconds_sum") > 0.0);
     assert_eq!(value("commit_seconds_bucket{le=\"+Inf\"}"), 1.0);
-    // What changes nothing that is stored is no commit.
+    // A request that changes nothing in the store makes no commit.
     assert_eq!(ask(&server, "/LOCK/KEYA/A?request=1").result(), "");
     assert_eq!(ask(&server, "/RENEW/KEYA/A").result(), "");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/A").body, "1\n");
@@ -298,7 +298,7 @@ fn the_gauges_show_what_there_is_now() {
         max_waiters: 20,
         ..options()
     });
-    // Always the same connection asks: a server may notice the end of another one only later.
+    // One connection asks throughout, since a server may notice the end of others only later.
     let mut asks = Wire::to(&server);
     let connections = "lock_server_connections";
     ask(&server, "/LOCK/KEYA/A?shared=1");
@@ -327,7 +327,7 @@ fn the_gauges_show_what_there_is_now() {
         assert!(value > 4.0, "{name} {value}");
     }
     assert!(shown["process_start_time_seconds"] > started - 300.0);
-    // The start's own connection may end meanwhile, too.
+    // The connection of `start` may end meanwhile, too.
     drop((waiting, classic));
     until("they are not counted any more", || {
         let now = series(&asks.ask("/metrics").body)[connections];
@@ -344,7 +344,7 @@ fn a_server_in_a_programs_process_has_no_process_metrics() {
     assert!(!text.contains("process_"), "{text}");
 }
 
-/// Numbers become 0, and times and names of runs what they are.
+/// Replaces numbers with 0, and times and names of runs with their kind.
 fn masked(value: &mut Value) {
     match value {
         Value::Number(_) => *value = json!(0),
@@ -355,7 +355,7 @@ fn masked(value: &mut Value) {
     }
 }
 
-/// It takes as long as a sample of the history.
+/// It takes as long as the interval of the history.
 #[test]
 fn the_status_has_these_fields_and_a_sample_for_every_five_seconds() {
     let server = patient();
@@ -419,7 +419,7 @@ fn the_status_of_a_server_with_a_store_has_these_fields_and_each_is_documented()
     let path = folder.path().to_str().expect("UTF-8");
     assert!(
         !body.contains(path),
-        "where it is, is nobody's business: {body}"
+        "the path of the store must not be shown: {body}"
     );
 
     let rows = LOOKING.lines().filter(|line| line.starts_with("| `store."));
@@ -449,7 +449,7 @@ fn the_log_of_a_lapsed_lease_has_the_escaped_key_and_holder() {
     });
 }
 
-/// As the guide has the configuration, with and without a token.
+/// With the guide's configurations, with and without a token.
 #[test]
 fn prometheus_reads_the_metrics_with_and_without_a_token() {
     let folder = TempDir::new().unwrap();
@@ -497,7 +497,7 @@ fn prometheus_reads_the_metrics_with_and_without_a_token() {
     assert_eq!(buckets.len(), 17);
 }
 
-/// The blocks of the guide that have rules, as `promtool` takes them from a file.
+/// The guide's blocks of rules, as `promtool` reads them from a file.
 #[test]
 fn promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist() {
     let blocks = LOOKING.split("```yaml\n").skip(1);
@@ -516,7 +516,7 @@ fn promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist() {
         return;
     };
     assert_eq!(checked, Ok(()));
-    // So do their metrics, and those of the panels and the tables.
+    // Their metrics exist, and so do those of the panels and the tables.
     let words = LOOKING.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let names =
         words.filter(|word| word.starts_with("lock_server_") || word.starts_with("process_"));

@@ -1,4 +1,4 @@
-//! A server whose host is a name: on which of the name's addresses it listens, and what it says of them.
+//! A server whose host is a name: on which of the name's addresses it listens, and which warnings it logs.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -7,7 +7,7 @@ use crate::common::program::program;
 use crate::common::{Wire, ms, options, run, start, until, with_hosts};
 use lock_server::{Client, Error, Options, Server};
 
-/// A name of both loopbacks.
+/// A name for both loopback addresses.
 const BOTH: &str = "127.0.0.1 both.localhost\n::1 both.localhost\n";
 
 fn v4(port: u16) -> SocketAddr {
@@ -18,7 +18,7 @@ fn v6(port: u16) -> SocketAddr {
     (Ipv6Addr::LOCALHOST, port).into()
 }
 
-/// Any free port of both, for each wire.
+/// A server on any free port of both addresses, for each wire.
 fn both() -> Options {
     Options {
         host: "both.localhost".into(),
@@ -35,7 +35,7 @@ fn spawned(options: Options) -> Server {
     server
 }
 
-/// A server that listened on the first address alone failed here.
+/// Seen to fail with a server that listened only on the first address.
 #[track_caller]
 fn serves_on_both(mut server: Server) {
     let port = server.port();
@@ -96,7 +96,7 @@ fn a_port_that_is_busy_on_one_of_the_addresses_is_an_error() {
     });
 }
 
-/// 2001:db8::1 is an address of documentation, which no machine has.
+/// 2001:db8::1 is reserved for documentation, so no machine has it.
 #[test]
 fn an_address_that_cannot_be_listened_on_is_left_out_with_a_warning() {
     let hosts = "127.0.0.1 mixed.localhost\n2001:db8::1 mixed.localhost\n";

@@ -1,5 +1,5 @@
-//! Another server answers than the one that granted a lease: it was restarted, or two stand behind one address. The next
-//! run of a server with a store is not another one.
+//! A server answers that is not the one that granted a lease: it was restarted, or two servers share one address. The
+//! next run of a server with a store does not count as another one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -10,7 +10,7 @@ use crate::common::scripted::{Runs, names};
 use crate::common::{PATIENCE, ask, ms, options, start, until};
 use lock_server::{Client, Error, Guard, LockOptions, Options, OtherServer, Server};
 
-/// Two servers, and the one address before them. Questions go to the first one.
+/// Two servers behind one address. Requests go to the first one.
 struct Two {
     first: Server,
     second: Server,
@@ -54,7 +54,7 @@ fn other_server<T: std::fmt::Debug>(answer: Result<T, Error>) -> Option<OtherSer
     }
 }
 
-/// Whether its callback was called.
+/// Set when the guard's callback is called.
 fn is_told(guard: &Guard) -> Arc<AtomicBool> {
     let told = Arc::new(AtomicBool::new(false));
     let called = told.clone();
@@ -80,7 +80,7 @@ fn a_check_returns_which_other_server_answers() {
     assert_eq!(other.granted_by, run_of(&two.first));
     assert_eq!(other.answered_by, run_of(&two.second));
     assert!(!other.are_both_there);
-    // For good: also where the first one answers again.
+    // The lease stays lost, even when the first server answers again.
     two.ask_first();
     assert_eq!(other_server(guard.check()), Some(other.clone()));
     assert_eq!(other_server(guard.release()), Some(other));
@@ -135,7 +135,7 @@ fn another_servers_answer_about_a_lease_is_not_a_no() {
     ] {
         assert_eq!(answer.expect("it is named").granted_by, run_of(&two.first));
     }
-    // Safe where nobody asks why: the second one may have granted the key.
+    // Calls that return no reason report a lost lease, since the second server may have granted the key.
     assert_eq!(client.renew(&lease).unwrap(), None);
     assert!(!client.verify(&lease).unwrap());
     two.ask_first();
@@ -196,7 +196,7 @@ fn exec_prints_that_another_server_answered_its_unlock() {
     let script = "read line; echo $line";
     let mut exec = program(["exec", "K", "--", "sh", "-c", script]);
     exec.env("LOCK_SERVER", format!("127.0.0.1:{}", two.gateway.port));
-    // Each question goes to the other one than the question before.
+    // The requests alternate between the two servers.
     two.gateway.hand_on_to(&[first, second]);
     let outcome = Outcome::of(&mut exec);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
@@ -220,13 +220,13 @@ fn a_lease_is_valid_at_the_next_run_of_its_store_and_is_renewed_there() {
     runs.restart(names("two", Some("s")));
     client.try_verify(&lease).expect("it stands");
     let renewed = client.try_renew(&lease).expect("it stands");
-    // From then on it is that run's: also where something drops the name of the store.
+    // After the renewal it is that run's lease, even if a proxy drops the name of the store.
     runs.restart(names("two", None));
     client.try_verify(&renewed).expect("it stands");
     let renewed = client.try_renew(&renewed).expect("it stands");
     let other = other_server(client.try_verify(&lease)).expect("it is named");
     assert_eq!((&*other.granted_by, &*other.answered_by), ("one", "two"));
-    // One answer without that name does not make it a lease without a store.
+    // One answer without the store's name does not make it a lease without a store.
     runs.restart(names("three", Some("s")));
     client.try_verify(&renewed).expect("it stands");
     assert!(client.release(&renewed).unwrap());
@@ -256,7 +256,7 @@ fn two_runs_of_one_store_are_never_taken_for_two_servers() {
     let client = client_of(&runs);
     let guard = client.guard("KEYA").expect("it is free");
     let told = is_told(&guard);
-    // As no two runs do, and as an answer that is late may look.
+    // Real runs do not alternate like this, but late answers may look so.
     for run in ["two", "one", "two", "one", "two"] {
         runs.restart(names(run, Some("s")));
         assert!(client.ping());

@@ -246,12 +246,12 @@ fn a_url_with_a_prefix_leads_through_a_proxy() {
     asked("ping", "/a?b").expect(2, "");
 }
 
-/// A program that is killed at the end of a test.
+/// A process that is killed at the end of a test.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only where it has ended.
+        // Both fail only if it has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

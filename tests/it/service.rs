@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::common::program::{Outcome, PROGRAM, clean, program, typed, unshared};
 use crate::common::{PATIENCE, Wire, free_port, options, ports, until};
 
-/// A program that is killed at the end of a test.
+/// A process that is killed at the end of a test.
 struct Running {
     child: Child,
     stderr: BufReader<ChildStderr>,
@@ -51,7 +51,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only where it has ended.
+        // Both fail only if it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -117,7 +117,7 @@ fn activated(sockets: &[BorrowedFd], names: &str, arguments: &[&str]) -> Command
         }
         Ok(())
     };
-    // SAFETY: it only calls the system.
+    // SAFETY: it only makes system calls.
     unsafe { command.pre_exec(hand_down) };
     command
 }

@@ -8,7 +8,7 @@ use lock_server::{Client, Error, LockOptions, Options, Refusal, Server};
 /// How many readers one writer releases at once.
 const READERS: usize = 64;
 
-/// A server whose leases and patience do not end during a test.
+/// A server whose leases and attempt time-outs last longer than a test.
 fn patient() -> Server {
     start(Options {
         lock_timeout: PATIENCE,
@@ -33,11 +33,11 @@ fn refused(server: &Server, lock: &str) {
     assert_eq!((&*reply.body, reply.result()), ("0\n", "timeout"), "{lock}");
 }
 
-/// A connection whose LOCK stands in the queue, where so many stand then.
+/// A connection whose LOCK is in the queue, as one of `count` waiters.
 fn queued(server: &Server, lock: &str, count: usize) -> Wire {
     let mut wire = Wire::to(server);
     wire.get(lock);
-    until("it stands in the queue", || {
+    until("it is in the queue", || {
         number(&ask(server, "/CHECK/KEYA"), "Lock-Waiters") == Some(count)
     });
     wire

@@ -88,7 +88,7 @@ impl Stored {
 
 impl Drop for Stored {
     fn drop(&mut self) {
-        // Both fail only where the server has ended.
+        // Both fail only if the server has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -10,7 +10,7 @@ use lock_server::{Options, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A server whose leases and patience do not end during a test.
+/// A server whose leases and attempt time-outs last longer than a test.
 fn patient() -> Server {
     patient_process().0
 }
@@ -26,7 +26,7 @@ fn patient_process() -> (Server, u32) {
     (server, pid)
 }
 
-/// A server where waiting is over soon.
+/// A server with a short attempt time-out.
 fn impatient() -> Server {
     start(Options {
         lock_timeout: PATIENCE,

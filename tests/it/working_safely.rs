@@ -143,7 +143,7 @@ const ROLE: &str = "LOCK_SERVER_TEST_ROLE";
 
 /// Adds one to the number in the store, under a lock; or does so again and again in several threads.
 #[test]
-#[ignore = "it is a process that another test starts"]
+#[ignore = "a process that another test starts"]
 fn other_process() {
     let Ok(role) = std::env::var(ROLE) else {
         return;
@@ -187,7 +187,7 @@ fn holder(recipe: Recipe, server: u16, store: u16) {
         .read(&mut store, guard.fence())
         .expect("nobody was here before");
     guard.check().expect("it was locked a moment ago");
-    // The standard output is the harness's.
+    // To standard error, since standard output belongs to the test harness.
     eprintln!("holds {}", guard.fence());
     // Here it is stopped: between its last look and its write.
     std::io::stdin()
@@ -200,7 +200,7 @@ fn holder(recipe: Recipe, server: u16, store: u16) {
     eprintln!("guard {}", if guard.is_held() { "held" } else { "lost" });
 }
 
-/// It is killed when it is dropped.
+/// Dropping it kills the process.
 struct Holder {
     process: Child,
     said: BufReader<ChildStderr>,
@@ -239,7 +239,7 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // It has ended already unless the test failed.
+        // Both fail if it has ended already, as it has unless the test failed.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
