@@ -14,7 +14,7 @@ use crate::access::{ADMIN, LOCK, READ, TOKENS, TokenFile};
 use crate::common::browser::{Browser, ENTER, ESCAPE, TAB};
 use crate::common::{Wire, ask, bound, ms, options, start, waiting_wire};
 
-/// The rows of the table of all keys, each a list of the texts of its cells.
+/// The rows of the table of keys, each as the list of its cells' texts.
 const ROWS: &str = "[...document.querySelectorAll('#keys tbody tr')].map(row => [...row.cells].map(cell => cell.innerText.trim().replace(/\\s+/g, ' ')))";
 
 /// A browser at the page of a server.
@@ -24,7 +24,7 @@ struct Visit {
 }
 
 impl Visit {
-    /// `None` where there is no browser.
+    /// `None` without a browser.
     fn to(server: Server) -> Option<Self> {
         let browser = Browser::start()?;
         let visit = Visit { browser, server };
@@ -55,7 +55,7 @@ impl Visit {
             .collect()
     }
 
-    /// Waits until these are the keys that it shows, in this order.
+    /// Waits until the page shows these keys, in this order.
     fn until_keys(&self, keys: &[&str]) -> Duration {
         let keys = json!(keys);
         let shown = format!("{ROWS}.filter(row => row.length === 6).map(row => row[0])");
@@ -64,14 +64,14 @@ impl Visit {
         ))
     }
 
-    /// What holds for each visit: the console is empty, and nothing was asked of anybody else.
+    /// The checks of each visit: the console is empty, and all requests went to the server.
     fn end(self) {
         let said = self.browser.console();
         assert_eq!(said, [""; 0]);
         let requests = self.browser.requests();
         assert!(requests.iter().any(|url| url.contains("/locks?")));
         for url in requests {
-            // The icon is in the page itself.
+            // The icon is embedded in the page.
             let is_own = url.starts_with(&self.url("")) || url.starts_with("data:image/svg");
             assert!(is_own, "{url}");
         }
@@ -119,7 +119,7 @@ fn the_page_shows_a_grant_a_wait_and_a_release_within_two_seconds() {
     waiter.hang_up();
     browser.until(&format!("{ROWS}[0][4] === '0'"));
 
-    // The times count on between two answers.
+    // The times go on between two answers.
     let held = |row: &[String]| row[2].trim_end_matches(" s").parse::<f64>().unwrap();
     let before = held(&visit.rows()[0]);
     browser.until(&format!("parseFloat({ROWS}[0][2]) > {before}"));
@@ -143,7 +143,7 @@ fn the_bar_of_a_lease_shows_its_full_length_also_on_a_page_opened_later() {
     browser.until(&format!("{ROWS}[0]?.length === 6"));
     assert!(browser.is(&format!("{share} < 70")));
     browser.until("document.querySelector('#keys .low')");
-    // Also that of a lease that was renewed for another time.
+    // Also for a lease that was renewed for another time.
     visit.lock("KEYB", "CLIENT_A", "lock_timeout=1000");
     visit.until_keys(&["KEYB"]);
     ask(&visit.server, "/RENEW/KEYB/CLIENT_A?lock_timeout=3000");
@@ -164,7 +164,7 @@ fn keys_are_filtered_sorted_and_looked_at_one_by_one() {
     visit.lock("backup", "nightly", "lock_timeout=100&slots=2&note=first");
     visit.lock("backup", "second", "lock_timeout=100&slots=2");
     let waiter = waiting_wire(&visit.server, "deploy%2Fweb", "CLIENT_B");
-    // What somebody waits for comes first, then what ends first.
+    // Contended keys come first, then the others in the order of their ends.
     visit.until_keys(&["deploy/web", "backup", "deploy/api"]);
     assert_eq!(visit.rows()[1][1], "nightly and 1 other");
 
@@ -181,13 +181,13 @@ fn keys_are_filtered_sorted_and_looked_at_one_by_one() {
     browser.enter("#prefix", "");
     browser.enter("#holder", "second");
     visit.until_keys(&["backup"]);
-    // The hold that was looked for is the one that is shown.
+    // The row shows the hold of the holder in the filter.
     assert_eq!(visit.rows()[0][1], "second and 1 other");
     browser.enter("#holder", "nobody");
     browser.until(&format!(
         "{ROWS}[0][0] === 'No key that is held fits the filter.'"
     ));
-    // A filter can be linked.
+    // The filter is part of the URL.
     browser.go("about:blank");
     browser.go(&visit.url("#prefix=deploy%2F&holder=ci"));
     visit.until_keys(&["deploy/web", "deploy/api"]);
@@ -201,13 +201,13 @@ fn keys_are_filtered_sorted_and_looked_at_one_by_one() {
     assert_eq!(browser.text("#queue td:nth-child(1)"), "1");
     assert_eq!(browser.text("#queue th"), "CLIENT_B");
     assert!(browser.text("#holders tr").starts_with("ci"));
-    // This server lets nobody break a hold.
+    // This server does not allow breaking a hold.
     assert!(browser.is("!document.querySelector('#holders button').checkVisibility()"));
     browser.back();
     visit.until_keys(&["deploy/web", "deploy/api"]);
     assert!(browser.is("document.activeElement.innerText === 'deploy/web'"));
 
-    // A key can be linked, also one that is free.
+    // The key is part of the URL, even if it is free.
     browser.go("about:blank");
     browser.go(&visit.url("#key=backup"));
     browser.until("document.querySelectorAll('#holders tr').length === 2");
@@ -230,7 +230,7 @@ fn a_hold_is_broken_after_a_confirmation_that_names_it() {
     browser.click("#keys tbody tr:nth-child(1) a");
     browser.until("document.querySelector('#holders button')?.checkVisibility()");
 
-    // Whoever thinks better of it breaks nothing.
+    // Cancelling the dialog breaks nothing.
     browser.click("#holders button");
     let text = browser.text("#break-text");
     assert!(text.starts_with("CLIENT_A holds the key KEYA."), "{text}");
@@ -300,7 +300,7 @@ fn the_page_shows_that_the_server_does_not_answer_and_that_its_numbers_are_old()
     let browser = &visit.browser;
     visit.lock("KEYA", "CLIENT_A", "");
     visit.until_keys(&["KEYA"]);
-    // `/status` is asked each five seconds.
+    // The page requests `/status` every five seconds.
     let store = "document.querySelector('#store').innerText";
     browser.until(&format!(
         "/^Store: file, \\d.* of the commits within \\d/.test({store})"
@@ -332,7 +332,7 @@ fn the_page_shows_that_the_server_does_not_answer_and_that_its_numbers_are_old()
     browser.until("document.querySelector('#keys-held').innerText === '1'");
     browser.until(has_store);
 
-    // The same, where a person wants it to stand still.
+    // The same on a paused page.
     browser.click("#pause");
     assert_eq!(browser.text("#state"), "Paused");
     assert!(
@@ -342,7 +342,7 @@ fn the_page_shows_that_the_server_does_not_answer_and_that_its_numbers_are_old()
     );
     browser.click("#pause");
     browser.until("document.querySelector('#state').innerText === 'Serving'");
-    // It had no answer for a while, and its browser says so.
+    // Drops the browser's messages about the failed requests.
     browser.console();
     visit.end();
 }
@@ -377,7 +377,7 @@ fn the_page_sends_the_token_that_its_browser_was_given() {
             .replace('=', "%3D")
     };
     let open = |token: &str| {
-        // The browser keeps what it was given for an address.
+        // The browser's cache may have the page.
         browser.devtools("Network.clearBrowserCache", json!({}));
         browser.go("about:blank");
         browser.go(&format!("http://:{}@127.0.0.1:{port}/", escaped(token)));
@@ -430,7 +430,7 @@ fn without_javascript_the_page_is_a_table_of_the_keys() {
         assert!(has(text), "{text}: {shown:?}");
     }
     assert!(has("120 keys are held. Here are 100"), "{shown:?}");
-    // What it could not do stands nowhere.
+    // It has no controls that need JavaScript.
     assert_eq!(count("button") + count("searchbox"), 0, "{shown:?}");
     browser.screenshot("without-javascript");
 }
@@ -473,7 +473,7 @@ fn names_of_any_kind_are_shown_as_text_and_fit_the_screen() {
         assert!(browser.is(fits), "{width}");
         browser.screenshot(&format!("{scheme}-{width}"));
     }
-    // Each of them can be looked at, by a click.
+    // A click opens each of them.
     for row in 1..=4 {
         browser.click(&format!("#keys tbody tr:nth-child({row}) a"));
         browser.until("document.querySelectorAll('#holders tr').length === 1");
@@ -485,7 +485,7 @@ fn names_of_any_kind_are_shown_as_text_and_fit_the_screen() {
     visit.end();
 }
 
-/// Text that has too little contrast to what is behind it (WCAG 2.2, 1.4.3), and what it has.
+/// Texts with too little contrast to their background (WCAG 2.2, 1.4.3), with their ratio.
 const FAINT: &str = r"
 const parts = (color) => color.match(/[\d.]+/g).map(Number);
 const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
@@ -517,7 +517,7 @@ if (looked < 10) throw new Error('no text');
 return faint;
 ";
 
-/// What the rules of accessibility checkers ask of a document, as sentences about what is wrong.
+/// Violations of the usual rules of accessibility checkers, as sentences.
 const FAULTS: &str = r"
 const faults = [];
 const all = (selector) => [...document.querySelectorAll(selector)].filter(node => node.checkVisibility());
@@ -553,13 +553,13 @@ for (const node of document.querySelectorAll('[style], [onclick], [onload], [one
 for (const live of document.querySelectorAll('[role=status], [aria-live]')) expect(!live.closest('table') && !live.querySelector('table'), 'a table that is read aloud');
 for (const button of all('button')) {
   const box = button.getBoundingClientRect();
-  // WCAG 2.2, 2.5.8, but for the buttons that stand in a line of text.
+  // WCAG 2.2, 2.5.8, except for buttons in a line of text.
   expect(button.closest('th') || box.height >= 24 && box.width >= 24, `${button.innerText} is small`);
 }
 return faults;
 ";
 
-/// Checks what is shown now, in both schemes.
+/// Checks what the page shows now, in both color schemes.
 fn check_accessibility(browser: &Browser) {
     assert_eq!(browser.script(FAULTS), json!([]));
     for scheme in ["light", "dark"] {
@@ -584,7 +584,7 @@ fn check_accessibility(browser: &Browser) {
     ];
     let shown = browser.accessibility();
     for (role, name) in &shown {
-        // A figure has its caption; what it shows, a name.
+        // A figure has a caption, and the element inside it a name.
         let needs_name = controls.contains(&&**role) && role != "figure";
         assert!(
             !needs_name || !name.trim().is_empty(),
@@ -601,7 +601,8 @@ fn check_accessibility(browser: &Browser) {
     );
 }
 
-/// Presses Tab until each control had the focus once, in the order of the document, and the focus has left them.
+/// Presses Tab, and checks that each control gets the focus once, in the order of the document, before the focus leaves
+/// them.
 fn check_tab_order(browser: &Browser, within: &str) {
     let controls = browser.script(&format!(
         "window.controls = [...document.querySelector('{within}').querySelectorAll('a[href], button, input, [tabindex=\"0\"]')]\
@@ -611,7 +612,7 @@ fn check_tab_order(browser: &Browser, within: &str) {
     assert!(controls >= 2, "{controls}");
     let focused = || browser.script("return window.controls.indexOf(document.activeElement);");
     let mut order = Vec::new();
-    // One more than there are: the browser's own controls, or the first one again.
+    // One press more: then the focus is on the browser's own controls, or on the first control again.
     for _ in 0..=controls {
         browser.press(TAB);
         order.push(focused().as_i64().expect("a number"));
@@ -644,7 +645,7 @@ fn the_page_is_accessible_in_both_schemes_and_by_keyboard() {
     browser.until(&format!("{ROWS}.length === 2"));
     check_accessibility(browser);
     check_tab_order(browser, "body");
-    // On a narrow screen a row of the table looks like a card, and is a row.
+    // On a narrow screen a row of the table looks like a card, and is still a row.
     browser.resize(390, 900);
     check_accessibility(browser);
     let shown = browser.accessibility();
@@ -652,7 +653,7 @@ fn the_page_is_accessible_in_both_schemes_and_by_keyboard() {
     assert_eq!(headers.count(), 2, "{shown:?}");
     browser.resize(1200, 900);
 
-    // By keyboard alone: to a key, and to its hold.
+    // With only the keyboard: to a key, and to its hold.
     browser.script("document.querySelector('#keys tbody a').focus();");
     browser.press(ENTER);
     browser.until("document.querySelectorAll('#holders tr').length === 1");
@@ -664,7 +665,7 @@ fn the_page_is_accessible_in_both_schemes_and_by_keyboard() {
     browser.until("document.querySelector('#break').open");
     check_accessibility(browser);
     browser.screenshot("break");
-    // The focus stays in the dialog, and Escape leaves it.
+    // The focus stays in the dialog, and Escape closes it.
     check_tab_order(browser, "#break");
     browser.press(ESCAPE);
     browser.until("!document.querySelector('#break').open");
@@ -679,7 +680,7 @@ fn the_page_is_accessible_in_both_schemes_and_by_keyboard() {
 #[test]
 fn a_hundred_thousand_keys_are_shown_page_by_page() {
     const KEYS: usize = 100_000;
-    // A request ahead is answered in its order, and a connection may send some hundreds.
+    // The number of pipelined requests: a connection may have some hundreds.
     const AHEAD: usize = 250;
     let Some(visit) = Visit::to(start(long())) else {
         return;
@@ -714,7 +715,7 @@ fn a_hundred_thousand_keys_are_shown_page_by_page() {
     browser.until(&first);
     browser.enter("#prefix", "KEY-09999");
     browser.until(&format!("{ROWS}.length === 10"));
-    // A page that changes each second leaves time for its reader.
+    // The page updates each second without blocking the browser for long.
     browser.enter("#prefix", "");
     browser.until(&first);
     let busy = browser.script(
@@ -733,7 +734,7 @@ fn a_hundred_thousand_keys_are_shown_page_by_page() {
     visit.end();
 }
 
-/// Serves a page from another port, whatever is asked, until the test ends.
+/// Serves a page for every request on another port, until the test ends.
 fn foreign_page() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -775,7 +776,7 @@ fn a_page_from_elsewhere_can_neither_read_nor_break_nor_frame() {
     let path = format!("/BREAK/KEYA?fence={fence}");
     assert_eq!(try_it(&path, "{method: 'POST'}"), json!("nothing"));
     try_it(&path, "{method: 'POST', mode: 'no-cors'}");
-    // A form needs nobody's leave to be sent.
+    // A browser sends a form to any server.
     browser.script(&format!(
         "const form = document.createElement('form'); form.method = 'post'; form.action = '{at}{path}'; document.body.append(form); form.submit();"
     ));

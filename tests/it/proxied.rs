@@ -1,4 +1,4 @@
-//! The client behind an HTTP proxy that answers itself where the server is away or slow: that is no answer of the server.
+//! The client behind an HTTP proxy, whose own answers for an absent or slow server are no answers of the server.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use crate::common::program::{Outcome, PROGRAM, clean, program};
 use crate::common::real_proxy::RealProxy;
 use crate::common::{PATIENCE, free_port, ms, options, start, until};
 
-/// More than the four tries that a question has which may not wait.
+/// More than the four tries of a request that does not wait.
 const MANY: usize = 6;
 
 fn patient() -> Server {
@@ -33,7 +33,7 @@ fn asks(gateway: &Gateway, line: &str) -> Command {
     command
 }
 
-/// The request IDs of all LOCKs, each once.
+/// The different request IDs of all LOCKs.
 fn request_ids(gateway: &Gateway) -> Vec<String> {
     let targets = gateway.targets();
     let of_locks = targets.iter().filter(|target| target.contains("/LOCK/"));
@@ -46,7 +46,7 @@ fn request_ids(gateway: &Gateway) -> Vec<String> {
     ids
 }
 
-/// Seen to fail: both ended with 69 at once.
+/// Seen to fail: both commands ended with 69 at once.
 #[test]
 fn a_lock_keeps_waiting_while_a_proxy_answers_that_the_server_is_away() {
     let cases = [502, 503, 504].map(|status| {
@@ -100,7 +100,7 @@ fn if_only_a_proxy_answers_the_exit_code_is_69_with_that_reason() {
         assert_eq!(outcome.code, Some(69), "{line}: {outcome:?}");
         outcome.expect_stderr(&["a proxy answered in its place, with status 502"]);
     }
-    // What may not be asked twice is not.
+    // An UNLOCK without a fence is not repeated.
     let targets = gateway.targets();
     let unlocks = targets.iter().filter(|target| target.contains("/UNLOCK/"));
     assert_eq!(unlocks.count(), 1);
@@ -188,7 +188,7 @@ fn a_client_without_retries_returns_the_proxys_answer() {
     assert_eq!(gateway.own_answers(), 1);
 }
 
-/// It may wait for a minute, and a proxy is given a tenth of a second.
+/// The LOCK may wait for a minute, with a `proxy_timeout` of a tenth of a second.
 #[test]
 fn a_lock_behind_a_proxy_asks_for_at_most_proxy_timeout_at_a_time() {
     let server = patient();
@@ -207,7 +207,7 @@ fn a_lock_behind_a_proxy_asks_for_at_most_proxy_timeout_at_a_time() {
     assert!(gateway.own_answers() > 1);
 }
 
-/// Seen to fail: 2, "localhost:9/locks" was no host:port.
+/// Seen to fail with 2: "localhost:9/locks" was not accepted as host:port.
 #[test]
 fn a_url_with_a_prefix_leads_through_a_proxy() {
     let server = patient();
@@ -233,7 +233,7 @@ fn a_url_with_a_prefix_leads_through_a_proxy() {
         "{targets:?}"
     );
 
-    // Options say another address, and that has no prefix.
+    // Options give another address, without a prefix.
     let port = format!("ping --port {}", server.port());
     asked(&port, "/a/locks").expect(0, "1\n");
 
@@ -273,7 +273,7 @@ fn behind_a_real_nginx_a_lock_survives_an_absent_server_and_nginxs_timeout() {
     let refused = || nginx.said().matches("Connection refused").count();
     let timed_out = || nginx.said().matches("upstream timed out").count();
 
-    // There is no server yet: 502.
+    // Without a server nginx answers 502.
     let mut first = lock("A");
     until("nginx found nobody several times", || refused() > MANY);
     let mut server = Command::new(PROGRAM);
@@ -285,7 +285,7 @@ fn behind_a_real_nginx_a_lock_survives_an_absent_server_and_nginxs_timeout() {
     let _server = Running(server.expect("it starts"));
     assert_eq!(first.wait().expect("a child").code(), Some(0));
 
-    // The key is held for longer than nginx waits: 504.
+    // While the key is held for longer than nginx waits, nginx answers 504.
     let mut second = lock("B");
     until("nginx gave up several times", || timed_out() > 2);
     let client = Client::new("A", "127.0.0.1", server_port);

@@ -1,5 +1,5 @@
-//! Behind real proxies: what they ask by themselves, and what they pass on. Those with the configurations of the
-//! operations page run with the very text of it.
+//! The server behind real proxies: their health checks, and what they pass on. Configurations of the operations page
+//! are taken from its text.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -17,12 +17,12 @@ use crate::common::{PATIENCE, Reply, ask, options, ports, run, start, until};
 use Program::{Caddy, Haproxy, Nginx};
 use lock_server::{Options, Server};
 
-/// Longer than what proxies wait for an answer by default: nginx 60 s, Debian's HAProxy 50 s.
+/// Longer than proxies wait for an answer by default: nginx 60 s, Debian's HAProxy 50 s.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(61);
 
 const HOST: &str = "Host: locks.example.com\r\n";
 
-/// `option httpchk HEAD /PING` got 405, and the server was DOWN.
+/// Seen to fail: `option httpchk HEAD /PING` got 405, and the server was DOWN.
 #[test]
 fn haproxys_checks_with_head_and_with_readyz_find_the_server_up() {
     let server = start(options());
@@ -47,7 +47,7 @@ fn haproxys_checks_with_head_and_with_readyz_find_the_server_up() {
     }
 }
 
-/// `proxy_set_header Host $host` under a public name got 421, and no option allowed it.
+/// Seen to fail: `proxy_set_header Host $host` with a public name got 421, and no option allowed it.
 #[test]
 fn nginx_passes_on_a_public_name_that_is_allowed() {
     let through = |port: u16, headers: &str| {
@@ -73,7 +73,7 @@ fn nginx_passes_on_a_public_name_that_is_allowed() {
     let granted = through(port, HOST).expect("nginx is there");
     assert!(granted.starts_with("HTTP/1.1 200 "), "{granted}");
     assert!(granted.contains("\r\nLock-Fence: "), "{granted}");
-    // The guard against web pages stands.
+    // Requests of web pages are still refused.
     let page = through(port, &format!("{HOST}Origin: http://example.com\r\n"));
     let page = page.expect("nginx is there");
     assert!(page.starts_with("HTTP/1.1 403 "), "{page}");
@@ -81,7 +81,7 @@ fn nginx_passes_on_a_public_name_that_is_allowed() {
     assert!(process.wait().unwrap().success());
 }
 
-/// A server that the proxies of the page may ask under the name there.
+/// A server that allows the host name of the page's configurations.
 fn named() -> Server {
     start(Options {
         allowed_hosts: vec!["locks.example.com".into()],
@@ -89,7 +89,7 @@ fn named() -> Server {
     })
 }
 
-/// Does something with each proxy that is installed, at the same time. Of the others it is said that they are not.
+/// Runs the test with each installed proxy, in parallel. Prints which are not installed.
 fn each(test: impl Fn(Program) + Sync) {
     thread::scope(|scope| {
         for program in [Nginx, Haproxy, Caddy] {
@@ -101,7 +101,7 @@ fn each(test: impl Fn(Program) + Sync) {
     });
 }
 
-/// The status of an answer as it came.
+/// The status of a raw answer.
 fn status(answer: &str) -> u16 {
     let status = answer
         .split(' ')
@@ -125,7 +125,7 @@ fn a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head() {
     each(|program| {
         let server = named();
         let proxy = RealProxy::of_the_page(program, server.port());
-        // HAProxy has a server for up until it knows better.
+        // HAProxy takes a server for up until a check fails.
         let granted = proxy.ask("front", "/LOCK/a%2Fb/c%2Fd?lock_timeout=30", HOST);
         assert_eq!(status(&granted), 200, "{program:?}: {granted}");
         assert_eq!(
@@ -142,7 +142,7 @@ fn a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head() {
     });
 }
 
-/// Seen to fail where HAProxy has `option abortonclose` in its backend alone.
+/// Seen to fail with `option abortonclose` only in HAProxy's backend.
 #[test]
 fn a_client_that_hangs_up_at_a_proxy_of_the_page_leaves_the_queue() {
     each(|program| {
@@ -158,7 +158,8 @@ fn a_client_that_hangs_up_at_a_proxy_of_the_page_leaves_the_queue() {
     });
 }
 
-/// A server that answers everything but LOCK, at which it ends the connection; and how many LOCKs it got.
+/// Starts a server that closes the connection at a LOCK, and answers all else. Returns its port and its number of
+/// LOCKs.
 fn breaks_at_lock() -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -177,7 +178,7 @@ fn breaks_at_lock() -> (u16, Arc<AtomicUsize>) {
                         return;
                     }
                     if line.ends_with("\n\r\n") {
-                        // Who asked may have gone.
+                        // Fails if the client has gone.
                         let _ =
                             client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1\n");
                         line.clear();
@@ -189,8 +190,8 @@ fn breaks_at_lock() -> (u16, Arc<AtomicUsize>) {
     (port, locks)
 }
 
-/// Also on a connection that the proxy keeps open to its server, which may have ended meanwhile. Seen to fail with
-/// Caddy's `keepalive` on: 2.
+/// Also on an idle connection between proxy and server, which the server may have closed. Seen to fail with Caddy's
+/// `keepalive` on: 2 LOCKs.
 #[test]
 fn a_proxy_of_the_page_sends_a_lock_once() {
     each(|program| {
@@ -209,13 +210,13 @@ fn a_proxy_of_the_page_sends_a_lock_once() {
     });
 }
 
-/// What the client takes for no answer: a status of its own, without `Lock-Result`.
+/// The client recognises a proxy's own answer by a status without `Lock-Result`.
 #[test]
 fn a_proxy_of_the_page_answers_502_503_or_504_itself_for_an_absent_or_slow_server() {
     each(|program| {
         let mut server = named();
         let proxy = match program {
-            // Without a time-out of its own it is never too slow.
+            // Caddy's configuration has no time-out, so no server is too slow for it.
             Caddy => RealProxy::of_the_page(program, server.port()),
             _ => RealProxy::of_the_page_but(program, server.port(), "3700s", "1s"),
         };
@@ -240,7 +241,7 @@ fn a_proxy_of_the_page_answers_502_503_or_504_itself_for_an_absent_or_slow_serve
     });
 }
 
-/// The wait itself is the proof.
+/// It takes as long as the wait.
 #[test]
 fn behind_a_proxy_of_the_page_a_lock_may_wait_longer_than_the_proxys_default() {
     each(|program| {

@@ -1,4 +1,4 @@
-//! A server under a service manager: what it reports, and the sockets that it is handed. The test is the manager.
+//! A server under a service manager: what it reports, and the sockets that it gets. The test plays the manager.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -57,7 +57,7 @@ impl Drop for Running {
     }
 }
 
-/// The socket of a service manager that is told of states.
+/// The notification socket of a service manager.
 struct Manager {
     _folder: TempDir,
     path: PathBuf,
@@ -77,7 +77,7 @@ impl Manager {
         }
     }
 
-    /// The next message, in lines.
+    /// Receives the next message.
     fn told(&self) -> String {
         let mut message = [0; 1024];
         let length = self.socket.recv(&mut message).expect("it is told");
@@ -92,9 +92,9 @@ impl Manager {
     }
 }
 
-/// `lock-server run` with these descriptors from 3 on, as sd_listen_fds(3) has it.
+/// `lock-server run` with these descriptors from 3 on, as in sd_listen_fds(3).
 fn activated(sockets: &[BorrowedFd], names: &str, arguments: &[&str]) -> Command {
-    // A shell knows the process's number, and is replaced.
+    // A shell sets its own process ID, and is replaced by the server.
     let script = r#"export LISTEN_PID=$$; exec "$0" run "$@""#;
     let mut command = Command::new("sh");
     clean(&mut command)
@@ -102,15 +102,15 @@ fn activated(sockets: &[BorrowedFd], names: &str, arguments: &[&str]) -> Command
         .args(arguments)
         .env("LISTEN_FDS", sockets.len().to_string())
         .env("LISTEN_FDNAMES", names);
-    // Out of the way of one another.
+    // Duplicated to high numbers, so that no `dup2` below overwrites another socket.
     let sockets: Vec<i32> = sockets
         .iter()
         .map(|socket| fcntl(socket, FcntlArg::F_DUPFD_CLOEXEC(20)).expect("a descriptor is left"))
         .collect();
     let hand_down = move || {
         for (number, socket) in (3..).zip(&sockets) {
-            // SAFETY: both are numbers; what stood at the second one is closed on exec, or std's pipe that says whether
-            // that failed.
+            // SAFETY: both are numbers. The second one was free, or a descriptor that is closed on exec, or std's pipe
+            // that reports a failed exec.
             if unsafe { libc::dup2(*socket, number) } < 0 {
                 return Err(std::io::Error::last_os_error());
             }
@@ -130,7 +130,7 @@ fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
-/// Seen to fail: nothing was reported, and the test waited for 30 s.
+/// Seen to fail: nothing was reported for 30 s.
 #[test]
 fn run_reports_that_it_serves_and_that_it_stops() {
     let manager = Manager::new();
@@ -178,7 +178,7 @@ fn a_server_that_cannot_serve_reports_nothing() {
     manager.is_told_nothing();
 }
 
-/// The one in the background is no process of the unit's, and what `exec` runs reports for itself.
+/// The server in the background is not the unit's process, and a command under `exec` reports its own state.
 #[test]
 fn start_and_exec_report_nothing_and_the_command_of_exec_can() {
     let manager = Manager::new();
@@ -232,7 +232,7 @@ fn sockets_for_another_process_are_not_used() {
     let server = Running::begin(&mut other);
     let taken = format!("127.0.0.1:{};", port(&http));
     assert!(!server.introduction.contains(&taken));
-    // The same with its own number.
+    // With its own process ID it uses them.
     let server = Running::begin(&mut command);
     assert!(
         server.introduction.contains(&taken),
@@ -241,7 +241,7 @@ fn sockets_for_another_process_are_not_used() {
     );
 }
 
-/// Seen to fail: "Connection refused" after the first server, which had shut the socket down.
+/// Seen to fail with "Connection refused": the first server had shut the socket down.
 #[test]
 fn a_client_that_connects_while_no_server_runs_is_served_by_the_next_one() {
     let [http, classic] = [listener(), listener()];
@@ -261,8 +261,8 @@ fn a_client_that_connects_while_no_server_runs_is_served_by_the_next_one() {
     assert!(early_classic.rest().contains('.'), "no time of an end");
 }
 
-/// A connection that was left there would have systemd start the service again. Seen to fail with a shutdown: `accept`
-/// said "Invalid argument"; and with the connection that tiny_http makes when it is dropped.
+/// A pending connection would make systemd start the service again. Seen to fail with a shutdown, after which `accept`
+/// returned "Invalid argument", and with the connection that tiny_http makes when it is dropped.
 #[test]
 fn a_server_leaves_borrowed_listeners_unchanged() -> Result<(), Error> {
     let [http, classic] = [listener(), listener()];
@@ -343,14 +343,14 @@ fn a_program_learns_the_states_of_its_own_server() -> Result<(), Error> {
     })?;
     let states = states.into_inner().expect("nobody panicked");
     assert_eq!(states, [ServerState::Serving, ServerState::Stopping]);
-    // Nobody else had the listener.
+    // No other process has a copy of the listener.
     until("the port is free", || {
         TcpListener::bind(("127.0.0.1", port)).is_ok()
     });
     Ok(())
 }
 
-/// The units of the operations page, by their file's name.
+/// The systemd units of the operations page, by their file names.
 fn units() -> Vec<(&'static str, &'static str)> {
     let page = include_str!("../../src/guide/operations.md");
     let blocks = page.split("```ini\n").skip(1);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::common::{self, PATIENCE, Reply, Wire, ask, bound, ms, options, start, until};
 use lock_server::{Client, Error, LockOptions, Options, Refusal, Server};
 
-/// How many readers one writer releases at once.
+/// The number of readers that wait for one writer.
 const READERS: usize = 64;
 
 /// A server whose leases and attempt time-outs last longer than a test.
@@ -70,7 +70,7 @@ fn a_grant_returns_its_slots() {
         ("/LOCK/KEYC/CLIENT_A", 1),
         ("/LOCK/KEYD/CLIENT_A?shared=1", 1_000_000),
         ("/LOCK/KEYE/CLIENT_A?slots=1000000", 1_000_000),
-        // What it holds already is not changed by a renewal.
+        // A renewal does not change the slots.
         ("/RENEW/KEYA/CLIENT_A", 3),
         ("/VERIFY/KEYA/CLIENT_A", 3),
     ] {
@@ -149,7 +149,7 @@ fn the_classic_wire_takes_exclusive_locks() {
     server.stop().expect("it ends");
 }
 
-/// One release, and all of them read; a writer that came last writes after the last of them.
+/// One release grants the key to all readers; a writer that arrived last gets it after the last of them.
 #[test]
 fn waiting_readers_are_granted_the_key_together_and_the_writer_after_them() {
     let _alone = common::alone();

@@ -1,4 +1,4 @@
-//! Locks that outlive the server: `--store file:PATH`, with real processes that end, are killed, and come back.
+//! Locks that outlive the server: `--store file:PATH`, with real processes that end, are killed and start again.
 
 use std::fs;
 use std::io::BufReader;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::common::program::{Outcome, program, typed};
 use crate::common::{Wire, free_port, options, ports, run, start, until};
 
-/// A store, and a port, that one server after another has.
+/// A store and a port for one server after another.
 pub struct Place {
     pub directory: TempDir,
     pub port: u16,
@@ -26,7 +26,7 @@ impl Place {
         Place::within(&std::env::temp_dir())
     }
 
-    /// A place on the disk that this folder is on.
+    /// A place in this folder.
     pub fn within(folder: &Path) -> Self {
         Place {
             directory: tempfile::tempdir_in(folder).expect("a directory"),
@@ -46,7 +46,7 @@ impl Place {
         }
     }
 
-    /// `lock-server run`, which answers.
+    /// Starts a `lock-server run`, and returns when it answers.
     pub fn run(&self, more: &[&str]) -> Stored {
         let store = format!("file:{}", self.path().display());
         let port = self.port.to_string();
@@ -66,10 +66,10 @@ impl Place {
     }
 }
 
-/// A server in a process, killed at the end of a test.
+/// A server in a process of its own, killed at the end of a test.
 pub struct Stored {
     pub child: Child,
-    /// It goes on being read from, or the server would be told that nobody does.
+    /// Kept open, since a write to a closed pipe would fail in the server.
     _log: BufReader<ChildStderr>,
     pub classic_port: Option<u16>,
 }
@@ -147,7 +147,7 @@ fn an_answered_grant_survives_a_kill_and_its_repeated_lock_gets_it_again() {
     let mut classic = Wire::to_port(server.classic_port.expect("it has one"));
     let answer = classic.send("GET /LOCK/L/bob\n\n").rest();
     assert!(answer.contains('.'), "{answer:?}");
-    // The next one counts, and is told of no more than was stored.
+    // A refusal about a hold is sent only after the hold is stored, too.
     assert_eq!(wire.ask("/UNLOCK/K/cat").result(), "not-holder");
     server.kill();
     let _server = place.run(&[]);
@@ -164,7 +164,8 @@ fn an_answered_grant_survives_a_kill_and_its_repeated_lock_gets_it_again() {
     );
 }
 
-/// STORE.md: L=60 told by RENEW, SIGKILL, another client has to wait 60; RENEW 60 to 1 and SIGKILL at once: still 60.
+/// After a RENEW for 60 s and SIGKILL, another client has to wait 60 s; after a further RENEW for 1 s and SIGKILL at
+/// once, too.
 #[test]
 fn rules_6_and_7_a_renewed_lease_survives_a_kill_in_full() {
     let place = Place::new();
@@ -278,7 +279,7 @@ fn a_guard_and_a_command_survive_a_kill_of_the_server() {
         let holder = bob.holder(key).expect("it answers");
         holder.map(|holder| holder.expires_in)
     };
-    // For longer than a lease: what stands then was renewed at the new run.
+    // Longer than a lease, so a lease that is still valid was renewed at the new run.
     let restarted = Instant::now();
     until("a lease is over that nobody renews", || {
         restarted.elapsed() > Duration::from_secs(4)
@@ -340,7 +341,8 @@ fn start_and_restart_with_a_store_keep_every_lock() {
     assert!(is_held.expect("it answered"));
 }
 
-/// Seen to fail: one forgot all locks without a word, and one stopped the server before it found out that it can't start.
+/// Seen to fail: a restart without the store forgot all locks without a message, and one with a bad store stopped the
+/// server before it failed to start.
 #[test]
 fn restart_warns_about_a_store_left_behind_and_does_not_stop_the_server_for_a_bad_one() {
     let place = Place::new();
@@ -396,7 +398,7 @@ fn a_bad_store_is_refused_in_a_sentence_and_not_changed() {
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
 }
 
-/// The same in a program's own process: the store is closed when the server has ended.
+/// For a server in a program's own process: its store is closed when the server has ended.
 #[test]
 fn a_server_in_this_process_closes_its_store_when_it_stops() {
     let place = Place::new();

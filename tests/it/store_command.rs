@@ -1,6 +1,6 @@
-//! `lock-server store`: the file of a store, as a person looks into it while no server uses it.
+//! `lock-server store`: reading the file of a store while no server uses it.
 //!
-//! The files are made here as `guide/store.md` describes the format, so what a server has written once stays readable.
+//! The files are made here as `guide/store.md` describes the format, so old files stay readable.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
-//! Stores that an earlier version has written: each later one serves them, reads them, and leaves them as they are read.
+//! Stores that an earlier version has written: each later version serves them, reads them, and keeps their format.
 //!
-//! A folder `store_format_N` has a store of format N as it was left by a server that ended (`ended.db`), and by one that
-//! was killed (`killed.db` and its log), each with what `store dump` printed of it then. They are never made anew: a new
-//! format gets a folder of its own.
+//! A folder `store_format_N` has a store of format N as a server left it that ended (`ended.db`), and as one left it
+//! that was killed (`killed.db` and its log), each with the output of `store dump` at that time. They are never made
+//! anew: a new format gets a folder of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,13 +21,13 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/store_format_1")
 }
 
-/// A place with a copy of that store, and what is in it.
+/// A place with a copy of this store, and its dumped content.
 fn copy(name: &str) -> (Place, Value) {
     let place = Place::new();
     for suffix in ["", "-wal"] {
         let file = fixtures().join(format!("{name}.db{suffix}"));
         let to = format!("{}{suffix}", place.path().display());
-        // The one that was ended has no log.
+        // The store of a server that ended has no log.
         if file.exists() {
             fs::copy(file, to).expect("copied");
         }
@@ -53,7 +53,7 @@ fn text<'a>(hold: &'a Value, field: &str) -> &'a str {
     hold[field].as_str().expect("text")
 }
 
-/// A path with a name in it, whatever the name.
+/// A name, percent-encoded for a path.
 fn encoded(name: &str) -> String {
     name.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
@@ -94,7 +94,7 @@ fn a_server_on_a_store_of_each_format_has_all_its_holds() {
             let promised = hold["lock_timeout"].as_f64().expect("seconds");
             let left = held.expires_in().as_secs_f64();
             assert!(left > promised - 60.0 && left <= promised, "{name}: {hold}");
-            // Its own LOCK gets the same grant again.
+            // The holder's repeated LOCK gets the same grant.
             if let Some(id) = hold["request_id"].as_str() {
                 let again = wire.ask(&format!("/LOCK/{key}/{requester}?request={id}"));
                 assert_eq!(
@@ -121,8 +121,8 @@ fn a_server_on_a_store_of_each_format_has_all_its_holds() {
     }
 }
 
-/// What a server of this version leaves is what one of that version reads: the same tables, with values of the same types,
-/// within the ranges that it checks; in a database that says so of itself.
+/// A server of the earlier version can read what this version leaves: the same tables, values of the same types within
+/// the ranges that it checks, and the same format in the header.
 #[test]
 fn a_server_leaves_a_store_of_each_format_in_that_format() {
     for name in LEFT {
@@ -139,8 +139,8 @@ fn a_server_leaves_a_store_of_each_format_in_that_format() {
         let names: Vec<_> = files(place.directory.path()).into_keys().collect();
         assert_eq!(names, [place.path()], "{name}");
         let header = fs::read(place.path()).expect("it is there");
-        // <https://www.sqlite.org/fileformat.html>: the version that is needed to write and to read it is 2, "WAL"; the
-        // format of its schema is 4; then whose it is, and its version.
+        // <https://www.sqlite.org/fileformat.html>: the versions to write and to read it are 2, "WAL"; its schema
+        // format is 4; then its application ID, and its user version.
         assert_eq!(header[18..20], [2, 2], "{name}");
         assert_eq!(header[44..48], [0, 0, 0, 4], "{name}");
         assert_eq!(header[60..64], [0, 0, 0, 1], "{name}");
@@ -177,7 +177,7 @@ fn opened(path: &Path) -> Connection {
     Connection::open_with_flags(path, flags).expect("a database")
 }
 
-/// What the database says that it consists of.
+/// The names and the SQL of the database's tables.
 fn tables(path: &Path) -> Vec<(String, String)> {
     let database = opened(path);
     let mut statement = database

@@ -1,4 +1,4 @@
-//! A store on a disk without room, with a whole server: what is refused, what goes on, and what is left after a kill.
+//! A whole server with its store on a full disk: what is refused, what still works, and what is left after a kill.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ fn is_refused(reply: &Reply) -> bool {
     (reply.status, reply.result()) == (503, "store-full")
 }
 
-/// Seen to fail where the server ends on a full disk, as on one that fails.
+/// Seen to fail while the server ended on a full disk, as it does on a failing one.
 #[test]
 fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
     with_disk("1m", |disk| {
@@ -37,7 +37,7 @@ fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
         assert_eq!(full.header("Retry-After"), Some("1"));
         assert!(fences.len() > 100, "{}", fences.len());
 
-        // A waiter whose turn comes is refused, too, and what was unlocked stays so.
+        // A waiter that is next is refused, too, and the unlocked key stays free.
         let mut waits = Wire::to_port(place.port);
         waits.get("/LOCK/0/bob?lock_attempt_timeout=30");
         until("bob waits", || {
@@ -50,7 +50,7 @@ fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
 
         assert_eq!(wire.ask("/VERIFY/1/ann").body, "1\n");
         assert_eq!(fence(&wire.ask("/RENEW/1/ann")), Some(fences[1]));
-        // For longer than before: that would have to be stored.
+        // A longer lease would have to be stored.
         let longer = wire.ask("/RENEW/1/ann?lock_timeout=1200");
         assert!(is_refused(&longer), "{longer:?}");
         assert_eq!(wire.ask("/CHECK/1").body, "1\n");
@@ -69,7 +69,7 @@ fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
         let again = wire.ask(&lock(10_000));
         assert!(is_refused(&again), "{again:?}");
 
-        // Room is made, and the server finds out by itself.
+        // Once there is room, the server notices it by itself.
         fs::remove_file(other).expect("it is there");
         let mut new = None;
         until("a lock is granted", || {

@@ -1,7 +1,7 @@
-//! What a server answers while its store takes no batch: nothing that tells of a hold (rule 1), and all else at once.
+//! The answers of a server during a commit: those about holds wait (rule 1), and all others are sent at once.
 //!
-//! A tracer stops the thread that stores, where it is about to sync a batch, so that the batch is under way for as long as
-//! the test likes. No other thread of the server is held up by that.
+//! A tracer stops the storing thread before it syncs a batch, so that the commit takes as long as the test needs. The
+//! server's other threads run on.
 
 use std::fs;
 
@@ -15,14 +15,14 @@ use nix::unistd::Pid;
 use crate::common::{Reply, Wire, skip, until};
 use crate::store::{Place, Stored};
 
-/// The thread that stores, traced by this one. It goes on when this is dropped.
+/// The server's storing thread, traced by this thread. Dropping it lets the thread go on.
 struct StoreThread {
     thread: Pid,
     process: Pid,
 }
 
 impl StoreThread {
-    /// Has it stop where it next syncs. `None` where nobody may be traced, which is said.
+    /// Lets the thread stop at its next sync. `None`, with a printed reason, if this machine allows no tracing.
     fn of(server: &Stored) -> Option<Self> {
         let process = Pid::from_raw(server.child.id() as i32);
         let threads = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
@@ -50,7 +50,7 @@ impl StoreThread {
         status != WaitStatus::StillAlive
     }
 
-    /// Waits until a batch is under way, which stays so.
+    /// Waits until the thread is stopped at a sync, with a batch under way.
     fn wait_for_batch(&self) {
         until("it syncs a batch", || {
             let has_stopped = self.has_stopped();
@@ -72,7 +72,7 @@ impl StoreThread {
         [Some(libc::SYS_fdatasync), Some(libc::SYS_fsync)].contains(&number)
     }
 
-    /// Kills the process. A traced thread has to be waited for before its process can be.
+    /// Kills the process. Waits for the traced thread first, since its process can't be reaped before.
     fn kill(self) {
         kill(self.process, Signal::SIGKILL).expect("it runs");
         until("it has ended", || {
@@ -87,19 +87,19 @@ impl StoreThread {
 
 impl Drop for StoreThread {
     fn drop(&mut self) {
-        // It fails where the process has ended.
+        // It fails if the process has ended.
         let _ = ptrace::detach(self.thread, None);
     }
 }
 
-/// Questions that are asked and not answered, each on a connection of its own.
+/// Requests without an answer so far, each on a connection of its own.
 struct Unanswered {
     port: u16,
     asked: Vec<(String, Wire)>,
 }
 
 impl Unanswered {
-    /// Asks a question, and waits until the server has decided on it.
+    /// Sends a request, and waits until the server has decided it.
     fn ask(&mut self, path: &str) {
         let verb = path.split('/').nth(1).expect("a verb");
         let before = decided(self.port, verb);
@@ -116,7 +116,7 @@ impl Unanswered {
     }
 }
 
-/// How many questions of this kind were decided. An answer is counted before it waits for the store.
+/// How many requests of this verb the server has decided. An answer is counted before it waits for the store.
 fn decided(port: u16, verb: &str) -> u64 {
     let metrics = Wire::to_port(port).ask("/metrics").body;
     let name = format!("lock_server_requests_total{{verb=\"{verb}\"");
@@ -127,7 +127,7 @@ fn decided(port: u16, verb: &str) -> u64 {
         .sum()
 }
 
-/// The word of a `0`, or the first line.
+/// The word of `Lock-Result`, or else the first line of the body.
 fn word(reply: &Reply) -> &str {
     match reply.result() {
         "" => reply.body.trim_end(),
@@ -135,7 +135,7 @@ fn word(reply: &Reply) -> &str {
     }
 }
 
-/// Seen to fail for each question that the handler takes for one that tells of no hold.
+/// Seen to fail for each verb, when the handler took its answer for one that is not about a hold.
 #[test]
 fn rule_1_during_a_commit_answers_about_holds_wait_and_all_others_arrive() {
     let place = Place::new();
@@ -187,7 +187,7 @@ fn rule_1_during_a_commit_answers_about_holds_wait_and_all_others_arrive() {
     assert_eq!(wire.ask("/status").status, 200);
     unanswered.expect_no_answer();
     assert!(!classic.has_answer());
-    // The batch is stored, and the next one, with the UNLOCK.
+    // Now the batch is stored, and then the next one, with the UNLOCK.
     drop(store);
     let mut wires = unanswered.asked.into_iter().map(|(_, wire)| wire);
     let fence = |reply: &Reply| reply.header("Lock-Fence").map(str::to_string);
@@ -233,13 +233,13 @@ fn rule_1_nobody_gets_an_answer_about_what_was_not_stored_before_a_kill() {
     }
     let _server = place.run(&[]);
     let mut wire = Wire::to_port(place.port);
-    // Nothing of the second batch had begun, so the UNLOCK is as if it had not been asked.
+    // The second batch had not begun, so the UNLOCK has no effect.
     let fence = old.header("Lock-Fence").expect("it was granted");
     assert_eq!(
         word(&wire.ask(&format!("/VERIFY/old/ann?fence={fence}"))),
         "1"
     );
-    // The first one may be there or not: its LOCK is granted, once.
+    // The first batch may be stored or not. Either way its LOCK is granted once.
     assert!(wire.ask(lock).header("Lock-Fence").is_some());
     assert_eq!(
         wire.ask("/LOCK/K/bob?lock_attempt_timeout=0").result(),

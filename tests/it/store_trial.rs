@@ -1,7 +1,7 @@
-//! A server with a store that is killed again and again, and clients that hold it to what it told them.
+//! A server with a store that is killed repeatedly, and clients that check its answers against each other.
 //!
-//! Never two hold a key at once, and fences grow in the order of the grants; a grant that was told stands, and its UNLOCK is
-//! `1`. It takes 5 seconds, or as many as `LOCK_SERVER_STORE_TRIAL_SECONDS` says.
+//! Never two clients hold a key at once, and fences grow in the order of the grants; an answered grant stays valid, and
+//! its UNLOCK returns `1`. It takes `LOCK_SERVER_STORE_TRIAL_SECONDS`, by default 5.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -15,7 +15,7 @@ use crate::trial::{Dice, Told, judge};
 const KEYS: [&str; 3] = ["KEYA", "KEYB", "KEYC"];
 const CLIENTS: u64 = 8;
 
-/// Ends the clients also where the trial fails.
+/// Ends the clients even if the trial fails.
 struct Over<'a>(&'a Trial);
 
 impl Drop for Over<'_> {
@@ -28,19 +28,20 @@ struct Trial {
     port: u16,
     is_over: AtomicBool,
     told: Mutex<Vec<Told>>,
-    /// Answers that can't be.
+    /// Answers that violate a rule.
     wrong: Mutex<Vec<String>>,
     verified: AtomicU64,
 }
 
 impl Trial {
-    /// Asks until there is an answer. Also whether it was asked more than once.
+    /// Repeats a request until there is an answer. Returns the answer, when the request was first sent, and whether it
+    /// was repeated.
     fn ask(&self, path: &str) -> Option<(Reply, Instant, bool)> {
         let mut is_again = false;
         while !self.is_over.load(SeqCst) {
             let asked = Instant::now();
             match Wire::try_ask(self.port, path) {
-                // It is ending, or not there yet.
+                // The server is ending, or does not serve yet.
                 Ok(reply) if reply.status == 503 => {}
                 Ok(reply) => {
                     assert_eq!(reply.status, 200, "{path}: {reply:?}");
@@ -65,7 +66,7 @@ impl Trial {
                 return;
             };
             let Some(fence) = reply.header("Lock-Fence") else {
-                // It may hold the key by an acquire that it has given up.
+                // An acquire that this client has given up may hold the key.
                 continue;
             };
             let fence: u64 = fence.parse().expect("a number");
@@ -99,7 +100,7 @@ impl Trial {
                 self.verified.fetch_add(1, SeqCst);
                 thread::park_timeout(ms(dice.below(20)));
             }
-            // Some leave it to its lease.
+            // Some leases are left to run out.
             let unlocks = dice.below(8) > 0;
             let asked = Instant::now();
             told.until = if unlocks { until.min(asked) } else { until };
@@ -141,7 +142,7 @@ fn a_server_killed_repeatedly_grants_nothing_twice_and_keeps_each_answered_grant
         let mut dice = Dice::of(42);
         let mut server = place.run(&[]);
         while Instant::now() < ends {
-            // Mostly longer than a lease: who comes back sooner begins the leases of the dead anew each time.
+            // Mostly longer than a lease, since each restart begins the leases of clients that gave up anew.
             thread::park_timeout(ms(20 + dice.below(1500)));
             server.kill();
             kills += 1;

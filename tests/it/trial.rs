@@ -1,12 +1,12 @@
-//! What the trials share: chance, what clients were told, and the judge of it.
+//! What the trials share: random numbers, the clients' records of their grants, and the judge of these records.
 //!
-//! All clients of a trial are on one machine and note on one clock what they were told: from when a grant was heard until
-//! its lease ends, counted from before it was asked for, no other client holds the key.
+//! All clients of a trial are on one machine and use one clock. From the arrival of a grant until the end of its lease,
+//! counted from before its request, no other client may hold the key.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// Numbers that look random, the same in each run.
+/// Pseudo-random numbers, the same in each run.
 pub struct Dice(u64);
 
 impl Dice {
@@ -23,20 +23,20 @@ impl Dice {
     }
 }
 
-/// A grant, as its client knows of it.
+/// A grant, as its client recorded it.
 #[derive(Clone, Debug)]
 pub struct Told {
     pub key: &'static str,
     pub client: String,
     pub fence: u64,
-    /// When it was asked for first.
+    /// When it was first requested.
     pub asked: Instant,
     pub heard: Instant,
-    /// Until when the client held it for sure.
+    /// Until when the client certainly held it.
     pub until: Instant,
 }
 
-/// What can't be: two that held a key at once, or fences that do not grow.
+/// The violations: two clients that held a key at once, or fences that do not grow.
 pub fn judge(told: &[Told]) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut by_fence: Vec<&Told> = told.iter().collect();
@@ -46,7 +46,7 @@ pub fn judge(told: &[Told]) -> Vec<String> {
             wrong.push(format!("one fence for two: {pair:?}"));
         }
     }
-    // Who heard of a grant when its lease was over has never held it.
+    // A client whose grant arrived after the end of its lease never held the key.
     let held = by_fence.iter().filter(|told| told.heard < told.until);
     let mut longest: HashMap<&str, &Told> = HashMap::new();
     for told in held {
@@ -58,7 +58,7 @@ pub fn judge(told: &[Told]) -> Vec<String> {
             *before = told;
         }
     }
-    // What was heard before a LOCK was asked was granted before it.
+    // A grant that arrived before a LOCK was sent was made before that LOCK's grant.
     let mut by_hearing: Vec<&Told> = told.iter().collect();
     by_hearing.sort_by_key(|told| told.heard);
     let mut by_asking = by_fence;
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use crate::common::ms;
 
-    /// Each is a key, a fence, and when it was asked, heard and over.
+    /// Judges grants: each has a key, a fence, and when it was requested, when it arrived and when it ended.
     fn judged(grants: &[(&'static str, u64, [u64; 3])]) -> Vec<String> {
         let begun = Instant::now();
         let told = grants.iter().map(|&(key, fence, times)| {
@@ -109,17 +109,17 @@ mod tests {
             first,
             ("a", 2, [20, 100, 200]),
             ("b", 3, [20, 50, 300]),
-            // Asked before the second one was heard, and granted after it.
+            // Requested before the second grant arrived, and granted after it.
             ("a", 5, [90, 200, 400]),
             ("b", 4, [150, 300, 350]),
-            // Heard too late.
+            // Arrived after its end.
             ("c", 6, [150, 300, 250]),
             ("c", 7, [150, 240, 350]),
         ];
         assert_eq!(judged(&sound), [""; 0]);
         let rules: [(&str, &[_]); 6] = [
             ("both held it", &[first, ("a", 2, [20, 99, 200])]),
-            // The second one is over sooner than the first.
+            // The second one ends sooner than the first.
             (
                 "both held it",
                 &[

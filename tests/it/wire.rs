@@ -1,4 +1,4 @@
-//! The wire, as transcripts: send this, expect that.
+//! Transcripts of the HTTP wire: requests and the expected answers.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -15,7 +15,7 @@ fn patient() -> Server {
     patient_process().0
 }
 
-/// The same, with its process.
+/// A server as [`patient`] starts it, with its process.
 fn patient_process() -> (Server, u32) {
     let mut server = Server::new(Options {
         lock_timeout: PATIENCE,
@@ -35,8 +35,7 @@ fn impatient() -> Server {
     })
 }
 
-/// Sends a request on a connection that ends after it, and returns every byte of the answer but what is
-/// masked.
+/// Sends a request on a connection that ends after it, and returns the whole answer, masked.
 fn transcript(server: &Server, request: &str) -> String {
     masked(&Wire::to(server).send(request).rest())
 }
@@ -48,12 +47,12 @@ fn get(path: &str) -> String {
 const YES: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
                    Cache-Control: no-store\r\nConnection: close\r\n\r\n1\n";
 
-/// What VERIFY says to the holder.
+/// VERIFY's answer to the holder.
 const YOURS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
                      Cache-Control: no-store\r\nLock-Expires-In: S\r\nLock-Fence: N\r\nLock-Slots: 1\r\n\
                      Connection: close\r\n\r\n1\n";
 
-/// What CHECK says of a key that CLIENT_A holds and nobody waits for.
+/// CHECK's answer for a key that CLIENT_A holds and nobody waits for.
 const HELD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
                     Cache-Control: no-store\r\nConnection: close\r\nLock-Holder: CLIENT_A\r\n\
                     Lock-Holder-Expires-In: S\r\nLock-Holders: 1\r\nLock-Waiters: 0\r\n\r\n1\n";
@@ -65,7 +64,7 @@ fn no(result: &str) -> String {
     )
 }
 
-/// What LOCK says while CLIENT_A holds the key and nobody else waits for it.
+/// LOCK's refusal while CLIENT_A holds the key and nobody else waits for it.
 fn not_now(result: &str) -> String {
     format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\
@@ -139,7 +138,7 @@ fn ping_returns_1_and_the_servers_times() {
     assert_eq!(reply.header("Lock-Attempt-Timeout"), Some("4.001"));
 }
 
-/// The command finds a server by it whose pid file is gone.
+/// The command uses it to find a server whose pid file is gone.
 #[test]
 fn ping_from_loopback_returns_the_servers_process_id() {
     let mut server = Server::new(options());
@@ -155,7 +154,7 @@ fn ping_from_loopback_returns_the_servers_process_id() {
     assert_eq!(in_threads.client("A").server_process().unwrap(), None);
 }
 
-/// Behind one address two servers granted the same key, and nobody knew why.
+/// With two servers behind one address, it shows why both granted the same key.
 #[test]
 fn each_answer_names_the_servers_run() {
     let name_of = |server: &Server| {
@@ -234,8 +233,7 @@ fn a_waiter_on_http_1_0_is_granted_the_key_like_any_other() {
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let mut waiter = Wire::to(&server);
     waiter.send("GET /LOCK/KEYA/CLIENT_B HTTP/1.0\r\n\r\n");
-    // Long enough for its connection to be looked at several times: the server has itself closed the
-    // half of it that it expects nothing more from.
+    // Long enough for several checks of its connection. The server has itself shut down the reading half of it.
     thread::sleep(ms(400));
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     assert_ne!(waiter.reply().body, "0\n");
@@ -277,7 +275,7 @@ fn names_are_up_to_1024_bytes_long() {
         "0\n"
     );
     assert_eq!(ask(&server, &format!("/CHECK/{longest}")).body, "1\n");
-    // Escaped, it takes three times as much.
+    // Escaped, it is three times as long.
     assert_eq!(
         ask(
             &server,
@@ -354,7 +352,7 @@ fn with_method(server: &Server, method: &str, path: &str) -> String {
     transcript(server, &get(path).replacen("GET", method, 1))
 }
 
-/// HAProxy with `option httpchk HEAD /PING` held the server for down: HEAD got 405 everywhere.
+/// Seen to fail: HEAD got 405 everywhere, so HAProxy with `option httpchk HEAD /PING` took the server for down.
 #[test]
 fn head_is_answered_like_get_without_a_body_if_it_changes_nothing() {
     let server = impatient();
@@ -407,7 +405,7 @@ fn other_methods_get_405_with_the_paths_methods() {
             is_refused(method, path, "GET, POST");
         }
     }
-    // HAProxy's own check is OPTIONS /.
+    // HAProxy's default check is OPTIONS /.
     for path in ["/PING", "/CHECK/KEYA", "/CHECK", "/livez", "/", "*"] {
         for method in ["PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
             is_refused(method, path, "GET, HEAD, POST");
@@ -425,7 +423,7 @@ fn livez_and_readyz_return_1_and_readyz_503_once_the_server_ends() {
     }
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let mut wire = waiting_wire(&server, "KEYA", "CLIENT_B");
-    // They stand behind the LOCK that waits, and are answered after it.
+    // They are pipelined behind the LOCK that waits, and answered after it.
     wire.get("/readyz").get("/livez");
     until("they are read", || sleeps(pid) && sleeps(pid));
     assert!(server.stop().unwrap());
@@ -472,7 +470,7 @@ fn an_unexpected_body_harms_nothing() {
     assert_eq!(ask(&server, "/CHECK/KEYB").body, "0\n");
 }
 
-/// As gateways send a GET on: 400 before.
+/// As gateways forward a GET. Seen to fail with 400.
 #[test]
 fn an_empty_body_counts_as_none_however_it_is_announced() {
     let server = impatient();
@@ -503,7 +501,7 @@ fn an_empty_body_counts_as_none_however_it_is_announced() {
             );
         }
     }
-    // The end of the body may come later, and the next request behind it.
+    // The end of the body may arrive later, followed by the next request.
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     wire.send("GET /LOCK/KEYA/CLIENT_B HTTP/1.1\r\nHost: x.localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r");
     assert_eq!(ask(&server, "/PING").body, "1\n");
@@ -512,7 +510,7 @@ fn an_empty_body_counts_as_none_however_it_is_announced() {
     assert_eq!(wire.reply().body, "1\n");
 }
 
-/// Where two of them say how long the body is, one of the two in between and here may be misled.
+/// With two headers about the length, a proxy and the server could disagree about the end of the body.
 #[test]
 fn a_body_with_two_lengths_or_another_coding_is_refused_and_ends_the_connection() {
     let server = impatient();
@@ -628,7 +626,7 @@ fn a_second_lock_of_a_waiting_name_is_refused_and_the_earlier_wait_goes_on() {
     assert_ne!(waiter.reply().body, "0\n");
 }
 
-/// `timeout 1 curl …/LOCK/K/B`, then the same at once: `already-waiting` for up to 200 ms.
+/// Seen to fail: after `timeout 1 curl …/LOCK/K/B`, the same command got `already-waiting` for up to 200 ms.
 #[test]
 fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
     let (server, pid) = patient_process();
@@ -636,8 +634,10 @@ fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
     let lock = |question: String| {
         let mut wire = Wire::to(&server);
         wire.get(&format!("/LOCK/KEYA/{question}"));
-        // The number of those who wait tells nothing: one of them may be the client that has gone.
-        until("it is asked", || sleeps(pid) && sleeps(pid));
+        // The number of waiters does not show it: the client that has gone may still count.
+        until("the server has read the LOCK", || {
+            sleeps(pid) && sleeps(pid)
+        });
         assert!(!wire.has_answer(), "{question}: {:?}", wire.reply());
         let waiters = ask(&server, "/CHECK/KEYA");
         assert_eq!(waiters.header("Lock-Waiters"), Some("1"));
@@ -659,8 +659,8 @@ fn a_lock_takes_the_place_of_a_wait_of_its_name_whose_client_has_gone() {
     }
 }
 
-/// tiny_http 0.12 reads a line to its end, finds it not to be ASCII, and drops the connection; nothing of it comes
-/// here. This holds the behaviour that `guide/wire.md` describes.
+/// tiny_http 0.12 drops the connection after a line that is not ASCII, and passes nothing on. This checks the behaviour
+/// that `guide/wire.md` describes.
 #[test]
 fn a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer() {
     let server = impatient();
@@ -677,7 +677,7 @@ fn a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer() {
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "0\n");
 }
 
-/// `guide/wire.md`: what they are answered with, or that they are not.
+/// `guide/wire.md` describes which are answered, and how.
 #[test]
 fn a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing() {
     let server = impatient();
@@ -699,7 +699,7 @@ fn a_request_line_that_is_not_http_1_gets_400_or_no_answer_and_does_nothing() {
     assert!(silent.iter_mut().all(|wire| !wire.has_answer()));
 }
 
-/// `guide/wire.md`: nothing shows a server that it will not be there for the answer.
+/// `guide/wire.md`: the server can't see that the client will not read the answer.
 #[test]
 fn a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key() {
     let (server, pid) = patient_process();
@@ -752,12 +752,12 @@ fn a_timed_out_waiter_leaves_the_queue_and_may_come_again() {
     ask(&server, "/LOCK/KEYA/CLIENT_A");
     let began = Instant::now();
     assert_eq!(ask(&server, "/LOCK/KEYA/CLIENT_B").result(), "timeout");
-    assert!(began.elapsed() >= ms(50), "sooner than its patience");
+    assert!(began.elapsed() >= ms(50), "before its time-out");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     assert_eq!(
         ask(&server, "/CHECK/KEYA").body,
         "0\n",
-        "the key went to one who had left"
+        "the key was granted to a waiter that had left"
     );
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_B").body, "0\n");
 }
@@ -853,7 +853,7 @@ fn a_server_on_loopback_answers_only_under_its_allowed_host_names() {
         assert_eq!(status(&two, &host).status, by_two, "{host}");
         assert_eq!(status(&any, &host).status, 200, "{host}");
     }
-    // A page from elsewhere is turned away all the more.
+    // A page from elsewhere is still refused.
     let page = "Host: locks.example.com\r\nOrigin: http://example.com";
     assert_eq!(status(&any, page).status, 403);
 }
@@ -880,7 +880,7 @@ fn requests_of_the_servers_own_page_are_allowed_and_those_of_other_pages_are_not
             "Host: locks.example.com\r\nOrigin: http://locks.example.com",
             200,
         ),
-        // A proxy took TLS off, and says so.
+        // A proxy ended TLS, and says so in a header.
         (
             "Host: locks.example.com\r\nOrigin: https://locks.example.com\r\nX-Forwarded-Proto: https",
             200,
@@ -893,7 +893,7 @@ fn requests_of_the_servers_own_page_are_allowed_and_those_of_other_pages_are_not
             "Host: locks.example.com\r\nOrigin: http://locks.example.com\r\nX-Forwarded-Proto: https",
             403,
         ),
-        // Another port is another server.
+        // Another port counts as another server.
         ("Host: localhost:8004\r\nOrigin: http://localhost:8005", 403),
         ("Host: localhost\r\nOrigin: http://127.0.0.1", 403),
         (
@@ -910,7 +910,7 @@ fn requests_of_the_servers_own_page_are_allowed_and_those_of_other_pages_are_not
         ),
         ("Host: \r\nOrigin: http://", 403),
         ("Origin: http://localhost", 403),
-        // Its name was pointed at 127.0.0.1.
+        // DNS rebinding: the name of a foreign page resolves to 127.0.0.1.
         ("Host: example.com\r\nOrigin: http://example.com", 421),
     ] {
         assert_eq!(status(headers), expected, "{headers}");
@@ -932,7 +932,7 @@ fn shutdown_ends_a_server_that_allows_it() {
     assert!(!server.stop().unwrap(), "it had ended by itself");
 }
 
-/// As `curl -d fence=1` sends them, `--json` and `-F`.
+/// As `curl` sends them with `-d fence=1`, `--json` and `-F`.
 #[test]
 fn parameters_in_a_body_are_refused_and_change_nothing() {
     let server = start(options());

@@ -1,4 +1,4 @@
-//! What a fence is for: a holder that was stopped past its lease, and a server that was restarted.
+//! What fences protect against: a holder that is suspended past its lease, and a server that is restarted.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,10 +12,10 @@ use lock_server::{Client, Error, Guard, LockOptions, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-// Kleppmann's example ("How to do distributed locking", 2016): a holder reads, is stopped for longer than its
-// lease, goes on, and writes what it made of what it read.
+// Kleppmann's example ("How to do distributed locking", 2016): a holder reads, is suspended for longer than its lease,
+// goes on, and writes a result of its outdated read.
 
-/// A store of one row, as a data base has it: each question is one step.
+/// A store of one row, like a database: each question is one atomic step.
 ///
 /// | question | SQL | answer |
 /// |---|---|---|
@@ -59,7 +59,7 @@ fn serve_store(row: &Mutex<(u64, u64)>, mut stream: BufReader<TcpStream>) {
             }
         };
         line.clear();
-        // A client that is killed does not wait for it.
+        // Fails if the client has been killed.
         let _ = writeln!(stream.get_mut(), "{answer}");
     }
 }
@@ -79,7 +79,7 @@ impl Store {
     }
 
     fn ask(&mut self, question: &str) -> String {
-        // In one piece, or a delayed acknowledgement would hold it up.
+        // In one write: a second one would wait for a delayed acknowledgement.
         let question = format!("{question}\n");
         self.0
             .get_mut()
@@ -100,9 +100,9 @@ impl Store {
 enum Recipe {
     /// Asks the server right before it writes, and gives the store no fence.
     Check,
-    /// Gives the store the fence along with the write, and not before.
+    /// Gives the store the fence only with the write.
     FenceWithTheWrite,
-    /// Gives the store the fence before it reads: then nobody older writes any more.
+    /// Gives the store the fence before it reads: then no older holder can write any more.
     FenceBeforeTheRead,
 }
 
@@ -119,7 +119,7 @@ impl Recipe {
             .expect("a recipe")
     }
 
-    /// What a holder sees. `None` if it is too late.
+    /// Reads the number. `None` if the holder is too late.
     fn read(self, store: &mut Store, fence: u64) -> Option<u64> {
         if self == Recipe::FenceBeforeTheRead && store.ask(&format!("claim {fence}")) == "no" {
             return None;
@@ -127,7 +127,7 @@ impl Recipe {
         Some(store.read())
     }
 
-    /// Whether the store took the write.
+    /// Writes the number. Returns whether the store took it.
     fn write(self, store: &mut Store, number: u64, fence: u64) -> bool {
         let question = match self {
             Recipe::Check => format!("write {number}"),
@@ -138,10 +138,10 @@ impl Recipe {
     }
 }
 
-/// Where a process of these tests finds the server and the store, and what it does.
+/// The environment variable for a process of these tests: its task, and the ports of server and store.
 const ROLE: &str = "LOCK_SERVER_TEST_ROLE";
 
-/// Adds one to the number in the store, under a lock; or does so again and again in several threads.
+/// Adds one to the number in the store, under a lock: once, or repeatedly in several threads.
 #[test]
 #[ignore = "a process that another test starts"]
 fn other_process() {
@@ -174,7 +174,7 @@ fn other_process_as(role: &str) -> Command {
     command
 }
 
-/// Reads, looks, and writes when it is told to go on.
+/// Reads the number, checks its guard, and writes after a line on standard input.
 fn holder(recipe: Recipe, server: u16, store: u16) {
     let client = Client::new("CLIENT_A", "127.0.0.1", server);
     let brief = LockOptions {
@@ -189,7 +189,7 @@ fn holder(recipe: Recipe, server: u16, store: u16) {
     guard.check().expect("it was locked a moment ago");
     // To standard error, since standard output belongs to the test harness.
     eprintln!("holds {}", guard.fence());
-    // Here it is stopped: between its last look and its write.
+    // Here it is suspended: between its last check and its write.
     std::io::stdin()
         .read_line(&mut String::new())
         .expect("a line");
@@ -217,7 +217,7 @@ impl Holder {
         Holder { process, said }
     }
 
-    /// What it says about something.
+    /// The rest of its next line that begins with this word.
     fn says(&mut self, about: &str) -> String {
         let mut line = String::new();
         while self.said.read_line(&mut line).expect("text") > 0 {
@@ -250,7 +250,7 @@ fn signal(process: &Child, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("it runs");
 }
 
-/// When the holder that was stopped past its lease writes.
+/// When the suspended holder writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
     /// After the next holder has written.
@@ -259,8 +259,8 @@ enum Order {
     Between,
 }
 
-/// Two holders add one each. The first is stopped past its lease. Whether the store took its write, whether it took
-/// the next one's, and the number in the end.
+/// Two holders add one each, and the first is suspended past its lease. Returns whether the store took its write,
+/// whether it took the second one's, and the number in the end.
 fn a_holder_is_stopped_past_its_lease(recipe: Recipe, order: Order) -> (bool, bool, u64) {
     let server = start(Options {
         lock_attempt_timeout: PATIENCE,
@@ -272,7 +272,7 @@ fn a_holder_is_stopped_past_its_lease(recipe: Recipe, order: Order) -> (bool, bo
     let fence = whole(&stopped.says("holds"));
     signal(&stopped.process, Signal::SIGSTOP);
 
-    // The next one gets the key when that lease has run out.
+    // The second holder gets the key when that lease has run out.
     let guard = server
         .client("CLIENT_B")
         .guard("KEYA")
@@ -288,7 +288,10 @@ fn a_holder_is_stopped_past_its_lease(recipe: Recipe, order: Order) -> (bool, bo
     stopped.go_on();
     let stopped_wrote = stopped.says("wrote") == "true";
     let says = stopped.says("guard");
-    assert_eq!(says, "lost", "it would have heard, had it asked");
+    assert_eq!(
+        says, "lost",
+        "a check would have shown that the lease is lost"
+    );
     assert!(stopped.process.wait().unwrap().success());
     guard.check().expect("nobody has unlocked it for CLIENT_B");
     if order == Order::Between {
@@ -301,19 +304,19 @@ fn a_holder_is_stopped_past_its_lease(recipe: Recipe, order: Order) -> (bool, bo
 fn a_store_that_gets_the_fence_before_the_read_refuses_an_outdated_holder() {
     for order in [Order::Last, Order::Between] {
         let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceBeforeTheRead, order);
-        assert_eq!(ended, (false, true, 1), "the first was told to begin anew");
+        assert_eq!(ended, (false, true, 1), "the first has to begin anew");
     }
 }
 
 #[test]
 fn a_fence_sent_only_with_the_write_is_too_late() {
     let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceWithTheWrite, Order::Last);
-    assert_eq!(ended, (false, true, 1), "in this order it is not");
+    assert_eq!(ended, (false, true, 1), "in this order it is not too late");
     let ended = a_holder_is_stopped_past_its_lease(Recipe::FenceWithTheWrite, Order::Between);
     assert_eq!(
         ended,
         (true, true, 1),
-        "both were told yes, and one of two is gone"
+        "both writes were taken, and one of them is lost"
     );
 }
 
@@ -324,17 +327,17 @@ fn a_store_without_fences_is_corrupted_by_an_outdated_holder() {
         assert_eq!(
             ended,
             (true, true, 1),
-            "both were told yes, and one of two is gone"
+            "both writes were taken, and one of them is lost"
         );
     }
 }
 
-// A pool: processes with threads that all change one row, one of them stopped again and again.
+// A pool of processes, whose threads all change one row. One process is suspended repeatedly.
 
 const PROCESSES: u64 = 8;
 const THREADS: u64 = 4;
 
-/// How often each thread changes the row: `LOCK_SERVER_POOL_ROUNDS`, or else a few times.
+/// How often each thread changes the row: `LOCK_SERVER_POOL_ROUNDS`, by default a few times.
 fn rounds() -> u64 {
     std::env::var("LOCK_SERVER_POOL_ROUNDS").map_or(3, |rounds| whole(&rounds))
 }
@@ -357,12 +360,12 @@ fn pool_worker(name: &str, recipe: Recipe, server: u16, store: u16) {
     });
 }
 
-/// Whether the store took the write.
+/// Adds one to the number. Returns whether the store took the write.
 fn add_one(recipe: Recipe, store: &mut Store, guard: &Guard) -> bool {
     let Some(number) = recipe.read(store, guard.fence()) else {
         return false;
     };
-    // The work, in which a holder may be stopped.
+    // The work, during which a holder may be suspended.
     thread::sleep(ms(2));
     recipe.write(store, number + 1, guard.fence())
 }
@@ -383,9 +386,9 @@ fn a_pool_of_processes_with_a_stopped_one_loses_no_update() {
     let mut pauses = pauses();
     while workers[0].try_wait().expect("it is ours").is_none() {
         thread::sleep(ms(5) + pauses.next().expect("there is always one") / 20);
-        // It has not been waited for, so it is there, if only as a zombie.
+        // It has not been reaped, so the process exists, if only as a zombie.
         signal(&workers[0], Signal::SIGSTOP);
-        // Past its lease.
+        // Longer than its lease.
         thread::sleep(ms(350) + pauses.next().expect("there is always one") / 10);
         signal(&workers[0], Signal::SIGCONT);
         thread::sleep(ms(20));
@@ -397,7 +400,7 @@ fn a_pool_of_processes_with_a_stopped_one_loses_no_update() {
     assert_eq!(number, PROCESSES * THREADS * rounds());
 }
 
-/// Pauses of up to a second, the same in each run.
+/// Pseudo-random pauses of up to a second, the same in each run.
 fn pauses() -> impl Iterator<Item = Duration> {
     let mut seed = 12345u64;
     std::iter::repeat_with(move || {
