@@ -1,14 +1,12 @@
-//! The mutual-exclusion trial: client processes that lock, hang up, die and sleep, and a journal that
-//! shows afterwards whether the server ever broke a promise. Every second client speaks the original's
-//! wire, the others HTTP; these are writers, readers and holders of one slot of three on the same keys. Now and then
-//! somebody breaks a hold.
+//! The mutual-exclusion trial: client processes lock, hang up, die and sleep, and afterwards the server's journal shows
+//! whether it ever broke a promise. Every second client uses the classic wire. The others use HTTP, as writers, readers
+//! and holders of one slot of three on the same keys. Now and then an operator breaks a hold.
 //!
-//! A binary of its own, without a harness, because it plays the clients as a child of itself, and because they stop
-//! and kill each other for as long as it takes, on a machine that does nothing else. It takes 5 seconds, or as many
-//! as `LOCK_SERVER_TRIAL_SECONDS` says. The examiner first proves on doctored journals that it notices
-//! what it is there to notice. With no watch for hang-ups in the server, some grants of each run went to
-//! the dead; with its queue served from the other end, hundreds were out of turn; with UNLOCK open to
-//! everyone, the first holder whose lease had run out was told `1`.
+//! A binary of its own, without a harness, because it plays the clients as children of itself, and needs the machine
+//! for itself. It takes `LOCK_SERVER_TRIAL_SECONDS`, by default 5. First the examiner proves on doctored journals that
+//! it reports each violation. Seen to fail: without the watch for hang-ups, some grants of each run went to dead
+//! clients; with the queue served from its other end, hundreds were out of turn; with UNLOCK allowed to everyone, the
+//! first holder whose lease had run out got `1`.
 
 mod common;
 
@@ -30,25 +28,24 @@ use common::{Reply, Wire, ms, ports, run, until};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-/// Which role this process plays.
+/// The environment variable for the role of this process.
 const ROLE: &str = "LOCK_SERVER_TEST_ROLE";
-/// How long the trial takes, in seconds.
+/// The environment variable for the length of the trial, in seconds.
 const SECONDS: &str = "LOCK_SERVER_TRIAL_SECONDS";
 const NAME: &str = "processes_that_die_sleep_and_hang_up_take_turns_on_every_key";
 
 const KEYS: [&str; 4] = ["KEYA", "KEYB", "KEYC", "KEYD"];
 const CLIENTS: usize = 16;
-/// How many hold a key with `slots=3` at the most.
+/// The most holders of a key with `slots=3`.
 const SEMAPHORE: usize = 3;
-/// Of the clients, so many sleep at the same time, or else nobody would be left to contend.
+/// The most clients that are suspended at the same time, so that enough others contend.
 const MAX_STOPPED: usize = 3;
 
 const LEASE: Duration = ms(500);
 const ATTEMPT: Duration = Duration::from_secs(2);
-/// A second in which the server notices a death, and what a busy machine adds.
+/// The time in which the server notices a death: a second, and some more on a busy machine.
 const NOTICE: Duration = ms(1000 + 200);
-/// A key whose lease has ended and that nobody has been given for so long, while somebody waits, is
-/// stuck. The machine may be busy.
+/// A key is stuck if it is free for longer than this while somebody waits. Long enough for a busy machine.
 const STUCK: Duration = ms(500);
 
 fn main() {
@@ -67,7 +64,7 @@ fn main() {
     let runs = wanted.is_empty() || wanted.iter().any(|wanted| NAME.contains(wanted.as_str()));
     println!("\nrunning {} tests", usize::from(runs));
     if runs {
-        the_examiner_notices_what_it_should();
+        the_examiner_reports_each_violation();
         let seconds = std::env::var(SECONDS).map_or(5, |seconds| {
             seconds
                 .parse()
@@ -147,12 +144,12 @@ fn processes_that_die_sleep_and_hang_up_take_turns_on_every_key(seconds: u64) {
     ] {
         assert!(
             count > 0,
-            "there was no {what}: the trial has shown nothing"
+            "there was no {what}, so the trial proves nothing"
         );
     }
 }
 
-/// The dead are forgotten and their leases run out; then nobody holds or waits for anything.
+/// Checks that each key becomes free once the leases of the dead have run out.
 fn every_key_is_free_and_can_be_locked(port: u16, seen: &Mutex<Seen>) {
     let mut wire = Wire::to_port(port);
     let deadline = Instant::now() + NOTICE + LEASE + STUCK;
@@ -188,10 +185,9 @@ fn every_key_is_free_and_can_be_locked(port: u16, seen: &Mutex<Seen>) {
     }
 }
 
-// The clients: processes of their own.
+// The clients, in processes of their own.
 
-/// How a client asks: with HTTP on one connection, or as the original's clients do, each time on a new
-/// one.
+/// A client's connection: HTTP on one connection, or the classic wire with a new one for each request.
 struct Caller {
     port: u16,
     is_classic: bool,
@@ -207,7 +203,7 @@ impl Caller {
         }
     }
 
-    /// Sends a question without waiting for the reply.
+    /// Sends a request without waiting for the reply.
     fn get(&mut self, path: &str) {
         if self.is_classic {
             self.wire = Wire::to_port(self.port);
@@ -217,7 +213,7 @@ impl Caller {
         }
     }
 
-    /// The bare line of the original's wire is a body without a head.
+    /// Reads the reply. The line of the classic wire becomes the body.
     fn reply(&mut self) -> Reply {
         if self.is_classic {
             Reply {
@@ -230,15 +226,15 @@ impl Caller {
         }
     }
 
-    /// What LOCK is refused with when the patience is over.
+    /// The word of a LOCK that timed out.
     fn timeout(&self) -> &'static str {
         if self.is_classic { "" } else { "timeout" }
     }
 }
 
-/// Locks and unlocks until its standard input ends, and says what it hears.
+/// Locks and unlocks until its standard input ends, and prints the answers.
 ///
-/// Its name changes when it hangs up, so that no name is used again that the server has to forget.
+/// Its name changes when it hangs up, so that no name is reused that the server may still know.
 fn client() {
     let mut arguments = std::env::args()
         .skip(1)
@@ -261,13 +257,13 @@ fn client() {
             process: number,
             life,
         };
-        // Mostly its own: a key whose holder died would soon have everyone wait for it.
+        // Mostly its own key. Otherwise everyone would soon wait for a key whose holder died.
         let stray = if dice.below(20) == 0 {
             dice.below(KEYS.len() as u64) as u32
         } else {
             0
         };
-        // Those of HTTP crowd on two keys, most of them on one.
+        // The HTTP clients use two keys, and most of them one.
         let own = if is_classic || number % 8 == 0 {
             number
         } else {
@@ -302,7 +298,7 @@ fn client() {
             );
             continue;
         }
-        // It is a time, or this panics.
+        // Panics unless the body is a time.
         reply.expires();
         println!("granted {key} {name}");
         let past_the_lease = dice.below(400) == 0;
@@ -328,7 +324,7 @@ fn client() {
     }
 }
 
-/// Xorshift: the same throws from the same seed.
+/// Xorshift: reproducible random numbers from a seed.
 struct Dice(u64);
 
 impl Dice {
@@ -345,12 +341,12 @@ impl Dice {
     }
 }
 
-/// What the clients have said.
+/// What the clients have printed.
 #[derive(Default)]
 struct Seen {
-    /// Each name's grants in their order: the key, and how it ended as UNLOCK was answered, if it was.
+    /// Each name's grants in order: the key, and how the hold ended by UNLOCK's answer, if there was one.
     grants: Testimony,
-    /// When it was heard of.
+    /// When each hang-up was read.
     hung_up: HashMap<Name, Instant>,
     /// How many UNLOCKs were answered `0`.
     too_late: usize,
@@ -372,7 +368,7 @@ impl Seen {
                     .grants
                     .get_mut(&name.parse().unwrap())
                     .and_then(|all| all.last_mut());
-                let (held, end) = last.expect("nobody unlocks what was not granted");
+                let (held, end) = last.expect("an unlock follows a grant");
                 assert_eq!((*held, *end), (key_index(key), None), "{line}");
                 *end = Some(match answer {
                     "1" => End::Released,
@@ -385,17 +381,17 @@ impl Seen {
             ["hung-up", name] => {
                 self.hung_up.insert(name.parse().unwrap(), Instant::now());
             }
-            _ => panic!("a client said {line:?}"),
+            _ => panic!("a client printed {line:?}"),
         }
     }
 }
 
-/// One client's process. It is killed when it is dropped.
+/// One client's process. Dropping it kills the process.
 struct Runner {
     number: u32,
     process: Child,
     reader: Option<JoinHandle<()>>,
-    /// When it goes on, if it is stopped.
+    /// When it goes on, if it is suspended.
     resumes: Option<Instant>,
 }
 
@@ -431,13 +427,13 @@ impl Runner {
         self.process.try_wait().unwrap().is_some()
     }
 
-    /// Reads the rest of what it said.
+    /// Reads the rest of its output.
     fn join(&mut self) {
         self.reader
             .take()
             .expect("joined once")
             .join()
-            .expect("what a client says is understood");
+            .expect("the client's output is well-formed");
     }
 }
 
@@ -449,12 +445,12 @@ impl Drop for Runner {
     }
 }
 
-/// The clients that run, and what was done to them.
+/// The running clients, and what was done to them.
 struct Crowd {
-    /// For HTTP, and for the original's clients.
+    /// The ports for HTTP and for the classic wire.
     ports: [u16; 2],
     dice: Dice,
-    /// By which somebody breaks holds.
+    /// The operator's connection, for BREAK.
     operator: Wire,
     runners: Vec<Runner>,
     next: u32,
@@ -479,7 +475,7 @@ impl Crowd {
         crowd
     }
 
-    /// Another client, with a name that nobody had.
+    /// Starts another client, with a new name.
     fn add(&mut self) {
         self.runners
             .push(Runner::start(self.next, self.ports, self.seen.clone()));
@@ -514,16 +510,15 @@ impl Crowd {
         self.add();
     }
 
-    /// Breaks the hold of one who is seen to hold a key, and another one where that was over by then. Mostly one that
-    /// is young, of a client of HTTP: those that are older are mostly those of the dead, who hear nothing, and the
-    /// original's clients hear no word for it.
+    /// Breaks the hold of a present holder, and tries again if that hold has ended meanwhile. Mostly a young hold of an
+    /// HTTP client: older holds mostly belong to dead clients, and the classic wire has no word for a broken hold.
     fn break_a_hold(&mut self) {
         for _ in 0..20 {
             let key = KEYS[self.dice.below(KEYS.len() as u64) as usize];
             let shown = self.operator.ask(&format!("/locks/{key}")).body;
             let is_any = self.dice.below(8) == 0;
             let people = shown.split("\"name\":\"client-").skip(1);
-            // Who only waits has no fence.
+            // A waiter has no fence.
             let fences = people.filter_map(|one| {
                 let process = one.split('.').next()?.parse().ok()?;
                 let would_hear = one.contains("\"held_seconds\":0.0") && !is_classic(process);
@@ -545,7 +540,7 @@ impl Crowd {
         }
     }
 
-    /// Stops it for longer than a lease, if enough others run.
+    /// Suspends a client for longer than a lease, if enough others run.
     fn stop(&mut self, victim: usize) {
         let stopped = self
             .runners
@@ -569,7 +564,7 @@ impl Crowd {
         }
     }
 
-    /// Lets everyone finish what they do.
+    /// Lets all clients finish their rounds.
     fn dismiss(mut self) -> Self {
         self.resume(|_| true);
         for runner in &mut self.runners {
@@ -591,7 +586,7 @@ impl Crowd {
 
 // The server, and the recorder of its journal.
 
-/// The real command. It is killed when it is dropped.
+/// The real command. Dropping it kills the process.
 struct Server {
     process: Child,
     port: u16,
@@ -601,10 +596,10 @@ struct Server {
 
 struct Record {
     journal: Vec<Event>,
-    /// When the server's clock showed zero. No line can be read before it is written, so the line
-    /// that was read soonest tells it best.
+    /// When the server's clock was zero. A line is read after it is written, so the line with the shortest delay gives
+    /// the best estimate.
     begun: Instant,
-    /// Whatever else stands in the log.
+    /// All other lines of the log.
     log: String,
 }
 
@@ -672,7 +667,7 @@ fn record(stderr: BufReader<ChildStderr>) -> Record {
     record
 }
 
-/// The name of a client: its process, and how often that has hung up.
+/// The name of a client: its process's number, and how often it has hung up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Name {
     process: u32,
@@ -733,7 +728,7 @@ enum What {
     Repeated {
         fence: u64,
     },
-    /// For whatever reason: a place that is kept for a broken connection is in no queue.
+    /// It left its queue for any reason, also to a reserved place.
     Left {
         ticket: u64,
     },
@@ -752,7 +747,7 @@ impl Event {
         let [number, "at", at, verb, key, name, rest @ ..] = &words[..] else {
             return None;
         };
-        // Said where there is more than one.
+        // Printed if there is more than one slot.
         let (rest, slots) = match rest {
             [rest @ .., "slots", slots] => (rest, slots.parse().ok()?),
             rest => (rest, 1),
@@ -825,9 +820,9 @@ fn micros(duration: Duration) -> u64 {
     duration.as_micros() as u64
 }
 
-// The examiner: what the journal and the clients' words say about the promises.
+// The examiner: checks the promises with the journal and the clients' output.
 
-/// Who died when, on the server's clock. A killed process takes all its names with it.
+/// When each process or name died, on the server's clock. A killed process ends all its names.
 #[derive(Default)]
 struct Deaths {
     killed: HashMap<u32, u64>,
@@ -851,7 +846,7 @@ struct Found {
     ran_out: usize,
     broken: usize,
     waited: usize,
-    /// Grants to readers beside readers, and of one slot of three beside others.
+    /// The number of grants to readers beside readers.
     shared: usize,
     slots: usize,
     violations: Vec<String>,
@@ -868,7 +863,7 @@ enum End {
 }
 
 impl End {
-    /// What a client of this name hears of it. The original's clients hear no more than a `0`.
+    /// The end as a client with this name can see it. The classic wire has only `0`.
     fn as_heard_by(self, name: &Name) -> End {
         match self {
             End::Broken if is_classic(name.process) => End::RanOut,
@@ -881,7 +876,7 @@ fn is_classic(process: u32) -> bool {
     process % 2 == 1
 }
 
-/// Goes through the journal in the order in which things were decided.
+/// Checks the journal in the order of the decisions.
 fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Found {
     journal.sort_by_key(|event| event.number);
     let mut examiner = Examiner {
@@ -894,7 +889,10 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
     let mut before = 0;
     for (expected, event) in (1..).zip(&*journal) {
         if event.number != expected || event.at < before {
-            examiner.complain(event, "is out of step: the journal is not whole");
+            examiner.complain(
+                event,
+                "has an unexpected number: the journal is not complete",
+            );
             break;
         }
         before = event.at;
@@ -931,7 +929,7 @@ fn examine(journal: &mut [Event], deaths: &Deaths, testimony: &Testimony) -> Fou
 struct Examiner<'a> {
     deaths: &'a Deaths,
     keys: [Key; KEYS.len()],
-    /// Each name's grants in their order: the key, and how they ended.
+    /// Each name's grants in order: the key, and how the hold ended.
     grants: HashMap<Name, Vec<(usize, End)>>,
     fence: u64,
     found: Found,
@@ -939,13 +937,13 @@ struct Examiner<'a> {
 
 #[derive(Default)]
 struct Key {
-    /// Those that were granted, and not found to be over.
+    /// The holds that have not ended so far.
     holds: Vec<Lease>,
-    /// When the last one ended that is over.
+    /// When the latest ended hold ended.
     ended: u64,
-    /// The waiters by their tickets.
+    /// The waiters, by ticket.
     queue: BTreeMap<u64, Waiter>,
-    /// Since when the head of the queue could be let in.
+    /// Since when there has been room for the head of the queue.
     room_since: Option<u64>,
 }
 
@@ -953,7 +951,7 @@ struct Key {
 struct Lease {
     name: Name,
     fence: u64,
-    /// When it runs out.
+    /// When the lease runs out.
     end: u64,
     slots: usize,
 }
@@ -966,16 +964,16 @@ struct Waiter {
 }
 
 impl Key {
-    /// Forgets the leases that have run out by then.
+    /// Removes the leases that have run out by the instant `at`.
     fn expire(&mut self, at: u64) {
         for lease in self.holds.extract_if(.., |lease| lease.end <= at) {
             self.ended = self.ended.max(lease.end);
         }
     }
 
-    /// Until when who waits had to be patient in order to be entitled to the key at this instant: until the last lease
-    /// ended where there is none now. Where others hold it, what let the next one in may also have been that one before
-    /// it left; then it had to wait until now.
+    /// The earliest deadline that entitles a waiter to the key at this instant: the end of the last lease if nobody
+    /// holds the key. With other holders, the departure of the waiter before it may have made the room; then it had to
+    /// wait until now.
     fn entitled(&self, at: u64) -> u64 {
         match self.holds.is_empty() {
             true => self.ended,
@@ -997,8 +995,8 @@ impl Key {
     }
 }
 
-/// Whether a waiter since `since` still waited when the lease ended. `None` if the microsecond decides,
-/// because instants are rounded down to it.
+/// Whether a waiter since `since` still waited when the lease ended. `None` if it can't be told, because instants are
+/// truncated to microseconds.
 fn was_patient_until(end: u64, since: u64) -> Option<bool> {
     let patience = since + micros(ATTEMPT);
     (patience.abs_diff(end) > 1).then_some(patience > end)
@@ -1009,11 +1007,14 @@ impl Examiner<'_> {
         self.found.violations.push(format!("{event}: {complaint}"));
     }
 
-    /// Whoever could be let in is let in.
+    /// Checks that nobody waits although there is room.
     fn nobody_waits_for_nothing(&mut self, event: &Event) {
         let since = self.keys[event.key].room_since;
         if since.is_some_and(|since| event.at > since + micros(STUCK)) {
-            self.complain(event, "somebody waited though there was room: it was stuck");
+            self.complain(
+                event,
+                "somebody waited although there was room: it was stuck",
+            );
         }
     }
 
@@ -1059,8 +1060,7 @@ impl Examiner<'_> {
             .push((key, End::RanOut));
     }
 
-    /// The key goes to the first that still waited when it was entitled to it; who never waited gets it only if there
-    /// is none.
+    /// Checks that the key goes to the first waiter that still waited, and to a newcomer only without such a waiter.
     fn take_turn(&mut self, event: &Event) {
         let key = &mut self.keys[event.key];
         let (end, is_free) = (key.entitled(event.at), key.holds.is_empty());
@@ -1069,7 +1069,7 @@ impl Examiner<'_> {
                 _ if first.name == event.name => {
                     self.found.waited += 1;
                     if is_free && event.at > end + micros(STUCK) {
-                        self.complain(event, "the key was stuck after the lease before");
+                        self.complain(event, "the key was stuck after the earlier lease");
                     }
                     return;
                 }
@@ -1085,7 +1085,7 @@ impl Examiner<'_> {
         }
     }
 
-    /// The hold of this name and fence that stands at this instant.
+    /// The hold of this name, with this fence if one is given, that is valid at this instant.
     fn live(&mut self, event: &Event, fence: Option<u64>) -> Option<&mut Lease> {
         let mut holds = self.keys[event.key].holds.iter_mut();
         holds.find(|lease| {
@@ -1095,22 +1095,22 @@ impl Examiner<'_> {
         })
     }
 
-    /// The same grant goes on, from a time at which it was still live.
+    /// A renewal: checks that the grant was still live.
     fn renewed(&mut self, event: &Event, fence: u64, length: u64) {
         match self.live(event, Some(fence)) {
             Some(lease) => lease.end = event.at + length,
-            None => self.complain(event, "renewed by somebody who does not hold it"),
+            None => self.complain(event, "renewed by a name that does not hold it"),
         }
     }
 
-    /// Somebody who holds it asks again, and is told its grant.
+    /// A holder repeated its LOCK, and got its grant again.
     fn repeated(&mut self, event: &Event, fence: u64) {
         if self.live(event, Some(fence)).is_none() {
-            self.complain(event, "was told a grant that does not stand");
+            self.complain(event, "got a grant that is not live");
         }
     }
 
-    /// Somebody who waits asks again, and has its patience anew.
+    /// A waiter repeated its LOCK, and its time-out begins anew.
     fn taken_over(&mut self, event: &Event, ticket: u64, slots: usize) {
         match self.keys[event.key].queue.get_mut(&ticket) {
             Some(waiter) if waiter.name == event.name => {
@@ -1125,13 +1125,13 @@ impl Examiner<'_> {
         key.expire(event.at);
         let (end, is_free) = (key.entitled(event.at), key.holds.is_empty());
         match key.queue.remove(&ticket) {
-            None => self.complain(event, "left a queue where it was not"),
+            None => self.complain(event, "left a queue in which it was not"),
             Some(Waiter { since, .. }) => {
                 let passed_over = is_free
                     && event.at > end + micros(STUCK)
                     && was_patient_until(end, since) == Some(true);
                 if passed_over {
-                    self.complain(event, "left, though the key was free: it was stuck");
+                    self.complain(event, "left, although the key was free: it was stuck");
                 }
             }
         }
@@ -1139,14 +1139,14 @@ impl Examiner<'_> {
 
     fn released(&mut self, event: &Event) {
         if self.live(event, None).is_none() {
-            return self.complain(event, "released by somebody who does not hold it");
+            return self.complain(event, "released by a name that does not hold it");
         }
         self.end(event, End::Released);
     }
 
     fn broken(&mut self, event: &Event, fence: u64) {
         if self.live(event, Some(fence)).is_none() {
-            return self.complain(event, "broken, and was not held");
+            return self.complain(event, "broken, but was not held");
         }
         self.end(event, End::Broken);
     }
@@ -1162,7 +1162,7 @@ impl Examiner<'_> {
         granted.expect("the holder was granted it").1 = end;
     }
 
-    /// A lease that was neither released nor broken ends no sooner than it was granted for.
+    /// Checks that a lease that was neither released nor broken did not end early.
     fn expired(&mut self, event: &Event, fence: u64) {
         let key = &mut self.keys[event.key];
         let mut over = key.holds.extract_if(.., |lease| {
@@ -1175,7 +1175,7 @@ impl Examiner<'_> {
             }
             None => {
                 drop(over);
-                self.complain(event, "expired, and was not held until now");
+                self.complain(event, "expired, but was not held until now");
             }
         }
     }
@@ -1194,13 +1194,13 @@ impl Examiner<'_> {
                 if was_patient_until(end, *since) == Some(true) {
                     self.found
                         .violations
-                        .push(format!("{name} still waits for {key} in the end"));
+                        .push(format!("{name} still waits for {key} at the end"));
                 }
             }
         }
     }
 
-    /// What a client was told is what was decided; a dead one may have missed the last of it.
+    /// Checks that the clients got the decided answers. A dead one may have missed the last of them.
     fn compare(&mut self, testimony: &Testimony) {
         let names: HashSet<&Name> = self.grants.keys().chain(testimony.keys()).collect();
         for name in names {
@@ -1215,16 +1215,16 @@ impl Examiner<'_> {
                 });
             let may_miss = i64::from(self.deaths.of(*name).is_some());
             if !agree || !(0..=may_miss).contains(&missed) {
-                let complaint = format!("{name} heard otherwise: {heard:?} instead of {decided:?}");
+                let complaint = format!("{name} got {heard:?} instead of {decided:?}");
                 self.found.violations.push(complaint);
             }
         }
     }
 }
 
-// Who examines the examiner?
+// Tests of the examiner.
 
-fn the_examiner_notices_what_it_should() {
+fn the_examiner_reports_each_violation() {
     let nothing = Testimony::new();
     let sound = [
         "at 1000 granted KEYA client-1.0 fence 1 for 500000",
@@ -1319,21 +1319,21 @@ fn the_examiner_notices_what_it_should() {
             ],
         ),
         (
-            "renewed by somebody",
+            "renewed by a name",
             &[
                 first_lease,
                 "at 9 renewed KEYA client-2.0 fence 1 for 500000",
             ],
         ),
         (
-            "renewed by somebody",
+            "renewed by a name",
             &[
                 first_lease,
                 "at 9 renewed KEYA client-1.0 fence 2 for 500000",
             ],
         ),
         (
-            "renewed by somebody",
+            "renewed by a name",
             &[
                 first_lease,
                 "at 500001 renewed KEYA client-1.0 fence 1 for 500000",
@@ -1364,7 +1364,7 @@ fn the_examiner_notices_what_it_should() {
             ],
         ),
         (
-            "where it was not",
+            "in which it was not",
             &[first_lease, "at 9 left KEYA client-2.0 ticket 1"],
         ),
         ("still waits", &[first_lease, patient]),
@@ -1390,9 +1390,9 @@ fn the_examiner_notices_what_it_should() {
         );
     }
 
-    the_examiner_notices_what_it_should_of_several_holders();
+    the_examiner_reports_each_violation_with_several_holders();
 
-    // Who is overdue is passed over, with nothing said of it.
+    // A timed-out waiter is passed over without an entry.
     let overdue = [
         "at 0 granted KEYA client-1.0 fence 1 for 2500000",
         patient,
@@ -1426,7 +1426,8 @@ fn the_examiner_notices_what_it_should() {
         ));
     }
 
-    // Who is told that its lease ran out, and its hold was broken. The original's clients are told no more than that.
+    // A client that learns that its lease ran out, although its hold was broken: that is right only on the classic
+    // wire.
     let broken = [
         "at 0 granted KEYA client-2.0 fence 1 for 500000",
         "at 9 broken KEYA client-2.0 fence 1",
@@ -1469,7 +1470,7 @@ fn the_examiner_notices_what_it_should() {
     }
 }
 
-fn the_examiner_notices_what_it_should_of_several_holders() {
+fn the_examiner_reports_each_violation_with_several_holders() {
     let nobody = Deaths::default();
     let nothing = Testimony::new();
     let sound = [
@@ -1546,7 +1547,7 @@ fn complains_of(found: &Found, rule: &str) -> bool {
     found.violations.iter().any(|said| said.contains(rule))
 }
 
-/// Numbers the entries and shuffles them a little; `skip` leaves a number out before the last one.
+/// Numbers the entries and shuffles them a little. `skip` leaves out the number before the last one.
 fn doctored(lines: &[&str]) -> Vec<Event> {
     let skip = usize::from(lines.last() == Some(&"skip"));
     let lines = &lines[..lines.len() - skip];

@@ -1,4 +1,4 @@
-//! The client over TLS, behind a real nginx, and a server that has a store in an etcd with TLS. openssl makes the
+//! The client over TLS to a real nginx, and a server with its store in an etcd with TLS. openssl makes the
 //! certificates.
 //!
 //! A binary of its own, because the others are compiled without the feature `tls`:
@@ -35,7 +35,7 @@ struct Authority {
 }
 
 impl Authority {
-    /// `None` where openssl is not installed, and that is said.
+    /// `None`, with a printed reason, if openssl is not installed.
     fn new() -> Option<Self> {
         let authority = Authority {
             folder: tempfile::tempdir().unwrap(),
@@ -62,7 +62,7 @@ impl Authority {
             .args(["-out", &format!("{name}.pem")])
             .args(["-keyout", &format!("{name}.key")])
             .args(by);
-        // Its own configuration names extensions for a CA.
+        // An empty configuration, since openssl's own adds the extensions of a CA.
         fs::write(
             self.folder.path().join("config"),
             "[req]\ndistinguished_name=dn\n[dn]\n",
@@ -75,7 +75,7 @@ impl Authority {
         Outcome::of(&mut openssl).expect(0, "");
     }
 
-    /// No other CA has it.
+    /// The CA's name, which is unique.
     fn name(&self) -> std::borrow::Cow<'_, str> {
         let folder = self.folder.path().file_name();
         folder.expect("below another").to_string_lossy()
@@ -99,14 +99,14 @@ impl Authority {
     }
 }
 
-/// The CA and a certificate for this machine. `None` where nginx or openssl is not installed.
+/// The CA and a certificate for this machine. `None` if nginx or openssl is not installed.
 fn authority() -> Option<Authority> {
     let authority = Authority::new().filter(|_| Program::Nginx.is_installed())?;
     authority.sign("localhost", LOCALHOST);
     Some(authority)
 }
 
-/// The command, asking at this URL, with these roots.
+/// Runs the command with this URL, and with these root certificates.
 fn asks(arguments: &[&str], url: &str, roots: &Path) -> Outcome {
     let mut command = program(arguments);
     command.env("LOCK_SERVER", url).env("SSL_CERT_FILE", roots);
@@ -136,7 +136,7 @@ fn the_command_locks_renews_verifies_and_unlocks_over_tls() {
 }
 
 #[test]
-fn exec_hands_the_url_on_and_holds_its_key_over_tls() {
+fn exec_passes_the_url_on_and_holds_its_key_over_tls() {
     let Some(authority) = authority() else { return };
     let server = start(options());
     let (_nginx, port) = authority.nginx(server.port(), "localhost");
@@ -150,9 +150,9 @@ fn exec_hands_the_url_on_and_holds_its_key_over_tls() {
     assert!(!server.client("A").is_locked("KEYA").unwrap());
 }
 
-/// Each is the end at once, with 69, and says what to do; also for `exec`, which waits for a server that is away.
+/// Each command ends at once with 69 and advice. So does `exec`, although it waits for an absent server.
 #[test]
-fn a_certificate_that_is_not_to_be_trusted_is_69_and_says_why() {
+fn an_untrusted_certificate_is_exit_69_with_the_reason() {
     let Some(authority) = authority() else { return };
     let Some(other) = Authority::new() else {
         return;
@@ -184,14 +184,14 @@ fn a_certificate_that_is_not_to_be_trusted_is_69_and_says_why() {
         }
     }
     assert!(!server.client("A").is_locked("KEYA").unwrap());
-    // And the other way round.
+    // Conversely, plain HTTP to the TLS port.
     let outcome = asks(&["ping"], &format!("localhost:{port}"), &own);
     outcome.expect(69, "");
     outcome.expect_stderr(&["status 400"]);
 }
 
 #[test]
-fn a_client_is_told_as_data_why_there_is_no_tls() {
+fn a_clients_error_has_the_tls_failure_as_data() {
     let Some(authority) = authority() else { return };
     let server = start(options());
     let (_nginx, port) = authority.nginx(server.port(), "localhost");
@@ -208,14 +208,14 @@ fn a_client_is_told_as_data_why_there_is_no_tls() {
         panic!("{error:?}");
     };
     assert_eq!(address, format!("https://localhost:{port}"));
-    // A machine may have no roots.
+    // A machine may have no root certificates.
     assert!(
         matches!(cause, TlsFailure::UnknownIssuer | TlsFailure::NoRoots),
         "{cause:?}"
     );
 }
 
-/// A proxy with TLS that changes its key after each answer, as TLS 1.3 allows it: a record that is no answer.
+/// A TLS proxy that updates its key after each answer, as TLS 1.3 allows: that sends a record that is no answer.
 struct ChangesItsKey {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -223,7 +223,7 @@ struct ChangesItsKey {
 }
 
 impl ChangesItsKey {
-    /// Its threads end with their connections, and the one that accepts with this process.
+    /// Starts it. Its threads end with their connections, and the accepting one with this process.
     fn before(server: u16, certificate: &Path, key: &Path) -> Self {
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -254,7 +254,7 @@ impl ChangesItsKey {
     }
 }
 
-/// Until either side has gone.
+/// Copies until either side closes.
 fn pass_on(
     client: StreamOwned<ServerConnection, TcpStream>,
     server: u16,
@@ -282,7 +282,7 @@ fn pass_on(
     }
 }
 
-/// A request or an answer, to the empty line.
+/// Reads a head up to the empty line.
 fn head(stream: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -293,9 +293,10 @@ fn head(stream: &mut impl BufRead) -> Option<String> {
     Some(head)
 }
 
-/// A record between two questions looks like the end of the connection to who polls for bytes to read.
+/// Seen to fail with a client that polls for readable bytes: it took a record between two requests for the end of the
+/// connection.
 #[test]
-fn a_record_of_tls_that_is_no_answer_ends_no_connection() {
+fn a_tls_record_without_an_answer_does_not_end_the_connection() {
     let Some(authority) = Authority::new() else {
         return;
     };

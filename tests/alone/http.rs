@@ -25,7 +25,7 @@ fn patient() -> Options {
     }
 }
 
-/// Without the probes of `server/tiny/stalls.rs`, 4 to 60 of each first burst were never answered.
+/// Seen to fail without the probes of `server/tiny/stalls.rs`: 4 to 60 of each first burst were never answered.
 #[test]
 fn of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected() {
     let _alone = alone();
@@ -46,7 +46,7 @@ fn of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_con
             slowest <= ms(250),
             "burst {burst} was answered after {slowest:?}"
         );
-        // Next time there are idle, waiting and busy ones, or threads that have just become free.
+        // For the next burst there are idle, waiting and busy connections, or threads that have just become free.
         match burst % 4 {
             0 => others.append(&mut crowd),
             1 => {
@@ -66,7 +66,7 @@ fn of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_con
     }
 }
 
-/// Two probes at each tick, needed or not, took the whole half percent.
+/// Two unconditional probes at each tick took the whole half percent.
 #[test]
 fn an_idle_server_takes_less_than_half_a_percent_of_a_core() {
     let _alone = alone();
@@ -80,14 +80,14 @@ fn an_idle_server_takes_less_than_half_a_percent_of_a_core() {
     let _waiters: Vec<Wire> = (0..8)
         .map(|number| waiting_wire(&server, "KEYA", &format!("waiter-{number}")))
         .collect();
-    // It settles within a few beats of the last connection.
+    // It becomes idle within a few ticks of the last connection.
     thread::sleep(ms(500));
     let window = || {
         let before = cpu_time(pid);
         thread::sleep(Duration::from_secs(4));
         cpu_time(pid) - before
     };
-    // Connections to other servers of the machine cost it something, too: one quiet time is enough.
+    // Connections to other servers of the machine cost it something, too, so one quiet period is enough.
     let mut used = window();
     for _ in 0..4 {
         if used > ms(20) {
@@ -97,15 +97,15 @@ fn an_idle_server_takes_less_than_half_a_percent_of_a_core() {
     assert!(used <= ms(20), "{used:?} in 4 s, the last of five times");
 }
 
-/// Without a new instance nobody was answered again; seen with `reopen` returning early.
+/// Seen to fail with `reopen` returning early: without a new instance nobody was answered again.
 #[test]
-fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free()
+fn without_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free()
  {
     let _alone = alone();
     let mut server = Foreground::start(&["--lock-timeout", "600"]);
     let mut kept = Wire::to_port(server.port);
     assert_ne!(kept.ask("/LOCK/KEYA/CLIENT_A").body, "0\n");
-    // It raises the soft limit to the hard one, or as far as the machine has threads for.
+    // The server raised its soft limit to the hard one, or to what the machine has threads for.
     let before = limit_descriptors(server.process.id(), 100);
     assert!(
         before.rlim_cur == before.rlim_max || before.rlim_cur >= 16_000,
@@ -120,7 +120,7 @@ fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_s
         until("some of the crowd are answered", || {
             crowd.iter().any(Wire::has_answer)
         });
-        // Until it has run out, and for a while.
+        // Long enough to run out of descriptors, and to stay so for a while.
         thread::sleep(ms(500));
         assert_eq!(
             kept.ask("/VERIFY/KEYA/CLIENT_A").body,
@@ -129,7 +129,7 @@ fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_s
         );
         drop(crowd);
         let free = Instant::now();
-        // The server has still to close its ends of the crowd: a connection that comes before that may be reset.
+        // A connection may be reset until the server has closed its ends of the crowd's connections.
         let late = loop {
             let mut next = Wire::to_port(server.port);
             let question = b"GET /VERIFY/KEYA/CLIENT_A HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -151,15 +151,14 @@ fn out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_s
     }
     let log = server.end(Signal::SIGTERM);
     let told = log.matches("no connection is accepted").count();
-    // Three times it ran out, with too short a pause to call it over.
+    // It ran out three times, and shorter pauses in between are not logged.
     assert!((1..=3).contains(&told), "{told} times:\n{log}");
     assert!(!log.contains("panicked"), "{log}");
 }
 
-/// Without the watch, the dead were granted the key one after another; seen with `abandon` doing
-/// nothing.
+/// Seen to fail with `abandon` doing nothing: the dead were granted the key one after another.
 #[test]
-fn of_a_hundred_dead_waiters_none_is_granted_the_key_and_the_living_one_behind_them_is_at_once() {
+fn after_a_hundred_dead_waiters_the_living_one_is_granted_the_key_at_once() {
     let _alone = alone();
     let server = start(patient());
     ask(&server, "/LOCK/KEYA/holder");
@@ -190,7 +189,7 @@ fn of_a_hundred_dead_waiters_none_is_granted_the_key_and_the_living_one_behind_t
     );
 }
 
-/// With the watch switched off the dead waiter was granted the key.
+/// Seen to fail without the watch: the dead waiter was granted the key.
 #[test]
 fn a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second() {
     let _alone = alone();
@@ -200,14 +199,14 @@ fn a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second() {
     process.kill().unwrap();
     process.wait().unwrap();
     thread::sleep(Duration::from_secs(1));
-    // One of these waits, unless the dead one still does.
+    // One of its two LOCKs waits, unless the dead waiter still does.
     let mut next = waiting_wire(&server, "KEYA", &name);
     assert_eq!(ask(&server, "/UNLOCK/KEYA/holder").body, "1\n");
     assert_ne!(next.reply().body, "0\n");
 }
 
 #[test]
-fn a_watched_waiter_that_goes_is_never_granted_the_key() {
+fn a_watched_waiter_that_hangs_up_is_never_granted_the_key() {
     let _alone = alone();
     let mut server = Server::new(patient());
     let pid = server.start().unwrap();
@@ -226,7 +225,7 @@ fn a_watched_waiter_that_goes_is_never_granted_the_key() {
     }
 }
 
-/// How many descriptors a process has watched by epoll.
+/// The number of descriptors that a process watches with epoll.
 fn watched(pid: u32) -> usize {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
     let told = descriptors.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
@@ -234,7 +233,7 @@ fn watched(pid: u32) -> usize {
 }
 
 #[test]
-fn who_hangs_up_after_the_grant_keeps_the_lease() {
+fn a_client_that_hangs_up_after_the_grant_keeps_the_lease() {
     let _alone = alone();
     let server = start(patient());
     assert_ne!(ask(&server, "/LOCK/KEYA/CLIENT_A").body, "0\n");
@@ -243,7 +242,7 @@ fn who_hangs_up_after_the_grant_keeps_the_lease() {
 }
 
 #[test]
-fn beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers() {
+fn beyond_the_limits_a_lock_is_refused_at_once_and_all_else_works() {
     let _alone = alone();
     let server = start(Options {
         max_waiters: 2,
@@ -274,9 +273,9 @@ fn beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers() {
     assert_ne!(ask(&server, "/LOCK/KEYC/CLIENT_A").body, "0\n");
 }
 
-/// Where a beat marks whatever waits on the connection that it looks after, this fails most times.
+/// Seen to fail most times when a tick marked whatever waited on the connection that it checked.
 #[test]
-fn a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience() {
+fn a_wait_that_begins_while_a_crowd_is_checked_ends_at_its_timeout() {
     const LAPS: usize = 4;
     let _alone = alone();
     raise_own_limit(20_000);
@@ -293,7 +292,7 @@ fn a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience() {
         for (number, wire) in crowd.iter_mut().enumerate().skip(lap * 1000).take(1000) {
             wire.get(&format!("/LOCK/KEYA/{number}"));
         }
-        // One after the other their waits end and begin, some of them in the middle of a beat.
+        // Their waits end and begin one after another, some of them in the middle of a tick.
         for (key, wire) in quick.iter_mut().enumerate() {
             assert_eq!(teller.ask(&format!("/UNLOCK/{key}/teller")).body, "1\n");
             assert_ne!(wire.reply().body, "0\n");
@@ -311,7 +310,7 @@ fn a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience() {
 }
 
 #[test]
-fn what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends() {
+fn requests_behind_a_waiting_lock_are_answered_when_the_server_ends() {
     let _alone = alone();
     for _ in 0..10 {
         let mut server = Server::new(patient());
@@ -321,7 +320,7 @@ fn what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends() {
         for _ in 0..3 {
             wire.get("/PING");
         }
-        // What is still on its way when the server ends has no answer.
+        // A request that is still on its way when the server ends gets no answer.
         until("all of it is read", || sleeps(pid) && sleeps(pid));
         assert!(server.stop().unwrap());
         assert_eq!(wire.reply().result(), "stopping");
@@ -341,8 +340,8 @@ fn eight_thousand_waiters_on_one_key_are_served_in_their_order() {
     let server = start(patient());
     let mut teller = Wire::to(&server);
     assert_ne!(teller.ask("/LOCK/KEYA/holder").body, "0\n");
-    // Each is known to stand in the queue before the next one comes: of two LOCKs of its name one is
-    // refused, and that connection asks for the next name.
+    // Each is certainly in the queue before the next one arrives: of two LOCKs with its name one is refused, and that
+    // connection is used for the next name.
     let mut spare = Wire::to(&server);
     let mut waiters: Vec<Wire> = (0..WAITERS)
         .map(|number| {
@@ -370,8 +369,8 @@ fn eight_thousand_waiters_on_one_key_are_served_in_their_order() {
     println!("{WAITERS} waiters were served in {:?}", began.elapsed());
 }
 
-/// 42 kB each as long as a waiter's thread had answered requests before it waited; 0.9 s to end as long as
-/// thousands of threads ended at the same time.
+/// Seen to fail: each cost 42 kB while a waiter's thread answered requests before it waited, and the end took 0.9 s
+/// while thousands of threads ended at the same time.
 #[test]
 fn eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_second() {
     let _alone = alone();
@@ -387,7 +386,7 @@ fn eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_secon
             wire
         })
         .collect();
-    // One that reads the connection and one that waits; a few were there before.
+    // Two threads for each waiter, one that reads the connection and one that waits, beside a few others.
     until("all of them wait", || {
         status(pid, "Threads:") + 10 >= threads_before + 2 * WAITERS
     });
@@ -424,7 +423,7 @@ fn eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_secon
 }
 
 #[test]
-fn a_request_that_trickles_in_is_answered_and_one_that_never_ends_delays_nobody() {
+fn a_slow_request_is_answered_and_an_endless_one_delays_nobody() {
     let _alone = alone();
     let server = start(options());
     let mut endless = Wire::to(&server);
@@ -440,9 +439,9 @@ fn a_request_that_trickles_in_is_answered_and_one_that_never_ends_delays_nobody(
     assert_eq!(trickle.reply().body, "1\n");
 }
 
-/// The server ended with "memory allocation of 1000000000000 bytes failed"; seen with every request dropped.
+/// Seen to fail with every request dropped: the server ended with "memory allocation of 1000000000000 bytes failed".
 #[test]
-fn a_huge_body_announced_costs_only_its_own_connection() {
+fn a_huge_content_length_ends_only_its_own_connection() {
     let _alone = alone();
     let server = start(options());
     let mut kept = Wire::to(&server);
@@ -467,10 +466,10 @@ fn a_huge_body_announced_costs_only_its_own_connection() {
     assert_eq!(kept.ask("/CHECK/KEYA").body, "0\n");
 }
 
-/// Served as they came, a hundred thousand requests ahead kept everybody else waiting until they were
-/// done; seen with a leader that answers each as it takes it.
+/// Seen to fail with a leader that answers each request as it takes it: everybody else waited until the hundred
+/// thousand were done.
 #[test]
-fn a_hundred_thousand_requests_sent_ahead_delay_nobody_else() {
+fn a_hundred_thousand_pipelined_requests_delay_nobody_else() {
     let _alone = alone();
     let server = start(options());
     let flood = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
@@ -479,7 +478,7 @@ fn a_hundred_thousand_requests_sent_ahead_delay_nobody_else() {
     let mut sender = flood.try_clone().unwrap();
     let writer = thread::spawn(move || {
         let requests = "GET /PING HTTP/1.1\r\n\r\n".repeat(1000);
-        // Cut off, it fails.
+        // Fails once the server has closed the connection.
         (0..100)
             .take_while(|_| sender.write_all(requests.as_bytes()).is_ok())
             .count()
@@ -499,10 +498,10 @@ fn a_hundred_thousand_requests_sent_ahead_delay_nobody_else() {
     let _ = reader.join().unwrap();
 }
 
-/// Without deposing the leader nobody was answered for 10 s; without ending the connection then, each
-/// further answer to it stopped everybody again.
+/// Seen to fail: without another leader nobody was answered for 10 s, and without the end of the connection each
+/// further answer to it blocked everybody again.
 #[test]
-fn a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection() {
+fn a_client_that_never_reads_delays_nobody_and_loses_its_connection() {
     let _alone = alone();
     let server = start(options());
     let mut crowd: Vec<TcpStream> = (0..4)
@@ -513,9 +512,8 @@ fn a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection()
             stream
         })
         .collect();
-    // Answers longer than their questions fill every buffer on the way, too few at a time to be cut off
-    // for having sent too many ahead. As long as its connection lives,
-    // nobody gets an error but "not now".
+    // Answers longer than their requests fill every buffer on the way, with too few at a time to be closed for too many
+    // pipelined requests. While its connection is open, a write fails only with "would block".
     let requests = "GET /FOO HTTP/1.1\r\n\r\n".repeat(10);
     let mut wire = Wire::to(&server);
     let mut slowest = Duration::ZERO;
@@ -536,7 +534,7 @@ fn a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection()
     );
 }
 
-/// Known by its address alone, the dead waiter passed for alive as long as the new connection lived.
+/// Seen to fail: identified only by its address, the dead waiter counted as alive while the new connection was open.
 #[test]
 fn a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port() {
     let _alone = alone();
@@ -545,7 +543,7 @@ fn a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port() {
     let mut dead = Wire::from_port(0, server.port());
     let port = dead.own_port();
     dead.get("/LOCK/KEYA/dead");
-    // Until it is watched.
+    // Long enough that it is watched.
     thread::sleep(ms(300));
     dead.reset();
     let mut new = Wire::from_port(port, server.port());
@@ -556,22 +554,22 @@ fn a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port() {
     assert_eq!(
         ask(&server, "/CHECK/KEYA").body,
         "0\n",
-        "the key went to the dead"
+        "the key was granted to the dead"
     );
 }
 
-/// It had the server at 1.46 GB after 17 s; seen with `end_unfinished` doing nothing.
+/// Seen to fail with `end_unfinished` doing nothing: the server took 1.46 GB after 17 s.
 #[test]
-fn a_header_line_without_an_end_ends_its_connection_and_takes_no_memory_that_stays() {
+fn an_endless_header_line_ends_its_connection_and_its_memory_is_freed() {
     let _alone = alone();
     let mut server = Server::new(options());
     let pid = server.start().unwrap();
     let mut kept = Wire::to(&server);
     assert_eq!(kept.ask("/PING").body, "1\n");
-    // Of the many small pieces the allocator keeps some, for the next use.
+    // The allocator keeps some of the many small pieces for reuse.
     for (headers, kept_free) in [("x", 2 * 1024), ("a:\r\n", 4 * 1024)] {
         let before = status(pid, "VmRSS:");
-        // One that was answered before, and one that is new.
+        // A connection that was answered before, and a new one.
         for mut wire in [Wire::to(&server), Wire::to(&server)] {
             if headers == "x" {
                 assert_eq!(wire.ask("/PING").body, "1\n");
@@ -600,9 +598,9 @@ fn a_header_line_without_an_end_ends_its_connection_and_takes_no_memory_that_sta
     assert_eq!(kept.ask("/PING").body, "1\n");
 }
 
-/// It was 1 GB; seen with `end_unfinished` doing nothing.
+/// Seen to fail with `end_unfinished` doing nothing: it was 1 GB.
 #[test]
-fn a_thousand_clients_that_send_headers_without_an_end_take_256_mib_together_at_most() {
+fn a_thousand_clients_with_endless_headers_take_at_most_256_mib() {
     let _alone = alone();
     raise_own_limit(3000);
     let mut server = Server::new(options());
@@ -628,17 +626,16 @@ fn a_thousand_clients_that_send_headers_without_an_end_take_256_mib_together_at_
         });
         most = most.max(status(pid, "VmRSS:"));
     }
-    println!("at the most {most} kB");
-    // Where others have the processors, what they send is ended later.
+    println!("at most {most} kB");
+    // On a busy machine the server ends their connections later.
     let bound = 256 * 1024 * slowness() as usize;
     assert!(most <= bound, "{most} kB");
     assert_eq!(ask(&server, "/PING").body, "1\n");
 }
 
-/// They stayed without end; seen with `end_unfinished` doing nothing.
+/// Seen to fail with `end_unfinished` doing nothing: the connections stayed open.
 #[test]
-fn a_request_that_is_not_there_whole_after_10_s_ends_its_connection_and_a_lock_that_waits_goes_on()
-{
+fn a_request_incomplete_after_10_s_ends_its_connection_and_a_waiting_lock_goes_on() {
     let _alone = alone();
     let server = start(patient());
     ask(&server, "/LOCK/KEYA/holder");
@@ -680,9 +677,9 @@ fn a_request_that_is_not_there_whole_after_10_s_ends_its_connection_and_a_lock_t
     assert_ne!(waiter.reply().body, "0\n");
 }
 
-/// As many as `LOCK_SERVER_TEST_STRINGS` says; 50,000 take a minute.
+/// `LOCK_SERVER_TEST_STRINGS` sets their number; 50,000 take a minute.
 #[test]
-fn thousands_of_random_strings_like_http_leave_the_server_and_its_locks_as_they_were() {
+fn after_thousands_of_random_strings_the_server_and_its_locks_are_unchanged() {
     let _alone = alone();
     let strings =
         std::env::var("LOCK_SERVER_TEST_STRINGS").map_or(4000, |many| many.parse().unwrap());
@@ -705,7 +702,7 @@ fn thousands_of_random_strings_like_http_leave_the_server_and_its_locks_as_they_
                     let mut random = Random(seed * 4 + number + 1);
                     for _ in 0..strings / 4 {
                         let mut wire = Wire::to(server);
-                        // Ended in between, it takes no more.
+                        // Fails if the server has ended the connection meanwhile.
                         let _ = wire.stream().write_all(&random.like_http());
                         let _ = wire.stream().shutdown(std::net::Shutdown::Write);
                         wire.rest();
@@ -727,16 +724,16 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, most: usize) -> usize {
-        // xorshift64, of Marsaglia.
+        // Marsaglia's xorshift64.
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 16) as usize % most
     }
 
-    /// What a server may take for a request, in part.
+    /// Bytes that partly look like a request.
     fn like_http(&mut self) -> Vec<u8> {
-        // Without HTTP/2, which tiny_http never lets go of.
+        // Without HTTP/2, whose connections tiny_http never closes.
         const PIECES: [&str; 24] = [
             "GET ",
             "POST ",
@@ -775,7 +772,7 @@ impl Random {
     }
 }
 
-/// The server in the foreground, its log caught.
+/// The server in the foreground, with its log recorded.
 struct Foreground {
     process: Child,
     port: u16,
@@ -817,7 +814,7 @@ impl Drop for Foreground {
     }
 }
 
-/// A process whose LOCK is known to wait, and its name.
+/// A process whose LOCK certainly waits, and its name.
 fn waiting_process(server: &Server) -> (Child, String) {
     let port = server.port().to_string();
     for number in 0..100 {
@@ -826,7 +823,7 @@ fn waiting_process(server: &Server) -> (Child, String) {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // Later than the process, most times.
+        // Mostly long enough for the process to be first.
         thread::sleep(ms(20 << number.min(6)));
         let mut probe = Wire::to(server);
         probe.get(&format!("/LOCK/KEYA/{name}"));
@@ -842,7 +839,7 @@ fn waiting_process(server: &Server) -> (Child, String) {
     panic!("none of a hundred waits");
 }
 
-/// A waiter where there is room for no second LOCK of its name.
+/// A waiter for a server that has no room for a second LOCK.
 fn waiting_wire_alone(server: &Server, key: &str, requester: &str) -> Wire {
     let mut wire = Wire::to(server);
     wire.get(&format!("/LOCK/{key}/{requester}"));
@@ -853,7 +850,7 @@ fn waiting_wire_alone(server: &Server, key: &str, requester: &str) -> Wire {
             probe.has_answer() || wire.has_answer()
         });
         if wire.has_answer() {
-            // The probe was first: it waits in its stead.
+            // The probe was first, so it is the waiter.
             std::mem::swap(&mut wire, &mut probe);
         }
         probe.reply().result() == "already-waiting"
@@ -861,7 +858,7 @@ fn waiting_wire_alone(server: &Server, key: &str, requester: &str) -> Wire {
     wire
 }
 
-/// What a process and its threads, those that have ended, too, have used; to 10 ms.
+/// The processor time of a process and its threads, ended ones included, in steps of 10 ms.
 fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();
@@ -874,7 +871,7 @@ fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// A number of `/proc/PID/status`.
+/// A number in `/proc/PID/status`.
 fn status(pid: u32, name: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status

@@ -1,4 +1,4 @@
-//! The seed's synopsis, with its real times.
+//! The synopsis of the Perl original, with its real times.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -37,13 +37,13 @@ fn client_b_gets_the_key_when_the_lease_of_client_a_runs_out() {
     let lease_b = b
         .lock("KEYA")
         .unwrap()
-        .expect("the lease of A runs out before the patience of B");
+        .expect("the lease of A runs out before B times out");
     let late = SystemTime::now()
         .duration_since(lease_a.expires)
-        .expect("never before the lease has run out");
+        .expect("not before the lease has run out");
     assert!(
         late <= ms(50),
-        "B heard of its lock {late:?} after the lease of A had run out"
+        "B got its lock {late:?} after the lease of A had run out"
     );
     assert!(
         lease_b.expires >= lease_a.expires + ten,
@@ -51,7 +51,7 @@ fn client_b_gets_the_key_when_the_lease_of_client_a_runs_out() {
     );
     assert!(
         !a.unlock("KEYA").unwrap(),
-        "A has lost its lease and hears so"
+        "A learns that it has lost its lease"
     );
 
     assert!(b.unlock("KEYA").unwrap());

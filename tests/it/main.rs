@@ -7,7 +7,7 @@
 //! |---|---|
 //! | **Locks** | |
 //! | never more live leases on one key than each of them allows, grants in the order of arrival, nobody waits while there is room, none to the dead, no key stuck, nothing left in the end | `mutual_exclusion::processes_that_die_sleep_and_hang_up_take_turns_on_every_key` |
-//! | that trial notices what it has to | `mutual_exclusion::the_examiner_notices_what_it_should` |
+//! | that trial notices what it has to | `mutual_exclusion::the_examiner_reports_each_violation` |
 //! | of many clients on one key never two are inside | `contention::of_64_clients_on_one_key_never_two_hold_it_and_none_is_refused` |
 //! | first come, first served | `contention::waiters_are_served_in_the_order_of_their_arrival` |
 //! | the same for thousands | `alone::http::eight_thousand_waiters_on_one_key_are_served_in_their_order` |
@@ -22,10 +22,10 @@
 //! | a patience of zero tries once | `wire::an_attempt_timeout_of_zero_tries_once` |
 //! | a LOCK that waits blocks nobody else | `wire::a_waiting_lock_blocks_nobody_else` |
 //! | a waiter that goes loses its place within a second | `alone::http::a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second` |
-//! | a waiter that is watched and goes is never granted the key | `alone::http::a_watched_waiter_that_goes_is_never_granted_the_key` |
-//! | who goes after the grant keeps the lease | `alone::http::who_hangs_up_after_the_grant_keeps_the_lease` |
+//! | a waiter that is watched and goes is never granted the key | `alone::http::a_watched_waiter_that_hangs_up_is_never_granted_the_key` |
+//! | who goes after the grant keeps the lease | `alone::http::a_client_that_hangs_up_after_the_grant_keeps_the_lease` |
 //! | who goes before its LOCK is read is granted a free key | `wire::a_client_that_has_closed_before_its_lock_is_read_is_granted_a_free_key` |
-//! | a wait that begins while a crowd of waits is looked after ends with its patience | `alone::http::a_wait_that_begins_while_a_crowd_is_looked_after_ends_with_its_patience` |
+//! | a wait that begins while a crowd of waits is looked after ends with its patience | `alone::http::a_wait_that_begins_while_a_crowd_is_checked_ends_at_its_timeout` |
 //! | **Several holders** | |
 //! | the table does what the rules say, in a million random steps | `table::tests::model::the_table_and_a_naive_model_agree_after_every_call` |
 //! | and millisecond by millisecond, kept in time | `table::tests::world::a_table_called_each_millisecond_follows_the_rules` |
@@ -208,15 +208,15 @@
 //! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_says_who_it_is` |
 //! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |
 //! | who waits is refused when its server stands by, and may wait at the next leader | `cluster::who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader` |
-//! | with the feature `tls` a server leads over TLS, with a certificate of its own | `tls::etcd::a_server_with_a_certificate_leads_keeps_its_lease_and_stores_over_tls` |
-//! | without one that etcd takes it stands by, and says why | `tls::etcd::without_a_certificate_that_etcd_takes_a_server_stands_by_and_says_so` |
-//! | as with an etcd that is not to be trusted | `tls::etcd::an_etcd_that_is_not_to_be_trusted_is_not_asked_and_the_log_says_why` |
-//! | until etcd's certificate is mended | `tls::etcd::once_etcd_has_a_certificate_for_its_name_a_server_leads_that_stood_by_without` |
-//! | bad files are refused at the start | `tls::etcd::bad_files_for_tls_are_refused_in_a_sentence` |
+//! | with the feature `tls` a server leads over TLS, with a certificate of its own | `tls::etcd::a_server_with_a_certificate_leads_and_stores_over_tls` |
+//! | without one that etcd takes it stands by, and says why | `tls::etcd::without_a_certificate_that_etcd_accepts_a_server_stands_by_and_logs_it` |
+//! | as with an etcd that is not to be trusted | `tls::etcd::an_untrusted_etcd_is_not_used_and_the_log_has_the_reason` |
+//! | until etcd's certificate is mended | `tls::etcd::a_server_that_stands_by_leads_once_etcds_certificate_has_its_name` |
+//! | bad files are refused at the start | `tls::etcd::bad_tls_files_are_refused_in_a_sentence` |
 //! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
 //! | its judge notices what it has to | `trial::the_judge_reports_each_violation` |
 //! | a trial's history is read whole | `etcd::history::a_long_history_is_read_whole` |
-//! | and its examiner notices what it has to | `etcd::history::the_examiner_notices_what_it_should` |
+//! | and its examiner notices what it has to | `etcd::history::the_examiner_reports_each_violation` |
 //! | **Leases and fences** | |
 //! | a LOCK names how long its lease lasts | `leases::a_lock_may_give_its_lease_time` |
 //! | a LOCK names how long it waits | `leases::a_lock_may_give_its_wait_time` |
@@ -338,43 +338,43 @@
 //! | 64 connections at once are answered within 250 ms | `alone::http::of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
 //! | a waiter costs 32 kB, and 8,000 end with the server within a second | `alone::http::eight_thousand_waiters_cost_32_kb_each_and_end_with_the_server_within_a_second` |
 //! | an idle server takes half a percent of a core | `alone::http::an_idle_server_takes_less_than_half_a_percent_of_a_core` |
-//! | out of descriptors the locks stay, and connections are served within a second of some being free | `alone::http::out_of_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
+//! | out of descriptors the locks stay, and connections are served within a second of some being free | `alone::http::without_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
 //! | the same on the classic port | `classic::without_free_descriptors_the_locks_stay_and_new_connections_are_served_later` |
 //! | its threads are bounded | `classic::threads_are_bounded_and_the_client_that_was_silent_longest_makes_room` |
-//! | beyond `max_waiters` and `max_keys`: 503 | `alone::http::beyond_the_limits_a_lock_is_refused_at_once_and_nothing_else_suffers` |
-//! | a huge body costs its own connection | `alone::http::a_huge_body_announced_costs_only_its_own_connection` |
-//! | a header line without an end takes no memory that stays | `alone::http::a_header_line_without_an_end_ends_its_connection_and_takes_no_memory_that_stays` |
-//! | a thousand such clients take 256 MiB together at most | `alone::http::a_thousand_clients_that_send_headers_without_an_end_take_256_mib_together_at_most` |
-//! | a request is there whole within 10 s | `alone::http::a_request_that_is_not_there_whole_after_10_s_ends_its_connection_and_a_lock_that_waits_goes_on` |
+//! | beyond `max_waiters` and `max_keys`: 503 | `alone::http::beyond_the_limits_a_lock_is_refused_at_once_and_all_else_works` |
+//! | a huge body costs its own connection | `alone::http::a_huge_content_length_ends_only_its_own_connection` |
+//! | a header line without an end takes no memory that stays | `alone::http::an_endless_header_line_ends_its_connection_and_its_memory_is_freed` |
+//! | a thousand such clients take 256 MiB together at most | `alone::http::a_thousand_clients_with_endless_headers_take_at_most_256_mib` |
+//! | a request is there whole within 10 s | `alone::http::a_request_incomplete_after_10_s_ends_its_connection_and_a_waiting_lock_goes_on` |
 //! | an idle connection is ended after ten minutes, a LOCK that waits is not | `server::tiny::unfinished::an_idle_connection_is_ended_after_ten_minutes_and_a_lock_that_waits_is_not` |
-//! | thousands of random strings leave the server and its locks as they were | `alone::http::thousands_of_random_strings_like_http_leave_the_server_and_its_locks_as_they_were` |
-//! | requests sent ahead delay nobody else | `alone::http::a_hundred_thousand_requests_sent_ahead_delay_nobody_else` |
-//! | a client that never reads delays nobody | `alone::http::a_client_that_never_reads_its_answers_stops_nobody_and_loses_its_connection` |
+//! | thousands of random strings leave the server and its locks as they were | `alone::http::after_thousands_of_random_strings_the_server_and_its_locks_are_unchanged` |
+//! | requests sent ahead delay nobody else | `alone::http::a_hundred_thousand_pipelined_requests_delay_nobody_else` |
+//! | a client that never reads delays nobody | `alone::http::a_client_that_never_reads_delays_nobody_and_loses_its_connection` |
 //! | one thread takes requests at any time, and one always does | `server::workers::leadership::tests::model::in_every_interleaving_one_leads_and_who_is_deposed_finds_out` |
 //! | also where the system has no thread for it | `server::workers::leadership::tests::model::in_every_interleaving_a_lead_without_a_thread_is_kept_until_there_is_one` |
 //! | **A server as a process** | |
 //! | `start` returns the pid once it answers | `process::start_returns_the_childs_pid_once_it_answers` |
 //! | also beside busy threads | `process::every_start_beside_busy_threads_serves` |
-//! | `stop` breaks off waits and frees the port | `process::stop_breaks_off_waiting_locks_and_frees_the_port` |
-//! | what waits, or stands behind it, is answered when the server ends | `alone::http::what_stands_behind_a_waiting_lock_is_answered_when_the_server_ends` |
+//! | `stop` breaks off waits and frees the port | `process::stop_ends_waiting_locks_and_frees_the_port` |
+//! | what waits, or stands behind it, is answered when the server ends | `alone::http::requests_behind_a_waiting_lock_are_answered_when_the_server_ends` |
 //! | a busy port is tried again as configured | `process::a_busy_port_is_tried_again_as_configured` |
 //! | options out of range are refused | `process::options_out_of_range_are_refused_before_anything_is_bound` |
-//! | a started server ends with its parent, however that ends | `process::the_child_ends_with_its_parent_process_however_that_ends` |
-//! | unless it is to outlive it | `process::a_child_told_to_outlives_its_parent` |
-//! | it has nothing of its parent's: descriptors | `process::the_child_keeps_no_descriptor_but_its_own` |
-//! | signals, buffers, what runs at exit | `process::the_child_takes_no_part_in_the_parents_signals_buffers_and_exit` |
+//! | a started server ends with its parent, however that ends | `process::the_child_ends_with_its_parent_however_the_parent_ends` |
+//! | unless it is to outlive it | `process::a_child_outlives_its_parent_with_the_option` |
+//! | it has nothing of its parent's: descriptors | `process::the_child_inherits_no_descriptors` |
+//! | signals, buffers, what runs at exit | `process::the_child_does_not_inherit_the_parents_signals_buffers_and_exit_functions` |
 //! | the parent's standard streams | `process::many_servers_and_the_pipe_end_with_a_parent_that_is_killed` |
 //! | Ctrl-C reaches the program alone | `process::ctrl_c_reaches_the_parent_and_not_the_server` |
 //! | a server that hangs is ended | `process::a_hung_child_is_ended_by_its_watchdog` |
-//! | no start makes a second copy of the program | `process::a_parent_killed_within_start_leaves_no_second_copy_of_itself` |
+//! | no start makes a second copy of the program | `process::a_parent_killed_during_start_leaves_no_second_copy_of_itself` |
 //! | a program with more rights than its caller is not executed again | `process::a_program_with_more_rights_than_its_caller_is_not_executed_again` |
-//! | a start that fails says why | `process::a_child_that_does_not_serve_says_why` |
+//! | a start that fails says why | `process::the_error_of_a_child_that_cannot_serve_has_the_reason` |
 //! | SHUTDOWN ends a server that allows it | `wire::shutdown_ends_a_server_that_allows_it` |
 //! | the log goes to its file | `harness::a_started_server_logs_to_the_file_of_its_options` |
 //! | `spawn` serves in this process | `harness::a_spawned_server_serves_in_this_process_and_frees_its_port_when_it_is_stopped` |
 //! | and leaves no descriptors | `process::many_spawned_servers_come_and_go_without_leaving_descriptors` |
 //! | `run` ends by a signal, and two share the signals | `process::two_runs_in_one_process_share_the_signals` |
-//! | a fork's copies end nothing | `process::handles_dropped_in_a_forked_child_end_nothing` |
+//! | a fork's copies end nothing | `process::handles_dropped_in_a_forked_child_have_no_effect` |
 //! | each side of a fork gets its own answers | `process::a_client_on_both_sides_of_a_fork_gets_its_own_answers` |
 //! | `run` reports READY and STOPPING to a service manager | `service::run_reports_that_it_serves_and_that_it_stops` |
 //! | and serves on the sockets that it is handed | `service::run_serves_on_the_sockets_of_a_service_manager` |
@@ -400,11 +400,11 @@
 //! | `LOCK_SERVER` may be a URL with a prefix | `proxied::a_url_with_a_prefix_leads_through_a_proxy` |
 //! | the same with a real nginx | `proxied::behind_a_real_nginx_a_lock_survives_an_absent_server_and_nginxs_timeout` |
 //! | `LOCK_SERVER` may be `https://`, with the feature `tls` | `tls::the_command_locks_renews_verifies_and_unlocks_over_tls` |
-//! | `exec` hands it on | `tls::exec_hands_the_url_on_and_holds_its_key_over_tls` |
+//! | `exec` hands it on | `tls::exec_passes_the_url_on_and_holds_its_key_over_tls` |
 //! | without the feature that is refused, and the feature is named | `command::https_without_the_feature_is_wrong_usage_that_names_the_feature` |
-//! | a certificate that is not to be trusted is 69, with a reason | `tls::a_certificate_that_is_not_to_be_trusted_is_69_and_says_why` |
-//! | and an error with its cause | `tls::a_client_is_told_as_data_why_there_is_no_tls` |
-//! | a record of TLS that is no answer ends no connection | `tls::a_record_of_tls_that_is_no_answer_ends_no_connection` |
+//! | a certificate that is not to be trusted is 69, with a reason | `tls::an_untrusted_certificate_is_exit_69_with_the_reason` |
+//! | and an error with its cause | `tls::a_clients_error_has_the_tls_failure_as_data` |
+//! | a record of TLS that is no answer ends no connection | `tls::a_tls_record_without_an_answer_does_not_end_the_connection` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_repeated` |
 //! | `lock_all`: all or none | `client::lock_all_locks_none_if_one_is_taken` |
 //! | `guard_all`: all or none | `harness::guard_all_guards_all_keys_or_none` |
@@ -426,10 +426,10 @@
 //! | and an error where the lease may have run out | `client::a_release_at_the_next_run_is_an_error_if_the_lease_may_have_run_out` |
 //! | a guard hears that its lease is over | `guard::a_guard_learns_from_the_server_that_its_lease_is_over` |
 //! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_cannot_be_renewed_is_lost_at_its_deadline_for_good` |
-//! | a thousand guards take a few threads | `process::a_thousand_guards_are_kept_by_a_few_threads` |
+//! | a thousand guards take a few threads | `process::a_thousand_guards_are_renewed_by_a_few_threads` |
 //! | a wait is called off | `harness::a_wait_cancelled_from_another_thread_leaves_the_queue` |
 //! | an endless wait keeps its place | `harness::an_endless_wait_outlasts_the_servers_longest_wait_and_keeps_its_place` |
-//! | an error says where, how often and why | `process::a_client_says_where_it_found_nobody_and_how_often_it_tried` |
+//! | an error says where, how often and why | `process::the_error_of_an_absent_server_has_the_address_and_the_number_of_tries` |
 //! | a refusal says why, and whether to try again | `harness::a_refusal_has_its_reason_and_whether_to_try_again` |
 //! | an answer to another question is no grant | `harness::an_answer_with_another_request_id_is_an_error` |
 //! | `LOCK_SERVER` leads a program to the server | `harness::a_program_under_test_finds_the_server_by_its_environment` |

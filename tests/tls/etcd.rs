@@ -1,4 +1,4 @@
-//! TLS between a lock server and a real etcd that wants a certificate of it.
+//! TLS between a lock server and a real etcd that requires a certificate.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -14,18 +14,18 @@ use super::{Authority, LOCALHOST};
 use crate::common::program::{Outcome, clean, installed, program};
 use crate::common::{PATIENCE, Reply, Wire, ends_with_this_thread, free_port, ms, until};
 
-/// A process, which is killed when this is dropped.
+/// A process. Dropping it kills the process.
 struct Running(Child);
 
 impl Running {
-    /// With what it says in this file.
+    /// Starts it with its output in this file.
     fn start(command: &mut Command, log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log);
         command.stdout(Stdio::null()).stderr(log.unwrap());
         Running(ends_with_this_thread(command).spawn().unwrap())
     }
 
-    /// Its exit code, after SIGTERM.
+    /// Sends SIGTERM, and returns the exit code.
     fn end(&mut self) -> Option<i32> {
         kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
         self.0.wait().unwrap().code()
@@ -40,7 +40,7 @@ impl Drop for Running {
     }
 }
 
-/// An etcd that takes who has a certificate of its CA, and shows a certificate of it itself.
+/// An etcd with a certificate of its CA, which accepts clients with a certificate of that CA.
 struct TlsEtcd {
     port: u16,
     peer: u16,
@@ -50,7 +50,7 @@ struct TlsEtcd {
 }
 
 impl TlsEtcd {
-    /// `None` where etcd is not installed, and that is said.
+    /// `None`, with a printed reason, if etcd is not installed.
     fn start(authority: &Authority, certificate: &str) -> Option<Self> {
         let mut etcd = TlsEtcd {
             port: free_port(),
@@ -63,7 +63,7 @@ impl TlsEtcd {
         Some(etcd)
     }
 
-    /// Starts it, perhaps anew, with another certificate.
+    /// Starts it, or starts it again with another certificate.
     fn show(&mut self, authority: &Authority, certificate: &str) {
         self.process = None;
         let client = format!("https://127.0.0.1:{}", self.port);
@@ -103,7 +103,7 @@ struct Served {
 }
 
 impl Served {
-    /// With these options for TLS.
+    /// Starts it with these TLS options.
     fn start(etcd: &TlsEtcd, options: &[(&str, &Path)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (port, log) = (free_port(), folder.path().join("log"));
@@ -122,7 +122,7 @@ impl Served {
         served
     }
 
-    /// With the CA and a certificate of this name.
+    /// Starts it with this CA's root, and a certificate with this name of another CA.
     fn with(etcd: &TlsEtcd, ca: &Authority, signed_by: &Authority, name: &str) -> Self {
         Served::start(
             etcd,
@@ -149,7 +149,7 @@ impl Served {
         });
     }
 
-    /// Waits until the log has all of this in one line, while the server stands by.
+    /// Waits until a line of the log has all these words, and checks that the server stands by.
     #[track_caller]
     fn until_says(&self, words: &[&str]) {
         let begun = Instant::now();
@@ -163,7 +163,7 @@ impl Served {
     }
 }
 
-/// A CA with certificates for etcd and for a lock server. `None` where openssl or etcd is not installed.
+/// A CA with certificates for etcd and for a lock server. `None` if openssl or etcd is not installed.
 fn authority() -> Option<Authority> {
     installed("etcd")?;
     let authority = Authority::new()?;
@@ -173,7 +173,7 @@ fn authority() -> Option<Authority> {
 }
 
 #[test]
-fn a_server_with_a_certificate_leads_keeps_its_lease_and_stores_over_tls() {
+fn a_server_with_a_certificate_leads_and_stores_over_tls() {
     let Some(authority) = authority() else { return };
     let Some(etcd) = TlsEtcd::start(&authority, "etcd") else {
         return;
@@ -182,7 +182,7 @@ fn a_server_with_a_certificate_leads_keeps_its_lease_and_stores_over_tls() {
     first.until_leads();
     let locked = first.ask("/LOCK/KEYA/A?lock_timeout=600").unwrap();
     assert!(locked.header("Lock-Fence").is_some(), "{locked:?}");
-    // For longer than a lease lasts that nobody keeps alive, on connections that stay open.
+    // Longer than the lease lasts without keepalives, on connections that stay open.
     let begun = Instant::now();
     while begun.elapsed() < ms(3000) {
         let verified = first.ask("/VERIFY/KEYA/A").unwrap();
@@ -197,7 +197,7 @@ fn a_server_with_a_certificate_leads_keeps_its_lease_and_stores_over_tls() {
 }
 
 #[test]
-fn without_a_certificate_that_etcd_takes_a_server_stands_by_and_says_so() {
+fn without_a_certificate_that_etcd_accepts_a_server_stands_by_and_logs_it() {
     let (Some(authority), Some(other)) = (authority(), Authority::new()) else {
         return;
     };
@@ -217,7 +217,7 @@ fn without_a_certificate_that_etcd_takes_a_server_stands_by_and_says_so() {
 }
 
 #[test]
-fn an_etcd_that_is_not_to_be_trusted_is_not_asked_and_the_log_says_why() {
+fn an_untrusted_etcd_is_not_used_and_the_log_has_the_reason() {
     let (Some(authority), Some(other)) = (authority(), Authority::new()) else {
         return;
     };
@@ -227,13 +227,13 @@ fn an_etcd_that_is_not_to_be_trusted_is_not_asked_and_the_log_says_why() {
     let issuer = "of an issuer that is not trusted";
     let foreign = Served::with(&etcd, &other, &authority, "locks");
     foreign.until_says(&["cannot lead", issuer, "store_ca"]);
-    // Those of the system.
+    // With the system's root certificates.
     let mine = Served::start(&etcd, &[]);
     mine.until_says(&["cannot lead", issuer, "store_ca"]);
 }
 
 #[test]
-fn once_etcd_has_a_certificate_for_its_name_a_server_leads_that_stood_by_without() {
+fn a_server_that_stands_by_leads_once_etcds_certificate_has_its_name() {
     let Some(authority) = authority() else { return };
     let Some(mut etcd) = TlsEtcd::start(&authority, "locks") else {
         return;
@@ -245,9 +245,9 @@ fn once_etcd_has_a_certificate_for_its_name_a_server_leads_that_stood_by_without
     assert!(served.log().contains("answers"), "{}", served.log());
 }
 
-/// It is the end at the start, with a sentence that names the file and its option. Nobody has to be asked for that.
+/// The start fails without a request, with a sentence that names the file and its option.
 #[test]
-fn bad_files_for_tls_are_refused_in_a_sentence() {
+fn bad_tls_files_are_refused_in_a_sentence() {
     let Some(authority) = Authority::new() else {
         return;
     };

@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examiner_notices_what_it_should() {
+    fn the_examiner_reports_each_violation() {
         let rules: &[(&str, &[&str])] = &[
             ("while nobody leads", &["seq=7 a/0=ann7"]),
             ("while nobody leads", &["leader", "-leader", "-a/0"]),
