@@ -1,7 +1,7 @@
-//! Two revisions of this server take turns: the one that this bench was built with, and another one of the repository.
+//! Compares two revisions of this server: the one that this bench was built with, and another one of the repository.
 //!
-//! Only what a client sees over HTTP is compared, as an older library may have another API. For the same reason both
-//! are started with the options that every revision has.
+//! Compares only what a client sees over HTTP, since an older library may have another API. For the same reason both
+//! servers get only options that every revision has.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use crate::{Bench, Contestant, Values, each, p50_p99};
 const BEFORE: &str = "before";
 const NOW: &str = "now";
 
-/// Below this the run fails. On an idle machine, two servers of one revision differ by less; beside compilers and with
-/// `--quick`, they differ by more.
+/// The run fails if a ratio is below this. On an idle machine two servers of one revision differ by less; beside
+/// compilers and with `--quick` they differ by more.
 const LEAST: f64 = 0.9;
 
-/// One round is not comparable with another, so there are at least as many.
+/// The least number of rounds, since a single round is not comparable with another one.
 const LEAST_ROUNDS: usize = 5;
 
-/// Keys that others hold, and waiters behind the next one.
+/// The held keys, and the waiters for a key, beside which both are measured.
 const HELD: usize = 100_000;
 const WAITERS: usize = 1000;
 
-/// The p99 of a short run is chance, and is printed without a verdict.
+/// The p99 of a short run is random, so it is printed without a verdict.
 const NOT_JUDGED: &str = ", p99";
 
-/// Builds that revision and compares. It fails where this one is slower.
+/// Builds the other revision and compares. Fails if this revision is slower.
 pub fn revision(bench: &mut Bench, revision: &str) -> Result<ExitCode> {
     let commit = resolve(revision)?;
     let before = build(&commit)?;
@@ -63,11 +63,11 @@ pub fn revision(bench: &mut Bench, revision: &str) -> Result<ExitCode> {
     }
 }
 
-/// The whole name of a commit.
+/// The full hash of a commit.
 fn resolve(revision: &str) -> Result<String> {
-    // An option of git is no revision.
+    // git would take it for an option.
     if revision.starts_with('-') {
-        return Err(format!("{revision} is no revision").into());
+        return Err(format!("{revision} is not a revision").into());
     }
     run(
         git(&["rev-parse", "--git-dir"]),
@@ -111,7 +111,7 @@ impl Worktree {
     fn of(commit: &str, path: PathBuf) -> Result<Self> {
         let mut add = git(&["worktree", "add", "--quiet", "--detach"]);
         add.arg(&path).arg(commit);
-        run(add, "there is no working tree of that revision")?;
+        run(add, "cannot make a working tree of that revision")?;
         Ok(Worktree(path))
     }
 }
@@ -120,13 +120,13 @@ impl Drop for Worktree {
     fn drop(&mut self) {
         let mut remove = git(&["worktree", "remove", "--force"]);
         remove.arg(&self.0);
-        if let Err(error) = run(remove, "the working tree is left over") {
+        if let Err(error) = run(remove, "cannot remove the working tree") {
             eprintln!("{error}");
         }
     }
 }
 
-/// The program of a commit. Its dependencies lie where those of this bench do, as most of them are the same.
+/// Builds the program of a commit. Uses the target folder of this bench, since most dependencies are the same.
 fn build(commit: &str) -> Result<PathBuf> {
     let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (shared, own) = (all.with_file_name(""), all.with_file_name("against"));
@@ -143,7 +143,7 @@ fn build(commit: &str) -> Result<PathBuf> {
     Ok(own.join("release/lock-server"))
 }
 
-/// A server of that program.
+/// A server that runs this program.
 fn server(name: &'static str, program: &Path, lock_timeout: &str) -> Result<System> {
     let port = systems::free_port()?;
     let mut command = Command::new(program);
@@ -187,7 +187,7 @@ fn compare(bench: &mut Bench, before: &Path, now: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Beside many keys, and before many waiters. The queue comes last, as it stays.
+/// Measures beside many held keys, and with many waiters. The queue comes last, since it stays.
 fn beside_many(bench: &mut Bench, systems: &[System; 2]) -> Result<()> {
     const KEYS: &str = "rounds beside 100000 held keys";
     const QUEUE: &str = "release before 1000 waiters";
@@ -212,7 +212,7 @@ fn beside_many(bench: &mut Bench, systems: &[System; 2]) -> Result<()> {
     Ok(())
 }
 
-/// A fresh server each time, as a crowd's memory is not given back at once.
+/// A fresh server each time, since the memory of a crowd is not given back at once.
 fn memory(bench: &mut Bench, before: &Path, now: &Path) {
     for (column, measure) in MEMORY {
         let contestants = [(BEFORE, before), (NOW, now)].map(|(name, program)| {
@@ -225,7 +225,7 @@ fn memory(bench: &mut Bench, before: &Path, now: &Path) {
     }
 }
 
-/// A column of both.
+/// One column, with the values of both revisions.
 struct Comparison {
     column: String,
     unit: &'static str,
@@ -234,7 +234,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    /// How many times as good this revision is, also where less is better.
+    /// How many times better this revision is; inverted for columns in which less is better.
     fn ratio(&self) -> f64 {
         match self.unit {
             "1/s" => self.now / self.before,

@@ -1,4 +1,4 @@
-//! The columns of locks in memory: beside other systems, and beside many keys, waiters, connections and lookers.
+//! The columns of locks in memory: beside other systems, and with many keys, waiters, connections and lookers.
 
 use crate::limit;
 use crate::load::{self, Framing, Queue, Result};
@@ -7,11 +7,11 @@ use crate::systems::{self, System};
 use crate::table_alone::{Crowd, Held};
 use crate::{Bench, Contestant, Values, each, p50_p99};
 
-/// How many clients there are where a column has only one crowd.
+/// The number of clients in columns with only one crowd.
 pub const CROWD: usize = 16;
 
-/// The clients of each column of rounds, and whether all systems take part, or only ours and the limit: the plot has
-/// more points than the table.
+/// The columns of rounds, each with its clients, and whether all systems take part, or only ours and the limit: the
+/// plot has more points than the table.
 pub const ROUNDS: [(usize, &str, bool); 5] = [
     (1, "rounds, 1 client", true),
     (4, "rounds, 4 clients", false),
@@ -34,7 +34,7 @@ const BARE_LINES: &str = "a connection each, bare line";
 
 pub const EXPIRY: &str = "end of lease to next grant";
 
-/// Measures one server with each of some crowds.
+/// Measures one server with each of these crowds.
 type Measure = fn(&System, &[usize]) -> Result<Vec<f64>>;
 
 pub const MEMORY: [(&str, Measure); 2] = [
@@ -42,7 +42,7 @@ pub const MEMORY: [(&str, Measure); 2] = [
     ("memory per connection", load::memory_of_connections),
 ];
 
-/// The columns in which others take part, all of them running at the same time.
+/// The columns in which other systems take part. All systems run at the same time.
 pub fn beside_others(bench: &mut Bench) -> Result<()> {
     let columns = ROUNDS.iter().map(|(_, column, _)| *column);
     let columns = columns.chain(GRANTS.iter().map(|(_, column)| *column));
@@ -67,7 +67,7 @@ pub fn beside_others(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// The bare loops take turns with the servers: a limit that was measured at another time is none.
+/// The bare loops take turns with the servers, since a limit that is measured at another time is not comparable.
 fn rounds(bench: &mut Bench, systems: &[System]) -> Result<()> {
     if !ROUNDS.iter().any(|(_, column, _)| bench.wanted(column)) {
         return Ok(());
@@ -143,7 +143,7 @@ fn connections(bench: &mut Bench, systems: &[System]) {
     bench.column(BARE_LINES, "1/s", contestants.collect());
 }
 
-/// The waiter is granted the key at the end of a lease, with nobody's help.
+/// How late a waiter is granted the key after the end of a lease.
 pub fn expiry(bench: &mut Bench) -> Result<()> {
     if !bench.wanted(EXPIRY) {
         return Ok(());
@@ -155,7 +155,7 @@ pub fn expiry(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// A fresh server each time: what a crowd has taken is not given back at once.
+/// A fresh server each time, since the memory of a crowd is not given back at once.
 pub fn memory(bench: &mut Bench) {
     let crowds: &[usize] = if bench.quick { &[1000] } else { &[1000, 5000] };
     let has_throttle = systems::throttle().is_ok_and(|found| found.is_some());
@@ -169,17 +169,17 @@ pub fn memory(bench: &mut Bench) {
         })];
         if has_throttle {
             contestants.push(Contestant::new("throttle", move || {
-                turn(&systems::throttle()?.ok_or("it has gone from the path")?)
+                turn(&systems::throttle()?.ok_or("it is no longer on the path")?)
             }));
         }
         bench.column_of(bench.few_rounds(), column, "kB", contestants);
     }
 }
 
-/// Rounds do not get slower with the number of keys that others hold.
+/// Measures that rounds do not get slower with more held keys.
 pub fn held_keys(bench: &mut Bench) -> Result<()> {
     const COLUMN: &str = "rounds beside held keys";
-    /// Those of a quick run come first.
+    /// The ones of a quick run come first.
     const HELD: [(usize, &str); 4] = [
         (10, "10 held"),
         (100_000, "100000 held"),
@@ -208,7 +208,7 @@ pub fn held_keys(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Who looks in takes little from those who lock.
+/// Measures that lookers slow locks down little.
 pub fn lookers(bench: &mut Bench) -> Result<()> {
     const ROUNDS: &str = "rounds beside lookers";
     const PAGE: &str = "a page of 1000 keys";
@@ -241,10 +241,10 @@ pub fn lookers(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// A hand-over does not get slower with the number of those that wait behind.
+/// Measures that a hand-over does not get slower with more waiters.
 pub fn waiters(bench: &mut Bench) -> Result<()> {
     const COLUMN: &str = "release before waiters";
-    /// Those of a quick run come first.
+    /// The ones of a quick run come first.
     const WAITERS: [(usize, &str); 4] = [
         (8, "8 waiters"),
         (800, "800 waiters"),
@@ -278,7 +278,7 @@ pub fn waiters(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// The lock table without a server.
+/// The lock table alone, without a server.
 pub fn table_alone(bench: &mut Bench) {
     const HELD: &str = "table: acquire and release";
     const QUEUE: &str = "table: queue";

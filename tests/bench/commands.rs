@@ -1,4 +1,4 @@
-//! What a shell or a test waits for: a command under a lock, and the start of a server.
+//! The times that a shell or a test waits for: a command under a lock, and the start of a server.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use crate::report::quantile;
 use crate::systems::{self, System};
 use crate::{Bench, Contestant};
 
-/// A command that does nothing, from the start of what locks for it to the end: beside flock(1), which asks nobody, and
-/// beside etcdctl, which asks etcd.
+/// The time of a command that does nothing, under `exec`, under flock(1), which needs no server, and under etcdctl,
+/// which uses etcd.
 pub fn under_a_lock(bench: &mut Bench) -> Result<()> {
     const COLUMN: &str = "a command under a lock";
     if !bench.wanted(COLUMN) {
@@ -27,8 +27,8 @@ pub fn under_a_lock(bench: &mut Bench) -> Result<()> {
             Ok(vec![("", median_run(&mut command, times)?)])
         })
     };
-    // A copy, as an installed program is: what the linker wrote lies in the page cache in smaller pieces, and starts
-    // later by a tenth of a command under flock.
+    // A copy, like an installed program. The linker's file is in smaller pieces in the page cache, and starts later by
+    // a tenth of a command under flock.
     let installed = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("installed");
     fs::copy(env!("CARGO_BIN_EXE_lock-server"), &installed)?;
     let mut exec = Command::new(installed);
@@ -65,7 +65,7 @@ fn etcdctl_lock(etcd: &System) -> std::result::Result<Command, String> {
     Ok(command)
 }
 
-/// How long a command takes from its start to its end, in milliseconds.
+/// The median time of a command from its start to its end, in milliseconds.
 fn median_run(command: &mut Command, times: usize) -> Result<f64> {
     let mut taken = Vec::new();
     for _ in 0..times {
@@ -79,7 +79,7 @@ fn median_run(command: &mut Command, times: usize) -> Result<f64> {
     Ok(quantile(&taken, 0.5))
 }
 
-/// From the call of `Server::start` until a client has an answer.
+/// The time from the call of `Server::start` until a client has an answer.
 pub fn start(bench: &mut Bench) {
     const COLUMN: &str = "start until it answers";
     let times = if bench.quick { 5 } else { 20 };

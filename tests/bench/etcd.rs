@@ -1,5 +1,5 @@
-//! Locks in etcd: ours, which have it for a store, beside etcd's own in the same etcd; and how long nobody answers when the
-//! leader of two of ours is lost.
+//! Locks in etcd: ours, with etcd as the store, beside etcd's own locks in the same etcd; and how long two of our
+//! servers do not answer after the loss of the leader.
 
 use std::cell::RefCell;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::load::{self, Connection, Framing, Reply, Result};
 use crate::systems::{self, Accent, System};
 use crate::{Bench, Contestant, each};
 
-/// The clients of each column, and whether `--quick` has time for it.
+/// The columns, each with its clients, and whether it is part of `--quick`.
 const ROUNDS: [(usize, &str, bool); 4] = [
     (1, "rounds with etcd, 1 client", false),
     (16, "rounds with etcd, 16 clients", true),
@@ -20,7 +20,7 @@ const ROUNDS: [(usize, &str, bool); 4] = [
     (256, "rounds with etcd, 256 clients", false),
 ];
 
-/// The same, with the number of keys that all of them want.
+/// The columns, each with its clients, the keys that they share, and whether it is part of `--quick`.
 const GRANTS: [(usize, usize, &str, bool); 4] = [
     (4, 1, "grants on one key with etcd, 4 clients", false),
     (16, 1, "grants on one key with etcd, 16 clients", true),
@@ -28,15 +28,16 @@ const GRANTS: [(usize, usize, &str, bool); 4] = [
     (64, 8, "grants on 8 keys with etcd, 64 clients", true),
 ];
 
-/// What etcd alone takes of one client that waits for each: the measure of all that ours can do one after the other.
+/// The transactions that etcd alone takes from one client, one at a time: the limit for what ours does one after
+/// another.
 const TXNS: &str = "txns of one put in etcd, 1 client";
 
 const FAILOVER: &str = "failover with etcd";
 
-/// How long a leader that is not heard of is waited for: the default of the option.
+/// The TTL of the leader's lease: the default of the option.
 const TTL: Duration = Duration::from_secs(5);
 
-/// How long until a server is asked again that does not lead yet.
+/// Pause before the next request to a server that does not lead yet.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Longer than a server takes to lead or to stand by.
@@ -74,14 +75,14 @@ pub fn columns(bench: &mut Bench) -> Result<()> {
     failovers(bench, &etcd)
 }
 
-/// Our own server, which leads.
+/// Our own server with a store in etcd, which leads.
 fn leader_before(etcd: &System, prefix: &str) -> Result<System> {
     let system = standby_before(etcd, prefix)?;
     until("it leads", || has_answered_lock(&system, "first"))?;
     Ok(system)
 }
 
-/// Our own server, which leads where no other one does.
+/// Our own server with a store in etcd, which leads if no other one does.
 fn standby_before(etcd: &System, prefix: &str) -> Result<System> {
     let cluster = ClusterOptions {
         prefix: prefix.into(),
@@ -101,7 +102,7 @@ fn standby_before(etcd: &System, prefix: &str) -> Result<System> {
     )
 }
 
-/// On a connection of its own, as a client that has lost its server asks.
+/// Sends a LOCK on a new connection, like a client that has lost its server.
 fn lock(system: &System, key: &str) -> Result<Reply> {
     let lock = systems::http("GET", &format!("/LOCK/{key}/bench"));
     Connection::to(system.port, Framing::Http)?.ask(&lock)
@@ -112,7 +113,7 @@ fn has_answered_lock(system: &System, key: &str) -> bool {
     granted.unwrap_or(false)
 }
 
-/// Whether it stands by, and knows who leads.
+/// Whether the server stands by, and knows the leader.
 fn stands_by(system: &System) -> bool {
     lock(system, "any").is_ok_and(|reply| reply.status == 307)
 }
@@ -133,11 +134,11 @@ fn until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
 enum Event {
     Stopped,
     Killed,
-    /// It goes on when another one has taken over.
+    /// It is continued when the other server has taken over.
     Suspended,
 }
 
-/// From the event to the first LOCK that the other one of two grants.
+/// The time from the event to the first LOCK that the other server grants.
 fn failovers(bench: &mut Bench, etcd: &System) -> Result<()> {
     if !bench.wanted(FAILOVER) {
         return Ok(());
@@ -163,12 +164,12 @@ fn failovers(bench: &mut Bench, etcd: &System) -> Result<()> {
     Ok(())
 }
 
-/// Two servers before one etcd.
+/// Two servers with one etcd.
 struct Pair<'a> {
     etcd: &'a System,
     leader: System,
     standby: System,
-    /// How many times the leader was lost.
+    /// The number of failovers so far.
     times: usize,
 }
 
@@ -187,7 +188,7 @@ impl<'a> Pair<'a> {
         })
     }
 
-    /// How long nobody answers. Then there are a leader and one that stands by again.
+    /// Returns how long nobody answers. Afterwards one server leads and one stands by again.
     fn fail_over(&mut self, event: Event) -> Result<Duration> {
         self.times += 1;
         let key = format!("key-{}", self.times);
@@ -196,7 +197,7 @@ impl<'a> Pair<'a> {
         let until_answered = || until("it leads", || has_answered_lock(standby, &key));
         let taken = thread::scope(|scope| {
             match event {
-                // It returns when the server has ended.
+                // In a thread, since `stop` returns when the server has ended.
                 Event::Stopped => drop(scope.spawn(|| leader.stop())),
                 Event::Killed => leader.signal(Signal::SIGKILL)?,
                 Event::Suspended => leader.signal(Signal::SIGSTOP)?,
@@ -204,7 +205,7 @@ impl<'a> Pair<'a> {
             until_answered().map(|()| begun.elapsed())
         });
         if let Event::Suspended = event {
-            // Also where nobody has taken over: it could not be ended.
+            // Even if nobody has taken over, since a suspended server could not be ended.
             self.leader.signal(Signal::SIGCONT)?;
         }
         let taken = taken?;

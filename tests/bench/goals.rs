@@ -1,16 +1,16 @@
-//! What is to be reached, and how far it is.
+//! The goals, and how far they are met.
 
 use crate::limit::TWO_RECEIVERS;
 
 pub const OURS: &str = "lock-server";
 
-/// Ours with a store in a file, in the columns of stores.
+/// Our server with a store in a file, in the columns of stores.
 const FILE: &str = "in a file";
 
-/// What such a store can't exceed: the disk where it is slow, and else what the server does without a store.
+/// The limits of such a store: the disk, and the server without a store.
 const DISK_OR_SERVER: [&str; 2] = ["full batches", "none"];
 
-/// What is to be reached in a column.
+/// A goal for a column.
 pub struct Goal {
     pub column: &'static str,
     bound: Bound,
@@ -18,12 +18,12 @@ pub struct Goal {
 
 #[derive(Clone, Copy)]
 enum Bound {
-    /// The first system's median is at least, or at most, so many times the second's.
+    /// The first system's median is at least, or at most, this many times the second's.
     AtLeast(f64, &'static str, &'static str),
     AtMost(f64, &'static str, &'static str),
-    /// The first system's median is at least so many times the lesser of two others.
+    /// The first system's median is at least this many times the lesser of two others.
     AtLeastOfLess(f64, &'static str, [&'static str; 2]),
-    /// Our own median is at most this, in the unit of its row.
+    /// Our own median is at most this, in this unit.
     Within(f64, &'static str),
 }
 
@@ -132,9 +132,9 @@ const fn goal(column: &'static str, bound: Bound) -> Goal {
     Goal { column, bound }
 }
 
-/// A goal beside what was measured.
+/// A goal with its measured value.
 pub struct Verdict {
-    /// The system whose row it stands beside.
+    /// The system in whose row it is printed.
     pub beside: &'static str,
     pub want: String,
     /// The ratio, or our own figure. `None` where a system is missing.
@@ -143,7 +143,7 @@ pub struct Verdict {
 }
 
 impl Goal {
-    /// How it is met by the medians of its column.
+    /// Judges the medians of its column.
     pub fn judge(&self, median: impl Fn(&str) -> Option<f64>) -> Verdict {
         let ratio = |one, other| Some(median(one)? / median(other)?);
         let (beside, want, got, limit, at_least) = match self.bound {
@@ -167,7 +167,7 @@ impl Goal {
             }
         };
         let is_met = got.is_some_and(|got| if at_least { got >= limit } else { got <= limit });
-        // A system that is missing has no row.
+        // A missing system has no row.
         let beside = median(beside).map_or(self.subject(), |_| beside);
         Verdict {
             beside,
@@ -177,7 +177,7 @@ impl Goal {
         }
     }
 
-    /// Who has to reach it.
+    /// The system that has to reach it.
     fn subject(&self) -> &'static str {
         match self.bound {
             AtLeast(_, one, _) | AtMost(_, one, _) | AtLeastOfLess(_, one, _) => one,
@@ -186,7 +186,7 @@ impl Goal {
     }
 }
 
-/// Where a comparison stands: we are compared with several systems in one column, each in its own row.
+/// The row of a comparison: that of the other system, since our system is compared with several in one column.
 fn either(one: &'static str, other: &'static str) -> &'static str {
     if one == OURS || one == FILE {
         other
@@ -205,7 +205,7 @@ impl Verdict {
         }
     }
 
-    /// As it stands beside a row.
+    /// The text in the row.
     pub fn text(&self) -> String {
         let got = self.got.map(|got| format!("{got:.2} ")).unwrap_or_default();
         format!("goal {}: {got}{}", self.want, self.word())

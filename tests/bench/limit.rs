@@ -1,4 +1,4 @@
-//! The limit of a server that stands on tiny_http: a bare loop that answers each request with the same line.
+//! The limit of a server that uses tiny_http: a bare loop that answers each request with the same line.
 
 use std::error::Error;
 use std::io::{Error as IoError, Result as IoResult};
@@ -9,17 +9,17 @@ use std::thread;
 use crate::load::Result;
 use crate::systems::{self, Accent, System};
 
-/// The first argument of this program where it is to be the loop. How many receivers and which port follow it.
+/// The first argument of this program for the role of the loop. The number of receivers and the port follow it.
 pub const ARGUMENT: &str = "--bare-loop";
 
 /// The names of the loops in the report.
 pub const ONE_RECEIVER: &str = "bare loop x1";
 pub const TWO_RECEIVERS: &str = "bare loop x2";
 
-/// As long as the answer to a LOCK.
+/// As many bytes as the answer to a LOCK.
 const ANSWER: &str = "1463000003.123456\n";
 
-/// The loop in a process of its own, as each system has one.
+/// The loop in a process of its own, like each system.
 pub fn system(name: &'static str, receivers: usize) -> Result<System> {
     let port = systems::free_port()?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -31,7 +31,7 @@ pub fn system(name: &'static str, receivers: usize) -> Result<System> {
 /// Answers until it is killed.
 pub fn serve(arguments: &[String]) -> std::result::Result<(), Box<dyn Error + Send + Sync>> {
     let [receivers, port] = arguments else {
-        return Err("it takes the receivers and the port".into());
+        return Err("give the receivers and the port".into());
     };
     let listener = TcpListener::bind(("127.0.0.1", port.parse()?))?;
     let server = tiny_http::Server::from_listener(listener, None)?;
@@ -51,7 +51,7 @@ pub fn serve(arguments: &[String]) -> std::result::Result<(), Box<dyn Error + Se
 fn receive(server: &tiny_http::Server) -> IoResult<()> {
     loop {
         let request = server.recv()?;
-        // Of a client that has gone.
+        // Fails if the client has gone.
         let _ = request.respond(tiny_http::Response::from_string(ANSWER));
     }
 }

@@ -1,7 +1,7 @@
-//! The load: clients over raw sockets, the same for every system, and what is counted with them.
+//! The load: clients over raw sockets, the same for every system, and the measurements with them.
 //!
-//! Requests are made beforehand and replies are read into one buffer, so that the load costs little
-//! beside the server it measures. What the bytes mean is told by `systems.rs`.
+//! Requests are made beforehand and replies are read into one buffer, so that the load costs little beside the measured
+//! server. `systems.rs` knows what the bytes mean.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -15,21 +15,21 @@ use crate::systems::{Accent, System};
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Longer than anything takes. An answer that has not come by then never will.
+/// A time-out for answers, longer than anything takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a client is given to be parked, where nothing tells that it is.
+/// How long a client gets to start waiting, if the server does not show that it waits.
 const PARKING: Duration = Duration::from_millis(2);
 
-/// How long a client of a server that cannot make it wait sleeps before it asks again. Of none, 50 us,
-/// 200 us and 1 ms this gave Redis the most grants, with 4, 16 and 64 clients: most of them go to
-/// whoever has just released, and the others ask in vain less often.
+/// How long a client sleeps between requests to a server without waits. Of none, 50 us, 200 us and 1 ms this gave Redis
+/// the most grants, with 4, 16 and 64 clients: most grants go to the client that has just released, and the others send
+/// fewer unsuccessful requests.
 const POLLING: Duration = Duration::from_millis(1);
 
-/// A client needs few frames.
+/// The stack of a client's thread, which has few frames.
 const STACK: usize = 128 * 1024;
 
-/// How long a column is run in, and how long it counts.
+/// The length of a measurement's warm-up, and how long it counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     pub warm_up: Duration,
@@ -39,17 +39,17 @@ pub struct Window {
 /// Where a reply ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// A head, and as many bytes as its `Content-Length` says.
+    /// A head, and a body of `Content-Length` bytes.
     Http,
-    /// The reply types of Redis that the bench meets: all but arrays.
+    /// Replies of Redis, except arrays.
     Resp,
-    /// One line without a head, as the original's client expects it.
+    /// One line without a head: the classic wire.
     Line,
 }
 
-/// The beginning of a reply: no answer that matters is longer.
+/// The beginning of a reply, long enough for all answers that matter.
 pub struct Reply {
-    /// Of HTTP; otherwise 200, or 500 for an error.
+    /// The HTTP status; for other framings 200, or 500 for an error.
     pub status: u16,
     body: [u8; 64],
     length: usize,
@@ -75,7 +75,7 @@ impl Reply {
     }
 }
 
-/// A connection and what was read from it too early.
+/// A connection, and the bytes that were read beyond the last reply.
 pub struct Connection {
     stream: TcpStream,
     framing: Framing,
@@ -136,14 +136,14 @@ impl Connection {
         }
     }
 
-    /// Waits for the server to close, so that the kernel keeps the closed connection on its side.
+    /// Waits until the server closes, so that TIME_WAIT is on the server's side.
     fn until_closed(mut self) -> Result<()> {
         while self.stream.read(&mut self.buffer)? > 0 {}
         Ok(())
     }
 }
 
-/// The first reply in these bytes and its length. `None` if it is not all there.
+/// The first reply in these bytes, and its length. `None` if it is incomplete.
 fn frame(bytes: &[u8], framing: Framing) -> Result<Option<(usize, Reply)>> {
     match framing {
         Framing::Http => frame_http(bytes),
@@ -197,13 +197,13 @@ fn number(digits: &[u8]) -> Option<usize> {
     std::str::from_utf8(digits).ok()?.trim().parse().ok()
 }
 
-/// One requester that wants one key.
+/// A client: one requester for one key.
 pub struct Client {
     pub connection: Connection,
     pub accent: Accent,
     pub lock: Vec<u8>,
     pub unlock: Vec<u8>,
-    /// Said in the end, so that the server has no more to look after than it had before.
+    /// The last request, so that the server keeps nothing of this client.
     pub farewell: Option<Vec<u8>>,
 }
 
@@ -216,7 +216,7 @@ impl Client {
         self.connection.send(&self.unlock)
     }
 
-    /// Reads an answer that has to be a yes.
+    /// Reads an answer, and fails unless it is a yes.
     pub fn read_yes(&mut self) -> Result<Reply> {
         let reply = self.connection.reply()?;
         if self.accent.is_yes(&reply)? {
@@ -226,7 +226,7 @@ impl Client {
         }
     }
 
-    /// One round: the key is asked for until it is granted, and released.
+    /// One round: locks the key, repeatedly if necessary, and releases it.
     fn round(&mut self) -> Result<()> {
         loop {
             self.send_lock()?;
@@ -251,7 +251,7 @@ impl Client {
     }
 }
 
-/// A client that takes a connection of its own for every request.
+/// A client with a new connection for every request.
 struct Stranger {
     port: u16,
     framing: Framing,
@@ -276,7 +276,7 @@ impl Stranger {
     }
 }
 
-/// Rounds per second of all together, each of them in a thread of its own.
+/// The rounds per second of all clients together, each in a thread of its own.
 fn count<T: Send>(
     window: Window,
     crowd: &mut [T],
@@ -319,25 +319,25 @@ fn count_clients(window: Window, mut clients: Vec<Client>) -> Result<f64> {
     Ok(rate)
 }
 
-/// Rounds per second, each client with a key of its own.
+/// The rounds per second, with a key of its own for each client.
 pub fn rounds(system: &System, clients: usize, window: Window) -> Result<f64> {
     let clients = (0..clients).map(|n| system.client(&format!("key-{n}"), &format!("client-{n}")));
     count_clients(window, clients.collect::<Result<_>>()?)
 }
 
-/// Grants per second on one key that all of them want.
+/// The grants per second on one key that all clients want.
 pub fn hand_overs(system: &System, clients: usize, window: Window) -> Result<f64> {
     let clients = (0..clients).map(|n| system.client("wanted", &format!("client-{n}")));
     count_clients(window, clients.collect::<Result<_>>()?)
 }
 
-/// Grants per second on so many keys, each wanted by as many of the clients.
+/// The grants per second on this number of keys, each wanted by an equal share of the clients.
 pub fn hand_overs_of(system: &System, clients: usize, keys: usize, window: Window) -> Result<f64> {
     let client = |n| system.client(&format!("wanted-{}", n % keys), &format!("client-{n}"));
     count_clients(window, (0..clients).map(client).collect::<Result<_>>()?)
 }
 
-/// How often in a second one client gets an answer to this request.
+/// How many answers to this request one client gets per second.
 pub fn repeated(system: &System, request: &[u8], window: Window) -> Result<f64> {
     let mut connection = [Connection::to(system.port, Framing::Http)?];
     let accent = system.accent;
@@ -350,13 +350,13 @@ pub fn repeated(system: &System, request: &[u8], window: Window) -> Result<f64> 
     })
 }
 
-/// Rounds per second of clients that hold one key together, so many at a time.
+/// The rounds per second of clients that share one key, with this number of slots.
 pub fn shared(system: &System, clients: usize, slots: u32, window: Window) -> Result<f64> {
     let client = |n| system.sharing_client("shared", &format!("client-{n}"), slots);
     count_clients(window, (0..clients).map(client).collect::<Result<_>>()?)
 }
 
-/// Rounds per second with a connection for each request.
+/// The rounds per second with a new connection for each request.
 pub fn strangers(
     system: &System,
     port: u16,
@@ -393,7 +393,7 @@ fn closing(request: &[u8]) -> Vec<u8> {
     [line, b"Connection: close\r\n", rest].concat()
 }
 
-/// The request as the original's client sends it.
+/// The request on the classic wire.
 fn bare_line(request: &[u8]) -> Vec<u8> {
     let line = first_line(request);
     let line = line.strip_suffix(b" HTTP/1.1").unwrap_or(line);
@@ -407,7 +407,7 @@ fn first_line(request: &[u8]) -> &[u8] {
         .unwrap_or(request)
 }
 
-/// From the release being sent to the grant being read by the one that waits: every sample.
+/// All samples of the time from sending a release until the waiter has read its grant.
 pub fn latencies(system: &System, window: Window) -> Result<Vec<Duration>> {
     let mut holder = system.client("wanted", "client-0")?;
     let mut waiter = system.client("wanted", "client-1")?;
@@ -439,8 +439,8 @@ pub fn latencies(system: &System, window: Window) -> Result<Vec<Duration>> {
     Ok(samples)
 }
 
-/// From the end of a lease, as the server's answer tells it, to the grant being read by the one that
-/// waits: every sample. Four pairs at a time, each with a key of its own.
+/// All samples of the time from the end of a lease, by the server's answer, until the waiter has read its grant. Four
+/// pairs at a time, each with a key of its own.
 pub fn lateness(system: &System, window: Window) -> Result<Vec<Duration>> {
     let end = Instant::now() + window.warm_up + window.counting;
     let pairs = (0..4).map(|n| {
@@ -469,7 +469,7 @@ fn lateness_of_pair(pair: [Client; 2], end: Instant) -> Result<Vec<Duration>> {
     while Instant::now() < end {
         waiter.send_lock()?;
         let next = expiry(&waiter.read_yes()?)?;
-        // The printed expiry is cut to the microsecond; it can't lie after the grant by more.
+        // The printed expiry is truncated to microseconds, so it may be up to one microsecond early.
         samples.push(
             SystemTime::now()
                 .duration_since(expires)
@@ -478,7 +478,7 @@ fn lateness_of_pair(pair: [Client; 2], end: Instant) -> Result<Vec<Duration>> {
         expires = next;
         std::mem::swap(&mut holder, &mut waiter);
     }
-    // Who comes next uses the same names, and finds the key free.
+    // The next measurement uses the same names, and has to find the key free.
     let left = expires.duration_since(SystemTime::now());
     thread::sleep(left.unwrap_or_default() + PARKING);
     Ok(samples)
@@ -491,7 +491,7 @@ fn expiry(granted: &Reply) -> Result<SystemTime> {
     Ok(UNIX_EPOCH + Duration::from_secs(seconds.parse()?) + Duration::from_micros(micros))
 }
 
-/// A holder and the waiters behind it, all driven by one thread.
+/// A holder and the waiters behind it, all run by one thread.
 pub struct Queue {
     clients: Vec<Client>,
     ready: Epoll,
@@ -499,7 +499,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// All but one of the clients are parked when this returns.
+    /// Returns when all clients but one wait.
     pub fn new(system: &System, waiters: usize) -> Result<Self> {
         let ready = Epoll::new(EpollCreateFlags::empty())?;
         let mut holder = system.client("wanted", "holder")?;
@@ -531,8 +531,8 @@ impl Queue {
         }
     }
 
-    /// From the release being sent to the next grant being read: every sample. Whoever has released
-    /// joins the tail.
+    /// All samples of the time from sending a release until the next grant is read. The client that has released joins
+    /// the tail.
     pub fn releases(&mut self, window: Window) -> Result<Vec<Duration>> {
         let begin = Instant::now() + window.warm_up;
         let end = begin + window.counting;
@@ -564,7 +564,7 @@ impl Queue {
                 next = Some((n, Instant::now()));
             }
         }
-        next.ok_or_else(|| "nobody was granted the key".into())
+        next.ok_or_else(|| "no waiter was granted the key".into())
     }
 
     fn next_ready(&self, patience: Duration) -> Result<Option<usize>> {
@@ -576,7 +576,7 @@ impl Queue {
     }
 }
 
-/// Locks this many keys and leaves them locked. The requests are sent ahead of their answers.
+/// Locks this many keys and leaves them locked. Pipelines the requests.
 pub fn preload(system: &System, keys: usize) -> Result<()> {
     const AHEAD: usize = 500;
     let mut connection = Connection::to(system.port, Framing::Http)?;
@@ -601,7 +601,7 @@ pub fn preload(system: &System, keys: usize) -> Result<()> {
     Ok(())
 }
 
-/// Resident memory per waiter, in kB of 1024 bytes, with each of these crowds, the smaller ones first.
+/// The resident memory per waiter, in kB of 1024 bytes, for each of these crowds, smaller ones first.
 pub fn memory_of_waiters(system: &System, crowds: &[usize]) -> Result<Vec<f64>> {
     let mut holder = system.client("wanted", "holder")?;
     holder.send_lock()?;
@@ -613,7 +613,7 @@ pub fn memory_of_waiters(system: &System, crowds: &[usize]) -> Result<Vec<f64>> 
     })
 }
 
-/// The same per client that has asked once and keeps its connection open.
+/// The resident memory per idle connection that has had one request, in kB of 1024 bytes, for each of these crowds.
 pub fn memory_of_connections(system: &System, crowds: &[usize]) -> Result<Vec<f64>> {
     let mut first = Connection::to(system.port, Framing::Http)?;
     first.ask(&system.greeting())?;

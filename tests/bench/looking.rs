@@ -1,4 +1,4 @@
-//! Those who look in while others lock: one who lists all keys, a Prometheus, and many who read the events.
+//! Lookers beside clients that lock: one that lists all keys, a Prometheus, and many readers of events.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use crate::load::Result;
 
-/// How often Prometheus scrapes, at its busiest.
+/// The shortest usual scrape interval of Prometheus.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who looks in.
+/// A kind of looker.
 #[derive(Clone, Copy, Debug)]
 pub enum Looker {
     Nobody,
-    /// Asks for page after page of a thousand keys, without a pause.
+    /// Requests page after page of a thousand keys, without pauses.
     Lister,
-    /// Asks for the metrics once a second.
+    /// Requests the metrics once a second.
     Scraper,
-    /// So many read all events.
+    /// This many readers of all events.
     Readers(usize),
 }
 
-/// Works while somebody looks in.
+/// Runs `work` beside the looker.
 pub fn beside(looker: Looker, port: u16, work: impl FnOnce() -> Result<f64>) -> Result<f64> {
     match looker {
         Looker::Nobody => work(),
@@ -72,7 +72,7 @@ pub fn beside(looker: Looker, port: u16, work: impl FnOnce() -> Result<f64>) -> 
                 }
                 let done = work();
                 for stream in &streams {
-                    // The server may have ended it.
+                    // Fails if the server has ended the connection.
                     let _ = stream.shutdown(Shutdown::Both);
                 }
                 done
@@ -81,7 +81,7 @@ pub fn beside(looker: Looker, port: u16, work: impl FnOnce() -> Result<f64>) -> 
     }
 }
 
-/// How long a page of a thousand keys takes, one after the other.
+/// The times of pages of a thousand keys, requested one after another.
 pub fn pages(port: u16, counting: Duration) -> Result<Vec<Duration>> {
     let (mut pages, end) = (Pages::of(port)?, Instant::now() + counting);
     let mut samples = Vec::new();
@@ -112,7 +112,7 @@ impl Pages {
     fn next(&mut self) -> Result<()> {
         const NEXT: &[u8] = b"\"next\":\"";
         let page = get(&mut self.connection, &self.target)?;
-        // The cursor stands in the end.
+        // The cursor is at the end of the page.
         let end = &page[page.len().saturating_sub(100)..];
         let cursor = end.windows(NEXT.len()).position(|at| at == NEXT);
         let cursor =
@@ -151,7 +151,7 @@ fn get(connection: &mut BufReader<TcpStream>, target: &str) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// A stream of events that has begun.
+/// Starts a stream of events.
 fn events(port: u16) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")?;

@@ -1,7 +1,7 @@
 //! A plot of the results, as SVG: how cost grows with clients, keys and waiters.
 //!
-//! It brings its own background for light and for dark, since the page around it may follow another rule than the
-//! person's system. Its names begin with the ID of the whole, so that it can stand in a page of HTML.
+//! It has its own light and dark background, since the surrounding page may ignore the user's color scheme. Its CSS is
+//! scoped by the ID of the whole, so that it can be embedded in HTML.
 
 use std::fmt::Write;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::report::{Report, Row};
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 348.0;
 
-/// Where the axes of each panel are.
+/// The positions of the panels and their axes.
 const LEFT: f64 = 58.0;
 const PANEL_WIDTH: f64 = 170.0;
 const PANEL_STEP: f64 = 248.0;
@@ -48,7 +48,7 @@ const STYLE: &str = "\
 #lock-server-cost .line{fill:none}
 ";
 
-/// One line of a panel: its name, and where it goes.
+/// One line of a panel: its name and its points.
 struct Series {
     name: &'static str,
     points: Vec<(f64, f64)>,
@@ -59,7 +59,7 @@ struct Panel {
     title: &'static str,
     x: &'static str,
     y: &'static str,
-    /// Whether the vertical axis is logarithmic, too, and has no zero.
+    /// Whether the vertical axis is logarithmic, too, and so has no zero.
     is_wide: bool,
     series: Vec<Series>,
 }
@@ -67,17 +67,17 @@ struct Panel {
 pub fn write(report: &Report, path: &Path) -> Result<()> {
     let panels = [clients(report), keys(report), waiters(report)];
     if panels.iter().all(Panel::is_empty) {
-        return Err("none of the columns was measured that are plotted".into());
+        return Err("none of the plotted columns was measured".into());
     }
     Ok(fs::write(path, svg(&panels))?)
 }
 
-/// What each round takes of the whole, in microseconds.
+/// The time per round of all clients together, in microseconds.
 fn per_round(row: &Row) -> f64 {
     1e6 / row.median()
 }
 
-/// The number in a text that has one.
+/// The number in a text.
 fn number(text: &str) -> Option<f64> {
     let digits = |c: &char| c.is_ascii_digit();
     let text: String = text
@@ -225,7 +225,7 @@ impl Panel {
         }
     }
 
-    /// The marks of the vertical axis, from below, and at what part of it a value is.
+    /// The ticks of the vertical axis, from below, and a function from a value to its part of the axis.
     fn vertical(&self) -> (Vec<f64>, Box<dyn Fn(f64) -> f64>) {
         let values = || self.points().map(|point| point.1);
         let greatest = values().fold(0.0, f64::max);
@@ -245,13 +245,13 @@ impl Panel {
         )
     }
 
-    /// Draws the axis of clients, keys or waiters, and returns where each number of them is.
+    /// Draws the horizontal axis, and returns a function from a number to its position.
     fn draw_horizontal(&self, text: &mut String, left: f64) -> impl Fn(f64) -> f64 + use<> {
         let mut ticks: Vec<f64> = self.points().map(|point| point.0).collect();
         ticks.sort_by(f64::total_cmp);
         ticks.dedup();
         let (least, most) = (ticks[0], ticks[ticks.len() - 1]);
-        // A single point stands in the middle.
+        // A single point is in the middle.
         let scale = move |value: f64| match most > least {
             true => (value / least).ln() / (most / least).ln(),
             false => 0.5,
@@ -278,7 +278,7 @@ impl Panel {
 }
 
 impl Series {
-    /// The line, its points, and its name below.
+    /// Draws the line, its points, and its name below.
     fn draw(&self, text: &mut String, n: usize, at: &[(f64, f64)], left: f64) {
         let path: Vec<String> = at.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
         let _ = writeln!(
@@ -307,7 +307,7 @@ impl Series {
     }
 }
 
-/// The distance of the lines across: three to six of them, of a round number each.
+/// The distance of the horizontal lines: a round number that gives three to six lines.
 fn step(greatest: f64) -> f64 {
     let power = 10f64.powf((greatest / 3.0).log10().floor());
     let rounds = [5.0, 2.0, 1.0].map(|factor| factor * power);
@@ -317,7 +317,7 @@ fn step(greatest: f64) -> f64 {
         .unwrap_or(power)
 }
 
-/// With a comma before each three digits.
+/// A number with thousands separators.
 fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let first = digits.len() % 3;

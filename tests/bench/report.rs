@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::goals::{GOALS, Goal, OURS, Verdict};
 use crate::limit::TWO_RECEIVERS;
 
-/// What one system did in one column, once per round of the bench.
+/// The values of one system in one column, one per round of the bench.
 pub struct Row {
     pub column: String,
     pub unit: &'static str,
@@ -30,7 +30,7 @@ impl Row {
     }
 }
 
-/// The value below which that part of the values lies; of an even number, the mean of the middle two.
+/// A quantile; the median of an even number of values is the mean of the middle two.
 pub fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -42,12 +42,12 @@ pub fn quantile(values: &[f64], part: f64) -> f64 {
     }
 }
 
-/// All results of a run, and what it ran on.
+/// All results of a run, and its machine.
 pub struct Report {
     /// Name and value.
     pub machine: Vec<(&'static str, String)>,
     rows: Vec<Row>,
-    /// What was left out, and why.
+    /// What was left out, with the reason.
     notes: Vec<String>,
 }
 
@@ -68,7 +68,7 @@ impl Report {
             row.values.push(value);
             return;
         }
-        // The rows of a column stand together.
+        // The rows of a column are kept together.
         let last = self.rows.iter().rposition(|row| row.column == column);
         let row = Row {
             column: column.into(),
@@ -102,7 +102,7 @@ impl Report {
             .collect()
     }
 
-    /// Every row: the median, the least and the greatest value of all rounds, how it compares, and the goals.
+    /// Every row: the median, the least and the greatest value of all rounds, the comparison with ours, and the goals.
     pub fn table(&self) -> String {
         let mut text = format!(
             "{:44} {:>4}  {:12} {:>8} {:>20}  {:>6}  {:>8}\n",
@@ -131,13 +131,13 @@ impl Report {
         text + &summary(&verdicts)
     }
 
-    /// How many times this system's figure ours is.
+    /// Our figure as a multiple of this system's.
     fn ours_to(&self, row: &Row) -> Option<f64> {
         let ours = self.row(&row.column, OURS)?;
         (row.system != OURS).then(|| ours.median() / row.median())
     }
 
-    /// What part of the limit ours reaches.
+    /// Our figure as a part of the limit.
     fn of_the_limit(&self, row: &Row) -> Option<f64> {
         let limit = self.row(&row.column, TWO_RECEIVERS)?;
         (row.system == OURS).then(|| row.median() / limit.median())
@@ -212,7 +212,7 @@ impl Report {
     }
 }
 
-/// What is to be reached in this row.
+/// The goals of this row.
 fn goals_beside(row: &Row, verdicts: &[(&str, Verdict)]) -> String {
     let texts = verdicts
         .iter()
@@ -221,7 +221,7 @@ fn goals_beside(row: &Row, verdicts: &[(&str, Verdict)]) -> String {
     texts.collect::<Vec<_>>().join("; ")
 }
 
-/// How many goals are met, and which are not.
+/// The number of goals that are met, and the names of the others.
 fn summary(verdicts: &[(&str, Verdict)]) -> String {
     let count = |word| {
         verdicts
@@ -269,7 +269,7 @@ fn quoted(text: &str) -> String {
     quoted + "\""
 }
 
-/// Three or more digits that say something.
+/// At least three significant digits.
 pub fn figure(value: f64) -> String {
     if value.abs() >= 100.0 {
         format!("{value:.0}")

@@ -1,8 +1,8 @@
-//! `cargo bench`: how fast the server is, beside throttle, Redis and etcd where they are installed.
+//! `cargo bench`: how fast the server is, beside throttle, Redis and etcd if they are installed.
 //!
-//! Each column is measured several times, and within each time every system has its turn, so that what
-//! else the machine does hits all of them alike. A goal that is missed is printed, and no failure. Only
-//! `--against` fails where a revision is slower than another one.
+//! Each column is measured in several rounds, and in each round every system has its turn, so that other load of the
+//! machine affects all of them alike. A missed goal is printed, and is no failure. Only `--against` fails if this
+//! revision is slower than the other one.
 
 mod against;
 mod columns;
@@ -18,9 +18,9 @@ mod store;
 mod systems;
 mod table_alone;
 
-/// The crate's own files: the lock table is not public, and is measured alone.
+/// The crate's own files, since the lock table is not public.
 #[path = "../../src"]
-#[allow(dead_code, unused_imports, reason = "the bench uses a part of them")]
+#[allow(dead_code, unused_imports, reason = "the bench uses only a part")]
 mod house {
     pub mod event;
     pub mod lease;
@@ -64,11 +64,11 @@ struct Arguments {
     against: Option<String>,
 }
 
-/// What the command line asks for.
+/// The request of the command line.
 enum Asked {
     Bench(Arguments),
     Help,
-    /// A test run, which has no time for this.
+    /// A test run, in which the bench does nothing.
     Test,
 }
 
@@ -92,7 +92,7 @@ fn arguments(words: Vec<String>) -> std::result::Result<Asked, String> {
             "--svg" => asked.svg = Some(value()?.into()),
             "--against" => asked.against = Some(value()?),
             "--help" | "-h" => return Ok(Asked::Help),
-            // It may be meant for the tests.
+            // It may be an argument for the tests.
             _ if !by_cargo_bench => return Ok(Asked::Test),
             _ => return Err(format!("unknown argument {word}")),
         }
@@ -137,14 +137,14 @@ fn ended(how: Result<ExitCode>) -> ExitCode {
     match how {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("the bench broke off: {error}");
+            eprintln!("the bench failed: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
-    // The load has a descriptor for each of thousands of waiters.
+    // The load needs a descriptor for each of thousands of waiters.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let (json, svg) = (arguments.json.clone(), arguments.svg.clone());
@@ -168,7 +168,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// Every column that is asked for.
+/// Measures every requested column.
 fn all(bench: &mut Bench) -> Result<()> {
     columns::beside_others(bench)?;
     columns::expiry(bench)?;
@@ -184,10 +184,10 @@ fn all(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// What a contestant does in one round: suffixes to the column's name, with a value to each.
+/// A contestant's values in one round, each with a suffix to the column's name.
 type Values = Vec<(&'static str, f64)>;
 
-/// One of those that take turns in a column.
+/// A participant in a column.
 struct Contestant<'a> {
     name: &'a str,
     turn: Box<dyn FnMut() -> Result<Values> + 'a>,
@@ -232,12 +232,12 @@ impl Bench {
         self.only.is_empty() || self.only.iter().any(|part| column.contains(part.as_str()))
     }
 
-    /// Measures a column: in every round, every contestant in turn. One that fails is out of it.
+    /// Measures a column: in every round, every contestant in turn. A contestant that fails is left out from then on.
     fn column(&mut self, column: &str, unit: &'static str, contestants: Vec<Contestant>) {
         self.column_of(self.rounds, column, unit, contestants);
     }
 
-    /// How many rounds a column has whose values differ little, or whose rounds take long.
+    /// The number of rounds of a column whose values differ little, or whose rounds take long.
     fn few_rounds(&self) -> usize {
         if self.quick { 1 } else { 3 }
     }
@@ -273,7 +273,7 @@ impl Bench {
         self.progress("");
     }
 
-    /// One line for whoever watches, which the next one replaces.
+    /// Prints a progress line, which the next one overwrites.
     fn progress(&self, text: &str) {
         if std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K{text}");
@@ -281,7 +281,7 @@ impl Bench {
     }
 }
 
-/// Each system as a contestant.
+/// Makes each system a contestant.
 fn each<'a>(
     systems: impl IntoIterator<Item = &'a System>,
     turn: impl Fn(&System) -> Result<Values> + Copy + 'a,
@@ -292,7 +292,7 @@ fn each<'a>(
         .collect()
 }
 
-/// In microseconds.
+/// The p50 and the p99, in microseconds.
 fn p50_p99(samples: Vec<Duration>) -> Values {
     let micros: Vec<f64> = samples
         .iter()

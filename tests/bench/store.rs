@@ -1,4 +1,4 @@
-//! What it costs that locks outlive the server, beside how fast the disk itself is.
+//! The cost of locks that outlive the server, beside the speed of the disk.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,25 +13,25 @@ use crate::{Bench, Contestant, each};
 
 const SYNCS: &str = "syncs of the disk, beside those with a store";
 
-/// The clients of each column, whether etcd's own lock and what the disk allows stand beside ours, and whether `--quick`
-/// has time for it.
+/// The columns, each with its clients, whether etcd's own lock and the disk's limit are measured beside ours, and
+/// whether it is part of `--quick`.
 const ROUNDS: [(usize, &str, bool, bool); 3] = [
     (1, "rounds with a store, 1 client", false, false),
     (16, "rounds with a store, 16 clients", true, true),
     (64, "rounds with a store, 64 clients", true, true),
 ];
 
-/// The same without others.
+/// The columns, each with its clients, and whether it is part of `--quick`.
 const GRANTS: [(usize, &str, bool); 3] = [
     (4, "grants on one key with a store, 4 clients", false),
     (16, "grants on one key with a store, 16 clients", true),
     (64, "grants on one key with a store, 64 clients", false),
 ];
 
-/// As much as a record of ours.
+/// As large as a record of our store.
 const RECORD: [u8; 128] = [b'x'; 128];
 
-/// What it costs that locks outlive the server.
+/// The columns of stores.
 pub fn columns(bench: &mut Bench) -> Result<()> {
     let folder = Folder::new()?;
     rates(bench, &folder)?;
@@ -39,7 +39,7 @@ pub fn columns(bench: &mut Bench) -> Result<()> {
     starts(bench, &folder)
 }
 
-/// A commit waits for the disk, so the disk's own rate stands beside it.
+/// A commit waits for the disk, so the disk's own rate is measured beside it.
 fn rates(bench: &mut Bench, folder: &Folder) -> Result<()> {
     let columns = ROUNDS.iter().map(|(_, column, ..)| *column);
     let columns = columns.chain(GRANTS.iter().map(|(_, column, _)| *column));
@@ -65,7 +65,7 @@ fn rates(bench: &mut Bench, folder: &Folder) -> Result<()> {
         if beside_others {
             contestants.push(Contestant::new("full batches", move || {
                 let batches = syncs(folder, clients, window.counting)?;
-                // A round is two records of a client that waits for each.
+                // A round is two records, and the client waits for each.
                 Ok(vec![("", batches * clients as f64 / 2.0)])
             }));
         }
@@ -78,7 +78,7 @@ fn rates(bench: &mut Bench, folder: &Folder) -> Result<()> {
     Ok(())
 }
 
-/// A fresh server for each, once: to fill one through its store takes long.
+/// A fresh server for each number of keys, only once, since filling one through its store takes long.
 fn memory_of_keys(bench: &mut Bench, folder: &Folder) -> Result<()> {
     const COLUMN: &str = "memory of held keys";
     if !bench.wanted(COLUMN) {
@@ -116,7 +116,7 @@ fn starts(bench: &mut Bench, folder: &Folder) -> Result<()> {
     Ok(())
 }
 
-/// A folder on the disk that the target folder is on, removed when it is dropped.
+/// A folder in the target folder. Dropping it removes it.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -135,7 +135,7 @@ impl Drop for Folder {
     }
 }
 
-/// Our own server with a store in that file.
+/// Our own server with a store in this file.
 fn system(name: &'static str, path: &Path, sync: bool) -> Result<System> {
     systems::ours_with(
         name,
@@ -147,7 +147,7 @@ fn system(name: &'static str, path: &Path, sync: bool) -> Result<System> {
     )
 }
 
-/// How often in a second the disk takes a batch of so many records.
+/// How many batches of this many records the disk syncs per second.
 fn syncs(folder: &Folder, records: usize, counting: Duration) -> Result<f64> {
     let path = folder.store("syncs");
     let mut file = File::create(&path)?;
@@ -164,7 +164,7 @@ fn syncs(folder: &Folder, records: usize, counting: Duration) -> Result<f64> {
     Ok(rate)
 }
 
-/// How long a server takes from its start until it answers, with so many keys held in its store; in milliseconds.
+/// The time from a server's start until it answers, with this many held keys in its store, in milliseconds.
 fn start(folder: &Folder, many: usize) -> Result<impl FnMut() -> Result<f64>> {
     let path = folder.store(&format!("held-{many}"));
     let filled = system("filled", &path, false)?;
@@ -183,7 +183,7 @@ fn start(folder: &Folder, many: usize) -> Result<impl FnMut() -> Result<f64>> {
     })
 }
 
-/// How much more memory a server needs once it holds so many keys; in kB of 1024 bytes.
+/// The additional memory of a server with this many held keys, in kB of 1024 bytes.
 fn memory(system: &System, many: usize) -> Result<f64> {
     system.until_settled()?;
     let before = system.resident()?;

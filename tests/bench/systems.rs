@@ -1,5 +1,5 @@
-//! The systems that are measured: ours, and those found on the path. Each is a process on a free
-//! loopback port that ends with the bench, and each has its own way of saying LOCK and UNLOCK.
+//! The measured systems: ours, and those found on the path. Each is a process on a free loopback port that ends with
+//! the bench, and has its own requests for LOCK and UNLOCK.
 
 use std::cell::RefCell;
 use std::env;
@@ -23,25 +23,24 @@ use crate::load::{Client, Connection, Framing, Reply, Result};
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 
-/// A lease whose end is waited for.
+/// The lease in columns that wait for its end.
 pub const SHORT_LEASE: Duration = Duration::from_millis(50);
 
-/// Longer than any of them takes to start.
+/// Longer than any system takes to start.
 const STARTING: Duration = Duration::from_secs(20);
 
-/// A requester name of Redis is compared and its key deleted in one step, as Redis' own page on
-/// locks has it.
+/// Deletes a key of Redis if its value is still the requester, in one step, as on Redis' own page about locks.
 const UNLOCK_SCRIPT: &str =
     "if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end";
 
-/// How a system says yes and no.
+/// A system's protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accent {
     Ours,
     Throttle,
     Redis,
     Etcd,
-    /// The requests of ours, and always the same answer.
+    /// Our requests, with always the same answer.
     BareLoop,
 }
 
@@ -56,28 +55,28 @@ impl Accent {
         }
     }
 
-    /// Whether a client that wants a held key has to ask again.
+    /// Whether a client has to poll for a held key.
     pub fn polls(self) -> bool {
         self == Accent::Redis
     }
 }
 
-/// A server that runs.
+/// A running server.
 pub struct System {
     pub name: &'static str,
     pub accent: Accent,
     pub port: u16,
     pid: u32,
     process: Process,
-    /// What is said once per server rather than once per client: the digest of Redis' script.
+    /// The digest of Redis' script, loaded once per server.
     script: String,
-    /// For questions that are not part of the load.
+    /// A connection for requests that are not part of the load.
     desk: RefCell<Connection>,
 }
 
 pub enum Process {
     Ours(Box<Server>),
-    /// Killed when it is dropped; its files go with it.
+    /// Dropping it kills the process and removes its files.
     Foreign {
         _ends_with_this: Foreign,
     },
@@ -90,14 +89,14 @@ pub struct Foreign {
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Fails if it has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// Room for everything that is measured.
+/// Options with room for everything that is measured.
 pub fn options(lock_timeout: Duration) -> Options {
     Options {
         port: 0,
@@ -129,16 +128,15 @@ pub fn ours_with(name: &'static str, options: Options) -> Result<System> {
     )
 }
 
-/// Our own server, whose leases outlast the bench.
+/// Our own server, with leases that outlast the bench.
 pub fn ours_with_long_leases() -> Result<System> {
     ours(HOUR)
 }
 
 /// throttle-server, an HTTP server for semaphores. `None` if it is not on the path.
 ///
-/// A round is `PUT /peers/ID/KEY?block_for=..` and `DELETE /peers/ID/KEY`, for an id that was created
-/// beforehand; so a round of it is two requests, as one of ours is. Every key is declared in its
-/// configuration, with a count of one.
+/// A round is `PUT /peers/ID/KEY?block_for=..` and `DELETE /peers/ID/KEY`, with an ID that was created beforehand: two
+/// requests, like one of ours. Its configuration declares every key, with a count of one.
 pub fn throttle() -> Result<Option<System>> {
     let Some(program) = on_path("throttle") else {
         return Ok(None);
@@ -163,10 +161,10 @@ pub fn throttle() -> Result<Option<System>> {
     System::new("throttle", Accent::Throttle, port, pid, process).map(Some)
 }
 
-/// Redis, which keeps nothing on disk here. `None` if it is not on the path.
+/// Redis, without persistence. `None` if it is not on the path.
 ///
-/// A round is `SET KEY NAME NX PX 30000` and a script that deletes the key if the name is still there.
-/// Nobody can wait for a key there: whoever wants a held one asks again, see `load::POLLING`.
+/// A round is `SET KEY NAME NX PX 30000` and a script that deletes the key if the name is still there. Redis has no
+/// waits, so a client polls for a held key, see `load::POLLING`.
 pub fn redis() -> Result<Option<System>> {
     let Some(program) = on_path("redis-server") else {
         return Ok(None);
@@ -188,10 +186,11 @@ pub fn redis() -> Result<Option<System>> {
     Ok(Some(system))
 }
 
-/// etcd, one member with its own settings, which syncs to the disk of the target folder. `None` if it is not on the path.
+/// etcd, one member with its default settings, which syncs to the disk of the target folder. `None` if it is not on the
+/// path.
 ///
-/// A round is `/v3/lock/lock` and `/v3/lock/unlock` of its JSON gateway, under a lease that each client was granted
-/// beforehand and that outlasts the bench; so a round of it is two requests, as one of ours is.
+/// A round is `/v3/lock/lock` and `/v3/lock/unlock` of its JSON gateway, with a lease that each client was granted
+/// beforehand and that outlasts the bench: two requests, like one of ours.
 pub fn etcd() -> Result<Option<System>> {
     let Some(program) = on_path("etcd") else {
         return Ok(None);
@@ -203,7 +202,7 @@ pub fn etcd() -> Result<Option<System>> {
     command
         .args(["--listen-client-urls", &url])
         .args(["--advertise-client-urls", &url])
-        // No other member comes.
+        // A port for members, of which there are no others.
         .args(["--listen-peer-urls", "http://127.0.0.1:0"])
         .args(["--logger", "zap", "--data-dir"])
         .arg(folder.join("data"));
@@ -211,7 +210,7 @@ pub fn etcd() -> Result<Option<System>> {
     System::new("etcd", Accent::Etcd, port, pid, process).map(Some)
 }
 
-/// A transaction of etcd's that puts one key, with about as much as a hold of ours has.
+/// A transaction of etcd that puts one key, with a value about as large as a stored hold of ours.
 pub fn txn_of_one_put() -> Vec<u8> {
     let (key, value) = (b64("put"), b64(&"x".repeat(100)));
     let put = format!(r#"{{"request_put":{{"key":"{key}","value":"{value}"}}}}"#);
@@ -241,14 +240,14 @@ impl System {
         })
     }
 
-    /// A client that has already asked for something on its connection.
+    /// A client that has already sent a request on its connection.
     pub fn client(&self, key: &str, name: &str) -> Result<Client> {
         let mut client = self.waiter(key, name)?;
         client.connection.ask(&self.greeting())?;
         Ok(client)
     }
 
-    /// A question that changes nothing.
+    /// A request that changes nothing.
     pub fn greeting(&self) -> Vec<u8> {
         match self.accent {
             Accent::Ours | Accent::BareLoop => http("GET", "/PING"),
@@ -257,7 +256,7 @@ impl System {
         }
     }
 
-    /// A client that holds a key together with others: any number of them, or so many as `slots` says.
+    /// A client that shares a key with others, up to `slots` holders.
     pub fn sharing_client(&self, key: &str, name: &str, slots: u32) -> Result<Client> {
         match self.accent {
             Accent::Ours => {
@@ -265,13 +264,13 @@ impl System {
                 client.lock = http("GET", &format!("/LOCK/{key}/{name}?slots={slots}"));
                 Ok(client)
             }
-            // The count stands in its configuration.
+            // throttle's configuration has the count.
             Accent::Throttle => self.client(&format!("slots-{slots}"), name),
-            Accent::Redis | Accent::Etcd | Accent::BareLoop => Err("it has no such lock".into()),
+            Accent::Redis | Accent::Etcd | Accent::BareLoop => Err("it has no shared lock".into()),
         }
     }
 
-    /// A client that has just come.
+    /// A client without an earlier request on its connection.
     pub fn waiter(&self, key: &str, name: &str) -> Result<Client> {
         let (framing, lock, unlock, farewell) = match self.accent {
             Accent::Ours | Accent::BareLoop => (
@@ -299,7 +298,7 @@ impl System {
             Accent::Etcd => {
                 let lease = self.etcd_lease()?;
                 let lock = format!(r#"{{"name":"{}","lease":"{lease}"}}"#, b64(key));
-                // The name of what it puts, which its answer has, too.
+                // The name of the key that etcd puts, which is also in its answer.
                 let unlock = format!(r#"{{"key":"{}"}}"#, b64(&format!("{key}/{lease:x}")));
                 let revoke = format!(r#"{{"ID":"{lease}"}}"#);
                 (
@@ -324,7 +323,7 @@ impl System {
         Ok(self.desk.borrow_mut().ask(&request)?.text())
     }
 
-    /// A lease of etcd's that outlasts the bench. Who asks may choose its number.
+    /// A lease of etcd that outlasts the bench. The request chooses its ID.
     fn etcd_lease(&self) -> Result<u64> {
         static LEASES: AtomicU64 = AtomicU64::new(1);
         let lease = LEASES.fetch_add(1, Relaxed);
@@ -337,7 +336,7 @@ impl System {
         }
     }
 
-    /// Ends it in order. Only ours knows how.
+    /// Stops our own server in order. An error for other systems.
     pub fn stop(&mut self) -> Result<()> {
         match &mut self.process {
             Process::Ours(server) => Ok(server.stop().map(drop)?),
@@ -349,7 +348,7 @@ impl System {
         Ok(kill(Pid::from_raw(self.pid as i32), signal)?)
     }
 
-    /// The port that speaks the original's bare lines, if the server has one.
+    /// The classic port, if the server has one.
     pub fn classic_port(&self) -> Option<u16> {
         match &self.process {
             Process::Ours(server) => server.classic_port(),
@@ -368,7 +367,7 @@ impl System {
         let (mut last, mut since) = (self.status("VmRSS:")?, Instant::now());
         while since.elapsed() < Duration::from_millis(400) {
             if Instant::now() > deadline {
-                return Err("the server does not come to rest".into());
+                return Err("the server does not become idle".into());
             }
             thread::sleep(Duration::from_millis(20));
             let now = self.status("VmRSS:")? + &self.status("Threads:")?;
@@ -399,7 +398,7 @@ fn http_with_body(method: &str, path: &str, json: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// As etcd has bytes in JSON.
+/// Bytes in base64, as in etcd's JSON.
 fn b64(text: &str) -> String {
     BASE64_STANDARD.encode(text)
 }
@@ -425,7 +424,7 @@ pub fn folder(name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Free a moment ago: neither of the two tells which port it took, so none can be asked for.
+/// A port that was free a moment ago, for systems that do not report which port they took.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

@@ -10,13 +10,13 @@ const TERMS: Terms = Terms {
     lock_attempt_timeout: Duration::from_secs(3600),
 };
 
-/// No limit is to be met.
+/// Limits that are never reached.
 const LIMITS: Limits = Limits {
     holds: usize::MAX,
     waiters: usize::MAX,
 };
 
-/// A table with that many keys held.
+/// A table with this many held keys.
 pub struct Held {
     table: LockTable<()>,
     now: Instant,
@@ -33,7 +33,7 @@ impl Held {
         Held { table, now }
     }
 
-    /// An acquire and a release of a key that is free: nanoseconds of both together.
+    /// The nanoseconds of an acquire and a release of a free key together.
     pub fn rounds(&mut self, counting: Duration) -> f64 {
         let keys: Vec<String> = (0..64).map(|n| format!("key-{n}")).collect();
         let begin = Instant::now();
@@ -50,12 +50,12 @@ impl Held {
     }
 }
 
-/// A key with that many waiters, and a few more at times.
+/// A key with this many waiters, or a few less.
 pub struct Crowd {
     table: LockTable<usize>,
     now: Instant,
     names: Vec<String>,
-    /// Who holds the key, and who has released it and is not back yet.
+    /// The holder, and the requesters that have released the key and have not joined again.
     holder: usize,
     gone: Vec<usize>,
 }
@@ -77,9 +77,9 @@ impl Crowd {
         }
     }
 
-    /// Nanoseconds of a release with its hand-over, and of joining the tail of the queue.
+    /// The nanoseconds of a release with its hand-over, and of joining the tail of the queue.
     pub fn turns(&mut self, counting: Duration) -> [f64; 2] {
-        // Some of the crowd leave and come back, so that the clock is read rarely.
+        // In batches, so that the clock is read rarely.
         let batch = (self.names.len() / 2).min(1000);
         let (mut releasing, mut joining) = (Duration::ZERO, Duration::ZERO);
         let mut turns = 0;

@@ -1,4 +1,4 @@
-//! The bytes of a classic request, and how they are cut.
+//! A request of the classic wire, as bytes that arrive in pieces.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! What has to hold of the wire, whatever bytes come. Compiled into the crate with `--cfg fuzzing` alone, since the
-//! types of the wire are private.
+//! The properties of the wire for any bytes. Compiled into the crate only with `--cfg fuzzing`, since the types of the
+//! wire are private.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -18,8 +18,8 @@ const MAX: MaxTimes = MaxTimes {
     lock_attempt_timeout: Duration::from_secs(3600),
 };
 
-/// A request target that is understood is written as a target that is understood as the same; what is wrong with
-/// another one is told in one short line.
+/// A valid request target, parsed and written, parses as the same request. The error of an invalid one is one short
+/// line.
 pub fn request(data: &[u8]) {
     let Ok(target) = str::from_utf8(data) else {
         return;
@@ -27,7 +27,7 @@ pub fn request(data: &[u8]) {
     check(Request::parse(target, &MAX));
 }
 
-/// A classic request means the same however its bytes are cut, and the same as its target means to the HTTP wire.
+/// A classic request means the same however its bytes are cut, and its target means the same on the HTTP wire.
 pub fn classic(data: &[u8]) {
     let Some((cut, bytes)) = data.split_first_chunk::<2>() else {
         return;
@@ -78,7 +78,7 @@ fn check(question: Result<Request, Malformed>) {
     }
 }
 
-/// The names of a question, and whether its verb takes them.
+/// The names in a request, and whether its verb takes them.
 fn names<'q>(question: &'q Request) -> [(&'q str, bool); 2] {
     let taken = question.verb.row().names.len();
     [
@@ -87,7 +87,7 @@ fn names<'q>(question: &'q Request) -> [(&'q str, bool); 2] {
     ]
 }
 
-/// A client reads what a server wrote; what nobody should write does not make it panic.
+/// A client parses every reply that a server writes, and does not panic on any other bytes.
 pub fn reply(data: &[u8]) {
     let mut data = Data(data);
     if data.byte() % 4 == 0 {
@@ -182,7 +182,7 @@ pub fn reply(data: &[u8]) {
     }
 }
 
-/// What a header told is cut off to a millisecond, give or take what a floating-point number can't hold.
+/// A header's time is truncated to milliseconds, within the precision of a floating-point number.
 fn assert_is_told(told: Duration, duration: Duration) {
     let exact = Duration::from_millis(duration.as_millis() as u64);
     assert!(
@@ -191,7 +191,7 @@ fn assert_is_told(told: Duration, duration: Duration) {
     );
 }
 
-/// A status, headers and a body that mean nothing together.
+/// A status, headers and a body that no server writes together.
 fn foreign_reply(mut data: Data) {
     let status = [200, 200, 404, 503][usize::from(data.byte() % 4)];
     let names = [
@@ -220,7 +220,7 @@ fn foreign_reply(mut data: Data) {
     }
 }
 
-/// Bytes from which values are taken. At their end there are zeroes.
+/// A source of values from bytes. After their end it gives zeros.
 struct Data<'a>(&'a [u8]);
 
 impl<'a> Data<'a> {
@@ -230,7 +230,7 @@ impl<'a> Data<'a> {
 
     fn number(&mut self) -> u64 {
         let bytes: [u8; 8] = std::array::from_fn(|_| self.byte());
-        // A number is as often short as long.
+        // Shifted, so that small numbers are as frequent as large ones.
         u64::from_le_bytes(bytes) >> (self.byte() % 64)
     }
 

@@ -1,4 +1,4 @@
-//! A reply, as a server writes it or as nobody should.
+//! A reply, as a server writes it, or any other bytes.
 
 #![no_main]
 
