@@ -1,8 +1,8 @@
-//! A store in etcd, by its JSON gateway: several servers use it, and one of them leads. The others stand by.
+//! A store in etcd, through its JSON gateway. Several servers use it: one leads, and the others stand by.
 //!
-//! What etcd is asked for is to keep a set of small keys, and to agree on who may write them: each transaction compares
-//! the leader key's create revision, which no two leaderships share, and a sequence number, which no transaction
-//! passes twice. So nothing here depends on a clock but for how long something is tried.
+//! etcd keeps a set of small keys, and decides who may write them. Each transaction compares the leader key's create
+//! revision, which no two leaderships share, and a sequence number, which lets no transaction pass twice. So clocks
+//! only limit how long something is tried.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,29 +33,30 @@ mod term;
 pub(super) mod tests;
 pub(crate) mod tls;
 
-/// Where etcd is, and how this server takes part.
+/// How to reach etcd, and what this server tells the others.
 #[derive(Clone, Debug)]
 pub(crate) struct EtcdOptions {
-    /// `http://HOST:2379` or `https://HOST:2379`, at least one. All are members of one cluster.
+    /// `http://HOST:2379` or `https://HOST:2379`, at least one. All are members of one etcd cluster.
     pub endpoints: Vec<String>,
-    /// What all keys begin with: a slash, a name, and a slash at the end. Servers that share it are one lock server.
+    /// The prefix of all keys: a slash, a name, and a slash. Servers with the same prefix are one lock server.
     pub prefix: String,
-    /// A user of etcd's, where etcd has users.
+    /// The user, if etcd has users.
     pub user: Option<(String, PasswordFile)>,
-    /// How those with `https://` are asked.
+    /// The TLS settings for endpoints with `https://`.
     pub tls: EtcdTls,
-    /// How long a leader that is silent is waited for: whole seconds, at least 2. etcd may make it longer.
+    /// The TTL of the leader's lease: how long a silent leader keeps its leadership. Whole seconds, at least 2. etcd
+    /// may extend it.
     pub ttl: Duration,
-    /// Where clients reach this server, host and port: what the others tell theirs.
+    /// Where clients reach this server, host and port. The other servers redirect their clients to it.
     pub address: String,
-    /// What all servers should be started with alike, for those who stand by to compare.
+    /// Options that should be equal on all servers. A standby compares its own with the leader's.
     pub shared: SharedOptions,
 }
 
-/// Options by their names, and their values as text. No secrets: all who read etcd read them.
+/// Options by name, with their values as text. No secrets, since every reader of etcd can read them.
 pub(crate) type SharedOptions = BTreeMap<String, String>;
 
-/// A file with the password of a user, in its first line. It is read each time.
+/// A file with the user's password in its first line. Read at each authentication.
 #[derive(Clone, Debug)]
 pub(crate) struct PasswordFile(pub PathBuf);
 
@@ -75,9 +76,9 @@ pub(crate) struct EtcdStore {
     gateway: EtcdGateway,
     /// `None` while this server does not lead.
     term: Option<Term>,
-    /// The lease of a leadership that ended, which may still stand in the way of the next one.
+    /// The lease of an ended leadership, which may still block the next one.
     left: Option<i64>,
-    /// How many holds are read at once.
+    /// The number of holds in one page.
     page: i64,
 }
 
@@ -94,7 +95,7 @@ impl EtcdStore {
         }
     }
 
-    /// Does something as the leader. After each error but for a lack of room the leadership is over.
+    /// Runs `act` as the leader. Any error except a lack of room ends the leadership.
     fn as_leader(
         &mut self,
         act: impl FnOnce(&mut Term, &mut EtcdGateway) -> Result<(), StoreError>,
@@ -118,8 +119,8 @@ impl EtcdStore {
         }
     }
 
-    /// Ends the lease of a leadership that is over: with it goes the leader key, and with that whatever of its
-    /// transactions is still under way.
+    /// Ends the lease of an ended leadership. That deletes the leader key, so transactions of it that are still under
+    /// way fail.
     fn revoke_left(&mut self) {
         if let Some(lease) = self.left.take() {
             revoke(&mut self.gateway, lease, try_time(self.options.ttl));
@@ -132,7 +133,7 @@ impl Store for EtcdStore {
         let is_https = |endpoint: &&String| endpoint.starts_with("https://");
         let endpoint = self.options.endpoints.iter().find(is_https);
         if let Some(endpoint) = endpoint.filter(|_| !self.options.tls.is_there()) {
-            // It would never be reached.
+            // Without TLS it could never be reached.
             let reason = format!("{endpoint} takes TLS, which this server was built without");
             return Err(StoreError::Etcd(reason));
         }
@@ -154,12 +155,12 @@ impl Store for EtcdStore {
         self.as_leader(|term, gateway| term.commit(gateway, batch))
     }
 
-    /// As many as one transaction takes: the answers to more would wait for the next ones, too.
+    /// As many as one transaction takes. With more, all answers would wait for several transactions.
     fn most_in_batch(&self) -> usize {
         127
     }
 
-    /// Twice in the time after which the lease is not kept alive any more.
+    /// Twice within the time after which the lease is no longer kept alive.
     fn confirm_every(&self) -> Option<Duration> {
         let ttl = self.term.as_ref().map_or(self.options.ttl, Term::ttl);
         Some(keepalive::move_time(ttl) / 2)

@@ -1,4 +1,4 @@
-//! The way to lead: stand by until nobody leads, win the leader key, read what is stored.
+//! How a server comes to lead: it stands by until nobody leads, wins the leader key, and loads what is stored.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -18,23 +18,23 @@ use super::term::{Term, fatal};
 use crate::store::election::Election;
 use crate::store::{Recovered, StoreError};
 
-/// How often it is looked whether somebody leads. It is a read of one key, and half a second after an orderly end another
-/// server is to answer.
+/// Pause between two looks at the leader key, each a read of one key. Short enough that another server answers half a
+/// second after an orderly end.
 const LOOK: Duration = Duration::from_millis(150);
 
-/// How long until the next try where etcd has no room, or does not let this server do it.
+/// Pause before the next try if etcd has no room, or denies the call.
 const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 
-/// How many changes etcd may keep before that is odd: some 165 MB, of its usual 2 GB.
+/// The most old changes that etcd may keep without a warning: some 165 MB, of its default 2 GB.
 const MOST_HISTORY: i64 = 1_000_000;
 
-/// How long until the next try after one that failed.
+/// Pause before the next try after a failure.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long until the next try where there was TLS with no endpoint: somebody has to mend that, and etcd logs each try.
+/// Pause before the next try if TLS failed with every endpoint: somebody has to repair that, and etcd logs each try.
 const TLS_PAUSE: Duration = Duration::from_secs(5);
 
-/// 32 hexadecimal digits that nobody else has.
+/// 32 random hexadecimal digits.
 fn random_name() -> String {
     let chance = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", chance(), chance())
@@ -45,25 +45,25 @@ fn random_name() -> String {
 struct GrantedLease {
     id: i64,
     ttl: Duration,
-    /// When it was asked for.
+    /// When it was requested.
     asked: Instant,
 }
 
-/// One way to lead.
+/// One attempt to lead, from standing by to the loaded store.
 pub(super) struct Campaign<'a> {
     pub gateway: &'a mut EtcdGateway,
     pub layout: &'a Layout,
     pub options: &'a EtcdOptions,
     pub election: &'a Arc<Election>,
-    /// Random, of one leadership: a leader key that another campaign has made is never one's own, also where that was
-    /// this process's.
+    /// Random, for one leadership: so a leader key of another campaign, even one of this process, is never taken for
+    /// its own.
     id: String,
     granted: Option<GrantedLease>,
-    /// The leader whose options were compared last.
+    /// The ID of the leader whose options were compared last.
     compared: Option<String>,
-    /// When etcd last said who leads.
+    /// When etcd last answered who leads.
     heard: Instant,
-    /// How many tries failed for want of TLS, since one did not fail and since the last long pause.
+    /// The number of tries that failed for lack of TLS, since the last success and the last long pause.
     without_tls: usize,
     page: i64,
 }
@@ -90,7 +90,7 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    /// Blocks until this server leads and has read everything, or is to end.
+    /// Blocks until this server leads and has loaded everything, or has to end.
     pub fn run(mut self) -> Result<(Term, Recovered), StoreError> {
         loop {
             if self.election.is_stopped() {
@@ -117,7 +117,7 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    /// Wins, if nobody leads. `None` if somebody does.
+    /// Tries to win. `None` if another server leads.
     fn win(&mut self) -> Result<Option<Term>, CallFailure> {
         let leader = KeyRange::of(self.layout.leader());
         let time = self.time();
@@ -141,7 +141,7 @@ impl<'a> Campaign<'a> {
             }],
             failure: vec![Op::get(self.layout.leader())],
         };
-        // Where its answer is lost, the next round reads the key.
+        // If the answer is lost, the next round finds the key.
         let answer: TxnAnswer = self.gateway.call("/v3/kv/txn", &txn, time)?;
         if answer.succeeded {
             let revision = answer.header.revision;
@@ -153,7 +153,7 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    /// There is a leader key: it is this campaign's, or another server leads.
+    /// Handles an existing leader key: this campaign has won, or another server leads.
     fn meet(&mut self, leader: &KeyValue) -> Result<Option<Term>, CallFailure> {
         self.heard = Instant::now();
         let value = LeaderValue::parse(&leader.value.0).ok();
@@ -165,18 +165,18 @@ impl<'a> Campaign<'a> {
             self.compare(leader);
         }
         let address = value.map(|value| value.addr);
-        // That of this server is an earlier run's, or an earlier leadership's, which answers nothing any more.
+        // This server's own address belongs to an earlier run or leadership, which no longer answers.
         let address = address.filter(|address| *address != self.options.address);
         self.election.note(address.as_deref());
         Ok(None)
     }
 
-    /// What this server writes if it wins.
+    /// The value of the leader key if this server wins.
     fn value(&self) -> LeaderValue {
         LeaderValue::new(&self.id, &self.options.address, &self.options.shared)
     }
 
-    /// Says so in the log, once of each leader, where this server would go by other options.
+    /// Logs, once for each leader, which options differ from this server's.
     fn compare(&mut self, leader: &LeaderValue) {
         if self.compared.as_ref() == Some(&leader.id) {
             return;
@@ -184,13 +184,13 @@ impl<'a> Campaign<'a> {
         self.compared = Some(leader.id.clone());
         if let Some(difference) = leader.difference(&self.options.shared) {
             log::warn!(
-                "the leader at {} was started with other options: {difference}; which ones count depends on who leads",
+                "the leader at {} was started with other options: {difference}; which ones apply depends on which server leads",
                 leader.addr
             );
         }
     }
 
-    /// A lease that is fresh enough to win with.
+    /// A lease with at least half of its TTL left, new or granted earlier.
     fn lease(&mut self) -> Result<GrantedLease, CallFailure> {
         let is_fresh = |granted: &GrantedLease| granted.asked.elapsed() < granted.ttl / 2;
         if let Some(granted) = self.granted.filter(is_fresh) {
@@ -212,7 +212,7 @@ impl<'a> Campaign<'a> {
         Ok(granted)
     }
 
-    /// The leadership that was won. `None` if there is no thread to keep it.
+    /// Begins the leadership that was won. `None` if no thread can be started to keep its lease.
     fn term(&mut self, create_revision: i64, lease: i64) -> Option<Term> {
         let granted = self.granted.take();
         let ttl = granted.map_or(self.options.ttl, |granted| granted.ttl);
@@ -235,7 +235,7 @@ impl<'a> Campaign<'a> {
         Some(term.until_stopped(election))
     }
 
-    /// Reads what is stored. `None` if the leadership is over.
+    /// Loads what is stored. `None` if the leadership is over.
     fn take_over(&mut self, mut term: Term) -> Result<Option<(Term, Recovered)>, StoreError> {
         let loaded = match self.load(&term) {
             Ok(Some(loaded)) => loaded,
@@ -253,7 +253,8 @@ impl<'a> Campaign<'a> {
         self.gateway.log_success();
         if keeps_history(self.gateway, self.layout, MOST_HISTORY, self.time()) {
             log::warn!(
-                "etcd keeps more than {MOST_HISTORY} changes of old, and is full some day:                  give it --auto-compaction-mode=periodic --auto-compaction-retention=5m"
+                "etcd keeps more than {MOST_HISTORY} old changes and will run out of room; start it with \
+                 --auto-compaction-mode=periodic --auto-compaction-retention=5m"
             );
         }
         let (store, greatest_fence) = term.named();
@@ -277,7 +278,7 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    /// Reads until it is read, or the leadership is over.
+    /// Retries the load until it succeeds. `None` if the leadership is over.
     fn load(&mut self, term: &Term) -> Result<Option<Loaded>, StoreError> {
         let (keepalive, election) = (term.keepalive(), self.election);
         let goes_on = || {
@@ -294,7 +295,7 @@ impl<'a> Campaign<'a> {
                     FailureClass::AnswerTooLarge if self.page > 1 => self.page /= 2,
                     FailureClass::Compacted => log::debug!("reads anew: {failure}"),
                     FailureClass::Denied => {
-                        // Another server may be allowed to: the leadership is given up.
+                        // Gives the leadership up, since another server may be allowed to read.
                         self.after_failure("read what is stored", &failure)?;
                         return Ok(None);
                     }
@@ -304,7 +305,7 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    /// Returns to try again, after a pause.
+    /// Logs a failure and pauses, for the next try. An error if there is none.
     fn after_failure(&mut self, doing: &str, failure: &CallFailure) -> Result<(), StoreError> {
         let pause = match failure.class {
             FailureClass::Wrong | FailureClass::Untrusted | FailureClass::AnswerTooLarge => {
@@ -344,7 +345,7 @@ impl<'a> Campaign<'a> {
         Ok(())
     }
 
-    /// Long only where every endpoint has been tried: another one may have TLS.
+    /// The pause after a TLS failure: long only once every endpoint has failed, since another one may have TLS.
     fn pause_without_tls(&mut self) -> Duration {
         self.without_tls += 1;
         if self.without_tls < self.gateway.endpoints() {
@@ -354,7 +355,7 @@ impl<'a> Campaign<'a> {
         TLS_PAUSE
     }
 
-    /// So that etcd has not to wait for its end.
+    /// Ends an unused lease, so that etcd need not keep it until its TTL.
     fn give_lease_back(&mut self) {
         if let Some(granted) = self.granted.take() {
             revoke(self.gateway, granted.id, self.time());
@@ -366,7 +367,7 @@ impl<'a> Campaign<'a> {
     }
 }
 
-/// Ends a lease, and the leader key with it, if etcd can be asked at once. Else it ends by itself.
+/// Ends a lease, and with it the leader key. If etcd does not answer, the lease ends by itself at its TTL.
 pub(super) fn revoke(gateway: &mut EtcdGateway, lease: i64, time: Duration) {
     let request = LeaseRequest {
         id: NumberText(lease),

@@ -1,4 +1,4 @@
-//! Why a call of etcd failed, by what follows from it.
+//! Failures of calls to etcd, classified by what the caller has to do.
 
 use std::fmt;
 
@@ -9,42 +9,42 @@ use crate::error::TlsFailure;
 #[cfg(feature = "tls")]
 use crate::tls::TlsError;
 
-/// What follows from a failed call.
+/// What is known after a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureClass {
     /// It did not reach etcd.
     NotSent,
-    /// It did not reach etcd: there is no TLS with what answers. `None` where that does not take the certificate of this
-    /// server, or wants one.
+    /// It did not reach etcd, because there was no TLS connection. `None` if etcd requires a certificate or refuses
+    /// this server's.
     #[cfg_attr(
         not(feature = "tls"),
         allow(dead_code, reason = "there is no TLS to fail")
     )]
     NoTls(Option<TlsFailure>),
-    /// It may have been carried out, or still be.
+    /// It may have been carried out, or may be carried out later.
     Unknown,
-    /// Not carried out: there is too much to do.
+    /// Not carried out: etcd is overloaded.
     Busy,
-    /// There is no room in etcd. **It may have been carried out all the same**: etcd checks once more when it applies, and
-    /// reports that after it has applied. It is not under way any more.
+    /// There is no room in etcd. **It may have been carried out nevertheless**: etcd checks again when it applies the
+    /// call, and reports that after applying it. It is not carried out later.
     NoSpace,
-    /// Not carried out: the token is none any more.
+    /// Not carried out: the token is no longer valid.
     TokenExpired,
-    /// Not carried out: the user may not do this, or can't be told from others.
+    /// Not carried out: the user has no permission, or could not be authenticated.
     Denied,
-    /// Not carried out, and never is: etcd has no users to authenticate.
+    /// Not carried out: etcd has authentication switched off.
     NoUsers,
-    /// Not carried out: this member takes no such calls.
+    /// Not carried out: this member does not serve such calls.
     NoService,
     /// Not carried out: the lease is over.
     NoLease,
-    /// Not carried out: the revision that was asked for is gone.
+    /// Not carried out: the requested revision has been compacted.
     Compacted,
     /// Not carried out: the answer would be too large.
     AnswerTooLarge,
-    /// Not carried out, and never is: the call is wrong.
+    /// Not carried out: the call is wrong, so a retry would fail, too.
     Wrong,
-    /// It can't be relied on any more that etcd keeps what it is given.
+    /// etcd no longer keeps reliably what it stored.
     Untrusted,
 }
 
@@ -52,7 +52,7 @@ pub(super) enum FailureClass {
 #[derive(Clone, Debug)]
 pub(super) struct CallFailure {
     pub class: FailureClass,
-    /// Where it was sent.
+    /// The endpoint to which it was sent.
     pub endpoint: String,
     pub message: String,
 }
@@ -64,7 +64,7 @@ impl fmt::Display for CallFailure {
 }
 
 impl FailureClass {
-    /// What somebody who reads the log can do.
+    /// Advice for the reader of the log.
     pub fn advice(self) -> &'static str {
         match self {
             FailureClass::NotSent => "is etcd running there, and is the address right?",
@@ -84,12 +84,12 @@ impl FailureClass {
             FailureClass::NoLease | FailureClass::Compacted | FailureClass::AnswerTooLarge => {
                 "the server begins anew"
             }
-            FailureClass::Wrong => "this is a bug of the lock server",
+            FailureClass::Wrong => "this is a bug in the lock server",
             FailureClass::Untrusted => "check etcd before the server is started again",
         }
     }
 
-    /// Whether another member may do better.
+    /// Whether the call may succeed at another member.
     pub fn is_of_the_member(self) -> bool {
         matches!(
             self,
@@ -105,7 +105,7 @@ impl FailureClass {
 fn advice_on_tls(cause: Option<TlsFailure>) -> &'static str {
     match cause {
         None => {
-            "the options store_cert and store_key have to name a certificate that etcd's --trusted-ca-file has signed, and its key"
+            "the options store_cert and store_key have to name a certificate that the CA in etcd's --trusted-ca-file has signed, and its key"
         }
         Some(TlsFailure::UnknownIssuer | TlsFailure::NoRoots) => {
             "the option store_ca has to name the certificate of who signed it"
@@ -119,7 +119,7 @@ fn advice_on_tls(cause: Option<TlsFailure>) -> &'static str {
     }
 }
 
-/// Both forms that an error comes in.
+/// The two forms of an error.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ErrorAnswer {
@@ -132,7 +132,7 @@ struct ErrorAnswer {
 #[serde(untagged)]
 enum ErrorField {
     Text(String),
-    /// Of a stream: keepalives.
+    /// The form in streams, such as keepalives.
     InStream {
         #[serde(default, alias = "code")]
         grpc_code: i64,
@@ -148,11 +148,11 @@ impl Default for ErrorField {
     }
 }
 
-/// What an answer says that is no success: its class, and it in words. `None` if it is one.
+/// The class and the message of an answer's failure. `None` if the answer is a success.
 pub(super) fn failure_in(status: u16, body: &[u8]) -> Option<(FailureClass, String)> {
     let answer = serde_json::from_slice::<ErrorAnswer>(body);
     let (code, message) = match answer {
-        // What answers is not etcd, or etcd without its gateway.
+        // The answer is not from etcd, or from an etcd without its gateway.
         Err(_) if status == 404 || status == 501 => {
             let message = format!("it answers with status {status}");
             return Some((FailureClass::NoService, message));
@@ -176,8 +176,7 @@ pub(super) fn failure_in(status: u16, body: &[u8]) -> Option<(FailureClass, Stri
     Some((class, format!("{message} (status {status}, code {code})")))
 }
 
-/// etcd gives the same code to errors that have nothing in common, so that its words have to be looked at, too. They are the
-/// same in 3.4 to 3.6.
+/// etcd uses one code for unrelated errors, so their text counts, too. It is the same in 3.4 to 3.6.
 fn classify(status: u16, code: i64, message: &str) -> FailureClass {
     let says = |text: &str| message.contains(text);
     match code {
@@ -201,7 +200,7 @@ fn classify(status: u16, code: i64, message: &str) -> FailureClass {
     }
 }
 
-/// What ureq says where there is no answer.
+/// The class and the message of ureq's error.
 pub(super) fn no_answer(error: &ureq::Error) -> (FailureClass, String) {
     #[cfg(feature = "tls")]
     if let Some(error) = TlsError::of(error) {

@@ -1,5 +1,5 @@
-//! Calls of etcd's JSON gateway: one try each, at one of the endpoints, the next one after a failure. Knows nothing of
-//! what is called.
+//! Calls of etcd's JSON gateway: one try each, at one endpoint, and at the next one after a failure. Knows nothing of
+//! the calls' meaning.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use super::failure::{CallFailure, FailureClass, failure_in, no_answer};
 use super::messages::{Answer, AuthAnswer, AuthRequest};
 use super::{EtcdOptions, PasswordFile};
 
-/// More than any answer: a page of holds with the longest names.
+/// The longest accepted answer, in bytes: longer than a page of holds with the longest names.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
-/// How often it is logged that etcd fails.
+/// The shortest time between two log lines about failures.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// The way to etcd, of one thread: one connection that is kept open.
+/// The calls of one thread to etcd, on one connection that stays open.
 pub(super) struct EtcdGateway {
     agent: Agent,
     addresses: Arc<KnownEndpoints>,
@@ -33,15 +33,16 @@ pub(super) struct EtcdGateway {
     token: Option<String>,
     /// 0 before the first answer.
     cluster_id: u64,
-    /// The latest of the keys that an answer had.
+    /// The greatest revision in an answer so far.
     revision: i64,
     logged: Option<Instant>,
-    /// The same for want of TLS: what fails otherwise, perhaps at another endpoint, hides no cause that somebody has to mend.
+    /// When a TLS failure was last logged. Apart, so that other failures, perhaps at another endpoint, do not hide one
+    /// that somebody has to repair.
     logged_tls: Option<Instant>,
 }
 
 impl EtcdGateway {
-    /// The latest that an answer had.
+    /// The greatest revision in an answer so far.
     pub fn revision(&self) -> i64 {
         self.revision
     }
@@ -74,7 +75,7 @@ impl EtcdGateway {
         }
     }
 
-    /// How many tries it takes to have asked every endpoint.
+    /// The number of endpoints, and so of tries until each was called.
     pub fn endpoints(&self) -> usize {
         self.endpoints.len()
     }
@@ -90,7 +91,7 @@ impl EtcdGateway {
         self.send(path, &request, time)
     }
 
-    /// One try with a request that is written already.
+    /// One try with an encoded request.
     pub fn send<A: Answer>(
         &mut self,
         path: &str,
@@ -115,7 +116,7 @@ impl EtcdGateway {
         }
     }
 
-    /// Gets a token, where there is a user and no token.
+    /// Requests a token, if there is a user and no token.
     fn authenticate(&mut self, time: Duration) -> Result<(), CallFailure> {
         let Some((name, password)) = self.user.as_ref().filter(|_| self.token.is_none()) else {
             return Ok(());
@@ -134,7 +135,7 @@ impl EtcdGateway {
             Ok(answer) => self.token = Some(answer.token),
             Err(failure) if failure.class == FailureClass::NoUsers => {}
             Err(mut failure) => {
-                // What the token was for did not even begin.
+                // The call that needs the token was not sent.
                 if failure.class == FailureClass::Unknown {
                     failure.class = FailureClass::NotSent;
                 }
@@ -154,7 +155,7 @@ impl EtcdGateway {
         let (class, message) = match self.exchange(path, request, time) {
             Err(error) => no_answer(&error),
             Ok((status, body)) => match failure_in(status, &body) {
-                // A user was switched on meanwhile.
+                // Meanwhile authentication was switched on.
                 Some((FailureClass::Denied, message))
                     if message.contains("user name is empty")
                         && self.user.is_some()
@@ -168,13 +169,10 @@ impl EtcdGateway {
                         Ok(()) => return Ok(answer),
                         Err(message) => (FailureClass::Untrusted, message),
                     },
-                    Ok(_) => (
-                        FailureClass::Unknown,
-                        "what it answers is not etcd's".into(),
-                    ),
+                    Ok(_) => (FailureClass::Unknown, "the answer is not etcd's".into()),
                     Err(error) => (
                         FailureClass::Unknown,
-                        format!("what it answers is not etcd's: {error}"),
+                        format!("the answer is not etcd's: {error}"),
                     ),
                 },
             },
@@ -196,7 +194,7 @@ impl EtcdGateway {
         let post = self.agent.post(&url).config();
         let post = post
             .timeout_global(Some(time))
-            // So that a connection that is not made is told from an answer that does not come.
+            // Shorter than the whole time, to distinguish a missing connection from a missing answer.
             .timeout_connect(Some(time * 3 / 4))
             .build()
             .content_type("application/json");
@@ -210,7 +208,7 @@ impl EtcdGateway {
         Ok((response.status().as_u16(), body))
     }
 
-    /// That it is the etcd that it was, and that it has forgotten nothing.
+    /// Checks that this is the same etcd cluster as before, and that it has lost nothing.
     fn check(&mut self, answer: &impl Answer) -> Result<(), String> {
         let cluster_id = answer.header().cluster_id;
         if self.cluster_id != 0 && cluster_id != self.cluster_id {
@@ -232,7 +230,7 @@ impl EtcdGateway {
         Ok(())
     }
 
-    /// Logs that etcd fails: at once, and then from time to time.
+    /// Logs a failure: the first one at once, and then at most one every [`LOG_EVERY`].
     pub fn log_failure(&mut self, doing: &str, failure: &CallFailure) {
         let logged = match failure.class {
             FailureClass::NoTls(_) => &mut self.logged_tls,
@@ -245,7 +243,7 @@ impl EtcdGateway {
         }
     }
 
-    /// Logs that etcd does what it is asked to, if it failed before.
+    /// Logs that etcd answers, if a failure was logged before.
     pub fn log_success(&mut self) {
         let failed = [self.logged.take(), self.logged_tls.take()];
         if failed.iter().any(Option::is_some) {
@@ -254,8 +252,8 @@ impl EtcdGateway {
     }
 }
 
-/// Looks an endpoint up once, and again after a failure. ureq's own resolver starts a thread for each call that has a
-/// time-out, also where the connection is open.
+/// Resolves an endpoint once, and again after a failure. ureq's own resolver starts a thread for each call with a
+/// time-out, even on an open connection.
 #[derive(Debug)]
 struct EndpointResolver(Arc<KnownEndpoints>);
 
@@ -281,7 +279,7 @@ impl Resolver for EndpointResolver {
         }
         let found = DefaultResolver::default().resolve(uri, config, timeout);
         let found = found.map_err(|error| match error {
-            // No call was sent.
+            // The request was not sent.
             ureq::Error::Io(error) => {
                 log::debug!("cannot look up {authority}: {error}");
                 ureq::Error::HostNotFound

@@ -1,5 +1,5 @@
-//! Keeps the leader's lease alive, in a thread of its own, as long as the thread that commits moves: a server that is stuck
-//! has to lose its leadership.
+//! Keeps the leader's lease alive, in a thread of its own, as long as the committing thread makes progress: a server
+//! that hangs has to lose its leadership.
 
 use std::io;
 use std::sync::Arc;
@@ -13,20 +13,20 @@ use super::failure::FailureClass;
 use super::gateway::EtcdGateway;
 use super::messages::{KeepaliveAnswer, LeaseRequest, NumberText};
 
-/// How long until the next try after one that failed.
+/// Pause before the next try after a failure.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long one try of a call takes at the most, under a lease of this length: several fit into it.
+/// The time-out of one try of a call, for a lease of this length: several tries fit into it.
 pub(super) fn try_time(ttl: Duration) -> Duration {
     (ttl / 4).min(Duration::from_secs(1))
 }
 
-/// How often the thread that commits has to move.
+/// The longest time without progress of the committing thread.
 pub(super) fn move_time(ttl: Duration) -> Duration {
     ttl / 3
 }
 
-/// The lease of a leader, kept alive until this is dropped.
+/// The lease of a leader. Dropping it ends the keepalives.
 pub(super) struct Keepalive(Arc<KeptLease>);
 
 struct KeptLease {
@@ -37,16 +37,16 @@ struct KeptLease {
 }
 
 struct KeptState {
-    /// When the thread that commits last showed that it moves.
+    /// When the committing thread last made progress.
     moved: Instant,
-    /// Whether the thread waits for that.
+    /// Whether the keepalive thread waits for progress.
     is_waiting: bool,
     is_lost: bool,
     is_ended: bool,
 }
 
 impl Keepalive {
-    /// `granted`: when the lease was asked for.
+    /// Starts the thread. `granted` is when the lease was requested.
     pub fn start(
         options: &EtcdOptions,
         id: i64,
@@ -71,7 +71,7 @@ impl Keepalive {
         Ok(Keepalive(kept))
     }
 
-    /// Notes that the thread that commits moves.
+    /// Notes progress of the committing thread.
     pub fn moves(&self) {
         let mut state = self.0.state.lock();
         state.moved = Instant::now();
@@ -80,7 +80,7 @@ impl Keepalive {
         }
     }
 
-    /// Whether the lease is over, or may be.
+    /// Whether the lease is over, or may be over.
     pub fn is_lost(&self) -> bool {
         self.0.state.lock().is_lost
     }
@@ -114,9 +114,9 @@ impl KeptLease {
                     failures = 0;
                     gateway.log_success();
                 }
-                Ok(_) => return self.lose("etcd does not know the lease of this leader any more"),
+                Ok(_) => return self.lose("etcd no longer knows the lease of this leader"),
                 Err(failure) if failure.class == FailureClass::NoLease => {
-                    return self.lose("etcd does not know the lease of this leader any more");
+                    return self.lose("etcd no longer knows the lease of this leader");
                 }
                 Err(_) if alive.elapsed() >= self.ttl => {
                     return self.lose("the lease of this leader could not be kept alive");
@@ -129,7 +129,7 @@ impl KeptLease {
         }
     }
 
-    /// Waits until the next try. `false` once it is not wanted any more.
+    /// Blocks until the next try. `false` after the drop.
     fn wait(&self, alive: Instant, failures: usize) -> bool {
         let due = match failures {
             0 => alive + self.ttl / 3,

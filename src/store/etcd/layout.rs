@@ -1,9 +1,9 @@
-//! What is stored in etcd: keys and values under the prefix of one lock server. Knows no calls.
+//! The keys and values of one lock server in etcd, below its prefix. Knows no calls.
 //!
 //! | key | value |
 //! |---|---|
-//! | prefix `leader` | who leads, under etcd's lease |
-//! | prefix `seq` | how many commits put something, the greatest fence, the store's name |
+//! | prefix `leader` | the leader, attached to its lease in etcd |
+//! | prefix `seq` | the number of commits that put something, the greatest fence, the store's ID |
 //! | prefix `h/KEY/SLOT` | one hold. KEY is percent-encoded |
 
 use std::borrow::Cow;
@@ -17,17 +17,17 @@ use super::SharedOptions;
 use crate::lease::{Fence, MAX_SLOTS, Slots};
 use crate::store::StoredHold;
 
-/// The version of each value's form.
+/// The version of the values' format.
 const VERSION: u32 = 1;
 
-/// What a key need not escape within one segment: RFC 3986, section 2.3.
+/// Everything but the unreserved characters of RFC 3986, section 2.3, is escaped.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// Where the keys of one lock server are.
+/// The names of one lock server's keys.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     /// Ends with a slash.
@@ -58,17 +58,19 @@ impl Layout {
         format!("{}h/{key}/{slot}", self.prefix).into()
     }
 
-    /// From the first key of a hold to the one behind the last.
+    /// The range of the holds' keys: the first one, and the one after the last.
     pub fn holds(&self) -> (Vec<u8>, Vec<u8>) {
-        // The character behind the slash is the zero.
+        // `0` is the character after the slash.
         let bounds = ["h/", "h0"].map(|end| format!("{}{end}", self.prefix).into());
         let [first, behind] = bounds;
         (first, behind)
     }
 
-    /// A hold and its slot, or why this is none.
+    /// Parses a hold and its slot. The error describes why it is not a hold.
     pub fn parse_hold(&self, key: &[u8], value: &[u8]) -> Result<(StoredHold, u32), String> {
-        let parsed = self.parse_hold_key(key).ok_or("its name is no hold's")?;
+        let parsed = self
+            .parse_hold_key(key)
+            .ok_or("its name is not that of a hold")?;
         let (key, slot) = parsed;
         let value: HoldValue = parse(value)?;
         let hold = StoredHold {
@@ -93,15 +95,15 @@ impl Layout {
     }
 }
 
-/// Who leads.
+/// The value of the leader key.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct LeaderValue {
     v: u32,
-    /// Random, of one campaign.
+    /// Random, for one campaign.
     pub id: String,
     /// Where clients reach the leader: host and port.
     pub addr: String,
-    /// What it goes by, and the others should, too. Empty where it does not say so.
+    /// The leader's shared options. Empty if the value has none.
     #[serde(default, skip_serializing_if = "SharedOptions::is_empty")]
     pub options: SharedOptions,
 }
@@ -116,7 +118,7 @@ impl LeaderValue {
         }
     }
 
-    /// How the options of another server differ, in words. `None` if they don't, as far as both are known.
+    /// How another server's options differ, in words. `None` if they agree, as far as both have them.
     pub fn difference(&self, others: &SharedOptions) -> Option<String> {
         let differing = self.options.iter().filter_map(|(name, value)| {
             let other = others.get(name).filter(|other| *other != value)?;
@@ -135,14 +137,14 @@ impl LeaderValue {
     }
 }
 
-/// What all commits have led to, beside the holds.
+/// The value of the sequence key: what commits change beside the holds.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sequence {
     /// The number of the latest commit that put something.
     pub number: u64,
     /// 0 if no fence was ever given out.
     pub greatest_fence: Fence,
-    /// What the store is called.
+    /// The store's ID.
     pub store: String,
 }
 
@@ -176,7 +178,7 @@ impl Sequence {
     }
 }
 
-/// Fences are text: programs that read JSON round numbers of this size.
+/// Fences are text, since other JSON parsers round numbers of this size.
 #[derive(Deserialize, Serialize)]
 struct HoldValue<'a> {
     v: u32,
@@ -192,9 +194,9 @@ struct HoldValue<'a> {
     slots: Slots,
 }
 
-/// The value of a hold. Its key stands in the name.
+/// The value of a hold. The lock's key is in the name.
 pub(super) fn hold_value(hold: &StoredHold) -> Vec<u8> {
-    // Rounded up: what is stored is never shorter than what was promised.
+    // Rounded up, so that the stored lease is never shorter than the granted one.
     let ms = hold.lock_timeout.as_nanos().div_ceil(1_000_000);
     to_json(&HoldValue {
         v: VERSION,
@@ -213,10 +215,10 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 
 fn fence(text: &str) -> Result<Fence, String> {
     let fence = text.parse();
-    fence.map_err(|_| format!("{text:?} is no fence"))
+    fence.map_err(|_| format!("{text:?} is not a fence"))
 }
 
-/// A value of this version.
+/// Parses a value of this version.
 fn parse<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, String> {
     #[derive(Deserialize)]
     struct Versioned {

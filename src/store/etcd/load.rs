@@ -1,4 +1,4 @@
-//! Everything that is stored, read page by page at one revision.
+//! Reads everything that is stored, page by page at one revision.
 
 use std::time::{Duration, Instant};
 
@@ -9,27 +9,27 @@ use super::messages::{Base64, KeyRange, KeyValue, NumberText, RangeAnswer};
 use super::slots::{Place, SlotMap};
 use crate::store::StoredHold;
 
-/// How many holds a page has at the most.
+/// The most holds in one page.
 pub(super) const PAGE: i64 = 1000;
 
-/// What is stored.
+/// The stored content.
 pub(super) struct Loaded {
     /// In the order of their fences.
     pub holds: Vec<StoredHold>,
     pub slots: SlotMap,
     /// `None` in a new store.
     pub sequence: Option<Sequence>,
-    /// How many times the sequence was put.
+    /// The version of the sequence key: how often it was put.
     pub version: i64,
 }
 
-/// Why not.
+/// Why a load failed.
 #[derive(Debug)]
 pub(super) enum LoadFailure {
     Call(CallFailure),
-    /// What is stored can't be read, and why.
+    /// The stored content can't be parsed. The text gives the reason.
     Unreadable(String),
-    /// There is no time for it any more.
+    /// `goes_on` returned `false`.
     CalledOff,
 }
 
@@ -39,7 +39,8 @@ impl From<CallFailure> for LoadFailure {
     }
 }
 
-/// Reads everything, in pages of this many holds. Each page takes at most `time`; before each `goes_on` is asked.
+/// Reads everything, in pages of this many holds. Each page takes at most `time`. Calls `goes_on` before each page, and
+/// stops if it returns `false`.
 pub(super) fn load(
     gateway: &mut EtcdGateway,
     layout: &Layout,
@@ -75,7 +76,7 @@ pub(super) fn load(
         match answer.kvs.last().filter(|_| answer.more) {
             None => break,
             Some(last) => {
-                // The next key in their order.
+                // The next page begins at the next possible key.
                 range.key.0.clone_from(&last.key.0);
                 range.key.0.push(0);
             }
@@ -100,7 +101,8 @@ pub(super) fn load(
     Ok(loaded)
 }
 
-/// Whether etcd has kept what the keys were so many revisions ago: then nobody compacts it. Where it does not answer, `false`.
+/// Whether etcd still has the state of this many revisions ago, so that it is not compacted. `false` if it does not
+/// answer.
 pub(super) fn keeps_history(
     gateway: &mut EtcdGateway,
     layout: &Layout,
@@ -135,7 +137,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// That no fence would be given out again.
+    /// Checks that the greatest fence covers all holds, so that no fence is used again.
     fn check(&self, layout: &Layout) -> Result<(), LoadFailure> {
         let greatest = self.holds.iter().map(|hold| hold.fence).max();
         let stored = self.sequence.as_ref();

@@ -1,4 +1,5 @@
-//! The JSON of etcd's gateway: keys and values in base64, 64-bit numbers as text, and what is 0 or false left out.
+//! The JSON of etcd's gateway: keys and values in base64, 64-bit numbers as text, and fields that are 0 or false left
+//! out.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Bytes, which JSON has as base64.
+/// Bytes, in base64 in JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Base64(pub Vec<u8>);
 
@@ -25,7 +26,7 @@ impl<'de> Deserialize<'de> for Base64 {
     }
 }
 
-/// A number that JSON has as text.
+/// A number, as text in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(into = "String")]
 pub(super) struct NumberText(pub i64);
@@ -36,7 +37,7 @@ impl From<NumberText> for String {
     }
 }
 
-/// A transaction: what is compared, what is done if all of it is so, and what if not.
+/// A transaction: its compares, its operations if all of them hold, and those if not.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct EtcdTxn {
     pub compare: Vec<Compare>,
@@ -44,7 +45,7 @@ pub(super) struct EtcdTxn {
     pub failure: Vec<Op>,
 }
 
-/// That a number of a key is this one. Of a key that is not there each is 0.
+/// Compares a number of a key. All numbers of a missing key are 0.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "target", rename_all = "UPPERCASE")]
 pub(super) enum Compare {
@@ -95,7 +96,7 @@ impl Op {
     }
 }
 
-/// Keys to be read. Never `serializable`: a member that is cut off would answer from what it had.
+/// A read of keys. Never `serializable`: an isolated member would answer with outdated content.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct KeyRange {
     pub key: Base64,
@@ -128,7 +129,7 @@ pub(super) struct GrantRequest {
     pub ttl: NumberText,
 }
 
-/// For a keepalive and a revocation.
+/// The request for a keepalive and for a revocation.
 #[derive(Debug, Serialize)]
 pub(super) struct LeaseRequest {
     #[serde(rename = "ID")]
@@ -141,11 +142,11 @@ pub(super) struct AuthRequest<'a> {
     pub password: &'a str,
 }
 
-/// In every answer.
+/// The header of every answer.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct AnswerHeader {
-    /// 0 if there is none: then the answer is not etcd's.
+    /// 0 if it is missing: then the answer is not etcd's.
     #[serde(deserialize_with = "number")]
     pub cluster_id: u64,
     #[serde(deserialize_with = "number")]
@@ -188,13 +189,13 @@ pub(super) struct OpAnswer {
 }
 
 impl TxnAnswer {
-    /// What was read of the key that its operation of this number asked for. `None` if there is no such key.
+    /// The key that the operation with this number has read. `None` if there is no such key.
     pub fn read(&self, number: usize) -> Option<&KeyValue> {
         self.responses.get(number)?.response_range.kvs.first()
     }
 }
 
-/// Of a grant and of a keepalive.
+/// The answer to a grant, and to a keepalive.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LeaseAnswer {
@@ -213,7 +214,7 @@ pub(super) struct KeepaliveAnswer {
     pub result: LeaseAnswer,
 }
 
-/// Of a call of which nothing is to be known but that it was carried out.
+/// The answer to a call without further results.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct PlainAnswer {
@@ -227,7 +228,7 @@ pub(super) struct AuthAnswer {
     pub token: String,
 }
 
-/// An answer of etcd's.
+/// An answer of etcd.
 pub(super) trait Answer: for<'de> Deserialize<'de> {
     fn header(&self) -> AnswerHeader;
 
@@ -281,7 +282,7 @@ impl Answer for AuthAnswer {
     }
 }
 
-/// A number, as text or as what it is.
+/// Parses a number, given as text or as a number.
 fn number<'de, D: Deserializer<'de>, T>(from: D) -> Result<T, D::Error>
 where
     T: FromStr + TryFrom<i128>,
@@ -299,11 +300,11 @@ where
         }
 
         fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
-            T::try_from(number.into()).map_err(|_| E::custom("too great a number"))
+            T::try_from(number.into()).map_err(|_| E::custom("the number is too large"))
         }
 
         fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
-            T::try_from(number.into()).map_err(|_| E::custom("too small a number"))
+            T::try_from(number.into()).map_err(|_| E::custom("the number is too small"))
         }
     }
     from.deserialize_any(Number(std::marker::PhantomData))

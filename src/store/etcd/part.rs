@@ -1,4 +1,4 @@
-//! A batch as operations on etcd's keys, cut into parts that one transaction can take.
+//! A batch as operations on etcd's keys, split into parts that fit into one transaction.
 
 use std::collections::HashMap;
 
@@ -7,35 +7,35 @@ use super::slots::{Place, SlotMap};
 use crate::lease::Fence;
 use crate::store::Record;
 
-/// What one transaction takes at the most.
+/// The limits of one transaction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PartLimits {
     pub ops: usize,
-    /// Keys and values. The last record of a part may go beyond it, by some kilobytes.
+    /// Bytes of keys and values. The last record of a part may exceed it by some kilobytes.
     pub bytes: usize,
 }
 
 impl PartLimits {
-    /// etcd takes 128 operations by default, and one is the sequence number's; and 1.5 MiB.
+    /// etcd's defaults are 128 operations, one of which is for the sequence number, and 1.5 MiB.
     pub const DEFAULT: PartLimits = PartLimits {
         ops: 127,
         bytes: 512 * 1024,
     };
 }
 
-/// Some records of a batch, as the last state of each of etcd's keys: etcd refuses two operations on one key.
+/// Some records of a batch, merged to one operation for each of etcd's keys, since etcd refuses two on one key.
 #[derive(Debug, Default)]
 pub(super) struct Part {
     /// Each key with its new value. `None` deletes it.
     pub ops: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    /// The holds that it stores and that were not stored before.
+    /// The fences of holds that it stores for the first time.
     pub new: Vec<Fence>,
     /// The greatest fence of its records.
     pub greatest: Fence,
     changes: Vec<SlotChange>,
 }
 
-/// What a part changed in the slots.
+/// A change of the slots by a part.
 #[derive(Debug)]
 enum SlotChange {
     Added(Fence),
@@ -43,7 +43,7 @@ enum SlotChange {
 }
 
 impl Part {
-    /// Takes as many of the records as one transaction takes, at least one, and notes in `slots` what they lead to.
+    /// Takes as many records as fit into one transaction, at least one, and updates `slots`.
     pub fn take(
         records: &mut &[Record],
         slots: &mut SlotMap,
@@ -100,7 +100,7 @@ impl Part {
         self.ops.iter().any(|(_, value)| value.is_some())
     }
 
-    /// Takes back what it changed in the slots: nothing of it is stored.
+    /// Undoes its changes of the slots, since nothing of it is stored.
     pub fn undo(self, slots: &mut SlotMap) {
         for change in self.changes.into_iter().rev() {
             match change {

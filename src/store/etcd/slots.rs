@@ -1,4 +1,5 @@
-//! Which slot of its key each stored hold has. A new hold takes the smallest free one, so a hand-over overwrites.
+//! The slot of each stored hold among those of its key. A new hold takes the smallest free one, so a hand-over
+//! overwrites the former hold.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -18,7 +19,7 @@ pub(super) struct SlotMap {
     keys: HashMap<Key, UsedSlots>,
 }
 
-/// The slots of one key that are in use: all below `end` but for the free ones. The last one below `end` is in use.
+/// The used slots of one key: all below `end` except the free ones. The last one below `end` is used.
 #[derive(Debug, Default)]
 struct UsedSlots {
     end: u32,
@@ -30,7 +31,7 @@ impl SlotMap {
         self.places.get(&fence)
     }
 
-    /// Gives a hold that has no place the smallest free slot of its key.
+    /// Gives a hold without a place the smallest free slot of its key.
     pub fn add(&mut self, fence: Fence, key: &Key) -> Place {
         let slots = self.keys.entry(key.clone()).or_default();
         let slot = slots.free.first().copied().unwrap_or(slots.end);
@@ -40,7 +41,7 @@ impl SlotMap {
         place
     }
 
-    /// Puts a hold where it was. `false` if another has the place, or the hold has one.
+    /// Puts a hold at a place. `false` if another hold has the place, or the hold has one already.
     pub fn put(&mut self, fence: Fence, place: Place) -> bool {
         if self.places.contains_key(&fence) {
             return false;
@@ -60,7 +61,7 @@ impl SlotMap {
         is_free
     }
 
-    /// Takes a hold out, and returns where it was.
+    /// Removes a hold, and returns its place.
     pub fn remove(&mut self, fence: Fence) -> Option<Place> {
         let place = self.places.remove(&fence)?;
         let slots = self.keys.get_mut(&place.key);

@@ -1,5 +1,6 @@
-//! One leadership: everything that is written and confirmed under one create revision of the leader key. One transaction at a
-//! time; where it is not known what became of it, the same bytes again, until that is known or the leadership may be over.
+//! One leadership: everything that is written and confirmed with one create revision of the leader key. One transaction
+//! at a time. While its outcome is unknown, the same bytes are sent again, until it is known or the leadership may be
+//! over.
 
 use std::sync::Arc;
 use std::thread;
@@ -18,43 +19,43 @@ use crate::lease::Fence;
 use crate::store::election::Election;
 use crate::store::{Batch, Record, StoreError};
 
-/// How long until the next try after every endpoint has failed.
+/// Pause before the next try after every endpoint has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a server that ends goes on trying to store what it has decided. Nobody waits for it any longer.
+/// How long an ending server goes on trying to store what it has decided. Nobody waits longer for it.
 const LAST_TRIES: Duration = Duration::from_millis(500);
 
 /// A leadership, from the win to the first failure.
 pub(super) struct Term {
     layout: Layout,
-    /// The revision at which the leader key was made. No other leadership has it.
+    /// The revision at which the leader key was made, which is unique to this leadership.
     create_revision: i64,
     keepalive: Keepalive,
     ttl: Duration,
-    /// How many times `seq` was put since it was made: what the next transaction compares.
+    /// The version of `seq`, which the next transaction compares: how often it was put since it was made.
     version: i64,
     sequence: Sequence,
     slots: SlotMap,
     limits: PartLimits,
     last_success: Instant,
-    /// Whether the server ends.
+    /// Shows whether the server ends.
     election: Arc<Election>,
 }
 
-/// What a transaction that had to be sent has led to.
+/// The outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Submitted {
     Applied,
-    /// There was no room. Nothing of it is stored, nor under way.
+    /// There was no room. Nothing of it is stored, now or later.
     NoSpace,
 }
 
-/// What of a transaction is known before its answer.
+/// What a transaction does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TxnKind {
-    /// It puts, so it raises the sequence number to this one.
+    /// It puts something, and raises the sequence number to this one.
     Puts(u64),
-    /// It only deletes or reads. Whether it is carried out once or twice makes no difference.
+    /// It only deletes or reads, so carrying it out twice makes no difference.
     PutsNothing,
 }
 
@@ -80,7 +81,7 @@ impl Term {
         }
     }
 
-    /// The same, which gives up soon after that server has to end.
+    /// The same leadership, which gives up soon after the server begins to end.
     pub fn until_stopped(self, election: Arc<Election>) -> Self {
         Term { election, ..self }
     }
@@ -97,7 +98,7 @@ impl Term {
         self.ttl
     }
 
-    /// Goes on from what was loaded: the sequence and how many times it was put, and who has which slot.
+    /// Sets the loaded state: the sequence, its version, and the slots.
     pub fn resume(&mut self, sequence: Option<Sequence>, version: i64, slots: SlotMap) {
         if let Some(sequence) = sequence {
             self.sequence = sequence;
@@ -107,7 +108,7 @@ impl Term {
         self.last_success = Instant::now();
     }
 
-    /// What the store is called, and the greatest fence that was ever given out.
+    /// The store's ID, and the greatest fence that was ever given out.
     pub fn named(&self) -> (String, Option<Fence>) {
         let greatest = self.sequence.greatest_fence;
         (
@@ -116,7 +117,7 @@ impl Term {
         )
     }
 
-    /// Puts the sequence, which gives the store its name.
+    /// Puts the sequence key, which gives the store its ID.
     pub fn begin(&mut self, gateway: &mut EtcdGateway) -> Result<(), StoreError> {
         match self.submit_part(gateway, &Part::default(), 0, true)? {
             Submitted::Applied => Ok(()),
@@ -124,15 +125,16 @@ impl Term {
         }
     }
 
-    /// Makes a batch durable, in as many transactions as it takes, in order.
+    /// Makes a batch durable, in as many transactions as necessary, in order.
     pub fn commit(&mut self, gateway: &mut EtcdGateway, batch: &Batch) -> Result<(), StoreError> {
         let mut records = &batch.records[..];
         let mut new = Vec::new();
         let mut is_sent = false;
         while !records.is_empty() {
             let mut part = Part::take(&mut records, &mut self.slots, &self.layout, self.limits);
-            // A fence that was given out is stored with its grant, also where that is over already. One that is greater
-            // than those of all records was given out to nobody yet. So ends need no put, and pass where there is no room.
+            // A fence that was given out is stored with its grant's record, even if the grant is over already. A
+            // greater fence than those of all records has been given out to nobody yet. So ends need no put, and
+            // succeed without room.
             let puts = part.has_puts() || part.greatest > self.sequence.greatest_fence;
             if !puts && part.ops.is_empty() {
                 continue;
@@ -152,15 +154,15 @@ impl Term {
         }
         match is_sent {
             true => Ok(()),
-            // A commit says as much as a confirmation.
+            // A commit also has to confirm the leadership.
             false => self.confirm(gateway),
         }
     }
 
-    /// Deletes the holds that earlier parts of a batch have stored, since a later part found no room: to the caller
-    /// nothing of the batch is stored, so it gives these keys to others, in slots of their own. Deletes need no room. What
-    /// else those parts did may stay: an end that nobody was told of comes again, and a longer lease is the longer one
-    /// of two that may run.
+    /// Deletes the holds that earlier parts of a batch have stored, since a later part found no room: the caller
+    /// assumes that nothing of the batch is stored, and grants these keys to others, in slots of their own. Deletes
+    /// need no room. Other changes of those parts may stay: an unanswered end is stored again, and a longer lease is
+    /// the longer one of two that may run.
     fn take_back(&mut self, gateway: &mut EtcdGateway, new: &[Fence]) -> Result<(), StoreError> {
         let ends: Vec<_> = new.iter().copied().map(Record::Ended).collect();
         let mut records = &ends[..];
@@ -205,8 +207,8 @@ impl Term {
         Ok(submitted)
     }
 
-    /// That this leadership lasts at an instant after this call began. It reads a key: a member that is cut off answers a
-    /// transaction without operations from what it has.
+    /// Proves that this leadership lasts at an instant after this call began. It reads a key, since an isolated member
+    /// answers a transaction without operations from its own outdated content.
     pub fn confirm(&mut self, gateway: &mut EtcdGateway) -> Result<(), StoreError> {
         let leader = KeyRange {
             count_only: true,
@@ -214,13 +216,12 @@ impl Term {
         };
         match self.submit(gateway, vec![Op::Range(leader)], TxnKind::PutsNothing)? {
             Submitted::Applied => Ok(()),
-            // It was compared with nothing: some versions before 3.4.20 and 3.5.7 refuse every transaction so where they
-            // are full.
+            // Nothing was compared: full, some versions before 3.4.20 and 3.5.7 refuse every transaction like this.
             Submitted::NoSpace => Err(StoreError::Full),
         }
     }
 
-    /// Sends one transaction until it is known to be applied, or this leadership to be over.
+    /// Sends one transaction until it is known that it was applied, or that this leadership is over.
     fn submit(
         &mut self,
         gateway: &mut EtcdGateway,
@@ -260,7 +261,7 @@ impl Term {
         }
     }
 
-    /// Both compares of each transaction: that this leadership lasts, and that nothing was put since what it has put.
+    /// The two compares of each transaction: that this leadership lasts, and that no put came after its own last one.
     fn guard(&self) -> Vec<Compare> {
         vec![
             Compare::Create {
@@ -291,7 +292,8 @@ impl Term {
         Ok(answer)
     }
 
-    /// Returns to try again, after a pause where every endpoint has failed.
+    /// Logs a failure and returns for the next try, after a pause if every endpoint has failed. An error if there is no
+    /// next try.
     fn after_failure(
         &self,
         gateway: &mut EtcdGateway,
@@ -318,7 +320,7 @@ impl Term {
             | FailureClass::NoService => gateway.log_failure("write to etcd", failure),
         }
         if self.election.is_stopped_for(LAST_TRIES) {
-            // Nobody gets an answer about what is under way, as after a crash.
+            // As after a crash, nobody gets an answer about what is under way.
             log::warn!("the server ends before etcd has confirmed everything: {failure}");
             return Err(StoreError::Deposed);
         }
@@ -338,7 +340,7 @@ impl Term {
         Ok(())
     }
 
-    /// A compare was not so. The answer has the leader key and the sequence.
+    /// Handles a failed compare. The answer has the leader key and the sequence.
     fn refused(
         &mut self,
         answer: &TxnAnswer,
@@ -350,7 +352,7 @@ impl Term {
             return Err(StoreError::Deposed);
         }
         match kind {
-            // An earlier copy was applied. One that was sent once has no earlier copy.
+            // An earlier copy was applied. A transaction that was sent once has no earlier copy.
             TxnKind::Puts(number) if was_sent_before && self.is_next(seq, number) => {
                 self.last_success = Instant::now();
                 Ok(Submitted::Applied)
@@ -378,7 +380,7 @@ impl Term {
         ))
     }
 
-    /// etcd has no room, and may have applied the transaction all the same before it found that out.
+    /// Finds out whether etcd applied a transaction before it reported a lack of room.
     fn find_out(
         &mut self,
         gateway: &mut EtcdGateway,
@@ -388,7 +390,7 @@ impl Term {
     ) -> Result<Submitted, StoreError> {
         gateway.log_failure("write to etcd", failure);
         let TxnKind::Puts(number) = kind else {
-            // Deletes that are carried out once more hit nothing that was put since.
+            // A repeated delete affects nothing that was put since.
             return Ok(Submitted::NoSpace);
         };
         let look = EtcdTxn {
@@ -427,7 +429,7 @@ impl Term {
     }
 }
 
-/// A failure after which the process has to end.
+/// The error for a failure after which the process has to end.
 pub(super) fn fatal(failure: &CallFailure) -> StoreError {
     StoreError::Etcd(format!("{failure}; {}", failure.class.advice()))
 }

@@ -1,7 +1,7 @@
-//! The store in etcd: what a batch becomes; each row of errors, against a gateway that a test scripts; and everything that
-//! can be seen of a real etcd.
+//! Tests of the store in etcd: how a batch is written; each row of the table of errors, with a scripted gateway; and
+//! the behaviour with a real etcd.
 //!
-//! Tests with a real etcd need Debian's package `etcd-server`. Where it is not installed they pass, and say so.
+//! Tests with a real etcd need Debian's package `etcd-server`. Without it they are skipped with a printed reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ mod real;
 pub(in crate::store) mod real_etcd;
 mod rows;
 
-/// Longer than anything takes that does not fail.
+/// A time-out longer than anything takes that succeeds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn options(endpoints: &[String], prefix: &str) -> EtcdOptions {
@@ -38,7 +38,7 @@ fn store(options: &EtcdOptions) -> EtcdStore {
     EtcdStore::new(options.clone(), Arc::default())
 }
 
-/// A store that leads, what it found, and where it writes who leads.
+/// A leading store, what it found, and its election.
 fn opened(options: &EtcdOptions) -> (EtcdStore, Recovered, Arc<Election>) {
     let election = Arc::<Election>::default();
     let mut store = EtcdStore::new(options.clone(), election.clone());

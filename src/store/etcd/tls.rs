@@ -1,5 +1,4 @@
-//! TLS to etcd: its files, which are read once, and the connections that are made with what is in them. Without the
-//! feature `tls` there is none.
+//! TLS to etcd: reads its files once, and makes connections with them. Without the feature `tls` there is no TLS.
 
 #[cfg(feature = "tls")]
 use std::fs;
@@ -26,7 +25,7 @@ use crate::connection::TrackedConnector;
 #[cfg(feature = "tls")]
 use crate::tls::{TlsConnector, builder, roots_of_system};
 
-/// How endpoints with `https://` are asked. The default asks none.
+/// The TLS settings for endpoints with `https://`. The default has no TLS.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EtcdTls {
     #[cfg(feature = "tls")]
@@ -34,7 +33,7 @@ pub(crate) struct EtcdTls {
 }
 
 impl EtcdTls {
-    /// Whether an endpoint with `https://` can be asked.
+    /// Whether an endpoint with `https://` can be called.
     pub fn is_there(&self) -> bool {
         #[cfg(feature = "tls")]
         return self.config.is_some();
@@ -53,19 +52,19 @@ impl EtcdTls {
     }
 }
 
-/// Files in PEM, as the options name them.
+/// The PEM files of the options.
 #[cfg(feature = "tls")]
 #[derive(Default)]
 pub(crate) struct TlsFiles {
-    /// Whose signature etcd's certificate has to have. `None`: the roots of the system.
+    /// The CA certificates that etcd's certificate has to come from. `None` for the system's.
     pub ca: Option<PathBuf>,
-    /// What is shown to etcd, and its key.
+    /// This server's certificate for etcd, and its key.
     pub shown: Option<(PathBuf, PathBuf)>,
 }
 
 #[cfg(feature = "tls")]
 impl EtcdTls {
-    /// Reads the files. The error says in a sentence what is wrong, and with which option.
+    /// Reads the files. The error is a sentence with the problem and the option.
     pub fn read(files: &TlsFiles) -> Result<Self, String> {
         let roots = match &files.ca {
             Some(file) => roots(file)?,
@@ -103,7 +102,7 @@ fn roots(file: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// All that are in a file, at least one.
+/// All certificates in a file, at least one.
 #[cfg(feature = "tls")]
 fn certificates(option: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let text = read(option, file)?;
@@ -138,7 +137,7 @@ fn read(option: &str, file: &Path) -> Result<Vec<u8>, String> {
         .map_err(|error| format!("cannot read {file:?}, the file of the option {option}: {error}"))
 }
 
-/// Why these two can't be shown.
+/// The error for a certificate and a key that can't be used.
 #[cfg(feature = "tls")]
 fn unfit(error: &RustlsError, cert_file: &Path, key_file: &Path) -> String {
     match error {

@@ -1,4 +1,4 @@
-//! A gateway that a test scripts, in front of an etcd that is a map in memory: enough of one for the calls of the store.
+//! A scripted gateway in front of a fake etcd, a map in memory that can serve the calls of the store.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,27 +11,27 @@ use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-/// What happens to one call.
+/// The fate of one call.
 #[derive(Clone)]
 pub(super) enum Fate {
-    /// It is not carried out, and this is answered.
+    /// It is not carried out, and this is the answer.
     Says(u16, Value),
-    /// The same, and not in JSON.
+    /// It is not carried out, and the answer is not JSON.
     SaysText(u16, &'static str),
     /// It is not carried out, and the connection ends.
     Lost,
     /// It is carried out, and the connection ends.
     AnswerLost,
-    /// It is carried out, and this is answered.
+    /// It is carried out, and this is the answer.
     AppliedButSays(u16, Value),
-    /// It is carried out.
+    /// It is carried out and answered.
     Passes,
 }
 
-/// What answers a call by itself, if it does.
+/// Decides the fate of a call, or leaves it open.
 pub(super) type Script = Box<dyn FnMut(&str, &Value) -> Option<Fate> + Send>;
 
-/// A gateway at a port of its own. Its threads end with the process.
+/// A gateway on a port of its own. Its threads end with the process.
 #[derive(Clone)]
 pub(super) struct FakeGateway {
     pub endpoint: String,
@@ -40,7 +40,7 @@ pub(super) struct FakeGateway {
 
 struct Shared {
     etcd: MapEtcd,
-    /// For the next calls of a path, in order.
+    /// The fates of the next calls of a path, in order.
     fates: BTreeMap<&'static str, VecDeque<Fate>>,
     script: Option<Script>,
     calls: Vec<(String, Value, String)>,
@@ -77,13 +77,13 @@ impl FakeGateway {
         vec![self.endpoint.clone()]
     }
 
-    /// What the next calls of this path come to.
+    /// Sets the fates of the next calls of this path.
     pub fn next(&self, path: &'static str, fates: impl IntoIterator<Item = Fate>) {
         let mut shared = self.shared.lock();
         shared.fates.entry(path).or_default().extend(fates);
     }
 
-    /// What calls come to from now on, where this has an opinion.
+    /// Sets the script for calls from now on.
     pub fn script(&self, script: impl FnMut(&str, &Value) -> Option<Fate> + Send + 'static) {
         self.shared.lock().script = Some(Box::new(script));
     }
@@ -92,7 +92,7 @@ impl FakeGateway {
         act(&mut self.shared.lock().etcd)
     }
 
-    /// Each call of this path until now, and the token that it had.
+    /// Each call of this path so far, with its token.
     pub fn calls(&self, path: &str) -> Vec<(Value, String)> {
         let shared = self.shared.lock();
         let of_path = shared.calls.iter().filter(|call| call.0 == path);
@@ -221,7 +221,7 @@ impl MapEtcd {
         self.revision += 1;
     }
 
-    /// The keys that end so.
+    /// The keys with this prefix.
     pub fn under(&self, prefix: &str) -> Vec<String> {
         let keys = self.keys.keys();
         let keys = keys.map(|key| String::from_utf8_lossy(key).into_owned());

@@ -1,4 +1,4 @@
-//! What a batch becomes: keys, values, slots, parts.
+//! How a batch is written: keys, values, slots, parts.
 
 use super::*;
 use crate::store::etcd::layout::{Layout, LeaderValue, Sequence, hold_value};
@@ -7,7 +7,7 @@ use crate::store::etcd::slots::{Place, SlotMap};
 
 const P: &str = "/lock-server/default/";
 
-/// The operations of the parts that these records become, as text.
+/// The operations of the parts of these records, as text.
 fn parts(slots: &mut SlotMap, limits: PartLimits, records: &[Record]) -> Vec<Vec<String>> {
     let mut records = records;
     let mut parts = Vec::new();
@@ -92,7 +92,7 @@ fn keys_and_values_are_those_of_the_layout() {
 }
 
 #[test]
-fn rule_7_a_stored_lease_is_never_shorter_than_the_promise() {
+fn rule_7_a_stored_lease_is_never_shorter_than_the_granted_one() {
     let odd = StoredHold {
         lock_timeout: Duration::from_nanos(1_000_001),
         ..hold(1, "K")
@@ -105,7 +105,7 @@ fn rule_7_a_stored_lease_is_never_shorter_than_the_promise() {
 }
 
 #[test]
-fn rule_5_what_a_later_version_wrote_is_refused() {
+fn rule_5_values_of_a_later_version_are_refused() {
     let layout = Layout::new(P);
     let key = layout.hold("K", 0);
     let later = br#"{"v":2,"who":"A","fence":"1","ms":1,"slots":1}"#;
@@ -121,7 +121,7 @@ fn rule_5_what_a_later_version_wrote_is_refused() {
     ] {
         assert!(layout.parse_hold(key, value).is_err());
     }
-    // Of the same version, and with more than is known.
+    // A value of the same version with an unknown field.
     let more = br#"{"v":1,"who":"A","fence":"1","ms":1,"slots":1,"new":[]}"#;
     assert!(layout.parse_hold(&key, more).is_ok());
 }
@@ -132,7 +132,7 @@ fn rule_9_a_hand_over_is_one_put_that_overwrites() {
     assert_eq!(part(&mut slots, &[held(1, "K")]), ["put h/K/0 1"]);
     let handed_over = [Record::Ended(1), held(2, "K")];
     assert_eq!(part(&mut slots, &handed_over), ["put h/K/0 2"]);
-    // The same after an end that was stored on its own.
+    // Also after an end that was stored separately.
     assert_eq!(part(&mut slots, &[Record::Ended(2)]), ["delete h/K/0"]);
     assert_eq!(part(&mut slots, &[held(3, "K")]), ["put h/K/0 3"]);
 }
@@ -161,7 +161,7 @@ fn a_new_hold_takes_the_smallest_free_slot_of_its_key() {
 fn rule_10_the_last_state_of_each_key_is_written_and_a_delete_stays_one() {
     let mut slots = SlotMap::default();
     part(&mut slots, &[held(1, "K")]);
-    // Handed over twice, and at the end free.
+    // Handed over twice, and free at the end.
     let records = [
         Record::Ended(1),
         held(2, "K"),
@@ -174,7 +174,7 @@ fn rule_10_the_last_state_of_each_key_is_written_and_a_delete_stays_one() {
 }
 
 #[test]
-fn an_end_of_what_was_never_stored_writes_nothing() {
+fn the_end_of_an_unstored_hold_writes_nothing() {
     let mut slots = SlotMap::default();
     let mut records = &[Record::Ended(9)][..];
     let part = Part::take(
@@ -196,11 +196,11 @@ fn rule_13_a_batch_is_cut_by_the_number_of_operations_and_by_their_bytes() {
     let lengths = |parts: Vec<Vec<String>>| parts.iter().map(Vec::len).collect::<Vec<_>>();
     let by_ops = parts(&mut slots, PartLimits::DEFAULT, &records);
     assert_eq!(lengths(by_ops), [127, 127, 46]);
-    // A hand-over is one operation.
+    // A hand-over is one operation, of two records.
     let hand_over = |n: Fence| [Record::Ended(n), held(1000 + n, &format!("K{n}"))];
     let handed_over: Vec<_> = (1..=200).flat_map(hand_over).collect();
     let by_ops = parts(&mut slots, PartLimits::DEFAULT, &handed_over);
-    // But for the one that is cut apart.
+    // Except the hand-over that is split between two parts.
     assert_eq!(lengths(by_ops), [127, 74]);
 
     let long = "x".repeat(1000);
@@ -217,7 +217,7 @@ fn rule_13_a_batch_is_cut_by_the_number_of_operations_and_by_their_bytes() {
 }
 
 #[test]
-fn a_part_that_found_no_room_leaves_the_slots_as_they_were() {
+fn a_part_without_room_leaves_the_slots_unchanged() {
     let mut slots = SlotMap::default();
     part(
         &mut slots,
@@ -245,15 +245,15 @@ fn a_part_that_found_no_room_leaves_the_slots_as_they_were() {
 }
 
 #[test]
-fn no_two_holds_are_put_in_one_place() {
+fn a_place_has_one_hold_and_a_hold_one_place() {
     let mut slots = SlotMap::default();
     let place = |slot| Place {
         key: "K".into(),
         slot,
     };
     assert!(slots.put(1, place(2)));
-    assert!(!slots.put(2, place(2)), "another has it");
-    assert!(!slots.put(1, place(0)), "it has one");
+    assert!(!slots.put(2, place(2)), "another hold has the place");
+    assert!(!slots.put(1, place(0)), "the hold has a place");
     assert_eq!(slots.add(2, &"K".into()), place(0));
     assert_eq!(slots.remove(1), Some(place(2)));
     assert_eq!(slots.remove(1), None);

@@ -1,4 +1,4 @@
-//! Against a real etcd.
+//! Tests with a real etcd.
 
 use std::thread;
 use std::time::Instant;
@@ -17,7 +17,7 @@ fn key(prefix: &str, end: &str) -> Value {
         .into()
 }
 
-/// A proxy before an etcd: calls that the script has an opinion of come to that, the others go to etcd.
+/// A proxy in front of a real etcd: the script decides the fate of some calls, and the others go to etcd.
 fn proxy(
     etcd: &RealEtcd,
     mut script: impl FnMut(&str, &Value) -> Option<Fate> + Send + 'static,
@@ -42,7 +42,7 @@ fn proxy(
 }
 
 #[test]
-fn what_is_committed_is_found_by_the_next_leader() {
+fn a_committed_batch_is_found_by_the_next_leader() {
     let Some(etcd) = shared() else { return };
     let options = options(&etcd.endpoints, &new_prefix());
     let (mut store, found, election) = opened(&options);
@@ -58,7 +58,7 @@ fn what_is_committed_is_found_by_the_next_leader() {
     assert_eq!(found.greatest_fence, Some(7));
 }
 
-/// Rule 4: a process that was killed and is back waits for the end of its own leader key.
+/// Rule 4: a restarted process waits for the end of its own earlier leader key.
 #[test]
 fn rule_4_a_leader_key_of_an_earlier_run_is_not_adopted() {
     let Some(etcd) = shared() else { return };
@@ -71,8 +71,8 @@ fn rule_4_a_leader_key_of_an_earlier_run_is_not_adopted() {
     assert!(begun.elapsed() > Duration::from_secs(1));
 }
 
-/// Rule 2, and the test that stands for suspended machines and stopped clocks: another leads, and the leader of before finds
-/// out by what it writes.
+/// Rule 2, also for suspended machines and stopped clocks: another server leads, and the former leader finds out by its
+/// next write.
 #[test]
 fn rule_2_a_leader_whose_key_is_gone_writes_and_confirms_nothing() {
     let Some(etcd) = shared() else { return };
@@ -99,7 +99,7 @@ fn rule_2_a_leader_whose_key_is_gone_writes_and_confirms_nothing() {
 }
 
 #[test]
-fn a_revoked_lease_is_the_end_of_the_leadership() {
+fn a_revoked_lease_ends_the_leadership() {
     let Some(etcd) = shared() else { return };
     let prefix = new_prefix();
     let options = options(&etcd.endpoints, &prefix);
@@ -109,21 +109,21 @@ fn a_revoked_lease_is_the_end_of_the_leadership() {
     let lease = &leader["kvs"][0]["lease"];
     etcd.ask("/v3/lease/revoke", &json!({"ID": lease}));
     assert_deposed(store.confirm());
-    // And it leads anew, without what a process knew before.
+    // It leads again, without its earlier state.
     assert_eq!(fences(&store.open().unwrap()), [7]);
     store.commit(&batch(8, [held(8, "L")])).unwrap();
 }
 
 /// Rule 12.
 #[test]
-fn rule_12_a_commit_whose_answer_was_cut_is_carried_out_once() {
+fn rule_12_a_commit_whose_answer_was_lost_is_carried_out_once() {
     let Some(etcd) = shared() else { return };
     let prefix = new_prefix();
     let mut txns = 0;
     let gateway = proxy(etcd, move |path, request| {
         let is_commit = request.to_string().contains("request_put");
         txns += usize::from(path == TXN && is_commit);
-        // Of the win, of the name of the store, and of each commit, the first answer.
+        // Loses the first answer to the win, to the store's ID and to each commit.
         (path == TXN && is_commit && txns % 2 == 1).then_some(Fate::AnswerLost)
     });
     let options = options(&gateway.endpoints(), &prefix);
@@ -139,9 +139,9 @@ fn rule_12_a_commit_whose_answer_was_cut_is_carried_out_once() {
     store.resign();
 }
 
-/// Rule 12: a copy that arrives late hits nothing.
+/// Rule 12: a late copy has no effect.
 #[test]
-fn rule_12_a_copy_of_a_commit_that_comes_late_is_refused() {
+fn rule_12_a_late_copy_of_a_commit_is_refused() {
     let Some(etcd) = shared() else { return };
     let prefix = new_prefix();
     let gateway = proxy(etcd, |_, _| None);
@@ -187,7 +187,7 @@ fn rule_5_pages_of_one_and_a_compaction_between_two_of_them() {
             let (_, answer) = real_etcd::ask(&upstream, "/v3/kv/put", &put, "");
             let compact = json!({"revision": answer["header"]["revision"]});
             let done = real_etcd::ask(&upstream, "/v3/kv/compaction", &compact, "");
-            // Another test may have compacted beyond it.
+            // Another test may have compacted further.
             assert!(done.0 == 200 || done.0 == 400, "{done:?}");
         }
         None
@@ -203,11 +203,11 @@ fn rule_5_pages_of_one_and_a_compaction_between_two_of_them() {
 }
 
 #[test]
-fn it_is_seen_whether_etcd_was_ever_compacted() {
+fn a_store_notices_whether_etcd_was_ever_compacted() {
     if !is_installed() {
         return;
     }
-    // Of its own: others compact the shared one.
+    // An etcd of its own, since other tests compact the shared one.
     let etcd = RealEtcd::start(1, &[]);
     let options = options(&etcd.endpoints, &new_prefix());
     let (mut store, _, _) = opened(&options);
@@ -219,7 +219,7 @@ fn it_is_seen_whether_etcd_was_ever_compacted() {
         crate::store::etcd::load::keeps_history(&mut store.gateway, &store.layout, most, time)
     };
     assert!(keeps(3));
-    // It has not had so many.
+    // It has had fewer revisions.
     assert!(!keeps(1_000_000));
     let status = etcd.ask("/v3/maintenance/status", &json!({}));
     let compact = json!({"revision": status["header"]["revision"]});
@@ -228,7 +228,7 @@ fn it_is_seen_whether_etcd_was_ever_compacted() {
     store.resign();
 }
 
-/// Rule 3: a member that is cut off answers a transaction without operations by itself.
+/// Rule 3: an isolated member answers a transaction without operations by itself.
 #[test]
 fn rule_3_a_member_without_a_quorum_confirms_nothing() {
     if !is_installed() {
@@ -252,7 +252,7 @@ fn rule_3_a_member_without_a_quorum_confirms_nothing() {
 }
 
 #[test]
-fn a_full_etcd_takes_ends_and_goes_on_once_there_is_room() {
+fn a_full_etcd_stores_ends_and_grants_once_there_is_room() {
     if !is_installed() {
         return;
     }
@@ -291,7 +291,7 @@ fn a_full_etcd_takes_ends_and_goes_on_once_there_is_room() {
     assert_eq!(fences(&store.open().unwrap()), [stored, stored + 2]);
 }
 
-/// A standby leads at once when the leader resigns, and after the lease where it was killed.
+/// A standby leads at once when the leader resigns, and after the lease if the leader was killed.
 #[test]
 fn a_standby_takes_over() {
     let Some(etcd) = shared() else { return };
@@ -324,7 +324,7 @@ fn a_standby_takes_over() {
     third.resign();
 }
 
-/// No assertion: it prints how fast it is.
+/// Only prints the throughput.
 #[test]
 #[ignore = "a measurement"]
 fn throughput() {

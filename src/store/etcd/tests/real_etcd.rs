@@ -19,7 +19,7 @@ use super::PATIENCE;
 use crate::store::etcd::EtcdStore;
 use crate::store::{Batch, Recovered, Store, StoreError};
 
-/// Runs the program until standard input ends: also where the process of the tests is killed.
+/// Runs the program until standard input ends, so that it also ends when the test process is killed.
 const UNTIL_STDIN_ENDS: &str = r#"
 folder=$1; shift
 "$@" </dev/null >"$folder/log" 2>&1 &
@@ -30,7 +30,7 @@ wait $! 2>/dev/null
 rm -rf "$folder"
 "#;
 
-/// One etcd of one member, or of several. It ends when it is dropped, or with the process.
+/// An etcd of one or several members. It ends when it is dropped, or with the process.
 pub(in crate::store) struct RealEtcd {
     members: Vec<Member>,
     pub endpoints: Vec<String>,
@@ -41,7 +41,7 @@ struct Member {
     pid: Pid,
 }
 
-/// Whether etcd is there. Where it is not, that is said; in CI it is a failure.
+/// Whether etcd is installed. If not, prints that; in CI it panics.
 pub(in crate::store) fn is_installed() -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let is_there = env::split_paths(&path).any(|folder| folder.join("etcd").is_file());
@@ -53,7 +53,7 @@ pub(in crate::store) fn is_installed() -> bool {
     is_there
 }
 
-/// The one that tests share, each with a prefix of its own. `None` where etcd is not installed.
+/// The etcd that tests share, each with a prefix of its own. `None` if etcd is not installed.
 pub(in crate::store) fn shared() -> Option<&'static RealEtcd> {
     static SHARED: OnceLock<Option<RealEtcd>> = OnceLock::new();
     let shared = SHARED.get_or_init(|| is_installed().then(|| RealEtcd::start(1, &[])));
@@ -122,7 +122,7 @@ impl RealEtcd {
         }
     }
 
-    /// Waits until it takes writes. `false` if a member has ended.
+    /// Waits until it accepts writes. `false` if a member has ended.
     fn answers(&self) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
@@ -132,7 +132,7 @@ impl RealEtcd {
                 return true;
             }
             thread::sleep(Duration::from_millis(50));
-            // Not by its command line: one that is just being executed has none.
+            // Not checked by the command line, which is empty during an exec.
             let is_gone = |member: &Member| {
                 let stat = fs::read_to_string(format!("/proc/{}/stat", member.pid));
                 let state = stat.as_ref().map(|stat| stat.rsplit(") ").next());
@@ -145,14 +145,14 @@ impl RealEtcd {
         false
     }
 
-    /// What it answers to a call that must succeed.
+    /// The answer to a call that has to succeed.
     pub fn ask(&self, path: &str, request: &Value) -> Value {
         let (status, answer) = ask(&self.endpoints[0], path, request, "");
         assert_eq!(status, 200, "{path}: {answer}");
         answer
     }
 
-    /// The store under a prefix, in a process that ends in an orderly way when this is dropped.
+    /// The store with this prefix, as of a process. Dropping it is its orderly end.
     pub fn store(&self, prefix: &str) -> Box<dyn Store> {
         Box::new(OrderlyStore(super::store(&super::options(
             &self.endpoints,
@@ -195,7 +195,7 @@ impl Drop for RealEtcd {
     }
 }
 
-/// The status and the answer of one call. 0 if there is none.
+/// The status and the answer of one call. The status is 0 without an answer.
 pub(in crate::store) fn ask(
     endpoint: &str,
     path: &str,

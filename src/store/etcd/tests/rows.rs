@@ -1,4 +1,4 @@
-//! What the store does on each of etcd's errors: one test for each row of the table of errors.
+//! The store's reaction to each of etcd's errors: one test for each row of the table of errors.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -20,7 +20,7 @@ fn stored(gateway: &FakeGateway) -> Vec<String> {
     gateway.etcd(|etcd| etcd.under(&format!("{P}h/")))
 }
 
-/// How many commits put something.
+/// The number of commits that put something.
 fn number(gateway: &FakeGateway) -> u64 {
     let seq = format!("{P}seq");
     let value = gateway.etcd(|etcd| etcd.keys[seq.as_bytes()].value.clone());
@@ -44,7 +44,7 @@ fn assert_ends(result: Result<(), StoreError>, word: &str) {
     }
 }
 
-/// A commit whose first try comes to this is carried out, once.
+/// Checks that a commit whose first try has this fate is carried out once.
 #[track_caller]
 fn goes_on_after(fate: Fate) {
     let gateway = FakeGateway::start();
@@ -59,7 +59,7 @@ fn goes_on_after(fate: Fate) {
 }
 
 #[test]
-fn row_connection_refused_the_next_endpoint_is_asked() {
+fn row_connection_refused_the_next_endpoint_is_tried() {
     let gateway = FakeGateway::start();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let refused = format!("http://{}", closed.local_addr().unwrap());
@@ -105,7 +105,7 @@ fn row_503_and_context_deadline_exceeded_are_unknown_outcomes() {
 }
 
 #[test]
-fn row_no_succeeded_another_leads() {
+fn row_not_succeeded_another_server_leads() {
     let gateway = FakeGateway::start();
     let (mut store, _, election) = opened(&options(&gateway.endpoints(), P));
     gateway.etcd(|etcd| {
@@ -119,15 +119,15 @@ fn row_no_succeeded_another_leads() {
     assert_deposed(store.confirm());
 }
 
-/// Rule 12: a refusal of what was sent once is no earlier copy's success.
+/// Rule 12: the failed compare of a transaction that was sent once can't come from an earlier copy.
 #[test]
-fn row_no_succeeded_and_the_leader_is_the_same_somebody_else_writes() {
+fn row_not_succeeded_with_the_same_leader_somebody_else_writes() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.etcd(|etcd| {
         let seq = format!("{P}seq");
         let value = String::from_utf8(etcd.keys[seq.as_bytes()].value.clone()).unwrap();
-        // What this commit would have put: as a process does whose memory was set back.
+        // The value that this commit would have put, as of a process whose memory was reset to an earlier state.
         let next = value.replace(r#""n":1,"fence":"0""#, r#""n":2,"fence":"7""#);
         assert_ne!(next, value);
         etcd.put(&seq, &next, 0);
@@ -160,7 +160,7 @@ fn row_no_space_and_sent_once_is_full_and_a_later_batch_may_fit() {
     let full = store.commit(&batch(3, handed_over));
     assert!(matches!(full, Err(StoreError::Full)), "{full:?}");
     assert_eq!(number(&gateway), before);
-    // The ends alone: no put, although greater fences were given out, and taken back.
+    // A batch of ends makes no put, although greater fences were given out and taken back.
     store.commit(&batch(3, [Record::Ended(1)])).unwrap();
     assert!(stored(&gateway).is_empty());
     assert_eq!(number(&gateway), before);
@@ -170,7 +170,7 @@ fn row_no_space_and_sent_once_is_full_and_a_later_batch_may_fit() {
 }
 
 #[test]
-fn row_no_space_and_sent_more_than_once_ends() {
+fn row_no_space_and_sent_more_than_once_is_fatal() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.next(TXN, [Fate::Lost, no_space()]);
@@ -178,7 +178,7 @@ fn row_no_space_and_sent_more_than_once_ends() {
     assert_ends(result, "more than once");
 }
 
-/// Rule 3: it was refused before anything was compared.
+/// Rule 3: it is refused before anything is compared.
 #[test]
 fn row_no_space_is_no_proof_of_leadership() {
     let gateway = FakeGateway::start();
@@ -201,7 +201,7 @@ fn row_no_space_where_another_leads_meanwhile_is_deposed() {
     assert_deposed(store.commit(&batch(2, [held(2, "K")])));
 }
 
-/// To the caller nothing of the batch is stored: it gives the keys of what was taken back to others.
+/// The caller assumes that nothing of the batch is stored, and grants the keys to others.
 #[test]
 fn row_no_space_in_a_later_part_takes_back_what_the_earlier_parts_stored() {
     let gateway = FakeGateway::start();
@@ -216,13 +216,13 @@ fn row_no_space_in_a_later_part_takes_back_what_the_earlier_parts_stored() {
     let full = store.commit(&batch(300, records));
     assert!(matches!(full, Err(StoreError::Full)), "{full:?}");
     assert_eq!(stored(&gateway), ["K1/0"]);
-    // Its keys are given to others, in the same slots.
+    // Its keys are granted to others, in the same slots.
     store.commit(&batch(302, [held(302, "K2")])).unwrap();
     assert_eq!(stored(&gateway), ["K1/0", "K2/0"]);
 }
 
 #[test]
-fn row_no_space_there_is_no_way_to_lead_until_there_is_space() {
+fn row_no_space_no_server_leads_until_there_is_space() {
     let gateway = FakeGateway::start();
     gateway.next("/v3/lease/grant", [no_space(), no_space()]);
     gateway.next(TXN, [no_space()]);
@@ -237,7 +237,7 @@ fn password_in(folder: &tempfile::TempDir, password: &str) -> PasswordFile {
 }
 
 #[test]
-fn row_401_authenticates_and_sends_the_same_again() {
+fn row_401_authenticates_and_repeats_the_call() {
     for (status, code, message) in [
         (401, 16, "etcdserver: invalid auth token"),
         (400, 3, "etcdserver: revision of auth store is old"),
@@ -308,14 +308,14 @@ fn row_denied_steps_down() {
         let mut store = led(&gateway);
         gateway.next(TXN, [says(status, code, message)]);
         assert_deposed(store.commit(&batch(7, [held(7, "K")])));
-        // And it is tried again to lead for as long as it takes.
+        // It goes on trying to lead.
         gateway.next(RANGE, [says(status, code, message)]);
         store.open().unwrap();
     }
 }
 
 #[test]
-fn row_a_wrong_call_ends() {
+fn row_a_wrong_call_is_fatal() {
     for message in [
         "etcdserver: duplicate key given in txn request",
         "etcdserver: too many operations in txn request",
@@ -338,7 +338,7 @@ fn store_at(gateway: &FakeGateway) -> EtcdStore {
 }
 
 #[test]
-fn row_lease_not_found_a_new_lease_is_asked_for() {
+fn row_lease_not_found_a_new_lease_is_requested() {
     let gateway = FakeGateway::start();
     let message = "etcdserver: requested lease not found";
     gateway.next(TXN, [says(404, 5, message)]);
@@ -374,12 +374,12 @@ fn row_compacted_is_loaded_anew() {
     let pages = pages
         .iter()
         .filter(|(request, _)| !request["limit"].is_null());
-    // One by the first store, two of which the second failed, three.
+    // One page of the first store, two of the failed load, and three of the second load.
     assert_eq!(pages.count(), 1 + 2 + 3);
 }
 
 #[test]
-fn an_answer_that_is_too_large_is_asked_for_in_smaller_pages() {
+fn an_answer_that_is_too_large_is_requested_in_smaller_pages() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     let records: Vec<_> = (1..=5).map(|n| held(n, &format!("K{n}"))).collect();
@@ -396,7 +396,7 @@ fn an_answer_that_is_too_large_is_asked_for_in_smaller_pages() {
 }
 
 #[test]
-fn row_corrupt_cluster_ends() {
+fn row_a_corrupt_cluster_is_fatal() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.next(TXN, [says(500, 15, "etcdserver: corrupt cluster")]);
@@ -404,17 +404,17 @@ fn row_corrupt_cluster_ends() {
 }
 
 #[test]
-fn row_another_cluster_ends() {
+fn row_another_cluster_is_fatal() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.etcd(|etcd| etcd.cluster_id = 7);
     assert_ends(store.confirm(), "another cluster");
-    // Also where it leads anew.
+    // Also when it tries to lead again.
     assert_ends(store.open().map(drop), "another cluster");
 }
 
 #[test]
-fn row_a_revision_that_fell_ends() {
+fn row_a_revision_that_fell_is_fatal() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     store.commit(&batch(7, [held(7, "K")])).unwrap();
@@ -423,7 +423,7 @@ fn row_a_revision_that_fell_ends() {
 }
 
 #[test]
-fn row_a_member_without_service_the_next_endpoint_is_asked() {
+fn row_a_member_without_service_the_next_endpoint_is_tried() {
     for fate in [
         says(503, 14, "etcdserver: rpc not supported for learner"),
         says(412, 9, "etcdserver: rpc not supported for learner"),
@@ -444,7 +444,7 @@ fn row_a_member_without_service_the_next_endpoint_is_asked() {
 fn row_a_keepalive_without_a_ttl_steps_down_at_once() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
-    // The leader key is there, so it is the keepalive alone that says so.
+    // The leader key is still there, so only the keepalive shows it.
     gateway.etcd(|etcd| etcd.leases.clear());
     assert_deposed(until_it_fails(&mut store));
 }
@@ -461,7 +461,7 @@ fn row_a_keepalive_that_fails_for_the_ttl_steps_down() {
     assert_deposed(until_it_fails(&mut store));
 }
 
-/// Confirms as a manager does, until that fails.
+/// Confirms as a manager does, until it fails.
 fn until_it_fails(store: &mut EtcdStore) -> Result<(), StoreError> {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
@@ -491,12 +491,12 @@ fn rule_4_a_win_that_was_lost_is_tried_again() {
 }
 
 #[test]
-fn rule_5_a_newer_version_or_a_damaged_hold_is_no_store_to_lead() {
+fn rule_5_a_newer_version_or_a_damaged_hold_prevents_leading() {
     let whole = r#"{"v":1,"who":"A","fence":"3","ms":1,"slots":1}"#;
     for (key, value, word) in [
         ("h/K/0", r#"{"v":2}"#, "version 2"),
         ("h/K/0", "[]", "can't be used"),
-        ("h/K", whole, "no hold's"),
+        ("h/K", whole, "not that of a hold"),
         ("h/K/0", whole, "greatest fence"),
         ("seq", r#"{"v":9}"#, "version 9"),
     ] {
@@ -504,13 +504,13 @@ fn rule_5_a_newer_version_or_a_damaged_hold_is_no_store_to_lead() {
         gateway.etcd(|etcd| etcd.put(&format!("{P}{key}"), value, 0));
         let result = store_at(&gateway).open();
         assert_ends(result.map(drop), word);
-        // Another server, of another version, may lead.
+        // It has revoked its lease, so a server of another version may lead.
         assert!(gateway.etcd(|etcd| etcd.leases.is_empty()));
     }
 }
 
 #[test]
-fn a_standby_knows_the_leader_and_ends_when_it_is_told_to() {
+fn a_standby_knows_the_leader_and_ends_with_its_server() {
     let gateway = FakeGateway::start();
     let _leader = led(&gateway);
     let election = Arc::<Election>::default();
@@ -531,7 +531,7 @@ fn a_standby_knows_the_leader_and_ends_when_it_is_told_to() {
 }
 
 #[test]
-fn an_etcd_that_is_away_is_waited_for_until_the_server_ends() {
+fn an_unreachable_etcd_is_tried_until_the_server_ends() {
     let gateway = FakeGateway::start();
     gateway.script(|_, _| Some(Fate::Lost));
     let election = Arc::<Election>::default();
@@ -548,17 +548,17 @@ fn an_etcd_that_is_away_is_waited_for_until_the_server_ends() {
 }
 
 #[test]
-fn rule_12_what_stays_unknown_for_the_ttl_steps_down() {
+fn rule_12_an_outcome_unknown_for_the_ttl_steps_down() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     gateway.script(|path, _| (path == TXN).then_some(Fate::Lost));
     let begun = Instant::now();
     assert_deposed(store.commit(&batch(7, [held(7, "K")])));
-    // At least as long as the lease, if not for what was spent of it before.
+    // At least the rest of the lease.
     assert!(begun.elapsed() > Duration::from_secs(1));
 }
 
-/// Rule 18: a server that is stuck loses its leadership.
+/// Rule 18: a server that hangs loses its leadership.
 #[test]
 fn rule_18_without_a_commit_or_a_confirmation_no_keepalive_is_sent() {
     let gateway = FakeGateway::start();
@@ -573,7 +573,7 @@ fn rule_18_without_a_commit_or_a_confirmation_no_keepalive_is_sent() {
     thread::sleep(Duration::from_secs(3));
     let stuck = gateway.calls(KEEPALIVE).len() - while_it_moved;
     assert!(stuck <= 1, "{stuck}");
-    // It moves again, and nobody else leads: all is well.
+    // It makes progress again, and no other server leads.
     store.confirm().unwrap();
     let begun = Instant::now();
     while gateway.calls(KEEPALIVE).len() == while_it_moved + stuck {
@@ -602,7 +602,7 @@ fn rule_3_a_confirmation_reads_with_a_quorum() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     store.confirm().unwrap();
-    // A batch in which nothing is left to be written says as much.
+    // A batch that writes nothing confirms, too.
     store.commit(&batch(0, [])).unwrap();
     let txns = gateway.calls(TXN);
     for (txn, _) in &txns[txns.len() - 2..] {
@@ -628,14 +628,14 @@ fn rule_2_every_part_of_a_batch_compares_the_leadership() {
     }
 }
 
-/// Rule 12: so an UNLOCK passes where there is no room.
+/// Rule 12: so an UNLOCK succeeds without room.
 #[test]
-fn rule_12_ends_alone_put_nothing() {
+fn rule_12_a_batch_of_ends_puts_nothing() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
     store.commit(&batch(1, [held(1, "K")])).unwrap();
     let before = number(&gateway);
-    // A greater fence is decided upon, and not told to anybody.
+    // A greater fence has been decided, and nobody has got it.
     store.commit(&batch(9, [Record::Ended(1)])).unwrap();
     let (txn, _) = gateway.calls(TXN).pop().unwrap();
     assert!(!txn.to_string().contains("request_put"), "{txn}");
@@ -643,15 +643,15 @@ fn rule_12_ends_alone_put_nothing() {
 }
 
 #[test]
-fn an_endpoint_with_tls_is_refused_where_there_is_none() {
+fn an_endpoint_with_tls_is_refused_without_tls() {
     let endpoints = ["https://127.0.0.1:2379".to_string()];
     let opened = store(&options(&endpoints, P)).open();
     assert_ends(opened.map(drop), "TLS");
 }
 
-/// Its threads stayed for the time of the leadership.
+/// Seen to fail: its threads stayed for the time of the leadership.
 #[test]
-fn a_server_that_ends_does_not_go_on_asking_an_etcd_that_does_not_answer() {
+fn an_ending_server_stops_calling_an_etcd_that_does_not_answer() {
     let gateway = FakeGateway::start();
     let mut options = options(&gateway.endpoints(), P);
     options.ttl = Duration::from_secs(600);
@@ -665,6 +665,6 @@ fn a_server_that_ends_does_not_go_on_asking_an_etcd_that_does_not_answer() {
     });
     election.stop();
     assert_deposed(commits.join().expect("no panic"));
-    // With room for a busy machine: the leadership takes twenty times as long.
+    // Enough for a busy machine; the leadership takes twenty times as long.
     assert!(begun.elapsed() < PATIENCE);
 }
