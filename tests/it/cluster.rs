@@ -1,7 +1,7 @@
-//! Several lock servers before one etcd or three: one leads, the others stand by and take over. Real processes all, and
-//! accidents on the way between them.
+//! Several lock servers with one etcd or three: one leads, the others stand by and take over. All are real processes,
+//! with faults on the connections between them.
 //!
-//! The rules are those of a store that several servers share: see the guide's page about how a cluster works.
+//! The guide's page about clusters has the rules of a store that several servers share.
 
 use std::fs;
 use std::thread;
@@ -18,7 +18,7 @@ use crate::etcd::api::b64;
 use crate::etcd::fault_proxy::{Accident, Request};
 use crate::etcd::lock_servers::{LockServer, LockServers, PREFIX, TTL};
 
-/// Long enough for a commit to be held for a while without an end of the leadership.
+/// Long enough to hold a commit back for a while without the end of the leadership.
 const PATIENT_TTL: Duration = Duration::from_secs(10);
 
 const ALL: usize = usize::MAX;
@@ -34,12 +34,12 @@ fn fence(reply: &Reply) -> u64 {
     fence.parse().expect("a number")
 }
 
-/// Whether an answer says anything about a hold. A connection that ends says nothing, nor does who stands by.
+/// Whether it is an answer about a hold. The end of a connection is none, and neither is the answer of a standby.
 fn is_answer(reply: &std::io::Result<Reply>) -> bool {
     reply.as_ref().is_ok_and(|reply| reply.status == 200)
 }
 
-/// Waits until the server has done all that it can with what has come.
+/// Waits until the server has handled everything that has arrived, as far as it can.
 fn until_idle(server: &mut LockServer) {
     let pid = server.process().id();
     until("the server has nothing to do", || {
@@ -53,10 +53,9 @@ fn verify(server: &LockServer, key: &str, who: &str, fence: u64) -> Reply {
 
 // Rule 1.
 
-/// What was decided and is not stored is nobody's to know, whoever asks and whatever.
+/// No answer to any request shows an unstored decision.
 #[test]
-fn rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_knows_nothing_of_it()
- {
+fn rule_1_nobody_gets_an_answer_about_an_unstored_decision_and_the_next_leader_does_not_know_it() {
     let Some(mut servers) = LockServers::start_with(2, Etcds::one(), PATIENT_TTL) else {
         return;
     };
@@ -83,7 +82,7 @@ fn rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_
     for wire in &wires {
         assert!(!wire.has_answer());
     }
-    // A look at the server itself tells of no hold.
+    // The answer to PING is not about a hold.
     assert_eq!(server.reply("/PING").body, "1\n");
     server.kill();
     for mut wire in wires {
@@ -97,9 +96,9 @@ fn rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_
     assert_eq!(verify(next, "K", "B", granted).body, "1\n");
 }
 
-/// What is stored and was not told is held all the same, and its own LOCK gets it.
+/// A stored grant without an answer is valid, and its repeated LOCK gets it.
 #[test]
-fn rule_1_a_grant_that_was_stored_and_not_told_is_had_by_the_same_lock_at_the_next_leader() {
+fn rule_1_a_stored_unanswered_grant_goes_to_the_repeated_lock_at_the_next_leader() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -142,7 +141,8 @@ fn rule_2_a_commit_that_arrives_after_a_failover_changes_nothing() {
 
 // Rule 3.
 
-/// Takes the leadership away, behind the leader's back, and keeps everybody from winning it.
+/// Ends the leadership in etcd without the leader's knowledge, and keeps every server from winning it. Then checks that
+/// the leader grants nothing.
 fn rule_3_under(deposes: impl Fn(&LockServers)) {
     let Some(servers) = one_leads_one_stands_by() else {
         return;
@@ -170,7 +170,7 @@ fn rule_3_under(deposes: impl Fn(&LockServers)) {
 }
 
 #[test]
-fn rule_3_a_leader_whose_lease_was_revoked_says_yes_to_nobody() {
+fn rule_3_a_leader_whose_lease_was_revoked_grants_nothing() {
     rule_3_under(|servers| {
         let leader = servers.leader_key().expect("one leads");
         servers.api().revoke(leader.lease);
@@ -178,15 +178,16 @@ fn rule_3_a_leader_whose_lease_was_revoked_says_yes_to_nobody() {
 }
 
 #[test]
-fn rule_3_a_leader_whose_key_was_deleted_says_yes_to_nobody() {
+fn rule_3_a_leader_whose_key_was_deleted_grants_nothing() {
     rule_3_under(|servers| {
         assert_eq!(servers.api().delete(&format!("{PREFIX}leader")), 1);
     });
 }
 
-/// The leader is stopped for longer than its leadership and the hold, and goes on with everything that lay in its sockets.
+/// The leader is suspended for longer than its leadership and the hold, and then reads the requests that have waited in
+/// its sockets.
 #[test]
-fn rule_3_a_leader_that_was_stopped_past_a_failover_answers_nothing_of_what_lay_in_its_sockets() {
+fn rule_3_a_leader_suspended_past_a_failover_answers_none_of_its_waiting_requests() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -226,7 +227,7 @@ fn rule_3_a_leader_that_was_stopped_past_a_failover_answers_nothing_of_what_lay_
     until("it stands by", || servers.servers[0].is_standby());
 }
 
-/// Without a quorum a member of etcd answers a transaction that asks for nothing by itself.
+/// Without a quorum a member of etcd answers a transaction without operations by itself.
 #[test]
 fn rule_3_without_a_quorum_of_etcd_nobody_is_answered() {
     let Some(mut servers) = LockServers::start(1, Etcds::three()) else {
@@ -252,7 +253,7 @@ fn rule_3_without_a_quorum_of_etcd_nobody_is_answered() {
 // Rule 4.
 
 #[test]
-fn rule_4_a_server_that_is_killed_and_restarted_at_once_takes_its_old_key_for_anothers() {
+fn rule_4_a_server_restarted_at_once_does_not_adopt_its_old_leader_key() {
     let Some(mut servers) = LockServers::start(1, Etcds::one()) else {
         return;
     };
@@ -274,7 +275,7 @@ fn rule_4_a_server_that_is_killed_and_restarted_at_once_takes_its_old_key_for_an
 }
 
 #[test]
-fn rule_4_a_server_whose_win_was_not_answered_leads_under_the_key_that_it_made() {
+fn rule_4_a_server_whose_win_was_not_answered_leads_with_the_key_that_it_made() {
     let Some(mut servers) = LockServers::prepare(1, Etcds::one(), TTL) else {
         return;
     };
@@ -297,9 +298,9 @@ fn rule_4_a_server_whose_win_was_not_answered_leads_under_the_key_that_it_made()
 
 // Rule 5.
 
-/// The commit of the old leader is applied, and its answer is under way, while the next one wins.
+/// The old leader's commit is applied, and its answer is under way, while the next server wins.
 #[test]
-fn rule_5_who_wins_while_a_commit_is_under_way_knows_what_it_stored() {
+fn rule_5_a_server_that_wins_during_a_commit_knows_what_it_stored() {
     let Some(servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -323,7 +324,7 @@ fn rule_5_who_wins_while_a_commit_is_under_way_knows_what_it_stored() {
     );
     let granted = fence(&next.reply(lock));
     drop(trap);
-    // It was stored under the old leadership, so the old leader may tell of it. It may do so under the same fence alone.
+    // It was stored in the old leadership, so the old leader may answer it, but only with the same fence.
     if let Ok(reply) = wire.try_reply().and_then(|reply| match reply.status {
         200 => Ok(reply),
         _ => Err(std::io::ErrorKind::Other.into()),
@@ -332,9 +333,9 @@ fn rule_5_who_wins_while_a_commit_is_under_way_knows_what_it_stored() {
     }
 }
 
-/// The load is slow, and the commit of the old leader comes after the win.
+/// The load is slow, and the old leader's commit arrives after the win.
 #[test]
-fn rule_5_who_wins_before_a_commit_arrives_never_sees_it() {
+fn rule_5_a_server_that_wins_before_a_commit_arrives_never_sees_it() {
     let Some(servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -383,11 +384,11 @@ fn store_holds(servers: &LockServers, many: usize) {
 }
 
 #[test]
-fn rule_5_a_load_whose_revision_is_compacted_between_two_pages_begins_anew() {
+fn rule_5_a_load_whose_revision_is_compacted_between_two_pages_starts_again() {
     let Some(mut servers) = LockServers::prepare(1, Etcds::one(), TTL) else {
         return;
     };
-    // A page has a thousand.
+    // A page has a thousand holds.
     let many = 2500;
     store_holds(&servers, many);
     let first = servers.servers[0]
@@ -407,14 +408,14 @@ fn rule_5_a_load_whose_revision_is_compacted_between_two_pages_begins_anew() {
         assert_eq!(check.header("Lock-Holder"), Some("A"), "k{number}");
     }
     assert_eq!(leader.reply(&format!("/CHECK/k{many}")).result(), "free");
-    // The second page that failed, and all of them anew.
+    // The second page, which failed, and then all pages again.
     assert!(further.caught().len() >= 4, "{}", further.caught().len());
     assert!(fence(&leader.reply("/LOCK/new/B")) > 1_000_000 + many as u64);
 }
 
-/// What can't be read may be a grant.
+/// A value that can't be read may be a grant.
 #[test]
-fn rule_5_a_server_that_can_not_read_a_hold_does_not_lead() {
+fn rule_5_a_server_that_cannot_read_a_hold_does_not_lead() {
     let Some(mut servers) = LockServers::prepare(1, Etcds::one(), TTL) else {
         return;
     };
@@ -429,7 +430,7 @@ fn rule_5_a_server_that_can_not_read_a_hold_does_not_lead() {
     servers.servers[0].start();
     trap.until_answered(1);
     let process = servers.servers[0].process().id();
-    until("it has thought about it", || {
+    until("it has tried to load", || {
         let is_gone = !fs::exists(format!("/proc/{process}/task")).unwrap_or(false);
         is_gone || servers.servers[0].process().has_ended() || sleeps(process)
     });
@@ -439,7 +440,7 @@ fn rule_5_a_server_that_can_not_read_a_hold_does_not_lead() {
 // Rules 6 and 7.
 
 #[test]
-fn rules_6_and_7_what_a_renewal_promised_outlives_a_failover_whole() {
+fn rules_6_and_7_a_renewed_lease_survives_a_failover_in_full() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -461,7 +462,7 @@ fn rules_6_and_7_what_a_renewal_promised_outlives_a_failover_whole() {
 }
 
 #[test]
-fn rule_6_who_waits_after_a_failover_is_granted_no_sooner_than_the_holder_was_told() {
+fn rule_6_after_a_failover_a_waiter_is_granted_the_key_only_after_the_holders_full_lease() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -481,7 +482,7 @@ fn rule_6_who_waits_after_a_failover_is_granted_no_sooner_than_the_holder_was_to
 // Rule 9.
 
 #[test]
-fn rule_9_who_lapsed_before_a_failover_does_not_hold_after_it_what_another_was_granted() {
+fn rule_9_a_hold_that_lapsed_before_a_failover_does_not_come_back_beside_the_next_grant() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -501,7 +502,7 @@ fn rule_9_who_lapsed_before_a_failover_does_not_hold_after_it_what_another_was_g
 // Rules 10 and 15.
 
 #[test]
-fn rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases() {
+fn rules_10_and_15_a_queue_survives_a_store_that_stalls_for_ten_leases() {
     let Some(mut servers) = LockServers::start_with(1, Etcds::one(), PATIENT_TTL) else {
         return;
     };
@@ -516,7 +517,7 @@ fn rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases() {
         until_idle(server);
     }
     trap.until_caught(1);
-    // This is what happens, and no wait for something.
+    // This is the stall itself, and no wait for a condition.
     thread::sleep(10 * lease);
     assert!(!wires.iter().any(Wire::has_answer));
     trap.let_go();
@@ -525,7 +526,7 @@ fn rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases() {
         let reply = wire.reply();
         assert!(fence(&reply) > latest, "{reply:?}");
         latest = fence(&reply);
-        // Whole when it began; on its way to here it gets a little shorter.
+        // Full when it began, and a little shorter by now.
         assert!(reply.expires_in() > lease / 2, "{reply:?}");
     }
 }
@@ -533,7 +534,7 @@ fn rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases() {
 // Rule 11.
 
 #[test]
-fn rule_11_fences_grow_over_a_failover_also_where_nothing_is_held_any_more() {
+fn rule_11_fences_grow_over_a_failover_even_if_nothing_is_held_any_more() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -554,7 +555,7 @@ fn rule_11_fences_grow_over_a_failover_also_where_nothing_is_held_any_more() {
 // Rule 12.
 
 #[test]
-fn rule_12_a_commit_that_arrives_twice_counts_once_now_and_later() {
+fn rule_12_a_commit_that_arrives_twice_counts_once() {
     let Some(servers) = LockServers::start(1, Etcds::one()) else {
         return;
     };
@@ -582,7 +583,7 @@ fn rule_12_a_commit_that_arrives_twice_counts_once_now_and_later() {
     }
     assert_eq!(verify(leader, "K", "B", next).body, "1\n");
     assert!(fence(&leader.reply("/LOCK/I/A")) > next);
-    assert_eq!(servers.leader_key(), leadership, "it leads on");
+    assert_eq!(servers.leader_key(), leadership, "it still leads");
 }
 
 #[test]
@@ -612,12 +613,12 @@ fn rule_12_a_commit_whose_answer_was_lost_is_sent_again_whether_it_was_applied_o
         trap.until_caught(1);
         assert_eq!(servers.stored("K"), None);
     }
-    assert_eq!(servers.leader_key(), leadership, "it leads on");
+    assert_eq!(servers.leader_key(), leadership, "it still leads");
 }
 
-/// The same where only a question is under way.
+/// Here only a confirmation is under way, and no commit.
 #[test]
-fn rule_12_a_confirmation_whose_answer_was_lost_is_asked_again() {
+fn rule_12_a_confirmation_whose_answer_was_lost_is_sent_again() {
     let Some(servers) = LockServers::start(1, Etcds::one()) else {
         return;
     };
@@ -632,11 +633,11 @@ fn rule_12_a_confirmation_whose_answer_was_lost_is_asked_again() {
 
 // Rule 18.
 
-/// A thread that stands still for as long as this lives.
+/// A suspended thread. Dropping it lets the thread go on.
 struct StoppedThread(Pid);
 
 impl StoppedThread {
-    /// `None` where nobody may trace, and that is said.
+    /// `None`, with a printed reason, if this machine allows no tracing.
     fn of(server: &mut LockServer, name: &str) -> Option<Self> {
         let tasks = format!("/proc/{}/task", server.process().id());
         let tasks = fs::read_dir(tasks).expect("it runs");
@@ -659,13 +660,13 @@ impl StoppedThread {
 
 impl Drop for StoppedThread {
     fn drop(&mut self) {
-        // It fails where the process has ended.
+        // It fails if the process has ended.
         let _ = ptrace::detach(self.0, None);
     }
 }
 
 #[test]
-fn rule_18_a_leader_whose_committer_stands_still_loses_its_key() {
+fn rule_18_a_leader_whose_committing_thread_hangs_loses_its_key() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -686,7 +687,8 @@ fn rule_18_a_leader_whose_committer_stands_still_loses_its_key() {
 
 // etcd's room.
 
-/// The first LOCK that finds it full gets no answer: nobody knows what of it is stored until that was looked at.
+/// Sends LOCKs until one is refused. The first one that finds etcd full gets no answer, since the leader first has to
+/// find out whether it is stored.
 fn until_refused(leader: &LockServer) {
     until("a LOCK is refused", || match leader.ask("/LOCK/L/A") {
         Ok(refused) => {
@@ -699,7 +701,7 @@ fn until_refused(leader: &LockServer) {
 }
 
 #[test]
-fn where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there_is_room_again() {
+fn with_a_full_etcd_nothing_is_locked_and_holds_can_be_unlocked() {
     let etcd = Etcds::with_quota(400_000);
     let Some(mut servers) = LockServers::start(1, etcd) else {
         return;
@@ -715,7 +717,7 @@ fn where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there
     assert_eq!(leader.reply("/CHECK/L").result(), "free");
     assert_eq!(leader.reply("/UNLOCK/K/A").body, "1\n");
     assert_eq!(servers.stored("K"), None);
-    // Nobody can win: that takes a lease of etcd's.
+    // No server can win, since that needs a lease in etcd.
     servers.servers[0].start();
     until("it stands by", || servers.servers[0].is_standby());
     api.compact(api.revision());
@@ -727,7 +729,7 @@ fn where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there
 }
 
 #[test]
-fn a_leader_takes_locks_again_once_etcd_has_room_again() {
+fn a_leader_grants_locks_again_once_etcd_has_room() {
     let etcd = Etcds::with_quota(400_000);
     let Some(servers) = LockServers::start(1, etcd) else {
         return;
@@ -744,12 +746,12 @@ fn a_leader_takes_locks_again_once_etcd_has_room_again() {
         let reply = leader.reply("/LOCK/K/A?lock_attempt_timeout=0");
         reply.header("Lock-Fence").is_some()
     });
-    assert_eq!(servers.leader_key(), leadership, "it leads on");
+    assert_eq!(servers.leader_key(), leadership, "it still leads");
 }
 
 // Taking over.
 
-/// How long it takes from now until the second server leads.
+/// The time from `begun` until the second server leads.
 fn failover(servers: &LockServers, begun: Instant) -> Duration {
     servers.until_leads(1);
     begun.elapsed()
@@ -784,7 +786,7 @@ fn after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second() {
 }
 
 #[test]
-fn a_standby_redirects_to_the_leader_and_says_who_it_is() {
+fn a_standby_redirects_to_the_leader_and_names_it() {
     let Some(servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -800,7 +802,7 @@ fn a_standby_redirects_to_the_leader_and_says_who_it_is() {
     );
     let address = leader.address.to_string();
     assert_eq!(redirected.header("Lock-Leader"), Some(&*address));
-    // As `curl -L` does.
+    // Follows the redirect, like `curl -L`.
     let location = redirected.header("Location").expect("it redirects");
     let there = location.strip_prefix(&format!("http://{address}"));
     assert_eq!(there, Some(target));
@@ -826,7 +828,7 @@ fn a_standby_redirects_to_the_leader_and_says_who_it_is() {
 }
 
 #[test]
-fn a_server_says_by_readyz_livez_and_status_whether_it_leads() {
+fn readyz_livez_and_status_show_whether_a_server_leads() {
     let Some(mut servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -848,7 +850,7 @@ fn a_server_says_by_readyz_livez_and_status_whether_it_leads() {
         }
         assert_eq!(status(server), (json!(role), json!(address)));
     }
-    // Nobody leads, and nobody can.
+    // Now no server leads, and none can win.
     let campaign =
         |server: &LockServer| server.proxy.trap(ALL, Accident::Held, Request::is_campaign);
     let traps: Vec<_> = servers.servers.iter().map(campaign).collect();
@@ -875,9 +877,9 @@ fn a_server_says_by_readyz_livez_and_status_whether_it_leads() {
     );
 }
 
-/// Who waited at the old leader is told nothing, and asks again at the next one.
+/// A waiter at the old leader is not granted the key, and repeats its LOCK at the next leader.
 #[test]
-fn who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader() {
+fn a_waiter_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader() {
     let Some(servers) = one_leads_one_stands_by() else {
         return;
     };
@@ -909,7 +911,7 @@ fn who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leade
 }
 
 #[test]
-fn who_stands_by_says_in_its_log_which_of_its_options_are_not_the_leaders() {
+fn a_standby_logs_which_of_its_options_differ_from_the_leaders() {
     let Some(mut servers) = LockServers::prepare(2, Etcds::one(), TTL) else {
         return;
     };

@@ -1,5 +1,6 @@
-//! Clients of several servers of which one leads: who is asked, who is asked next, and what stays locked while another one
-//! begins to lead. Before one real server with a store stand [`Front`]s, which lead, stand by, and end as a test says.
+//! Clients of several servers, one of which leads: which server is tried, which one next, and what stays locked while
+//! another one takes over. [`Front`]s in front of one real server with a store lead, stand by, and end as a test
+//! decides.
 
 mod front;
 
@@ -45,7 +46,7 @@ impl Three {
         }
     }
 
-    /// As `LOCK_SERVER` names all of them.
+    /// The value of `LOCK_SERVER` with all of them.
     fn list(&self) -> String {
         list(self.fronts.iter().map(Front::address))
     }
@@ -54,7 +55,7 @@ impl Three {
         client(name, &self.list())
     }
 
-    /// The third one is no leader any more, and the second one is.
+    /// The second one leads instead of the third one.
     fn change(&self) {
         let [a, b, c] = &self.fronts;
         b.be(Leads);
@@ -63,7 +64,7 @@ impl Three {
         }
     }
 
-    /// The third one is killed; the first one has not heard of it yet.
+    /// The third one is killed, and the first one does not know that yet.
     fn lose_leader(&self) {
         let [_, b, c] = &self.fronts;
         c.end();
@@ -96,7 +97,7 @@ fn for_seconds(seconds: u64) -> LockOptions {
 }
 
 #[test]
-fn the_leader_is_found_behind_two_that_are_not_there_and_asked_first_from_then_on() {
+fn the_leader_is_found_behind_two_absent_servers_and_tried_first_from_then_on() {
     let three = Three::new();
     let leader = &three.fronts[2];
     let client = Client::connect(&list([nobody(), nobody(), leader.address()]));
@@ -111,7 +112,7 @@ fn the_leader_is_found_behind_two_that_are_not_there_and_asked_first_from_then_o
 }
 
 #[test]
-fn who_stands_by_names_the_leader_and_it_is_asked_next_whether_or_not_it_is_in_the_list() {
+fn a_client_follows_a_standby_to_the_leader_in_the_list_or_not() {
     let three = Three::new();
     let [a, b, c] = &three.fronts;
     for list in [three.list(), a.address()] {
@@ -130,7 +131,7 @@ fn who_stands_by_names_the_leader_and_it_is_asked_next_whether_or_not_it_is_in_t
 }
 
 #[test]
-fn a_lock_asks_with_pauses_until_somebody_leads() {
+fn a_lock_is_repeated_with_pauses_until_a_server_leads() {
     let three = Three::new();
     let [a, b, c] = &three.fronts;
     for front in [a, b, c] {
@@ -153,7 +154,7 @@ fn a_lock_asks_with_pauses_until_somebody_leads() {
     until("each was asked six times", || {
         three.fronts.iter().all(|front| front.asked("LOCK") >= 6)
     });
-    // Five pauses of 100 ms, each up to a quarter shorter.
+    // Five pauses of 100 ms, each shortened by up to a quarter.
     assert!(begun.elapsed() >= ms(5 * 75));
     c.be(Leads);
     let lease = waits.join().expect("no panic").expect("it is granted");
@@ -163,14 +164,14 @@ fn a_lock_asks_with_pauses_until_somebody_leads() {
     assert_eq!(ids.len(), 1, "one LOCK, one ID");
 }
 
-/// The ID of a LOCK.
+/// The request ID of a LOCK.
 fn id(head: &str) -> Option<String> {
     let (_, rest) = target(head).split_once("request=")?;
     Some(rest.split('&').next().unwrap_or_default().into())
 }
 
 #[test]
-fn where_none_leads_the_error_says_so_and_who_was_asked() {
+fn without_a_leader_the_error_says_so_with_the_servers_that_were_tried() {
     let three = Three::new();
     let [a, b, _] = &three.fronts;
     let gone = nobody();
@@ -213,7 +214,7 @@ fn where_none_leads_the_error_says_so_and_who_was_asked() {
 }
 
 #[test]
-fn a_leader_that_is_not_in_the_list_and_not_there_sends_back_to_the_list() {
+fn after_an_absent_leader_outside_the_list_a_client_goes_on_with_the_list() {
     let three = Three::new();
     let [a, _, c] = &three.fronts;
     a.be(StandsByFor(nobody()));
@@ -223,17 +224,17 @@ fn a_leader_that_is_not_in_the_list_and_not_there_sends_back_to_the_list() {
 }
 
 #[test]
-fn a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed() {
+fn a_leader_outside_the_list_that_does_not_name_the_store_is_not_trusted() {
     let three = Three::new();
     let [a, _, c] = &three.fronts;
-    // As where an address of another machine's own network is one of somebody else's here.
+    // Like an address in another machine's private network that belongs to a different server here.
     let other = start(options());
     a.be(StandsByFor(format!("127.0.0.1:{}", other.port())));
     let list = list([a.address(), c.address()]);
     let lease = client("CLIENT_A", &list).lock("KEYA").expect("it answers");
     assert!(lease.is_some());
     assert_eq!(ask(&three.server, "/CHECK/KEYA").body, "1\n");
-    // Alone, it is no service at all.
+    // Without another server, the client has no leader.
     let hasty = ClientOptions {
         reconnect_attempts: 0,
         ..ClientOptions::default()
@@ -245,9 +246,9 @@ fn a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed(
     ));
 }
 
-/// Seen to fail: two clients held one key: a server that knows nothing of the others granted it again.
+/// Seen to fail: two clients held one key, since a server that does not know the others granted it again.
 #[test]
-fn a_server_of_the_list_that_was_started_without_the_store_is_not_believed() {
+fn a_server_of_the_list_without_the_store_is_not_trusted() {
     let three = Three::new();
     let [_, _, c] = &three.fronts;
     let alone = start(options());
@@ -260,7 +261,7 @@ fn a_server_of_the_list_that_was_started_without_the_store_is_not_believed() {
     let said = typed_at(&list, "verify --name CLIENT_A KEYA");
     said.expect(0, "1\n");
     said.expect_stderr(&[&address, "its answers are ignored"]);
-    // Where nobody else answers.
+    // Now no other server answers.
     c.end();
     let error = client("CLIENT_A", &list)
         .lock("KEYA")
@@ -280,12 +281,12 @@ fn a_server_of_the_list_that_was_started_without_the_store_is_not_believed() {
         assert_eq!((said.code, &*said.stdout), (Some(69), ""), "{said:?}");
         said.expect_stderr(&[&address, "is not of this cluster", "--store"]);
     }
-    // What is about the server itself, each answers for itself.
+    // PING is about the single server, so each one answers it.
     typed_at(&list, "ping").expect(0, "1\n");
 }
 
 #[test]
-fn a_server_of_the_list_with_another_store_than_the_rest_is_not_believed() {
+fn a_server_of_the_list_with_another_store_is_not_trusted() {
     let three = Three::new();
     let [_, _, c] = &three.fronts;
     let other = start(Options {
@@ -304,7 +305,7 @@ fn a_server_of_the_list_with_another_store_than_the_rest_is_not_believed() {
     );
 }
 
-/// Of one server there is nothing to tell it from.
+/// A single server can't be confused with another one.
 #[test]
 fn a_single_server_needs_no_store() {
     let alone = start(options());
@@ -317,9 +318,9 @@ fn a_single_server_needs_no_store() {
     );
 }
 
-/// Seen to fail: PING had no answer at all, and the others were asked after half of the time that an answer may take.
+/// Seen to fail: PING got no answer, and the other servers were tried only after half of an answer's time-out.
 #[test]
-fn a_first_server_that_is_suspended_is_left_after_a_moment() {
+fn a_suspended_first_server_is_passed_over_after_a_moment() {
     let three = Three::new();
     let [_, _, c] = &three.fronts;
     let (address, _listens) = suspended();
@@ -337,16 +338,16 @@ fn a_first_server_that_is_suspended_is_left_after_a_moment() {
     typed_at(&list, "ping").expect(0, "1\n");
 }
 
-/// A server that says nothing: its connections are made by the kernel.
+/// A silent server: the kernel accepts its connections, and nobody answers.
 fn suspended() -> (String, TcpListener) {
     let listens = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listens.local_addr().expect("it is bound").to_string();
     (address, listens)
 }
 
-/// Seen to fail: the third one was never asked.
+/// Seen to fail: the third one was never tried.
 #[test]
-fn each_is_asked_whether_those_before_it_are_not_there_or_say_nothing() {
+fn each_server_is_tried_after_absent_and_silent_ones() {
     let three = Three::new();
     let [_, _, c] = &three.fronts;
     let (silent, _listens) = suspended();
@@ -365,7 +366,7 @@ fn each_is_asked_whether_those_before_it_are_not_there_or_say_nothing() {
 }
 
 #[test]
-fn a_token_is_shown_to_each_of_them_and_to_the_leader_that_they_name() {
+fn a_token_is_sent_to_each_server_and_to_the_leader_that_they_name() {
     let three = Three::new();
     let [a, _, c] = &three.fronts;
     let token: Token = "0123456789abcdef0123456789abcdef".parse().expect("a token");
@@ -380,7 +381,7 @@ fn a_token_is_shown_to_each_of_them_and_to_the_leader_that_they_name() {
     assert_eq!(shown, "Bearer 0123456789abcdef0123456789abcdef");
 }
 
-/// Rule 16: this name may have been granted the key again since the first one was carried out.
+/// Rule 16: this name may have been granted the key again since the first UNLOCK was carried out.
 #[test]
 fn an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer() {
     let three = Three::new();
@@ -390,7 +391,7 @@ fn an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer() {
         .lock("KEYA")
         .expect("it answers")
         .expect("it is free");
-    // Who stands by has not carried it out, so the leader is asked.
+    // A standby has not carried it out, so the client goes on to the leader.
     three.change();
     assert!(client.unlock("KEYA").expect("it answers"));
     assert_eq!((c.asked("UNLOCK"), b.asked("UNLOCK")), (1, 1));
@@ -409,7 +410,7 @@ fn an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer() {
 }
 
 #[test]
-fn a_release_whose_answer_was_lost_with_the_leader_is_asked_again_of_the_next_one() {
+fn a_release_whose_answer_was_lost_with_the_leader_is_repeated_at_the_next_one() {
     let three = Three::new();
     let [a, b, c] = &three.fronts;
     let client = three.client("CLIENT_A");
@@ -420,14 +421,14 @@ fn a_release_whose_answer_was_lost_with_the_leader_is_asked_again_of_the_next_on
     c.cut("UNLOCK");
     b.be(Leads);
     a.be(StandsByFor(b.address()));
-    // The first one has unlocked it, and the other one, which has the same store, says that it is free.
+    // The first leader has unlocked it, and the next one, with the same store, answers that it is free.
     assert!(client.release(&lease).expect("it answers"));
     assert_eq!(ask(&three.server, "/CHECK/KEYA").body, "0\n");
     assert_eq!(c.asked("UNLOCK"), 1);
 }
 
 #[test]
-fn a_guard_keeps_its_key_while_another_one_begins_to_lead() {
+fn a_guard_keeps_its_key_while_another_server_takes_over() {
     for is_lost in [false, true] {
         let three = Three::new();
         let [_, b, c] = &three.fronts;
@@ -445,7 +446,7 @@ fn a_guard_keeps_its_key_while_another_one_begins_to_lead() {
 }
 
 #[test]
-fn exec_keeps_its_key_while_another_one_begins_to_lead_and_says_the_list_to_its_command() {
+fn exec_keeps_its_key_while_another_server_takes_over_and_passes_the_list_to_its_command() {
     let three = Three::new();
     let [_, b, _] = &three.fronts;
     let [begun, end] = ["begun", "end"].map(|name| three.directory.path().join(name));
@@ -477,7 +478,7 @@ fn exec_keeps_its_key_while_another_one_begins_to_lead_and_says_the_list_to_its_
 }
 
 #[test]
-fn a_wait_goes_on_at_the_next_leader_under_its_id() {
+fn a_wait_goes_on_at_the_next_leader_with_its_request_id() {
     let three = Three::new();
     let [_, b, c] = &three.fronts;
     let held = three.client("HOLDER").lock("KEYA");
@@ -501,7 +502,7 @@ fn waiters(three: &Three) -> usize {
 }
 
 #[test]
-fn who_reads_along_or_looks_in_is_led_to_the_leader() {
+fn events_and_looks_follow_to_the_leader() {
     let three = Three::new();
     let client = three.client("CLIENT_A");
     let mut events = client.events("").expect("it answers");
@@ -524,14 +525,14 @@ fn who_reads_along_or_looks_in_is_led_to_the_leader() {
     );
 }
 
-/// Types a line after `lock-server`, with that in `LOCK_SERVER`.
+/// Runs `lock-server` with the words of this line, and with this list in `LOCK_SERVER`.
 fn typed_at(list: &str, line: &str) -> Outcome {
     let mut program = program(line.split_ascii_whitespace());
     Outcome::of(program.env("LOCK_SERVER", list))
 }
 
 #[test]
-fn the_command_asks_the_servers_that_the_variable_or_the_option_names() {
+fn the_command_uses_the_servers_of_the_variable_or_of_the_option() {
     let three = Three::new();
     let [a, b, c] = &three.fronts;
     let list = list([nobody(), a.address(), c.address()]);
@@ -558,7 +559,7 @@ fn the_command_asks_the_servers_that_the_variable_or_the_option_names() {
 }
 
 #[test]
-fn the_command_says_that_none_leads_and_stops_none_that_is_not_named() {
+fn the_command_prints_that_no_server_leads_and_stops_none_of_several() {
     let three = Three::new();
     for front in &three.fronts {
         front.be(StandsBy);
@@ -572,7 +573,7 @@ fn the_command_says_that_none_leads_and_stops_none_that_is_not_named() {
 }
 
 #[test]
-fn an_address_in_the_list_that_is_none_is_refused() {
+fn an_invalid_address_in_the_list_is_refused() {
     for list in ["127.0.0.1:8004,", "a:8004,,b", "a:8004,b:0", ""] {
         assert!(ServerAddress::parse_list(list).is_err(), "{list:?}");
         assert!(Client::connect(list).is_err(), "{list:?}");

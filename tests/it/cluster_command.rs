@@ -1,4 +1,4 @@
-//! The command of a server that shares its store in etcd: what `start`, `status` and `run` say of it.
+//! What `start`, `status` and `run` print about a server with its store in etcd.
 
 use std::fs::Permissions;
 use std::io::BufRead;
@@ -10,7 +10,7 @@ use crate::common::program::{Outcome, program};
 use crate::common::{free_port, run, until};
 use crate::etcd::Etcds;
 
-/// A server in the background, by its pid file.
+/// A server in the background, with its pid file.
 struct Started {
     folder: TempDir,
     store: String,
@@ -18,7 +18,7 @@ struct Started {
 }
 
 impl Started {
-    /// `more` stands behind the options of the store.
+    /// Starts it with the options of the store and with `more`.
     fn with(store: &str, more: &[&str]) -> Self {
         let mut started = Started {
             folder: tempfile::tempdir().expect("a folder"),
@@ -55,7 +55,7 @@ impl Started {
         self.typed(&["status", "--port", "0"])
     }
 
-    /// The line that says where it serves, as `status` begins.
+    /// The beginning of the line that `status` prints.
     fn running(&self) -> String {
         let started = self.said().stdout.trim_end();
         started.replace("started lock-server", "running")
@@ -73,9 +73,9 @@ impl Drop for Started {
     }
 }
 
-/// Seen to fail: both said nothing of it, and the server locked nothing.
+/// Seen to fail: neither printed it, and the server locked nothing.
 #[test]
-fn start_and_status_say_that_etcd_is_not_reached_and_what_to_look_at() {
+fn start_and_status_print_that_etcd_is_not_reached_with_advice() {
     let store = format!("etcd:http://127.0.0.1:{}", free_port());
     let server = Started::with(&store, &[]);
     let why = "it stands by and locks nothing, since it can't use etcd: ";
@@ -91,7 +91,7 @@ fn start_and_status_say_that_etcd_is_not_reached_and_what_to_look_at() {
 }
 
 #[test]
-fn status_names_the_role_of_a_server_and_who_leads() {
+fn status_prints_the_role_of_a_server_and_the_leader() {
     let Some(etcds) = Etcds::one() else { return };
     let urls: Vec<String> = etcds
         .addresses()

@@ -1,10 +1,10 @@
-//! Three lock servers before three etcds, of which one after the other is killed, stopped or cut off, and clients that hold
-//! them to what they told them.
+//! Three lock servers and three etcds, which are killed, suspended or isolated one after another, and clients that
+//! check the servers' answers against each other.
 //!
-//! The clients' witness: never two hold a key at once, fences grow in the order of the grants; a grant that was told stands
-//! at whoever leads, and its UNLOCK is `1`. etcd's witness: its history agrees with that ([`examine`]). Most clients are of
-//! this file, so that nothing is hidden that a server answers; the others are the crate's own. It takes 8 seconds, or as
-//! many as `LOCK_SERVER_CLUSTER_TRIAL_SECONDS` says.
+//! By the clients' records, two never hold a key at once, fences grow in the order of the grants, and an answered grant
+//! is valid at every later leader, where its UNLOCK returns `1`. etcd's history agrees with the records ([`examine`]).
+//! Most clients are those of this file, which see every answer; the others are the crate's own. It takes
+//! `LOCK_SERVER_CLUSTER_TRIAL_SECONDS`, by default 8.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -22,28 +22,28 @@ use crate::trial::{Dice, Told, judge};
 
 const KEYS: [&str; 4] = ["KEYA", "KEYB", "KEY/C", "KEYD"];
 const OWN_CLIENTS: u64 = 8;
-/// Those of the crate.
+/// The number of the crate's own clients.
 const CLIENTS: u64 = 4;
 
 /// How long a LOCK waits for its turn.
 const ATTEMPT: Duration = ms(1000);
-/// How long a client of ours waits for an answer that comes at once, before it asks elsewhere.
+/// How long a client of this file waits for an immediate answer, before it tries the next server.
 const ANSWER: Duration = ms(1000);
 
 struct Trial {
     addresses: Vec<SocketAddr>,
     is_over: AtomicBool,
     told: Mutex<Vec<Told>>,
-    /// Those whose UNLOCK was `1`.
+    /// The grants whose UNLOCK returned `1`.
     unlocked: Mutex<Vec<Grant>>,
-    /// Answers that can't be.
+    /// Answers that violate a rule.
     wrong: Mutex<Vec<String>>,
     verified: AtomicU64,
     /// LOCKs of the crate's clients that ended in an error.
     errors: AtomicU64,
 }
 
-/// Ends the clients also where the trial fails.
+/// Ends the clients even if the trial fails.
 struct Over<'a>(&'a Trial);
 
 impl Drop for Over<'_> {
@@ -70,21 +70,21 @@ impl Trial {
     }
 }
 
-/// A client of ours.
+/// A client of this file.
 struct Asker<'t> {
     trial: &'t Trial,
     name: String,
     dice: Dice,
-    /// Whom it asks first.
+    /// The server that it tries first.
     at: SocketAddr,
 }
 
-/// An answer that is one.
+/// A leader's answer.
 struct Answer {
     reply: Reply,
-    /// When the question was sent that was answered.
+    /// When the answered request was sent.
     asked: Instant,
-    /// Whether it was sent before, and may have been carried out then.
+    /// Whether the request was sent earlier, too, and may have been carried out then.
     is_repeat: bool,
 }
 
@@ -92,11 +92,11 @@ impl Asker<'_> {
     fn next_server(&mut self) {
         let all = &self.trial.addresses;
         let at = all.iter().position(|address| *address == self.at);
-        // Who leads may have told an address that is none of ours, which is found elsewhere.
+        // The address may be that of a leader outside the list; then it goes on with the first one of the list.
         self.at = all[at.map_or(0, |at| (at + 1) % all.len())];
     }
 
-    /// Asks until there is an answer. `None` once the trial is over.
+    /// Repeats a request until a leader answers. `None` once the trial is over.
     fn ask(&mut self, path: &str, patience: Duration) -> Option<Answer> {
         let mut is_repeat = false;
         while !self.trial.is_over() {
@@ -130,7 +130,7 @@ impl Asker<'_> {
 
     fn run(mut self) {
         for number in 0.. {
-            // A slow hold is held over a failover.
+            // A slow hold lasts beyond a failover.
             let is_slow = self.dice.below(8) == 0;
             let lock_timeout = if is_slow { "6" } else { "0.7" };
             let key = KEYS[self.dice.below(KEYS.len() as u64) as usize];
@@ -145,7 +145,7 @@ impl Asker<'_> {
                 return;
             };
             let Some(fence) = answer.reply.header("Lock-Fence") else {
-                // Somebody else has the key, or it has it by an acquire that it has given up.
+                // Another client has the key, or an acquire that this one has given up.
                 continue;
             };
             let mut told = Told {
@@ -160,7 +160,7 @@ impl Asker<'_> {
         }
     }
 
-    /// Holds it for a while, and notes it.
+    /// Keeps the hold for a while, and records it.
     fn hold(&mut self, told: &mut Told, is_slow: bool, path: &str) {
         let fence = told.fence;
         let name = self.name.clone();
@@ -186,7 +186,7 @@ impl Asker<'_> {
             self.trial.verified.fetch_add(1, SeqCst);
             thread::park_timeout(ms(self.dice.below(longest / 5)));
         }
-        // Some leave it to its lease.
+        // Some leases are left to run out.
         let unlocks = !is_lost && self.dice.below(8) > 0;
         let was_until = told.until;
         if unlocks {
@@ -213,7 +213,7 @@ impl Asker<'_> {
                 .lock()
                 .unwrap()
                 .push(self.trial.grant(told));
-            // It stands, whoever is asked.
+            // The UNLOCK counts at every leader.
             let again = ["VERIFY", "UNLOCK", "RENEW"][self.dice.below(3) as usize];
             let question = format!("/{again}/{path}/{name}?fence={fence}");
             if let Some(Answer { reply, .. }) = self.ask(&question, ANSWER)
@@ -229,7 +229,7 @@ impl Asker<'_> {
     }
 }
 
-/// A client of the crate's, which asks one server after the other by itself.
+/// A client of the crate, which goes from server to server by itself.
 fn run_client(trial: &Trial, client: &Client, mut dice: Dice) {
     while !trial.is_over() {
         let key = KEYS[dice.below(KEYS.len() as u64) as usize];
@@ -246,7 +246,7 @@ fn run_client(trial: &Trial, client: &Client, mut dice: Dice) {
                 ..
             }) => continue,
             Err(_) => {
-                // It has had enough of asking.
+                // Its tries are used up.
                 trial.errors.fetch_add(1, SeqCst);
                 thread::park_timeout(ms(20));
                 continue;
@@ -279,24 +279,24 @@ fn run_client(trial: &Trial, client: &Client, mut dice: Dice) {
     }
 }
 
-/// What was done to the processes.
+/// The faults so far.
 #[derive(Debug, Default)]
 struct Disturbed {
     kills: u32,
     stops: u32,
     cuts: u32,
-    /// How often etcd's quorum was gone.
+    /// How often etcd had no quorum.
     standstills: u32,
 }
 
 impl Disturbed {
-    /// Does something to one of the six, or to two etcds, and undoes it. At the end somebody leads.
+    /// Makes a fault at one of the six processes, or at two etcds, and ends it. Returns when a server leads.
     fn disturb(&mut self, servers: &mut LockServers, dice: &mut Dice) {
         let pause = ms(100 + dice.below(3000));
         let leader = servers.leader();
         let victim = dice.below(3) as usize;
         match dice.below(10) {
-            // A server, mostly the one that leads.
+            // A fault at a server, mostly at the leader.
             kind @ 0..7 => {
                 let victim = leader.filter(|_| dice.below(3) > 0).unwrap_or(victim);
                 let server = &mut servers.servers[victim];
@@ -350,7 +350,7 @@ impl Disturbed {
     }
 }
 
-/// The longest time that a key was free while somebody who got it next was waiting.
+/// The longest time that a key was free while its next holder waited.
 fn longest_wait(told: &[Told]) -> Duration {
     let mut longest = Duration::ZERO;
     for key in KEYS {
@@ -365,7 +365,7 @@ fn longest_wait(told: &[Told]) -> Duration {
 }
 
 #[test]
-fn servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing() {
+fn killed_suspended_and_isolated_servers_and_etcds_grant_nothing_twice_and_lose_nothing() {
     let Some(mut servers) = LockServers::start(3, Etcds::three()) else {
         return;
     };
@@ -380,7 +380,7 @@ fn servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and
         verified: AtomicU64::new(0),
         errors: AtomicU64::new(0),
     };
-    let client = Client::connect(&servers.list()).expect("one of them leads");
+    let client = Client::connect(&servers.list()).expect("a server leads");
     let mut disturbed = Disturbed::default();
     thread::scope(|scope| {
         let trial = &trial;
@@ -404,7 +404,7 @@ fn servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and
             thread::park_timeout(ms(200 + dice.below(1500)));
             disturbed.disturb(&mut servers, &mut dice);
         }
-        // Once more without a disturbance, so that something is granted also by the last one who leads.
+        // A pause without faults, so that the last leader grants something, too.
         thread::park_timeout(ms(500));
     });
     no_key_is_stuck(&servers);
@@ -447,7 +447,7 @@ fn servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and
     }
 }
 
-/// Each key is to be had, once the leases of those who have gone are over.
+/// Checks that each key can be locked once the remaining leases have ended.
 fn no_key_is_stuck(servers: &LockServers) {
     let leader = &servers.servers[servers.until_led()];
     for key in KEYS {

@@ -1,11 +1,11 @@
-//! Real etcds, as Debian packages them: one, or three that agree. `.ci/run` installs them.
+//! Real etcds, as Debian packages them: one, or a cluster of three. `.ci/run` installs them.
 //!
-//! Each test has a cluster of its own, in a folder of its own, on an address of loopback's that no other process has: a
-//! port that is free stays so until it is bound again. They end with the test. Their elections are quick, so the least
-//! lease that they grant is [`LEAST_TTL`]. They sync to memory, where there is a file system for that: what is killed is a
-//! process and not the machine.
+//! Each test has a cluster of its own, in a folder of its own, on a loopback address that no other process uses, so
+//! that a free port stays free until it is bound. They end with the test. Their elections are quick, so the shortest
+//! lease that they grant is [`LEAST_TTL`]. They use a file system in memory if there is one, since tests kill processes
+//! and not the machine.
 
-#![allow(dead_code, reason = "the tests of the cluster use the rest")]
+#![allow(dead_code, reason = "only the tests of the cluster use the rest")]
 
 pub mod api;
 pub mod fault_proxy;
@@ -28,21 +28,22 @@ use crate::common::program::{clean, installed};
 use crate::common::{ends_with_this_thread, until};
 use api::Api;
 
-/// In milliseconds. Long enough for a machine that is busy, and still three halves of it are less than a second.
+/// The election time-out in milliseconds. Long enough for a busy machine, and one and a half times it is less than a
+/// second.
 const ELECTION: u32 = 400;
 const HEARTBEAT: u32 = 40;
 
-/// The least time that a lease is granted for, in seconds: three halves of an election, rounded up.
+/// The shortest lease that etcd grants, in seconds: one and a half election time-outs, rounded up.
 pub const LEAST_TTL: i64 = 1;
 
-/// The address of loopback's that is this process's alone.
+/// The loopback address of this process alone.
 pub fn own_address() -> Ipv4Addr {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
-    // 127.0.0.0/10 is left to everybody else. The number of a process is less than 2^22.
+    // Outside 127.0.0.0/10, which all other programs use. A process ID is less than 2^22.
     Ipv4Addr::new(127, 64 + (high & 63), middle, low)
 }
 
-/// A port of our [own address](own_address) that was not given to anybody before.
+/// A port of our [own address](own_address) that was not used before.
 pub fn own_port() -> SocketAddr {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().expect("nobody panicked");
@@ -55,12 +56,12 @@ pub fn own_port() -> SocketAddr {
     }
 }
 
-/// A process that can be killed, stopped and started anew.
+/// A process that can be killed, suspended and restarted.
 #[derive(Debug)]
 pub struct Process(Child);
 
 impl Process {
-    /// It is killed when this thread ends, or when it is dropped.
+    /// Starts a process that is killed when this thread ends, or when it is dropped.
     pub fn spawn(command: &mut Command) -> Self {
         let child = ends_with_this_thread(command).spawn();
         Process(child.expect("the program starts"))
@@ -84,7 +85,7 @@ impl Process {
         let _ = self.0.wait();
     }
 
-    /// Its exit code, after SIGTERM.
+    /// Sends SIGTERM, and returns the exit code.
     pub fn end(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
         self.0.wait().expect("a child").code()
@@ -118,7 +119,7 @@ impl Drop for Process {
 /// One etcd or three.
 pub struct Etcds {
     members: Vec<Member>,
-    /// Dropped after the processes that write to it.
+    /// Dropped after the processes that write into it.
     _folder: TempDir,
 }
 
@@ -145,7 +146,7 @@ impl Member {
         self.process = Some(Process::spawn(&mut command));
     }
 
-    /// Whether it answers. A panic where it has ended by itself.
+    /// Whether it answers. Panics if it has ended by itself.
     fn is_ready(&mut self) -> bool {
         let has_ended = self.process.as_mut().is_none_or(Process::has_ended);
         assert!(!has_ended, "it ended: {}", said(&self.log));
@@ -158,7 +159,7 @@ fn said(log: &Path) -> String {
 }
 
 impl Etcds {
-    /// `None` where etcd is not installed, and that is said.
+    /// One etcd. `None`, with a printed reason, if etcd is not installed.
     pub fn one() -> Option<Self> {
         Etcds::start(1, &[])
     }
@@ -167,12 +168,12 @@ impl Etcds {
         Etcds::start(3, &[])
     }
 
-    /// One that has room for so many bytes. Its least is 16 of its pages of 4096.
+    /// One etcd with room for this many bytes. The minimum is 16 pages of 4096.
     pub fn with_quota(bytes: u64) -> Option<Self> {
         Etcds::start(1, &[format!("--quota-backend-bytes={bytes}")])
     }
 
-    /// One with further options.
+    /// One etcd with further options.
     pub fn with(more: &[String]) -> Option<Self> {
         Etcds::start(1, more)
     }
@@ -231,12 +232,12 @@ impl Etcds {
         self.members.iter().map(|member| member.client).collect()
     }
 
-    /// The first member's.
+    /// The API of the first member.
     pub fn api(&self) -> Api {
         Api::at(self.members[0].client)
     }
 
-    /// A member's that answers just now.
+    /// The API of a member that answers at present.
     pub fn ready_api(&self) -> Api {
         let mut apis = self.members.iter().map(|member| Api::at(member.client));
         let is_ready = |api: &Api| api.is_ready();
@@ -244,25 +245,25 @@ impl Etcds {
         found.expect("a member that answers")
     }
 
-    /// Whether all members answer. A panic where one has ended by itself.
+    /// Whether all members answer. Panics if one has ended by itself.
     pub fn are_ready(&mut self) -> bool {
         self.members.iter_mut().all(Member::is_ready)
     }
 
-    /// A member's process, which runs.
+    /// A member's running process.
     pub fn process(&mut self, member: usize) -> &mut Process {
         let process = self.members[member].process.as_mut();
         process.expect("it was started")
     }
 
-    /// Starts a member anew that was killed, with what it has on its disk.
+    /// Restarts a killed member, with the data on its disk.
     pub fn restart(&mut self, member: usize) {
         self.process(member).kill();
         self.members[member].start();
     }
 }
 
-// The fixtures themselves.
+// Tests of these fixtures.
 
 #[test]
 fn one_etcd_answers_and_ends_with_its_test() {
@@ -293,7 +294,7 @@ fn one_etcd_answers_and_ends_with_its_test() {
 }
 
 #[test]
-fn three_etcds_go_on_without_one_and_stand_still_without_two() {
+fn three_etcds_go_on_without_one_and_stall_without_two() {
     let Some(mut etcds) = Etcds::three() else {
         return;
     };

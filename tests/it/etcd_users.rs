@@ -1,4 +1,4 @@
-//! Lock servers before a real etcd that has users: the password, the token and its end.
+//! Lock servers with a real etcd that has users: the password, the token and its end.
 
 use std::fs;
 use std::path::Path;
@@ -16,13 +16,13 @@ use crate::etcd::lock_servers::{LockServers, PREFIX};
 
 const PASSWORD: &str = "open sesame";
 
-/// How long etcd keeps a token that nobody shows, in seconds: its least.
+/// How long etcd keeps an unused token, in seconds: its minimum.
 const TOKEN_SECONDS: u64 = 1;
 
-/// Longer than anything that a test does meanwhile.
+/// Longer than a test takes.
 const LEADERSHIP: Duration = Duration::from_secs(20);
 
-/// An etcd whose user `locks` may read and write under the prefix, and nothing else.
+/// An etcd whose user `locks` may read and write only below the prefix.
 fn etcd_with_users() -> Option<Etcds> {
     let etcds = Etcds::with(&[format!("--auth-token-ttl={TOKEN_SECONDS}")])?;
     let api = etcds.api();
@@ -45,7 +45,7 @@ fn etcd_with_users() -> Option<Etcds> {
     Some(etcds)
 }
 
-/// A server that is not started yet, and the file with its password.
+/// A server that has not been started, and the folder of its password file.
 fn server_of_user(password: &str) -> Option<(LockServers, TempDir)> {
     let mut servers = LockServers::prepare(1, etcd_with_users(), LEADERSHIP)?;
     let folder = tempfile::tempdir().expect("a folder");
@@ -69,7 +69,7 @@ fn is_authentication(request: &Request) -> bool {
 }
 
 #[test]
-fn a_server_with_a_user_of_etcd_s_goes_on_with_a_new_token_when_its_own_is_over() {
+fn a_server_with_an_etcd_user_gets_a_new_token_when_its_own_expires() {
     let Some((mut servers, _folder)) = server_of_user(PASSWORD) else {
         return;
     };
@@ -84,14 +84,14 @@ fn a_server_with_a_user_of_etcd_s_goes_on_with_a_new_token_when_its_own_is_over(
         granted.header("Lock-Fence").expect("it is granted")
     );
     assert_eq!(server.reply(&verify).body, "1\n");
-    // A token that is used lasts: its time passes while nobody shows it.
+    // Use extends a token; it expires while it is not used.
     let before = asked.caught().len();
     server.process().stop();
     thread::sleep(Duration::from_secs(TOKEN_SECONDS + 2));
     server.process().go_on();
     assert_eq!(server.reply(&verify).body, "1\n");
     assert!(asked.caught().len() > before, "its token was over");
-    // An etcd that is started anew may know its token from before, or not.
+    // A restarted etcd may or may not know its earlier token.
     servers.etcds.restart(0);
     let server = &servers.servers[0];
     assert_eq!(server.reply(&verify).body, "1\n");
@@ -101,7 +101,7 @@ fn a_server_with_a_user_of_etcd_s_goes_on_with_a_new_token_when_its_own_is_over(
 }
 
 #[test]
-fn a_wrong_password_is_said_in_the_log_and_by_status_and_is_read_anew() {
+fn a_wrong_password_is_logged_and_shown_by_status_and_is_read_again() {
     let Some((mut servers, folder)) = server_of_user("open wheat") else {
         return;
     };

@@ -151,73 +151,73 @@
 //! | `store dump` prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | a file that is not a sound store is refused in a sentence | `store_command::a_file_that_is_not_a_sound_store_is_refused_with_exit_1` |
 //! | **Clients of a cluster** | |
-//! | the leader is found behind two that are not there | `cluster_client::the_leader_is_found_behind_two_that_are_not_there_and_asked_first_from_then_on` |
-//! | who stands by leads to it, in the list or not | `cluster_client::who_stands_by_names_the_leader_and_it_is_asked_next_whether_or_not_it_is_in_the_list` |
-//! | a LOCK asks with pauses until somebody leads, under one ID | `cluster_client::a_lock_asks_with_pauses_until_somebody_leads` |
-//! | where none leads the error says so, and who was asked | `cluster_client::where_none_leads_the_error_says_so_and_who_was_asked` |
-//! | a leader that is not in the list and not there sends back to the list | `cluster_client::a_leader_that_is_not_in_the_list_and_not_there_sends_back_to_the_list` |
-//! | one that does not name the store is not believed | `cluster_client::a_leader_that_is_not_in_the_list_and_does_not_name_the_store_is_not_believed` |
-//! | nor is one of the list that was started without the store | `cluster_client::a_server_of_the_list_that_was_started_without_the_store_is_not_believed` |
-//! | nor one with another store | `cluster_client::a_server_of_the_list_with_another_store_than_the_rest_is_not_believed` |
-//! | a single server needs none | `cluster_client::a_single_server_needs_no_store` |
-//! | one that is suspended is left after a moment | `cluster_client::a_first_server_that_is_suspended_is_left_after_a_moment` |
-//! | start and status say that etcd is not reached | `cluster_command::start_and_status_say_that_etcd_is_not_reached_and_what_to_look_at` |
-//! | status names the role, and who leads | `cluster_command::status_names_the_role_of_a_server_and_who_leads` |
-//! | run shows a curl that follows to the leader | `cluster_command::run_introduces_a_server_of_a_cluster_with_a_curl_that_follows_to_the_leader` |
-//! | a server with a user of etcd's goes on with a new token | `etcd_users::a_server_with_a_user_of_etcd_s_goes_on_with_a_new_token_when_its_own_is_over` |
-//! | a wrong password of etcd's is said, and read anew | `etcd_users::a_wrong_password_is_said_in_the_log_and_by_status_and_is_read_anew` |
-//! | who stands by names the options that the leader has other ones of | `cluster::who_stands_by_says_in_its_log_which_of_its_options_are_not_the_leaders` |
-//! | one token for all | `cluster_client::a_token_is_shown_to_each_of_them_and_to_the_leader_that_they_name` |
+//! | the leader is found behind two absent servers | `cluster_client::the_leader_is_found_behind_two_absent_servers_and_tried_first_from_then_on` |
+//! | a standby names the leader, which the client follows, in the list or not | `cluster_client::a_client_follows_a_standby_to_the_leader_in_the_list_or_not` |
+//! | a LOCK is repeated with pauses until a server leads, with one request ID | `cluster_client::a_lock_is_repeated_with_pauses_until_a_server_leads` |
+//! | without a leader the error says so, with the servers that were tried | `cluster_client::without_a_leader_the_error_says_so_with_the_servers_that_were_tried` |
+//! | after an absent leader outside the list a client goes on with the list | `cluster_client::after_an_absent_leader_outside_the_list_a_client_goes_on_with_the_list` |
+//! | a leader outside the list that does not name the store is not trusted | `cluster_client::a_leader_outside_the_list_that_does_not_name_the_store_is_not_trusted` |
+//! | nor a server of the list without the store | `cluster_client::a_server_of_the_list_without_the_store_is_not_trusted` |
+//! | nor one with another store | `cluster_client::a_server_of_the_list_with_another_store_is_not_trusted` |
+//! | a single server needs no store | `cluster_client::a_single_server_needs_no_store` |
+//! | a suspended server is passed over after a moment | `cluster_client::a_suspended_first_server_is_passed_over_after_a_moment` |
+//! | `start` and `status` print that etcd is not reached | `cluster_command::start_and_status_print_that_etcd_is_not_reached_with_advice` |
+//! | `status` prints the role, and the leader | `cluster_command::status_prints_the_role_of_a_server_and_the_leader` |
+//! | `run` prints a curl command that follows to the leader | `cluster_command::run_introduces_a_server_of_a_cluster_with_a_curl_that_follows_to_the_leader` |
+//! | a server with an etcd user gets a new token when its own expires | `etcd_users::a_server_with_an_etcd_user_gets_a_new_token_when_its_own_expires` |
+//! | a wrong password for etcd is logged, and read again | `etcd_users::a_wrong_password_is_logged_and_shown_by_status_and_is_read_again` |
+//! | a standby logs which of its options differ from the leader's | `cluster::a_standby_logs_which_of_its_options_differ_from_the_leaders` |
+//! | a token is sent to each server | `cluster_client::a_token_is_sent_to_each_server_and_to_the_leader_that_they_name` |
 //! | an UNLOCK without a fence is not repeated elsewhere after a broken answer | `cluster_client::an_unlock_without_a_fence_is_not_repeated_elsewhere_after_a_broken_answer` |
-//! | a release whose answer was lost is asked again of the next leader | `cluster_client::a_release_whose_answer_was_lost_with_the_leader_is_asked_again_of_the_next_one` |
-//! | a guard keeps its key while another one begins to lead | `cluster_client::a_guard_keeps_its_key_while_another_one_begins_to_lead` |
-//! | so does exec | `cluster_client::exec_keeps_its_key_while_another_one_begins_to_lead_and_says_the_list_to_its_command` |
-//! | a wait goes on at the next leader | `cluster_client::a_wait_goes_on_at_the_next_leader_under_its_id` |
-//! | events and looks follow | `cluster_client::who_reads_along_or_looks_in_is_led_to_the_leader` |
-//! | the command takes several servers | `cluster_client::the_command_asks_the_servers_that_the_variable_or_the_option_names` |
-//! | it says that none leads, and stops none that is not named | `cluster_client::the_command_says_that_none_leads_and_stops_none_that_is_not_named` |
-//! | a list with an address that is none is refused | `cluster_client::an_address_in_the_list_that_is_none_is_refused` |
-//! | no other machine's server leads to an address of this one | `client::cluster::no_other_machine_s_server_leads_to_an_address_of_this_one` |
-//! | a leader outside of the list has the scheme and prefix of the server that named it | `client::cluster::another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it` |
+//! | a release with a lost answer is repeated at the next leader | `cluster_client::a_release_whose_answer_was_lost_with_the_leader_is_repeated_at_the_next_one` |
+//! | a guard keeps its key while another server takes over | `cluster_client::a_guard_keeps_its_key_while_another_server_takes_over` |
+//! | so does exec | `cluster_client::exec_keeps_its_key_while_another_server_takes_over_and_passes_the_list_to_its_command` |
+//! | a wait goes on at the next leader | `cluster_client::a_wait_goes_on_at_the_next_leader_with_its_request_id` |
+//! | events and looks follow to the leader | `cluster_client::events_and_looks_follow_to_the_leader` |
+//! | the command takes several servers | `cluster_client::the_command_uses_the_servers_of_the_variable_or_of_the_option` |
+//! | it prints that no server leads, and stops none of several | `cluster_client::the_command_prints_that_no_server_leads_and_stops_none_of_several` |
+//! | a list with an invalid address is refused | `cluster_client::an_invalid_address_in_the_list_is_refused` |
+//! | a server of another machine can't redirect a client to a loopback address | `client::cluster::no_other_machine_s_server_leads_to_an_address_of_this_one` |
+//! | a leader outside the list gets the scheme and the prefix of the server that named it | `client::cluster::another_leader_is_asked_with_the_scheme_and_prefix_of_the_server_that_named_it` |
 //! | **Locks that outlive the server: etcd** | |
-//! | nobody is told of what was decided and not stored | `cluster::rule_1_nobody_is_told_of_what_was_decided_and_not_stored_and_the_next_leader_knows_nothing_of_it` |
-//! | what was stored and not told is had by the same LOCK at the next leader | `cluster::rule_1_a_grant_that_was_stored_and_not_told_is_had_by_the_same_lock_at_the_next_leader` |
+//! | nobody gets an answer about an unstored decision | `cluster::rule_1_nobody_gets_an_answer_about_an_unstored_decision_and_the_next_leader_does_not_know_it` |
+//! | a stored unanswered grant goes to the repeated LOCK at the next leader | `cluster::rule_1_a_stored_unanswered_grant_goes_to_the_repeated_lock_at_the_next_leader` |
 //! | a commit that arrives after a failover changes nothing | `cluster::rule_2_a_commit_that_arrives_after_a_failover_changes_nothing` |
-//! | a leader whose lease in etcd is gone says yes to nobody | `cluster::rule_3_a_leader_whose_lease_was_revoked_says_yes_to_nobody` |
-//! | nor does one whose key is gone | `cluster::rule_3_a_leader_whose_key_was_deleted_says_yes_to_nobody` |
-//! | one that was stopped past a failover answers nothing of what lay in its sockets | `cluster::rule_3_a_leader_that_was_stopped_past_a_failover_answers_nothing_of_what_lay_in_its_sockets` |
+//! | a leader whose lease in etcd is gone grants nothing | `cluster::rule_3_a_leader_whose_lease_was_revoked_grants_nothing` |
+//! | nor one whose key is gone | `cluster::rule_3_a_leader_whose_key_was_deleted_grants_nothing` |
+//! | a leader suspended past a failover answers none of its waiting requests | `cluster::rule_3_a_leader_suspended_past_a_failover_answers_none_of_its_waiting_requests` |
 //! | without a quorum of etcd nobody is answered | `cluster::rule_3_without_a_quorum_of_etcd_nobody_is_answered` |
-//! | a server that comes back takes its old key in etcd for another's | `cluster::rule_4_a_server_that_is_killed_and_restarted_at_once_takes_its_old_key_for_anothers` |
-//! | a win whose answer was lost is one | `cluster::rule_4_a_server_whose_win_was_not_answered_leads_under_the_key_that_it_made` |
-//! | who wins while a commit is under way knows what it stored | `cluster::rule_5_who_wins_while_a_commit_is_under_way_knows_what_it_stored` |
-//! | who wins before a commit arrives never sees it | `cluster::rule_5_who_wins_before_a_commit_arrives_never_sees_it` |
-//! | a load whose revision is compacted begins anew | `cluster::rule_5_a_load_whose_revision_is_compacted_between_two_pages_begins_anew` |
-//! | who can't read a hold does not lead | `cluster::rule_5_a_server_that_can_not_read_a_hold_does_not_lead` |
-//! | what a renewal promised outlives a failover whole | `cluster::rules_6_and_7_what_a_renewal_promised_outlives_a_failover_whole` |
-//! | who waits after it is granted no sooner than the holder was told | `cluster::rule_6_who_waits_after_a_failover_is_granted_no_sooner_than_the_holder_was_told` |
-//! | who lapsed before it does not hold after it | `cluster::rule_9_who_lapsed_before_a_failover_does_not_hold_after_it_what_another_was_granted` |
-//! | a queue outlives a store that stands still for ten leases | `cluster::rules_10_and_15_a_queue_outlives_a_store_that_stands_still_for_ten_leases` |
-//! | fences grow over a failover | `cluster::rule_11_fences_grow_over_a_failover_also_where_nothing_is_held_any_more` |
-//! | a commit that arrives twice counts once | `cluster::rule_12_a_commit_that_arrives_twice_counts_once_now_and_later` |
-//! | one whose answer was lost is sent again | `cluster::rule_12_a_commit_whose_answer_was_lost_is_sent_again_whether_it_was_applied_or_not` |
-//! | so is a confirmation | `cluster::rule_12_a_confirmation_whose_answer_was_lost_is_asked_again` |
-//! | a leader whose committer stands still loses its key | `cluster::rule_18_a_leader_whose_committer_stands_still_loses_its_key` |
-//! | where etcd is full nothing is locked, and what is held is unlocked | `cluster::where_etcd_is_full_nothing_is_locked_and_what_is_held_is_unlocked_until_there_is_room_again` |
-//! | a leader takes locks again once there is room | `cluster::a_leader_takes_locks_again_once_etcd_has_room_again` |
+//! | a restarted server does not adopt its old leader key | `cluster::rule_4_a_server_restarted_at_once_does_not_adopt_its_old_leader_key` |
+//! | a win whose answer was lost counts | `cluster::rule_4_a_server_whose_win_was_not_answered_leads_with_the_key_that_it_made` |
+//! | a server that wins during a commit knows what it stored | `cluster::rule_5_a_server_that_wins_during_a_commit_knows_what_it_stored` |
+//! | a server that wins before a commit arrives never sees it | `cluster::rule_5_a_server_that_wins_before_a_commit_arrives_never_sees_it` |
+//! | a load whose revision is compacted starts again | `cluster::rule_5_a_load_whose_revision_is_compacted_between_two_pages_starts_again` |
+//! | a server that can't read a hold does not lead | `cluster::rule_5_a_server_that_cannot_read_a_hold_does_not_lead` |
+//! | a renewed lease survives a failover in full | `cluster::rules_6_and_7_a_renewed_lease_survives_a_failover_in_full` |
+//! | after a failover a waiter is granted the key only after the holder's full lease | `cluster::rule_6_after_a_failover_a_waiter_is_granted_the_key_only_after_the_holders_full_lease` |
+//! | a hold that lapsed before a failover does not come back | `cluster::rule_9_a_hold_that_lapsed_before_a_failover_does_not_come_back_beside_the_next_grant` |
+//! | a queue survives a store that stalls for ten leases | `cluster::rules_10_and_15_a_queue_survives_a_store_that_stalls_for_ten_leases` |
+//! | fences grow over a failover | `cluster::rule_11_fences_grow_over_a_failover_even_if_nothing_is_held_any_more` |
+//! | a commit that arrives twice counts once | `cluster::rule_12_a_commit_that_arrives_twice_counts_once` |
+//! | a commit whose answer was lost is sent again | `cluster::rule_12_a_commit_whose_answer_was_lost_is_sent_again_whether_it_was_applied_or_not` |
+//! | and so is a confirmation | `cluster::rule_12_a_confirmation_whose_answer_was_lost_is_sent_again` |
+//! | a leader whose committing thread hangs loses its key | `cluster::rule_18_a_leader_whose_committing_thread_hangs_loses_its_key` |
+//! | with a full etcd nothing is locked, and holds can be unlocked | `cluster::with_a_full_etcd_nothing_is_locked_and_holds_can_be_unlocked` |
+//! | a leader grants locks again once there is room | `cluster::a_leader_grants_locks_again_once_etcd_has_room` |
 //! | after an orderly end a standby serves after its next look, which comes within half a second | `cluster::after_an_orderly_end_a_standby_serves_within_half_a_second` |
-//! | after a kill, within the leadership's time and a second | `cluster::after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second` |
-//! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_says_who_it_is` |
-//! | /readyz, /livez and /status say who leads | `cluster::a_server_says_by_readyz_livez_and_status_whether_it_leads` |
-//! | who waits is refused when its server stands by, and may wait at the next leader | `cluster::who_waits_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader` |
-//! | with the feature `tls` a server leads over TLS, with a certificate of its own | `tls::etcd::a_server_with_a_certificate_leads_and_stores_over_tls` |
-//! | without one that etcd takes it stands by, and says why | `tls::etcd::without_a_certificate_that_etcd_accepts_a_server_stands_by_and_logs_it` |
-//! | as with an etcd that is not to be trusted | `tls::etcd::an_untrusted_etcd_is_not_used_and_the_log_has_the_reason` |
-//! | until etcd's certificate is mended | `tls::etcd::a_server_that_stands_by_leads_once_etcds_certificate_has_its_name` |
-//! | bad files are refused at the start | `tls::etcd::bad_tls_files_are_refused_in_a_sentence` |
-//! | servers and etcds that are killed, stopped and cut off grant nothing twice and lose nothing they told | `cluster_trial::servers_and_etcds_that_are_killed_stopped_and_cut_off_grant_nothing_twice_and_lose_nothing` |
-//! | its judge notices what it has to | `trial::the_judge_reports_each_violation` |
-//! | a trial's history is read whole | `etcd::history::a_long_history_is_read_whole` |
-//! | and its examiner notices what it has to | `etcd::history::the_examiner_reports_each_violation` |
+//! | after a kill, within the TTL of the leader's lease and a second | `cluster::after_a_kill_a_standby_serves_within_the_leadership_s_time_and_a_second` |
+//! | a standby redirects to the leader | `cluster::a_standby_redirects_to_the_leader_and_names_it` |
+//! | `/readyz`, `/livez` and `/status` show whether a server leads | `cluster::readyz_livez_and_status_show_whether_a_server_leads` |
+//! | a waiter is refused when its server stands by, and may wait at the next leader | `cluster::a_waiter_is_refused_when_its_server_stands_by_and_may_wait_at_the_next_leader` |
+//! | with the feature `tls` a server uses etcd over TLS, with a certificate of its own | `tls::etcd::a_server_with_a_certificate_leads_and_stores_over_tls` |
+//! | without a certificate that etcd accepts it stands by, and logs the reason | `tls::etcd::without_a_certificate_that_etcd_accepts_a_server_stands_by_and_logs_it` |
+//! | also with an untrusted etcd | `tls::etcd::an_untrusted_etcd_is_not_used_and_the_log_has_the_reason` |
+//! | until etcd's certificate is replaced | `tls::etcd::a_server_that_stands_by_leads_once_etcds_certificate_has_its_name` |
+//! | bad TLS files are refused at the start | `tls::etcd::bad_tls_files_are_refused_in_a_sentence` |
+//! | killed, suspended and isolated servers and etcds grant nothing twice and lose nothing | `cluster_trial::killed_suspended_and_isolated_servers_and_etcds_grant_nothing_twice_and_lose_nothing` |
+//! | the trial's judge reports each violation | `trial::the_judge_reports_each_violation` |
+//! | a trial's history is read completely | `etcd::history::a_long_history_is_read_completely` |
+//! | and its examiner reports each violation | `etcd::history::the_examiner_reports_each_violation` |
 //! | **Leases and fences** | |
 //! | a LOCK may give its lease time | `leases::a_lock_may_give_its_lease_time` |
 //! | a LOCK may give its wait time | `leases::a_lock_may_give_its_wait_time` |

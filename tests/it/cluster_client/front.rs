@@ -1,6 +1,6 @@
-//! One of several servers, as its clients see it: before one real server with a store stand several of these, each with a
-//! name of its own in `Lock-Server`. One hands questions on, as the leader answers them; the others stand by. It speaks as
-//! `guide/wire.md` says.
+//! One of several servers, as its clients see it: several fronts share one real server with a store, each with a name
+//! of its own in `Lock-Server`. One passes requests on, as the leader; the others stand by. The answers follow
+//! `guide/wire.md`.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,9 +13,9 @@ use nix::sys::socket::{self, shutdown};
 
 pub enum Role {
     Leads,
-    /// The leader is there, as it says.
+    /// It stands by, and names this address of the leader.
     StandsByFor(String),
-    /// It does not know who leads.
+    /// It stands by, and does not know the leader.
     StandsBy,
 }
 
@@ -33,9 +33,9 @@ struct State {
 
 struct Inner {
     role: Role,
-    /// The heads of the questions, as they came.
+    /// The heads of the requests, in the order of their arrival.
     heads: Vec<String>,
-    /// What is carried out the next time, and not answered.
+    /// The verb of which the next request is carried out and not answered.
     cut: Option<&'static str>,
     /// Both connections of each client.
     open: HashMap<usize, Vec<TcpStream>>,
@@ -76,33 +76,33 @@ impl Front {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// From now on.
+    /// Sets its role from now on.
     pub fn be(&self, role: Role) {
         self.state.inner().role = role;
     }
 
-    /// Ends as a process does that is killed: its connections break, and new ones are refused.
+    /// Ends like a killed process: its connections break, and new ones are refused.
     pub fn end(&self) {
         let mut inner = self.state.inner();
         inner.is_gone = true;
         shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both).expect("it listens");
         for stream in inner.open.drain().flat_map(|(_, streams)| streams) {
-            // The other end may have gone already.
+            // Fails if the other end has closed already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Carries the next question of this verb out, and breaks its connection instead of an answer.
+    /// Carries the next request of this verb out, and breaks its connection instead of answering.
     pub fn cut(&self, verb: &'static str) {
         self.state.inner().cut = Some(verb);
     }
 
-    /// How often it was asked a verb.
+    /// The number of requests of a verb.
     pub fn asked(&self, verb: &str) -> usize {
         self.heads(verb).len()
     }
 
-    /// The heads of the questions of a verb.
+    /// The heads of the requests of a verb.
     pub fn heads(&self, verb: &str) -> Vec<String> {
         let inner = self.state.inner();
         let of_verb = |head: &&String| verb_of(target(head)) == verb;
@@ -125,12 +125,12 @@ impl State {
                 break;
             }
         }
-        // A copy of the descriptor is kept above.
+        // Shut down, since `keep` has a copy of the descriptor.
         let _ = client.shutdown(Shutdown::Both);
         self.inner().open.remove(&number);
     }
 
-    /// Has a connection broken at the end. `None` if that has come.
+    /// Registers a connection that `end` breaks. `None` if it has ended already.
     fn keep(&self, number: usize, stream: &TcpStream) -> Option<()> {
         let mut inner = self.inner();
         let stream = stream.try_clone().expect("a descriptor");
@@ -177,7 +177,7 @@ impl State {
         Ok(())
     }
 
-    /// With this one's own name in the place of the server's.
+    /// Replaces the server's name with its own.
     fn renamed(&self, answer: &str) -> String {
         let lines = answer.split_inclusive("\r\n");
         let lines = lines.map(|line| match line.starts_with("Lock-Server: ") {
@@ -189,7 +189,7 @@ impl State {
 }
 
 impl Role {
-    /// What one says that stands by. `None` if it leads.
+    /// The answer of a standby. `None` if it leads.
     fn answer(&self, name: &str, head: &str) -> Option<String> {
         let (status, leader, more) = match self {
             Role::Leads => return None,
@@ -210,7 +210,7 @@ impl Role {
     }
 }
 
-/// The lines until the empty one. `None` at the end of the connection.
+/// Reads the lines up to the empty one. `None` at the end of the connection.
 fn read_head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {

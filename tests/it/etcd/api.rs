@@ -1,4 +1,4 @@
-//! What a test asks etcd itself, through its JSON gateway.
+//! A test's own calls to etcd, through its JSON gateway.
 
 use std::io::{self, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,33 +10,33 @@ use serde_json::{Value, json};
 
 use super::framing::Message;
 
-/// The base64 that etcd has for bytes.
+/// Bytes in base64, as in etcd's JSON.
 pub fn b64(bytes: impl AsRef<[u8]>) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
-/// The text that a field of etcd's has in base64. A field that is empty is absent.
+/// The text in a base64 field of etcd. An absent field is empty.
 pub fn text(field: &Value) -> String {
     let field = field.as_str().unwrap_or_default();
     let bytes = BASE64_STANDARD.decode(field).expect("etcd writes base64");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A number of etcd's, which stands in a string. A field that is zero is absent.
+/// The number in a field of etcd, where it is a string. An absent field is zero.
 pub fn number(field: &Value) -> i64 {
     field
         .as_str()
         .map_or(0, |field| field.parse().expect("a number"))
 }
 
-/// The end of the range of all keys that begin so.
+/// The end of the range of all keys with this prefix.
 pub fn range_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().expect("a prefix is not empty") += 1;
     end
 }
 
-/// A key as etcd has it.
+/// A key in etcd, with its value and numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyValue {
     pub key: String,
@@ -60,7 +60,7 @@ impl KeyValue {
     }
 }
 
-/// The way to one member, or to a proxy before it. Each question has a connection of its own.
+/// Calls to one member, or to a proxy in front of it. Each call has a connection of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Api {
     pub address: SocketAddr,
@@ -75,7 +75,7 @@ impl Api {
         }
     }
 
-    /// Sends a question, and returns the connection on which the answer comes.
+    /// Sends a call, and returns the connection for its answer.
     pub fn send(&self, path: &str, body: &str) -> io::Result<BufReader<TcpStream>> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(self.timeout))?;
@@ -89,7 +89,7 @@ impl Api {
         Ok(BufReader::new(stream))
     }
 
-    /// Asks, and returns the status and the JSON of the answer.
+    /// Makes a call, and returns the status and the JSON of the answer.
     pub fn try_ask(&self, path: &str, body: &Value) -> io::Result<(u16, Value)> {
         let mut stream = self.send(path, &body.to_string())?;
         let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
@@ -99,7 +99,7 @@ impl Api {
         Ok((status, body))
     }
 
-    /// Asks what is answered with 200.
+    /// Makes a call that has to succeed, and returns the JSON of the answer.
     #[track_caller]
     pub fn ask(&self, path: &str, body: &Value) -> Value {
         match self.try_ask(path, body) {
@@ -108,7 +108,7 @@ impl Api {
         }
     }
 
-    /// Whether it answers what takes a quorum.
+    /// Whether it answers calls that need a quorum.
     pub fn is_ready(&self) -> bool {
         let soon = Api {
             timeout: Duration::from_secs(2),
@@ -118,7 +118,7 @@ impl Api {
         matches!(answer, Ok((200, _)))
     }
 
-    /// The revision that it made.
+    /// Puts a key, and returns the revision of the put.
     #[track_caller]
     pub fn put(&self, key: &str, value: &str) -> i64 {
         let answer = self.ask(
@@ -134,7 +134,7 @@ impl Api {
         answer["kvs"].get(0).map(KeyValue::parse)
     }
 
-    /// All keys that begin so.
+    /// All keys with this prefix.
     #[track_caller]
     pub fn all(&self, prefix: &str) -> Vec<KeyValue> {
         let range = json!({ "key": b64(prefix), "range_end": b64(range_end(prefix)) });
@@ -143,28 +143,28 @@ impl Api {
         kvs.map_or_else(Vec::new, |kvs| kvs.iter().map(KeyValue::parse).collect())
     }
 
-    /// The revision that etcd is at.
+    /// The present revision.
     #[track_caller]
     pub fn revision(&self) -> i64 {
         let answer = self.ask("/v3/kv/range", &json!({ "key": b64("none") }));
         number(&answer["header"]["revision"])
     }
 
-    /// How many keys were deleted: none or one.
+    /// Deletes a key, and returns the number of deleted keys, 0 or 1.
     #[track_caller]
     pub fn delete(&self, key: &str) -> i64 {
         let answer = self.ask("/v3/kv/deleterange", &json!({ "key": b64(key) }));
         number(&answer["deleted"])
     }
 
-    /// Whether it succeeded, and the whole answer.
+    /// Makes a transaction. Returns whether it succeeded, and the whole answer.
     #[track_caller]
     pub fn txn(&self, txn: &Value) -> (bool, Value) {
         let answer = self.ask("/v3/kv/txn", txn);
         (answer["succeeded"] == true, answer)
     }
 
-    /// A lease's number, and the seconds that it was granted for: etcd has a least time.
+    /// Grants a lease. Returns its ID and its seconds, which may be more than requested.
     #[track_caller]
     pub fn grant(&self, seconds: i64) -> (i64, i64) {
         let answer = self.ask("/v3/lease/grant", &json!({ "TTL": seconds.to_string() }));
@@ -176,14 +176,14 @@ impl Api {
         self.ask("/v3/lease/revoke", &json!({ "ID": lease.to_string() }));
     }
 
-    /// Forgets what was before a revision, also on the disk's pages.
+    /// Compacts everything before a revision, and waits until that is done on the disk, too.
     #[track_caller]
     pub fn compact(&self, revision: i64) {
         let compaction = json!({ "revision": revision.to_string(), "physical": true });
         self.ask("/v3/kv/compaction", &compaction);
     }
 
-    /// Gives the pages of what was compacted back.
+    /// Frees the pages of what was compacted.
     #[track_caller]
     pub fn defragment(&self) {
         self.ask("/v3/maintenance/defragment", &json!({}));
@@ -199,7 +199,7 @@ impl Api {
         });
     }
 
-    /// The members whose alarm for want of space is on.
+    /// The members with a NOSPACE alarm.
     #[track_caller]
     fn full_members(&self) -> Vec<Value> {
         let answer = self.ask("/v3/maintenance/alarm", &json!({ "action": "GET" }));
@@ -213,7 +213,7 @@ impl Api {
         !self.full_members().is_empty()
     }
 
-    /// Ends the alarm for want of space, which does not end by itself.
+    /// Ends the NOSPACE alarm, which does not end by itself.
     #[track_caller]
     pub fn disarm(&self) {
         for member in self.full_members() {

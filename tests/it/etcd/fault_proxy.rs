@@ -1,7 +1,7 @@
-//! A way to etcd on which single requests meet with accidents.
+//! A proxy in front of etcd that can make single requests fail.
 //!
-//! It reads whole requests and whole answers, so an accident happens to a request that a test has chosen, and to that one
-//! alone. An answer that goes on, as that of a watch, would never be passed on.
+//! It reads whole requests and whole answers, so that a fault affects only a request that a test has chosen. An endless
+//! answer, like that of a watch, would never be passed on.
 
 use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -17,11 +17,11 @@ use super::framing::Message;
 use super::own_port;
 use crate::common::PATIENCE;
 
-/// A request, as it came.
+/// A request, as it arrived.
 #[derive(Clone, Debug)]
 pub struct Request {
     message: Message,
-    /// Which of the proxy's servers it is for.
+    /// The server to which the proxy passes it on.
     pub server: SocketAddr,
 }
 
@@ -34,7 +34,7 @@ impl Request {
         serde_json::from_slice(&self.message.body).unwrap_or_default()
     }
 
-    /// The keys that a transaction writes or deletes where its compares hold.
+    /// The keys that a transaction writes or deletes if its compares hold.
     fn written(&self) -> Vec<String> {
         let json = self.json();
         let operations = json["success"].as_array().cloned().unwrap_or_default();
@@ -53,19 +53,19 @@ impl Request {
         self.path() == "/v3/kv/txn"
     }
 
-    /// Whether it commits a batch: it is a transaction that writes, but not to the leader's key.
+    /// Whether it commits a batch: a transaction that writes, but not to the leader key.
     pub fn is_commit(&self) -> bool {
         let written = self.written();
         self.is_txn() && !written.is_empty() && !written.iter().any(|key| key.ends_with("/leader"))
     }
 
-    /// Whether it commits something of this lock.
+    /// Whether it commits a change of this lock.
     pub fn is_commit_of(&self, lock: &str) -> bool {
         let hold = format!("/h/{lock}/");
         self.is_txn() && self.written().iter().any(|key| key.contains(&hold))
     }
 
-    /// Whether it is a transaction that only asks who leads.
+    /// Whether it is a transaction that only confirms the leadership.
     pub fn is_confirm(&self) -> bool {
         self.is_txn() && self.written().is_empty()
     }
@@ -75,7 +75,7 @@ impl Request {
         self.is_txn() && self.written().iter().any(|key| key.ends_with("/leader"))
     }
 
-    /// Whether it reads what is held.
+    /// Whether it reads the holds.
     pub fn is_load(&self) -> bool {
         self.path() == "/v3/kv/range" && text(&self.json()["key"]).contains("/h/")
     }
@@ -85,22 +85,22 @@ impl Request {
     }
 }
 
-/// What happens to a request.
+/// A fault of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accident {
-    /// None: it is only noticed.
+    /// No fault: it is only recorded.
     Seen,
-    /// It is sent on once it is [let go](Trap::let_go), also where its sender has gone.
+    /// It is passed on once it is [let go](Trap::let_go), even if its sender has gone.
     Held,
-    /// It is not sent on, and its connection ends.
+    /// It is not passed on, and its connection ends.
     Dropped,
-    /// It is answered, and instead of the answer its connection ends.
+    /// It is passed on, and its connection ends instead of the answer.
     AnswerCut,
-    /// Its answer comes once it is let go.
+    /// It is passed on, and its answer is held back until it is let go.
     AnswerHeld,
-    /// It is sent on twice, and the first answer comes.
+    /// It is passed on twice, and the first answer is returned.
     Doubled,
-    /// It is sent on that much later.
+    /// It is passed on after this time.
     Delayed(Duration),
 }
 
@@ -110,12 +110,12 @@ struct Rule {
     id: u64,
     choice: Choice,
     accident: Accident,
-    /// To how many more it happens.
+    /// How many further requests it affects.
     left: usize,
-    /// Let go: nothing is held any more, and nothing happens to further ones.
+    /// Whether it was let go: then it holds nothing and affects no further requests.
     is_over: bool,
     caught: Vec<Request>,
-    /// How many of them etcd has answered.
+    /// How many of its requests etcd has answered.
     answered: usize,
 }
 
@@ -125,7 +125,7 @@ struct State {
     next_id: u64,
     is_cut_off: bool,
     is_over: bool,
-    /// The ends of the connections to clients, and of those to etcd, by the number of the client's connection.
+    /// The ends of the connections to clients and to etcd, each with the number of the client's connection.
     ends: Vec<(u64, TcpStream)>,
 }
 
@@ -135,14 +135,14 @@ struct Shared {
     changed: Condvar,
 }
 
-/// A way to one etcd or to several.
+/// A proxy in front of one or several etcds.
 pub struct FaultProxy {
     shared: Arc<Shared>,
     addresses: Vec<SocketAddr>,
 }
 
 impl FaultProxy {
-    /// It has an address for each of the servers, in their order.
+    /// Starts it, with an address for each of the servers, in their order.
     pub fn to(servers: &[SocketAddr]) -> Self {
         let shared = Arc::new(Shared::default());
         let listen = |&server: &SocketAddr| {
@@ -162,7 +162,7 @@ impl FaultProxy {
         &self.addresses
     }
 
-    /// The next so many requests that are chosen meet with an accident.
+    /// Makes the fault happen to the next `many` chosen requests.
     pub fn trap(
         &self,
         times: usize,
@@ -187,12 +187,12 @@ impl FaultProxy {
         }
     }
 
-    /// Nothing is passed on any more, in neither direction, and no connection ends: as where a cable is pulled.
+    /// Passes nothing on in either direction, and ends no connection, like an unplugged cable.
     pub fn cut_off(&self) {
         self.shared.change(|state| state.is_cut_off = true);
     }
 
-    /// Passes on what comes from now on. The connections of before end, and what was on its way is lost.
+    /// Passes on what arrives from now on. Earlier connections end, and what was on its way is lost.
     pub fn mend(&self) {
         self.shared.change(|state| {
             state.is_cut_off = false;
@@ -200,7 +200,7 @@ impl FaultProxy {
         });
     }
 
-    /// Ends all connections. Further ones are passed on.
+    /// Ends all connections. New ones are passed on.
     pub fn break_off(&self) {
         self.shared.change(State::end_all);
     }
@@ -213,7 +213,7 @@ impl Drop for FaultProxy {
             state.end_all();
         });
         for address in &self.addresses {
-            // Those that accept look up. It fails where the thread has ended by a panic.
+            // Wakes the accepting threads. It fails if a thread has panicked.
             let _ = TcpStream::connect(address);
         }
     }
@@ -222,7 +222,7 @@ impl Drop for FaultProxy {
 impl State {
     fn end_all(&mut self) {
         for (_, end) in self.ends.drain(..) {
-            // It fails where the other side has closed it already.
+            // It fails if the other side has closed it already.
             let _ = end.shutdown(Shutdown::Both);
         }
     }
@@ -238,7 +238,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until that is true or the proxy is dropped.
+    /// Blocks until the condition is true or the proxy is dropped.
     fn wait(&self, mut is_true: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
         while !state.is_over && !is_true(&mut state) {
@@ -247,8 +247,7 @@ impl Shared {
         state
     }
 
-    /// Whether what comes now is lost. Then it returns no sooner than the way is mended, so that no connection ends
-    /// before.
+    /// Whether the connection is cut off. If so, blocks until it is mended, so that no connection ends before.
     fn is_lost(&self) -> bool {
         let is_cut_off = self.state.lock().is_cut_off;
         if is_cut_off {
@@ -257,7 +256,7 @@ impl Shared {
         is_cut_off
     }
 
-    /// What happens to this one, and by which rule.
+    /// The fault of this request, and the ID of its rule.
     fn accident(&self, request: &Request) -> Option<(u64, Accident)> {
         let mut state = self.state.lock();
         let mut rules = state.rules.iter_mut();
@@ -270,20 +269,20 @@ impl Shared {
     }
 }
 
-/// Requests that met with an accident, or will. Dropped, it lets them go.
+/// The requests with a fault, past and future. Dropping it lets them go.
 pub struct Trap {
     shared: Arc<Shared>,
     id: u64,
 }
 
 impl Trap {
-    /// Waits until so many were caught, all told.
+    /// Waits until this many requests were caught in total.
     #[track_caller]
     pub fn until_caught(&self, many: usize) {
         self.until(&format!("{many} caught"), |rule| rule.caught.len() >= many);
     }
 
-    /// Waits until etcd has answered so many of them.
+    /// Waits until etcd has answered this many of them.
     #[track_caller]
     pub fn until_answered(&self, many: usize) {
         self.until(&format!("{many} answered"), |rule| rule.answered >= many);
@@ -305,13 +304,13 @@ impl Trap {
         rule.caught.clone()
     }
 
-    /// Lets go what is held. Nothing happens to further ones.
+    /// Releases the held requests and answers. Further requests are not affected.
     pub fn let_go(&self) {
         let over = |state: &mut State| state.rule(self.id).into_iter().for_each(Rule::end);
         self.shared.change(over);
     }
 
-    /// Sends a request that was caught to etcd once more, and returns the answer.
+    /// Sends a caught request to etcd once more, and returns the answer.
     #[track_caller]
     pub fn send_again(&self, which: usize) -> Value {
         let request = self.caught().swap_remove(which);
@@ -329,7 +328,7 @@ impl Rule {
 
 impl Drop for Trap {
     fn drop(&mut self) {
-        // Those that are held look for it and find nothing.
+        // Held requests wake and find no rule any more.
         self.shared
             .change(|state| state.rules.retain(|rule| rule.id != self.id));
     }
@@ -342,7 +341,7 @@ fn accept(listener: &TcpListener, server: SocketAddr, shared: &Arc<Shared>) {
             return;
         }
         let shared = shared.clone();
-        // An error is the end of one of the connections, and with it of both.
+        // An error is the end of one of the two connections, and then both end.
         thread::spawn(move || drop(serve(&client, server, &shared)));
     }
 }
@@ -353,7 +352,7 @@ fn connect(server: SocketAddr) -> io::Result<BufReader<TcpStream>> {
     Ok(BufReader::new(stream))
 }
 
-/// Sends a request on, and returns the answer.
+/// Passes a request on, and returns the answer.
 fn pass(upstream: &mut BufReader<TcpStream>, request: &Request) -> io::Result<Message> {
     upstream.get_mut().write_all(&request.message.raw)?;
     Message::read(upstream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
@@ -370,7 +369,7 @@ fn serve(client: &TcpStream, server: SocketAddr, shared: &Shared) -> io::Result<
         id
     };
     let result = serve_all(client, server, shared, id);
-    // The copies would keep the connections open.
+    // Shut down, since the copies would keep the connections open.
     let mut state = shared.state.lock();
     for (_, end) in state.ends.extract_if(.., |(of, _)| *of == id) {
         let _ = end.shutdown(Shutdown::Both);
@@ -378,7 +377,7 @@ fn serve(client: &TcpStream, server: SocketAddr, shared: &Shared) -> io::Result<
     result
 }
 
-/// Serves one request after the other, until one of the connections ends.
+/// Serves requests in order, until one of the connections ends.
 fn serve_all(client: &TcpStream, server: SocketAddr, shared: &Shared, id: u64) -> io::Result<()> {
     let mut upstream: Option<BufReader<TcpStream>> = None;
     let mut requests = BufReader::new(client);
@@ -406,7 +405,7 @@ fn serve_all(client: &TcpStream, server: SocketAddr, shared: &Shared, id: u64) -
     Ok(())
 }
 
-/// The answer of a request that met with this accident. `None` if there is none.
+/// Carries out a fault. Returns the answer for the client. `None` if there is none.
 fn meet(
     request: &Request,
     accident: Option<(u64, Accident)>,
@@ -428,7 +427,7 @@ fn meet(
         Accident::Held => {}
         Accident::Seen | Accident::AnswerCut | Accident::AnswerHeld | Accident::Doubled => {}
     }
-    // The connection may be as old as the accident.
+    // The connection to etcd may be too old after a wait.
     let held = matches!(accident, Accident::Held | Accident::Delayed(_));
     let answer = match held {
         true => pass(&mut connect(request.server)?, request)?,
@@ -474,7 +473,7 @@ mod tests {
             Api::at(self.proxy.addresses()[0])
         }
 
-        /// Sends a transaction that counts how often it was carried out, in the version of its key.
+        /// Sends a transaction whose key's version counts how often it was carried out.
         fn send(&self, key: &str) -> thread::JoinHandle<io::Result<bool>> {
             let api = self.api();
             let put = json!({ "key": b64(key), "value": b64("1") });
@@ -491,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_chosen_is_passed_on_as_it_is() {
+    fn requests_that_are_not_chosen_are_passed_on_unchanged() {
         let Some(setting) = Setting::new() else {
             return;
         };
@@ -517,14 +516,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_held_is_carried_out_when_it_is_let_go() {
+    fn a_held_request_is_carried_out_when_it_is_released() {
         let Some(setting) = Setting::new() else {
             return;
         };
         let trap = setting.proxy.trap(1, Accident::Held, Request::is_commit);
         let sent = setting.send("a");
         trap.until_caught(1);
-        // The next one overtakes it.
+        // The next request overtakes it.
         assert!(setting.send("b").join().unwrap().expect("answered"));
         assert_eq!(setting.version("a"), 0);
         trap.let_go();
@@ -533,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_held_is_carried_out_also_where_its_sender_has_gone() {
+    fn a_held_request_is_carried_out_even_if_its_sender_has_gone() {
         let Some(setting) = Setting::new() else {
             return;
         };
@@ -599,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_while_the_way_is_cut_off_is_lost_and_the_way_can_be_mended() {
+    fn requests_during_a_cut_are_lost_and_the_connection_can_be_restored() {
         let Some(setting) = Setting::new() else {
             return;
         };
@@ -621,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_question_of_a_server_is_recognised() {
+    fn each_kind_of_a_servers_requests_is_recognised() {
         let server = own_port();
         let is = |path: &str, body: Value| {
             let body = body.to_string();

@@ -1,20 +1,20 @@
-//! As much of HTTP/1.1 as is needed to see where a message ends.
+//! The part of HTTP/1.1 that shows where a message ends.
 
 use std::io::{self, BufRead};
 
 /// A request or an answer.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// The bytes as they came, head and body.
+    /// The original bytes of head and body.
     pub raw: Vec<u8>,
     /// The first line and the headers.
     pub head: String,
-    /// Without the framing of its chunks.
+    /// The body, without the framing of chunks.
     pub body: Vec<u8>,
 }
 
 impl Message {
-    /// The next one of a connection. `None` where the connection ends before it begins.
+    /// Reads the next message of a connection. `None` if the connection ends before it begins.
     pub fn read(from: &mut impl BufRead) -> io::Result<Option<Self>> {
         let mut raw = Vec::new();
         while !raw.ends_with(b"\r\n\r\n") {
@@ -62,8 +62,8 @@ fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     found.map(|(_, value)| value)
 }
 
-/// One chunk of a body. `None` for the last one, which is empty, with the trailer behind it: etcd's errors have one. What
-/// was read is put behind `raw`.
+/// Reads one chunk of a body, and appends the bytes to `raw`. `None` for the last, empty one, with its trailer: etcd's
+/// errors have one.
 pub fn chunk(from: &mut impl BufRead, raw: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
     let mut next_line = |raw: &mut Vec<u8>| {
         let mut line = String::new();
@@ -94,7 +94,7 @@ fn ended() -> io::Error {
 }
 
 #[test]
-fn a_message_ends_where_its_length_or_its_last_chunk_says() {
+fn a_message_ends_after_its_length_or_its_last_chunk() {
     let bytes = b"POST /v3/kv/put HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}\
         HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\nA-Trailer: x\r\n\r\n\
         HTTP/1.1 204 No\r\n\r\n";

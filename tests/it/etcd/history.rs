@@ -1,7 +1,7 @@
-//! etcd's own history as the journal of a trial: what was written, by whom it can have been, and whether that agrees with
-//! what clients were told.
+//! etcd's history as the journal of a trial: what was written, which leader can have written it, and whether that
+//! agrees with the clients' answers.
 //!
-//! [`read`] reads all of it, so nothing may have been compacted. [`examine`] is a pure function of it.
+//! [`read`] reads the whole history, so nothing may have been compacted. [`examine`] is a pure function of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
@@ -14,16 +14,16 @@ use serde_json::{Value, json};
 use super::api::{Api, KeyValue, b64, number, range_end};
 use super::framing::chunk;
 
-/// A key that was put or deleted.
+/// A put or a deletion of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     pub revision: i64,
-    /// Below the prefix.
+    /// The key, without the prefix.
     pub key: String,
     pub state: Option<Put>,
 }
 
-/// What a key was put to.
+/// The value and the numbers of a put.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Put {
     pub value: String,
@@ -31,7 +31,7 @@ pub struct Put {
     pub version: i64,
 }
 
-/// A grant, as a client was told of it.
+/// A grant, as a client received it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Grant {
     pub lock: String,
@@ -39,10 +39,10 @@ pub struct Grant {
     pub fence: u64,
 }
 
-/// What there was in a history, and what of it can't be.
+/// What a history contains, and its violations.
 #[derive(Debug, Default)]
 pub struct Examined {
-    /// How often somebody became the leader.
+    /// The number of leaderships.
     pub leaderships: usize,
     pub batches: usize,
     pub grants: usize,
@@ -50,17 +50,17 @@ pub struct Examined {
     pub violations: Vec<String>,
 }
 
-/// How many revisions a watch of etcd's sends at a time, before it pauses for 100 ms.
+/// How many revisions an etcd watch sends at a time, before it pauses for 100 ms.
 const AT_A_TIME: i64 = 1000;
-/// As many watches read beside each other: more would make each pass of etcd's over the history slower.
+/// The most parallel watches: more would slow each pass of etcd over the history down.
 const MOST_WATCHES: i64 = 32;
 
 /// How long a watch may be silent.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// All that ever happened to the keys that begin so, in order. It puts one more, to know the end.
+/// Reads all changes of keys with this prefix, in order. Puts one more key, to find the end.
 ///
-/// Once in many times a watch of etcd 3.4 stayed silent; then it is asked anew, which changes nothing of what it reads.
+/// Rarely a watch of etcd 3.4 stays silent; then it is repeated, with the same result.
 pub fn read(api: &Api, prefix: &str) -> io::Result<Vec<Change>> {
     let patient = Api {
         timeout: SILENCE,
@@ -77,7 +77,7 @@ pub fn read(api: &Api, prefix: &str) -> io::Result<Vec<Change>> {
     }
 }
 
-/// What happened until that revision, which is the last one, and without it.
+/// Reads the changes before `last`, the last revision.
 fn read_until(api: &Api, prefix: &str, last: i64) -> io::Result<Vec<Change>> {
     let watches = (last / AT_A_TIME + 1).min(MOST_WATCHES);
     let each = last / watches + 1;
@@ -131,7 +131,7 @@ fn change(event: &Value, prefix: &str) -> Change {
     }
 }
 
-/// The answer to a watch: a line of JSON for each message, in chunks.
+/// The answer to a watch: chunks with a line of JSON for each message.
 struct Stream {
     from: BufReader<TcpStream>,
     line: Vec<u8>,
@@ -172,29 +172,29 @@ struct Hold {
     slots: u64,
 }
 
-/// What is known of one lock.
+/// The examiner's state of one lock.
 #[derive(Default)]
 struct Lock {
     slots: BTreeMap<String, Hold>,
     greatest: u64,
-    /// Each fence that was ever put, and whose it was.
+    /// Each fence that was ever put, with its requester.
     put: HashMap<u64, String>,
-    /// Those of them that were deleted or overwritten.
+    /// The fences that were deleted or overwritten.
     ended: HashSet<u64>,
 }
 
 #[derive(Default)]
 struct Examiner {
     found: Examined,
-    /// Under which create revision somebody leads.
+    /// The create revision of the present leader key.
     leader: Option<i64>,
-    /// The greatest fence that the key of the sequence ever had.
+    /// The greatest fence that the sequence key ever had.
     greatest: u64,
     locks: HashMap<String, Lock>,
 }
 
-/// Whether a history can be that of one service, and agrees with what clients were told: the grants, and those of them whose
-/// UNLOCK was answered with `1`.
+/// Checks that a history can be that of one service, and that it agrees with the clients' grants, and with those whose
+/// UNLOCK returned `1`.
 pub fn examine(history: &[Change], told: &[Grant], unlocked: &[Grant]) -> Examined {
     let mut examiner = Examiner::default();
     for batch in history.chunk_by(|one, next| one.revision == next.revision) {
@@ -206,13 +206,13 @@ pub fn examine(history: &[Change], told: &[Grant], unlocked: &[Grant]) -> Examin
             .get(&grant.lock)
             .and_then(|lock| lock.put.get(&grant.fence));
         if whose != Some(&grant.requester) {
-            examiner.complain("told, and never put", grant);
+            examiner.complain("answered, but never put", grant);
         }
     }
     for grant in unlocked {
         let lock = examiner.locks.get(&grant.lock);
         if !lock.is_some_and(|lock| lock.ended.contains(&grant.fence)) {
-            examiner.complain("unlocked, and neither deleted nor overwritten", grant);
+            examiner.complain("unlocked, but neither deleted nor overwritten", grant);
         }
     }
     examiner.found
@@ -223,14 +223,14 @@ impl Examiner {
         self.found.violations.push(format!("{what}: {about:?}"));
     }
 
-    /// What was written in one transaction.
+    /// Examines the changes of one transaction.
     fn batch(&mut self, batch: &[Change]) {
         let of = |name: &str| batch.iter().find(|change| change.key == name);
         let mut holds: Vec<&Change> = batch
             .iter()
             .filter(|change| change.key.starts_with("h/"))
             .collect();
-        // A batch lies under the leader of before: who wins writes nothing else.
+        // A batch belongs to the present leader, since a win writes nothing else.
         let is_won = of("leader").is_some_and(|leader| leader.state.is_some());
         if self.leader.is_none() && !is_won && (!holds.is_empty() || of("seq").is_some()) {
             self.complain("written while nobody leads", batch);
@@ -245,8 +245,8 @@ impl Examiner {
                 self.complain("put without the greatest fence", batch);
             }
         }
-        // The changes of a transaction are in the order of their keys. What ends in it ended before what begins, and fences
-        // are given out in order.
+        // The changes of a transaction are in the order of their keys. Ends come before new holds, and fences are given
+        // out in order.
         holds.iter().for_each(|change| self.ends(change));
         holds.sort_by_key(|change| hold(change).map(|hold| hold.fence));
         holds.iter().for_each(|change| self.begins(change));
@@ -298,7 +298,7 @@ impl Examiner {
         self.greatest = self.greatest.max(fence);
     }
 
-    /// What was held in a slot that this deletes or overwrites.
+    /// Notes the end of the hold whose slot this change deletes or overwrites.
     fn ends(&mut self, change: &Change) {
         let Some((key, slot)) = key_and_slot(&change.key) else {
             return self.complain("no key and slot", change);
@@ -347,7 +347,7 @@ impl Examiner {
         }
     }
 
-    /// The store itself never has more holders of a key than each of them allows.
+    /// Checks that the store never has more holders of a key than each of them allows.
     fn crowd(&mut self, key: &str, revision: i64) {
         let Some(lock) = self.locks.get(key) else {
             return;
@@ -363,7 +363,7 @@ impl Examiner {
     }
 }
 
-/// The lock and the slot that a key below the prefix is for.
+/// The lock and the slot of a hold's key.
 fn key_and_slot(key: &str) -> Option<(String, String)> {
     let (key, slot) = key.strip_prefix("h/")?.rsplit_once('/')?;
     let key = percent_encoding::percent_decode_str(key)
@@ -372,7 +372,7 @@ fn key_and_slot(key: &str) -> Option<(String, String)> {
     Some((key.into(), slot.into()))
 }
 
-/// The hold that a key was put to. `None` if it was deleted, or put to something else.
+/// The hold in a change. `None` if the key was deleted, or put to something else.
 fn hold(change: &Change) -> Option<Hold> {
     let value: Value = serde_json::from_str(&change.state.as_ref()?.value).ok()?;
     Some(Hold {
@@ -382,7 +382,7 @@ fn hold(change: &Change) -> Option<Hold> {
     })
 }
 
-/// A number, which may stand in a string.
+/// A number, which may be in a string.
 fn as_number(value: &Value) -> Option<u64> {
     let text = value.as_str().and_then(|text| text.parse().ok());
     text.or_else(|| value.as_u64())
@@ -395,8 +395,8 @@ mod tests {
     use super::super::Etcds;
     use super::*;
 
-    /// A history of hand: each line is a transaction, of words such as `leader`, `-leader`, `seq=7` (the greatest fence),
-    /// `a/0=ann7` (put), `a/0=ann7of2` (with slots), `-a/0` (deleted).
+    /// A handwritten history: each line is a transaction, of words such as `leader`, `-leader`, `seq=7` (the greatest
+    /// fence), `a/0=ann7` (put), `a/0=ann7of2` (with slots), `-a/0` (deleted).
     fn history(lines: &[&str]) -> Vec<Change> {
         let mut versions: HashMap<String, (i64, i64)> = HashMap::new();
         let mut changes = Vec::new();
@@ -477,7 +477,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_sound_history_is_found_sound() {
+    fn a_sound_history_has_no_violation() {
         let history = history(&SOUND);
         let told = [("a", "ann", 7), ("b/c", "ann", 9), ("d", "cat", 13)];
         let told = told.map(|(lock, requester, fence)| grant(lock, requester, fence));
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examiner_compares_with_what_was_told() {
+    fn the_examiner_compares_the_history_with_the_clients_grants() {
         let history = history(&SOUND);
         let told = |lock: &str, requester: &str, fence| {
             let grants = [grant(lock, requester, fence)];
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_history_is_read_whole() {
+    fn a_long_history_is_read_completely() {
         let Some(etcd) = Etcds::one() else { return };
         let api = etcd.api();
         let before = api.revision();

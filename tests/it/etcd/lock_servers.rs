@@ -1,6 +1,6 @@
 //! Lock servers that share a store in etcd: one leads, the others stand by.
 //!
-//! Each is a real process, and has a way to etcd of its own, on which a test lets accidents happen.
+//! Each is a real process, with a proxy of its own in front of etcd, at which a test can make faults.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -19,13 +19,13 @@ use crate::common::{PATIENCE, Reply, Wire, ms, until};
 
 pub const PREFIX: &str = "/lock-server/test/";
 
-/// How long etcd keeps a leader that is not heard of: the least that the option takes.
+/// The TTL of the leader's lease: the minimum of the option.
 pub const TTL: Duration = Duration::from_secs(2);
 
-/// How long a server that does not lead, or is stopped, is given to answer a look.
+/// The time-out of a look at a server that may be suspended.
 const LOOK: Duration = ms(500);
 
-/// A server, and the place where it runs again after its end.
+/// A server, and what it needs to be started again.
 pub struct LockServer {
     pub address: SocketAddr,
     pub proxy: FaultProxy,
@@ -35,7 +35,7 @@ pub struct LockServer {
 }
 
 impl LockServer {
-    /// Starts it, and does not wait until it answers.
+    /// Starts it, without a wait for its first answer.
     pub fn start(&mut self) {
         self.end_process();
         let log = fs::File::options()
@@ -47,7 +47,7 @@ impl LockServer {
         self.process = Some(Process::spawn(&mut command));
     }
 
-    /// With these options, too, from its next start on.
+    /// Adds options from its next start on.
     pub fn add_options<'a>(&mut self, more: impl IntoIterator<Item = &'a str>) {
         self.options.extend(more.into_iter().map(String::from));
     }
@@ -66,18 +66,18 @@ impl LockServer {
         self.process().kill();
     }
 
-    /// Asks one question on a connection of its own.
+    /// Sends one `GET` on a connection of its own.
     pub fn ask(&self, path: &str) -> std::io::Result<Reply> {
         ask_at(self.address, path, PATIENCE)
     }
 
-    /// Asks one question, and returns its answer.
+    /// Sends one `GET`, and returns the reply.
     #[track_caller]
     pub fn reply(&self, path: &str) -> Reply {
         self.ask(path).expect("it answers")
     }
 
-    /// Sends a question, for the answer to be read later.
+    /// Sends a `GET` whose reply is read later.
     pub fn get(&self, path: &str) -> Wire {
         let mut wire = Wire::at(self.address);
         wire.get(path);
@@ -98,7 +98,7 @@ impl LockServer {
         ready.is_some_and(|ready| ready.status == 503 && ready.result() == "standby")
     }
 
-    /// Where the leader is, as far as a server that stands by knows.
+    /// The leader's address, as far as this standby knows it.
     pub fn known_leader(&self) -> Option<String> {
         let ready = self.look("/readyz")?;
         ready.header("Lock-Leader").map(Into::into)
@@ -114,34 +114,34 @@ impl LockServer {
     }
 }
 
-/// Asks one question on a connection of its own, and waits so long for the answer.
+/// Sends one `GET` on a connection of its own, and waits up to `patience` for the reply.
 pub fn ask_at(address: SocketAddr, path: &str, patience: Duration) -> std::io::Result<Reply> {
     let stream = TcpStream::connect_timeout(&address, patience)?;
     Wire::over(stream, patience).try_once(path)
 }
 
-/// Lock servers before one etcd or three.
+/// Lock servers with one etcd or three.
 pub struct LockServers {
-    // Ended before etcd is.
+    // Dropped before etcd.
     pub servers: Vec<LockServer>,
     pub etcds: Etcds,
     _folder: TempDir,
 }
 
 impl LockServers {
-    /// So many servers, the first of which leads. `None` where etcd is not there.
+    /// Starts this many servers, the first of which leads. `None` without etcd.
     pub fn start(many: usize, etcds: Option<Etcds>) -> Option<Self> {
         LockServers::start_with(many, etcds, TTL)
     }
 
-    /// The same where etcd keeps a leader that is not heard of for so long.
+    /// Starts this many servers with this TTL, the first of which leads. `None` without etcd.
     pub fn start_with(many: usize, etcds: Option<Etcds>, ttl: Duration) -> Option<Self> {
         let mut servers = LockServers::prepare(many, etcds, ttl)?;
         (0..many).for_each(|number| servers.start_one(number));
         Some(servers)
     }
 
-    /// Servers that are not started yet.
+    /// Prepares servers without starting them.
     pub fn prepare(many: usize, etcds: Option<Etcds>, ttl: Duration) -> Option<Self> {
         let etcds = etcds?;
         let folder = tempfile::tempdir().expect("a folder");
@@ -191,14 +191,14 @@ impl LockServers {
         self.servers.iter().map(|server| server.address).collect()
     }
 
-    /// As a client has them in `LOCK_SERVER`.
+    /// The value of `LOCK_SERVER` with all of them.
     pub fn list(&self) -> String {
         let addresses = self.addresses().into_iter();
         let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
         addresses.join(",")
     }
 
-    /// Which of them leads, if one says so.
+    /// The number of the server that leads. `None` if none does.
     pub fn leader(&self) -> Option<usize> {
         self.servers.iter().position(LockServer::is_leader)
     }
@@ -213,17 +213,17 @@ impl LockServers {
         leader.expect("one does")
     }
 
-    /// etcd itself, with no accidents.
+    /// The API of etcd, without the proxies.
     pub fn api(&self) -> Api {
         self.etcds.api()
     }
 
-    /// The key under which a server leads.
+    /// The leader key.
     pub fn leader_key(&self) -> Option<KeyValue> {
         self.api().get(&format!("{PREFIX}leader"))
     }
 
-    /// What is stored of a lock that one holds alone.
+    /// The stored hold of a lock with one holder.
     pub fn stored(&self, lock: &str) -> Option<Value> {
         let found = self.api().get(&format!("{PREFIX}h/{lock}/0"))?;
         Some(serde_json::from_str(&found.value).expect("it is JSON"))
@@ -236,7 +236,7 @@ impl LockServers {
         server
     }
 
-    /// What the logs say, for a test that fails.
+    /// All logs, for a failed test.
     pub fn logs(&self) -> String {
         let logs = (0..).zip(&self.servers);
         logs.map(|(number, server)| format!("--- server {number}\n{}", server.log()))
@@ -247,7 +247,7 @@ impl LockServers {
 impl Drop for LockServers {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // Captured with the test's own output.
+            // Printed, so that it is captured with the test's output.
             println!("{}", self.logs());
         }
     }
