@@ -46,7 +46,7 @@ pub(crate) struct Batch {
     pub greatest_fence: Fence,
 }
 
-/// What a store held when it was opened.
+/// The content of a store when it was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Recovered {
     /// The store's ID, made once: `Lock-Store`.
@@ -57,7 +57,7 @@ pub(crate) struct Recovered {
     pub holds: Vec<StoredHold>,
 }
 
-/// Where holds are stored.
+/// A place where holds are stored.
 pub(crate) trait Store: Send {
     /// Returns all holds. If one of several servers leads, blocks until this one leads, or until it has to
     /// [stop](StoreError::Stopped). Called before all other methods, and again after [`Deposed`](StoreError::Deposed).

@@ -322,7 +322,7 @@ impl<W> Ledger<W> {
         (self.holds + 1).saturating_sub(self.limits.holds)
     }
 
-    /// Grants the key beside those who hold it.
+    /// Grants the key in addition to its present holders.
     fn grant_beside(&mut self, now: Instant, entry: &mut Entry<W>, ask: Ask) -> Acquired {
         if let Some(refusal) = self.why_no_hold() {
             return Acquired::Refused(refusal);

@@ -1359,7 +1359,7 @@ fn a_requester_that_queued_anew_has_to_leave_before_it_comes_back_to_its_old_pla
     assert!(desk.at(6).reserve("K", "bob"));
     assert_eq!(desk.at(7).ask("K", "bob", request("#1")), Queued);
     assert_eq!(desk.queue("K"), ["bob", "cat"]);
-    // Both its places were kept.
+    // Both of its places were kept.
     assert!(desk.at(8).abandon("K", "bob"));
     assert_eq!(desk.at(8).acquire("K", "dan"), Queued);
     assert_eq!(desk.at(9).ask("K", "bob", request("#2")), Queued);
@@ -1709,7 +1709,7 @@ fn a_ticket_is_valid_only_for_its_own_key() {
     assert!(desk.table.abandon(desk.now, "K", ticket));
 }
 
-// What is left behind.
+// State that is left behind.
 
 #[test]
 fn check_and_verify_never_create_state() {
@@ -2106,7 +2106,7 @@ fn resident_bytes() -> u64 {
     resident.parse::<u64>().expect("a number of pages") * PAGE
 }
 
-// What the models share.
+// Shared by the models.
 
 const KEYS: [Name; 3] = ["K", "L", "M"];
 const REQUESTERS: [Name; 4] = ["ann", "bob", "cat", "dan"];

@@ -214,7 +214,7 @@ fn shutdown_requires_the_role_admin_whatever_allow_shutdown_is() {
         ));
         client(&server, ADMIN).shutdown().unwrap();
         until("it has ended", || !server.ping());
-        // It ends by itself, or is about to.
+        // The server has ended by itself, or is ending.
         server.stop().unwrap();
     }
 }

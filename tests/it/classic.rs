@@ -1045,8 +1045,8 @@ impl Foreground {
         until("it is logged", || self.has_logged(line));
     }
 
-    /// How many of the lowest descriptors are taken. On an old kernel higher ones can have come from whoever runs
-    /// the tests.
+    /// How many of the lowest descriptors are taken. On an old kernel it may have inherited higher ones from the tests'
+    /// parent.
     fn descriptors_below(&self, limit: usize) -> usize {
         let is_open = |number: &usize| {
             fs::symlink_metadata(format!("/proc/{}/fd/{number}", self.process.id())).is_ok()

@@ -118,7 +118,7 @@ fn status_prints_the_role_of_a_server_and_the_leader() {
     until("the other one leads", || standby.status().stdout == line);
 }
 
-/// A standby redirects, and curl shows a token to another server only if it is told to.
+/// A standby redirects, and curl sends a token to another server only with an option.
 #[test]
 fn run_introduces_a_server_of_a_cluster_with_a_curl_that_follows_to_the_leader() {
     let store = format!("etcd:http://127.0.0.1:{}", free_port());

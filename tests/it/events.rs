@@ -568,7 +568,7 @@ impl Typed {
         kill(Pid::from_raw(self.process.id() as i32), signal).expect("it runs");
     }
 
-    /// Ends the reading of what it prints, and waits for its end.
+    /// Closes the reader of its output, and waits for its end.
     fn end_unread(self) -> (i32, String) {
         let Typed { process, lines } = self;
         drop(lines);

@@ -1440,7 +1440,7 @@ fn a_signal_during_the_wait_for_the_rest_leaves_no_key_locked() {
     assert!(!is_locked(&server, "A") && is_waited_for(&server, "B", 0));
 }
 
-/// `unshare` with these options, if this machine lets it make namespaces.
+/// `unshare` with these options. `None`, with a printed reason, if this machine allows no namespaces.
 fn unshared(options: &[&str]) -> Option<Command> {
     let mut unshare = crate::common::program::unshared(options)?;
     listening(&mut unshare);

@@ -148,7 +148,7 @@ fn a_guard_learns_from_the_server_that_its_lease_is_over() {
     let renewing = guard(&client);
     let lost = counter(&renewing);
     client.unlock("KEYA").unwrap();
-    until("it is told", || lost.load(SeqCst) == 1);
+    until("the callback is called", || lost.load(SeqCst) == 1);
     assert!(!renewing.is_held());
     // It learns when it asks.
     let asking = guard(&client);
@@ -176,7 +176,7 @@ fn a_lease_that_cannot_be_renewed_is_lost_at_its_deadline_for_good() {
     proxy.break_off();
     until("it is lost", || !guard.is_held());
     assert_eq!(guard.lease().remaining(), Duration::ZERO);
-    until("it is told", || lost.load(SeqCst) == 1);
+    until("the callback is called", || lost.load(SeqCst) == 1);
     proxy.mend();
     assert!(matches!(guard.check(), Err(Error::LeaseLost { .. })));
     assert!(!guard.is_held());

@@ -116,7 +116,7 @@ fn a_renewal_answered_by_another_server_loses_the_lease_with_that_reason() {
     let guard = two.client().guard_with("KEYA", &brief).expect("it is free");
     let told = is_told(&guard);
     two.ask_second();
-    until("it is told", || told.load(SeqCst));
+    until("the callback is called", || told.load(SeqCst));
     assert!(!guard.is_held());
     let other = other_server(guard.check()).expect("it is named");
     assert_eq!(other.answered_by, run_of(&two.second));
@@ -139,8 +139,8 @@ fn another_servers_answer_about_a_lease_is_not_a_no() {
     assert_eq!(client.renew(&lease).unwrap(), None);
     assert!(!client.verify(&lease).unwrap());
     two.ask_first();
-    let renewed = client.try_renew(&lease).expect("it stands there");
-    client.try_verify(&renewed).expect("it stands there");
+    let renewed = client.try_renew(&lease).expect("it is valid there");
+    client.try_verify(&renewed).expect("it is valid there");
     assert!(client.release(&renewed).unwrap());
     for over in [
         other_server(client.try_renew(&lease)),

@@ -80,7 +80,7 @@ impl Manager {
     /// Receives the next message.
     fn told(&self) -> String {
         let mut message = [0; 1024];
-        let length = self.socket.recv(&mut message).expect("it is told");
+        let length = self.socket.recv(&mut message).expect("a message arrives");
         String::from_utf8_lossy(&message[..length]).into_owned()
     }
 

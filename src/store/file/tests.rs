@@ -363,7 +363,7 @@ fn descriptors(path: &Path) -> usize {
     links.filter(|link| link == path).count()
 }
 
-/// Seen to fail without patience.
+/// Seen to fail without the wait.
 #[test]
 fn rule_17_a_server_waits_a_second_for_the_store_of_one_that_ends() {
     let (_folder, path) = place();

@@ -1,4 +1,4 @@
-//! What breaking a hold does, as transcripts.
+//! Transcripts of broken holds.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What a store needs of the table.
+//! Transcripts of what a table with a store needs.
 
 use super::*;
 

@@ -26,7 +26,7 @@ enum What {
     Renew {
         lease: u64,
     },
-    /// Somebody breaks its hold.
+    /// An operator breaks its hold.
     BreakHold,
     /// The connection breaks over which it waits.
     Break,
@@ -110,7 +110,7 @@ fn act() -> impl Strategy<Value = Act> {
 #[derive(Default)]
 struct Spot {
     holders: Vec<Holder>,
-    /// First come first.
+    /// In the order of arrival.
     queue: Vec<Stand>,
     /// With the time at which each is forgotten.
     away: Vec<(u64, Stand)>,

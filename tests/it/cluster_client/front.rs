@@ -37,7 +37,7 @@ struct Inner {
     heads: Vec<String>,
     /// The verb of which the next request is carried out and not answered.
     cut: Option<&'static str>,
-    /// Both connections of each client.
+    /// The two connections of each client: to it and to the server.
     open: HashMap<usize, Vec<TcpStream>>,
     is_gone: bool,
 }
