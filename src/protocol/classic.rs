@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn names_on_the_classic_wire_are_not_decoded() {
+    fn names_are_raw() {
         for (bytes, same) in [
             ("GET /LOCK/a%2Fb/c%\n\n", "/LOCK/a%252Fb/c%25"),
             (
