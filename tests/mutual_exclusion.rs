@@ -1215,7 +1215,9 @@ impl Examiner<'_> {
                 });
             let may_miss = i64::from(self.deaths.of(*name).is_some());
             if !agree || !(0..=may_miss).contains(&missed) {
-                let complaint = format!("{name} got {heard:?} instead of {decided:?}");
+                let complaint = format!(
+                    "{name} got other answers than were decided: {heard:?} instead of {decided:?}"
+                );
                 self.found.violations.push(complaint);
             }
         }
@@ -1377,7 +1379,7 @@ fn the_examiner_reports_each_violation() {
             &[first_lease, "at 500001 broken KEYA client-1.0 fence 1"],
         ),
         (
-            "not whole",
+            "not complete",
             &[first_lease, "at 9 released KEYA client-1.0", "skip"],
         ),
     ];
@@ -1464,7 +1466,7 @@ fn the_examiner_reports_each_violation() {
     ] {
         let mut journal = doctored(&[first_lease]);
         assert!(
-            complains_of(&examine(&mut journal, &nobody, &lie), "heard otherwise"),
+            complains_of(&examine(&mut journal, &nobody, &lie), "got other answers"),
             "{lie:?}"
         );
     }
@@ -1492,7 +1494,7 @@ fn the_examiner_reports_each_violation_with_several_holders() {
     ];
     let found = examine(&mut doctored(&sound), &nobody, &nothing);
     assert_eq!((found.shared, found.slots, found.waited), (2, 1, 3));
-    let said = |violation: &&String| !violation.contains("heard otherwise");
+    let said = |violation: &&String| !violation.contains("got other answers");
     assert_eq!(found.violations.iter().find(said), None);
     let reader = "at 0 granted KEYA client-1.0 fence 1 for 5000000 slots 1000000";
     let writer = "at 1 queued KEYA client-2.0 ticket 1";
