@@ -1,8 +1,9 @@
 //! The HTTP transport: requests come as exchanges from [`tiny`](super::tiny), and the handler answers them.
 //!
-//! One thread, the [`leader`], takes the requests and answers them itself; while they pile up, [`helpers`] answer
-//! beside it. A LOCK that has to wait is [`parked`]: a worker blocks for it, and for nothing else. An answer to one who tries tokens is [`delayed`];
-//! one that goes on is a stream of [`events`]; those that take longer are made at a [`pace`].
+//! One thread, the [`leader`], takes the requests and answers them; while they pile up, [`helpers`] answer, too. A LOCK
+//! that waits is [`parked`]: a worker blocks for it, and for nothing else. Answers that wait for the store, or that go
+//! to an address which tries many tokens, are [`delayed`]. An answer without an end is a stream of [`events`]. The
+//! [`pace`] limits slow answers.
 
 mod delayed;
 mod events;
@@ -36,16 +37,16 @@ use crate::manager::{StoreEpoch, Waiter};
 use crate::protocol::Reply;
 use crate::server::access::Caller;
 
-/// How often the transport looks after its waiters and its port.
+/// How often the transport checks its waiters and its port.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Every so many ticks it looks after what hardly ever happens.
+/// How many ticks pass between two checks for what happens rarely.
 const SELDOM: u32 = 10;
 
-/// How long a leader may serve one request before another one leads.
+/// How long a leader may serve one request before another thread leads.
 const LEADER_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// The server's end of a port.
+/// HTTP on one listener.
 pub(crate) struct HttpTransport {
     http: Arc<Http>,
     tiny: TinyHttp,
@@ -55,38 +56,38 @@ pub(crate) struct HttpTransport {
     ticks: u32,
 }
 
-/// What the threads of the transport share.
+/// The parts that all threads of the transport share.
 struct Http {
     handler: Arc<Handler>,
     poller: Arc<Poller>,
     workers: Workers<Task>,
-    /// Make the answers that take longer, each for one who was let in. They leave the processor to those who lock.
+    /// Threads of a lower priority, which make slow answers for callers that are already let in: locking goes first.
     lookers: Workers<(Box<Exchange>, Caller)>,
     pace: Pace,
     sockets: Arc<Sockets>,
-    /// Waiters that came since the last tick.
+    /// Waiters that were added since the last tick.
     new_waiters: Mutex<Vec<Arc<Parked>>>,
     delayed: DelayedAnswers,
-    /// Those of the whole server.
+    /// One for all transports of the server.
     events: Arc<EventStreams>,
 }
 
-/// What a worker does.
+/// The tasks of a worker.
 enum Task {
-    /// Takes requests, and answers those that need not wait.
+    /// Takes requests, and answers those that do not wait.
     Lead(Arc<Leader>, Lead),
-    /// Answers what the leader has no time for.
+    /// Answers requests that are ready, beside the leader.
     Help(Arc<Leader>, Help),
     /// Waits for a LOCK to be decided, and answers it.
     Attend(Arc<Parked>),
-    /// Reads a body, and answers its request if it is empty: nobody asked for one.
+    /// Reads a body. Answers the request as usual if the body is empty, and refuses it otherwise.
     ReadBody(Box<Exchange>),
-    /// Writes the answers that waited for the store, and those that were held back for long enough.
+    /// Writes the delayed answers that are due.
     WriteDelayed,
 }
 
 impl HttpTransport {
-    /// Serves on a prepared listener, in threads of its own.
+    /// Serves on a prepared listener, in its own threads.
     pub fn open(
         listener: TcpListener,
         is_lent: bool,
@@ -116,7 +117,7 @@ impl HttpTransport {
         })
     }
 
-    /// When [`poll`](Self::poll) has something to do, at the latest.
+    /// The latest time for the next [`poll`](Self::poll).
     pub fn next_poll(&self) -> Instant {
         let is_serving = self.leaders.iter().any(|leader| leader.is_serving());
         let stuck = is_serving.then(|| Instant::now() + LEADER_TIMEOUT);
@@ -124,7 +125,7 @@ impl HttpTransport {
         sooner.fold(self.next_tick, Instant::min)
     }
 
-    /// Looks after leaders, connections and waiters. `arrival` tells that a connection has come.
+    /// Checks leaders, connections and waiters. `arrival` is true if a connection has arrived.
     pub fn poll(&mut self, arrival: bool) {
         if arrival {
             self.tiny.note_arrival();
@@ -145,7 +146,7 @@ impl HttpTransport {
         self.tiny.is_calm()
     }
 
-    /// What counts the connections that are open.
+    /// Returns a function that counts the open connections.
     pub fn connection_count(&self) -> ConnectionCount {
         let sockets = self.http.sockets.clone();
         Box::new(move || sockets.count())
@@ -175,10 +176,10 @@ impl HttpTransport {
         http.delayed.look(|| http.run(Task::WriteDelayed));
     }
 
-    /// Has new waiters watched for their client's end, and has a worker block for each.
+    /// Watches the clients of new waiters for hang-ups, and has a worker block for each waiter.
     fn attend_waiters(&self) {
         let waiters = mem::take(&mut *self.http.new_waiters.lock());
-        // To look through thousands takes milliseconds, and most clients have waited before.
+        // A look-up of thousands takes milliseconds, and most clients have waited before.
         let found = match waiters.iter().all(|waiter| waiter.is_located()) {
             true => Ok(()),
             false => self.tiny.find_connections(),
@@ -194,15 +195,15 @@ impl HttpTransport {
         }
     }
 
-    /// Accepts nothing more. What has come is still answered.
+    /// Stops accepting connections. Requests that have arrived are still answered.
     pub fn refuse(&self) {
         self.http.workers.hold();
         self.http.lookers.hold();
         self.tiny.refuse();
     }
 
-    /// Lets answers be finished until then, and ends every connection. Waiting LOCKs are decided by then: the lock
-    /// manager has stopped.
+    /// Lets answers be written until `until`, then ends every connection. The lock manager has to be stopped before:
+    /// then each waiting LOCK is decided.
     pub fn close(self, until: Instant) {
         self.http.delayed.end();
         self.write_delayed();
@@ -210,7 +211,7 @@ impl HttpTransport {
         self.http.workers.close();
         self.http.lookers.close();
         self.http.delayed.clear();
-        // They keep what they are kept by.
+        // Each waiter holds an `Arc` of the transport, which holds the waiter.
         self.http.new_waiters.lock().clear();
     }
 }
@@ -222,7 +223,7 @@ fn in_own_frame<R>(work: impl FnOnce() -> R) -> R {
 }
 
 impl Http {
-    /// Has a worker do the task, or does without where the system has no thread left.
+    /// Has a worker do the task. If the system has no thread left, the task is put off, or its request fails.
     fn run(self: &Arc<Self>, task: Task) {
         let http = self.clone();
         let work = move || {
@@ -246,13 +247,14 @@ impl Http {
             }
             Task::Help(leader, help) => leader.do_without(&help),
             Task::Attend(parked) => parked.do_without(&error),
-            // Dropped, it ends its connection.
+            // Dropping the exchange ends its connection.
             Task::ReadBody(exchange) => drop(exchange),
             Task::WriteDelayed => self.delayed.do_without(),
         }
     }
 
-    /// Answers a request once everything is stored that was decided before. `asked` is from before it was decided.
+    /// Answers a request once every decision before this call is stored. `asked` was read before the request was
+    /// decided.
     fn answer_once_stored(
         self: &Arc<Self>,
         mut exchange: Exchange,
@@ -272,7 +274,7 @@ impl Http {
         }
     }
 
-    /// Has a worker write an answer, behind those that it writes already.
+    /// Queues an answer for the worker that writes delayed answers.
     fn write_soon(self: &Arc<Self>, exchange: Exchange, reply: Reply) {
         self.delayed.add(exchange, reply);
         self.delayed.look(|| self.run(Task::WriteDelayed));
@@ -287,19 +289,19 @@ impl Http {
                 http.look(*exchange, &caller);
             }
         };
-        // Dropped, the exchange ends its connection.
+        // Dropping the exchange ends its connection.
         if let Err((_, error)) = self.lookers.run((exchange, caller), work) {
-            log::warn!("no thread left for one who looks in: {error}");
+            log::warn!("no thread left for a slow answer: {error}");
         }
     }
 
-    /// Keeps a LOCK that waits.
+    /// Keeps a waiting LOCK until its outcome is decided.
     fn park(&self, parked: Arc<Parked>) {
         parked.settle();
         let deadline = parked.pending().deadline();
         self.new_waiters.lock().push(parked.clone());
         if deadline < Instant::now() + 2 * TICK {
-            // The next tick may be too late for it.
+            // The next tick may come after its deadline.
             parked.attend();
         }
     }

@@ -387,7 +387,7 @@ fn the_201st_reader_is_refused_until_another_leaves() {
     assert_eq!(refused.header("Retry-After"), Some("1"));
     assert_eq!(
         refused.body,
-        "0\n200 read events already, as many as may; try again later\n"
+        "0\n200 clients read events already, the most that this server allows; try again later\n"
     );
     readers.pop();
     until("there is room", || ask().status == 200);

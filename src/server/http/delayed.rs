@@ -1,6 +1,6 @@
-//! Answers that are written later than they are decided: those that wait for the store, and those that are held back, to
-//! wrong tokens, where one address tries many. One thread writes them all, once their time has come, and no thread waits
-//! for it.
+//! Answers that are written later than they are decided: answers that wait for the store, and answers to wrong tokens
+//! that are held back because one address tries many. One thread writes all that are due; no thread waits for the
+//! others.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -11,32 +11,33 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::protocol::Reply;
 use crate::server::tiny::Exchange;
 
-/// How long an answer is held back.
+/// How long an answer to a wrong token is held back.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// As many as connections at the most: each has one request that is being served.
+/// At most one for each connection: a connection has one request that is being served.
 #[derive(Default)]
 pub(super) struct DelayedAnswers(Mutex<Delayed>);
 
 #[derive(Default)]
 struct Delayed {
-    /// Those whose time has come.
+    /// Answers to be written now.
     due: VecDeque<(Exchange, Reply)>,
-    /// Those that are held back, in the order of their times, since each is held back for as long.
+    /// Answers that are held back, in the order of their times: the delay is the same for all.
     held_back: VecDeque<(Instant, Exchange, Reply)>,
     /// Whether a thread writes answers.
     is_written: bool,
-    /// Which one: a later one takes the place of one that a client holds up which does not read.
+    /// The number of the thread that may write. A new one replaces a thread that is blocked by a client.
     writer: u64,
-    /// How many answers were begun, now and when it was last looked for such a one.
+    /// How many answers were begun.
     begun: u64,
+    /// `begun` at the last check for a blocked writer.
     begun_before: u64,
-    /// Whether nothing is held back any more.
+    /// Whether the server ends: then nothing is held back.
     is_ending: bool,
 }
 
 impl DelayedAnswers {
-    /// Adds an answer that is to be written at once.
+    /// Adds an answer that is due now.
     pub fn add(&self, exchange: Exchange, reply: Reply) {
         self.0.lock().due.push_back((exchange, reply));
     }
@@ -47,8 +48,7 @@ impl DelayedAnswers {
         self.0.lock().held_back.push_back((due, exchange, reply));
     }
 
-    /// Has the answers written whose time has come, if there are any: `run` starts [`write`](Self::write) on another
-    /// thread.
+    /// Calls `run` if an answer is due and no thread writes. `run` starts [`write`](Self::write) on another thread.
     pub fn look(&self, run: impl FnOnce()) {
         let mut delayed = self.0.lock();
         if delayed.has_due() && !mem::replace(&mut delayed.is_written, true) {
@@ -58,7 +58,7 @@ impl DelayedAnswers {
         }
     }
 
-    /// Lets another thread write where the one that does has not begun an answer since this was last called.
+    /// Lets another thread write if the writer has begun no answer since the last call.
     pub fn replace_stuck_writer(&self) {
         let mut delayed = self.0.lock();
         let begun = delayed.begun;
@@ -68,7 +68,7 @@ impl DelayedAnswers {
         delayed.begun_before = begun;
     }
 
-    /// Writes the answers whose time has come, until there are none, or another thread does.
+    /// Writes the answers that are due, until none is left or another thread writes.
     pub fn write(&self) {
         let mut delayed = self.0.lock();
         let me = delayed.writer;
@@ -82,17 +82,17 @@ impl DelayedAnswers {
         }
     }
 
-    /// Where there is no thread for it, the next look tries again.
+    /// Notes that there was no thread to write. The next [`look`](Self::look) tries again.
     pub fn do_without(&self) {
         self.0.lock().is_written = false;
     }
 
-    /// Holds nothing back any more: the server ends.
+    /// Makes all answers due: the server ends.
     pub fn end(&self) {
         self.0.lock().is_ending = true;
     }
 
-    /// Forgets what was not written.
+    /// Drops the answers that were not written.
     pub fn clear(&self) {
         let mut delayed = self.0.lock();
         let answers = (
@@ -100,7 +100,7 @@ impl DelayedAnswers {
             mem::take(&mut delayed.held_back),
         );
         drop(delayed);
-        // Dropped, each ends its connection, for which the mutex is not needed.
+        // Dropping an exchange ends its connection, which does not need the mutex.
         drop(answers);
     }
 }

@@ -1,7 +1,7 @@
-//! Streams of events: answers that go on until their client or the server ends them.
+//! Streams of events: answers that last until the client or the server ends them.
 //!
-//! One thread sends them all, some times a second, and waits for no client: what one does not take is kept up to a bound,
-//! and beyond it the connection is ended. The thread is there while there is a reader.
+//! One thread sends them all, ten times a second, and blocks for no client. What a client does not take is kept up to a
+//! limit; beyond it the connection is ended. The thread exists while there is a reader.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,27 +18,27 @@ use crate::server::handler::{Handler, full, stopping};
 use crate::server::status::events::{HEARTBEAT, block, introduction};
 use crate::server::tiny::{AnswerStream, Exchange};
 
-/// How many streams a server has at the most.
+/// The highest number of streams of a server.
 const MAX_STREAMS: usize = 200;
 
-/// Each takes a descriptor beside the two of its connection: one for so many clients leaves the others enough.
+/// One stream is allowed for each ten clients: a stream takes a descriptor beside the two of its connection.
 const CLIENTS_PER_STREAM: usize = 10;
 
-/// How often what happened is sent.
+/// How often events are sent.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long nothing is sent, at the longest.
+/// The longest time without a byte on a stream.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(15);
 
-/// How much of what a client has not taken is kept of a stream, beside what the kernel keeps.
+/// How many bytes are kept for a client that does not take them, beside the kernel's buffer.
 const MAX_KEPT: usize = 256 * 1024;
 
-/// How much all streams are sent in a tick, how much each may be sent in any case, and at the most.
+/// How many bytes all streams together are sent in a tick, and the least and the most for each.
 const BYTES_TOGETHER: usize = 8 * 1024 * 1024;
 const LEAST_BYTES: usize = 64 * 1024;
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// How often, and after what pause, a connection is looked for that has just been made.
+/// How often a new connection is searched for, and the pause between.
 const SEARCHES: u32 = 50;
 const SEARCH_PAUSE: Duration = Duration::from_millis(10);
 
@@ -49,20 +49,20 @@ pub(in crate::server) struct EventStreams {
     handler: Arc<Handler>,
     most: usize,
     streams: Mutex<Streams>,
-    /// Wakes the thread before its time.
+    /// Wakes the thread before the next tick.
     ending: Condvar,
 }
 
 #[derive(Default)]
 struct Streams {
     readers: Vec<Reader>,
-    /// The thread that sends. `None` where nobody reads.
+    /// The thread that sends. `None` without readers.
     sender: Option<JoinHandle<()>>,
     is_ending: bool,
 }
 
 impl EventStreams {
-    /// Of a server that takes so many clients.
+    /// For a server that serves up to `clients` clients.
     pub fn new(handler: Arc<Handler>, clients: usize) -> Arc<Self> {
         Arc::new(EventStreams {
             handler,
@@ -72,8 +72,8 @@ impl EventStreams {
         })
     }
 
-    /// Answers with the events of the keys that begin so, from now on. Blocks for a moment where the connection has to be
-    /// looked for.
+    /// Answers with the events, from now on, of the keys that begin with `prefix`. Blocks up to half a second while it
+    /// searches for a new connection.
     pub fn open(self: &Arc<Self>, mut exchange: Exchange, prefix: &str) {
         let mut searches = 0..SEARCHES;
         while !exchange.is_located() && searches.next().is_some() {
@@ -97,13 +97,13 @@ impl EventStreams {
     ) -> Result<(), Box<(Exchange, Reply)>> {
         let manager = &self.handler.manager;
         let mut streams = self.streams.lock();
-        // What was before is none of its.
+        // Flushes earlier events, which the new reader must not get.
         streams.send(manager);
         if streams.is_ending {
             return Err(Box::new((exchange, stopping("it has no more events"))));
         }
         if streams.readers.len() >= self.most {
-            let message = format!("{} read events already, as many as may", self.most);
+            let message = format!("{} clients read events already, the most that this server allows", self.most);
             return Err(Box::new((exchange, full(&message))));
         }
         let (stream, head) = exchange
@@ -116,7 +116,7 @@ impl EventStreams {
         let introduction = introduction(&self.handler.names.server);
         reader.keep([&head, introduction.as_bytes()].concat().into());
         if reader.send().is_err() {
-            // Its client has gone already.
+            // The client has already gone.
             manager.stop_reading(feed);
             return Ok(());
         }
@@ -139,7 +139,7 @@ impl EventStreams {
         }
     }
 
-    /// What the thread does.
+    /// Sends events until there is no reader, or the server ends. The body of the thread.
     fn run(&self) {
         let mut streams = self.streams.lock();
         while !streams.is_ending {
@@ -152,7 +152,7 @@ impl EventStreams {
         }
     }
 
-    /// Sends what has happened, as far as it is taken at once, and ends all streams.
+    /// Sends the last events without blocking, and ends all streams.
     pub fn end(&self) {
         let mut streams = self.streams.lock();
         streams.is_ending = true;
@@ -162,21 +162,21 @@ impl EventStreams {
         drop(streams);
         self.ending.notify_all();
         if let Some(sender) = sender {
-            // It only panics if a mistake is in here, and that was reported.
+            // The thread panics only by a bug in this file, and the panic was logged.
             let _ = sender.join();
         }
     }
 }
 
 impl Streams {
-    /// Sends each reader what has happened since the last time.
+    /// Sends each reader the events since the last call.
     fn send(&mut self, manager: &LockManager) {
         if self.readers.is_empty() {
             return;
         }
         let term = manager.term();
         if manager.stands_by() || self.readers.iter().any(|reader| reader.term != term) {
-            // What happens now is told by the server that leads, and another one may have led since.
+            // Another server leads, or has led since the reader began: its events are not known here.
             return self.clear(manager);
         }
         let now = Moment::now();
@@ -208,11 +208,11 @@ impl Streams {
 struct Reader {
     stream: AnswerStream,
     feed: FeedId,
-    /// Under which leadership of this server it began.
+    /// The server's term when the reader began.
     term: u64,
-    /// What the client has not taken. Readers of a feed share the bytes.
+    /// Blocks that the client has not taken. Readers of a feed share them.
     kept: VecDeque<Arc<[u8]>>,
-    /// How much of the first of them it has taken.
+    /// How many bytes of the first block it has taken.
     sent: usize,
     last: Instant,
 }
@@ -233,8 +233,8 @@ impl Reader {
         self.kept.push_back(bytes);
     }
 
-    /// Sends what is kept, and something where nothing has been sent for long. An error if the client has gone or does
-    /// not read.
+    /// Sends the kept blocks, or a heartbeat if nothing was sent for long. An error if the client has gone or does not
+    /// read.
     fn send_or_beat(&mut self, now: Instant) -> io::Result<()> {
         if self.kept.is_empty() {
             if !self.stream.is_connected() {
@@ -249,7 +249,8 @@ impl Reader {
         self.send()
     }
 
-    /// Sends as much as the client takes. What came last may be more than is kept: it may not have had the time to read.
+    /// Sends as much as the client takes. The last block does not count for the limit: the client may not have had the
+    /// time to read it.
     fn send(&mut self) -> io::Result<()> {
         while let Some(first) = self.kept.front() {
             let sent = self.stream.send_at_once(&first[self.sent..])?;

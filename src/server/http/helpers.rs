@@ -1,34 +1,35 @@
-//! Threads that serve beside the leader while requests pile up: one that leads has only one thread's share of the
-//! processors among those of all clients.
+//! Threads that serve beside the leader while requests pile up. The leader alone has only one thread's share of the
+//! processors, however many clients compete for them.
 //!
-//! Each serves what is ready until nothing is. The hand-over of one key, where two requests are on their way at a time,
-//! never calls one: it would only take the processor from those who wait for it.
+//! Each serves requests until none is ready. A single contended key, with two requests on their way at a time, never
+//! calls a helper: it would take the processor from the clients.
 
 use parking_lot::Mutex;
 
-/// How many requests are ready for each thread that serves them, before one more is called. With two it was called for
-/// the hand-overs of one key; four serve as many rounds as three.
+/// How many ready requests each serving thread has before one more helper is called. With two, the hand-overs of one
+/// key called a helper; with four, throughput is the same as with three.
 const BACKLOG: usize = 3;
 
-/// More would wait for the mutex of the lock table.
+/// The highest number of helpers. More would wait for the mutex of the lock table.
 const MOST: usize = 7;
 
 pub(super) struct Helpers {
-    /// One for each that there may be.
+    /// One for each possible helper.
     seats: Mutex<Vec<Seat>>,
 }
 
 #[derive(Clone, Default)]
 struct Seat {
     is_taken: bool,
-    /// How often it was taken.
+    /// How often the seat was taken.
     turn: usize,
-    /// How many requests were begun in it, and how many when it was last looked after, or one less when it was taken.
+    /// How many requests were begun in this seat.
     begun: usize,
+    /// `begun` at the last check for stuck helpers. One less than `begun` when the seat was taken.
     begun_before: usize,
 }
 
-/// The right to serve what is ready.
+/// The right to serve ready requests.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Help {
     seat: usize,
@@ -36,7 +37,7 @@ pub(super) struct Help {
 }
 
 impl Helpers {
-    /// For a machine with so many processors. One of them is the leader's.
+    /// For a machine with this many processors. The leader has one of them.
     pub fn new(processors: usize) -> Self {
         let most = processors.saturating_sub(1).min(MOST);
         Helpers {
@@ -44,7 +45,7 @@ impl Helpers {
         }
     }
 
-    /// Has one more help, if so many requests that are ready are enough for it, and there may be one more.
+    /// Calls one more helper, if `ready` requests are enough for one more and a seat is free.
     pub fn call(&self, ready: usize) -> Option<Help> {
         if ready < BACKLOG {
             return None;
@@ -60,7 +61,7 @@ impl Helpers {
             .find(|(_, seat)| !seat.is_taken)?;
         seat.is_taken = true;
         seat.turn += 1;
-        // It has until the second look from now: a thread has to come first.
+        // Not stuck before the second check from now: its thread has to start first.
         seat.begun_before = seat.begun.wrapping_sub(1);
         Some(Help {
             seat: at,
@@ -68,7 +69,7 @@ impl Helpers {
         })
     }
 
-    /// Says that a request is about to be served. `false` if the seat was given up: others help instead.
+    /// Notes that a request is about to be served. `false` if the seat was given up: then another helper has it.
     pub fn begin(&self, help: &Help) -> bool {
         let seat = &mut self.seats.lock()[help.seat];
         let is_its_own = seat.turn == help.turn;
@@ -78,7 +79,7 @@ impl Helpers {
         is_its_own
     }
 
-    /// Says that nothing is ready, or that there is no thread.
+    /// Frees the seat: nothing is ready, or there is no thread.
     pub fn end(&self, help: &Help) {
         let seat = &mut self.seats.lock()[help.seat];
         if seat.turn == help.turn {
@@ -86,8 +87,8 @@ impl Helpers {
         }
     }
 
-    /// Gives up the seats of those that have begun nothing since this was last called: each writes to a client that does
-    /// not read.
+    /// Frees the seats of helpers that have begun no request since the last call: each writes to a client that does not
+    /// read.
     pub fn give_up_stuck(&self) {
         for seat in self.seats.lock().iter_mut().filter(|seat| seat.is_taken) {
             if seat.begun == seat.begun_before {
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_is_called_for_each_three_that_are_ready() {
+    fn each_three_ready_requests_call_one_helper() {
         let helpers = Helpers::new(4);
         assert_eq!(helpers.call(BACKLOG - 1), None);
         assert!(helpers.call(BACKLOG).is_some());
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_less_than_processors() {
+    fn there_is_one_helper_less_than_processors() {
         assert_eq!(Helpers::new(1).call(100), None);
         let helpers = Helpers::new(3);
         assert!(helpers.call(100).is_some());
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_a_client_holds_up_is_replaced() {
+    fn a_helper_that_is_blocked_by_a_client_is_replaced() {
         let helpers = Helpers::new(2);
         let stuck = helpers.call(BACKLOG).expect("there may be one");
         assert!(helpers.begin(&stuck));
@@ -133,15 +134,15 @@ mod tests {
         helpers.give_up_stuck();
         let second = helpers.call(BACKLOG).expect("the first is stuck");
         assert!(!helpers.begin(&stuck));
-        // Its end is not the other one's.
+        // The first helper's end does not free the second one's seat.
         helpers.end(&stuck);
         assert!(helpers.begin(&second));
         assert_eq!(helpers.call(BACKLOG), None);
     }
 
-    /// Its thread has to come first.
+    /// Its thread has to start first.
     #[test]
-    fn one_that_was_just_called_keeps_its_seat_at_the_first_look() {
+    fn a_helper_that_was_just_called_keeps_its_seat_at_the_first_check() {
         let helpers = Helpers::new(2);
         let help = helpers.call(BACKLOG).expect("there may be one");
         helpers.give_up_stuck();
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_serves_keeps_its_seat() {
+    fn a_helper_that_serves_keeps_its_seat() {
         let helpers = Helpers::new(2);
         let help = helpers.call(BACKLOG).expect("there may be one");
         for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! The thread that takes an instance's requests, and answers those that need not wait or ask nothing.
+//! The thread that takes an instance's requests. It answers those that neither wait nor take long.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -20,27 +20,27 @@ use crate::server::tiny::{Exchange, Instance};
 use crate::server::workers::leadership::{Lead, Leadership};
 use crate::token::Role;
 
-/// Who leads at one instance of tiny_http.
+/// Which thread leads at one instance of tiny_http.
 pub(super) struct Leader {
     pub instance: Arc<Instance>,
     http: Arc<Http>,
     leadership: Leadership,
-    /// A leadership that no thread was found for.
+    /// A leadership for which no thread could be started.
     vacant: Mutex<Option<Lead>>,
     helpers: Helpers,
-    /// Requests taken, to tell a busy leader from a stuck one.
+    /// How many requests were taken: a busy leader takes more, a stuck one does not.
     taken: AtomicUsize,
-    /// How many had been taken when somebody last saw more of them than before, and when that was.
+    /// The last value of `taken` that a check has seen, and when it was first seen.
     looked: Mutex<(usize, Instant)>,
 }
 
-/// How many the process may use.
+/// How many processors the process may use. 1 if unknown.
 fn processors() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 impl Leader {
-    /// Has a thread lead.
+    /// Starts a thread that leads.
     pub fn start(instance: Arc<Instance>, http: Arc<Http>) -> Arc<Self> {
         let (leadership, lead) = Leadership::new();
         let leader = Arc::new(Leader {
@@ -61,18 +61,17 @@ impl Leader {
         http.run(Task::Lead(self, lead));
     }
 
-    /// Keeps a leadership that there is no thread for, until the next look at it.
+    /// Keeps a leadership for which there is no thread, until the next check.
     pub fn leave_vacant(&self, lead: Lead) {
         *self.vacant.lock() = Some(lead);
     }
 
-    /// Whether the leader serves a request now, or there is none.
+    /// Whether the leader serves a request now, or no thread leads.
     pub fn is_serving(&self) -> bool {
         self.leadership.is_serving() || self.vacant.lock().is_some()
     }
 
-    /// Deposes a leader that has served one request for as long as this: it writes to a client that
-    /// does not read.
+    /// Deposes a leader that has served one request for `patience`: it writes to a client that does not read.
     pub fn depose_if_stuck(self: &Arc<Self>, patience: Duration) {
         let taken = self.taken.load(SeqCst);
         let mut looked = self.looked.lock();
@@ -103,7 +102,7 @@ impl Leader {
         }
     }
 
-    /// Answers requests that are ready until there is none.
+    /// Answers requests until none is ready.
     pub fn help(&self, help: &Help) {
         while let Some(exchange) = Exchange::take_ready(&self.instance) {
             let goes_on = self.helpers.begin(help);
@@ -115,12 +114,12 @@ impl Leader {
         self.helpers.end(help);
     }
 
-    /// Does without a helper, where the system has no thread left.
+    /// Ends a helper's turn for which the system has no thread.
     pub fn do_without(&self, help: &Help) {
         self.helpers.end(help);
     }
 
-    /// Lets others take the place of helpers that a client holds up.
+    /// Replaces helpers that are blocked by a client.
     pub fn give_up_stuck_helpers(&self) {
         self.helpers.give_up_stuck();
     }
@@ -130,13 +129,13 @@ impl Http {
     /// Answers a request, or has a worker read its body first.
     fn serve(self: &Arc<Self>, exchange: Exchange) {
         match exchange.has_unread_body() {
-            // Reading it may take any time.
+            // Reading may block without a limit.
             true => self.run(Task::ReadBody(exchange.into())),
             false => self.answer(exchange),
         }
     }
 
-    /// What the worker does.
+    /// Reads a body, and answers its request. For a worker.
     pub(super) fn read_body(self: &Arc<Self>, mut exchange: Exchange) {
         match exchange.turns_out_empty() {
             true => self.answer(exchange),
@@ -148,7 +147,7 @@ impl Http {
         }
     }
 
-    /// Answers a request, or has a worker make an answer that takes longer.
+    /// Answers a request, or has a worker make a slow answer.
     fn answer(self: &Arc<Self>, exchange: Exchange) {
         let target = exchange.target().to_owned();
         let handler = &self.handler;
@@ -174,7 +173,7 @@ impl Http {
         }
     }
 
-    /// What the worker does.
+    /// Makes a slow answer, at the pace of all of them. For a worker.
     pub(super) fn look(self: &Arc<Self>, exchange: Exchange, caller: &Caller) {
         self.pace.wait();
         let target = exchange.target().to_owned();
@@ -187,7 +186,7 @@ impl Http {
         }
     }
 
-    /// Counts a reply to what the handler is not asked. The handler counts all others.
+    /// Counts a reply that the handler did not make. The handler counts its own.
     fn count(&self, target: &str, reply: &Reply) {
         let verb = Request::verb_row(target).map(|row| row.verb);
         self.handler.status.requests.count(verb, reply);
@@ -226,7 +225,7 @@ impl Http {
         }
     }
 
-    /// Refuses a request that is not let in: slowly, if it is one of many that try tokens.
+    /// Refuses a request that is not let in. The reply is delayed if its address tries many tokens.
     fn turn_away(&self, exchange: Exchange, target: &str, why: TurnedAway) {
         if let TurnedAway::WrongRole(reason) | TurnedAway::FromAPage(reason) = &why
             && Request::verb_row(target).is_some_and(|row| row.verb == Verb::Break)
@@ -247,7 +246,7 @@ impl Http {
     }
 }
 
-/// Whether a request is let in, and who asks.
+/// Returns the caller if the request is let in.
 fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, TurnedAway> {
     let asker = Asker::of(exchange.headers());
     access.admit(&asker)?;
@@ -260,14 +259,14 @@ fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, 
     })
 }
 
-/// Reads the question from the exchange's target, or finds the reply to what is none.
+/// Parses the exchange's target. An error is the reply to a bad request.
 fn understand<'a>(
     exchange: &Exchange,
     target: &'a str,
     handler: &Handler,
 ) -> Result<Request<'a>, Reply> {
     if exchange.has_body() && exchange.headers().any(holds_parameters) {
-        let reason = "parameters stand behind a ? in the URL, not in the body; with curl, add -G, or write them there where it has to be POST";
+        let reason = "parameters belong behind a ? in the URL, not in the body; with curl, add -G, or for POST write them into the URL";
         return Err(Malformed::BadRequest(reason.into()).into());
     }
     let method = exchange.method();
@@ -277,7 +276,8 @@ fn understand<'a>(
     Ok(Request::parse(target, &handler.caps)?)
 }
 
-/// What an HTML form sends, or `curl` with `-d`, `-F` and `--json`: parameters that would be taken for heard.
+/// The content types of HTML forms, and of `curl` with `-d`, `-F` and `--json`. Their clients would believe that
+/// parameters in the body were read.
 const WITH_PARAMETERS: [&str; 3] = [
     "application/x-www-form-urlencoded",
     "multipart/form-data",
@@ -290,9 +290,9 @@ fn holds_parameters((field, value): (&str, &str)) -> bool {
     field.eq_ignore_ascii_case("Content-Type") && WITH_PARAMETERS.iter().any(is_known)
 }
 
-/// The reply to a request with a body which was not read with it.
+/// The reply to a request whose body tiny_http did not read with it.
 fn body_refused() -> Reply {
-    let reason = "the question stands in the path; send no body, or at most 1024 bytes of it, and chunked none";
+    let reason = "the question is the URL; send no body, or one of at most 1024 bytes that is not chunked";
     Malformed::BadRequest(reason.into()).into()
 }
 

@@ -1,35 +1,34 @@
-//! How fast the answers are made that take longer: so slowly that those who ask for page after page leave the processor to
-//! those who lock.
+//! The pace of slow answers: clients that ask for page after page leave the processor to those that lock.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long nobody begins the next answer, in times that one took to make.
+/// The rest after an answer, as a multiple of the time that the answer took.
 const REST: u32 = 3;
 
-/// An answer that took no longer needs no rest.
+/// An answer that took no longer than this needs no rest.
 const SHORT_WORK: Duration = Duration::from_millis(1);
 
-/// Where an answer took longer than a third of this, others had the processor meanwhile.
+/// The longest rest: during an answer that takes longer than a third of this, others had the processor, too.
 const LONGEST_REST: Duration = Duration::from_millis(15);
 
-/// How long an answer waits at the most, however many others are asked for.
+/// The longest time that an answer waits, however many are asked for.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
-/// How long the others wait for one that has begun, and has not yet said how long it took.
+/// How long other answers wait for one that has begun and has not yet ended.
 const TURN: Duration = Duration::from_millis(5);
 
-/// The pace of all those who make such answers for one port. Who asks when nobody else does waits for nothing.
+/// The pace of all slow answers of one port. A lone request does not wait.
 #[derive(Default)]
 pub(super) struct Pace {
-    /// When the next answer may be begun.
+    /// When the next answer may begin.
     next: Mutex<Option<Instant>>,
 }
 
 impl Pace {
-    /// Waits until the next answer may be made.
+    /// Blocks until the next answer may begin.
     pub fn wait(&self) {
         let latest = Instant::now() + LONGEST_WAIT;
         while let Some(until) = self.begin(Instant::now(), latest) {
@@ -37,7 +36,7 @@ impl Pace {
         }
     }
 
-    /// Begins an answer that waits until `latest` at the most; or says until when it has to wait before it asks again.
+    /// Begins an answer and returns `None`, or returns when to try again, at the latest `latest`.
     fn begin(&self, now: Instant, latest: Instant) -> Option<Instant> {
         let mut next = self.next.lock();
         match *next {
@@ -49,7 +48,7 @@ impl Pace {
         }
     }
 
-    /// Says how long an answer took to make that is finished now.
+    /// Notes that an answer is finished now, and how long it took.
     pub fn add(&self, worked: Duration, now: Instant) {
         if worked > SHORT_WORK {
             let rest = (worked * REST).min(LONGEST_REST);
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_that_wait_one_begins_at_a_time() {
+    fn waiting_answers_begin_one_at_a_time() {
         let (pace, now) = (Pace::default(), Instant::now());
         pace.begin(now, now + FAR);
         pace.add(ms(4), now);
@@ -91,7 +90,7 @@ mod tests {
         assert_eq!(pace.begin(next, now + FAR), Some(next + TURN));
     }
 
-    /// A scrape is not to wait for seconds because many list.
+    /// A scrape must not wait for seconds because many clients list keys.
     #[test]
     fn no_answer_waits_for_long_however_many_are_made() {
         let (pace, now) = (Pace::default(), Instant::now());
@@ -101,14 +100,14 @@ mod tests {
         while let Some(until) = pace.begin(time, latest) {
             assert!(until <= latest);
             time = until;
-            // Somebody else was faster.
+            // Another answer began first.
             pace.add(ms(100), time);
         }
         assert_eq!(time, latest);
     }
 
     #[test]
-    fn what_took_no_time_makes_nobody_wait_for_long() {
+    fn a_short_answer_needs_no_rest() {
         let (pace, now) = (Pace::default(), Instant::now());
         for _ in 0..1000 {
             pace.begin(now, now);

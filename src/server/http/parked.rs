@@ -1,9 +1,8 @@
-//! A LOCK that waits over HTTP: its exchange, and who answers it.
+//! A LOCK that waits over HTTP: its exchange, and which thread answers it.
 //!
-//! Three threads may come to answer: the one that releases the key, at once; a worker, when the key came
-//! otherwise or the client has no room for the answer; and the worker that waits, when the patience is over. The first
-//! one takes the exchange. Most waits on a busy key are over before a worker of their own is worth waking, so they get
-//! it only at the next tick.
+//! Three threads may answer it: the thread that releases the key, at once; a worker, if the outcome came from elsewhere
+//! or the client has no room for the answer; and the worker that waits, when the time-out is over. The first one takes
+//! the exchange. Most waits for a busy key end within a tick, so a wait gets its own worker only at the next tick.
 
 use std::sync::{Arc, OnceLock};
 use std::{io, mem};
@@ -20,16 +19,16 @@ pub(super) struct Parked {
     pending: Pending,
     http: Arc<Http>,
     attendance: Mutex<Attendance>,
-    /// Reports the end of its connection. Not set until the next tick: most waits are over before.
+    /// Reports a hang-up of its client. Not set before the next tick: most waits end earlier.
     watched: OnceLock<Watched>,
 }
 
 enum Attendance {
-    /// No thread waits for the outcome. When it comes, one is called, or answers at once.
+    /// No thread waits for the outcome. The thread that decides it answers, or calls a worker.
     Alone(Exchange),
-    /// A worker waits for the outcome, and answers it.
+    /// A worker waits for the outcome, and will answer.
     Attended(Exchange),
-    /// A thread has taken the exchange, to answer it.
+    /// A thread has taken the exchange, and answers it.
     Taken,
 }
 
@@ -50,7 +49,7 @@ impl Attendance {
 }
 
 impl Parked {
-    /// Made under the lock manager's mutex, so [`settle`](Self::settle) does what can be done later.
+    /// Called under the lock manager's mutex; [`settle`](Self::settle) does the work that can wait.
     pub fn new(pending: Pending, exchange: Exchange, http: Arc<Http>) -> Arc<Self> {
         Arc::new(Parked {
             pending,
@@ -60,7 +59,7 @@ impl Parked {
         })
     }
 
-    /// Lets go of what was needed only to understand the request, and finds its connection if it is known.
+    /// Drops what only parsing the request needed, and finds its connection if it is known.
     pub fn settle(&self) {
         if let Some(exchange) = self.attendance.lock().exchange() {
             exchange.park();
@@ -68,14 +67,14 @@ impl Parked {
         }
     }
 
-    /// Whether its connection is known, or need not be.
+    /// Whether its connection is known, or the exchange is already taken.
     pub fn is_located(&self) -> bool {
         let mut attendance = self.attendance.lock();
         let exchange = attendance.exchange();
         exchange.is_none_or(|exchange| exchange.find_connection().is_some())
     }
 
-    /// Gives up its place when its client hangs up, from now on.
+    /// Watches for a hang-up of its client, which gives up its place.
     pub fn watch(self: &Arc<Self>) {
         let mut attendance = self.attendance.lock();
         let Some(exchange) = attendance.exchange() else {
@@ -88,7 +87,7 @@ impl Parked {
         let is_connected = watched.is_some() && exchange.is_connected();
         drop(attendance);
         match watched {
-            // It is watched once: there is one tick at a time.
+            // Set once: only the tick calls this.
             Some(Ok(watched)) => drop(self.watched.set(watched)),
             Some(Err(error)) => log::debug!("a client that waits is not watched: {error}"),
             None => {}
@@ -98,7 +97,7 @@ impl Parked {
         }
     }
 
-    /// Has a worker wait for the outcome, if none does.
+    /// Has a worker wait for the outcome, unless one does already.
     pub fn attend(self: Arc<Self>) {
         let mut attendance = self.attendance.lock();
         match mem::replace(&mut *attendance, Attendance::Taken) {
@@ -113,7 +112,7 @@ impl Parked {
         http.run(Task::Attend(self));
     }
 
-    /// What the worker does.
+    /// Blocks until the outcome is decided, then answers. For a worker.
     pub fn wait_and_answer(self: &Arc<Self>) {
         let manager = &self.http.handler.manager;
         let outcome = manager.wait(&self.pending);
@@ -121,7 +120,7 @@ impl Parked {
             let is_stored = !manager.has_store() || self.pending.is_stored();
             match is_stored || !outcome.tells_of_hold() {
                 true => self.answer(&outcome),
-                // Another thread may have taken the exchange by then.
+                // Another thread may take the exchange before it is stored.
                 false => self.answer_once_stored(outcome),
             }
         });
@@ -140,10 +139,10 @@ impl Parked {
         }
     }
 
-    /// Does without a worker, where the system has no thread left.
+    /// Handles the lack of a thread: a decided LOCK is tried again at the next tick, any other one is given up.
     pub fn do_without(self: Arc<Self>, error: &io::Error) {
         if self.pending.outcome().is_some() {
-            // It is answered once there is a thread for it.
+            // Answered once there is a thread for it.
             let mut attendance = self.attendance.lock();
             if let Some(exchange) = attendance.take() {
                 *attendance = Attendance::Alone(exchange);
@@ -156,7 +155,7 @@ impl Parked {
         let waiter: Arc<dyn Waiter> = self.clone();
         let reply = self.http.handler.give_up(&waiter);
         let exchange = self.attendance.lock().take();
-        // Here nobody waits for a client that does not read.
+        // This thread must not block on a client that does not read.
         if let Some(exchange) = exchange.filter(|exchange| !exchange.is_blocked()) {
             match self.http.handler.waits_for_store(Verb::Lock, &reply) {
                 true => {
@@ -168,20 +167,20 @@ impl Parked {
         }
     }
 
-    /// Answers the outcome, if no other thread does.
+    /// Sends the outcome, if no other thread does.
     fn answer(&self, outcome: &Outcome) {
         if let Some((exchange, reply)) = self.take_reply(outcome) {
             exchange.answer(&reply);
         }
     }
 
-    /// The reply to be sent, if no other thread sends it, and its client has not gone.
+    /// Takes the exchange and makes its reply. `None` if another thread sends it, or the client has gone.
     fn take_reply(&self, outcome: &Outcome) -> Option<(Exchange, Reply)> {
         let exchange = self.attendance.lock().take()?;
         match self.http.handler.outcome_reply(self.pending.key(), outcome) {
             Some(reply) => Some((exchange, reply)),
             None => {
-                // Dropped, it ends its connection: its client is there.
+                // With an unknown outcome, dropping the exchange ends the connection: the client is still there.
                 if *outcome != Outcome::Unknown {
                     exchange.abandon();
                 }
@@ -202,12 +201,12 @@ impl Waiter for Parked {
         exchange.is_none_or(|exchange| exchange.is_connected())
     }
 
-    /// Until the next tick its connection is not known, and has to be found.
+    /// Until the next tick its connection may be unknown. Then it is searched for.
     fn has_gone(&self) -> bool {
         if self.is_located() {
             return !self.is_there();
         }
-        // One that is not found any more was reset.
+        // A connection that is not found was reset.
         self.http.sockets.search() && !(self.is_located() && self.is_there())
     }
 
@@ -219,7 +218,7 @@ impl Waiter for Parked {
         };
         match self.pending.outcome() {
             Some(outcome) if takes_at_once => self.answer(outcome),
-            // A client that does not read keeps nobody from releasing a key.
+            // A client that does not read must not block the thread that releases the key.
             _ => self.attend(),
         }
     }
