@@ -1,17 +1,17 @@
-//! Everything that exists because of tiny_http 0.12, and nothing else. Behind it there are [`Exchange`]s.
+//! Everything that exists because of tiny_http 0.12, and nothing else. Other rooms see [`Exchange`]s.
 //!
 //! | what tiny_http does | file | test |
 //! |---|---|---|
-//! | leaves a new connection unserved: it hands it to a thread that it believes to be idle, by a stale count | `stalls.rs` | `of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
+//! | leaves a new connection unserved: a stale count makes it hand the connection to a busy thread | `stalls.rs` | `of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
 //! | ends its accept loop on the first error, by a panic at its last descriptor | `tiny.rs` | `without_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
 //! | hides its sockets, and that a client has gone | `sockets.rs` | `a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second`, `a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port`, `what_has_the_number_of_a_connection_that_was_closed_is_not_shut_down_in_its_stead` |
 //! | reads a connection's next requests before the one before them is answered | `instance.rs` | `a_hundred_thousand_pipelined_requests_delay_nobody_else` |
-//! | answers a request by itself that is dropped, and waits for those before it | `exchange.rs` | `requests_behind_a_waiting_lock_are_answered_when_the_server_ends` |
-//! | blocks who writes to a client that does not read | `exchange.rs` | `a_client_that_never_reads_delays_nobody_and_loses_its_connection` |
+//! | answers a dropped request itself, after waiting for the requests before it | `exchange.rs` | `requests_behind_a_waiting_lock_are_answered_when_the_server_ends` |
+//! | blocks a thread that writes to a client which does not read | `exchange.rs` | `a_client_that_never_reads_delays_nobody_and_loses_its_connection` |
 //! | reads a header line of any length, and never times a read out | `unfinished.rs` | `an_endless_header_line_ends_its_connection_and_its_memory_is_freed`, `a_request_incomplete_after_10_s_ends_its_connection_and_a_waiting_lock_goes_on` |
-//! | reads away a body when a request is dropped, and asks for as much memory as was announced | `body.rs` | `a_huge_content_length_ends_only_its_own_connection` |
-//! | ends a connection without a word for a byte that is not ASCII, before there is a request | nowhere: `guide/wire.md` has it | `a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer` |
-//! | answers a request with `Expect: foo` by 417 at once, before the one ahead of it | none: only its sender is harmed | |
+//! | reads a body to its end when a request is dropped, and allocates the announced length for it | `body.rs` | `a_huge_content_length_ends_only_its_own_connection` |
+//! | ends a connection without an answer at a byte that is not ASCII, before there is a request | nowhere: `guide/wire.md` has it | `a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer` |
+//! | answers a request with `Expect: foo` with 417 at once, before the request ahead of it | none: only its sender is harmed | |
 //! | leaves a thread and two descriptors waiting for a connection that sent an HTTP/2 or HTTP/3 request line, until the process ends | none: there is no way to the thread | |
 //! | starts threads in `from_listener` | `tiny.rs`: only the process that serves opens it | `start_returns_the_childs_pid_once_it_answers` |
 
@@ -39,29 +39,28 @@ use self::unfinished::{Activity, Look, Observed, Unfinished};
 use super::listen;
 use crate::protocol::ServerNames;
 
-/// How long tiny_http has to accept again before that is logged, and how long it is left alone when it
-/// gave up again.
+/// How long tiny_http has to accept again before that is logged, and the pause between two tries to reopen it.
 const STABLE: Duration = Duration::from_secs(2);
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// tiny_http on one listener, kept running.
 pub(super) struct TinyHttp {
     listener: TcpListener,
-    /// Whether others listen on it, too.
+    /// Whether another process listens on it, too.
     is_lent: bool,
     sockets: Arc<Sockets>,
     instance: Arc<Instance>,
-    /// Instances that accept no more, each with the connections that may be its own.
+    /// Instances that accept no more, each with the connections that may belong to it.
     older: Vec<(Arc<Instance>, Connections)>,
     stalls: StallBreaker,
     unfinished: Unfinished,
-    /// Since when nothing was accepted, or something again. `None` if the log was told that it is over.
+    /// When accepting last failed. `None` if it works, and the log says so.
     starved: Option<Instant>,
     next_reopening: Instant,
 }
 
 impl TinyHttp {
-    /// Accepts connections, for a server of those names. [`instance`](Self::instance) has what they ask.
+    /// Accepts connections, for a server of these names. Their requests come from [`instance`](Self::instance).
     pub fn open(listener: TcpListener, is_lent: bool, names: ServerNames) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let sockets = Arc::new(Sockets::new(address));
@@ -79,7 +78,7 @@ impl TinyHttp {
         })
     }
 
-    /// The one that accepts.
+    /// The instance that accepts connections.
     pub fn instance(&self) -> &Arc<Instance> {
         &self.instance
     }
@@ -89,12 +88,12 @@ impl TinyHttp {
         older.chain([&self.instance])
     }
 
-    /// When overlooked connections are to be looked for, if no other one comes before.
+    /// When to look for overlooked connections. `None` until a connection comes.
     pub fn next_look(&self) -> Option<Instant> {
         self.stalls.next_look()
     }
 
-    /// Notes that a connection has come, which tiny_http may overlook.
+    /// Notes that a connection has arrived, which tiny_http may overlook.
     pub fn note_arrival(&mut self) {
         self.stalls.expect_one(Instant::now());
     }
@@ -104,8 +103,8 @@ impl TinyHttp {
         self.stalls.look(expect_arrival);
     }
 
-    /// Sees whether connections are accepted, and has overlooked ones looked for. A new instance is returned if it had to be opened; its requests are to
-    /// be taken, too.
+    /// Checks that connections are accepted, and schedules a look for overlooked ones. Returns a new instance if one
+    /// had to be opened, whose requests have to be taken, too.
     pub fn keep_accepting(&mut self) -> Option<Arc<Instance>> {
         self.stalls.look_soon(Instant::now());
         if self.instance.is_accepting() {
@@ -120,7 +119,7 @@ impl TinyHttp {
                 "no connection is accepted for now, most likely out of descriptors; the locks stay"
             );
         }
-        // With fewer than a handful it would be over again at once.
+        // With fewer descriptors than these it would fail again at once.
         let handful: io::Result<Vec<_>> = (0..16).map(|_| self.listener.try_clone()).collect();
         if Instant::now() < self.next_reopening || handful.map(drop).is_err() {
             return None;
@@ -135,7 +134,7 @@ impl TinyHttp {
         }
     }
 
-    /// Ends connections by which nothing whole comes, if it is time to look at them.
+    /// Ends connections whose requests never become complete, if a look is due.
     pub fn end_unfinished(&mut self) {
         let now = Instant::now();
         match self.unfinished.due(now) {
@@ -143,7 +142,7 @@ impl TinyHttp {
             Some(Look::Known) => {}
             Some(Look::All) => {
                 if self.sockets.refresh().is_err() {
-                    // Out of descriptors: those that were known are looked at.
+                    // Out of descriptors: the known connections are looked at.
                     log::trace!("no descriptor to look for connections with");
                 }
             }
@@ -175,7 +174,7 @@ impl TinyHttp {
         self.unfinished.is_calm()
     }
 
-    /// Opens a new instance on the same listener. The one before goes on serving the connections that it has.
+    /// Opens a new instance on the same listener. The old one keeps serving its connections.
     fn reopen(&mut self) -> io::Result<()> {
         let connections = self.sockets.look_up()?;
         let instance = Instance::open(
@@ -210,26 +209,26 @@ impl TinyHttp {
         });
     }
 
-    /// What finds its connections.
+    /// The descriptors of its connections.
     pub fn sockets(&self) -> Arc<Sockets> {
         self.sockets.clone()
     }
 
-    /// Has every exchange find its connection from now on. It fails when there are no descriptors left.
+    /// Looks up all connections, so that each exchange finds its own. An error if no descriptor is left.
     pub fn find_connections(&self) -> io::Result<()> {
         self.sockets.refresh()
     }
 
-    /// Accepts nothing more. What has come is still answered.
+    /// Stops accepting connections. Requests that have arrived are still answered.
     pub fn refuse(&self) {
-        // tiny_http keeps a copy for a moment; shut down, it keeps nobody from the port.
+        // tiny_http keeps a copy for a moment; the shutdown frees the port at once.
         listen::refuse(&self.listener, self.is_lent, || {
             self.instance.is_accepting()
         });
         self.instances().for_each(|instance| instance.close());
     }
 
-    /// Lets answers be finished until then, and ends every connection.
+    /// Lets answers be written until `until`, then ends every connection.
     pub fn close(self, until: Instant) {
         self.instances()
             .for_each(|instance| instance.wait_until_served(until));
@@ -241,8 +240,8 @@ impl TinyHttp {
             instance.dismiss();
         }
         if self.is_lent {
-            // Dropped, tiny_http connects to its port, to wake a thread that has ended. The next server on the same
-            // listener would find that connection.
+            // When dropped, tiny_http connects to its port, to wake a thread that has ended. The next server on the
+            // same listener would accept that connection.
             self.instances().cloned().for_each(mem::forget);
         }
     }

@@ -13,8 +13,8 @@ use super::instance::Instance;
 use super::sockets::{OwnedConnection, SocketPair};
 use crate::protocol::{self, Reply, ServerNames};
 
-/// A request that is being served, the first of its connection's pipeline. Dropped, it lets the next one be served;
-/// dropped without an answer, it ends the connection.
+/// A request that is being served, the first of its connection's pipeline. Dropping it lets the next one be served;
+/// dropping it without an answer ends the connection.
 pub(in crate::server) struct Exchange {
     instance: Arc<Instance>,
     client: SocketAddr,
@@ -27,34 +27,34 @@ pub(in crate::server) struct Exchange {
 
 enum ExchangeState {
     Asked(Request),
-    /// The request is understood, and waits for its answer.
+    /// The request is parsed, and waits for its answer.
     Parked(WayBack),
     /// Answered, or its client has gone.
     Over,
 }
 
-/// What tiny_http's writer needs to know of a request, and no more, because thousands may wait.
+/// What an answer needs of its request. Kept small, because thousands may wait.
 struct WayBack {
     writer: Box<dyn Write + Send>,
-    /// What becomes of the connection.
+    /// The value of the answer's `Connection` header.
     connection: Option<&'static str>,
-    /// Whether only the head is wanted.
+    /// Whether the answer has no body: HEAD.
     head: bool,
-    /// What the client calls its question, to be repeated in the answer.
+    /// The client's ID for its question, to be repeated in the answer.
     echo: Option<Box<str>>,
-    /// What the log calls the request. Empty if it isn't logged.
+    /// The request's name in the log. Empty if it isn't logged.
     name: String,
 }
 
 impl Exchange {
-    /// Blocks for the next request of an instance, for one thread at a time. `None` when the server ends and none is
-    /// left.
+    /// Blocks for the next request of an instance. Call it from one thread at a time. `None` when the server ends and
+    /// no request is left.
     pub fn take(instance: &Arc<Instance>) -> Option<Self> {
         let (client, request) = instance.take()?;
         Some(Self::new(instance, client, request))
     }
 
-    /// A request that is ready, for another thread than the one that [takes](Self::take) them. `None` if there is none.
+    /// Returns a ready request, for a thread beside the one that calls [`take`](Self::take). `None` if none is ready.
     pub fn take_ready(instance: &Arc<Instance>) -> Option<Self> {
         let (client, request) = instance.take_ready()?;
         Some(Self::new(instance, client, request))
@@ -70,12 +70,12 @@ impl Exchange {
         }
     }
 
-    /// Where its connection comes from.
+    /// The client's address.
     pub fn client(&self) -> SocketAddr {
         self.client
     }
 
-    /// The method as it was sent. Empty once it is parked, as are the others of the question.
+    /// The method as it was sent. Empty once the exchange is parked, like the target and the headers.
     pub fn method(&self) -> &str {
         self.question()
             .map_or("", |request| request.method().as_str())
@@ -86,7 +86,7 @@ impl Exchange {
         self.question().map_or("", |request| request.url())
     }
 
-    /// The header lines, each with its field and its value.
+    /// The header lines, each as its field and its value.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         let headers = self.question().map_or(&[][..], |request| request.headers());
         headers
@@ -100,13 +100,14 @@ impl Exchange {
             .is_some_and(|length| length > 0)
     }
 
-    /// Whether a body is announced that may take any time to come. A thread that nobody waits for asks whether it
-    /// [turns out empty](Self::turns_out_empty), or else [refuses](Self::refuse_body) it.
+    /// Whether a body is announced that may take any time to arrive. A worker then asks whether it [turns out
+    /// empty](Self::turns_out_empty), or else [refuses](Self::refuse_body) it.
     pub fn has_unread_body(&self) -> bool {
         self.question().is_some_and(body::is_unread)
     }
 
-    /// Whether the unread body is empty: then the request is served like any other. Blocks for its first bytes.
+    /// Whether the unread body is empty: then the request is served like any other. Blocks until its first bytes
+    /// arrive.
     pub fn turns_out_empty(&mut self) -> bool {
         self.reads_body = true;
         self.instance.note_body(self.client);
@@ -134,17 +135,17 @@ impl Exchange {
         self.write(reply);
     }
 
-    /// Writes the reply to a request with an unread body, and ends its connection: where the body ends may not be
-    /// known, and what tiny_http took for a further request may have been the body.
+    /// Writes the reply to a request with an unread body, and ends its connection: the end of the body may be unknown,
+    /// and tiny_http may have parsed the body as a further request.
     pub fn refuse_body(mut self, reply: &Reply) {
         if !self.question().is_some_and(body::is_short) {
-            // Too long to be read: dropped, it ends the connection.
+            // Too long to be read: dropping the exchange ends the connection.
             return;
         }
         if let ExchangeState::Asked(mut request) = self.take_state() {
             let read = body::throw_away(&mut request);
             if read.is_err() {
-                // Its connection is over, or was ended because it took too long.
+                // The connection is over, or was ended because the body took too long.
                 self.state = ExchangeState::Asked(request);
                 return;
             }
@@ -156,15 +157,15 @@ impl Exchange {
         self.instance.end_connection(self.client);
     }
 
-    /// Finds its connection, also if it has just been made: looks through all of them then. `false` if it is over, or
-    /// others have looked too often.
+    /// Finds its connection. Looks through all connections for a new one. `false` if it is over, or if searches were
+    /// too frequent.
     pub fn is_located(&mut self) -> bool {
         self.find_connection().is_some()
             || (self.instance.sockets.search() && self.find_connection().is_some())
     }
 
-    /// Begins an answer that goes on until one end of the connection ends it. Returns its head, which is to be sent first.
-    /// The exchange comes back where its connection is not known, or there is no descriptor left.
+    /// Begins an answer that lasts until either end closes the connection. Returns its head, to be sent first. The
+    /// exchange is returned as the error if its connection is not known, or no descriptor is left.
     pub fn stream(mut self, reply: &Reply) -> Result<(AnswerStream, Vec<u8>), Box<Self>> {
         let found = self.find_connection().is_some();
         let Some(connection) = self.sockets.filter(|_| found).and_then(|pair| pair.copy()) else {
@@ -190,7 +191,7 @@ impl Exchange {
         self.state = ExchangeState::Over;
     }
 
-    /// Lets go of what was needed only to understand the request.
+    /// Drops what only parsing the request needed.
     pub fn park(&mut self) {
         if self.question().is_some()
             && let ExchangeState::Asked(request) = self.take_state()
@@ -199,18 +200,18 @@ impl Exchange {
         }
     }
 
-    /// Finds the connection's descriptors. `None` if they are not known, or closed.
+    /// Finds the connection's descriptor. `None` if it is not known, or closed.
     pub fn find_connection(&mut self) -> Option<BorrowedFd<'_>> {
         if self.sockets.is_none() {
             self.sockets = self.instance.sockets.find(self.client);
         }
         let fd = self.sockets?.open()?;
-        // SAFETY: it was open just now. Were it closed since, what is asked of it fails; were it used again for
-        // another connection, then another one's hang-up would be reported, and the client found to be there.
+        // SAFETY: it was open just now. If it is closed since, calls on it fail. If its number is used again for
+        // another connection, that one's hang-up is reported, and this client is then found to be connected.
         Some(unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
-    /// Whether the client is there, as far as is known.
+    /// Whether the client is connected. `true` if its connection is not known.
     pub fn is_connected(&self) -> bool {
         self.sockets.is_none_or(|sockets| sockets.are_connected())
     }
@@ -220,7 +221,7 @@ impl Exchange {
         self.sockets.is_some_and(|sockets| sockets.have_room())
     }
 
-    /// Whether it is known that the client would have to read before an answer can be written.
+    /// Whether a write is known to block until the client reads.
     pub fn is_blocked(&self) -> bool {
         self.sockets.is_some_and(|sockets| !sockets.have_room())
     }
@@ -230,7 +231,7 @@ impl Exchange {
             && let Err(error) = way_back.write(reply, &self.instance.names)
         {
             log::debug!("{} did not take its answer: {error}", self.client);
-            // A part of it may have been written: nothing that comes after could be understood.
+            // A part may have been written: the client could not parse a further answer.
             self.instance.end_connection(self.client);
         }
     }
@@ -269,7 +270,7 @@ impl WayBack {
         }
     }
 
-    /// Writes the reply of the server of those names. An error if the client did not take it.
+    /// Writes the reply, from the server of these names. An error if the client did not take it.
     fn write(mut self, reply: &Reply, names: &ServerNames) -> io::Result<()> {
         let bytes = self.bytes(reply, names, self.connection);
         self.writer.write_all(&bytes)?;
@@ -282,8 +283,8 @@ impl WayBack {
     }
 }
 
-/// An answer that goes on, sent by a descriptor of its own: tiny_http's writer would wait for a client that does not
-/// read. Dropped, it ends the connection.
+/// An answer without an end, sent through its own descriptor: tiny_http's writer would block on a client that does not
+/// read. Dropping it ends the connection.
 pub(in crate::server) struct AnswerStream {
     /// Keeps the connection's next request from being served.
     exchange: Exchange,
@@ -296,7 +297,7 @@ impl AnswerStream {
         self.connection.send_at_once(bytes)
     }
 
-    /// Whether the client is there, as far as is known.
+    /// Whether the client is connected, as far as the kernel knows.
     pub fn is_connected(&self) -> bool {
         self.connection.is_connected()
     }
@@ -313,7 +314,7 @@ impl Drop for AnswerStream {
     }
 }
 
-/// What a client calls its question, if it does. What is no ID is not echoed.
+/// The client's ID for its question, if it sent one. Anything but an ID is not echoed.
 fn echo_of(request: &Request) -> Option<Box<str>> {
     let mut headers = request.headers().iter();
     let echo = headers.find(|header| header.field.equiv(protocol::LOCK_ECHO))?;
@@ -321,7 +322,7 @@ fn echo_of(request: &Request) -> Option<Box<str>> {
     protocol::is_id(echo).then(|| echo.into())
 }
 
-/// What becomes of a connection after a reply, by tiny_http's own rule, for the reply to say so.
+/// The reply's `Connection` header: it states what tiny_http's own rule will do with the connection.
 fn future_of_connection(request: &Request) -> Option<&'static str> {
     let old = *request.http_version() == (1, 0);
     let connection = request

@@ -1,10 +1,10 @@
-//! One run of tiny_http on the listener: its requests, one by one, those of each connection in their order.
+//! One run of tiny_http on the listener: takes its requests one by one, those of each connection in their order.
 //!
-//! One connection's requests are served one after another, and connections take turns, so that one
-//! that sends a thousand requests ahead delays nobody but itself.
+//! The requests of one connection are served one after another, and connections take turns, so a client that sends a
+//! thousand requests ahead delays only itself.
 //!
-//! tiny_http's accept loop ends on the first error, its connections do not, so there may be an older
-//! instance beside the one that accepts.
+//! tiny_http's accept loop ends on the first error, but its connections stay. So older instances may exist beside the
+//! one that accepts.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -28,12 +28,12 @@ use crate::protocol::ServerNames;
 pub(in crate::server) struct Instance {
     tiny: tiny_http::Server,
     pub(super) sockets: Arc<Sockets>,
-    /// Stand in each answer.
+    /// The names in each answer.
     pub(super) names: ServerNames,
     pipelines: Pipelines,
-    /// The clients whose bodies are read, each since when.
+    /// The clients whose bodies are being read, and since when.
     bodies: Mutex<HashMap<SocketAddr, Instant>>,
-    /// What tiny_http accepts with. It closes it when it accepts no more.
+    /// tiny_http's listener. tiny_http closes it when it stops accepting.
     listener: ListenerId,
     /// One of the phases below. It only grows.
     phase: AtomicU8,
@@ -42,13 +42,13 @@ pub(in crate::server) struct Instance {
     is_receiving: AtomicBool,
 }
 
-/// Requests are taken as they come.
+/// Requests are taken as they arrive.
 const OPEN: u8 = 0;
-/// What has come by now is taken.
+/// Only requests that have arrived by now are taken.
 const CLOSING: u8 = 1;
-/// Nothing more is taken. What comes later is not answered.
+/// No more requests are taken. Later ones are not answered.
 const DRAINED: u8 = 2;
-/// Nothing more is served.
+/// No more requests are served.
 const DISMISSED: u8 = 3;
 
 impl Instance {
@@ -74,18 +74,18 @@ impl Instance {
         }))
     }
 
-    /// Whether tiny_http still accepts connections. Its loop ends with the first error of `accept`,
-    /// and by a panic where the descriptor that it wants to copy then is one too many.
+    /// Whether tiny_http still accepts connections. Its loop ends at the first error of `accept`; without a descriptor
+    /// for the copy that it makes, it ends by a panic.
     pub(super) fn is_accepting(&self) -> bool {
         self.listener.is_listening()
     }
 
-    /// Takes nothing more than what has come. What waits, or stands behind it, is still answered.
+    /// Takes only requests that have arrived. They, LOCKs that wait and the requests behind them are still answered.
     pub fn close(&self) {
         self.advance(CLOSING);
     }
 
-    /// Ends [`take`](Self::take), also where something is not answered.
+    /// Ends [`take`](Self::take), even if requests are unanswered.
     pub fn dismiss(&self) {
         self.advance(DISMISSED);
     }
@@ -99,24 +99,24 @@ impl Instance {
         self.phase.load(SeqCst)
     }
 
-    /// Blocks until everything that has come before it was closed is answered, at most until `deadline`.
+    /// Blocks until all requests that arrived before [`close`](Self::close) are answered, at most until `deadline`.
     pub(super) fn wait_until_served(&self, deadline: Instant) {
         let is_drained = || self.phase() >= DRAINED;
         self.pipelines.wait_until_served(is_drained, deadline);
     }
 
-    /// Forgets what was never served.
+    /// Forgets the requests that were never served.
     pub(super) fn forget_requests(&self) {
         for (client, request) in self.pipelines.end() {
             body::forget(client, request, &self.sockets);
         }
     }
 
-    /// The next request in the order of the pipelines, one thread at a time. `None` when the server ends and none is
-    /// left.
+    /// Blocks for the next request in the order of the pipelines. Call it from one thread at a time. `None` when the
+    /// server ends and no request is left.
     pub(super) fn take(&self) -> Option<(SocketAddr, Request)> {
         loop {
-            // Whatever has come enters its pipeline before anything is served.
+            // All requests that have arrived enter their pipelines before one is served.
             let is_closing = self.phase() == CLOSING;
             let received = if is_closing {
                 self.receive_last()
@@ -140,23 +140,23 @@ impl Instance {
                 Err(error) if error.raw_os_error().is_some() => {
                     log::debug!("tiny_http accepts no more connections: {error}");
                 }
-                // Woken up to look again.
+                // `unblock` woke it, to look again.
                 Err(_) => {}
             }
         }
     }
 
-    /// The next request that is ready, for a thread beside the one that [takes](Self::take) them.
+    /// The next ready request, for a thread beside the one that calls [`take`](Self::take).
     pub(super) fn take_ready(&self) -> Option<(SocketAddr, Request)> {
         self.pipelines.next()
     }
 
-    /// How many requests may be served beside those that are.
+    /// How many requests are ready to be served.
     pub fn ready(&self) -> usize {
         self.pipelines.ready()
     }
 
-    /// Whether nothing is left to be answered that had come before the instance was closed.
+    /// Whether all requests that arrived before [`close`](Self::close) are answered.
     pub fn is_over(&self) -> bool {
         match self.phase() {
             DISMISSED => true,
@@ -165,9 +165,9 @@ impl Instance {
         }
     }
 
-    /// A request that has come before it was closed. `None` if there is none.
+    /// The next request that arrived before [`close`](Self::close). `None` if there is no more.
     fn receive_last(&self) -> io::Result<Option<Request>> {
-        // It says that there is none also where somebody was to be woken: by this being closed, and by `done`.
+        // `try_recv` also returns `None` for each pending `unblock`: one by `close`, one by `done`.
         for _ in 0..2 {
             let received = self.tiny.try_recv();
             if !matches!(received, Ok(None)) {
@@ -177,17 +177,17 @@ impl Instance {
         self.tiny.try_recv()
     }
 
-    /// Waits for a request. `None` if there is something else to look at.
+    /// Blocks for a request. `None` if there is something else to look at.
     fn receive(&self) -> io::Result<Option<Request>> {
         let received = self.polling.look(Instant::now, thread::yield_now, || {
             let received = self.tiny.try_recv();
-            // Where it says that nothing has come, it may have been woken up to look again.
+            // `None` may also come from an `unblock`: then there is news.
             (!matches!(received, Ok(None)) || self.has_news()).then_some(received)
         });
         if let Some(received) = received {
             return received;
         }
-        // A thread that makes news after this wakes it.
+        // A thread that causes news after this line wakes this one.
         self.is_receiving.store(true, SeqCst);
         let received = if self.has_news() {
             Ok(None)
@@ -198,13 +198,13 @@ impl Instance {
         received
     }
 
-    /// Whether there is something to look at beside what comes.
+    /// Whether there is something to do beside receiving.
     fn has_news(&self) -> bool {
         self.phase() == CLOSING || self.is_over() || self.pipelines.is_ready()
     }
 
     fn enter(&self, request: Request) {
-        // tiny_http knows no address only of UNIX sockets.
+        // Only UNIX sockets have no address.
         let Some(&client) = request.remote_addr() else {
             return;
         };
@@ -217,7 +217,7 @@ impl Instance {
         }
     }
 
-    /// What is done for a client now.
+    /// What the server does for a client now.
     pub(super) fn activity(&self, client: SocketAddr) -> Activity {
         match self.bodies.lock().get(&client) {
             Some(since) => Activity::ReadsBody(*since),
@@ -226,7 +226,7 @@ impl Instance {
         }
     }
 
-    /// Notes that a client's body is read, until it [was](Self::note_body_read).
+    /// Notes that a client's body is being read, until [`note_body_read`](Self::note_body_read).
     pub(super) fn note_body(&self, client: SocketAddr) {
         self.bodies
             .lock()
@@ -239,13 +239,13 @@ impl Instance {
         self.bodies.lock().remove(&client);
     }
 
-    /// Ends a connection and forgets what it has sent ahead.
+    /// Ends a connection and forgets the requests that it has sent ahead.
     pub(super) fn end_connection(&self, client: SocketAddr) {
         self.sockets.shut_down(client);
         self.forget_ahead(client);
     }
 
-    /// Forgets what a client has sent ahead.
+    /// Forgets the requests that a client has sent ahead.
     pub(super) fn forget_ahead(&self, client: SocketAddr) {
         for request in self.pipelines.clear(client) {
             body::forget(client, request, &self.sockets);
@@ -256,17 +256,17 @@ impl Instance {
     pub(super) fn done(&self, client: SocketAddr) {
         let is_ready = self.pipelines.done(client);
         let has_news = is_ready || self.phase() == DRAINED;
-        // Once is enough: who wakes up looks at everything.
+        // One wake-up is enough: the woken thread looks at everything.
         if has_news && self.is_receiving.swap(false, SeqCst) {
             self.tiny.unblock();
         }
     }
 }
 
-/// How many requests of one connection may wait for the one before them: tiny_http takes 1.5 kB for the shortest.
+/// How many requests of one connection may wait behind the first one: tiny_http takes 1.5 kB for the shortest.
 const MAX_PIPELINED: usize = 500;
 
-/// The requests that have come and are not yet answered, in a pipeline for each connection.
+/// The unanswered requests, in one pipeline for each connection.
 #[derive(Default)]
 struct Pipelines {
     requests: Mutex<Requests>,
@@ -276,16 +276,15 @@ struct Pipelines {
 
 #[derive(Default)]
 struct Requests {
-    /// What has come behind the request that is ready or being served. A pipeline exists as long as a request of its
-    /// connection is not answered.
+    /// The requests behind the one that is ready or being served. A pipeline exists as long as a request of its
+    /// connection is unanswered.
     pipelines: HashMap<SocketAddr, VecDeque<Request>>,
-    /// The requests that may be served, at most one of each connection.
+    /// The requests that may be served now, at most one of each connection.
     ready: VecDeque<(SocketAddr, Request)>,
 }
 
 impl Pipelines {
-    /// Puts a request at the end of its connection's pipeline. `false` if the connection sends faster than it is
-    /// served.
+    /// Puts a request at the end of its connection's pipeline. `false` if the pipeline has more than [`MAX_PIPELINED`].
     fn enter(&self, client: SocketAddr, request: Request) -> bool {
         let mut requests = self.requests.lock();
         let Some(behind) = requests.pipelines.get_mut(&client) else {
@@ -302,12 +301,12 @@ impl Pipelines {
         self.requests.lock().pipelines.is_empty()
     }
 
-    /// Whether a request of a client is not answered.
+    /// Whether a client has an unanswered request.
     fn is_served(&self, client: SocketAddr) -> bool {
         self.requests.lock().pipelines.contains_key(&client)
     }
 
-    /// How often [`next`](Self::next) has something.
+    /// How many requests [`next`](Self::next) can return now.
     fn ready(&self) -> usize {
         self.requests.lock().ready.len()
     }
@@ -316,7 +315,7 @@ impl Pipelines {
         self.ready() > 0
     }
 
-    /// The next request to serve. The others of its connection wait until it is [`done`](Self::done).
+    /// The next request to serve. The following one of its connection waits for [`done`](Self::done).
     fn next(&self) -> Option<(SocketAddr, Request)> {
         let mut requests = self.requests.lock();
         let next = requests.ready.pop_front();
@@ -340,14 +339,14 @@ impl Pipelines {
         false
     }
 
-    /// Takes away what stands in a connection's pipeline.
+    /// Removes and returns the requests in a connection's pipeline.
     fn clear(&self, client: SocketAddr) -> VecDeque<Request> {
         let mut requests = self.requests.lock();
         let behind = requests.pipelines.get_mut(&client);
         behind.map(mem::take).unwrap_or_default()
     }
 
-    /// Ends all pipelines, and returns what was never served.
+    /// Ends all pipelines, and returns the requests that were never served.
     fn end(&self) -> Vec<(SocketAddr, Request)> {
         let Requests { pipelines, ready } = mem::take(&mut *self.requests.lock());
         let behind = pipelines.into_iter().flat_map(|(client, behind)| {
@@ -357,13 +356,13 @@ impl Pipelines {
         ready.into_iter().chain(behind).collect()
     }
 
-    /// Has [`wait_until_served`](Self::wait_until_served) look again.
+    /// Makes [`wait_until_served`](Self::wait_until_served) check again.
     fn notify(&self) {
         let _requests = self.requests.lock();
         self.all_served.notify_all();
     }
 
-    /// Blocks until all requests have come and are answered, at most until `deadline`.
+    /// Blocks until `have_come` is true and all requests are answered, at most until `deadline`.
     fn wait_until_served(&self, have_come: impl Fn() -> bool, deadline: Instant) {
         let mut requests = self.requests.lock();
         while !(have_come() && requests.pipelines.is_empty()) {

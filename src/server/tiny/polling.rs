@@ -1,19 +1,19 @@
-//! When to look for the next request again and again, and when to sleep until it comes.
+//! When to poll for the next request, and when to sleep until it arrives.
 //!
-//! To wake a thread takes some 20 µs where the processor sleeps too. So the thread that takes requests looks for a while
-//! first. Between two looks it gives the processor up, to the threads that read requests and write answers. Where others compute,
-//! that is the wrong way, as measured with Linux 6.18: a thread that gives the processor up comes back behind them all, after
-//! milliseconds, and one that sleeps is woken before them.
+//! Waking a thread takes about 20 µs if the processor sleeps, too. So the thread that takes requests polls for a while
+//! first. Between two looks it yields the processor to the threads that read requests and write answers. While other
+//! programs compute, that is wrong, as measured with Linux 6.18: a thread that yields runs again behind all of them,
+//! after milliseconds; a thread that sleeps is woken before them.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long to look.
+/// How long to poll.
 const LONGEST: Duration = Duration::from_micros(50);
 
-/// If the processor was given up for longer than this, others compute. Then the thread sleeps at once for a while, twice
-/// as long each time in a row.
+/// If a yield takes longer than this, other programs compute. Then the thread sleeps without polling for a while, which
+/// doubles each time in a row.
 const CROWDED: Duration = Duration::from_micros(500);
 const FIRST_WHILE: Duration = Duration::from_millis(10);
 const LONGEST_WHILE: Duration = Duration::from_secs(1);
@@ -24,14 +24,14 @@ pub(super) struct Polling(Mutex<Competitors>);
 
 #[derive(Clone, Copy, Default)]
 struct Competitors {
-    /// Until when they compute, as far as is known.
+    /// Until when they are expected to compute.
     until: Option<Instant>,
-    /// How long they were expected to, when that was last found. Zero since a look without them.
+    /// How long that was when they were last noticed. Zero after a poll without them.
     expected: Duration,
 }
 
 impl Competitors {
-    /// Notes that they compute at that time.
+    /// Notes that they compute now.
     fn note(&mut self, now: Instant) {
         self.expected = (self.expected * 2).clamp(FIRST_WHILE, LONGEST_WHILE);
         self.until = Some(now + self.expected);
@@ -39,7 +39,8 @@ impl Competitors {
 }
 
 impl Polling {
-    /// Looks until there is something, or it is better to sleep. `give_up` gives the processor up to others.
+    /// Calls `look` until it finds something, or until sleeping is better: then returns `None`. `give_up` yields the
+    /// processor.
     pub fn look<T>(
         &self,
         clock: impl Fn() -> Instant,
@@ -78,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    /// Looks, and finds nothing, with a clock that each look puts forward by that time. Returns how often it looked.
+    /// Polls, and finds nothing, with a clock that each yield advances by `away`. Returns how often it looked.
     fn looks(polling: &Polling, clock: &Cell<Instant>, away: Duration) -> usize {
         let looks = Cell::new(0);
         let give_up = || clock.set(clock.get() + away);
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_soon_looks_for_50_us() {
+    fn with_short_yields_it_polls_for_50_us() {
         let (polling, clock) = (Polling::default(), Cell::new(Instant::now()));
         for _ in 0..3 {
             assert_eq!(looks(&polling, &clock, Duration::from_micros(5)), 10);
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_others_who_compute_it_looks_more_and_more_seldom() {
+    fn while_others_compute_it_polls_less_and_less_often() {
         let (polling, clock) = (Polling::default(), Cell::new(Instant::now()));
         let share = Duration::from_millis(3);
         let begun = clock.get();
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn once_they_have_gone_it_looks_as_before_and_sleeps_shortly_when_they_come_again() {
+    fn once_others_stop_it_polls_as_before_and_the_next_pause_is_short() {
         let (polling, clock) = (Polling::default(), Cell::new(Instant::now()));
         let (share, soon) = (Duration::from_millis(3), Duration::from_micros(5));
         for _ in 0..20 {
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_returned_at_once() {
+    fn a_found_request_is_returned_at_once() {
         let polling = Polling::default();
         let found = polling.look(Instant::now, || unreachable!("it was there"), || Some(7));
         assert_eq!(found, Some(7));

@@ -1,4 +1,4 @@
-//! What the kernel knows of the connections that tiny_http holds and does not show.
+//! The descriptors of the connections that tiny_http holds and hides, and what the kernel knows of them.
 //!
 //! tiny_http gives no access to its sockets and swallows their end, so they are found among the
 //! process's own descriptors by the address of their other end. A descriptor found here is used by
@@ -25,16 +25,16 @@ use super::traffic::{Traffic, is_established};
 /// The connections of one port.
 pub(in crate::server) struct Sockets {
     own: OwnAddress,
-    /// As they were when last looked up: to look through thousands takes milliseconds.
+    /// The connections at the last look-up, which takes milliseconds for thousands.
     known: Mutex<Connections>,
-    /// When clients may look for themselves again.
+    /// When a client may cause the next search.
     next_search: Mutex<Option<Instant>>,
-    /// A descriptor to give up where there is no other one for a look-up.
+    /// A descriptor that is closed for a look-up if no other one is free.
     spare: Mutex<Option<File>>,
 }
 
-/// How long after a search for a client the next one may begin, for each connection beyond a thousand: nine times what
-/// it takes, so that a client that asks again and again does not keep the others waiting.
+/// The pause after a search for a client, for each connection beyond a thousand: nine times the time of the search, so
+/// that a client that causes searches does not delay the others.
 const SEARCH_PAUSE: Duration = Duration::from_micros(9);
 const CHEAP_SEARCH: usize = 1000;
 
@@ -48,7 +48,7 @@ impl Sockets {
         }
     }
 
-    /// Does what takes one descriptor, with the spare one if there is no other.
+    /// Does work that needs one descriptor. Closes the spare one for it if no other is free.
     fn with_spare<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
         let error = match work() {
             Err(error) => error,
@@ -63,14 +63,14 @@ impl Sockets {
         result
     }
 
-    /// The client's descriptors, if they are known.
+    /// The client's descriptors, if they are known and still its own.
     pub(super) fn find(&self, client: SocketAddr) -> Option<SocketPair> {
         let pair = self.known.lock().0.get(&client).copied();
         pair.filter(|pair| pair.is_of(client, self.own))
     }
 
-    /// [Refreshes](Self::refresh), to find a client that came since. `false` if it was not done: it was done too
-    /// often for so many connections, or there are no descriptors left.
+    /// [Refreshes](Self::refresh), to find a new client. `false` if it did not: searches are too frequent for so many
+    /// connections, or no descriptor is left.
     pub fn search(&self) -> bool {
         let mut next = self.next_search.lock();
         if next.is_some_and(|next| Instant::now() < next) || self.refresh().is_err() {
@@ -82,14 +82,14 @@ impl Sockets {
         true
     }
 
-    /// Looks all connections up again, to be found from then on.
+    /// Looks up all connections, which [`find`](Self::find) then knows.
     pub fn refresh(&self) -> io::Result<()> {
         let mut found = self.look_up()?;
         mem::swap(&mut *self.known.lock(), &mut found);
         Ok(())
     }
 
-    /// How many connections there are; without a descriptor to look with, how many there were.
+    /// How many connections there are. Without a free descriptor, how many there were at the last look-up.
     pub fn count(&self) -> usize {
         match self.look_up() {
             Ok(connections) => connections.0.len(),
@@ -97,7 +97,7 @@ impl Sockets {
         }
     }
 
-    /// The connections as they were when last looked up.
+    /// The connections at the last look-up.
     pub(super) fn known(&self) -> Vec<(SocketAddr, SocketPair)> {
         let known = self.known.lock();
         known
@@ -107,7 +107,7 @@ impl Sockets {
             .collect()
     }
 
-    /// Looks through all descriptors: some 0.5 µs each.
+    /// Looks through all descriptors: about 0.5 µs each.
     pub(super) fn look_up(&self) -> io::Result<Connections> {
         let mut connections = HashMap::new();
         for (client, fd) in self.with_spare(|| connected(self.own))? {
@@ -128,16 +128,16 @@ impl Sockets {
         Ok(Connections(connections))
     }
 
-    /// Ends the connection to a client at this port, both ways. Returns the descriptors that it had.
+    /// Ends the connection to a client at this port, both ways. Returns its descriptors.
     pub(super) fn shut_down(&self, client: SocketAddr) -> ShutDown {
         let connected = self.with_spare(|| connected(self.own)).unwrap_or_default();
         let its_own = connected.into_iter().filter(|(other, _)| *other == client);
         let fds: Vec<RawFd> = its_own.map(|(_, fd)| fd).collect();
         for &fd in &fds {
-            // tiny_http may close the descriptor now, and its number be given to another client. A copy stays
-            // what it is.
+            // tiny_http may close the descriptor now, and its number may go to another client. A copy stays the same
+            // connection.
             //
-            // SAFETY: only copied; where it is not open any more, that fails.
+            // SAFETY: only copied; that fails if it is not open any more.
             let copy = || unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
             if let Ok(copy) = self.with_spare(copy)
                 && client_of(copy.as_raw_fd(), self.own) == Some(client)
@@ -161,77 +161,77 @@ impl Sockets {
     }
 }
 
-/// The connections that came in at one port, by the other end's address. What came in at another
-/// port of this process, a classic port or another server's, is none of these, though a client there may have the
-/// very address of one here.
+/// The connections of one port, by the client's address. A connection of another port of this process, a classic port
+/// or another server's, is not included, even if its client has the same address.
 #[derive(Default)]
 pub(super) struct Connections(HashMap<SocketAddr, SocketPair>);
 
 impl Connections {
-    /// Whether any of these is among the others.
+    /// Whether `others` has any of these connections.
     pub fn any_in(&self, others: &Connections) -> bool {
         self.0.keys().any(|client| others.0.contains_key(client))
     }
 
-    /// Leaves out those that are among the others.
+    /// Leaves out the connections that `others` has.
     pub fn without(mut self, others: &Connections) -> Self {
         self.0.retain(|client, _| !others.0.contains_key(client));
         self
     }
 }
 
-/// tiny_http has two descriptors of each connection, to read from and to write to, and closes one of them
-/// before the other. The same one twice where it has already.
+/// tiny_http has two descriptors of each connection, to read from and to write to, and closes one before the other.
+/// Both entries are equal once only one is open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SocketPair {
     fds: [RawFd; 2],
-    /// What tells the connection from every other one, before and after.
+    /// Unique to the connection, among earlier and later ones, too.
     inode: u64,
 }
 
 impl SocketPair {
-    /// Whether the client has neither closed nor reset nor lost its connection, as far as is known.
+    /// Whether the client is connected: it has neither closed nor reset its connection, and has not lost it, as far as
+    /// the kernel knows.
     ///
-    /// tiny_http shuts the reading side down itself once it expects no further request, so an end of file says
-    /// nothing; the state of the connection does.
+    /// Reads the connection's state: an end of file would prove nothing, because tiny_http itself shuts down the
+    /// reading side once it expects no further request.
     pub fn are_connected(&self) -> bool {
         self.open().is_some_and(is_established)
     }
 
-    /// Whether a short answer to the client can be written without waiting for it to read: whether a third of what
-    /// may lie unread is free, says Linux.
+    /// Whether a short answer can be written without waiting for the client to read. Linux: whether a third of the send
+    /// buffer is free.
     pub fn have_room(&self) -> bool {
         let Some(fd) = self.open() else {
             return false;
         };
-        // SAFETY: the descriptor is only asked; where it is not open, that is the answer.
+        // SAFETY: the descriptor is only polled; if it is not open, `poll` reports that.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let mut asked = [PollFd::new(fd, PollFlags::POLLOUT)];
         poll::poll(&mut asked, PollTimeout::ZERO) == Ok(1)
             && asked[0].revents() == Some(PollFlags::POLLOUT)
     }
 
-    /// What tells the connection from every other one.
+    /// An ID that no other connection has.
     pub fn id(&self) -> u64 {
         self.inode
     }
 
-    /// What has gone over it. `None` if it is over.
+    /// How many bytes it has carried, and when. `None` if it is over.
     pub fn traffic(&self) -> Option<Traffic> {
         self.open().and_then(Traffic::of)
     }
 
-    /// A copy of its descriptor, which stays what it is when tiny_http closes its own. `None` if the connection is over,
-    /// or there is no descriptor left.
+    /// A copy of its descriptor, which stays this connection when tiny_http closes its own. `None` if the connection is
+    /// over, or no descriptor is left.
     pub fn copy(&self) -> Option<OwnedConnection> {
-        // SAFETY: only copied; where it is not open any more, that fails. Where its number was given to another client
-        // meanwhile, the copy is not taken, see below.
+        // SAFETY: only copied; that fails if it is not open any more. If its number has gone to another client, the
+        // check of the inode below drops the copy.
         let copy = unsafe { BorrowedFd::borrow_raw(self.open()?) }.try_clone_to_owned();
         let copy = OwnedConnection(copy.ok()?);
         (inode_of(copy.0.as_raw_fd()) == Some(self.inode)).then_some(copy)
     }
 
-    /// Breaks the connection off. Shut down, it would be read for as long as its client sends.
+    /// Aborts the connection. After a shutdown, tiny_http would read it for as long as its client sends.
     pub fn break_off(&self) {
         let Some(OwnedConnection(copy)) = self.copy() else {
             return;
@@ -241,14 +241,15 @@ impl SocketPair {
             sa_data: [0; 14],
         };
         let length = mem::size_of_val(&nobody) as libc::socklen_t;
-        // SAFETY: the address outlives the call. connect(2): with no family it ends a connection.
+        // SAFETY: the address outlives the call. connect(2): an address without a family ends a connection.
         if unsafe { libc::connect(copy.as_raw_fd(), &nobody, length) } != 0 {
-            // Linux 6.4 and 6.5 refuse that beside a thread that reads. It fails only where the connection is gone.
+            // Linux 6.4 and 6.5 refuse that while another thread reads. The shutdown fails only if the connection is
+            // gone.
             let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
         }
     }
 
-    /// The one that is still the connection's.
+    /// The descriptor that still belongs to the connection.
     pub fn open(&self) -> Option<RawFd> {
         let mut fds = self.fds.into_iter();
         fds.find(|fd| inode_of(*fd) == Some(self.inode))
@@ -260,11 +261,11 @@ impl SocketPair {
     }
 }
 
-/// A connection by a descriptor of one's own.
+/// A connection through a descriptor that tiny_http does not close.
 pub(super) struct OwnedConnection(OwnedFd);
 
 impl OwnedConnection {
-    /// Sends as much as there is room for, and returns how much that was. Waits for nobody.
+    /// Sends as much as there is room for, and returns how many bytes that was. Does not block.
     pub fn send_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match socket::send(self.0.as_raw_fd(), bytes, flags) {
@@ -274,19 +275,20 @@ impl OwnedConnection {
         }
     }
 
-    /// Whether the client has neither closed nor reset nor lost it, as far as is known.
+    /// Whether the client is connected, as far as the kernel knows.
     pub fn is_connected(&self) -> bool {
         is_established(self.0.as_raw_fd())
     }
 
-    /// Ends it, both ways, after what was sent.
+    /// Ends it, both ways, after the bytes that were sent.
     pub fn shut_down(&self) {
         // It fails only on a connection that is gone, which is as good.
         let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 }
 
-/// What a transport listens on. Its connections have this address at their own end, or any with that port.
+/// The address that a transport listens on. Its connections have this address at their own end; a listener on all
+/// addresses has any with this port.
 #[derive(Clone, Copy, Debug)]
 struct OwnAddress(SocketAddr);
 
@@ -298,8 +300,8 @@ impl OwnAddress {
     }
 }
 
-/// The listener that tiny_http accepts with: its number, and the inode, because the number is another file's once
-/// tiny_http has closed it.
+/// tiny_http's listener: its number, and its inode, because the number may be another file's once tiny_http has closed
+/// it.
 pub(super) struct ListenerId(RawFd, Option<u64>);
 
 impl ListenerId {
@@ -308,10 +310,10 @@ impl ListenerId {
         ListenerId(fd, inode_of(fd))
     }
 
-    /// Whether connections are still accepted with it.
+    /// Whether it still accepts connections.
     pub fn is_listening(&self) -> bool {
         let ListenerId(number, inode) = *self;
-        // SAFETY: the descriptor is only asked for an option; where it is not open, that fails.
+        // SAFETY: only reads an option, which fails if the descriptor is not open.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         inode_of(number) == inode && socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
     }
@@ -321,10 +323,10 @@ impl ListenerId {
 pub(super) struct ShutDown(Vec<RawFd>);
 
 impl ShutDown {
-    /// Closes the descriptors of a connection one of whose requests was forgotten.
+    /// Closes the descriptors of a connection of which a request was forgotten.
     ///
-    /// What owns them is never dropped, and the thread that read from them waits for it, so nobody uses
-    /// the numbers again.
+    /// Their owner is never dropped, and the thread that reads from them waits for it, so nobody uses the numbers
+    /// again.
     pub fn close(&self) {
         for &fd in &self.0 {
             // SAFETY: nobody uses or closes this descriptor any more, see above.
@@ -333,7 +335,7 @@ impl ShutDown {
     }
 }
 
-/// The sockets of the connections that came in at a port, each with the address of its other end.
+/// The sockets of a port's connections, each with the client's address.
 fn connected(own: OwnAddress) -> io::Result<Vec<(SocketAddr, RawFd)>> {
     let descriptors = fs::read_dir("/proc/self/fd")?;
     let descriptors =
@@ -347,7 +349,7 @@ fn open_spare() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-/// The other end of a connection that came in at a port. `None` if it is none.
+/// The client's address of a connection at this port. `None` for any other descriptor.
 fn client_of(fd: RawFd, own: OwnAddress) -> Option<SocketAddr> {
     let client = socket::getpeername::<SockaddrStorage>(fd)
         .ok()
@@ -369,7 +371,7 @@ fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
 
 /// The inode of an open descriptor.
 fn inode_of(fd: RawFd) -> Option<u64> {
-    // SAFETY: the descriptor is only asked; where it is not open, that fails.
+    // SAFETY: only calls `fstat`, which fails if the descriptor is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     stat::fstat(fd).ok().map(|stat| stat.st_ino)
 }

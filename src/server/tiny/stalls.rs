@@ -1,15 +1,14 @@
 //! Frees connections that tiny_http has accepted and then overlooked.
 //!
-//! tiny_http 0.12 hands a new connection to a thread that it believes to be idle, by a count that is
-//! stale until that thread runs. Of several connections that arrive at once some are queued for
-//! a thread that is taken already, and stay queued for as long as no other connection ends. But a
-//! connection that comes while no thread is idle gets a new thread, and that thread serves the queue
-//! next. So each *probe*, a connection opened and closed again from in here, either frees one that was
-//! overlooked, and then the process has a thread more than before; or it is served by an idle thread,
-//! and then none was overlooked.
+//! tiny_http 0.12 hands a new connection to a thread that it believes to be idle, by a count that is stale until that
+//! thread runs. Of several connections that arrive at once, some are queued for a busy thread and stay queued until
+//! another connection ends. But a connection that arrives while no thread is idle gets a new thread, which then serves
+//! the queue. So each *probe*, a connection that this module opens and closes, has one of two results: it frees an
+//! overlooked connection, and the process has one more thread; or an idle thread serves it, and no connection was
+//! overlooked.
 //!
-//! Nothing is probed as long as the kernel has counted no new connection: reading its count takes
-//! 40 µs, a probe five times that and three threads.
+//! No probe is made while the kernel counts no new connection: reading its count takes 40 µs, a probe five times that
+//! and three threads.
 
 use std::fs;
 use std::io::{self, Read};
@@ -20,52 +19,53 @@ use std::time::{Duration, Instant};
 
 use crate::host::reachable;
 
-/// How long a probe waits to be served. It is itself overlooked now and then.
+/// How long a probe waits to be served. Sometimes tiny_http overlooks the probe itself.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How many probes in a row have to find nothing: a thread that ends meanwhile can hide one that began.
+/// How many probes in a row have to find nothing: one is not enough, because a thread that ends can hide one that
+/// began.
 const QUIET_PROBES: u64 = 2;
 
-/// How many connections are doubted where the kernel does not count them.
+/// How many connections are assumed to be overlooked if the kernel does not count them.
 const MANY: u64 = 256;
 
-/// How long probing may go on; the rest of a larger crowd waits for the next time.
+/// How long one round of probes may take. The rest of a larger crowd waits for the next round.
 const AT_A_TIME: Duration = Duration::from_millis(50);
 
-/// How soon after a connection has come it is made sure that it was not overlooked, and how long after
-/// that no further one is looked after: where many come, that takes one part in twenty of a core.
+/// How long after a connection arrives the first look follows, and the pause until the next look. With many
+/// connections, looks take a twentieth of a core.
 const FIRST_LOOK: Duration = Duration::from_millis(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How long that pause becomes at the most, while nothing is found: a connection is never overlooked for
-/// a quarter of a second.
+/// The longest pause, reached while looks find nothing. It limits how long a connection stays overlooked: less than 250
+/// ms.
 const LONGEST_PAUSE: Duration = Duration::from_millis(160);
 
-/// How many probes this process has made. A probe is a connection, too, which the kernel counts; and where a server
-/// listens on two addresses, each would probe without end for the probes of the other one.
+/// How many probes this process has made. The kernel counts them, too; without this count, two listeners of one server
+/// would probe without end because of each other's probes.
 static PROBES: AtomicU64 = AtomicU64::new(0);
 
 pub(super) struct StallBreaker {
-    /// The server's own address, as itself can reach it.
+    /// The address at which the server can reach itself.
     address: SocketAddr,
-    /// How many connections there had been when last asked, without the probes.
+    /// The kernel's count at the last look, without the probes.
     counted: Option<u64>,
-    /// How many of them may be overlooked.
+    /// How many connections may be overlooked.
     doubtful: u64,
     /// When to look for overlooked connections; `None` until one comes.
     next_look: Option<Instant>,
-    /// How long not to look for further ones after that.
+    /// The pause between two looks.
     pause: Duration,
 }
 
-/// What there was to do.
+/// The result of a round of probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probed {
-    /// No connection has come since the last time.
+    /// No probe: no connection has arrived since the last round.
     NotAtAll,
     /// No connection was overlooked.
     Needlessly,
-    /// Some were, perhaps.
+    /// Connections may have been overlooked, and are freed.
     Freed,
 }
 
@@ -85,25 +85,25 @@ impl StallBreaker {
         self.next_look
     }
 
-    /// Notes that a connection has come. In a pause that may have been a probe.
+    /// Notes that a connection has arrived. During a pause it may be a probe.
     pub fn expect_one(&mut self, now: Instant) {
         self.next_look.get_or_insert(now + FIRST_LOOK);
     }
 
-    /// Looks at the next opportunity, in case a connection came that was not reported.
+    /// Makes the next look due now, in case an arrival was not reported.
     pub fn look_soon(&mut self, now: Instant) {
         self.next_look.get_or_insert(now);
     }
 
-    /// Frees overlooked connections, if it is time. `expect_arrival` has the next connection reported.
+    /// Frees overlooked connections, if a look is due. `expect_arrival` makes the next connection reported.
     pub fn look(&mut self, expect_arrival: impl FnOnce() -> io::Result<()>) {
         if self.next_look.is_none_or(|next| Instant::now() < next) {
             return;
         }
-        // Before the count is read, so that a later connection is reported.
+        // Called before the count is read, so that a later connection is reported.
         let expected = expect_arrival();
         let probed = self.probe_if_busy();
-        // Where other servers of the machine have many clients, they are counted, too.
+        // The kernel also counts the connections of other servers on the machine.
         self.pause = match probed {
             Probed::Needlessly => (self.pause * 2).min(LONGEST_PAUSE),
             Probed::NotAtAll | Probed::Freed => PAUSE,
@@ -112,7 +112,7 @@ impl StallBreaker {
         self.next_look = again.then(|| Instant::now() + self.pause);
     }
 
-    /// Probes until no connection is overlooked, if any has come since the last time.
+    /// Probes until no connection is overlooked, if any has arrived since the last round.
     fn probe_if_busy(&mut self) -> Probed {
         let counted = connections_made().map(|made| {
             // Read second: each probe that the kernel has counted is in it.
@@ -127,7 +127,7 @@ impl StallBreaker {
             let threads_before = threads();
             PROBES.fetch_add(1, SeqCst);
             let Ok(probe) = TcpStream::connect_timeout(&self.address, PROBE_TIMEOUT) else {
-                // Out of descriptors: some are given back soon.
+                // Out of descriptors: some are soon free again.
                 PROBES.fetch_sub(1, SeqCst);
                 break;
             };
@@ -144,7 +144,7 @@ impl StallBreaker {
         if quiet == QUIET_PROBES {
             self.doubtful = 0;
         }
-        // A connection that came meanwhile is looked after next time.
+        // A connection that arrived meanwhile counts for the next round.
         self.counted = counted;
         match busy {
             false => Probed::NotAtAll,
@@ -154,7 +154,7 @@ impl StallBreaker {
     }
 }
 
-/// Closes a connection, and waits for tiny_http to close it, too.
+/// Closes the probe. Returns whether tiny_http closes it, too, in time.
 fn is_served(mut probe: TcpStream) -> bool {
     let read = probe
         .shutdown(Shutdown::Write)
@@ -163,8 +163,8 @@ fn is_served(mut probe: TcpStream) -> bool {
     matches!(read, Ok(0))
 }
 
-/// How many connections the kernel has made for servers on this machine: `PassiveOpens` of RFC 4022.
-/// `None` where it does not tell.
+/// How many connections the kernel has accepted for all servers on this machine: `PassiveOpens` of RFC 4022. `None` if
+/// it is not known.
 fn connections_made() -> Option<u64> {
     let counts = fs::read_to_string("/proc/self/net/snmp").ok()?;
     let mut lines = counts.lines().filter_map(|line| line.strip_prefix("Tcp: "));
@@ -175,7 +175,7 @@ fn connections_made() -> Option<u64> {
     lines.next()?.split(' ').nth(column)?.parse().ok()
 }
 
-/// How many threads the process has: each is a link of the directory, which has two of its own.
+/// How many threads the process has, plus two: the links of the directory.
 fn threads() -> Option<u64> {
     fs::metadata("/proc/self/task")
         .ok()

@@ -1,23 +1,23 @@
-//! What the kernel counts of a connection, and the state that it has it in.
+//! What the kernel knows of a connection: its state, its bytes and their times.
 
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 use nix::libc;
 
-/// Linux: `TCP_ESTABLISHED`, `include/net/tcp_states.h`. A client that closes takes the connection
-/// to CLOSE_WAIT, one that resets it to CLOSE.
+/// Linux: `TCP_ESTABLISHED`, `include/net/tcp_states.h`. A client that closes moves the connection to CLOSE_WAIT, a
+/// reset to CLOSE.
 const ESTABLISHED: u8 = 1;
 
-/// As much of the kernel's `struct tcp_info` as is read: to `tcpi_bytes_retrans`, of Linux 4.19.
+/// The part of the kernel's `struct tcp_info` that is read: up to `tcpi_bytes_retrans`, of Linux 4.19.
 type TcpInfo = [u8; 216];
 
-/// Reads the first bytes of what the kernel knows of a connection. `None` if it is none any more.
+/// Reads the first bytes of a connection's `tcp_info`. `None` if it is no connection any more.
 fn tcp_info<const BYTES: usize>(fd: RawFd) -> Option<[u8; BYTES]> {
     let mut info = [0; BYTES];
     let mut length = BYTES as libc::socklen_t;
-    // SAFETY: `info` and `length` outlive the call, and `length` says how much room `info` has. A descriptor that is
-    // no connection any more makes the call fail, nothing else.
+    // SAFETY: `info` and `length` outlive the call, and `length` is the size of `info`. On a descriptor that is no
+    // connection any more the call only fails.
     let result = unsafe {
         libc::getsockopt(
             fd,
@@ -34,20 +34,21 @@ pub(super) fn is_established(fd: RawFd) -> bool {
     tcp_info(fd) == Some([ESTABLISHED])
 }
 
-/// What has gone over a connection that stands.
+/// What an established connection has carried.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Traffic {
-    /// In bytes, since the connection began.
+    /// Bytes received since the connection began.
     pub received: u64,
-    /// What was sent back, in bytes, each counted once.
+    /// Bytes sent since the connection began, without retransmissions.
     pub answered: u64,
-    /// How long ago the last byte of each came, or the connection began.
+    /// How long ago the last byte was received, or the connection began.
     pub since_received: Duration,
+    /// How long ago the last byte was sent, or the connection began.
     pub since_answered: Duration,
 }
 
 impl Traffic {
-    /// `None` if the connection is over, or the kernel older than 4.19.
+    /// `None` if the connection is over, or the kernel is older than 4.19.
     pub fn of(fd: RawFd) -> Option<Self> {
         let info: TcpInfo = tcp_info(fd)?;
         // The offsets are those of `include/uapi/linux/tcp.h`, which only grows at its end.

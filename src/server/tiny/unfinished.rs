@@ -1,11 +1,11 @@
-//! Which connections are ended because nothing whole comes by them.
+//! Decides which connections are ended because no complete request arrives on them.
 //!
-//! tiny_http reads a header line of any length, keeps all of them, and waits for the rest without end. It hides how far
-//! it is; but the kernel counts what has come by each connection and what was answered, and when that was. So nothing is
-//! counted for a request. The connections are looked at about once a second, and sooner when the process's memory has
-//! grown.
+//! tiny_http reads header lines of any length, keeps all of them, and waits for the rest without a limit. It hides its
+//! progress; but the kernel counts the bytes of each connection, received and answered, and when the last ones came. So
+//! no request costs any bookkeeping. The connections are checked about once a second, and earlier when the process's
+//! memory has grown.
 //!
-//! Knows no socket; it decides on what it is given.
+//! Knows no socket: the caller hands in what it observes.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -15,43 +15,44 @@ use std::time::{Duration, Instant};
 use super::traffic::Traffic;
 use crate::memory::resident;
 
-/// How long a request, with its body, may take to come.
+/// How long a request, with its body, may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may be kept open without a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How many bytes may have come that no answer was sent to: a request in part, or what was sent ahead behind one that
-/// waits. The longest question takes a quarter of it. Headers of two bytes take thirty times as much memory as they
-/// have bytes; so this is 1 MiB.
+/// How many unanswered bytes a connection may have: a part of a request, or requests behind one that waits. The longest
+/// question takes a quarter of this. Headers of two bytes take thirty times their length in memory; so this limits a
+/// connection to 1 MiB.
 const MAX_UNANSWERED: u64 = 32 * 1024;
 
-/// How many such bytes all connections that have more than [`FEW`] may have together where the memory has grown by
-/// [`MUCH_MEMORY`], and how many are left to them then: those with the fewest keep theirs. Questions that have come
-/// and are about to be answered have few.
+/// How many unanswered bytes all connections with more than [`FEW`] may have together once the memory has grown by
+/// [`MUCH_MEMORY`], and how many are left to them then: those with the fewest keep theirs. Complete questions that are
+/// about to be answered have few.
 const MAX_TOGETHER: u64 = 2 * 1024 * 1024;
 const LEFT_TOGETHER: u64 = 1024 * 1024;
 const MUCH_MEMORY: u64 = 48 * 1024 * 1024;
 const FEW: u64 = 2048;
 
-/// How often the connections are looked at, and by how much the memory grows for a sooner look.
+/// How often the connections are checked, and by how much the memory has to grow for an early check.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const GROWTH: u64 = 1024 * 1024;
 
-/// Up to how many connections are all looked up also when the memory has grown.
+/// Up to how many connections an early check looks up all of them.
 const A_FEW: usize = 300;
 
-/// What a look takes for each connection. So many times as long there is no other one: of a core the looks take half a
-/// percent, and the sooner ones a twentieth. Not what it took: that is longest where it is needed most.
+/// The assumed time of a check for each connection, and how many times as long the pauses after a check are: regular
+/// checks take half a percent of a core, early ones a twentieth. Not the measured time, which is longest when checks
+/// are needed most.
 const COST: Duration = Duration::from_micros(3);
 const PAUSE: u32 = 200;
 const SHORT_PAUSE: u32 = 20;
 
-/// What the connections have been seen to do.
+/// What the checks have seen of the connections.
 pub(super) struct Unfinished {
     seen: HashMap<u64, Seen>,
     next_look: Instant,
-    /// Not before that also where the memory has grown.
+    /// The earliest time for an early check.
     next_early_look: Instant,
     /// The memory at the last look, or the least since.
     resident: u64,
@@ -60,17 +61,17 @@ pub(super) struct Unfinished {
     is_calm: bool,
 }
 
-/// Which connections are looked at.
+/// Which connections a check looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
     All,
-    /// Those that were there at the last look: it is cheaper, and done when the memory has grown.
+    /// Only those of the last check: cheaper, for an early check.
     Known,
 }
 
 /// A connection, as it is now.
 pub(super) struct Observed {
-    /// Tells it from every other one.
+    /// An ID that no other connection has.
     pub id: u64,
     pub traffic: Traffic,
     pub activity: Activity,
@@ -79,21 +80,21 @@ pub(super) struct Observed {
 /// What the server does for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activity {
-    /// Nothing: all that has come whole is answered.
+    /// Nothing: each complete request is answered.
     None,
     /// A request is served, or waits.
     Serves,
-    /// The body of a request is read, since then.
+    /// The body of a request is being read, since this time.
     ReadsBody(Instant),
 }
 
-/// A connection, as it was seen since its last answer.
+/// What the checks have seen of a connection since its last answer.
 struct Seen {
     answered: u64,
     is_served: bool,
-    /// What had come of it when that began.
+    /// The bytes received when that began.
     received: u64,
-    /// Since when a part of a request is there.
+    /// Since when a part of a request waits for its rest.
     part_since: Option<Instant>,
 }
 
@@ -110,7 +111,7 @@ impl Unfinished {
         }
     }
 
-    /// What is to be looked at now.
+    /// Which connections to check now. `None` if no check is due.
     pub fn due(&mut self, now: Instant) -> Option<Look> {
         let resident = resident();
         self.resident = self.resident.min(resident);
@@ -123,13 +124,13 @@ impl Unfinished {
         has_grown.then_some(Look::Known)
     }
 
-    /// Whether no request is so long in coming that memory may go on growing.
+    /// Whether no connection has more than [`FEW`] unanswered bytes: then memory is not about to grow.
     pub fn is_calm(&self) -> bool {
         self.is_calm
     }
 
-    /// Looks at the connections, which are all that there are, each with what it is ended by. Calls `end` for those
-    /// that are to be ended, with why.
+    /// Checks the connections: `connections` has all of them, each with the handle that `end` takes. Calls `end` with a
+    /// reason for each that has to end.
     pub fn look<C>(
         &mut self,
         now: Instant,
@@ -176,14 +177,14 @@ impl Unfinished {
         self.next_early_look = now + self.cost() * SHORT_PAUSE;
     }
 
-    /// What a look takes.
+    /// The assumed time of a check.
     fn cost(&self) -> Duration {
         COST * u32::try_from(self.seen.len()).unwrap_or(u32::MAX)
     }
 }
 
 impl Observed {
-    /// What is known of it since its last answer, with what was before.
+    /// What is known of it since its last answer, given what earlier checks have seen.
     fn since_answer(&self, before: Option<Seen>) -> Seen {
         let Traffic {
             answered, received, ..
@@ -193,7 +194,7 @@ impl Observed {
         same.unwrap_or(Seen {
             answered,
             is_served,
-            // Of one that was never answered, all that has come is of its first request.
+            // Before its first answer, all bytes belong to the first request.
             received: if answered == 0 && !is_served {
                 0
             } else {
@@ -205,13 +206,13 @@ impl Observed {
 
     fn unanswered(&self, seen: &Seen) -> u64 {
         match self.activity {
-            // It is thrown away as it comes.
+            // The body is discarded as it arrives.
             Activity::ReadsBody(_) => 0,
             _ => self.traffic.received - seen.received,
         }
     }
 
-    /// Why it is to be ended, if it is.
+    /// The reason to end it, if there is one.
     fn why_over(&self, seen: &mut Seen, now: Instant) -> Option<&'static str> {
         let traffic = &self.traffic;
         if self.unanswered(seen) > MAX_UNANSWERED {
@@ -241,7 +242,7 @@ impl Observed {
 mod tests {
     use super::*;
 
-    /// The connections are those of these lines, each at its seconds; what is ended is named by its number.
+    /// Checks these connections at the given seconds, and names those that are ended by their number.
     struct Clock {
         unfinished: Unfinished,
         start: Instant,
@@ -256,7 +257,7 @@ mod tests {
             }
         }
 
-        /// Which of the connections are ended after so many seconds, with so many MiB in use.
+        /// Which connections are ended at this second, with this many MiB in use.
         fn ended(&mut self, at: u64, memory: u64, connections: &[Observed]) -> Vec<u64> {
             let now = self.start + Duration::from_secs(at);
             let observed = connections.iter().map(|observed| {
@@ -319,9 +320,9 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_request_is_ended_after_10_s_however_often_a_byte_of_it_comes() {
+    fn a_part_of_a_request_ends_its_connection_after_10_s_however_often_a_byte_comes() {
         let mut clock = Clock::new();
-        // One has been answered before, the other never.
+        // The first was answered before, the second never.
         let trickles =
             |second| connection(1, (150 + second, 0), (100, 60 + second), Activity::None);
         let silent = |second| connection(2, (20, second), (0, second), Activity::None);
@@ -333,10 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_answered_again_and_again_is_not_ended() {
+    fn a_connection_that_is_answered_again_and_again_is_not_ended() {
         let mut clock = Clock::new();
         for second in 0..100 {
-            // Each time the next question has just come.
+            // Each time the next question has just arrived.
             let busy = connection(
                 1,
                 (1 << 20 | second << 20, 0),
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_may_take_10_s_and_is_thrown_away_as_it_comes() {
+    fn a_body_may_take_10_s_and_does_not_count_as_unanswered() {
         let mut clock = Clock::new();
         let since = clock.start;
         let body = |received| connection(1, (received, 0), (0, 10), Activity::ReadsBody(since));
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn too_long_a_request_is_ended_at_once_and_so_is_what_is_sent_ahead() {
+    fn too_many_bytes_end_a_connection_at_once_in_one_request_or_sent_ahead() {
         let mut clock = Clock::new();
         let long = |bytes| connection(1, (bytes, 0), (0, 0), Activity::None);
         let ahead = |bytes| connection(2, (bytes, 0), (100, 1), Activity::Serves);
@@ -371,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_crowd_takes_much_memory_those_with_the_longest_requests_are_ended() {
+    fn when_a_crowd_takes_much_memory_the_longest_requests_are_ended() {
         let mut clock = Clock::new();
         let crowd = || -> Vec<Observed> {
             let lengths = (0..1000).map(|id| if id < 500 { FEW } else { 3000 + id });
