@@ -19,18 +19,18 @@ use crate::store::etcd::{EtcdOptions, EtcdStore, PasswordFile, SharedOptions};
 use crate::store::file::{FileStore, Sync};
 use crate::store::{Recovered, Store, StoreError};
 
-/// What a store tells the server that has it.
+/// What the server learns from its store.
 #[derive(Default)]
 pub(super) struct StoreNews {
-    /// What it is called, once that is known: `Lock-Store`.
+    /// The store's ID, once it is known: `Lock-Store`.
     pub id: Arc<OnceLock<StoreId>>,
-    /// Where others are told that this server is reached, if several share the store.
+    /// The address that is advertised for this server, if several share the store.
     pub address: OnceLock<String>,
-    /// Why nothing can be stored any more, once that is so.
+    /// Why nothing can be stored any more. Empty while the store works.
     pub lost: Arc<OnceLock<String>>,
 }
 
-/// Opens the store, if there is to be one. Where it is lost later, the server is asked to stop.
+/// Opens the store that the options name, if any. If it is lost later, the server is asked to stop.
 pub(super) fn open_store(
     options: &Options,
     addresses: &[SocketAddr],
@@ -43,7 +43,7 @@ pub(super) fn open_store(
     let (id, lost, stop) = (news.id.clone(), news.lost.clone(), stop.clone());
     let is_shared = matches!(address, StoreAddress::Etcd(_));
     let leads = move |recovered: &Recovered| {
-        // One server has one store.
+        // `set` fails only if this server has led before, with the same store.
         let _ = id.set(recovered.store.as_str().into());
         if is_shared {
             log::info!("this server leads, with {} holds", recovered.holds.len());
@@ -51,7 +51,7 @@ pub(super) fn open_store(
     };
     let lost = move |error: StoreError| {
         log::error!("nothing can be stored any more: {error}");
-        // It is called once.
+        // Set once: a store is lost once.
         let _ = lost.set(error.to_string());
         stop.request("its store failed");
     };
@@ -71,7 +71,7 @@ pub(super) fn open_store(
             let election = Arc::new(Election::default());
             let etcd = etcd_options(options, members, addresses)?;
             warn_of_a_lone_address(&etcd.address);
-            // It is called once.
+            // Set once: one call opens one store.
             let _ = news.address.set(etcd.address.clone());
             warn_of_short_leases(options);
             let store = EtcdStore::new(etcd, election.clone());
@@ -118,8 +118,8 @@ fn etcd_options(
     })
 }
 
-/// What all servers of a cluster should be started with alike. Of tokens, only whether there are some: who can read etcd is
-/// to learn nothing of them.
+/// The options that should be alike on all servers of a cluster. Of tokens, only whether there is a file: readers of
+/// etcd must learn nothing about them.
 fn shared_options(options: &Options) -> SharedOptions {
     let seconds = |time: Duration| time.as_secs_f64().to_string();
     let named = [
@@ -147,7 +147,7 @@ fn if_given<T>(option: Option<&T>) -> String {
     option.map_or("not given", |_| "given").into()
 }
 
-/// Reads the files of TLS, where a member is asked over it.
+/// Reads the TLS files if a member has an `https` URL.
 #[cfg(feature = "tls")]
 fn etcd_tls(cluster: &ClusterOptions, members: &[String]) -> Result<EtcdTls, Error> {
     if !members.iter().any(|member| member.starts_with("https://")) {
@@ -161,13 +161,13 @@ fn etcd_tls(cluster: &ClusterOptions, members: &[String]) -> Result<EtcdTls, Err
     EtcdTls::read(&files).map_err(cannot_start)
 }
 
-/// The options refuse a member that is asked over it.
+/// Without TLS there is nothing to read: the options refuse `https` members.
 #[cfg(not(feature = "tls"))]
 fn etcd_tls(_: &ClusterOptions, _: &[String]) -> Result<EtcdTls, Error> {
     Ok(EtcdTls::default())
 }
 
-/// Where others reach what listens there: by the machine's name, where it listens on all addresses.
+/// The address under which other machines reach the listener: the machine's name, if it listens on all addresses.
 fn own_address(addresses: &[SocketAddr]) -> Result<String, Error> {
     let address = addresses[0];
     if !address.ip().is_unspecified() {
@@ -177,26 +177,26 @@ fn own_address(addresses: &[SocketAddr]) -> Result<String, Error> {
         .map_err(io::Error::from)
         .map_err(|error| {
             cannot_start(format!(
-                "this machine has no name to be reached by ({error}); say it with the option advertise"
+                "cannot read this machine's name, by which others would reach it ({error}); set the option advertise"
             ))
         })?;
     Ok(host_and_port(&name.to_string_lossy(), address.port()))
 }
 
-/// Says so in the log where servers and clients on other machines are sent to their own ones.
+/// Logs at which address others reach this server, and warns of an address that means only this machine.
 fn warn_of_a_lone_address(address: &str) {
     let host = parse_address(address).map_or_else(|_| String::new(), |(host, _)| host);
     match is_of_one_machine(&host) {
         true => log::warn!(
-            "other servers send clients to {address}, which is this machine alone; the option advertise says it otherwise"
+            "other servers send clients to {address}, which only this machine can reach; set the option advertise to change it"
         ),
         false => log::info!("clients and other servers reach this server at {address}"),
     }
 }
 
-/// Says so in the log where a lease may end before another server has taken over.
+/// Warns in the log if a lease may end before another server has taken over.
 fn warn_of_short_leases(options: &Options) {
-    // Until etcd gives the leader up, until that is noticed, and as long again for a renewal.
+    // One `ttl` until etcd gives up the leader and that is noticed, and the same time again for a renewal.
     let enough = 2 * options.cluster.ttl;
     let usual = options.lock_timeout;
     if usual < enough {
