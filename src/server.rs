@@ -56,12 +56,12 @@ mod workers;
 /// # }
 /// ```
 ///
-/// A started server ends when it is [stopped](Server::stop), when this handle is dropped, and when
-/// the process that started it ends, however it ends; with [`Options::outlive_parent`] only when it is
-/// stopped. A spawned server ends when it is stopped and when this handle is dropped.
+/// A started server ends when it is [stopped](Server::stop), when this handle is dropped, and when the process that
+/// started it ends, in whatever way. With [`Options::outlive_parent`] it ends only when it is stopped. A spawned server
+/// ends when it is stopped and when this handle is dropped.
 ///
-/// After a `fork`, the server belongs to the process that started it: the copy of the handle in the other process
-/// stops nothing when it is dropped.
+/// After a `fork`, the server belongs to the process that started it: dropping the other process's copy of the handle
+/// does not stop it.
 pub struct Server {
     options: Options,
     bound: Option<Bound>,
@@ -73,14 +73,14 @@ struct Bound {
     addresses: Vec<SocketAddr>,
     classic: Option<SocketAddr>,
     warnings: Vec<String>,
-    /// `None` once the server that serves on them has them.
+    /// `None` once the running server has taken them.
     listeners: Option<Listeners>,
-    /// What all clients of this server share.
+    /// Shared by all clients of this server.
     transport: Transport,
 }
 
 impl Server {
-    /// A server with these options. Nothing happens until it is started or run.
+    /// Makes a server with these options. It does nothing until it is started or run.
     pub fn new(options: Options) -> Self {
         Server {
             options,
@@ -89,14 +89,14 @@ impl Server {
         }
     }
 
-    /// Takes its ports, so that [`port`](Self::port) and [`classic_port`](Self::classic_port) are known;
-    /// [`start`](Self::start) and [`run`](Self::run) do it themselves if need be. Returns the HTTP address; for a
-    /// started server, the one it was started on. A busy port is tried again as
+    /// Binds the ports, so that [`port`](Self::port) and [`classic_port`](Self::classic_port) are known.
+    /// [`start`](Self::start), [`spawn`](Self::spawn) and [`run`](Self::run) do it if it was not done. Returns the HTTP
+    /// address; while the server runs, the one that it runs on. A busy port is tried again as
     /// [`Options::reconnect_attempts`] and [`Options::time_between_attempts`] say.
     ///
-    /// A host that is a name may have several addresses, as `localhost` has 127.0.0.1 and ::1: the server listens on
-    /// each, up to 16, with one port for all, and the first one is returned; [`addrs`](Self::addrs) has all. One that
-    /// this machine can't listen on is left out with a [warning](Self::warnings), if there is another one.
+    /// A host name may have several addresses, as `localhost` has 127.0.0.1 and ::1. The server listens on each, up to
+    /// 16, with one port for all; this returns the first one, and [`addrs`](Self::addrs) returns all. An address that
+    /// this machine can't listen on is left out with a [warning](Self::warnings), if another one works.
     ///
     /// # Errors
     /// [`Error::CannotListen`], [`Error::InvalidOption`].
@@ -114,17 +114,16 @@ impl Server {
         self.set_bound(http, classic.transpose()?, false)
     }
 
-    /// Takes listeners that somebody else bound, as a service manager hands them down (socket activation), in place
-    /// of ports of its own; `classic` is for clients of the Perl original. Returns the HTTP address.
-    /// [`Options::host`], [`Options::port`] and [`Options::classic_port`] become those of the listeners.
+    /// Uses listeners that another program bound, for example a service manager with socket activation, instead of
+    /// binding ports. `classic` is for clients of the Perl original. Returns the HTTP address. [`Options::host`],
+    /// [`Options::port`] and [`Options::classic_port`] become those of the listeners.
     ///
-    /// Others may have copies of the listeners and go on listening when the server ends: a server of
-    /// [`run`](Self::run) or [`spawn`](Self::spawn) does not shut them down, and connections that come later wait for
-    /// the next server on them. One of [`start`](Self::start) shuts them down.
+    /// Other processes may have copies of the listeners and continue to listen when the server ends. So a server of
+    /// [`run`](Self::run) or [`spawn`](Self::spawn) does not shut them down, and later connections wait for the next
+    /// server on them. A server of [`start`](Self::start) shuts them down.
     ///
-    /// # Errors
-    /// [`Error::AlreadyStarted`]; [`Error::InvalidOption`]; [`Error::CannotStart`] where the system knows no address of
-    /// a listener.
+    /// [`Error::AlreadyStarted`]; [`Error::InvalidOption`]; [`Error::CannotStart`] if the system knows no address of a
+    /// listener.
     pub fn bind_to(
         &mut self,
         http: TcpListener,
@@ -163,23 +162,22 @@ impl Server {
         Ok(address)
     }
 
-    /// Starts the server in a child process, and returns that process's number once it answers.
+    /// Starts the server in a child process. Returns its process ID once the server answers.
     ///
-    /// The child is this program, executed again: before its `main` begins, it finds that it is to be a server. So
-    /// it does not matter what other threads of this program do meanwhile, and which locks they hold. Its standard
-    /// streams lead nowhere, except that standard error is the file of [`Options::log_to`]; and it leaves the
-    /// process group, so that Ctrl-C on a terminal reaches this program alone, which can then release and stop. It
+    /// The child executes this program again, and becomes a server before `main` begins. So it does not depend on the
+    /// other threads of this program, nor on the locks that they hold. Its standard input and output are `/dev/null`;
+    /// its standard error, too, unless it is the file of [`Options::log_to`]. It leaves the process group, so that
+    /// Ctrl-C on a terminal reaches only this program, which can then release its locks and stop the server. Starting
     /// takes some milliseconds.
     ///
-    /// # Errors
-    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`], with what the child
-    /// said: for instance where the system refuses it descriptors, where `/proc` is missing, where no connection
-    /// can be made to it, and where this crate is not linked into the program but into a library that it loads.
+    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`], with the child's message, for
+    /// example if the system refuses it descriptors, if `/proc` is missing, if no connection to it can be made, or if
+    /// this crate is linked not into the program but into a library that it loads.
     pub fn start(&mut self) -> Result<u32, Error> {
         self.expect_not_running()?;
         self.bind()?;
         let ping = self.client("ping");
-        // Dropped at the end: the parent's copies would have the ports outlive the child.
+        // Dropped at the end: with the parent's copies the ports would outlive the child.
         let listeners = self.take_listeners()?;
         let child = Child::start(&self.options, &listeners, || ping.try_ping())?;
         let pid = child.pid();
@@ -187,13 +185,14 @@ impl Server {
         Ok(pid)
     }
 
-    /// Serves in threads of this process until it is [stopped](Self::stop) or this handle is dropped, and returns
-    /// the address for HTTP once it serves. No process is made and no signal is handled; any number of
-    /// servers may be spawned at the same time.
+    /// Serves in threads of this process until it is [stopped](Self::stop) or this handle is dropped. Returns the HTTP
+    /// address once it serves. Starts no process and handles no signal; any number of servers may be spawned at the
+    /// same time.
     ///
-    /// It has as many clients as this process may still open descriptors for, two for each beside 40 of its own, and
-    /// does not raise that limit. It logs through this program's [`log`] and ignores [`Options::outlive_parent`] and
-    /// [`Options::log_to`]. A program that is stopped (in a debugger, say) stops its server, too.
+    /// The number of its clients is limited by the descriptors that this process may still open: two for each client
+    /// and 40 for the server. It does not raise that limit. It logs through this program's [`log`] and ignores
+    /// [`Options::outlive_parent`] and [`Options::log_to`]. Stopping the program, for example in a debugger, stops its
+    /// server, too.
     ///
     /// # Errors
     /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`].
@@ -209,7 +208,7 @@ impl Server {
             .name("lock-server".into())
             .spawn(move || {
                 serve(listeners, &options, &asked, ProcessUse::Shared, &|_| {
-                    // The other end waits for the first one.
+                    // The receiver waits only for the first state, and may have gone.
                     let _ = serving.send(());
                 })
             })
@@ -229,27 +228,25 @@ impl Server {
         Ok(address)
     }
 
-    /// Serves in this process until SIGTERM, SIGINT or, if allowed, SHUTDOWN. Both signals are the
-    /// server's while it runs; where several run at once in one process, a signal ends them all. When the last
-    /// of them ends, the previous handlers are restored. It raises this process's soft limit of
-    /// descriptors to the hard one, or as far as the machine has threads for the clients, and leaves it there.
+    /// Serves in this process until SIGTERM, SIGINT or, if allowed, SHUTDOWN. The server handles both signals while it
+    /// runs; if several servers run in one process, a signal ends them all. When the last one ends, the previous
+    /// handlers are restored. Raises this process's soft limit of descriptors to the hard one, or to what the machine
+    /// has threads for, and leaves it there.
     ///
-    /// # Errors
-    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`] where the system refuses threads or
-    /// descriptors.
+    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`] if the system refuses threads
+    /// or descriptors.
     pub fn run(&mut self) -> Result<(), Error> {
         self.run_with(|_| ())
     }
 
-    /// As [`run`](Self::run), and calls `notify` in this thread once the server serves, and when it begins to end: for
-    /// a program that reports both to its service manager. Until `notify` returns, LOCKs whose client has gone
+    /// Like [`run`](Self::run), and calls `notify` in this thread when the server begins to serve and when it begins to
+    /// end, for a program that reports both to its service manager. While `notify` runs, LOCKs whose client has gone
     /// keep their place.
     ///
-    /// # Errors
-    /// Those of [`run`](Self::run). A server that does not serve calls nothing.
+    /// Those of [`run`](Self::run). `notify` is not called if the server does not begin to serve.
     pub fn run_with(&mut self, notify: impl Fn(ServerState)) -> Result<(), Error> {
         self.expect_not_running()?;
-        // First of all, so that a signal that comes early ends it as one that comes late.
+        // First, so that an early signal ends the server like a late one.
         let signals = StopSignals::install(self.options.token_file.is_some())
             .map_err(start_failed("cannot handle signals"))?;
         let stop =
@@ -261,15 +258,14 @@ impl Server {
         serve(listeners, &self.options, &stop, ProcessUse::Own, &notify)
     }
 
-    /// Stops the started or spawned server: LOCKs that wait are broken off, and the port is free on return. A process
-    /// is reaped; one that has not ended after 3 s is killed. A spawned server gives the answers
-    /// that are being written half a second; threads whose connections have ended stay for up to 5 s more, idle.
+    /// Stops the started or spawned server: ends waiting LOCKs, and frees the port before it returns. Reaps a child
+    /// process, and kills it if it has not ended after 3 s. A spawned server lets answers be written for half a second;
+    /// idle threads of ended connections stay for up to 5 s more.
     ///
-    /// `false` if none was started or it had ended by itself.
+    /// Returns `false` if none was started or it had already ended.
     ///
-    /// # Errors
-    /// [`Error::CannotStop`] if the system does not let it be ended, or if another process started it, of which this
-    /// one is a fork.
+    /// [`Error::CannotStop`] if the system does not allow ending it, or if another process started it and this process
+    /// is a fork of that one.
     pub fn stop(&mut self) -> Result<bool, Error> {
         let Some(running) = self.running.take_if(|running| running.is_ours()) else {
             return match &self.running {
@@ -292,30 +288,30 @@ impl Server {
         stopped.map_err(|source| Error::CannotStop { pid, source })
     }
 
-    /// Whether a lock server answers at this server's address, within 5 s. Never an error.
+    /// Returns whether a lock server answers at this server's address, within 5 s. Never fails.
     pub fn ping(&self) -> bool {
         self.client("ping").ping()
     }
 
-    /// A client of this server with the given name, at the address that it has now. With port 0 that is known
-    /// once it was started, and another one when it is started again. All clients of one server share their
+    /// Returns a client of this server with the given name, for the server's current address. With port 0 the address
+    /// is known once the server was bound, and changes when it is started again. All clients of one server share their
     /// connections.
     ///
-    /// Of a server with an [`Options::token_file`], it has the first token of the role `lock` or `admin` that the file
+    /// With an [`Options::token_file`], the client uses the first token with the role `lock` or `admin` that the file
     /// had when the server was [bound](Self::bind).
     pub fn client(&self, name: &str) -> Client {
         if let Some(bound) = &self.bound {
             return Client::of(name, bound.transport.clone());
         }
         let transport = Transport::new(&self.client_host(), self.options.port);
-        // What is wrong with the file is said by `bind`.
+        // `bind` reports what is wrong with the file.
         Client::of(
             name,
             transport.with_token(self.client_token().ok().flatten()),
         )
     }
 
-    /// A token of the file that may lock.
+    /// The first token of the file that may lock. `None` without a file.
     fn client_token(&self) -> Result<Option<Token>, Error> {
         let Some(path) = &self.options.token_file else {
             return Ok(None);
@@ -323,32 +319,32 @@ impl Server {
         Ok(KnownTokens::read(path)?.that_locks().cloned())
     }
 
-    /// Returns the bound address, `0.0.0.0` or `::` included; [`url`](Self::url) returns one to connect to. Of several
-    /// the first. `None` before it was [bound](Self::bind).
+    /// Returns the bound address, which may be `0.0.0.0` or `::`; [`url`](Self::url) returns one to connect to. The
+    /// first one, if there are several. `None` before the server was [bound](Self::bind).
     pub fn addr(&self) -> Option<SocketAddr> {
         self.addrs().first().copied()
     }
 
-    /// Returns all bound addresses, one for each address of the host. Empty before it was [bound](Self::bind).
+    /// Returns all bound addresses, one for each address of the host. Empty before the server was [bound](Self::bind).
     pub fn addrs(&self) -> &[SocketAddr] {
         self.bound.as_ref().map_or(&[], |bound| &bound.addresses)
     }
 
-    /// What [`bind`](Self::bind) found odd about the host and logged, a line each: an address that it left out, or a
-    /// name that other machines may know and that is loopback on this one. Most times there is nothing.
+    /// Returns the warnings that [`bind`](Self::bind) logged, one line each: about an address that it left out, or
+    /// about a host name that is loopback on this machine and may be known to others. Usually empty.
     pub fn warnings(&self) -> &[String] {
         self.bound.as_ref().map_or(&[], |bound| &bound.warnings)
     }
 
-    /// How to reach the server from this machine: `http://127.0.0.1:8004`, with no slash at the end. A
-    /// [host](Options::host) that is a name stands in it as it is.
+    /// Returns the URL of the server on this machine, `http://127.0.0.1:8004`, without a slash at the end. A
+    /// [host](Options::host) name is kept as it is.
     pub fn url(&self) -> String {
         format!("http://{}", self.reachable())
     }
 
-    /// The environment that tells the command, [`Client::from_env`] and whatever else reads it where this server is:
-    /// `LOCK_SERVER` with `host:port`, and with an [`Options::token_file`] `LOCK_SERVER_TOKEN_FILE` with its absolute
-    /// path. For [`Command::envs`](std::process::Command::envs):
+    /// Returns the environment variables by which the command, [`Client::from_env`] and other programs find this
+    /// server: `LOCK_SERVER` with `host:port`, and with an [`Options::token_file`] also `LOCK_SERVER_TOKEN_FILE` with
+    /// its absolute path. For [`Command::envs`](std::process::Command::envs):
     ///
     /// ```no_run
     /// # use lock_server::{Options, Server};
@@ -375,15 +371,15 @@ impl Server {
         host_and_port(&self.client_host(), self.port())
     }
 
-    /// The port that the server serves on: what was bound, or else what the options say.
+    /// Returns the HTTP port: the bound one, or before that the one of the options.
     pub fn port(&self) -> u16 {
         self.bound
             .as_ref()
             .map_or(self.options.port, |bound| bound.addresses[0].port())
     }
 
-    /// The port for clients of the Perl original: what was bound, or else what the options say. `None` if
-    /// there is none.
+    /// Returns the port for clients of the Perl original: the bound one, or before that the one of the options. `None`
+    /// without a classic port.
     pub fn classic_port(&self) -> Option<u16> {
         let bound = self.bound.as_ref().and_then(|bound| bound.classic);
         bound
@@ -391,7 +387,7 @@ impl Server {
             .or(self.options.classic_port)
     }
 
-    /// The host to reach this server by: an address that means "every interface" is reached at home.
+    /// The host under which clients reach this server: loopback, if it listens on every interface.
     fn client_host(&self) -> String {
         let host = self.options.bare_host();
         match host.parse() {
@@ -423,7 +419,7 @@ impl Drop for Server {
         let is_child = matches!(self.running, Some(Running::Child(_)));
         let goes_on = is_child && self.options.outlive_parent;
         if !goes_on && self.running.as_ref().is_some_and(Running::is_ours) {
-            // Nobody is left to be told of a failure.
+            // A failure cannot be returned here.
             let _ = self.stop();
         }
     }

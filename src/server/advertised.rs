@@ -1,4 +1,4 @@
-//! Whether this server is the one that answers at the address that it tells the others of its cluster. It asks itself there,
+//! Whether this server answers at the address that it advertises to the others of its cluster. It asks itself there,
 //! once, by plain HTTP, as clients do.
 //!
 //! Knows no store and no lock.
@@ -12,30 +12,31 @@ use std::time::{Duration, Instant};
 use crate::host::{is_of_one_machine, parse_address};
 use crate::protocol;
 
-/// How long a connection may take to be made, and its answer to come.
+/// How long connecting may take, and how long each step of the answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// More than the head of any answer to a PING.
+/// The most bytes that are read: more than the head of any answer to a PING has.
 const MOST: u64 = 8 * 1024;
 
-/// Says so in the log where clients that are sent there do not find this server. In a thread of its own: names may take
-/// long to be looked up.
+/// Warns in the log if clients do not find this server at `address`. Runs in its own thread, because looking up names
+/// may take long.
 pub(super) fn check(address: String, server: Arc<str>) {
     let look = move || {
         if let Some(trouble) = trouble(&address, &server) {
             log::warn!(
-                "other servers send clients to {address}, and {trouble}; the option advertise says where this server is \
+                "other servers send clients to {address}, but {trouble}; set the option advertise to where this server is \
                  reached"
             );
         }
     };
     let thread = thread::Builder::new().name("lock-advertise".into());
     if let Err(error) = thread.spawn(look) {
-        log::debug!("nobody asks whether the address is right where clients are sent: {error}");
+        log::debug!("cannot check the address that other servers send clients to: {error}");
     }
 }
 
-/// What is wrong with that address of the server of that name. `None` if it is reached there.
+/// What is wrong with `address`, as the address of the server with the name `server`. `None` if that server answers
+/// there.
 fn trouble(address: &str, server: &str) -> Option<String> {
     let (host, port) = parse_address(address).ok()?;
     let found = (&*host, port?).to_socket_addrs();
@@ -45,23 +46,23 @@ fn trouble(address: &str, server: &str) -> Option<String> {
     };
     match answered_by(address, &found) {
         Err(error) => Some(format!(
-            "from here nobody answers there by plain HTTP: {error}"
+            "no server answers there by plain HTTP, asked from this machine: {error}"
         )),
-        Ok(None) => Some("what answers there is no lock server".into()),
+        Ok(None) => Some("no lock server answers there, but something else".into()),
         Ok(Some(other)) if other != server => Some("another server answers there".into()),
-        // An address that says so itself is warned of at once.
+        // An address that is visibly of this machine only was warned of at the start.
         Ok(_) if is_of_one_machine(&host) => None,
         Ok(_) => {
             let own = found.iter().find(|found| found.ip().is_loopback())?;
             Some(format!(
-                "here that is {}, which is this machine alone",
+                "here that means {}, which only this machine can reach",
                 own.ip()
             ))
         }
     }
 }
 
-/// What the server calls itself that answers at the first of these addresses that is reached.
+/// The name of the server that answers at the first of these addresses that can be reached.
 fn answered_by(host: &str, addresses: &[SocketAddr]) -> io::Result<Option<String>> {
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
@@ -88,7 +89,7 @@ fn ask(mut stream: &TcpStream, host: &str) -> io::Result<Option<String>> {
     Ok(name)
 }
 
-/// The head of the answer: what keeps the connection open after it keeps nobody here.
+/// Reads the head of the answer only: the connection may stay open after it.
 fn read_head(stream: &TcpStream) -> io::Result<Vec<u8>> {
     let until = Instant::now() + TIMEOUT;
     let mut head = Vec::new();
@@ -110,7 +111,7 @@ mod tests {
 
     use super::*;
 
-    /// The trouble with a server `me` where that is answered, and where nobody is.
+    /// The trouble with a server `me` where this answer comes.
     fn with_answer(answer: &'static str) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
@@ -119,7 +120,7 @@ mod tests {
             let asked = stream.read(&mut [0; 1024]).expect("a question");
             assert_ne!(asked, 0);
             stream.write_all(answer.as_bytes()).expect("it reads");
-            // Open until it is dropped, as a proxy may keep it.
+            // Kept open until it is dropped, as a proxy may do.
             stream
         });
         let trouble = trouble(&address, "me");
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_this_servers_if_it_answers_there_under_its_own_name() {
+    fn an_address_is_right_if_this_server_answers_there_with_its_name() {
         assert_eq!(
             with_answer("HTTP/1.1 200 OK\r\nlock-server: me\r\n\r\n1\n"),
             None
@@ -138,18 +139,18 @@ mod tests {
         let none = with_answer("HTTP/1.1 200 OK\r\n\r\n1\n");
         assert_eq!(
             none.as_deref(),
-            Some("what answers there is no lock server")
+            Some("no lock server answers there, but something else")
         );
     }
 
     #[test]
-    fn an_address_where_nobody_is_is_no_servers() {
+    fn an_address_where_nothing_listens_is_wrong() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         drop(listener);
         let trouble = trouble(&address, "me").expect("nobody is there");
         assert!(
-            trouble.starts_with("from here nobody answers there by plain HTTP: "),
+            trouble.starts_with("no server answers there by plain HTTP, asked from this machine: "),
             "{trouble}"
         );
     }

@@ -1,6 +1,6 @@
-//! One question and its reply, whichever wire it came by.
+//! One question and its reply, for both wires.
 //!
-//! Knows no socket and no thread; who has to wait is handed to the lock manager.
+//! Knows no socket and no thread. A LOCK that has to wait is handed to the lock manager.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use crate::server::stop::StopSources;
 use crate::table::{Ask, BrokenHold, Holding, Terms};
 use crate::token::Role;
 
-/// What the transports have in common.
+/// The parts that all transports share.
 pub(crate) struct Handler {
     pub manager: Arc<LockManager>,
     pub access: Access,
-    /// The longest times that a question may ask for.
+    /// The longest times that a question can ask for.
     pub caps: MaxTimes,
     pub stop: Arc<StopSources>,
     pub status: ServerStatus,
-    /// What this run of the server is called, and no other; and its store.
+    /// The name of this run of the server, which no other run has, and its store's ID.
     pub names: ServerNames,
-    /// The server's process. `None` if the process is that of a program.
+    /// The server's process ID. `None` if the server runs in threads of a program.
     pub process: Option<u32>,
 }
 
-/// Why a question carries a parameter.
+/// The proof that a question has a parameter.
 const REQUIRED: &str = "the verb table requires it";
 
 impl Handler {
-    /// Answers a question. `None` if it has to wait: then `waiter` was called, and is notified of the
-    /// [outcome](Self::outcome_reply). `caller` is who asks, as far as the transport knows it.
+    /// Answers a question. `None` if it has to wait: then `waiter` was called, and its result is notified of the
+    /// [outcome](Self::outcome_reply). `caller` is what the transport knows of the asker.
     pub fn answer<W: Waiter + 'static>(
         &self,
         question: &Request,
@@ -84,7 +84,7 @@ impl Handler {
             Verb::Locks => self.status.locks(question),
             Verb::Status => self.status.status(self.access.may_break(caller.role)),
             Verb::Metrics => self.status.metrics(),
-            // HTTP sends what comes after it.
+            // The transport sends the events after it.
             Verb::Events => Reply::event_stream(),
             Verb::Page => self.status.front_page(self.access.may_break(caller.role)),
         };
@@ -93,17 +93,17 @@ impl Handler {
         Some(reply)
     }
 
-    /// The reply of a server that stands by to a question that the leader answers. `None` where this server does.
+    /// The reply of a standby to a question that the leader has to answer. `None` if this server answers it.
     pub fn redirect(&self, verb: Verb, target: &str) -> Option<Reply> {
         let is_of_this_server = verb == Verb::Page || verb.is_of_the_server();
         let is_redirected = !is_of_this_server && self.manager.stands_by();
         is_redirected.then(|| self.standby(target, true))
     }
 
-    /// Says who leads, as far as that is known, and redirects there if asked to.
+    /// Makes a standby's reply: it names the leader, if known, and redirects there if `redirects`.
     fn standby(&self, target: &str, redirects: bool) -> Reply {
         let elected = self.manager.elected();
-        // One that has just won does not send anybody to itself.
+        // A server that has just won the election must not redirect to itself.
         let leader = elected.filter(|elected| !elected.is_self);
         let leader = leader.and_then(|elected| elected.leader);
         let Some(leader) = leader else {
@@ -124,8 +124,8 @@ impl Handler {
         }
     }
 
-    /// Whether a reply may tell of something that is decided and not stored: then it is sent
-    /// [once that is](LockManager::once_stored).
+    /// Whether a reply may depend on a decision that is not yet stored: then it is sent [once that is
+    /// stored](LockManager::once_stored).
     pub fn waits_for_store(&self, verb: Verb, reply: &Reply) -> bool {
         if !self.manager.has_store() {
             return false;
@@ -140,7 +140,7 @@ impl Handler {
         if verb == Verb::Page && self.manager.stands_by() {
             return false;
         }
-        // Each event waits for the store by itself.
+        // Each event waits for the store separately.
         let tells_of_holds = verb != Verb::Events && !verb.is_of_the_server();
         let is_of_no_hold = reply
             .result()
@@ -148,8 +148,8 @@ impl Handler {
         tells_of_holds && !is_of_no_hold
     }
 
-    /// What a reply that waited for the store comes to: what there was no room for was taken back. `asked` is from before
-    /// the question was decided.
+    /// The final form of a reply that waited for the store: a grant that the store had no room for became a refusal.
+    /// `asked` was read before the question was decided.
     pub fn stored_reply(&self, reply: Reply, asked: StoreEpoch) -> Reply {
         match reply.fence() {
             Some(fence) if self.manager.was_taken_back(fence, Some(asked)) => store_full(),
@@ -157,7 +157,7 @@ impl Handler {
         }
     }
 
-    /// What a LOCK asks for, which may name its times.
+    /// The times that a LOCK asks for, with the server's defaults.
     fn terms(&self, question: &Request) -> Terms {
         let usual = self.manager.terms();
         let seconds = |parameter, usual| question.seconds(parameter).unwrap_or(usual);
@@ -184,7 +184,7 @@ impl Handler {
             )
     }
 
-    /// The reply to a client at this address: a PING from loopback gets the number of the process, too.
+    /// Adds the server's process ID to the reply to a PING from loopback.
     pub fn with_process(&self, reply: Reply, verb: Verb, from: IpAddr) -> Reply {
         match self.process {
             Some(pid) if verb == Verb::Ping && from.to_canonical().is_loopback() => {
@@ -206,7 +206,7 @@ impl Handler {
         )
     }
 
-    /// Ends somebody else's hold, and logs who did so.
+    /// Ends another holder's hold, and logs who broke it.
     fn break_hold(&self, question: &Request, caller: &Caller) -> Reply {
         let by = question.text(Parameter::By).or(caller.user.as_deref());
         let who = by.map_or("somebody".into(), |by| format!("{by:?}"));
@@ -237,10 +237,10 @@ impl Handler {
         }
     }
 
-    /// The reply to a LOCK for which there is no thread to wait in.
+    /// Gives up a LOCK for which there is no thread to wait in, and returns its reply.
     pub fn give_up(&self, waiter: &Arc<dyn Waiter>) -> Reply {
         self.manager.abandon(waiter);
-        // What was granted in the last moment is granted.
+        // A grant that came at the last moment is valid.
         let outcome = waiter.pending().outcome();
         let key = waiter.pending().key();
         if let Some(reply) = outcome.and_then(|outcome| self.outcome_reply(key, outcome)) {
@@ -251,7 +251,7 @@ impl Handler {
         reply
     }
 
-    /// Gives up the place of a waiter at whose client's end something happened, if it has gone.
+    /// Gives up a waiter's place if its client has gone. Called when the poller reports its connection.
     pub fn hang_up(&self, waiter: &Arc<dyn Waiter>) {
         if !waiter.is_there() {
             log::debug!("a client went away while it waited");
@@ -259,7 +259,7 @@ impl Handler {
         }
     }
 
-    /// The reply to a LOCK that is decided, to be sent once. `None` if its client has gone.
+    /// The reply to a decided LOCK. Counts it, so it is to be sent once. `None` if its client has gone.
     pub fn outcome_reply(&self, key: &str, outcome: &Outcome) -> Option<Reply> {
         let reply = match outcome {
             Outcome::Granted(grant) if self.manager.was_taken_back(grant.fence, None) => {
@@ -301,13 +301,13 @@ fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply
     }
 }
 
-/// The reply of a server that ends.
+/// The reply of a server that is ending. `then` is the end of its message.
 pub(super) fn stopping(then: &str) -> Reply {
     let message = format!("the server is ending; {then}");
     Reply::refusal(Status::Unavailable, Refusal::Stopping, message)
 }
 
-/// The reply where the server's store has as much as it takes.
+/// The reply if the store is full.
 fn store_full() -> Reply {
     Reply::refusal(
         Status::Unavailable,
@@ -317,7 +317,7 @@ fn store_full() -> Reply {
     .with_header("Retry-After", 1)
 }
 
-/// The reply where the server has as much as it takes.
+/// The reply if the server has reached a limit, which `message` names.
 pub(super) fn full(message: &str) -> Reply {
     Reply::refusal(
         Status::Unavailable,

@@ -23,36 +23,36 @@ use crate::options::{Options, StoreAddress};
 use crate::protocol::{MaxTimes, ServerNames};
 use crate::table::{Limits, Terms};
 
-/// What the server serves on.
+/// The listeners that the server serves on.
 pub(crate) struct Listeners {
     /// One for each address of the host, all with one port. Never empty.
     pub http: Vec<TcpListener>,
-    /// The same, for clients of the Perl original. Empty without a classic port.
+    /// Listeners for clients of the Perl original. Empty without a classic port.
     pub classic: Vec<TcpListener>,
-    /// Whether others listen on them, too, and go on when this server ends.
+    /// Whether other processes listen on them, too, and continue when this server ends.
     pub are_lent: bool,
 }
 
-/// What a server reports of itself.
+/// The states that a server reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServerState {
     /// It answers questions.
     Serving,
-    /// It was asked to stop. LOCKs that wait are about to be broken off.
+    /// It was asked to stop. Waiting LOCKs are about to be refused.
     Stopping,
 }
 
-/// Whose the process is that the server runs in.
+/// Who owns the process that the server runs in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProcessUse {
-    /// The server's: its limits are raised, and its memory is given back.
+    /// The server: it raises the process's limits and gives its memory back.
     Own,
-    /// The program's, which the server leaves as it is.
+    /// A program: the server leaves its process as it is.
     Shared,
 }
 
-/// How long the answers being written get before the server ends.
+/// How long answers that are being written may take when the server ends.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Serves on bound listeners until it is asked to stop. Calls `notify` with each of its states.
@@ -76,7 +76,7 @@ pub(crate) fn serve(
     let clients = clients.map_err(start_failed("too few descriptors"))?;
     let limits = Limits {
         holds: options.max_keys,
-        // Some are left for those who unlock.
+        // Some are reserved for clients that unlock.
         waiters: options.max_waiters.min(clients - (clients / 2).min(100)),
     };
     let news = StoreNews::default();
@@ -117,7 +117,7 @@ pub(crate) fn serve(
     Ok(())
 }
 
-/// What serves: both transports, one for each listener, and the epoll that the loop waits with.
+/// The serving parts: both transports, one for each listener, and the epoll that the loop waits with.
 struct Parts {
     handler: Arc<Handler>,
     poller: Arc<Poller>,
@@ -176,7 +176,7 @@ impl Parts {
         Ok(())
     }
 
-    /// The loop, until the server is asked to end.
+    /// The loop. Returns when the server is asked to end.
     fn run(&mut self, process_use: ProcessUse) {
         let mut trim = Trim::new();
         loop {
@@ -204,14 +204,14 @@ impl Parts {
                 http.poll(happened.arrival);
             }
             self.handler.status.tick();
-            // It takes the allocator's locks, one after another: beside a thousand threads that allocate it takes long.
+            // Trimming takes the allocator's locks, one after another, which is slow while a thousand threads allocate.
             if process_use == ProcessUse::Own && self.http.iter().all(HttpTransport::is_calm) {
                 trim.tick();
             }
         }
     }
 
-    /// Refuses what comes, breaks off what waits, finishes what is being answered, and closes the connections.
+    /// Refuses new connections, ends waits, lets answers be written, and closes the connections.
     fn close(self) {
         let until = Instant::now() + FINISH_TIMEOUT;
         self.classic.iter().for_each(ClassicTransport::refuse);
@@ -227,7 +227,7 @@ impl Parts {
     }
 }
 
-/// Says so in the log where others than those of this machine can lock.
+/// Warns in the log if clients on other machines can lock without a credential.
 fn warn_of_strangers(mut addresses: Vec<SocketAddr>, options: &Options) {
     addresses.retain(|address| !address.ip().is_loopback());
     if !addresses.is_empty() && options.lets_strangers_lock() {
@@ -238,7 +238,7 @@ fn warn_of_strangers(mut addresses: Vec<SocketAddr>, options: &Options) {
     }
 }
 
-/// What answers the questions of both transports.
+/// Makes the handler of all transports.
 fn handler(
     options: &Options,
     addresses: &[SocketAddr],
@@ -251,7 +251,7 @@ fn handler(
         lock_timeout: options.lock_timeout,
         lock_attempt_timeout: options.lock_attempt_timeout,
     };
-    // Before there is a thread that an error would leave behind.
+    // Opened before a thread is started, which an error would leave behind.
     let tokens = options
         .token_file
         .as_deref()
@@ -296,8 +296,8 @@ fn handler(
     }))
 }
 
-/// Made of the start's time, so that it tells a run of a server from the one before it, and of chance, so that it tells
-/// two that are started at once.
+/// A name with two parts: the start's time, which differs from earlier runs, and a random number, which differs between
+/// servers that start at the same time.
 fn name_of_this_run() -> Arc<str> {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     let start = since_1970.unwrap_or_default().as_micros();

@@ -4,16 +4,16 @@
 //! |---|---|---|
 //! | leaves a new connection unserved: a stale count makes it hand the connection to a busy thread | `stalls.rs` | `of_64_connections_at_once_each_is_answered_within_250_ms_whatever_else_is_connected` |
 //! | ends its accept loop on the first error, by a panic at its last descriptor | `tiny.rs` | `without_descriptors_the_locks_stay_and_new_connections_are_answered_within_a_second_of_some_being_free` |
-//! | hides its sockets, and that a client has gone | `sockets.rs` | `a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second`, `a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port`, `what_has_the_number_of_a_connection_that_was_closed_is_not_shut_down_in_its_stead` |
+//! | hides its sockets, and that a client has gone | `sockets.rs` | `a_waiter_whose_process_is_killed_gives_up_its_place_within_a_second`, `a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port`, `a_descriptor_number_that_was_used_again_is_not_shut_down` |
 //! | reads a connection's next requests before the one before them is answered | `instance.rs` | `a_hundred_thousand_pipelined_requests_delay_nobody_else` |
 //! | answers a dropped request itself, after waiting for the requests before it | `exchange.rs` | `requests_behind_a_waiting_lock_are_answered_when_the_server_ends` |
 //! | blocks a thread that writes to a client which does not read | `exchange.rs` | `a_client_that_never_reads_delays_nobody_and_loses_its_connection` |
 //! | reads a header line of any length, and never times a read out | `unfinished.rs` | `an_endless_header_line_ends_its_connection_and_its_memory_is_freed`, `a_request_incomplete_after_10_s_ends_its_connection_and_a_waiting_lock_goes_on` |
 //! | reads a body to its end when a request is dropped, and allocates the announced length for it | `body.rs` | `a_huge_content_length_ends_only_its_own_connection` |
-//! | ends a connection without an answer at a byte that is not ASCII, before there is a request | nowhere: `guide/wire.md` has it | `a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer` |
+//! | ends a connection without an answer at a byte that is not ASCII, before there is a request | none: documented in `guide/wire.md` | `a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer` |
 //! | answers a request with `Expect: foo` with 417 at once, before the request ahead of it | none: only its sender is harmed | |
-//! | leaves a thread and two descriptors waiting for a connection that sent an HTTP/2 or HTTP/3 request line, until the process ends | none: there is no way to the thread | |
-//! | starts threads in `from_listener` | `tiny.rs`: only the process that serves opens it | `start_returns_the_childs_pid_once_it_answers` |
+//! | leaves a thread and two descriptors waiting for a connection that sent an HTTP/2 or HTTP/3 request line, until the process ends | none: the thread cannot be reached | |
+//! | starts threads in `from_listener` | `tiny.rs`: only the serving process calls it | `start_returns_the_childs_pid_once_it_answers` |
 
 mod body;
 mod exchange;

@@ -103,7 +103,10 @@ impl EventStreams {
             return Err(Box::new((exchange, stopping("it has no more events"))));
         }
         if streams.readers.len() >= self.most {
-            let message = format!("{} clients read events already, the most that this server allows", self.most);
+            let message = format!(
+                "{} clients read events already, the most that this server allows",
+                self.most
+            );
             return Err(Box::new((exchange, full(&message))));
         }
         let (stream, head) = exchange

@@ -292,7 +292,8 @@ fn holds_parameters((field, value): (&str, &str)) -> bool {
 
 /// The reply to a request whose body tiny_http did not read with it.
 fn body_refused() -> Reply {
-    let reason = "the question is the URL; send no body, or one of at most 1024 bytes that is not chunked";
+    let reason =
+        "the question is the URL; send no body, or one of at most 1024 bytes that is not chunked";
     Malformed::BadRequest(reason.into()).into()
 }
 

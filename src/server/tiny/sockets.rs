@@ -1,9 +1,9 @@
 //! The descriptors of the connections that tiny_http holds and hides, and what the kernel knows of them.
 //!
-//! tiny_http gives no access to its sockets and swallows their end, so they are found among the
-//! process's own descriptors by the address of their other end. A descriptor found here is used by
-//! number and may by then belong to someone else, in a program that has a server in it to anything that the program
-//! has open; each function says why that does no harm.
+//! tiny_http gives no access to its sockets and hides their end, so they are found among the process's own descriptors,
+//! by the client's address. A descriptor found here is used by number, which may already be another file's: another
+//! connection's, or, with a server in a program's threads, any file of the program. Each function says why that does no
+//! harm.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -142,7 +142,7 @@ impl Sockets {
             if let Ok(copy) = self.with_spare(copy)
                 && client_of(copy.as_raw_fd(), self.own) == Some(client)
             {
-                // It fails only on a connection that is gone, which is as good.
+                // It fails only if the connection is already gone.
                 let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
             }
         }
@@ -153,7 +153,7 @@ impl Sockets {
     pub(super) fn shut_down_all(&self, connections: &Connections) {
         for pair in connections.0.values() {
             let copy = || pair.copy().ok_or_else(|| io::Error::from(Errno::ENOTCONN));
-            // It is not to be had where the connection is gone, which is as good.
+            // There is no copy if the connection is already gone.
             if let Ok(copy) = self.with_spare(copy) {
                 copy.shut_down();
             }
@@ -282,7 +282,7 @@ impl OwnedConnection {
 
     /// Ends it, both ways, after the bytes that were sent.
     pub fn shut_down(&self) {
-        // It fails only on a connection that is gone, which is as good.
+        // It fails only if the connection is already gone.
         let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 }
@@ -393,12 +393,12 @@ mod tests {
     }
 
     #[test]
-    fn what_has_the_number_of_a_connection_that_was_closed_is_not_shut_down_in_its_stead() {
+    fn a_descriptor_number_that_was_used_again_is_not_shut_down() {
         let (listener, mut client, accepted) = connection();
         let sockets = Sockets::new(listener.local_addr().unwrap());
         let connections = sockets.look_up().unwrap();
         let (_elsewhere, mut other_end, mut another) = connection();
-        // SAFETY: the number stays open, and `accepted` has it: another connection's from now on.
+        // SAFETY: the number stays open, and `accepted` owns it; from now on it is another connection's.
         assert!(unsafe { libc::dup2(another.as_raw_fd(), accepted.as_raw_fd()) } >= 0);
         assert_eq!(client.read(&mut [0]).unwrap(), 0, "it is closed");
 
