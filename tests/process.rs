@@ -671,7 +671,7 @@ fn a_start_without_loopback_fails_at_once_with_the_reason() {
     if said.contains("not shown") {
         return print!("{} ... ", said.trim());
     }
-    assert!(said.contains("no answer comes from it"), "{said}");
+    assert!(said.contains("but does not answer"), "{said}");
     assert!(said.contains("Unreachable"), "{said}");
 }
 

@@ -1,4 +1,4 @@
-//! Which requests the server lets in: the guard against web pages, and tokens.
+//! Which requests the server admits: the guard against web pages, and tokens.
 
 mod attempts;
 mod tokens;
@@ -13,45 +13,45 @@ use crate::protocol;
 use crate::protocol::VerbRow;
 use crate::token::Role;
 
-/// What the transports let in.
+/// The rules for admitting requests.
 pub(crate) struct Access {
     /// Whether SHUTDOWN needs no token of the role admin.
     pub allow_shutdown: bool,
-    /// Whether BREAK is for everybody, where there are no tokens.
+    /// Whether everybody may BREAK. Used only without tokens.
     pub allow_break: bool,
-    /// The configured host, which a client may call the server by.
+    /// The configured host, which a client may use in `Host`.
     pub host: String,
-    /// Further names that it may be asked for under. `*` is any.
+    /// Further names that a client may use in `Host`. `*` allows any.
     pub allowed_hosts: Vec<String>,
-    /// Whether it listens on loopback alone.
+    /// Whether the server listens only on loopback.
     pub loopback: bool,
-    /// `None` lets everybody ask everything.
+    /// `None` admits every question from everybody.
     pub tokens: Option<Tokens>,
 }
 
-/// Why a request is turned away, in one plain sentence.
+/// Why a request is refused, as one sentence.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TurnedAway {
     FromAPage(String),
     WrongHost(String),
     NoToken(String),
-    /// With whether it is answered slowly.
+    /// The flag: whether the refusal is delayed.
     WrongToken(String, bool),
     WrongRole(String),
 }
 
-/// Who asks a question that was let in.
+/// What is known of the client of an admitted question.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Caller {
-    /// `None` where the server asks for no token.
+    /// `None` if the server has no tokens.
     pub role: Option<Role>,
     /// `None` on the classic port.
     pub from: Option<IpAddr>,
-    /// The user's name of Basic, of one who may do what an administrator does.
+    /// The user name of Basic, for a verb that takes the role admin.
     pub user: Option<String>,
 }
 
-/// Where it is, as a log line ends.
+/// The address, as the end of a log line.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.from {
@@ -61,16 +61,16 @@ impl fmt::Display for Caller {
     }
 }
 
-/// What the header lines of a request say of who asks, and for which server. Of two lines of one name neither counts:
-/// each end could go by another one.
+/// What the header lines of a request say of the client and the host that it asks. If a line occurs twice, neither
+/// counts: a proxy and the server could use different ones.
 #[derive(Default)]
 pub(crate) struct Asker<'h> {
     host: Option<&'h str>,
-    /// The scheme, host and port of the page that asks.
+    /// The scheme, host and port of the asking page.
     origin: Option<&'h str>,
-    /// `Sec-Fetch-Site`, where it says that a page from elsewhere asks.
+    /// Whether `Sec-Fetch-Site` says that a page from another site asks.
     is_from_elsewhere: bool,
-    /// Whether a proxy says that it was asked over TLS.
+    /// Whether a proxy reports that the client used TLS.
     is_tls: bool,
     authorization: Option<&'h str>,
 }
@@ -95,13 +95,13 @@ impl<'h> Asker<'h> {
         asker
     }
 
-    /// The user's name of Basic, whatever the password is.
+    /// The user name of Basic. The password is not checked.
     pub fn user(&self) -> Option<String> {
         user_of_basic(self.authorization?)
     }
 
-    /// Whether the page is this server's own. Its origin is the scheme and the host that the request itself went to
-    /// (RFC 6454, section 4). No page can make a browser send another `Host` or an `X-Forwarded-Proto`.
+    /// Whether the page is this server's own: its origin is the scheme and the host that the request went to (RFC 6454,
+    /// section 4). No page can make a browser send another `Host` or an `X-Forwarded-Proto`.
     fn is_own_page(&self, origin: &str) -> bool {
         let scheme = if self.is_tls { "https" } else { "http" };
         let host = self.host.filter(|host| !host.is_empty());
@@ -112,12 +112,12 @@ impl<'h> Asker<'h> {
 }
 
 impl Access {
-    /// Turns away what a web page from elsewhere can make a browser send.
+    /// Refuses what a web page from another site can make a browser send.
     ///
-    /// A page from anywhere may ask its visitor's browser to GET an address on that visitor's own
-    /// machine. The browser then says so in `Origin` or `Sec-Fetch-Site` (Fetch Metadata); and a page
-    /// whose name was pointed at 127.0.0.1 (DNS rebinding) shows itself in `Host`. That is all that the guard is for:
-    /// what a proxy passes on comes from loopback, too, wherever its client is.
+    /// Any page can make its visitor's browser GET an address on the visitor's machine. The browser then says so in
+    /// `Origin` or `Sec-Fetch-Site` (Fetch Metadata). A page whose name was pointed at 127.0.0.1 (DNS rebinding) is
+    /// recognised by `Host`. The guard covers only this: requests through a proxy come from loopback, too, wherever the
+    /// client is.
     pub fn admit(&self, asker: &Asker) -> Result<(), TurnedAway> {
         let is_foreign = |origin| !asker.is_own_page(origin);
         if asker.is_from_elsewhere || asker.origin.is_some_and(is_foreign) {
@@ -133,7 +133,7 @@ impl Access {
             && self.loopback
         {
             return Err(TurnedAway::WrongHost(format!(
-                "this server is not {:?}: ask for 127.0.0.1, localhost or the host that it was given to listen on; \
+                "this server is not {:?}: use 127.0.0.1, localhost or the host that it was given to listen on; \
                  the option allowed_hosts permits others",
                 protocol::shorten(host)
             )));
@@ -141,8 +141,8 @@ impl Access {
         Ok(())
     }
 
-    /// The role of one who asks for a verb, from there: `None` where the server asks for no token. Turns away who has
-    /// none, or one that does not suffice. What is no verb of the table is a question like those that only look.
+    /// Returns the caller's role for a verb, `None` if the server has no tokens. Refuses a request without a token, or
+    /// with one that is wrong or has too low a role. An unknown verb needs the role `read`.
     pub fn role_of(
         &self,
         asker: &Asker,
@@ -174,12 +174,12 @@ impl Access {
         }
     }
 
-    /// Whether one of that role may end the server. Without tokens, and on the classic port, nobody has a role.
+    /// Whether a caller with this role may end the server. Without tokens, and on the classic port, the role is `None`.
     pub fn may_shut_down(&self, role: Option<Role>) -> bool {
         self.allow_shutdown || role == Some(Role::Admin)
     }
 
-    /// Whether one of that role may end another client's hold. Tokens, where there are some, decide it alone.
+    /// Whether a caller with this role may end another client's hold. With tokens, the role alone decides it.
     pub fn may_break(&self, role: Option<Role>) -> bool {
         match self.tokens {
             None => self.allow_break,
@@ -187,8 +187,7 @@ impl Access {
         }
     }
 
-    /// Whether a `Host` header names this machine's loopback, what the server was told to listen on, or what it was
-    /// told to be called.
+    /// Whether a `Host` header names loopback, the configured host, or one of the allowed hosts.
     fn is_own_name(&self, host: &str) -> bool {
         let name = match host.strip_prefix('[') {
             Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
@@ -206,7 +205,7 @@ impl Access {
     }
 }
 
-/// Whether they are the same name but for upper and lower case, brackets and a dot in the end.
+/// Whether both are the same name, apart from case, brackets and a final dot.
 fn same_host(name: &str, allowed: &str) -> bool {
     let allowed = bare_host(allowed);
     name.eq_ignore_ascii_case(allowed.strip_suffix('.').unwrap_or(allowed))

@@ -1,22 +1,22 @@
-//! The server's process, seen from the one that starts it: start, reap, stop.
+//! The server's process, as its parent handles it: start, reap, stop.
 //!
-//! A child made by `fork` alone finds every lock of libc, of std and of the allocator as the parent's other threads
-//! held it in that instant, and those threads are not there to let go: `malloc_trim` alone takes every arena's lock, and
-//! a server hung for good on the one that a thread of its parent had held. So the child calls nothing at all before
-//! it replaces its memory: it executes the parent's own program again, which finds its orders on its standard
-//! input and serves before `main` begins. See [`image`].
+//! A child made by `fork` alone finds each lock of libc, std and the allocator in the state that the parent's other
+//! threads left it in, and those threads do not exist in the child, so a locked one stays locked. For example,
+//! `malloc_trim` takes every arena's lock: a server hung on one that a thread of its parent had held. So the child
+//! calls nothing before it replaces its memory: it executes the parent's program again, which reads its orders from its
+//! standard input and serves before `main` begins. See [`image`].
 //!
 //! | what the child calls | which lock it could inherit |
 //! |---|---|
 //! | from the fork to the exec | none: `posix_spawn` only makes system calls there, on memory that the parent lends |
-//! | after the exec, for its whole life | none: malloc, stdio, the environment, name look-up, the loader and panics begin anew |
+//! | after the exec, for its whole life | none: malloc, stdio, the environment, name look-up, the loader and panics start fresh |
 //! | files | none; descriptors that the parent did not mark to be closed on exec are closed by [`image`] |
 //!
-//! The price: `/proc`, a program that may be executed again and has this crate in it, not in a
-//! library that it loads; and std is used before `main`, which works and which std does not promise. The tests
-//! run it with glibc, and by hand with musl.
+//! The price: it needs `/proc`, and a program that can be executed again and has this crate in it, not in a library
+//! that it loads. It also uses std before `main`, which works but is not promised by std. The tests run it with glibc,
+//! and by hand with musl.
 //!
-//! [`Server::spawn`](crate::Server::spawn) forks nothing.
+//! [`Server::spawn`](crate::Server::spawn) does not fork.
 
 pub(crate) mod image;
 pub(crate) mod orders;
@@ -43,11 +43,11 @@ use crate::error::Error;
 use crate::options::Options;
 use crate::server::serve::{Listeners, start_failed};
 
-/// How long a child may take to serve. It needs some milliseconds; the rest is for a machine that is busy with
-/// hundreds of others. A child that fails says so at once.
+/// How long a child may take to serve. It needs some milliseconds; the rest is for a machine that is busy with hundreds
+/// of others. A failing child reports at once.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a child may take to end before it is killed. Its own watchdog is quicker.
+/// How long a child may take to end before it is killed. Its own watchdog is faster.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The reaper only waits.
@@ -56,22 +56,22 @@ const STACK: usize = 64 * 1024;
 /// A child process that serves. It is reaped when it ends, for whatever reason.
 pub(crate) struct Child {
     pid: Pid,
-    /// The process that started it: in any other one, the child is none.
+    /// The process that started it. In any other process, the child is not its child.
     parent: u32,
     end: Arc<ChildEnd>,
 }
 
-/// When a child has ended.
+/// Whether a child has ended.
 #[derive(Default)]
 struct ChildEnd {
-    /// While this is locked and `false`, the process exists, if only as a zombie: its number is its own.
+    /// While this is locked and `false`, the process exists, at least as a zombie, so its number is not reused.
     is_reaped: Mutex<bool>,
     reaped: Condvar,
 }
 
 impl ChildEnd {
     fn lock(&self) -> MutexGuard<'_, bool> {
-        // A flag is whole, whatever panicked beside it.
+        // A panic elsewhere cannot leave a flag half-written.
         self.is_reaped
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -118,12 +118,12 @@ impl Child {
             .name("lock-server-reaper".into())
             .stack_size(STACK)
             .spawn(move || {
-                // Leaves the zombie in place until nobody is about to send it a signal.
+                // Leaves the zombie until no thread is about to signal it.
                 while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
                     == Err(Errno::EINTR)
                 {}
                 let mut is_reaped = end.lock();
-                // Somebody who waits for any child may have been quicker.
+                // A thread that waits for any child may have reaped it first.
                 let _ = waitpid(pid, None);
                 *is_reaped = true;
                 end.reaped.notify_all();
@@ -132,11 +132,11 @@ impl Child {
     }
 
     pub fn pid(&self) -> u32 {
-        // The kernel's process numbers are positive.
+        // Process IDs are positive.
         self.pid.as_raw() as u32
     }
 
-    /// Whether this process started it. A process forked since has a copy of this, and no such child.
+    /// Whether this process started it. A process forked since has a copy of this handle, but no such child.
     pub fn is_ours(&self) -> bool {
         self.parent == process::id()
     }
@@ -145,7 +145,7 @@ impl Child {
         self.is_ours() && !*self.end.lock() && !has_ended(self.pid)
     }
 
-    /// Ends the child and waits for its end. `false` if it had ended before.
+    /// Ends the child and waits for its end, up to twice [`END_TIMEOUT`]. `false` if it had already ended.
     pub fn stop(&self) -> io::Result<bool> {
         if !self.is_ours() {
             let whose = format!("process {} started it and has to stop it", self.parent);
@@ -156,7 +156,7 @@ impl Child {
             return Ok(false);
         }
         if has_ended(self.pid) {
-            // It is about to be reaped here; or was elsewhere, and its number may be anybody's.
+            // The reaper is about to reap it. Or something else has, and its number may belong to another process.
             let waited = self
                 .end
                 .reaped
@@ -164,11 +164,11 @@ impl Child {
             drop(waited);
             return Ok(false);
         }
-        // One that is stopped is woken to end.
+        // SIGCONT wakes a stopped process, so that it can end.
         let orderly: &[Signal] = &[Signal::SIGTERM, Signal::SIGCONT];
         for signals in [orderly, &[Signal::SIGKILL]] {
             for &signal in signals.iter().filter(|_| !*is_reaped) {
-                // Not yet reaped, so nobody else has this number.
+                // Not yet reaped, so no other process has this number.
                 match signal::kill(self.pid, signal) {
                     Ok(()) | Err(Errno::ESRCH) => {}
                     Err(errno) => return Err(errno.into()),
@@ -190,8 +190,8 @@ impl Child {
     }
 }
 
-/// Executes this program again, as a server that finds its orders on standard input. In a process group of its own
-/// it is out of reach of Ctrl-C, which is for the parent; and it keeps no pipe of the parent's open.
+/// Executes this program again, as a server that reads its orders from standard input. Its own process group keeps it
+/// out of reach of Ctrl-C, which is meant for the parent; and it keeps no pipe of the parent open.
 fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
     image::expect_startable()?;
     let log = match &options.log_to {
@@ -206,14 +206,14 @@ fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
         .stdout(Stdio::null())
         .stderr(log);
     if !options.outlive_parent {
-        // One that outlives its parent begins a session of its own, which the leader of a group may not.
+        // A child that outlives its parent calls `setsid`, which the leader of a group may not.
         command.process_group(0);
     }
     let child = command.spawn().map_err(|source| Error::CannotStart {
         reason: "cannot execute this program again, as /proc/self/exe".into(),
         source: Some(source),
     })?;
-    // The kernel's process numbers fit.
+    // Process IDs fit into `pid_t`.
     Ok(Pid::from_raw(child.id() as libc::pid_t))
 }
 
@@ -228,7 +228,8 @@ fn open_log(path: &std::path::Path) -> Result<File, Error> {
 /// Waits until the child reports that it serves.
 fn serves(ours: &OwnedFd, pid: Pid) -> Result<(), Error> {
     let until = Instant::now() + SERVE_TIMEOUT;
-    // A copy of the other end, in a process that another thread has forked since, would hide the child's end.
+    // Without the pidfd, a copy of the other end in a process that another thread has forked since would hide the
+    // child's end.
     let end = orders::pidfd(pid).ok();
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -252,9 +253,9 @@ fn serves(ours: &OwnedFd, pid: Pid) -> Result<(), Error> {
     match Report::receive(ours) {
         Ok(Some(Report::Serves)) => Ok(()),
         Ok(Some(Report::Failed(why))) => Err(did_not_serve(why)),
-        // It has ended without a word, and is still there to be asked how.
+        // It ended without a report, and is still a zombie that can be asked how.
         Ok(None) => Err(did_not_serve(how_it_ended(pid))),
-        Err(errno) => Err(start_failed("cannot hear of the child")(errno)),
+        Err(errno) => Err(start_failed("cannot receive the child's report")(errno)),
     }
 }
 
@@ -276,7 +277,7 @@ fn did_not_serve(why: String) -> Error {
 
 fn does_not_answer(error: Error) -> Error {
     Error::CannotStart {
-        reason: "the child process serves, but no answer comes from it".into(),
+        reason: "the child process serves, but does not answer".into(),
         source: Some(io::Error::other(error)),
     }
 }

@@ -1,28 +1,28 @@
-//! The original's own wire, on a port of its own: a bare line, and a bare line back.
+//! The wire of the Perl original, on its own port: a bare line, and a bare line back.
 //!
-//! One question on each connection, as `protocol/classic.rs` has it.
+//! Each connection carries one question, in the form of `protocol/classic.rs`.
 //!
 //! # Answers
 //!
-//! The answer is one line, and the server closes the connection. `0` is also the answer to a name that is
-//! missing, empty, too long or not UTF-8, when the server is full, and to those that wait when it ends.
-//! No answer, only the end of the connection, gets an unknown verb, a request that a web page sent, one of
-//! more than 64 kB, and one that is not there whole after 10 s.
+//! The answer is one line, then the server closes the connection. `0` is also the answer to a name that is missing,
+//! empty, too long or not UTF-8, when the server is full, and to LOCKs that wait when the server ends. An unknown verb,
+//! a request from a web page, a request of more than 64 kB and a request that is not complete after 10 s get no answer:
+//! the server closes the connection.
 //!
 //! # Clients that go
 //!
-//! Who closes or half-closes its connection while it waits loses its place: the two look alike. Who goes
-//! after the grant keeps the lease until it runs out, also where the answer was still on its way: what the
-//! client has read of it can't be known.
+//! A client that closes or half-closes its connection while it waits loses its place: the two look alike. A client that
+//! goes away after the grant keeps the lease until it ends, even if the answer was still on its way: the server can't
+//! know what the client has read of it.
 //!
-//! Where every thread has a connection, the connection that has been silent for longest is closed, so that
-//! the next client is served.
+//! If each thread has a connection, the server closes the connection that has been silent for longest, to serve the
+//! next client.
 //!
 //! # Threads
 //!
-//! Each connection has a thread for as long as it is open, and that thread has accepted it. Before it
-//! serves, it ensures that another one stands ready to accept; so a LOCK blocks its own thread and
-//! nobody else's, and most questions start no thread. The server's loop watches the clients of those that wait.
+//! Each connection is accepted by a thread, which serves it until it is closed. Before it serves, the thread ensures
+//! that another one is ready to accept; so a LOCK blocks only its own thread, and most questions start no thread. The
+//! server's loop watches the clients of waiting LOCKs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
@@ -50,51 +50,51 @@ use crate::server::status::ConnectionCount;
 /// How long a client may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many threads stand ready at the most.
+/// The most threads that are ready to accept.
 const MAX_IDLE: usize = 32;
 
-/// A question is read, asked and answered: it needs little depth.
+/// The stack of a thread, in bytes. Serving a question needs little depth.
 const STACK: usize = 128 * 1024;
 
-/// How long nothing is accepted when the system has no descriptor or memory for it.
+/// The pause after accepting fails for lack of descriptors or memory.
 const STARVED_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long connections have to be accepted before that is logged.
+/// How long accepting has to work again before that is logged.
 const STABLE: Duration = Duration::from_secs(2);
 
-/// The server's end of the port for the original's clients.
+/// The transport for the original's clients, on one listener.
 pub(crate) struct ClassicTransport(Arc<Classic>);
 
 struct Classic {
     listener: TcpListener,
-    /// Whether others listen on it, too.
+    /// Whether another process listens on it, too.
     is_lent: bool,
     handler: Arc<Handler>,
     /// How many connections may be open at the same time: each has a thread.
     most: usize,
     state: Mutex<Open>,
-    /// Tells that a thread has ended.
+    /// Notified when a thread has ended.
     ended: Condvar,
     poller: Arc<Poller>,
 }
 
-/// What is open.
+/// The open connections and their threads.
 #[derive(Default)]
 struct Open {
     threads: usize,
-    /// How many of them accept, or are about to.
+    /// How many threads accept, or are about to.
     idle: usize,
     next_id: u64,
     connections: HashMap<u64, Arc<TcpStream>>,
-    /// Those of them that have not sent their request.
+    /// The connections that have not sent their request, oldest first.
     silent: BTreeSet<u64>,
     closing: bool,
-    /// When accepting last failed, as long as the log was not told that this is over.
+    /// When accepting last failed. `None` if it works, and the log says so.
     starved: Option<Instant>,
 }
 
 impl ClassicTransport {
-    /// Serves on a prepared listener, in threads of its own, up to so many connections at the same time.
+    /// Serves on a prepared listener, in its own threads, up to `most` connections at the same time.
     pub fn open(
         listener: TcpListener,
         is_lent: bool,
@@ -102,7 +102,7 @@ impl ClassicTransport {
         poller: Arc<Poller>,
         most: usize,
     ) -> io::Result<Self> {
-        // Passed on to what is accepted. `accept` itself comes back so often, too.
+        // Connections inherit it. It also limits each `accept`.
         let timeout = TimeVal::new(TIMEOUT.as_secs() as i64, 0);
         socket::setsockopt(&listener, sockopt::ReceiveTimeout, &timeout)?;
         let classic = Arc::new(Classic {
@@ -120,7 +120,7 @@ impl ClassicTransport {
         Ok(transport)
     }
 
-    /// What counts the connections that are open.
+    /// Returns a function that counts the open connections.
     pub fn connection_count(&self) -> ConnectionCount {
         let classic = Arc::downgrade(&self.0);
         Box::new(move || {
@@ -129,7 +129,7 @@ impl ClassicTransport {
         })
     }
 
-    /// Accepts nothing more.
+    /// Stops accepting connections.
     pub fn refuse(&self) {
         let classic = &self.0;
         classic.state.lock().closing = true;
@@ -138,12 +138,12 @@ impl ClassicTransport {
         });
     }
 
-    /// Lets answers be finished until then, and closes every connection. Called once it [refuses](Self::refuse), and
-    /// waiting LOCKs are decided: the lock manager has stopped.
+    /// Lets answers be written until `until`, then closes every connection. [`refuse`](Self::refuse) has to be called
+    /// before, and the lock manager stopped: then each waiting LOCK is decided.
     pub fn close(self, until: Instant) {
         let classic = &self.0;
         let mut state = classic.state.lock();
-        // Who has not sent its request by now is not waited for.
+        // Requests that are not complete by now are not waited for.
         state.shut_down_all(Shutdown::Read);
         while state.threads > 0 && !classic.ended.wait_until(&mut state, until).timed_out() {}
         state.shut_down_all(Shutdown::Both);
@@ -161,13 +161,13 @@ impl Open {
         self.silent.remove(&id);
     }
 
-    /// Closes the connection that has been silent for longest, other than this one.
+    /// Closes the connection that has been silent for longest, except `but`.
     fn shut_down_most_silent(&mut self, but: u64) {
         let most_silent = self.silent.iter().find(|id| **id != but).copied();
         if let Some(id) = most_silent {
             self.silent.remove(&id);
             if let Some(stream) = self.connections.get(&id) {
-                // It fails only where the client has gone.
+                // It fails only if the client has gone.
                 let _ = stream.shutdown(Shutdown::Both);
             }
         }
@@ -175,22 +175,22 @@ impl Open {
 
     fn shut_down_all(&self, how: Shutdown) {
         for stream in self.connections.values() {
-            // It fails only where the client has gone.
+            // It fails only if the client has gone.
             let _ = stream.shutdown(how);
         }
     }
 }
 
-/// A connection that is served.
+/// A connection that is being served.
 struct Connection {
     id: u64,
     stream: Arc<TcpStream>,
-    /// Whether others are accepted meanwhile.
+    /// Whether another thread accepts meanwhile. If not, a LOCK must not block this one.
     may_wait: bool,
 }
 
 impl Classic {
-    /// Starts a thread that is counted already.
+    /// Starts a thread that is already counted.
     fn start_thread(self: &Arc<Self>) -> io::Result<()> {
         let classic = self.clone();
         let thread = thread::Builder::new().name("lock-classic".into());
@@ -210,13 +210,13 @@ impl Classic {
         self.count_out();
     }
 
-    /// Counts out a thread that accepts no more.
+    /// Uncounts a thread that ends.
     fn count_out(&self) {
         self.state.lock().threads -= 1;
         self.ended.notify_all();
     }
 
-    /// The next connection. `None` when the server ends.
+    /// Blocks for the next connection. `None` when the server ends.
     fn accept(&self) -> Option<TcpStream> {
         loop {
             let error = match self.listener.accept() {
@@ -241,7 +241,7 @@ impl Classic {
         }
     }
 
-    /// Notes a connection, and ensures that a thread stands ready for the next one.
+    /// Adds a connection, and ensures that another thread is ready to accept the next one.
     fn enter(self: &Arc<Self>, stream: TcpStream) -> Connection {
         let stream = Arc::new(stream);
         let mut state = self.state.lock();
@@ -276,8 +276,7 @@ impl Classic {
         }
     }
 
-    /// Closes a connection that is served. `false` if enough others accept; then this thread is no more
-    /// relied on to.
+    /// Closes a served connection. `false` if enough other threads accept: then this thread has to end.
     fn leave(&self, connection: Connection) -> bool {
         let mut state = self.state.lock();
         state.connections.remove(&connection.id);
@@ -305,7 +304,7 @@ impl Classic {
         }
     }
 
-    /// The line to answer with. `None` closes the connection without one.
+    /// The line to answer with. `None` closes the connection without an answer.
     fn answer(&self, connection: &Connection, received: &Received) -> Option<String> {
         let handler = &*self.handler;
         let headers: Vec<_> = received.headers().collect();
@@ -372,7 +371,7 @@ impl Classic {
                 stored.then(|| self.handler.outcome_reply(waiter.pending.key(), &outcome))?
             }
             Err(error) => {
-                // Out of memory. Nobody would notice that the client goes.
+                // Out of memory. A hang-up of the client would not be noticed.
                 log::warn!("no room to watch one more waiter: {error}");
                 Some(self.handler.give_up(&as_waiter))
             }
@@ -380,7 +379,7 @@ impl Classic {
     }
 }
 
-/// A client that waits. Its connection's thread blocks for the outcome.
+/// A waiting client. Its connection's thread blocks for the outcome.
 struct ClassicWaiter {
     pending: Pending,
     stream: Arc<TcpStream>,
@@ -391,18 +390,18 @@ impl Waiter for ClassicWaiter {
         &self.pending
     }
 
-    /// A client that closed its sending half can't be told from one that has gone.
+    /// A client that has closed its sending half looks like one that has gone.
     fn is_there(&self) -> bool {
         let gone = PollFlags::from_bits_retain(libc::POLLRDHUP);
         let mut asked = [PollFd::new(self.stream.as_fd(), gone)];
-        // It fails only where it would have to wait.
+        // It can fail only if it would have to block.
         poll::poll(&mut asked, PollTimeout::ZERO) != Ok(1)
     }
 
     fn notify(self: Arc<Self>, _: Answerer) {}
 }
 
-/// Reads a request, for as long as a client may take to send it.
+/// Reads a request. An error if it is not complete within [`TIMEOUT`], or too long.
 fn receive(mut stream: &TcpStream) -> io::Result<Received> {
     let until = Instant::now() + TIMEOUT;
     let mut received = Received::default();
@@ -427,8 +426,8 @@ fn receive(mut stream: &TcpStream) -> io::Result<Received> {
     }
 }
 
-/// Throws away what came after the request: closed with something unread, the connection would be reset,
-/// and the client might lose its answer.
+/// Discards the bytes after the request: closing the connection with unread bytes would reset it, and the client might
+/// lose its answer.
 fn drain(mut stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Write);
     let _ = stream.set_nonblocking(true);

@@ -1,8 +1,8 @@
-//! What the machine lets this process have, and what it gets back.
+//! The limits that the machine sets for this process, and the memory that the process gives back.
 //!
-//! A client takes two descriptors and, while it waits, two threads. Running out of descriptors is
-//! survived: see `tiny.rs`. Running out of threads is not, because neither std nor tiny_http survives a
-//! thread that does not start; so there are never more descriptors than the threads suffice for.
+//! A client takes two descriptors and, while it waits, two threads. The server survives running out of descriptors: see
+//! `tiny.rs`. It does not survive running out of threads, because neither std nor tiny_http handles a thread that does
+//! not start; so it never allows more descriptors than there are threads for.
 
 use std::fs;
 #[cfg(target_env = "gnu")]
@@ -23,19 +23,19 @@ use parking_lot::Mutex;
 
 use crate::memory;
 
-/// What the server needs for itself.
+/// What the server needs beside its clients.
 const OWN_DESCRIPTORS: u64 = 40;
 const OWN_THREADS: u64 = 100;
 
-/// Fewer clients than one who holds and one who waits need no server.
+/// The fewest clients that make sense: one holds a key, one waits for it.
 const LEAST_CLIENTS: u64 = 2;
 
-/// Of the mappings that the kernel gives a process, a thread takes four: its stack, the stack for its
-/// signals, and a guard to each.
+/// How many of the process's memory mappings a thread takes: its stack, the stack for its signals, and a guard for
+/// each.
 const MAPPINGS_PER_THREAD: u64 = 4;
 
-/// Raises the soft limit of descriptors to the hard one, or as far as there are threads for it, and
-/// returns how many clients that allows.
+/// Raises the soft limit of descriptors to the hard one, or to what there are threads for. Returns how many clients
+/// that allows.
 pub(crate) fn raise() -> io::Result<usize> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let clients = clients(hard)?;
@@ -47,7 +47,7 @@ pub(crate) fn raise() -> io::Result<usize> {
     Ok(usize::try_from(clients).unwrap_or(usize::MAX))
 }
 
-/// How many clients a process of which others have a part has room for now, with the limits that it has.
+/// How many clients a process has room for that the server shares with a program, within its present limits.
 pub(crate) fn left() -> io::Result<usize> {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let open = fs::read_dir("/proc/self/fd")?.count();
@@ -55,7 +55,7 @@ pub(crate) fn left() -> io::Result<usize> {
     Ok(usize::try_from(clients).unwrap_or(usize::MAX))
 }
 
-/// How many clients so many descriptors are enough for.
+/// How many clients this many descriptors are enough for.
 fn clients(descriptors: u64) -> io::Result<u64> {
     let least = OWN_DESCRIPTORS + 2 * LEAST_CLIENTS;
     if descriptors < least {
@@ -68,18 +68,18 @@ fn clients(descriptors: u64) -> io::Result<u64> {
     Ok(by_descriptors.min(by_threads).max(LEAST_CLIENTS))
 }
 
-/// The fewest threads that any of the limits leaves. What can't be read limits nothing.
+/// The number of threads that the strictest limit allows. A limit that can't be read is ignored.
 fn threads() -> u64 {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let mappings =
         number("/proc/sys/vm/max_map_count").map(|mappings| mappings / MAPPINGS_PER_THREAD);
-    // Other processes have some of these.
+    // Other processes have some of them.
     let threads = number("/proc/sys/kernel/threads-max").map(|threads| threads / 2);
     let pids = number("/proc/sys/kernel/pid_max").map(|pids| pids - pids / 4);
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let groups = pid_limits(&groups).filter_map(|path| number(&path)).min();
     let user = getrlimit(Resource::RLIMIT_NPROC).ok().map(|(soft, _)| soft);
-    // Root is not held to it.
+    // This limit does not apply to root.
     let user = user.filter(|_| !nix::unistd::geteuid().is_root());
     [mappings, threads, pids, groups, user]
         .into_iter()
@@ -88,8 +88,8 @@ fn threads() -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-/// Where the limits stand of the control groups that a process is in, given as `/proc/self/cgroup` lists them:
-/// its own and those above it, in either version.
+/// The files with the limits of the control groups that a process is in, its own and those above it, for cgroup v1 and
+/// v2. `groups` is the text of `/proc/self/cgroup`.
 fn pid_limits(groups: &str) -> impl Iterator<Item = String> {
     let mounted = groups.lines().filter_map(|line| {
         let (_, group) = line.split_once(':')?;
@@ -105,10 +105,11 @@ fn pid_limits(groups: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Where thousands of threads sleep, a wake-up finds its own in a list of a few.
+/// Makes the hash table of this process's futexes large, so that a wake-up among thousands of sleeping threads searches
+/// a short list.
 ///
-/// Since Linux 6.16 the sleepers of a process have a table of their own, by default with four slots for
-/// each processor: with two of them and 8,000 waiters each wake-up went through a thousand others.
+/// Since Linux 6.16 each process has its own table, by default with four slots for each processor. With two processors
+/// and 8,000 waiters, each wake-up searched a thousand others.
 pub(crate) fn grow_futex_hash() {
     // `include/uapi/linux/prctl.h`: PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS.
     const FUTEX_HASH: nix::libc::c_int = 78;
@@ -120,17 +121,19 @@ pub(crate) fn grow_futex_hash() {
     unsafe { nix::libc::prctl(FUTEX_HASH, SET_SLOTS, SLOTS, none, none) };
 }
 
-/// How much less this thread is to have of a processor that others want, too: with 10, a tenth of what each of them has.
+/// The nice value for slow work: with 10, a thread gets a tenth of the time that a normal thread gets while both want
+/// the processor.
 const NICE: nix::libc::c_int = 10;
 
-/// Has this thread leave the processor to others, for as long as it lives: only a privileged one could take it back.
+/// Lowers this thread's priority for its whole life: only a privileged thread could raise it again.
 pub(crate) fn lower_priority() {
     let this_thread = 0;
-    // SAFETY: it takes numbers only. Linux changes the thread that calls, and nothing where it may not.
+    // SAFETY: it takes only numbers. Linux changes only the calling thread, and nothing without permission.
     unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, this_thread, NICE) };
 }
 
-/// Has the allocator keep little of what is freed. It would keep twice as much as the largest piece that was ever freed.
+/// Makes the allocator keep little freed memory. By default it keeps twice the size of the largest block that was ever
+/// freed.
 pub(crate) fn keep_little_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes numbers only.
@@ -139,22 +142,22 @@ pub(crate) fn keep_little_memory() {
     }
 }
 
-/// How often memory is given back.
+/// How often to check whether memory can be given back.
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
-/// How often in a row it is done after the memory has grown: for longer than an idle thread of tiny_http lives.
+/// How many times in a row memory is given back after it has grown: for longer than an idle thread of tiny_http lives.
 const TRIMS: u8 = 4;
 
-/// Free memory that is kept is not worth a thought below this.
+/// Less free memory than this, in bytes, is not given back.
 const WORTHWHILE: u64 = 1024 * 1024;
 
-/// Gives back to the system what the allocator keeps of a crowd that has gone.
+/// Returns freed memory to the system that the allocator keeps after a crowd of clients has gone.
 pub(crate) struct Trim {
     next: Instant,
-    /// The process's memory after the last time.
+    /// The process's memory, in bytes, after the last time.
     resident: u64,
-    /// How often it is done again, though the memory has not grown since: the threads of a crowd end later than the crowd
-    /// goes, and each keeps something.
+    /// How many times to do it again without growth: the threads of a crowd end later than the clients, and each keeps
+    /// some memory.
     again: u8,
 }
 
@@ -175,14 +178,14 @@ impl Trim {
         self.next = now + TRIM_EVERY;
         #[cfg(target_env = "gnu")]
         {
-            // SAFETY: both only look after the allocator's own books, under its own locks.
+            // SAFETY: it only reads the allocator's own data, under its own locks.
             let free = unsafe { nix::libc::mallinfo2() }.fordblks as u64;
             self.again = match memory::resident() > self.resident + WORTHWHILE {
                 true => TRIMS,
                 false => self.again.saturating_sub(1),
             };
             if free > WORTHWHILE && self.again > 0 {
-                // SAFETY: as above.
+                // SAFETY: it only works on the allocator's own data, under its own locks.
                 unsafe { nix::libc::malloc_trim(0) };
                 trim_tops();
                 self.resident = memory::resident();
@@ -191,14 +194,14 @@ impl Trim {
     }
 }
 
-/// `malloc_trim` leaves what lies at the top of every arena but the first one: up to 64 MiB in each. The end of a large
-/// piece there gives it back. A new thread gets an arena that no thread uses, or else the next one in turn; so as many
-/// threads as there may be arenas do that, at the same time.
+/// Trims the tops of all arenas. `malloc_trim` does that for the first arena only, and leaves up to 64 MiB in each
+/// other one. Freeing a large block at the top gives it back. A new thread gets an arena that no thread uses, or else
+/// the next one in turn; so this starts as many threads as there may be arenas, at the same time.
 #[cfg(target_env = "gnu")]
 fn trim_tops() {
     /// glibc makes at most eight arenas for each processor.
     const ARENAS_PER_PROCESSOR: usize = 8;
-    /// From 64 KiB on glibc looks at the top; from 128 KiB on a piece may lie elsewhere.
+    /// From 64 KiB on, glibc trims the top; from 128 KiB on, a block may lie outside the arena.
     const PIECE: usize = 96 * 1024;
     const STACK: usize = 64 * 1024;
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
@@ -209,11 +212,11 @@ fn trim_tops() {
         let wait = wait.clone();
         let trim = move || {
             drop(hint::black_box(Vec::<u8>::with_capacity(PIECE)));
-            // It keeps its arena until all have theirs. Fails when that is so.
+            // Keeps its arena until each thread has one. Then `recv` fails.
             let _ = wait.lock().recv();
         };
         let name = thread::Builder::new().name("lock-trim".into());
-        // Where the system has no thread left, less is given back.
+        // If the system has no thread left, less is given back.
         threads.extend(name.stack_size(STACK).spawn(trim));
     }
     drop(go);
@@ -227,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limits_of_every_group_above_count_too() {
+    fn the_limits_of_all_groups_above_count_too() {
         let groups = "8:pids:/a\n4:memory:/b\n0::/user.slice/user-7.slice\n";
         let limits: Vec<String> = pid_limits(groups).collect();
         let expected = [

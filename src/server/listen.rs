@@ -1,4 +1,4 @@
-//! Listeners: bound, set for a crowd, and closed to it.
+//! Listeners: binds them, prepares them for a crowd, and stops accepting.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -13,39 +13,39 @@ use crate::error::Error;
 use crate::host::{host_and_port, looks_public, reachable};
 use crate::options::Options;
 
-/// How many seconds an answer may take to be written to a client that does not read.
+/// How many seconds writing an answer may block on a client that does not read.
 const SEND_TIMEOUT: i64 = 10;
 
-/// How many bytes of a client may lie unread, so that one that sends more than it should is not far ahead when that is
-/// noticed. A question takes a few hundred.
+/// The receive buffer of a connection, in bytes: it limits how far ahead a client is that sends too much. A question
+/// takes a few hundred bytes.
 const RECEIVE_BUFFER: usize = 16 * 1024;
 
-/// How long the threads get that accept on a lent listener to end. It takes them microseconds, unless a firewall drops
-/// what wakes them.
+/// How long the threads that accept on a lent listener may take to end. They need microseconds, unless a firewall drops
+/// the connections that wake them.
 const REFUSE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long a thread in an `accept` gets to take a connection, and to find that nothing more has come.
+/// How long a thread in `accept` may take to take a connection, and the pause before each check for such threads.
 const TAKE_TIMEOUT: Duration = Duration::from_millis(20);
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// On how many addresses of a host a server listens: a client tries as many.
+/// The most addresses of a host that a server listens on: a client tries as many.
 pub(crate) const MOST_ADDRESSES: usize = 16;
 
-/// How many ports are tried where any will do and the first address's is busy on another one.
+/// How many ports are tried if any port will do, and the one of the first address is busy on another address.
 const PORT_TRIES: u32 = 32;
 
-/// A port that is listened on, on every address of a host.
+/// A port with a listener on each address of a host.
 #[derive(Default)]
 pub(crate) struct BoundPort {
     pub listeners: Vec<TcpListener>,
-    /// Theirs, in the order in which the host's name has them. Never empty.
+    /// Their addresses, in the order of the name look-up. Never empty once bound.
     pub addresses: Vec<SocketAddr>,
-    /// What a person should know of the host, a line each.
+    /// Warnings about the host, one line each.
     pub warnings: Vec<String>,
 }
 
-/// Binds the port for HTTP, on every address of the host that the options name. An address that this machine can't
-/// listen on is left out, if there is another one.
+/// Binds the HTTP port of the options, on each address of the host. Leaves out an address that this machine can't
+/// listen on, if another one works.
 pub(crate) fn bind(options: &Options) -> Result<BoundPort, Error> {
     let host = options.bare_host();
     let bound = bind_patiently(options, "port", options.port, || {
@@ -58,7 +58,7 @@ pub(crate) fn bind(options: &Options) -> Result<BoundPort, Error> {
     Ok(bound)
 }
 
-/// Binds the port for clients of the Perl original, on these addresses: those that the one for HTTP is bound on.
+/// Binds the port for clients of the Perl original, on the addresses of the HTTP port.
 pub(crate) fn bind_classic(
     options: &Options,
     port: u16,
@@ -73,7 +73,7 @@ pub(crate) fn bind_classic(
     })
 }
 
-/// Binds, and tries again while the port is busy, as the options say. `option` is the one that names the port.
+/// Binds, and tries again while the port is busy, as the options say. `option` is the option that names the port.
 fn bind_patiently(
     options: &Options,
     option: &'static str,
@@ -123,8 +123,8 @@ fn bind_all(host: &str, addresses: &[SocketAddr]) -> io::Result<BoundPort> {
     }
 }
 
-/// As [`bind_all`], with the port that the first address gets where any will do. It fails if that one is busy on any of
-/// the addresses.
+/// Like [`bind_all`], with one try. If any port will do, all addresses use the port that the first one gets; fails if
+/// it is busy on another address.
 fn bind_once(host: &str, addresses: &[SocketAddr]) -> io::Result<BoundPort> {
     let mut bound = BoundPort::default();
     let mut left_out: Vec<(SocketAddr, io::Error)> = Vec::new();
@@ -138,7 +138,7 @@ fn bind_once(host: &str, addresses: &[SocketAddr]) -> io::Result<BoundPort> {
         }
         let listener = match bound.addresses.len() < MOST_ADDRESSES {
             true => TcpListener::bind(address),
-            false => Err(io::Error::other("a server listens on 16 at the most")),
+            false => Err(io::Error::other("a server listens on at most 16 addresses")),
         };
         match listener.and_then(|listener| Ok((listener.local_addr()?, listener))) {
             Ok((address, listener)) => {
@@ -156,7 +156,7 @@ fn bind_once(host: &str, addresses: &[SocketAddr]) -> io::Result<BoundPort> {
     let here = and(&bound.addresses);
     let left_out = left_out.iter().map(|(address, error)| {
         format!(
-            "{host} is {} too, which is left out: {error}; the server listens on {here}",
+            "{host} is also {}, which is left out: {error}; the server listens on {here}",
             address.ip()
         )
     });
@@ -164,20 +164,20 @@ fn bind_once(host: &str, addresses: &[SocketAddr]) -> io::Result<BoundPort> {
     let unreachable = (for_this_machine && looks_public(host)).then(|| {
         format!(
             "{host} is {here} on this machine, so no other machine can reach the server; \
-             to be reached, let it listen on 0.0.0.0 or on this machine's own address"
+             to change that, let it listen on 0.0.0.0 or on this machine's own address"
         )
     });
     bound.warnings = left_out.chain(unreachable).collect();
     Ok(bound)
 }
 
-/// Addresses as people write several.
+/// Joins addresses with "and".
 pub(crate) fn and(addresses: &[SocketAddr]) -> String {
     let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
     addresses.join(" and ")
 }
 
-/// A listener that somebody else bound, as the rest of the server expects it.
+/// Adopts a listener that another program bound.
 pub(crate) fn adopt(listener: TcpListener) -> Result<BoundPort, Error> {
     let address = listener
         .set_nonblocking(false)
@@ -189,23 +189,22 @@ pub(crate) fn adopt(listener: TcpListener) -> Result<BoundPort, Error> {
             warnings: Vec::new(),
         }),
         Err(source) => Err(Error::CannotStart {
-            reason: "the listener is none of TCP".into(),
+            reason: "the listener is not a TCP socket".into(),
             source: Some(source),
         }),
     }
 }
 
-/// Prepares a listener for a crowd. What is set on it, Linux passes on to what it accepts: answers go out at
-/// once, and a client that does not read them loses its connection.
+/// Prepares a listener for a crowd. Connections inherit its options on Linux: answers are sent at once, and a client
+/// that does not read them loses its connection.
 pub(crate) fn prepare(listener: &TcpListener) -> io::Result<()> {
     socket::setsockopt(listener, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
-    // std listens with a backlog of 128; a crowd larger than that would be kept waiting for a second by
-    // the kernel.
+    // std listens with a backlog of 128; beyond that, the kernel would make clients wait for a second.
     socket::listen(listener, Backlog::MAXCONN)?;
     socket::setsockopt(listener, sockopt::TcpNoDelay, &true)?;
     let timeout = TimeVal::new(SEND_TIMEOUT, 0);
     socket::setsockopt(listener, sockopt::SendTimeout, &timeout)?;
-    // A client whose machine is gone has hung up after a minute, too.
+    // A client whose machine is gone counts as hung up after a minute.
     socket::setsockopt(listener, sockopt::KeepAlive, &true)?;
     socket::setsockopt(listener, sockopt::TcpKeepIdle, &30)?;
     socket::setsockopt(listener, sockopt::TcpKeepInterval, &10)?;
@@ -213,18 +212,18 @@ pub(crate) fn prepare(listener: &TcpListener) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the accepting on a listener in this process: no `accept` succeeds any more once the connections that have come
-/// are taken, and the threads that are in one return. `accepts` says whether any may be.
+/// Stops accepting on a listener in this process: once the connections that have arrived are taken, no `accept`
+/// succeeds, and the threads in `accept` return. `accepts` returns whether a thread may be in `accept`.
 ///
-/// A lent listener is somebody else's, too, who goes on listening, and a shutdown would end that: systemd then gives
-/// the socket up. So the threads are woken by connections, and what comes later waits for the next server.
+/// Another process uses a lent listener, too, and a shutdown would end its listening: systemd would give up the socket.
+/// So connections wake the threads, and later connections wait for the next server.
 pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, accepts: impl Fn() -> bool) {
     if !is_lent {
-        // It fails where that has been done.
+        // It fails if it was already done.
         let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
         return;
     }
-    // It fails on no socket.
+    // It cannot fail on a socket.
     let _ = listener.set_nonblocking(true);
     let Ok(address) = listener.local_addr() else {
         return;
@@ -232,7 +231,7 @@ pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, accepts: impl Fn() -
     let here = SocketAddr::new(reachable(address.ip()), address.port());
     let until = Instant::now() + REFUSE_TIMEOUT;
     loop {
-        // A thread that is not in an `accept` yet ends by itself.
+        // A thread that is not yet in `accept` ends by itself.
         thread::sleep(MOMENT);
         if !accepts() || Instant::now() > until {
             return;
@@ -241,13 +240,13 @@ pub(crate) fn refuse(listener: &TcpListener, is_lent: bool, accepts: impl Fn() -
             return;
         };
         if !is_taken(&waker) {
-            // The next server would find it.
+            // Otherwise the next server would accept it.
             take_back(listener, &waker);
         }
     }
 }
 
-/// Whether a thread accepts a connection: then it finds its end and closes it.
+/// Whether a thread has accepted the connection: then it reads the end and closes it.
 fn is_taken(mut waker: &TcpStream) -> bool {
     let at_end = waker
         .shutdown(Shutdown::Write)
@@ -259,7 +258,7 @@ fn is_taken(mut waker: &TcpStream) -> bool {
     }
 }
 
-/// Accepts a connection of this process, and those before it.
+/// Accepts and drops the connections up to and including `waker`.
 fn take_back(listener: &TcpListener, waker: &TcpStream) {
     if let Ok(own) = waker.local_addr() {
         while listener.accept().is_ok_and(|(_, client)| client != own) {}
@@ -272,9 +271,9 @@ mod tests {
 
     use super::*;
 
-    /// systemd starts a service for each connection that it finds.
+    /// systemd would start a service for a left connection.
     #[test]
-    fn a_lent_listener_is_left_empty_where_no_thread_accepts() {
+    fn a_lent_listener_is_left_empty_if_no_thread_accepts() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         refuse(&listener, true, || true);
         let error = listener.accept().expect_err("nobody has come");

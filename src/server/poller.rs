@@ -1,5 +1,5 @@
-//! Everything that a server's loop waits for, in one epoll: what asks it to end or to read its tokens anew, a connection
-//! that comes, and the hang-ups of clients that wait.
+//! Everything that a server's loop waits for, in one epoll: what asks it to end or to read its tokens again, new
+//! connections, and the hang-ups of waiting clients.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ use crate::memory::shrink_map;
 
 pub(super) struct Poller {
     epoll: Epoll,
-    /// Copies of those for HTTP.
+    /// Copies of the listeners for HTTP.
     listeners: Vec<TcpListener>,
     watched: Mutex<Clients>,
 }
@@ -28,16 +28,16 @@ struct Clients {
     next_id: u64,
 }
 
-/// What happened.
+/// The events of one wait.
 #[derive(Default)]
 pub(super) struct Happened {
     /// The server is asked to end.
     pub stop: bool,
-    /// The server is asked to read its token file anew.
+    /// The server is asked to read its token file again.
     pub reload: bool,
-    /// A connection has come since [`Poller::expect_arrival`].
+    /// A connection has arrived since [`Poller::expect_arrival`].
     pub arrival: bool,
-    /// Waiters at whose client's end something happened: it may have gone.
+    /// Waiters whose connection has reported an event: the client may have gone.
     pub hang_ups: Vec<Arc<dyn Waiter>>,
 }
 
@@ -46,8 +46,8 @@ const ARRIVAL: u64 = u64::MAX - 1;
 const RELOAD: u64 = u64::MAX - 2;
 
 impl Poller {
-    /// `stop` are the descriptors of which one becomes readable when the server is to end; `reload` is written to when
-    /// it is to read its token file anew.
+    /// One of the descriptors in `stop` becomes readable when the server has to end. `reload` is written to when it has
+    /// to read its token file again.
     pub fn new<'a>(
         listeners: &[TcpListener],
         stop: impl Iterator<Item = BorrowedFd<'a>>,
@@ -58,7 +58,7 @@ impl Poller {
             epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         }
         if let Some(reload) = reload {
-            // Reported with each write, and never read: several servers may wait for it.
+            // Reported at each write, and never read: several servers may wait for it.
             let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, RELOAD);
             epoll.add(reload, event)?;
         }
@@ -74,7 +74,7 @@ impl Poller {
         }))
     }
 
-    /// Reports the next connection that comes to each listener, once.
+    /// Makes [`wait`](Self::wait) report the next connection to each listener, once.
     pub fn expect_arrival(&self) -> io::Result<()> {
         for listener in &self.listeners {
             self.epoll.modify(listener, &mut arrival())?;
@@ -82,7 +82,8 @@ impl Poller {
         Ok(())
     }
 
-    /// Reports a waiter when its client hangs up, until what is returned is dropped; at once, if it has.
+    /// Makes [`wait`](Self::wait) report a waiter when its client hangs up, at once if it already has. Dropping the
+    /// returned value ends this.
     pub fn watch(
         self: &Arc<Self>,
         client: BorrowedFd,
@@ -99,17 +100,17 @@ impl Poller {
         };
         let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, id);
         match self.epoll.add(client, event) {
-            // It waited before on the same connection.
+            // An earlier wait on this connection added it.
             Err(Errno::EEXIST) => self.epoll.modify(client, &mut { event })?,
             result => result?,
         }
         Ok(watched)
     }
 
-    /// Blocks until something happens, or that time is over. Returns early for a signal.
+    /// Blocks until an event, or for `timeout`, which has to be less than a minute. Returns early for a signal.
     pub fn wait(&self, timeout: Duration) -> Happened {
         let mut events = [EpollEvent::empty(); 512];
-        // Rounded up, so as not to come back for less than a millisecond.
+        // Rounded up, so that the loop does not come back for less than a millisecond.
         let timeout = EpollTimeout::from(timeout.as_millis() as u16 + 1);
         // An error can only be an interruption: descriptor and buffer are ours.
         let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
@@ -137,7 +138,7 @@ fn arrival() -> EpollEvent {
     )
 }
 
-/// A client whose hang-up is reported. The kernel forgets its connection when that is closed.
+/// A client whose hang-up is reported. The kernel forgets the connection when it is closed.
 pub(super) struct Watched {
     poller: Arc<Poller>,
     id: u64,

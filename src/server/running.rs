@@ -1,4 +1,4 @@
-//! A server that runs: in a process of its own, or in threads of this one.
+//! A running server: in its own process, or in threads of this one.
 
 use std::process;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub(super) struct Threads {
     pub stop: Arc<StopSources>,
     /// The thread that owns the others.
     pub thread: JoinHandle<Result<(), Error>>,
-    /// The process that has the threads: one forked since has none of them.
+    /// The process that has the threads. A process forked since has none of them.
     pub process: u32,
 }
 
@@ -51,13 +51,13 @@ impl Threads {
         self.process == process::id()
     }
 
-    /// Ends them. `false` if the server had ended before.
+    /// Ends the threads. `false` if the server had already ended.
     pub fn stop(self) -> bool {
         let was_alive = !self.thread.is_finished();
         if was_alive {
             self.stop.request("its handle asked for it");
         }
-        // What it failed with, or a panic, is in the log.
+        // Its error or panic is in the log.
         let _ = self.thread.join();
         was_alive
     }

@@ -1,6 +1,6 @@
-//! What asks a server to end: SHUTDOWN, its handle, a signal, the end of its parent. Each is a descriptor that
-//! becomes readable, so one epoll waits for all of them, and so does the watchdog. SIGHUP, which asks a server to read
-//! its token file anew, has a descriptor of its own.
+//! The ways to ask a server to end: SHUTDOWN, its handle, a signal, the end of its parent. Each is a descriptor that
+//! becomes readable, so the loop's epoll waits for all of them, and so does the watchdog. SIGHUP, which asks a server
+//! to read its token file again, has its own descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,18 +14,19 @@ use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 
 /// Everything that may ask one server to end.
 pub(crate) struct StopSources {
-    /// SHUTDOWN, or the handle of a server in this process.
+    /// Written by SHUTDOWN, and by the handle of a server in this process.
     request: EventFd,
-    /// Whether SIGTERM and SIGINT ask for it, too.
+    /// Whether SIGTERM and SIGINT end the server.
     heeds_signals: bool,
-    /// Whether SIGHUP has the token file read anew.
+    /// Whether SIGHUP makes the server read its token file again.
     reloads: bool,
-    /// A pidfd. `None` where no parent's end is the server's end.
+    /// A pidfd of the parent. `None` if the server does not end with its parent.
     parent: Option<OwnedFd>,
 }
 
 impl StopSources {
-    /// `signals` have to outlive the server's loop, and not this: its threads may keep it for a moment longer.
+    /// `signals` have to outlive the server's loop. They need not outlive this value: the loop's threads may keep it
+    /// for a moment longer.
     pub fn new(signals: Option<&StopSignals>, parent: Option<OwnedFd>) -> io::Result<Self> {
         Ok(StopSources {
             request: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -38,11 +39,11 @@ impl StopSources {
     /// Asks the server to end.
     pub fn request(&self, reason: &str) {
         log::info!("ending: {reason}");
-        // It fails only when it has been asked for 2^64 - 2 times.
+        // It fails only after 2^64 - 2 calls.
         let _ = self.request.write(1);
     }
 
-    /// The descriptors of which one becomes readable when the server is to end.
+    /// The descriptors. One of them becomes readable when the server has to end.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let signals = self.heeds_signals.then(|| STOP_EVENT.descriptor());
         [self.request.as_fd()]
@@ -51,12 +52,12 @@ impl StopSources {
             .chain(self.parent.as_ref().map(AsFd::as_fd))
     }
 
-    /// The descriptor that is written to when the token file is to be read anew. `None` where no signal asks for it.
+    /// The descriptor that is written to when the token file has to be read again. `None` if no signal asks for it.
     pub fn reload(&self) -> Option<BorrowedFd<'_>> {
         self.reloads.then(|| RELOAD_EVENT.descriptor())
     }
 
-    /// Blocks until the server is to end.
+    /// Blocks until the server has to end.
     pub fn wait(&self) {
         let mut polled: Vec<PollFd> = self
             .descriptors()
@@ -66,7 +67,7 @@ impl StopSources {
         while !matches!(poll(&mut polled, PollTimeout::NONE), Ok(1..)) {}
     }
 
-    /// Logs why the server ends, where [`request`](Self::request) has not.
+    /// Logs why the server ends, unless [`request`](Self::request) already did.
     pub fn log_reason(&self) {
         let is_readable = |fd| {
             let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
@@ -84,32 +85,32 @@ impl StopSources {
     }
 }
 
-/// An eventfd that the signal handler writes to. Made once for the process and never closed, so a handler that
-/// runs late writes to nothing else. -1 before that.
+/// An eventfd that the signal handler writes to; -1 before it is made. Made once for the process and never closed, so a
+/// late handler cannot write to another file.
 struct SignalEvent(AtomicI32);
 
 static STOP_EVENT: SignalEvent = SignalEvent(AtomicI32::new(-1));
 static RELOAD_EVENT: SignalEvent = SignalEvent(AtomicI32::new(-1));
 
-/// Who handles the signals now, and what handled them before. `Vec::new` allocates nothing.
+/// How many servers use the signals, and the earlier handlers. `Vec::new` allocates nothing.
 static INSTALLED: Mutex<Installed> = Mutex::new(Installed {
     servers: 0,
     before: Vec::new(),
 });
 
 struct Installed {
-    /// How many servers of this process want the signals.
+    /// How many servers of this process use the signals.
     servers: usize,
     before: Vec<(Signal, SigAction)>,
 }
 
 impl SignalEvent {
     fn descriptor(&self) -> BorrowedFd<'static> {
-        // SAFETY: only asked for where there was a `StopSignals`, which made it, and it is never closed.
+        // SAFETY: called only after a `StopSignals` was installed, which made the eventfd; and it is never closed.
         unsafe { BorrowedFd::borrow_raw(self.0.load(SeqCst)) }
     }
 
-    /// Makes it, or empties it: what asked earlier servers asks no later one.
+    /// Makes it, or empties it: signals for earlier servers must not end a later one.
     fn renew(&self) -> io::Result<()> {
         if self.0.load(SeqCst) < 0 {
             let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -119,7 +120,7 @@ impl SignalEvent {
             return Ok(());
         }
         let mut count = [0; 8];
-        // It fails where it is empty.
+        // It fails if the eventfd is empty.
         let _ = nix::unistd::read(self.descriptor(), &mut count);
         Ok(())
     }
@@ -129,10 +130,11 @@ impl SignalEvent {
 static HANDLED_BY: AtomicI32 = AtomicI32::new(0);
 
 extern "C" fn note_signal(signal: libc::c_int) {
-    // SAFETY: a signal handler may call these three. The default action ends the process when the handler returns.
+    // SAFETY: a signal handler may call these three functions. The default action ends the process when the handler
+    // returns.
     unsafe {
         if libc::getpid() != HANDLED_BY.load(SeqCst) {
-            // This process was forked from the server's, shares its eventfd, and has no server to end.
+            // This process was forked from the server's process and shares its eventfd, but has no server.
             libc::signal(signal, libc::SIG_DFL);
             libc::raise(signal);
             return;
@@ -144,26 +146,25 @@ extern "C" fn note_signal(signal: libc::c_int) {
         libc::SIGHUP => &RELOAD_EVENT,
         _ => &STOP_EVENT,
     };
-    // SAFETY: a signal handler may call `write`; the eight bytes are there. It fails only when it was called
-    // 2^64 - 2 times.
+    // SAFETY: a signal handler may call `write`, and `one` has the eight bytes. It fails only after 2^64 - 2 calls.
     unsafe { libc::write(event.0.load(SeqCst), (&raw const one).cast(), 8) };
     nix::errno::Errno::set_raw(errno);
 }
 
-/// SIGTERM and SIGINT ask the servers of this process to end, and SIGHUP those with a token file to read it anew, until
-/// the last of these is dropped. Then they do what they did before the first.
+/// While one of these exists, SIGTERM and SIGINT ask the servers of this process to end, and SIGHUP asks those with a
+/// token file to read it again. Dropping the last one restores the earlier handlers.
 pub(crate) struct StopSignals {
     reloads: bool,
 }
 
 impl StopSignals {
-    /// `reloads` says whether SIGHUP is the server's, too.
+    /// `reloads`: whether the server uses SIGHUP, too.
     pub fn install(reloads: bool) -> io::Result<Self> {
-        // Two numbers are whole, whatever panicked beside them.
+        // A panic elsewhere cannot leave these fields inconsistent.
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         let process = nix::unistd::getpid().as_raw();
         if HANDLED_BY.swap(process, SeqCst) != process {
-            // The servers of the process that this one was forked from are none of its own.
+            // This process was forked, and the servers of its parent process are not its own.
             installed.servers = 0;
             installed.before.clear();
             STOP_EVENT.0.store(-1, SeqCst);
@@ -188,11 +189,11 @@ impl Installed {
         self.before.iter().any(|(taken, _)| *taken == signal)
     }
 
-    /// Has our handler handle a signal, whose event is made.
+    /// Installs the handler for a signal, whose eventfd exists.
     fn take(&mut self, signal: Signal) -> io::Result<()> {
         let handler = SigHandler::Handler(note_signal);
         let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler only writes to a descriptor, which a signal handler may.
+        // SAFETY: the handler only writes to a descriptor, which a signal handler may do.
         let before = unsafe { signal::sigaction(signal, &action) }?;
         let usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         let before = if is_ours(&before) { usual } else { before };
@@ -207,7 +208,7 @@ impl Drop for StopSignals {
         installed.servers -= 1;
         if installed.servers == 0 {
             for (signal, action) in std::mem::take(&mut installed.before) {
-                // SAFETY: puts back what was there before, unless the program has installed something since.
+                // SAFETY: restores the earlier handler, unless the program has installed another one since.
                 let replaced = unsafe { signal::sigaction(signal, &action) };
                 if let Ok(replaced) = replaced
                     && !is_ours(&replaced)

@@ -1,4 +1,4 @@
-//! Threads for what blocks: one for each task, kept for the next one when it is done.
+//! Threads for blocking tasks: one for each task, kept for the next task when it is done.
 
 pub(super) mod leadership;
 
@@ -8,10 +8,10 @@ use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
-/// How many threads stay when they have nothing to do.
+/// How many idle threads are kept.
 const MAX_IDLE: usize = 8;
 
-/// A task waits, and writes an answer: it needs little depth.
+/// The stack of a thread, in bytes. A task needs little depth.
 const STACK: usize = 128 * 1024;
 
 pub(super) struct Workers<T> {
@@ -20,7 +20,7 @@ pub(super) struct Workers<T> {
 }
 
 struct Tasks<T> {
-    /// Tasks for which a thread is on its way.
+    /// Tasks for which a thread is being woken or started.
     waiting: VecDeque<T>,
     idle: usize,
     /// How many threads may be idle.
@@ -40,9 +40,9 @@ impl<T: Send + 'static> Workers<T> {
         }
     }
 
-    /// Has a thread do the task at once. The task comes back if the system has no thread for it.
+    /// Has a thread do the task at once. Returns the task in the error if the system has no thread for it.
     ///
-    /// `work` is what a new thread runs: it calls [`next`](Self::next) until there is none.
+    /// `work` is the body of a new thread: it calls [`next`](Self::next) until that returns `None`.
     pub fn run(&self, task: T, work: impl FnOnce() + Send + 'static) -> Result<(), (T, io::Error)> {
         let mut tasks = self.tasks.lock();
         tasks.waiting.push_back(task);
@@ -57,8 +57,8 @@ impl<T: Send + 'static> Workers<T> {
             .stack_size(STACK);
         match thread.spawn(work) {
             Ok(_) => Ok(()),
-            // It makes no difference which of the tasks waits for the thread that there is not, but for one
-            // that an idle thread has taken since.
+            // Any waiting task can be returned, because each has a thread on its way but one. None waits if an idle
+            // thread has taken the last one since.
             Err(error) => match self.tasks.lock().waiting.pop_back() {
                 Some(task) => Err((task, error)),
                 None => Ok(()),
@@ -66,7 +66,7 @@ impl<T: Send + 'static> Workers<T> {
         }
     }
 
-    /// The next task for this thread. `None` if it is to end.
+    /// Blocks for the next task. `None` if this thread has to end.
     pub fn next(&self) -> Option<T> {
         let mut tasks = self.tasks.lock();
         loop {
@@ -82,12 +82,12 @@ impl<T: Send + 'static> Workers<T> {
         }
     }
 
-    /// Lets no thread end for now. That thousands end at once takes longer than what they do.
+    /// Keeps all threads until [`close`](Self::close): thousands that end at once would take longer than their tasks.
     pub fn hold(&self) {
         self.tasks.lock().most = usize::MAX;
     }
 
-    /// Ends all threads, each after its task.
+    /// Ends all threads, each after its current task.
     pub fn close(&self) {
         self.tasks.lock().most = 0;
         self.wanted.notify_all();

@@ -1662,7 +1662,7 @@ fn run_start_and_status_print_every_address_of_a_host_name() {
         let daemon = Daemon::none();
         let said = daemon.typed("start --port 0 --host vm.example").stderr;
         assert!(
-            said.contains("2001:db8::1 too, which is left out"),
+            said.contains("also 2001:db8::1, which is left out"),
             "{said}"
         );
         assert!(said.contains("no other machine can reach"), "{said}");

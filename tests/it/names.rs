@@ -111,7 +111,7 @@ fn an_address_that_cannot_be_listened_on_is_left_out_with_a_warning() {
             panic!("{:?}", server.warnings());
         };
         assert!(
-            warning.contains("mixed.localhost is 2001:db8::1 too, which is left out: ")
+            warning.contains("mixed.localhost is also 2001:db8::1, which is left out: ")
                 && warning.ends_with(&format!("listens on 127.0.0.1:{}", server.port())),
             "{warning}"
         );

@@ -1,4 +1,4 @@
-//! Who has shown many wrong tokens in a row: a bounded table of addresses.
+//! Which addresses have sent many wrong tokens in a row: a bounded table.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,24 +7,25 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How many wrong tokens in a row an address may show before it is slowed down.
+/// How many wrong tokens in a row an address may send before its answers are delayed.
 const FEW: u32 = 10;
 
-/// How many addresses are remembered. Of more, the one that has been quiet for longest is forgotten.
+/// How many addresses are remembered. Beyond that, the one that has been quiet for longest is forgotten.
 const MOST_ROWS: usize = 1024;
 
 /// How long a row is remembered after its last wrong token.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 
-/// Wrong tokens, by where they came from.
+/// Wrong tokens, counted for each network.
 #[derive(Default)]
 pub(super) struct WrongTokens {
     rows: Mutex<HashMap<Network, Row>>,
-    /// How many rows there are, for those with right tokens: while it is 0 they need no mutex.
+    /// How many rows there are: while it is 0, requests with right tokens skip the mutex.
     count: AtomicUsize,
 }
 
-/// Who is one: an IPv4 address, or an IPv6 network of 64 bits, of which one host may use every address (RFC 6177).
+/// What counts as one client: an IPv4 address, or an IPv6 network of 64 bits, of which one host may use each address
+/// (RFC 6177).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Network {
     V4(u32),
@@ -38,7 +39,7 @@ struct Row {
 
 impl Network {
     fn of(address: IpAddr) -> Self {
-        // A socket of both families has an IPv4 client as ::ffff:10.0.0.7.
+        // A socket for both families reports an IPv4 client as ::ffff:10.0.0.7.
         match address.to_canonical() {
             IpAddr::V4(address) => Network::V4(address.to_bits()),
             // The upper half.
@@ -74,7 +75,7 @@ impl WrongTokens {
         is_one_of_many
     }
 
-    /// Ends the row of one who showed a right token.
+    /// Forgets the wrong tokens of an address that sent a right one.
     pub fn forget(&self, from: IpAddr) {
         if self.count.load(Relaxed) > 0 {
             let mut rows = self.rows.lock();
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_ten_in_a_row_are_many_until_a_right_one_or_ten_minutes() {
+    fn more_than_ten_wrong_tokens_in_a_row_are_many_until_a_right_one_or_ten_quiet_minutes() {
         let (wrong, now) = (WrongTokens::default(), Instant::now());
         let (me, other) = (address("10.0.0.7"), address("10.0.0.8"));
         let ten = |now| {
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_is_one_by_64_bits_and_ipv4_by_all_of_it() {
+    fn an_ipv6_network_of_64_bits_counts_as_one_client_and_each_ipv4_address_does() {
         let network = |text| Network::of(address(text));
         assert!(network("2001:db8::1") == network("2001:db8::ffff:1:2:3"));
         assert!(network("2001:db8::1") != network("2001:db8:0:1::1"));
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded_and_the_quietest_is_forgotten() {
+    fn the_table_is_bounded_and_the_quietest_address_is_forgotten() {
         let (wrong, now) = (WrongTokens::default(), Instant::now());
         let most = MOST_ROWS as u32;
         for number in 0..most {

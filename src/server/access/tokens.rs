@@ -16,10 +16,10 @@ use super::attempts::WrongTokens;
 use crate::error::Error;
 use crate::token::{Role, Token, parse_file, read_text};
 
-/// How many tokens there may be: each request is compared with all of them.
+/// The most tokens of a file: each request is compared with all of them.
 const MOST: usize = 100;
 
-/// More than the user and the password of Basic take: a name, and a token of 256 bytes.
+/// The buffer for user and password of Basic, in bytes. Larger than a name and a token of 256 bytes.
 const LONGEST_BASIC: usize = 512;
 
 /// The tokens of a running server.
@@ -29,15 +29,15 @@ pub(crate) struct Tokens {
     wrong: WrongTokens,
 }
 
-/// What a token file holds.
+/// The tokens of a file.
 pub(crate) struct KnownTokens(Vec<(Role, Token)>);
 
-/// What a request shows.
+/// The token that a request carries.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     /// No token.
     Nothing,
-    /// A token that is not known. `is_one_of_many` says that its address has shown many of them.
+    /// An unknown token. `is_one_of_many`: its address has sent many of them.
     Wrong {
         is_one_of_many: bool,
     },
@@ -47,8 +47,7 @@ pub(super) enum Shown {
 impl KnownTokens {
     /// Reads a token file.
     ///
-    /// # Errors
-    /// [`Error::InvalidOption`], which names the file and the line, and never a token.
+    /// [`Error::InvalidOption`], which names the file and the line, but never a token.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let read = open(path).and_then(|file| {
             let text = read_text(file).map_err(|error| format!("cannot read it: {error}"))?;
@@ -93,7 +92,8 @@ impl KnownTokens {
             .map(|(_, token)| token)
     }
 
-    /// The role of a token. Takes as long for each that is as long: nobody learns from the time how much of it is right.
+    /// The role of a token. The comparison takes the same time for all tokens of one length, so the time does not
+    /// reveal how much of a token is right.
     fn role_of(&self, token: &[u8]) -> Option<Role> {
         let mut found = None;
         for (role, known) in &self.0 {
@@ -106,7 +106,7 @@ impl KnownTokens {
 }
 
 impl Tokens {
-    /// The tokens of a file, for a server that begins.
+    /// Reads the tokens of a file, for a server that begins.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let known = KnownTokens::read(path)?;
         Ok(Tokens {
@@ -116,12 +116,12 @@ impl Tokens {
         })
     }
 
-    /// Reads the file anew. A bad file changes nothing.
+    /// Reads the file again. A bad file changes nothing.
     pub fn reload(&self) {
         match KnownTokens::read(&self.path) {
             Ok(known) => {
                 log::info!(
-                    "{:?} was read anew, and has {} tokens",
+                    "{:?} was read again, and has {} tokens",
                     self.path,
                     known.0.len()
                 );
@@ -131,7 +131,7 @@ impl Tokens {
         }
     }
 
-    /// What a request shows that comes from there, by its `Authorization`.
+    /// The token of a request from `from`, by its `Authorization`.
     pub(super) fn shown(&self, authorization: Option<&str>, from: IpAddr) -> Shown {
         let Some(authorization) = authorization else {
             return Shown::Nothing;
@@ -149,7 +149,7 @@ impl Tokens {
     }
 }
 
-/// Opens a token file, if nobody else can read or change it.
+/// Opens a token file, if no other user can read or change it.
 fn open(path: &Path) -> Result<File, String> {
     // A named pipe would block.
     let file = File::options()
@@ -166,7 +166,7 @@ fn open(path: &Path) -> Result<File, String> {
     }
 }
 
-/// Why a file's secrets may be somebody else's, too, and what to do about it.
+/// Why other users may know the file's secrets, and how to correct that. `None` if they can't.
 fn exposed(about: &Metadata, path: &Path) -> Option<String> {
     let own = geteuid().as_raw();
     if !about.is_file() {
@@ -186,8 +186,8 @@ fn exposed(about: &Metadata, path: &Path) -> Option<String> {
     }
 }
 
-/// Calls with the token of `Bearer TOKEN` (RFC 6750), or with the password of Basic (RFC 7617), whatever the user's
-/// name is. `None` where there is neither. Allocates nothing: each request comes here.
+/// Calls `call` with the token of `Bearer TOKEN` (RFC 6750), or with the password of Basic (RFC 7617) of any user.
+/// `None` if there is neither. Allocates nothing, because every request is checked here.
 fn with_token<T>(authorization: &str, call: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
     let (scheme, value) = authorization.split_once(' ')?;
     let value = value.trim();
@@ -204,7 +204,7 @@ fn with_token<T>(authorization: &str, call: impl FnOnce(&[u8]) -> Option<T>) -> 
     call(&decoded[colon + 1..])
 }
 
-/// The user's name of Basic (RFC 7617), whatever the password is. `None` where there is none.
+/// The user name of Basic (RFC 7617), whatever the password is. `None` without one.
 pub(super) fn user_of_basic(authorization: &str) -> Option<String> {
     let (scheme, value) = authorization.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("Basic") {
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_stands_behind_bearer_or_is_the_password_of_basic() {
+    fn a_token_follows_bearer_or_is_the_password_of_basic() {
         let token = |authorization: &str| {
             with_token(authorization, |token| {
                 Some(String::from_utf8_lossy(token).into_owned())
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn basic_names_a_user() {
+    fn basic_names_the_user() {
         for (authorization, expected) in [
             ("basic bWU6YWJjZGVmZ2g=", Some("me")),
             ("Basic OmFiY2RlZmdo", None),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_a_role_for_each_token_and_one_that_locks() {
+    fn a_file_needs_a_role_for_each_token_and_one_token_that_locks() {
         let known = KnownTokens::parse("read readreadread\nadmin adminadmin\nlock locklock\n");
         let known = known.unwrap_or_else(|reason| panic!("{reason}"));
         assert_eq!(known.that_locks().map(Token::as_str), Some("adminadmin"));

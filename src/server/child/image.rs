@@ -1,7 +1,7 @@
-//! The program executed again, as a server: what runs before `main`, and instead of it.
+//! The program executed again, as a server: what runs before `main` and replaces it.
 //!
-//! The linker puts a function's address into `.init_array`, and libc calls it when the program begins, in every
-//! program that this crate is linked into. It returns at once unless the program was executed by
+//! The linker puts a function's address into `.init_array`, and libc calls that function when the program begins, in
+//! each program that this crate is linked into. It returns at once unless the program was executed by
 //! [`Child::start`](super::Child::start) of its own parent.
 
 use std::env;
@@ -26,20 +26,20 @@ use crate::server::limits;
 use crate::server::serve::{self, ProcessUse, ServerState};
 use crate::server::stop::{StopSignals, StopSources};
 
-/// Who executes the program as a server. The value is that process's number. A program may have several versions of
-/// this crate in it, each with a hook of its own.
+/// The variable that marks a program executed as a server. Its value is the parent's process ID. A program may contain
+/// several versions of this crate, each with its own hook.
 pub(super) const PARENT_VARIABLE: &str =
     concat!("LOCK_SERVER_", env!("CARGO_PKG_VERSION"), "_STARTED_BY");
 
-/// How long the server may take to end in order once it was asked to, before its watchdog ends the process. It
-/// gives the answers that are being written half a second.
+/// How long the server may take to end after it was asked to, before its watchdog ends the process. The server lets
+/// answers be written for half a second.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The watchdog only waits.
 const STACK: usize = 64 * 1024;
 
-/// Early, before the start-up code of other crates in the program; after std's, which keeps the arguments. Shared
-/// libraries have begun by then.
+/// Runs before the start-up code of other crates in the program, and after std's, which stores the arguments. Shared
+/// libraries are initialised by then.
 #[used]
 #[unsafe(link_section = ".init_array.00100")]
 static AT_START: extern "C" fn() = serve_if_ordered;
@@ -50,14 +50,14 @@ extern "C" fn serve_if_ordered() {
     }
 }
 
-/// Whether standard input is what orders come by. With the variable alone the program runs `main`; with variable and
-/// socket it serves or exits, or a second copy of the program would run.
+/// Whether standard input is a socket for orders. With the variable alone, the program runs `main`. With variable and
+/// socket it serves or exits, because otherwise a second copy of the program would run.
 fn has_orders() -> bool {
     getsockopt(&std::io::stdin(), sockopt::SockType) == Ok(SockType::SeqPacket)
 }
 
-/// Whether the orders are the parent's own, which is still there. A program with more rights than its caller obeys
-/// nobody.
+/// Whether the orders come from the parent, which is still alive. A program with more rights than its caller takes no
+/// orders.
 fn are_from_the_parent() -> bool {
     let parent = unistd::getppid().as_raw();
     let said = env::var(PARENT_VARIABLE).is_ok_and(|pid| pid == parent.to_string());
@@ -66,11 +66,11 @@ fn are_from_the_parent() -> bool {
 }
 
 fn has_more_rights() -> bool {
-    // SAFETY: the call only reads what the kernel told the process.
+    // SAFETY: the call only reads the auxiliary vector of the process.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Serves, and leaves by `_exit`: nothing of the program's is run at exit.
+/// Serves, and leaves by `_exit`, so that none of the program's exit handlers runs.
 fn live() -> ! {
     let code = panic::catch_unwind(AssertUnwindSafe(|| {
         if !are_from_the_parent() {
@@ -90,8 +90,7 @@ fn live() -> ! {
     unsafe { libc::_exit(code.unwrap_or(101)) }
 }
 
-/// Closes the descriptors that were handed down, but for the standard streams, and moves the parent's socket away
-/// from those.
+/// Closes the inherited descriptors except the standard streams, and moves the parent's socket away from those.
 fn take_socket() -> std::io::Result<OwnedFd> {
     close_inherited()?;
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
@@ -123,14 +122,14 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
         parent,
     } = orders;
     if options.outlive_parent {
-        // Out of reach of the terminal's Ctrl-C and hang-up. It fails only for a group's leader, which a process
+        // Out of reach of the terminal's Ctrl-C and hang-up. `setsid` fails only for a group's leader, which a process
         // just forked into its parent's group is not.
         let _ = unistd::setsid();
     }
     if options.log_to.is_some() {
         start_log();
     } else {
-        // Standard error leads nowhere.
+        // Standard error is `/dev/null`.
         panic::set_hook(Box::new(|_| {}));
     }
     let signals = StopSignals::install(options.token_file.is_some())
@@ -138,7 +137,7 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
     let asks_for_parent = !options.outlive_parent && parent.is_none();
     let stop = StopSources::new(Some(&signals), parent);
     let stop = Arc::new(stop.map_err(serve::start_failed("no descriptor left"))?);
-    // Before the first thread it takes a tenth of a millisecond, and forty milliseconds after it.
+    // Before the first thread starts this takes 0.1 ms, later 40 ms.
     limits::grow_futex_hash();
     start_watchdog(stop.clone())
         .map_err(serve::start_failed("cannot start the watchdog's thread"))?;
@@ -154,7 +153,7 @@ fn serve(orders: Orders, socket: &OwnedFd) -> Result<(), Error> {
     })
 }
 
-/// Ends the process when the server has not ended long after it was asked to, whatever its threads hang in.
+/// Ends the process if the server has not ended [`END_TIMEOUT`] after it was asked to, whatever its threads block on.
 fn start_watchdog(stop: Arc<StopSources>) -> std::io::Result<()> {
     let watch = move || {
         stop.wait();
@@ -168,7 +167,7 @@ fn start_watchdog(stop: Arc<StopSources>) -> std::io::Result<()> {
     thread.spawn(watch).map(drop)
 }
 
-/// How often the child asks who its parent is, where no descriptor tells of its end.
+/// How often the child checks its parent, if no descriptor reports the parent's end.
 const ASK_FOR_PARENT: Duration = Duration::from_millis(100);
 
 fn ask_for_parent(stop: Arc<StopSources>) -> std::io::Result<()> {
@@ -185,8 +184,8 @@ fn ask_for_parent(stop: Arc<StopSources>) -> std::io::Result<()> {
     thread.spawn(ask).map(drop)
 }
 
-/// Logs to standard error, which is the log file, as `RUST_LOG` says, or else from `info` on. tiny_http logs only
-/// where `RUST_LOG` names it: each end of its accepting is an error to it, wanted or not.
+/// Logs to standard error, which is the log file: as `RUST_LOG` says, by default from `info` on. tiny_http logs only if
+/// `RUST_LOG` names it, because it logs each end of its accepting as an error, even a wanted one.
 fn start_log() {
     let env = env_logger::Env::default().default_filter_or("info");
     let _ = env_logger::Builder::new()
@@ -195,7 +194,7 @@ fn start_log() {
         .try_init();
     panic::set_hook(Box::new(|panic| {
         let file = panic.location().map_or("", |place| place.file());
-        // Its accepting thread panics where the last descriptor is gone, and the server opens a new one.
+        // Its accepting thread panics when descriptors run out, and the server opens a new instance.
         let level = match file.contains("tiny_http") {
             true => log::Level::Debug,
             false => log::Level::Error,
@@ -204,38 +203,40 @@ fn start_log() {
     }));
 }
 
-/// Closes what the parent had open and did not mark to be closed on exec. What shared libraries have opened in this
-/// process is marked so, as libraries should.
+/// Closes the descriptors that the parent did not mark to be closed on exec. Shared libraries should have marked those
+/// that they have opened in this process, which then stay open.
 fn close_inherited() -> std::io::Result<()> {
     let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     for fd in open.into_iter().filter(|fd| *fd > 2) {
-        // SAFETY: only asked; where it is not open, that is the answer.
+        // SAFETY: only reads its flags, which fails if it is not open.
         let flags = fcntl(unsafe { BorrowedFd::borrow_raw(fd) }, FcntlArg::F_GETFD);
         if flags.is_ok_and(|flags| !FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC)) {
-            // SAFETY: nothing in this process knows of it: this runs before `main`, and what is opened here is marked.
+            // SAFETY: nothing in this process uses it: this runs before `main`, and descriptors opened in this process
+            // are marked.
             unsafe { libc::close(fd) };
         }
     }
     Ok(())
 }
 
-/// Forgets which signals the parent ignored and blocked. A write to a closed connection stays an error.
+/// Resets the signals that the parent ignored or blocked. SIGPIPE stays ignored, so that a write to a closed connection
+/// is an error.
 fn reset_signals() {
     for number in 1..=libc::SIGRTMAX() {
         let action = match number {
             libc::SIGPIPE => libc::SIG_IGN,
             _ => libc::SIG_DFL,
         };
-        // SAFETY: neither action calls into the program. What may not be changed refuses, as it should.
+        // SAFETY: neither action calls into the program. `signal` fails for signals that must not be changed.
         unsafe { libc::signal(number, action) };
     }
     let _ = signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
-/// Refuses where executing the program again would lead to something else than a server: in a plugin or in a
-/// language's extension the program is the host, which does not know this crate before it loads it.
+/// Refuses if executing the program again would not start a server: with a plugin or a language's extension the program
+/// is the host, which does not contain this crate until it loads it.
 pub(super) fn expect_startable() -> Result<(), Error> {
     if has_more_rights() {
         return Err(Error::CannotStart {
@@ -263,22 +264,22 @@ pub(super) fn expect_startable() -> Result<(), Error> {
     })
 }
 
-/// Whether an address lies in the program, and not in a library.
+/// The search for an address: does it lie in the program, or in a library?
 struct Search {
     address: u64,
     is_in_program: bool,
 }
 
-/// The loader calls it with the program first; it asks for no other object.
+/// Looks at one loaded object. The loader calls it with the program first; the return value 1 ends the iteration.
 unsafe extern "C" fn look(
     object: *mut libc::dl_phdr_info,
     _size: usize,
     search: *mut c_void,
 ) -> libc::c_int {
-    // SAFETY: the caller passes an object that it knows, and what `expect_startable` gave it.
+    // SAFETY: the loader passes a valid object, and the pointer that `expect_startable` gave it.
     let (object, search) = unsafe { (&*object, &mut *search.cast::<Search>()) };
     let count = usize::from(object.dlpi_phnum);
-    // SAFETY: the object has that many headers, for as long as this runs.
+    // SAFETY: the object has `dlpi_phnum` headers, at least while this runs.
     let headers = unsafe { std::slice::from_raw_parts(object.dlpi_phdr, count) };
     search.is_in_program = headers.iter().any(|header| {
         let begin = object.dlpi_addr.wrapping_add(header.p_vaddr);

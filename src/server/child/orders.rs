@@ -1,5 +1,5 @@
-//! What a server's process receives when it begins, and what it reports: one message each way. Both ends are the
-//! same program, so the form may change with any version.
+//! The orders that a server's process receives when it begins, and its report: one message each way. Both ends are the
+//! same program, so the format may change with any version.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::TcpListener;
@@ -16,30 +16,31 @@ use crate::options::{ClusterOptions, Options};
 use crate::server::listen::MOST_ADDRESSES;
 use crate::server::serve::Listeners;
 
-/// More than any message takes: there are at most 33 hosts of 253 bytes and two paths of 4,096, and the rest are numbers.
+/// The buffer for a message, in bytes. Larger than any message: there are at most 33 hosts of 253 bytes and two paths
+/// of 4,096 bytes; the rest are numbers.
 const LONGEST: usize = 20 * 1024;
 
-/// The descriptors that may be sent along: two listeners for each address, and the parent.
+/// The most descriptors of a message: two listeners for each address, and the parent's pidfd.
 const MOST_DESCRIPTORS: usize = 2 * MOST_ADDRESSES + 1;
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
-/// How to serve, and on what.
+/// The options and the listeners to serve with.
 pub(crate) struct Orders {
     pub options: Options,
     pub listeners: Listeners,
-    /// A pidfd of the process whose end is the server's end. `None` if the server may outlive it, or if there was
-    /// none to be had.
+    /// A pidfd of the process with which the server has to end. `None` if the server may outlive it, or if the kernel
+    /// gave no pidfd.
     pub parent: Option<OwnedFd>,
 }
 
 impl Orders {
-    /// Sends orders, from the process that the server is to end with unless it may outlive it.
+    /// Sends orders. The server ends with the calling process, unless it may outlive it.
     pub fn send(to: &OwnedFd, options: &Options, listeners: &Listeners) -> io::Result<()> {
         let parent = match options.outlive_parent {
             true => None,
-            // A kernel before 5.3, a filter of system calls or valgrind may have none. Then the child asks who its
-            // parent is, again and again.
+            // `None` for example before Linux 5.3, with a filter of system calls, or under valgrind. Then the child
+            // polls its parent's process ID.
             false => pidfd(unistd::getpid()).ok(),
         };
         let Listeners { http, classic, .. } = listeners;
@@ -75,7 +76,7 @@ impl Orders {
                 _ => None,
             })
             .flatten()
-            // SAFETY: the kernel has just made them for this process, and nothing else knows of them.
+            // SAFETY: the kernel has just made them for this process, and nothing else uses them.
             .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
             .collect::<Vec<_>>()
             .into_iter();
@@ -106,10 +107,10 @@ impl Orders {
     }
 }
 
-/// What the child says of itself.
+/// What the child reports.
 pub(crate) enum Report {
     Serves,
-    /// With why.
+    /// The reason.
     Failed(String),
 }
 
@@ -123,15 +124,15 @@ impl Report {
             Report::Serves => "+",
             Report::Failed(_) => "-",
         };
-        // A parent that does not listen any more has ended or has given this child up.
+        // It fails if the parent has ended or has given up this child.
         let _ = unistd::write(to, format!("{kind}{text}").as_bytes());
     }
 
-    /// `None` where the other end has closed.
+    /// `None` if the other end is closed.
     pub fn receive(from: &OwnedFd) -> io::Result<Option<Self>> {
         let mut text = vec![0; LONGEST];
         let length = match unistd::read(from.as_fd(), &mut text) {
-            // It ended with orders unread.
+            // It ended without reading its orders.
             Err(Errno::ECONNRESET) => 0,
             read => read?,
         };
@@ -145,16 +146,16 @@ impl Report {
     }
 }
 
-/// What becomes readable when a process ends.
+/// Returns a descriptor that becomes readable when the process ends.
 pub(super) fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers only.
+    // SAFETY: the call takes only numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = Errno::result(fd)? as RawFd;
-    // SAFETY: the kernel has just made it.
+    // SAFETY: the kernel has just made it, and nothing else uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The options that a bound server still needs, a line each. The host comes last.
+/// Encodes the options that a bound server still needs, one on each line. The host comes last.
 fn encode(options: &Options) -> String {
     let Options {
         lock_timeout,
@@ -189,7 +190,7 @@ fn encode(options: &Options) -> String {
         classic_without_token.to_string(),
         allow_shutdown.to_string(),
         allow_break.to_string(),
-        // It was found to be one line of UTF-8.
+        // The options were validated: it is one line of UTF-8.
         or_none(
             token_file
                 .as_ref()
@@ -201,11 +202,11 @@ fn encode(options: &Options) -> String {
         max_waiters.to_string(),
         max_keys.to_string(),
         log_to.is_some().to_string(),
-        // Its path, too.
+        // One line of UTF-8, too.
         or_none(store.as_ref().map(ToString::to_string)),
         store_sync.to_string(),
         cluster.to_line(),
-        // None has a blank in it.
+        // No host has a blank in it.
         allowed_hosts.join(" "),
         host.clone(),
     ]
@@ -218,7 +219,7 @@ fn decode(text: &str) -> Option<Options> {
     let nanos = |line: &str| {
         let nanos: u128 = line.parse().ok()?;
         let seconds = u64::try_from(nanos / NANOS_PER_SECOND).ok()?;
-        // What is left of a division by a billion fits.
+        // The remainder of a division by a billion fits.
         Some(Duration::new(seconds, (nanos % NANOS_PER_SECOND) as u32))
     };
     let or_none = |line: &str| (!line.is_empty()).then(|| line.to_string());
@@ -236,7 +237,7 @@ fn decode(text: &str) -> Option<Options> {
         max_lock_attempt_timeout: or_none(next()?).and_then(|line| nanos(&line)),
         max_waiters: next()?.parse().ok()?,
         max_keys: next()?.parse().ok()?,
-        // It stands on standard error by now.
+        // The log file is already standard error.
         log_to: (next()? == "true").then(Default::default),
         store: or_none(next()?)
             .map(|store| store.parse())

@@ -1,4 +1,4 @@
-//! Who leads, and who does when that one is stuck.
+//! Which thread leads, and which one after a stuck leader.
 
 pub(super) mod model;
 
@@ -8,7 +8,7 @@ use std::thread;
 use super::*;
 
 #[test]
-fn a_leader_goes_on_leading_request_after_request() {
+fn a_leader_leads_for_request_after_request() {
     let (leadership, lead) = Leadership::new();
     for _ in 0..3 {
         leadership.serve(&lead);
@@ -28,7 +28,7 @@ fn a_leader_that_receives_cannot_be_deposed() {
 }
 
 #[test]
-fn a_deposed_leader_finds_out_when_it_comes_back() {
+fn a_deposed_leader_notices_when_it_comes_back() {
     let (leadership, old) = Leadership::new();
     leadership.serve(&old);
     let new = leadership.depose().expect("it serves");
@@ -41,7 +41,7 @@ fn a_deposed_leader_finds_out_when_it_comes_back() {
 }
 
 #[test]
-fn who_is_deposed_is_deposed_once() {
+fn a_leader_is_deposed_once() {
     let (leadership, lead) = Leadership::new();
     leadership.serve(&lead);
     let new = leadership.depose();
@@ -53,7 +53,7 @@ fn who_is_deposed_is_deposed_once() {
 }
 
 #[test]
-fn no_two_leaders_are_the_same() {
+fn each_leader_has_its_own_number() {
     let (leadership, first) = Leadership::new();
     let mut leads = vec![first];
     for _ in 0..100 {
@@ -66,7 +66,7 @@ fn no_two_leaders_are_the_same() {
 }
 
 #[test]
-fn only_one_leads_at_a_time() {
+fn only_one_thread_leads_at_a_time() {
     const LEADERS: usize = 300;
     let (leadership, first) = Leadership::new();
     let taking = AtomicBool::new(false);
@@ -74,7 +74,7 @@ fn only_one_leads_at_a_time() {
     // Takes requests until it is deposed.
     let lead = |lead: Lead| {
         loop {
-            assert!(!taking.swap(true, SeqCst), "somebody else takes requests");
+            assert!(!taking.swap(true, SeqCst), "another thread takes requests");
             thread::yield_now();
             assert!(taking.swap(false, SeqCst));
             leadership.serve(&lead);
@@ -90,7 +90,7 @@ fn only_one_leads_at_a_time() {
             if let Some(next) = leadership.depose() {
                 leaders.push(scope.spawn(|| lead(next)));
             }
-            // Who panicked leaves the lead to nobody.
+            // A thread that panicked keeps the lead.
             if leaders.last().is_some_and(|leader| leader.is_finished()) {
                 break;
             }

@@ -1,13 +1,13 @@
-//! Every interleaving of a leader, those that follow it, and the loop that looks after them.
+//! Every interleaving of a leader, its successors, and the loop that checks them.
 //!
 //! It runs the code of `leadership.rs` itself, on loom's atomics, and the steps of the HTTP transport around it: a
-//! leader receives, serves, and comes back to receive; the loop takes a vacant lead or deposes who serves, and has a
-//! thread lead, for which there may be no thread.
+//! leader receives, serves, and comes back to receive; the loop takes a vacant lead or deposes a leader that serves,
+//! and starts a thread that leads, which may fail.
 //!
-//! Seen to fail: `depose` with a store instead of its comparison, of a leader that receives, without a new number,
-//! or that answers `None` once; `receive` with a store, or a load and a store, instead of its comparison; `serve` with
-//! `Relaxed`, where loom sees that the next leader need not see the requests taken before it; a loop that forgets the
-//! lead that no thread was found for.
+//! Seen to fail: `depose` with a store instead of its comparison, for a leader that receives, without a new number, or
+//! returning `None` once; `receive` with a store, or a load and a store, instead of its comparison; `serve` with
+//! `Relaxed`, where the next leader need not see the requests taken before it; a loop that forgets the lead that no
+//! thread was found for.
 
 use std::sync::atomic::{self, Ordering};
 
@@ -17,7 +17,7 @@ use loom::thread;
 
 use crate::server::workers::leadership::{Lead, Leadership};
 
-/// The number of `leadership.rs`: the standard library's, but in a model, whose threads loom runs.
+/// The atomic of `leadership.rs`: the standard library's, except in a model, whose threads loom runs.
 pub(in crate::server::workers::leadership) enum AtomicU64 {
     Real(atomic::AtomicU64),
     Modelled(loom::sync::atomic::AtomicU64),
@@ -56,30 +56,30 @@ impl AtomicU64 {
     }
 }
 
-/// What an instance of the HTTP transport has of this.
+/// The parts of the HTTP transport that take part.
 struct Instance {
     leadership: Leadership,
-    /// The requests taken so far. loom panics where two threads are here at once, or where the one that comes later
-    /// may not see what the earlier one has done.
+    /// The requests taken so far. loom panics if two threads are here at once, or if a later one may not see what an
+    /// earlier one did.
     requests: UnsafeCell<u32>,
 }
 
 /// How a leader's thread ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// With its last request: it would go on.
+    /// Still leading after its last request.
     Leading,
     Deposed,
 }
 
 impl Instance {
-    /// As the transport's `lead`, for so many requests.
+    /// Like the transport's `lead`, for this many requests.
     fn lead(&self, lead: &Lead, requests: u32) -> Ended {
         for _ in 0..requests {
-            // SAFETY: loom checks that nobody else is here.
+            // SAFETY: loom checks that no other thread is here.
             self.requests.with_mut(|count| unsafe { *count += 1 });
             self.leadership.serve(lead);
-            // Here it writes, and may be stuck.
+            // Here a leader writes its answer, and may block.
             if !self.leadership.receive(lead) {
                 return Ended::Deposed;
             }
@@ -88,9 +88,9 @@ impl Instance {
     }
 }
 
-/// Runs a model in which the loop looks so many times, takes every leader that serves for stuck, and has a thread or
-/// none for the lead that it finds. Each leader serves so many requests. A larger model tries the interleavings with so
-/// many preemptions alone, or it would take hours.
+/// Runs a model in which the loop checks once for each item of `has_thread`. It takes every leader that serves for
+/// stuck, and finds a thread for the lead or none, as the item says. Each leader serves `requests` requests. A large
+/// model tries only interleavings with this many preemptions, because all of them would take hours.
 fn try_interleavings(preemptions: Option<usize>, requests: u32, has_thread: &'static [bool]) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = preemptions;
@@ -104,7 +104,7 @@ fn try_interleavings(preemptions: Option<usize>, requests: u32, has_thread: &'st
             thread::spawn(move || instance.lead(&lead, requests))
         };
         let mut leaders = vec![start(Lead(0))];
-        // The loop alone touches it.
+        // Only the loop uses it.
         let mut vacant = None;
         for &has_thread in has_thread {
             match vacant.take().or_else(|| instance.leadership.depose()) {
@@ -121,17 +121,17 @@ fn try_interleavings(preemptions: Option<usize>, requests: u32, has_thread: &'st
         };
         assert!(
             ended.pop() == Some(last),
-            "nobody leads, or one that was deposed"
+            "no thread leads, or a deposed one"
         );
         assert!(
             ended.iter().all(|ended| *ended == Ended::Deposed),
-            "two lead"
+            "two threads lead"
         );
     });
 }
 
 #[test]
-fn in_every_interleaving_one_leads_and_who_is_deposed_finds_out() {
+fn in_every_interleaving_one_thread_leads_and_a_deposed_leader_notices() {
     try_interleavings(None, 2, &[true]);
     try_interleavings(None, 1, &[true, true]);
     try_interleavings(Some(3), 3, &[true, true, true]);
