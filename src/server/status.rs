@@ -1,4 +1,5 @@
-//! What those who look in are shown: made here of what the lock manager holds, and of what the server counts.
+//! The inspection documents and the metrics: made from copies of the lock manager's state, and from the server's own
+//! counters.
 
 mod history;
 mod metrics;
@@ -25,28 +26,28 @@ use crate::table::{Filter, HoldView, KeyView, Limits, WaiterView};
 
 pub(super) mod events;
 
-/// How many keys a page has whose question does not say.
+/// How many keys a page has if the question gives no limit.
 const USUAL_LIMIT: u64 = 100;
 
-/// How many holders and waiters of one key are shown.
+/// How many holders and how many waiters of one key are shown.
 const MOST_OF_ONE_KEY: usize = 10_000;
 
 const JSON: &str = "application/json";
 
 pub(crate) struct ServerStatus {
     pub manager: Arc<LockManager>,
-    /// What this run of the server is called.
+    /// The name of this run of the server.
     pub server: Arc<str>,
-    /// The answers of both transports.
+    /// Counts the answers of both transports.
     pub requests: RequestCounts,
     limits: Limits,
-    /// What the store is called in what is shown. `None` without one.
+    /// The kind of the store, as it is shown. `None` without a store.
     store_kind: Option<&'static str>,
     /// Whether the process is the server's own.
     has_process: bool,
     started: Moment,
     history: Mutex<History>,
-    /// How many connections each listener has. Not set until there is a transport.
+    /// Counts the connections of each listener. Not set until the transports exist.
     connections: OnceLock<Vec<ConnectionCount>>,
 }
 
@@ -75,9 +76,9 @@ impl ServerStatus {
         }
     }
 
-    /// Has the connections counted that come in.
+    /// Sets what counts the connections of each listener.
     pub fn count_connections(&self, counts: Vec<ConnectionCount>) {
-        // There is one server, which serves once.
+        // Set once: a server serves once.
         let _ = self.connections.set(counts);
     }
 
@@ -86,14 +87,14 @@ impl ServerStatus {
         counts.map(|count| count()).sum()
     }
 
-    /// Ends a sample of the history, if it is time. Called by the server's loop.
+    /// Ends a sample of the history, if it is due. Called by the server's loop.
     pub fn tick(&self) {
         if self.history.lock().is_due(Instant::now()) {
             self.record();
         }
     }
 
-    /// Ends a sample, and says in the log which leases have run out, if that is due.
+    /// Ends a sample, and logs which leases ran out, if that is due.
     pub fn record(&self) {
         let (size, statistics) = self.manager.statistics();
         let store = self.manager.store_statistics();
@@ -154,7 +155,7 @@ impl ServerStatus {
         }
     }
 
-    /// `single` where no other server can lead.
+    /// `single` if no other server can lead.
     fn role(&self) -> &'static str {
         match (self.manager.elected(), self.manager.stands_by()) {
             (None, _) => "single",
@@ -218,7 +219,7 @@ impl ServerStatus {
         };
         let look = self.manager.look(everything, None, page::ROWS);
         let now = Moment::now();
-        // A key that is listed has a holder.
+        // A listed key has a holder.
         let rows = look.found.iter().filter_map(|key| {
             let hold = key.holds.first()?;
             Some(PageRow {

@@ -185,7 +185,7 @@ fn keys_are_filtered_sorted_and_looked_at_one_by_one() {
     assert_eq!(visit.rows()[0][1], "second and 1 other");
     browser.enter("#holder", "nobody");
     browser.until(&format!(
-        "{ROWS}[0][0] === 'No key that is held fits the filter.'"
+        "{ROWS}[0][0] === 'No held key matches the filter.'"
     ));
     // The filter is part of the URL.
     browser.go("about:blank");
@@ -246,7 +246,7 @@ fn a_hold_is_broken_after_a_confirmation_that_names_it() {
     browser.click("#break-do");
     let result = "document.querySelector('#break-result').innerText";
     browser.until(&format!(
-        "{result} === 'Broken. CLIENT_A does not hold KEYA any more.'"
+        "{result} === 'Broken. CLIENT_A no longer holds KEYA.'"
     ));
     browser.screenshot("broken");
     browser.press(ENTER);
@@ -275,7 +275,7 @@ fn a_hold_that_ended_while_it_was_confirmed_is_not_broken_and_nor_is_the_next_on
     browser.click("#break-do");
     let result = "document.querySelector('#break-result').innerText";
     browser.until(&format!(
-        "{result} === 'It was over already; nothing was broken.'"
+        "{result} === 'The hold had already ended; nothing was broken.'"
     ));
     assert_eq!(
         ask(&visit.server, "/VERIFY/KEYA/CLIENT_A")
@@ -321,11 +321,7 @@ fn the_page_shows_that_the_server_does_not_answer_and_that_its_numbers_are_old()
     for id in ["keys-held", "uptime", "memory", "threads", "connections"] {
         assert_eq!(browser.text(&format!("#{id}")), "\u{2013}", "{id}");
     }
-    assert!(
-        browser
-            .text("#keys caption")
-            .ends_with("and not up to date.")
-    );
+    assert!(browser.text("#keys caption").ends_with(", not up to date."));
     kill(pid, Signal::SIGCONT).unwrap();
     browser.until("document.querySelector('#state').innerText === 'Serving'");
     browser.until(&format!("{ROWS}[0][3].startsWith('59 min')"));
@@ -335,11 +331,7 @@ fn the_page_shows_that_the_server_does_not_answer_and_that_its_numbers_are_old()
     // The same on a paused page.
     browser.click("#pause");
     assert_eq!(browser.text("#state"), "Paused");
-    assert!(
-        browser
-            .text("#keys caption")
-            .ends_with("and not up to date.")
-    );
+    assert!(browser.text("#keys caption").ends_with(", not up to date."));
     browser.click("#pause");
     browser.until("document.querySelector('#state').innerText === 'Serving'");
     // Drops the browser's messages about the failed requests.

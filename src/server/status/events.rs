@@ -1,19 +1,18 @@
-//! What happened to keys, as server-sent events (the HTML standard, section 9.2): made here of what the lock manager
-//! kept.
+//! The events of keys, as server-sent events (the HTML standard, section 9.2), made from what the lock manager kept.
 
 use crate::event::EndedHold;
 use crate::manager::{FeedChange, FeedEvent, Moment, TakenEvents};
 use crate::protocol::json::{LockEvent, LockEventKind, to_json};
 
-/// What keeps a proxy from taking a stream for dead where nothing happens. A comment, which readers pass over.
+/// Sent when nothing happens, so that a proxy keeps the stream open. A comment, which readers skip.
 pub(crate) const HEARTBEAT: &[u8] = b":\n\n";
 
-/// The first line of a stream: a comment with what this run of the server is called.
+/// The first line of a stream: a comment with the name of this run of the server.
 pub(crate) fn introduction(server: &str) -> String {
     format!(": lock-server {server}\n\n")
 }
 
-/// The events in their order, in so many bytes or little more. What is left out is said in the end.
+/// The events in their order, in `most` bytes or little more. The last event says how many were left out.
 pub(crate) fn block(taken: &TakenEvents, now: Moment, most: usize) -> Vec<u8> {
     let mut block = String::new();
     let mut missed = taken.missed + taken.events.len() as u64;
@@ -32,7 +31,7 @@ pub(crate) fn block(taken: &TakenEvents, now: Moment, most: usize) -> Vec<u8> {
     block.into_bytes()
 }
 
-/// JSON has no line feed within it.
+/// `to_json` writes one line, so one `data` field is enough.
 fn write(block: &mut String, event: &LockEvent) {
     let kind = event.kind.to_string();
     for part in ["event: ", &kind, "\ndata: ", &to_json(event), "\n"] {
@@ -81,7 +80,7 @@ fn shown(event: &FeedEvent, now: Moment) -> LockEvent {
     shown
 }
 
-/// Shows how a hold was, which ended so.
+/// Adds the figures of an ended hold. Returns `kind`.
 fn over(shown: &mut LockEvent, ended: &EndedHold, kind: LockEventKind) -> LockEventKind {
     shown.fence = Some(ended.fence);
     shown.held = Some(ended.held);

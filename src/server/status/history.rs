@@ -1,4 +1,4 @@
-//! The last ten minutes, a sample for every five seconds; and the notice of leases that ran out.
+//! The last ten minutes, as samples of five seconds; and the log's notice of leases that ran out.
 //!
 //! Kept by the server's loop, which takes the manager's mutex once for each sample.
 
@@ -9,24 +9,26 @@ use crate::manager::{Histogram, Moment, Statistics};
 use crate::protocol::json::Sample;
 use crate::table::Size;
 
-/// How long a sample is, at the least: the loop may come later.
+/// The shortest length of a sample: the loop may come later.
 const SAMPLE: Duration = Duration::from_secs(5);
 
 /// Ten minutes.
 const MOST_SAMPLES: usize = 120;
 
-/// How often it is said at most that leases ran out.
+/// The shortest time between two notices of leases that ran out.
 const NOTICE: Duration = Duration::from_secs(60);
 
 pub(super) struct History {
     samples: VecDeque<Sample>,
-    /// What had happened by the end of the last one, and when that was.
+    /// The statistics at the end of the last sample.
     last: Statistics,
+    /// When the last sample ended.
     last_at: Instant,
-    /// How long all commits had taken by the end of each sample. Empty without a store.
+    /// The times of all commits up to the end of each sample. Empty without a store.
     commit_times: VecDeque<Histogram>,
-    /// How many leases had run out when that was last said, and when it may be said again.
+    /// How many leases had run out at the last notice.
     told: u64,
+    /// When the next notice may be logged.
     next_notice: Instant,
 }
 
@@ -42,17 +44,17 @@ impl History {
         }
     }
 
-    /// From the oldest to the latest.
+    /// The samples, oldest first.
     pub fn samples(&self) -> Vec<Sample> {
         self.samples.iter().cloned().collect()
     }
 
-    /// Whether a sample is over.
+    /// Whether the present sample is long enough to end.
     pub fn is_due(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.last_at) >= SAMPLE
     }
 
-    /// Of all commits, those of the last ten minutes.
+    /// The commits of the last ten minutes. `all` has all commits up to now.
     pub fn latest_commits(&self, all: Histogram) -> Histogram {
         match self.commit_times.front() {
             Some(before) if self.commit_times.len() == MOST_SAMPLES => all.since(before),
@@ -60,7 +62,7 @@ impl History {
         }
     }
 
-    /// Ends a sample. With a store, also with how long all commits have taken.
+    /// Ends a sample. `commit_times` has all commits up to now; `None` without a store.
     pub fn record(
         &mut self,
         now: Moment,
@@ -91,7 +93,7 @@ impl History {
         self.last_at = now.instant;
     }
 
-    /// What is to be said of the leases that have run out by the end of the last sample, if that is due.
+    /// The notice of leases that ran out up to the last sample, if one is due.
     pub fn notice(&mut self, now: Instant) -> Option<String> {
         let (key, holder) = self.last.last_expired.as_ref()?;
         let new = self.last.expired - self.told;
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_minutes_are_kept_and_each_sample_has_what_happened_in_it() {
+    fn ten_minutes_are_kept_and_each_sample_counts_its_own_events() {
         let begin = Moment::now();
         let mut history = History::begin(begin.instant);
         assert!(!history.is_due(later(begin, 4).instant));
@@ -160,7 +162,7 @@ mod tests {
         }
     }
 
-    /// With the buckets of waits: how many there are is what counts here.
+    /// Uses the buckets of waits, because only the number of commits matters.
     #[test]
     fn commits_are_those_of_the_last_ten_minutes() {
         let begin = Moment::now();
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn leases_that_ran_out_are_told_once_a_minute_at_most_with_the_last_one_escaped() {
+    fn leases_that_ran_out_are_logged_once_a_minute_at_most_with_the_last_one_escaped() {
         let begin = Moment::now();
         let mut history = History::begin(begin.instant);
         let mut told = Vec::new();

@@ -1,5 +1,5 @@
-//! The metrics, in the form that Prometheus reads. Made in one pass over what was copied out for this one answer: nothing
-//! is registered anywhere else. No label is a key or a name.
+//! The metrics, in the format of Prometheus. Made in one pass over the copies for one answer: nothing is registered
+//! elsewhere. No label has a key or a name.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,7 +17,7 @@ use crate::table::{Limits, Size};
 
 pub(super) use prometheus_text::CONTENT_TYPE;
 
-/// What one answer is made of.
+/// The figures of one answer.
 #[derive(Debug)]
 pub(super) struct Scrape {
     pub started: SystemTime,
@@ -26,13 +26,13 @@ pub(super) struct Scrape {
     pub statistics: Statistics,
     /// `None` without a store.
     pub store: Option<(StoreState, StoreStatistics)>,
-    /// Whether it decides: another server may.
+    /// Whether this server decides, and does not stand by.
     pub leads: bool,
     pub connections: usize,
     pub event_streams: usize,
     pub answers: Vec<(&'static str, u16, u64)>,
     pub refusals: Vec<(&'static str, u64)>,
-    /// `None` if the process is that of a program.
+    /// `None` if the server runs in threads of a program.
     pub process: Option<ProcessFigures>,
 }
 
@@ -46,8 +46,8 @@ impl Scrape {
         let own = registry.sub_registry_with_prefix("lock_server");
         own.register_collector(Box::new(self));
         let mut text = String::new();
-        // Only what is written to can fail.
-        prometheus_text::encode(&mut text, &registry).expect("a string takes all that is written");
+        // Encoding fails only if the target fails.
+        prometheus_text::encode(&mut text, &registry).expect("writing to a String cannot fail");
         text
     }
 
@@ -60,29 +60,29 @@ impl Scrape {
             "When the server began, in Unix time.",
             started,
         )?;
-        let help = "Whether this server decides: 0 where it stands by.";
+        let help = "1 while this server decides, 0 while it stands by.";
         to.gauge("leads", help, u32::from(self.leads))?;
         let (size, limits) = (self.size, self.limits);
         to.gauge("keys", "Keys that are held.", size.keys)?;
         to.gauge(
             "holds",
-            "Holds of all keys: more than keys where several hold one.",
+            "Holds of all keys: more than the keys if clients share one.",
             size.holds,
         )?;
         to.gauge(
             "max_holds",
-            "Holds that there may be: a LOCK beyond them is refused.",
+            "The limit of holds: a LOCK beyond it is refused.",
             limits.holds,
         )?;
         to.gauge("waiters", "LOCKs that wait.", size.waiters)?;
         to.gauge(
             "max_waiters",
-            "LOCKs that may wait: one beyond them is refused.",
+            "The limit of waiting LOCKs: a LOCK beyond it is refused.",
             limits.waiters,
         )?;
         to.gauge(
             "connections",
-            "Connections of clients that are open.",
+            "Open connections of clients.",
             self.connections,
         )?;
         to.gauge(
@@ -115,13 +115,9 @@ impl Scrape {
 
     fn encode_times(&self, to: &mut Families) -> fmt::Result {
         let of = &self.statistics;
-        let help = "How long those waited who were granted a key after a wait.";
+        let help = "How long waits lasted that ended with a grant.";
         to.histogram("wait_seconds", help, &of.waits)?;
-        to.histogram(
-            "hold_seconds",
-            "How long the holds lasted that are over.",
-            &of.holds,
-        )
+        to.histogram("hold_seconds", "How long ended holds lasted.", &of.holds)
     }
 
     fn encode_requests(&self, to: &mut Families) -> fmt::Result {
@@ -129,7 +125,7 @@ impl Scrape {
             let labels = [("verb", verb.to_string()), ("status", status.to_string())];
             (labels, *count)
         });
-        let help = "Requests that were answered. What is no verb is other.";
+        let help = "Answered requests. An unknown verb counts as other.";
         to.counters("requests", help, answers)?;
         let words = self.refusals.iter();
         let refusals = words.map(|(word, count)| ([("word", word.to_string())], *count));
@@ -147,14 +143,14 @@ impl Scrape {
         if let Some(bytes) = of.bytes {
             to.gauge("store_bytes", "Size of the store's files.", bytes)?;
         }
-        let help = "How long the oldest change has waited that is not stored.";
+        let help = "How long the oldest unstored change has waited.";
         to.gauge("store_lag_seconds", help, store.lag.as_secs_f64())?;
         to.counter("store_commits", "Batches that were stored.", of.commits)?;
         let help = "Records that were stored, each the state of one grant.";
         to.counter("store_records", help, of.records)?;
-        let help = "Batches that could not be stored, each time that it was tried.";
+        let help = "Failed tries to store a batch.";
         to.counter("store_failures", help, of.failures)?;
-        let help = "How long it took to store a batch.";
+        let help = "How long storing a batch took.";
         to.histogram("store_commit_seconds", help, &of.commit_times)
     }
 }
@@ -175,29 +171,21 @@ impl Collector for ProcessFigures {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut to = Families(encoder);
         let cpu = self.cpu.as_secs_f64();
-        to.counter(
-            "cpu_seconds",
-            "Time computed, of the user and the system.",
-            cpu,
-        )?;
+        to.counter("cpu_seconds", "CPU time of the user and the system.", cpu)?;
         to.gauge(
             "resident_memory_bytes",
-            "Memory in use.",
+            "Resident memory.",
             self.resident_bytes,
         )?;
         to.gauge(
             "virtual_memory_bytes",
-            "Memory that has addresses.",
+            "Virtual memory.",
             self.virtual_bytes,
         )?;
-        to.gauge(
-            "open_fds",
-            "Descriptors that are open.",
-            self.open_descriptors,
-        )?;
+        to.gauge("open_fds", "Open descriptors.", self.open_descriptors)?;
         to.gauge(
             "max_fds",
-            "Descriptors that may be open.",
+            "The limit of open descriptors.",
             self.max_descriptors,
         )?;
         to.gauge("threads", "Threads.", self.threads)?;
@@ -228,7 +216,7 @@ impl Families<'_> {
         family.encode_gauge(&value)
     }
 
-    /// `_total` is added to the name.
+    /// `_total` is appended to the name.
     fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
         let mut family = self
             .0

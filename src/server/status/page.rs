@@ -1,6 +1,6 @@
-//! The status page: its file, its security policy, and what a person without JavaScript reads in it.
+//! The status page: its file, its security policy, and what it shows without JavaScript.
 //!
-//! Knows no lock manager: it is handed what it shows. What was named by clients is escaped here.
+//! Knows no lock manager: the caller passes what it shows. Names given by clients are escaped here.
 
 use std::fmt::{self, Write};
 use std::time::Duration;
@@ -8,30 +8,30 @@ use std::time::Duration;
 use crate::protocol::json::StatusReport;
 use crate::protocol::json::times::rfc3339::timestamp;
 
-/// One file: text, styles and script. `{{…}}` are the places of what [`render`] writes.
+/// One file: text, styles and script. [`render`] fills the places `{{…}}`.
 const FILE: &str = include_str!("page.html");
 
 /// The media type of the page.
 pub(crate) const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 
-/// The page runs its own script and nothing else, and asks this server alone. A test computes the two hashes. The icon
-/// is part of the file: without one, browsers ask for /favicon.ico.
+/// The page runs only its own script, and connects only to this server. A test computes the two hashes. The icon is
+/// part of the file: without one, browsers request /favicon.ico.
 pub(crate) const CONTENT_SECURITY_POLICY: &str = concat!(
     "default-src 'none'; ",
-    "script-src 'sha256-mWYVZ8HWBvm/LqJax4rU35ZN8NEfSFMkVnhE4KtqL+0='; ",
+    "script-src 'sha256-OCMFnmJ/j0ZJ2bJzKvakVoO65Y3kP7MpXpsVzLpcO7A='; ",
     "style-src 'sha256-rvhmp5upjO1grELT1/FQbYDswpA/pd6DtOnCQDegA0s='; ",
     "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 );
 
-/// How many keys it shows without JavaScript.
+/// How many keys the page shows without JavaScript.
 pub(crate) const ROWS: usize = 100;
 
-/// What the page says of a key.
+/// One key on the page.
 pub(crate) struct PageRow<'a> {
     pub key: &'a str,
     /// The first of its holders.
     pub holder: &'a str,
-    /// Of how many.
+    /// How many holders there are.
     pub holders: usize,
     pub held: Duration,
     pub left: Duration,
@@ -39,15 +39,15 @@ pub(crate) struct PageRow<'a> {
     pub note: Option<&'a str>,
 }
 
-/// The page, with the first [`ROWS`] keys. The script shows newer ones in their place.
+/// Returns the page with the first [`ROWS`] keys. The script replaces them with newer ones.
 pub(crate) fn render(report: &StatusReport, rows: &[PageRow]) -> String {
     let mut page = String::with_capacity(FILE.len() + 4096 + rows.len() * 512);
     let mut rest = FILE;
-    // What is written is not looked through: a key may be called {{ROWS}}.
+    // Only the file is searched for places: a key may be named {{ROWS}}.
     while let Some((before, place)) = rest.split_once("{{") {
         let (place, after) = place.split_once("}}").expect("the file has whole places");
         page.push_str(before);
-        fill(&mut page, place, report, rows).expect("a String takes everything");
+        fill(&mut page, place, report, rows).expect("writing to a String cannot fail");
         rest = after;
     }
     page + rest
@@ -89,7 +89,7 @@ fn write_facts(page: &mut String, report: &StatusReport) -> fmt::Result {
     })
 }
 
-/// One line. Empty and hidden without a store: a server may have one after its next start.
+/// Writes one line. It is empty and hidden without a store, because the server may have one after its next start.
 fn write_store(page: &mut String, report: &StatusReport) -> fmt::Result {
     let Some(store) = &report.store else {
         return page.write_str("<p id=\"store\" class=\"hint\" hidden></p>");
@@ -115,14 +115,14 @@ fn write_store(page: &mut String, report: &StatusReport) -> fmt::Result {
         page.write_str(" It is full: nothing is granted until it has room.")?;
     }
     if let Some(since) = report.leader_since {
-        let leader = report.leader.as_deref().unwrap_or("Nobody that is known");
+        let leader = report.leader.as_deref().unwrap_or("An unknown server");
         let for_so_long = Span(report.now.duration_since(since).unwrap_or_default());
         write!(page, " {} leads, for {for_so_long}.", Escaped(leader))?;
     }
     page.write_str("</p>")
 }
 
-/// As a person reads it, with three digits or four.
+/// A number of bytes in kB, MB or GB, with two to four digits.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
@@ -143,13 +143,13 @@ fn write_caption(page: &mut String, report: &StatusReport, rows: usize) -> fmt::
         1 => page.write_str("1 key is held."),
         keys if keys > rows.min(ROWS) => write!(
             page,
-            "{keys} keys are held. Here are {rows}: first those that somebody waits for, then the leases that end \
+            "{keys} keys are held. Here are {rows}: first keys with waiters, then the leases that end \
              first. More are at <a href=\"locks\">/locks</a>.",
             rows = rows.min(ROWS)
         ),
         keys => write!(
             page,
-            "{keys} keys are held. Keys that somebody waits for come first, then the leases that end first."
+            "{keys} keys are held. Keys with waiters come first, then the leases that end first."
         ),
     }
 }
@@ -183,9 +183,9 @@ fn write_row(page: &mut String, row: &PageRow) -> fmt::Result {
     )
 }
 
-/// Text that somebody else wrote, as HTML. Characters that can't be seen, or that turn the text around, are written
-/// out, between two isolates: among letters that run from right to left they would read backwards. The script does the
-/// same.
+/// Text from clients, as HTML. Characters that can't be seen, or that change the direction of text, are written as
+/// escapes between two isolates: otherwise the escapes would read backwards among right-to-left letters. The script
+/// does the same.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -202,7 +202,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Joiners stay: emoji and Persian need them.
+/// Joiners are not hidden: emoji and Persian need them.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -217,7 +217,7 @@ fn is_hidden(c: char) -> bool {
         )
 }
 
-/// A time as a person reads it, of at most two units: `9.5 s`, `4 min 12 s`, `2 h 5 min`, `3 d 4 h`.
+/// A time with at most two units: `9.5 s`, `4 min 12 s`, `2 h 5 min`, `3 d 4 h`.
 struct Span(Duration);
 
 impl fmt::Display for Span {
@@ -237,7 +237,7 @@ impl fmt::Display for Span {
     }
 }
 
-/// The same, where it may be less than a second: `0.2 ms`, `41 ms`.
+/// A time that may be less than a second: `0.2 ms`, `41 ms`.
 struct Short(Duration);
 
 impl fmt::Display for Short {
@@ -321,7 +321,7 @@ mod tests {
     fn the_page_is_smaller_than_60_kb_and_names_no_other_address() {
         assert!(FILE.len() < 60_000, "{}", FILE.len());
         let addresses: Vec<&str> = FILE.split("http").skip(1).collect();
-        // The name of a markup language, which nobody asks for.
+        // The name of a markup language, which is not requested.
         let is_a_name = |rest: &&str| rest.starts_with("://www.w3.org/2000/svg");
         assert!(addresses.iter().all(is_a_name));
     }
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_of_a_cluster_says_who_leads_and_for_how_long() {
+    fn the_page_of_a_cluster_says_which_server_leads_and_for_how_long() {
         let page = |leader: Option<&str>| {
             let mut report = report();
             report.store = Some(StoreReport {
@@ -385,11 +385,11 @@ mod tests {
         };
         let led = "Store: etcd. 10.0.0.7:8004 leads, for 12 s.</p>";
         assert!(page(Some("10.0.0.7:8004")).contains(led));
-        assert!(page(None).contains("Store: etcd. Nobody that is known leads, for 12 s.</p>"));
+        assert!(page(None).contains("Store: etcd. An unknown server leads, for 12 s.</p>"));
     }
 
     #[test]
-    fn of_many_keys_it_has_the_first_hundred_and_says_where_the_others_are() {
+    fn of_many_keys_the_page_has_the_first_hundred_and_links_to_the_others() {
         let keys: Vec<String> = (0..150).map(|n| format!("KEY-{n}-")).collect();
         let rows: Vec<PageRow> = keys.iter().map(|key| row(key, "CLIENT_A", None)).collect();
         let many = StatusReport {
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_named_is_text_and_shows_what_cannot_be_seen() {
+    fn names_given_by_clients_are_escaped_and_show_invisible_characters() {
         let hostile = "<script>alert(1)</script>\"'&{{ROWS}}";
         let escaped = "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;{{ROWS}}";
         let page = render(&report(), &[row(hostile, hostile, Some(hostile))]);

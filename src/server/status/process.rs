@@ -1,4 +1,4 @@
-//! What the kernel says of the process that the server runs in.
+//! The kernel's figures about the server's process.
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use nix::sys::time::TimeValLike;
 
-/// How the kernel counts time for those who read `/proc`: 100 ticks a second on every system that Linux runs on but two
-/// that Rust does not (proc(5), `USER_HZ`).
+/// The kernel's unit of time in `/proc`: 100 ticks a second on all Linux systems except two that Rust does not support
+/// (proc(5), `USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
 
-/// What can't be read is 0: a metric that is missing is not worth a scrape.
+/// A figure that can't be read is 0: a scrape should not fail for one metric.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProcessFigures {
     pub cpu: Duration,
@@ -31,7 +31,7 @@ impl ProcessFigures {
             resident_bytes: field(&status, "VmRSS:") * 1024,
             virtual_bytes: field(&status, "VmSize:") * 1024,
             threads: field(&status, "Threads:"),
-            // The one that is read with is one of them.
+            // Without the descriptor that reads the directory.
             open_descriptors: open.saturating_sub(1),
             max_descriptors: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
             started: started().unwrap_or(UNIX_EPOCH),
@@ -39,14 +39,14 @@ impl ProcessFigures {
     }
 }
 
-/// The first number behind this word.
+/// The first number after `name` at the beginning of a line. 0 if there is none.
 fn field(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
     number.unwrap_or(0)
 }
 
-/// What it has computed, in its own code and in the kernel.
+/// The CPU time of the process, in its own code and in the kernel.
 fn cpu() -> Duration {
     getrusage(UsageWho::RUSAGE_SELF).map_or(Duration::ZERO, |usage| {
         let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
@@ -54,8 +54,8 @@ fn cpu() -> Duration {
     })
 }
 
-/// The start of the system, and how many ticks later the process began: the 22nd field of `stat`, of which the second
-/// one ends with the last parenthesis.
+/// When the process began: the start of the system plus the 22nd field of `stat`, in ticks. The second field of `stat`
+/// ends with the last parenthesis.
 fn started() -> Option<SystemTime> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_says_of_this_process_is_read() {
+    fn the_figures_of_this_process_are_read() {
         let figures = ProcessFigures::read();
         let age = SystemTime::now().duration_since(figures.started).unwrap();
         assert!(age < Duration::from_secs(24 * 3600), "{age:?}");

@@ -1,6 +1,6 @@
-//! How many requests were answered, by verb and status, and why the answer was no: a fixed table of counters.
+//! Counters of the answers by verb and status, and of the refusals by their word: a table of fixed size.
 //!
-//! No counter has a key or a name: there are as many as there are verbs, statuses and words, whatever clients ask.
+//! No counter is for a key or a name: the number of counters depends only on verbs, statuses and words, not on clients.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -9,10 +9,10 @@ use crate::refusal::Refusal;
 
 const STATUSES: usize = Status::ALL.len();
 
-/// The row of what names no verb.
+/// The row of unknown verbs.
 const NO_VERB: usize = VERBS.len();
 
-/// What it is called.
+/// The label of unknown verbs.
 const NO_VERB_NAME: &str = "other";
 
 pub(crate) struct RequestCounts {
@@ -28,7 +28,7 @@ impl RequestCounts {
         }
     }
 
-    /// Counts a reply to a request for that verb, or for none that there is.
+    /// Counts a reply to a request. `None`: its verb is unknown.
     pub fn count(&self, verb: Option<Verb>, reply: &Reply) {
         let row = verb.map_or(NO_VERB, |verb| verb as usize);
         self.answers[row][reply.status.index()].fetch_add(1, Relaxed);
@@ -37,10 +37,10 @@ impl RequestCounts {
         }
     }
 
-    /// Each verb with each status: those that were answered, and of each verb the one that is usual.
+    /// The counters by verb and status: those above 0, and the usual status of each verb.
     pub(super) fn answers(&self) -> Vec<(&'static str, u16, u64)> {
         let names = VERBS.iter().map(|row| match row.name {
-            // The page's path has no name, and Prometheus takes a label without a value for none.
+            // The page's path has no name, and Prometheus treats an empty label as a missing one.
             "" => ("/", Status::Ok),
             name => (name, Status::Ok),
         });
@@ -57,7 +57,7 @@ impl RequestCounts {
         answers
     }
 
-    /// All words that a server sends.
+    /// The counters of all words that a server sends.
     pub(super) fn refusals(&self) -> Vec<(&'static str, u64)> {
         Refusal::sent()
             .map(|word| (word.as_str(), self.refusals[word as usize].load(Relaxed)))
