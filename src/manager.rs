@@ -1,11 +1,11 @@
-//! The lock manager: one lock table under one mutex, and the threads that wait for their turn.
+//! The lock manager: one lock table under one mutex, and the threads that wait for keys.
 //!
-//! The only place that blocks for a lock and the only reader of the clock. Every decision is made
-//! under the mutex and notified after it is dropped, so no thread wakes up to find it still locked.
+//! The only room that blocks for a lock and reads the clock for one. Every decision is made under the mutex and
+//! notified after it is dropped, so a woken thread does not find the mutex locked.
 //!
-//! The ends of leases are kept by one thread. The end of a wait is kept by the thread that waits, on a condition
-//! variable: so a wait that ends in time costs the table nothing. (Where the head of a queue
-//! keeps others from a key with room, the one thread keeps the end of that wait, too.)
+//! One thread ends the leases. The thread that waits ends its own wait, on a condition variable: so a wait that ends in
+//! time costs the table nothing. (If the head of a queue keeps others from a key with room, the lease thread also ends
+//! that wait.)
 
 use std::sync::Arc;
 use std::thread;
@@ -38,35 +38,35 @@ mod time_keeper;
 mod unstored;
 mod waiter;
 
-/// The time keeper needs no depth.
+/// The stack of the time keeper, in bytes: it needs little depth.
 const STACK: usize = 64 * 1024;
 
 pub(crate) struct LockManager {
     state: Mutex<State>,
-    /// Wakes the time keeper when there is an earlier appointment than the one it sleeps for.
+    /// Wakes the time keeper when something is due before its alarm.
     clock: Condvar,
-    /// Wakes the thread that stores what was decided.
+    /// Wakes the thread that stores decisions.
     decided: Condvar,
-    /// Tells that it has ended.
+    /// Notified when that thread has ended.
     store_ended: Condvar,
     has_store: bool,
-    /// `None` where no other server can lead.
+    /// `None` if no other server can lead.
     election: Option<Arc<Election>>,
     limits: Limits,
     terms: Terms,
-    /// Cursors count from here.
+    /// The zero of the times in cursors.
     begun: Instant,
 }
 
 struct State {
     table: LockTable<Arc<dyn Waiter>>,
     notifications: Notifications,
-    /// When the time keeper wakes up by itself. `None` while it has nothing to wait for.
+    /// When the time keeper wakes up by itself. `None` while nothing is due.
     alarm: Option<Instant>,
     /// Whether the time keeper has something to do that waits for the store.
     store_delays_ends: bool,
     stopping: bool,
-    /// `None` unless it is wanted.
+    /// `None` unless the log takes it.
     journal: Option<Journal>,
     statistics: Statistics,
     feeds: Feeds,
@@ -74,11 +74,11 @@ struct State {
     unstored: Option<Unstored>,
 }
 
-/// What was decided, to be delivered after the lock is dropped.
+/// The results of decisions, to be delivered after the mutex is dropped.
 #[derive(Default)]
 #[must_use]
 struct Notifications {
-    /// Those who have their outcome now.
+    /// Waiters that now have their outcome.
     waiters: Vec<Arc<dyn Waiter>>,
     journal: Vec<String>,
 }
@@ -100,13 +100,13 @@ impl Notifications {
 
 fn notify(waiter: &Arc<dyn Waiter>, answerer: Answerer) {
     waiter.clone().notify(answerer);
-    // Costs nothing where no thread waits.
+    // Costs nothing if no thread waits.
     waiter.pending().decided.notify_one();
 }
 
 impl LockManager {
-    /// A manager whose time keeper runs in a thread of its own until [`LockManager::stop`]. With a store it begins with
-    /// what that held, and a further thread stores what is decided until [`LockManager::end_store`].
+    /// Starts a manager whose time keeper runs in its own thread until [`LockManager::stop`]. With a store, the manager
+    /// begins with the stored holds, and another thread stores decisions until [`LockManager::end_store`].
     pub fn start(
         terms: Terms,
         limits: Limits,
@@ -147,18 +147,18 @@ impl LockManager {
         Ok(manager)
     }
 
-    /// The lease and the patience of a LOCK that names none.
+    /// The lease and the time-out of a LOCK that gives none.
     pub fn terms(&self) -> Terms {
         self.terms
     }
 
-    /// Grants the key at once, refuses it, or queues who waits for it: then there is no outcome yet, and the waiter is
-    /// notified of it.
+    /// Grants the key at once, refuses it, or queues the requester. `None` if it is queued: then the waiter is notified
+    /// of the outcome.
     ///
-    /// By its request ID an acquire is recognised when it is asked again: it gets the same grant, or waits at the same
-    /// place instead of the one that waits there. Where the requester waits already, in another acquire, it is refused,
-    /// unless the client of that one has gone: then that wait is over. `waiter` is called under the mutex, and only if
-    /// there is something to wait for: it may not block.
+    /// A repeated acquire is recognised by its request ID: it gets the same grant, or takes over the place of the
+    /// earlier one. If the requester already waits in another acquire, this one is refused, unless the client of the
+    /// earlier one has gone: then that wait is ended. `waiter` is called under the mutex, and only if the acquire has
+    /// to wait: it must not block.
     pub fn acquire(
         &self,
         ask: Ask,
@@ -174,8 +174,8 @@ impl LockManager {
         }
     }
 
-    /// As [`acquire`](Self::acquire), but for the wait of the same requester: returns it with the refusal, and asks
-    /// nothing of its client.
+    /// Like [`acquire`](Self::acquire). But if the requester already waits, it returns that waiter with the refusal,
+    /// and does not check its client.
     fn try_acquire<F: FnOnce(Pending) -> Arc<dyn Waiter>>(
         &self,
         ask: Ask,
@@ -189,7 +189,7 @@ impl LockManager {
                 return Ok(Some(Outcome::Refused(Refusal::Standby, None)));
             }
             state.hold_off();
-            // A lapsed hold of a key that nobody has asked for since is none.
+            // A lapsed hold of a key that was not asked for since does not count.
             while let missing @ 1.. = state.table.missing_room() {
                 let was_all = state.table.expire(now, missing);
                 state.settle(now);
@@ -199,11 +199,9 @@ impl LockManager {
             }
             let asked = state.asked();
             let handle = |key: &Key, ticket| {
-                // Not from when time stopped for leases, which may be long ago.
+                // Not from the time of the leases, which may have stopped long ago.
                 let deadline = Instant::now() + ask.terms.lock_attempt_timeout;
-                let waiter = waiter
-                    .take()
-                    .expect("who is queued is not asked to try again");
+                let waiter = waiter.take().expect("a queued acquire is not tried again");
                 waiter(Pending::new(key.clone(), ticket, deadline, asked))
             };
             let refusal = match state.table.acquire(now, ask, handle) {
@@ -221,8 +219,8 @@ impl LockManager {
         })
     }
 
-    /// Blocks until the key is granted, the patience is over, the client has gone or asks again elsewhere,
-    /// or the server ends.
+    /// Blocks until the key is granted, the wait times out, the client has gone or asks again elsewhere, or the server
+    /// ends.
     pub fn wait(&self, pending: &Pending) -> Outcome {
         let mut state = self.state.lock();
         loop {
@@ -237,9 +235,9 @@ impl LockManager {
         }
     }
 
-    /// Gives up a place because its client has gone. Nothing changes if the wait ended first.
+    /// Gives up a place because its client has gone. Changes nothing if the wait ended first.
     ///
-    /// If its acquire had a request ID, the place is kept for a while: see [`LockTable::reserve`].
+    /// With a request ID, the place is reserved for a while: see [`LockTable::reserve`].
     pub fn abandon(&self, waiter: &Arc<dyn Waiter>) {
         let pending = waiter.pending();
         self.end_wait(pending, |state, now| {
@@ -258,8 +256,8 @@ impl LockManager {
         })
     }
 
-    /// Ends a wait, unless it has ended otherwise: what happened first counts, such as the end of the lease ahead at
-    /// this very instant. The place of one that had ended may be a repeated request's by now, under the same ticket.
+    /// Ends a wait, unless it has already ended: the first event counts, for example the end of the lease ahead at the
+    /// same instant. Once a wait has ended, its place may belong to a repeated request, with the same ticket.
     fn end_wait(
         &self,
         pending: &Pending,
@@ -270,10 +268,10 @@ impl LockManager {
         })
     }
 
-    /// Takes the key from its holder. With a fence, only if it is held under that very grant.
+    /// Releases the key. With a fence, only if the requester holds it under exactly this fence.
     ///
-    /// Who is next is answered before this returns, by this thread if the client takes the answer at once: everybody
-    /// waits for the next holder to hear of it.
+    /// Answers the next holder before it returns, on this thread if its client takes the answer at once, because all
+    /// waiters depend on the next holder knowing of its grant.
     pub fn release(&self, key: &str, requester: &str, fence: Option<Fence>) -> Result<(), Refusal> {
         self.decide(key, Answerer::ThisThread, |state, now| {
             let released = state.table.release(now, key, requester, fence);
@@ -281,8 +279,8 @@ impl LockManager {
         })
     }
 
-    /// Ends the hold under that fence, whoever has it. Who is next is answered as by [`release`](Self::release). `by` is
-    /// who does so, in its own words.
+    /// Ends the hold under this fence, whoever has it. Answers the next holder like [`release`](Self::release). `by` is
+    /// the name that the caller gives for itself.
     pub fn break_hold(
         &self,
         key: &str,
@@ -294,7 +292,7 @@ impl LockManager {
         })
     }
 
-    /// Has the holder's lease last `lock_timeout` from now on; without one, as long again as before.
+    /// Renews the holder's lease for `lock_timeout` from now. `None`: for its previous length.
     pub fn renew(
         &self,
         key: &str,
@@ -309,14 +307,14 @@ impl LockManager {
         })
     }
 
-    /// Who holds the key, if anyone does.
+    /// The holder of the key. `None` if it is free.
     pub fn holding(&self, key: &str) -> Option<Holding> {
         self.decide(key, Answerer::AnotherThread, |state, _| {
             state.table.holding(key)
         })
     }
 
-    /// The grant under which the requester holds the key. With a fence it has to be that very one.
+    /// The grant under which the requester holds the key. With a fence, only a grant with exactly this fence.
     pub fn verify(
         &self,
         key: &str,
@@ -329,13 +327,13 @@ impl LockManager {
         })
     }
 
-    /// Refuses every further acquire and breaks off those that wait.
+    /// Refuses every further acquire and ends all waits.
     pub fn stop(&self) {
         let mut state = self.state.lock();
         state.stopping = true;
         let waiters = state.table.drain_waiters();
         for waiter in &waiters {
-            // Already set means already granted: that stands.
+            // Already set means already granted, and it stays granted.
             let stopping = Outcome::Refused(Refusal::Stopping, None);
             let _ = waiter.pending().outcome.set(stopping);
         }
@@ -351,8 +349,8 @@ impl LockManager {
         self.state.lock().stopping
     }
 
-    /// The critical section, with the time of the leases: everything that is decided of a key is decided in `decision`. Its lease has run out by
-    /// then if its time has come. Those who were granted a key are notified after the lock is dropped.
+    /// The critical section. Runs `decision` with the time of the leases, after ending the key's due leases. Delivers
+    /// the results after the mutex is dropped.
     fn decide<R>(
         &self,
         key: &str,
@@ -377,8 +375,8 @@ impl LockManager {
         result
     }
 
-    /// Lets the key's leases run out whose time has come by the instant that is returned. Where a crowd held it, the
-    /// others have their turns in between.
+    /// Ends the key's leases that are due, and returns the time of the leases. If a crowd held the key, other threads
+    /// get the mutex in between.
     fn expire_key(&self, state: &mut MutexGuard<State>, key: &str) -> Instant {
         loop {
             let time = state.time(Instant::now());
@@ -394,8 +392,8 @@ impl LockManager {
 }
 
 impl State {
-    /// Answers every proposal of the table, by whether that client is there, and takes note of everything that has
-    /// happened since the last call.
+    /// Answers each proposal of the table, by whether the proposed client is still there. Then processes all events
+    /// since the last call.
     fn settle(&mut self, now: Instant) {
         while let Some(proposal) = self.table.propose() {
             if proposal.handle().is_there() {
@@ -431,7 +429,7 @@ impl State {
                 } => (waiter, Outcome::Abandoned),
                 _ => continue,
             };
-            // Who stands in a queue has no outcome, and each of these events takes it out.
+            // A queued waiter has no outcome yet, and each of these events takes it out of the queue.
             let _ = waiter.pending().outcome.set(outcome);
             self.notifications.waiters.push(waiter);
         }

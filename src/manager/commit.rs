@@ -1,12 +1,12 @@
-//! What is decided is stored in batches, by one thread, and answers wait for it. Without a store nothing of this happens.
+//! One thread stores decisions in batches, and answers wait for it. Without a store none of this happens.
 //!
-//! Decisions are made under the mutex as without a store, and leave a mark with each grant that they change. The thread
-//! takes the marks, reads from the table what those grants have become, and has the store keep that: so a batch is what
-//! all decisions up to one instant have led to, with one record for each grant. An answer waits for the batch that has
-//! everything that was decided before it, whatever it says: one that only reads may tell of a grant that is not stored.
+//! Decisions are made under the mutex as without a store, and leave a mark for each grant that they change. The thread
+//! takes the marks, reads from the table what those grants have become, and stores that: so a batch is the result of
+//! all decisions up to one instant, with one record for each grant. An answer waits for the batch that has all
+//! decisions before it, even if it only reads: it may depend on a grant that is not stored.
 //!
-//! Until that is done no time passes for leases: a hold whose grant is not stored does not end, nor does anybody follow it.
-//! A lease counts from when its grant was stored.
+//! Until then no time passes for leases: a hold whose grant is not stored neither ends nor is followed by another. A
+//! lease counts from when its grant was stored.
 
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
@@ -24,43 +24,43 @@ use crate::store::election::Election;
 use crate::store::{Batch, Record, Recovered, Store, StoreError, StoredHold};
 use crate::table::LockTable;
 
-/// How long until what has to be stored is tried again where there was no room.
+/// The pause before a batch is tried again after the store had no room.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long after the last time it is logged again that there is no room.
+/// How long after the last log line a lack of room is logged again.
 const LOG_AGAIN: Duration = Duration::from_secs(60);
 
-/// A store may need more depth than the time keeper: SQLite's.
+/// The stack of the storing thread, in bytes: SQLite needs more depth than the time keeper.
 const STORE_STACK: usize = 512 * 1024;
 
-/// How far the wall clock may be ahead of the stored fences for fences to begin there: ten years, in microseconds. A start
-/// under a clock that is wrong would else use up for good all that there are.
+/// How far the wall clock may be ahead of the stored fences for fences to begin there: ten years, in microseconds.
+/// Otherwise one start under a wrong clock would use up the fences.
 const MOST_AHEAD: Fence = 10 * 365 * 24 * 60 * 60 * 1_000_000;
 
-/// How long after one proof that this server leads the next one is asked for: those who come meanwhile share it.
+/// The pause between two proofs that this server leads: questions that arrive meanwhile share the next one.
 const PROOF_PAUSE: Duration = Duration::from_millis(2);
 
-/// How long the size of the store is not asked for again, which takes two system calls.
+/// The pause before the size of the store is read again, which takes two system calls.
 const SIZE_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long what is decided waits for its answer, so that both are sent off together.
+/// How long a decision waits for its answer, so that one batch serves both.
 const ANSWER_PAUSE: Duration = Duration::from_micros(200);
 
-/// A store, and whom it tells what.
+/// An opened store, its election, and its callbacks.
 pub(crate) struct OpenStore {
     pub store: Box<dyn Store>,
-    /// What it held when it was opened. `None` if that is yet to be done: it may take until another server ends.
+    /// What it held when it was opened. `None` if it is still to be opened, which may take until another server ends.
     pub recovered: Option<Recovered>,
-    /// Who leads, where another server may. `None` where none can.
+    /// Which server leads. `None` if no other server can.
     pub election: Option<Arc<Election>>,
-    /// Called when this server has begun to lead, with what the store held.
+    /// Called when this server has begun to lead, with the contents of the store.
     pub leads: Box<dyn Fn(&Recovered) + Send>,
-    /// Called where nothing can be stored any more, with what the store says.
+    /// Called when nothing can be stored any more, with the store's error.
     pub lost: Box<dyn FnOnce(StoreError) + Send>,
 }
 
 impl LockManager {
-    /// Has a thread store what is decided, until [`end_store`](Self::end_store).
+    /// Starts a thread that stores decisions until [`end_store`](Self::end_store).
     pub(super) fn store_in(
         self: &Arc<Self>,
         OpenStore {
@@ -81,7 +81,7 @@ impl LockManager {
         }
         let manager = self.clone();
         let work = move || {
-            // Also after a panic: nobody may wait for a thread that is gone.
+            // Continues after a panic: nothing may wait for a thread that is gone.
             let work = AssertUnwindSafe(|| manager.lead_and_stand_by(&mut *store, &*leads));
             let stored = panic::catch_unwind(work);
             let stored = stored.unwrap_or(Err(StoreError::Panicked));
@@ -94,7 +94,7 @@ impl LockManager {
                     }
                 }
             }
-            // Another server may have it from now on.
+            // From now on another server may have the store.
             drop(store);
             if let Err(error) = stored {
                 lost(error);
@@ -108,7 +108,7 @@ impl LockManager {
             .map(drop)
     }
 
-    /// Has what is decided stored, and the store closed, by then. Nothing is decided any more.
+    /// Stores all decisions and closes the store, at most until `until`. Call it after the last decision.
     pub fn end_store(&self, until: Instant) {
         let mut state = self.state.lock();
         let Some(unstored) = state.unstored.as_mut() else {
@@ -126,7 +126,7 @@ impl LockManager {
         while !has_ended(&state) && !self.store_ended.wait_until(&mut state, until).timed_out() {}
     }
 
-    /// Nobody is told any more of what may not be stored.
+    /// Drops all waiting answers: their decisions may never be stored.
     fn lose_store(&self, error: &StoreError) {
         let mut state = self.state.lock();
         let unstored = state.unstored.as_mut().expect(HAS_STORE);
@@ -134,7 +134,7 @@ impl LockManager {
         unstored.is_lost = true;
         let never = unstored.take_answers();
         drop(state);
-        // Each ends its connection, for which the mutex is not needed.
+        // Dropping each ends its connection, which does not need the mutex.
         drop(never);
     }
 
@@ -142,7 +142,7 @@ impl LockManager {
         let mut state = self.state.lock();
         let unstored = state.unstored.as_mut().expect(HAS_STORE);
         unstored.has_ended = true;
-        // What is decided from now on is not stored any more.
+        // Later decisions are not stored.
         unstored.is_lost = true;
         let never = unstored.take_answers();
         drop(state);
@@ -150,9 +150,9 @@ impl LockManager {
         drop(never);
     }
 
-    /// Calls `answer` once everything is stored that was decided before, and this server has proved since that it leads;
-    /// or returns the value, where that is so already. Where the store is lost, or another server has led since the
-    /// question was asked, the value is dropped: nobody may be told.
+    /// Calls `answer` once every earlier decision is stored, and, if another server may lead, this one has since proved
+    /// that it leads. Returns the value if that is already so. Drops the value if the store is lost, or another server
+    /// has led since `asked`: then the answer must not be sent.
     pub fn once_stored<T: Send + 'static>(
         &self,
         asked: StoreEpoch,
@@ -182,11 +182,12 @@ impl LockManager {
         None
     }
 
-    /// Blocks until what was asked then may be told, as by [`once_stored`](Self::once_stored). `false` where it may not.
+    /// Blocks until an answer may be sent, as [`once_stored`](Self::once_stored) defines it. `false` if it must not be
+    /// sent.
     pub fn wait_until_stored(&self, asked: StoreEpoch) -> bool {
         let (send, stored) = std::sync::mpsc::channel();
         let now = self.once_stored(asked, send, |send| {
-            // It is waited for.
+            // The receiver waits below.
             let _ = send.send(());
         });
         now.is_some() || stored.recv().is_ok()
@@ -197,7 +198,7 @@ impl LockManager {
         self.has_store
     }
 
-    /// What the store has seen, for a question that is asked now.
+    /// The store's epoch, for a question that is asked now.
     pub fn asked(&self) -> StoreEpoch {
         if !self.has_store {
             return StoreEpoch::default();
@@ -205,8 +206,8 @@ impl LockManager {
         self.state.lock().asked()
     }
 
-    /// Whether there was no room in the store for a grant, or for a renewal of it since that question was asked, so that
-    /// nobody may be told of it.
+    /// Whether the store had no room for a grant, or for a renewal of it since `asked`: then it must not be answered as
+    /// granted.
     pub fn was_taken_back(&self, fence: Fence, asked: Option<StoreEpoch>) -> bool {
         if !self.has_store {
             return false;
@@ -217,7 +218,7 @@ impl LockManager {
         unstored.is_some_and(|unstored| unstored.was_taken_back(fence, times))
     }
 
-    /// The grant that one was given who waited, as it stands now: with a store, its lease began when it was stored.
+    /// The present view of a waiter's grant: with a store, its lease began when it was stored.
     pub fn view_of_waited(&self, key: &str, grant: Grant) -> LeaseView {
         if !self.has_store {
             return self.view(grant);
@@ -231,7 +232,7 @@ impl LockManager {
         self.view(now.unwrap_or(grant))
     }
 
-    /// How the store does, and what it has done, at one instant. `None` without one.
+    /// The store's state and statistics, at one instant. `None` without a store.
     pub fn store_statistics(&self) -> Option<(StoreState, StoreStatistics)> {
         let state = self.state.lock();
         let unstored = state.unstored.as_ref()?;
@@ -243,8 +244,8 @@ impl LockManager {
         Some((store, unstored.statistics.clone()))
     }
 
-    /// Waits for what is to be stored, or proved: then the batch is empty. It is proved each `every`, and not before
-    /// `next_proof`. `None` where the server ends.
+    /// Blocks for the next batch. An empty batch asks for a proof that this server leads, which is due `every` so
+    /// often, but not before `next_proof`. `None` when the server ends.
     fn next_batch(
         &self,
         state: &mut MutexGuard<State>,
@@ -254,12 +255,12 @@ impl LockManager {
         let mut is_awaited = every.is_some();
         loop {
             if is_awaited && state.is_unasked() {
-                // It was decided a moment ago, and its answer comes in the next one: then no second proof is needed for it.
+                // Decided a moment ago. If its answer waits for the same batch, it needs no second proof.
                 is_awaited = !self.decided.wait_for(state, ANSWER_PAUSE).timed_out();
                 continue;
             }
             let is_early = every.is_some() && !state.has_unstored() && Instant::now() < next_proof;
-            // What is decided meanwhile comes at once, and who asks meanwhile is answered by the same proof.
+            // A new decision ends this pause; questions that arrive meanwhile share the next proof.
             if is_early && !self.decided.wait_until(state, next_proof).timed_out() {
                 continue;
             }
@@ -279,7 +280,7 @@ impl LockManager {
         }
     }
 
-    /// Stores what is decided, until the server ends or another one leads.
+    /// Stores decisions until the server ends or another one leads.
     pub(super) fn store_all(&self, store: &mut dyn Store) -> Result<(), StoreError> {
         let every = store.confirm_every();
         let mut next_proof = Instant::now();
@@ -313,7 +314,7 @@ impl LockManager {
                         statistics.commit_times.add(now - begun);
                     }
                     let answers = state.stored(&marks, now);
-                    // Time goes on, and so may leases end that were to end meanwhile.
+                    // Time passes again for leases.
                     if mem::take(&mut state.store_delays_ends) {
                         self.clock.notify_one();
                     }
@@ -326,7 +327,8 @@ impl LockManager {
                     state.note_full(&error, marks, now);
                     let is_end = matches!(*batch.records, [] | [Record::Ended(_)]);
                     if is_ending && is_end {
-                        // Not even an end fits. Nobody was told of those: their holds stand when the store is opened again.
+                        // Not even an end fits. Its answer was not sent: the hold is there when the store is opened
+                        // again.
                         return Ok(());
                     }
                     if is_ending {
@@ -341,7 +343,7 @@ impl LockManager {
 }
 
 impl State {
-    /// Takes back what there was no room for.
+    /// Takes back what the store had no room for.
     fn note_full(&mut self, error: &StoreError, marks: Vec<Mark>, now: Instant) {
         let unstored = self.unstored.as_mut().expect(HAS_STORE);
         unstored.statistics.failures += 1;
@@ -354,7 +356,7 @@ impl State {
     }
 }
 
-/// The table of an earlier run: every hold begins its full lease now.
+/// Puts the holds of an earlier run into the table: each begins its full lease now.
 pub(super) fn restore<W>(table: &mut LockTable<W>, holds: Vec<StoredHold>) {
     let now = Instant::now();
     for hold in holds {
@@ -369,8 +371,8 @@ pub(super) fn restore<W>(table: &mut LockTable<W>, holds: Vec<StoredHold>) {
     }
 }
 
-/// Where fences begin: above all that were ever given out. The wall clock is a floor, for a store that is new or was put
-/// back from a copy.
+/// The first fence: above all earlier ones. The wall clock is a lower bound, for a store that is new or was restored
+/// from a copy.
 pub(super) fn first_fence(greatest: Option<Fence>, started: SystemTime) -> Fence {
     let floor = lease::first_fence(started);
     match greatest {

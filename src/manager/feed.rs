@@ -1,7 +1,7 @@
-//! Feeds: what happens to keys, kept for a moment for those who read along.
+//! Feeds: the events of keys, kept until the event streams take them.
 //!
-//! Filled under the manager's mutex, so a feed has the order of the journal; emptied some times a second by the thread
-//! that sends the events. An event wakes no thread, and where nobody reads along it costs one question.
+//! Filled under the manager's mutex, so a feed has the order of the journal; emptied ten times a second by the thread
+//! that sends the events. An event wakes no thread, and without readers it costs one check.
 
 use std::mem;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use super::LockManager;
 use crate::event::{Change, EndedHold, TableEvent};
 use crate::lease::{Fence, Key, Requester, Slots};
 
-/// How many events all readers may be sent between two times that the feeds are emptied; how many each may be sent in
-/// any case, and at the most. At ten times a second a single reader gets up to 50,000 events a second, and each of a hundred
-/// 500, so that they cost a busy server no more than some percent.
+/// How many events all readers together may get between two times that the feeds are emptied, and the least and the
+/// most for each. At ten times a second, a single reader gets up to 50,000 events a second, and each of a hundred 500,
+/// so that they cost a busy server only a few percent.
 const EVENTS_TOGETHER: usize = 5_000;
 const LEAST_EVENTS: usize = 50;
 const MOST_EVENTS: usize = 5_000;
 
-/// A change of a key, as those who read along are told of it.
+/// A change of a key, as readers get it.
 #[derive(Debug)]
 pub(crate) struct FeedEvent {
     pub at: Instant,
-    /// How many changes have to be stored before it is told.
+    /// How many changes have to be stored before it is sent.
     after: u64,
     pub key: Key,
-    /// Whose hold or place it is.
+    /// The owner of the hold or place.
     pub requester: Requester,
     pub change: FeedChange,
 }
@@ -54,16 +54,16 @@ pub(crate) enum FeedChange {
     Left,
 }
 
-/// Names a feed. No number is given twice.
+/// Identifies a feed. No number is used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FeedId(u64);
 
-/// What a feed had when it was emptied.
+/// The events that were taken from a feed.
 pub(crate) struct TakenEvents {
     pub feed: FeedId,
     /// In their order.
     pub events: Vec<FeedEvent>,
-    /// How many came after them for which there was no room.
+    /// How many later events there was no room for.
     pub missed: u64,
 }
 
@@ -71,12 +71,12 @@ pub(crate) struct TakenEvents {
 #[derive(Default)]
 pub(super) struct Feeds {
     feeds: Vec<Feed>,
-    /// Of all feeds together.
+    /// The readers of all feeds together.
     readers: usize,
     next_id: u64,
 }
 
-/// The events of the keys that begin so. Readers with the same prefix share it.
+/// The events of the keys with a prefix. Readers with the same prefix share it.
 struct Feed {
     id: FeedId,
     prefix: Box<str>,
@@ -86,7 +86,7 @@ struct Feed {
 }
 
 impl Feeds {
-    /// Keeps an event for those who read along. They are told once `after` changes are stored.
+    /// Keeps an event for the readers. It is sent once `after` changes are stored.
     pub fn note<W>(&mut self, now: Instant, event: &TableEvent<W>, after: u64) {
         if !self.feeds.is_empty() {
             self.keep(now, event, after);
@@ -101,7 +101,7 @@ impl Feeds {
             let Some(change) = FeedChange::of(now, &event.change) else {
                 return;
             };
-            // Nothing comes after a gap before that is told.
+            // After a gap no event is kept until the gap is sent.
             if feed.events.len() >= most || feed.missed > 0 {
                 feed.missed += 1;
                 continue;
@@ -116,7 +116,7 @@ impl Feeds {
         }
     }
 
-    /// Forgets what was not told: those who read on hear of a gap.
+    /// Drops the events that were not taken: readers get a gap.
     pub fn forget(&mut self) {
         for feed in &mut self.feeds {
             feed.missed += mem::take(&mut feed.events).len() as u64;
@@ -155,7 +155,7 @@ impl Feeds {
 }
 
 impl Feed {
-    /// What may be told where so many changes are stored. `None` where that is nothing.
+    /// The events that may be sent once `stored` changes are stored. `None` if there are none.
     fn take_stored(&mut self, stored: u64) -> Option<TakenEvents> {
         let told = self.events.partition_point(|event| event.after <= stored);
         let has_gap_alone = self.events.is_empty() && self.missed > 0;
@@ -176,7 +176,7 @@ impl Feed {
 }
 
 impl FeedChange {
-    /// `None` for what nobody has to hear of: somebody asked again for what it has, or waits for.
+    /// `None` for changes that are no news: a repeated request for a hold or a place.
     fn of<W>(now: Instant, change: &Change<W>) -> Option<Self> {
         let left = |expires: Instant| expires.saturating_duration_since(now);
         Some(match change {
@@ -204,22 +204,22 @@ impl FeedChange {
 }
 
 impl LockManager {
-    /// How many read events.
+    /// How many readers there are.
     pub fn readers(&self) -> usize {
         self.state.lock().feeds.readers
     }
 
-    /// Keeps the events of the keys that begin so from now on, for one more reader.
+    /// Keeps the events of the keys that begin with `prefix`, from now on, for one more reader.
     pub fn read_along(&self, prefix: &str) -> FeedId {
         self.state.lock().feeds.add_reader(prefix)
     }
 
-    /// Ends what [`read_along`](Self::read_along) began.
+    /// Ends one reader that [`read_along`](Self::read_along) began.
     pub fn stop_reading(&self, feed: FeedId) {
         self.state.lock().feeds.remove_reader(feed);
     }
 
-    /// Takes what may be told from the feeds in which something is.
+    /// Takes the events that may be sent, from each feed that has some.
     pub fn take_events(&self) -> Vec<TakenEvents> {
         let mut state = self.state.lock();
         let stored = state.stored_changes();

@@ -1,21 +1,21 @@
-//! The journal: every event of the lock table as a line of the log, at level trace.
+//! The journal: each event of the lock table as a line of the log, at level trace.
 
 use std::time::Instant;
 
 use crate::event::{Change, TableEvent};
 use crate::lease::{Grant, Slots, Ticket};
 
-/// Where the journal goes.
+/// The log target of the journal.
 const TARGET: &str = "lock_server::journal";
 
-/// Numbers the lines, because those of two threads may come out in any order.
+/// Numbers the lines, because two threads may write theirs in any order.
 pub(super) struct Journal {
     begun: Instant,
     number: u64,
 }
 
 impl Journal {
-    /// `None` unless the log takes it.
+    /// `None` unless the log takes level trace for the journal.
     pub fn begin() -> Option<Self> {
         log::log_enabled!(target: TARGET, log::Level::Trace).then(|| Journal {
             begun: Instant::now(),
@@ -60,7 +60,7 @@ fn place(ticket: Ticket, slots: Slots) -> String {
     format!(" ticket {ticket}{}", together(slots))
 }
 
-/// Said where others may hold the key, too.
+/// The slots, if others may hold the key at the same time.
 fn together(slots: Slots) -> String {
     match slots {
         1 => String::new(),

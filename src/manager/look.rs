@@ -1,4 +1,4 @@
-//! What those who look in are shown, copied out under the mutex in short steps.
+//! Copies of the table for inspection, made under the mutex in short steps.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -6,8 +6,8 @@ use super::LockManager;
 use crate::lease::{Grant, LeaseView};
 use crate::table::{Cursor, Filter, KeyPage, KeyView, Size, WaiterView};
 
-/// How many keys are looked at before others have their turns: with a million keys, some 50 µs. This thread has a low priority,
-/// and is not to be put aside with the mutex locked.
+/// How many keys one step looks at before other threads get the mutex: with a million keys, about 50 µs. The looking
+/// thread has a low priority, and must not be preempted for long while it holds the mutex.
 const KEYS_PER_STEP: usize = 32;
 
 /// An instant on both clocks.
@@ -25,7 +25,7 @@ impl Moment {
         }
     }
 
-    /// What the wall clock shows at that instant, if nobody sets it.
+    /// The wall clock's time at `instant`, unless somebody sets the clock.
     pub fn time_of(&self, instant: Instant) -> SystemTime {
         match instant.checked_duration_since(self.instant) {
             Some(later) => self.time.checked_add(later),
@@ -34,19 +34,19 @@ impl Moment {
         .unwrap_or(self.time)
     }
 
-    /// How long ago that was.
+    /// How long ago `instant` was. Zero if it is in the future.
     pub fn since(&self, instant: Instant) -> Duration {
         self.instant.saturating_duration_since(instant)
     }
 
-    /// How long it is until then.
+    /// How long it is until `instant`. Zero if it is in the past.
     pub fn until(&self, instant: Instant) -> Duration {
         instant.saturating_duration_since(self.instant)
     }
 }
 
 impl LockManager {
-    /// The grant as it stands now, on the wall clock and without any.
+    /// The grant as it is now, with its end on the wall clock and the time left.
     pub fn view(&self, grant: Grant) -> LeaseView {
         let left = self.left(grant);
         LeaseView {
@@ -66,10 +66,10 @@ impl LockManager {
         self.state.lock().table.size()
     }
 
-    /// The keys behind `after` that fit, up to `most`, in the order of the expiry index.
+    /// The keys after `after` that match the filter, at most `most`, in the order of the expiry index.
     ///
-    /// The mutex is dropped again and again: what a key has become by the time of the next step is what is shown of it,
-    /// and one that moves may be shown twice, or not.
+    /// The mutex is dropped between steps, so a key is shown as it is at its step, and a key that moves may be shown
+    /// twice or not at all.
     pub fn look(&self, filter: Filter, after: Option<Cursor>, most: usize) -> KeyPage {
         let mut look = KeyPage {
             found: Vec::new(),
@@ -92,14 +92,14 @@ impl LockManager {
         }
     }
 
-    /// The key with its queue, each up to so many. `None` if nobody holds the key.
+    /// The key with its queue, at most `most` holders and `most` waiters. `None` if the key is free.
     pub fn look_at(&self, key: &str, most: usize) -> Option<(KeyView, Vec<WaiterView>)> {
         self.decide(key, super::Answerer::AnotherThread, |state, now| {
             state.table.look_at(now, key, most)
         })
     }
 
-    /// How a cursor is written, for one who asks for what is behind it.
+    /// Writes a cursor as text, for a question about the keys after it.
     pub fn write_cursor(&self, cursor: Cursor) -> String {
         let (at, fence) = cursor.due;
         let kind = if cursor.is_contended { 'c' } else { 'u' };
@@ -107,7 +107,7 @@ impl LockManager {
         format!("{kind}.{nanos}.{fence}")
     }
 
-    /// Reads what [`write_cursor`](Self::write_cursor) wrote. `None` if it did not write that.
+    /// Parses the text of [`write_cursor`](Self::write_cursor). `None` for any other text.
     pub fn read_cursor(&self, written: &str) -> Option<Cursor> {
         let (is_contended, due) = match written.split_once('.')? {
             ("c", due) => (true, due),

@@ -1,7 +1,7 @@
-//! One of several servers leads, and the others stand by: what a server does when that changes.
+//! One of several servers leads, and the others stand by: the change between both.
 //!
-//! Who stands by decides nothing. Its table is empty, and everything it had decided and not stored is forgotten, so nobody
-//! may be told of it: those connections end. Who leads again begins with what the store holds.
+//! A standby decides nothing. Its table is empty, and it has dropped the answers to everything that it had decided and
+//! not stored: those connections end. A server that leads again begins with the contents of the store.
 
 use std::mem;
 use std::time::SystemTime;
@@ -16,12 +16,12 @@ use crate::store::{Recovered, Store, StoreError};
 use crate::table::LockTable;
 
 impl LockManager {
-    /// Whether another server leads, or may do so: then nothing is decided here.
+    /// Whether another server leads, or may lead: then nothing is decided here.
     pub fn stands_by(&self) -> bool {
         self.election.is_some() && self.state.lock().stands_by()
     }
 
-    /// How many times this server has begun to lead. 0 where no other one can.
+    /// How many times this server has begun to lead. 0 if no other server can.
     pub fn term(&self) -> u64 {
         match self.election {
             Some(_) => self.asked().term,
@@ -29,12 +29,12 @@ impl LockManager {
         }
     }
 
-    /// Who leads, as far as this server knows. `None` where no other one can.
+    /// Which server leads, as far as this one knows. `None` if no other server can.
     pub fn elected(&self) -> Option<Elected> {
         self.election.as_ref().map(|election| election.elected())
     }
 
-    /// Leads whenever the store lets it, until the server ends. `leads` is told each time.
+    /// Leads whenever the store allows it, until the server ends. Calls `leads` each time.
     pub(super) fn lead_and_stand_by(
         &self,
         store: &mut dyn Store,
@@ -61,7 +61,7 @@ impl LockManager {
         }
     }
 
-    /// Decides from now on, on what the store holds. Every hold begins its full lease.
+    /// Begins to lead with the contents of the store. Each hold begins its full lease.
     pub(super) fn lead(&self, recovered: Recovered) {
         let stored = recovered.greatest_fence;
         let mut table = LockTable::new(self.limits, first_fence(stored, SystemTime::now()));
@@ -76,7 +76,7 @@ impl LockManager {
         drop(before);
     }
 
-    /// Forgets what it knows, and refuses those who wait: they may ask elsewhere.
+    /// Empties the table, and refuses all waiters, which may ask another server.
     fn stand_by(&self, why: &StoreError) {
         let mut state = self.state.lock();
         let unstored = state.unstored.as_mut().expect(HAS_STORE);
@@ -85,7 +85,7 @@ impl LockManager {
         state.feeds.forget();
         let waiters = state.table.drain_waiters();
         for waiter in &waiters {
-            // Already set means already granted, and that may not be told.
+            // Already set means already granted, which must not be sent.
             let standby = Outcome::Refused(Refusal::Standby, None);
             let _ = waiter.pending().outcome.set(standby);
         }

@@ -1,6 +1,6 @@
-//! What has happened since the start, as plain numbers: counted under the manager's mutex, from the events of the table.
+//! Counters since the start: counted under the manager's mutex, from the events of the table.
 //!
-//! A few additions for an event that is there anyway. Nothing is allocated, and nothing formatted.
+//! Each event costs a few additions, no allocation and no formatting.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::table::Size;
 /// The upper bounds of the buckets of a histogram.
 type Bounds = [Duration; 16];
 
-/// Those of waits and of holds. A hand-over takes less than 1 ms; 50 ms and 250 ms are promised to those who wait, on an
+/// The bounds for waits and holds. A hand-over takes less than 1 ms; 50 ms and 250 ms are promised to waiters on an
 /// idle machine; usual leases and waits last some seconds; an hour is the longest lease that a client gets by default.
-/// Between two bounds lies a factor of 2 to 6, as far as an interpolation can be trusted.
+/// Neighbouring bounds differ by a factor of 2 to 6, which keeps interpolation useful.
 static BOUNDS: Bounds = [
     Duration::from_millis(1),
     Duration::from_millis(5),
@@ -34,8 +34,8 @@ static BOUNDS: Bounds = [
     Duration::from_secs(3600),
 ];
 
-/// Those of commits to a store. One takes 0.2 ms where the disk has a cache that survives a power failure, 1 to 5 ms on
-/// a plain SSD, 10 ms and more where a disk has to turn. A second means that the disk fails, or has too much to do.
+/// The bounds for commits to a store. A commit takes 0.2 ms if the disk has a cache that survives a power failure, 1 to
+/// 5 ms on a plain SSD, 10 ms and more on a rotating disk. A second means that the disk fails or is overloaded.
 static COMMIT_BOUNDS: Bounds = [
     Duration::from_micros(100),
     Duration::from_micros(200),
@@ -55,44 +55,44 @@ static COMMIT_BOUNDS: Bounds = [
     Duration::from_secs(10),
 ];
 
-/// What has happened since the start.
+/// The counters since the start.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Statistics {
-    /// Grants to those who did not have to wait.
+    /// Grants without a wait.
     pub granted_at_once: u64,
-    /// Grants to those who waited.
+    /// Grants after a wait.
     pub handed_over: u64,
-    /// Grants that were asked for again: told a second time, and counted above once.
+    /// Repeated answers for grants that are already counted above.
     pub repeated: u64,
     pub released: u64,
     pub expired: u64,
     pub broken: u64,
     pub renewed: u64,
-    /// Waits that ended with their patience.
+    /// Waits that timed out.
     pub timed_out: u64,
-    /// Waits whose client went.
+    /// Waits whose client went away.
     pub abandoned: u64,
-    /// Waiters whose client was found to be gone when their turn came.
+    /// Waiters whose client was gone when their turn came.
     pub passed_over: u64,
-    /// How long those waited who were granted the key after a wait.
+    /// The durations of waits that ended with a grant.
     pub waits: Histogram,
-    /// How long the holds lasted that are over.
+    /// The durations of ended holds.
     pub holds: Histogram,
-    /// Whose lease ran out last.
+    /// The key and the holder of the last lease that ran out.
     pub last_expired: Option<(Key, Requester)>,
 }
 
-/// What a store has done since the start.
+/// The store's counters since the start.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreStatistics {
     pub commits: u64,
     pub records: u64,
     pub commit_times: Histogram,
-    /// Batches that it could not store. What has to be stored is tried again, and counts again.
+    /// Failed tries to store a batch. A batch that is tried again counts again.
     pub failures: u64,
-    /// What it said last where it could not store a batch.
+    /// The last error of the store.
     pub last_error: Option<String>,
-    /// Of its files.
+    /// The size of its files. `None` if it has none.
     pub bytes: Option<u64>,
 }
 
@@ -109,23 +109,23 @@ impl Default for StoreStatistics {
     }
 }
 
-/// How a store does at one instant.
+/// The state of a store at one instant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StoreState {
-    /// Nothing is granted, since it had no room a moment ago.
+    /// It had no room a moment ago, so nothing is granted.
     pub is_full: bool,
-    /// How long ago the oldest change was decided that is not stored yet.
+    /// The age of the oldest change that is not stored.
     pub lag: Duration,
 }
 
-/// How many times lay between two bounds.
+/// Counts times by bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Histogram {
-    /// In their order.
+    /// In ascending order.
     pub bounds: &'static Bounds,
-    /// Up to each bound, and above the last one.
+    /// The counts up to each bound, and above the last one.
     pub counts: [u64; BOUNDS.len() + 1],
-    /// Of all times.
+    /// The sum of all times.
     pub sum: Duration,
 }
 
@@ -158,7 +158,7 @@ impl Statistics {
             Change::Left { gone: Some(_), .. } | Change::Reserved { gone: Some(_), .. } => {
                 self.passed_over += 1;
             }
-            // How these waits end, the manager knows.
+            // The manager counts how these waits end.
             Change::Left { gone: None, .. } | Change::Reserved { gone: None, .. } => {}
             Change::Queued { .. } | Change::TakenOver { .. } => {}
         }
@@ -168,13 +168,13 @@ impl Statistics {
         self.holds.add(hold.held);
     }
 
-    /// Grants, each once.
+    /// All grants, without repeated answers.
     pub fn granted(&self) -> u64 {
         self.granted_at_once + self.handed_over
     }
 }
 
-/// Of waits or holds.
+/// A histogram of waits or holds.
 impl Default for Histogram {
     fn default() -> Self {
         Histogram::with(&BOUNDS)
@@ -204,7 +204,7 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// What was added since `before`, which is an earlier state of this one.
+    /// The times added since `before`, an earlier state of this histogram.
     pub fn since(&self, before: &Histogram) -> Histogram {
         let mut added = *self;
         for (count, earlier) in added.counts.iter_mut().zip(before.counts) {
@@ -214,8 +214,8 @@ impl Histogram {
         added
     }
 
-    /// The time that this part of all times is not longer than, if they lie evenly in their bucket. Of those above
-    /// the last bound no more is known than that bound. `None` if there are none.
+    /// The quantile `part` of all times, assuming that times are spread evenly within a bucket. Times above the last
+    /// bound count as that bound. `None` without any time.
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         let rank = part * self.count() as f64;
         let mut below = 0.0;
@@ -233,7 +233,7 @@ impl Histogram {
 }
 
 impl LockManager {
-    /// What there is, and what has happened, at one instant.
+    /// The table's size and the counters, at one instant.
     pub fn statistics(&self) -> (Size, Statistics) {
         let state = self.state.lock();
         (state.table.size(), state.statistics.clone())
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn a_quantile_lies_within_the_bucket_of_its_rank() {
         assert_eq!(of(&[]).quantile(0.5), None);
-        // Ten between 5 and 25 ms: the fifth of them lies in the middle.
+        // Ten between 5 and 25 ms: the fifth is in the middle.
         assert_eq!(of(&[20; 10]).quantile(0.5), Some(Duration::from_millis(15)));
         // The 99th of 100 is the last of the faster ones.
         let mut times = vec![1; 99];
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(p99.as_micros(), 1000);
         let p100 = of(&times).quantile(1.0).unwrap();
         assert_eq!(p100, Duration::from_millis(2500));
-        // No more is known of what lies above the last bound.
+        // Times above the last bound count as that bound.
         assert_eq!(
             of(&[9_999_999]).quantile(0.5),
             Some(Duration::from_secs(3600))
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn commits_of_less_than_a_millisecond_are_told_apart() {
+    fn commits_of_less_than_a_millisecond_fall_into_different_buckets() {
         let mut commits = Histogram::of_commits();
         commits.add(Duration::from_micros(150));
         commits.add(Duration::from_micros(450));
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_since_is_the_difference() {
+    fn since_returns_what_was_added() {
         let before = of(&[1, 2]);
         let mut after = before;
         after.add(Duration::from_millis(2));

@@ -1,4 +1,4 @@
-//! The lock manager with real threads. Nothing here is timed, except that nothing comes early.
+//! The lock manager with real threads. No test measures time, except that nothing may come early.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -11,12 +11,12 @@ mod standby;
 mod traces;
 
 const LONG: Duration = Duration::from_secs(60);
-/// How a wait ends with the server.
+/// The outcome of a wait when the server ends.
 const STOPPING: Outcome = Outcome::Refused(Refusal::Stopping, None);
 
 const SHORT: Duration = Duration::from_millis(30);
 
-/// A manager that stops, and lets go its waiters, when its test ends.
+/// A manager that stops and ends all waits when its test ends.
 struct Running(Arc<LockManager>);
 
 impl std::ops::Deref for Running {
@@ -54,12 +54,12 @@ fn start_with(
     Running(LockManager::start(terms, limits, store).expect("the machine has a thread left"))
 }
 
-/// Notes by which kind of thread it was to be answered.
+/// A waiter that notes how it was notified.
 struct Noted {
     pending: Pending,
     notified: Mutex<Vec<(Answerer, thread::ThreadId)>>,
     has_gone: AtomicBool,
-    /// Found out without asking.
+    /// Known without a check.
     is_broken: AtomicBool,
 }
 
@@ -82,7 +82,7 @@ impl Waiter for Noted {
     }
 }
 
-/// An acquire that ended at once, or one that waits.
+/// An acquire that was decided at once, or one that waits.
 enum Attempt {
     Decided(Outcome),
     Queued(Arc<Noted>),
@@ -118,7 +118,7 @@ impl Running {
         match (outcome, waiter) {
             (Some(outcome), None) => Attempt::Decided(outcome),
             (None, Some(waiter)) => Attempt::Queued(waiter),
-            _ => panic!("a waiter is made for each that waits, and for no other"),
+            _ => panic!("a waiter is made exactly for an acquire that waits"),
         }
     }
 
@@ -135,7 +135,7 @@ impl Running {
         self.try_acquire(key, requester, self.terms, None)
     }
 
-    /// The same, with a request ID.
+    /// An acquire with a request ID.
     fn ask_as(&self, request: &str, key: &str, requester: &str) -> Attempt {
         self.try_acquire(key, requester, self.terms, Some(request))
     }
@@ -167,14 +167,14 @@ impl Running {
         }
     }
 
-    /// A thread that blocks at its place when this returns.
+    /// Starts a thread that waits at the place, and returns once it blocks.
     fn wait_in_thread(&self, place: &Arc<Noted>) -> JoinHandle<Outcome> {
         let (manager, waiting) = (self.0.clone(), place.clone());
         let thread = thread::spawn(move || manager.wait(&waiting.pending));
         until(|| {
             let state = self.state.lock();
-            // A condition variable tells only by waking that somebody waits. Who is woken for
-            // nothing waits again, before anybody else has the lock.
+            // Only waking somebody shows that somebody waits. A thread that is woken for nothing waits again before
+            // another thread gets the lock.
             let blocked = place.pending.decided.notify_one();
             MutexGuard::unlock_fair(state);
             blocked || is_decided(place)
@@ -182,7 +182,7 @@ impl Running {
         thread
     }
 
-    /// A key whose lease has not run out before there was somebody to wait behind it.
+    /// A key with a waiter behind a holder whose lease has not run out yet.
     fn contended_key(&self) -> (String, Grant, Arc<Noted>) {
         let mut keys = (1..).map(|n| format!("KEY{n}"));
         loop {
@@ -223,7 +223,7 @@ fn grant_of(outcome: Outcome) -> Grant {
     }
 }
 
-/// What a thread waited for. Without being woken it would come by it in the end, but too late.
+/// The outcome of a thread's wait. Fails if the thread is not woken in time.
 fn outcome_in(thread: JoinHandle<Outcome>) -> Outcome {
     until(|| thread.is_finished());
     thread.join().expect("a wait does not panic")
@@ -236,7 +236,10 @@ fn is_decided(place: &Noted) -> bool {
 fn until(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(Instant::now() < deadline, "it has not come true in 10 s");
+        assert!(
+            Instant::now() < deadline,
+            "the condition is not true after 10 s"
+        );
         thread::park_timeout(Duration::from_millis(1));
     }
 }
@@ -296,7 +299,7 @@ fn expiries_hand_over_all_along_the_queue() {
 }
 
 #[test]
-fn who_is_more_patient_than_the_lease_ahead_is_never_timed_out() {
+fn a_wait_longer_than_the_lease_ahead_never_times_out() {
     const LEASE: Duration = Duration::from_millis(5);
     let manager = start(LEASE, LEASE);
     for n in 0..20 {
@@ -339,7 +342,7 @@ fn a_wait_ends_with_timeout_and_the_place_is_gone() {
 }
 
 #[test]
-fn who_timed_out_may_queue_again() {
+fn a_requester_that_timed_out_may_queue_again() {
     let manager = start(LONG, SHORT);
     manager.granted("K", "ann");
     for _ in 0..2 {
@@ -423,7 +426,7 @@ fn abandoning_after_the_timeout_changes_nothing() {
 }
 
 #[test]
-fn stop_breaks_off_all_waiters_and_refuses_new_ones() {
+fn stop_ends_all_waits_and_refuses_new_acquires() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     manager.granted("L", "ann");
@@ -439,7 +442,7 @@ fn stop_breaks_off_all_waiters_and_refuses_new_ones() {
 }
 
 #[test]
-fn what_was_granted_before_a_stop_stays_granted() {
+fn a_grant_before_a_stop_stays_granted() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     manager.granted("L", "cat");
@@ -464,7 +467,7 @@ fn stop_ends_the_time_keeper() {
 }
 
 #[test]
-fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
+fn one_thread_holds_the_key_at_a_time_in_the_order_of_arrival() {
     const THREADS: usize = 8;
     const ROUNDS: usize = 200;
     let manager = start(LONG, LONG);
@@ -483,7 +486,7 @@ fn two_are_never_inside_and_all_come_in_the_order_of_arrival() {
                         }
                     };
                     let grant = grant_of(outcome);
-                    assert!(!inside.swap(true, SeqCst), "somebody is inside already");
+                    assert!(!inside.swap(true, SeqCst), "another thread holds the key");
                     turns.lock().push((ticket, grant.fence));
                     thread::yield_now();
                     assert!(inside.swap(false, SeqCst));
@@ -514,9 +517,9 @@ fn keys_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn lapsed_keys_that_nobody_asks_for_go_away_by_themselves() {
+fn lapsed_keys_are_forgotten_without_a_request() {
     let manager = start(Duration::from_millis(1), Duration::ZERO);
-    // More than go in one batch.
+    // More than one batch.
     for n in 0..3 * SWEEP_BATCH {
         manager.granted(&format!("KEY{n}"), "ann");
     }
@@ -524,7 +527,7 @@ fn lapsed_keys_that_nobody_asks_for_go_away_by_themselves() {
 }
 
 #[test]
-fn a_lease_is_told_in_wall_clock_time_and_by_what_is_left() {
+fn a_lease_is_shown_by_its_end_on_the_wall_clock_and_by_the_time_left() {
     let manager = start(LONG, LONG);
     let grant = manager.granted("K", "ann");
     let standing = manager.view(grant);
@@ -536,7 +539,7 @@ fn a_lease_is_told_in_wall_clock_time_and_by_what_is_left() {
     assert_eq!(standing.fence, grant.fence);
 }
 
-// What a requester may ask for.
+// // The times that an acquire asks for, and fences.
 
 #[test]
 fn an_acquire_may_name_its_own_times() {
@@ -580,7 +583,7 @@ fn a_refusal_says_who_holds_the_key_until_when_and_how_many_wait() {
         manager.decided("K", "ann"),
         Outcome::Refused(Refusal::AlreadyHolder, held(1))
     );
-    // Who has left is not counted.
+    // A waiter that has left is not counted.
     assert_eq!(
         manager.wait_for(&bob),
         Outcome::Refused(Refusal::Timeout, held(0))
@@ -618,7 +621,7 @@ fn under_another_fence_nothing_is_released_renewed_or_verified() {
     assert_eq!(manager.verify("K", "ann", None), Ok(current));
 }
 
-// The same request again.
+// // Repeated requests.
 
 #[test]
 fn a_repeat_is_granted_what_it_was_granted_before() {
@@ -656,7 +659,7 @@ fn a_wait_that_was_taken_over_takes_nobody_out_of_the_queue() {
     let bob = place_of(manager.ask_as("#1", "K", "bob"));
     let again = place_of(manager.ask_as("#1", "K", "bob"));
     assert_eq!(again.pending.ticket, bob.pending.ticket);
-    // The connection that it came by is noticed to be broken only now.
+    // The loss of its connection is noticed only now.
     manager.give_up(&bob);
     assert_eq!(refusal_of(manager.wait_for(&bob)), Refusal::TakenOver);
     assert_eq!(manager.release("K", "ann", None), Ok(()));
@@ -664,7 +667,7 @@ fn a_wait_that_was_taken_over_takes_nobody_out_of_the_queue() {
 }
 
 #[test]
-fn who_lost_its_connection_comes_back_to_its_place() {
+fn a_repeat_after_a_lost_connection_gets_its_place_back() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     let bob = place_of(manager.ask_as("#1", "K", "bob"));
@@ -691,7 +694,7 @@ fn a_key_is_never_granted_to_a_connection_that_is_known_to_be_broken() {
     assert_eq!(manager.holding("K"), None);
 }
 
-/// Seen to fail: counted as one that left.
+/// Seen to fail: counted as a waiter that left.
 #[test]
 fn a_waiter_that_is_passed_over_is_counted_once() {
     let manager = start(LONG, LONG);
@@ -709,7 +712,7 @@ fn a_waiter_that_is_passed_over_is_counted_once() {
 }
 
 #[test]
-fn places_that_nobody_comes_back_to_are_forgotten_by_themselves() {
+fn reserved_places_are_forgotten_without_a_request() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     manager.give_up(&place_of(manager.ask_as("#1", "K", "bob")));
@@ -718,10 +721,10 @@ fn places_that_nobody_comes_back_to_are_forgotten_by_themselves() {
     until(|| manager.state.lock().table.is_empty());
 }
 
-// Who answers.
+// // Which thread answers.
 
 #[test]
-fn who_releases_a_key_answers_the_next_holder_before_anything_else() {
+fn a_release_answers_the_next_holder_on_its_own_thread() {
     let manager = start(LONG, LONG);
     manager.granted("K", "ann");
     let bob = manager.queued("K", "bob");
@@ -732,7 +735,7 @@ fn who_releases_a_key_answers_the_next_holder_before_anything_else() {
 }
 
 #[test]
-fn what_is_not_a_release_writes_to_no_client() {
+fn only_a_release_answers_on_its_own_thread() {
     let manager = start(SHORT, LONG);
     let (_, _, bob) = manager.contended_key();
     until(|| !bob.notified.lock().is_empty());

@@ -1,4 +1,4 @@
-//! The thread that ends each lease when its time has come, and keeps the end of a wait that keeps others from a key.
+//! The thread that ends each lease in time, and ends a wait that keeps others from a key.
 
 use std::time::{Duration, Instant};
 
@@ -6,20 +6,20 @@ use parking_lot::MutexGuard;
 
 use super::{Answerer, LockManager, State};
 
-/// How often lapsed keys that nobody asks for are looked for, to free their memory.
+/// How often lapsed keys without requests are searched for, to free their memory.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// How many of them go at once, so that a million lapsing together delay nobody by a millisecond.
+/// How many of them end at once, so that a million lapsing together delay no request by a millisecond.
 pub(super) const SWEEP_BATCH: usize = 1000;
 
 impl LockManager {
-    /// Ends each lease when its time has come, with no request needed.
+    /// Ends each lease in time, without a request. The body of the thread.
     pub(super) fn keep_time(&self) {
         let mut state = self.state.lock();
         while !state.stopping {
             let now = Instant::now();
             let time = state.time(now);
-            // The store comes first: each end is one more thing to be stored.
+            // The store goes first: each end is one more change to store.
             let batch = if state.is_behind_store() {
                 0
             } else {
@@ -40,7 +40,7 @@ impl LockManager {
             }
             let sweep = (!state.table.is_empty()).then(|| now + SWEEP_EVERY);
             let next = state.table.next_hand_over();
-            // Until everything is stored no lease ends, and then this thread is woken.
+            // No lease ends until the changes are stored, and then this thread is woken.
             let is_late = next.is_some_and(|next| next <= now) && state.time(now) < now;
             state.store_delays_ends = is_late || batch == 0;
             state.alarm = match state.store_delays_ends {
@@ -58,7 +58,8 @@ impl LockManager {
 }
 
 impl State {
-    /// Whether the time keeper would sleep too long. It is notified once for each earlier appointment.
+    /// Whether the time keeper would sleep too long. Moves its alarm, so that it is notified once for each earlier
+    /// time.
     pub(super) fn next_alarm_is_earlier(&mut self) -> bool {
         if self.store_delays_ends {
             return false;

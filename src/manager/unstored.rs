@@ -1,4 +1,4 @@
-//! What is decided and not stored yet, and who waits for that. Kept under the manager's mutex.
+//! The decisions that are not yet stored, and the answers that wait for them. Kept under the manager's mutex.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
@@ -11,90 +11,90 @@ use crate::lease::{Fence, Key, LeaseTerms};
 use crate::refusal::Refusal;
 use crate::store::{Batch, Record, Store, StoredHold};
 
-/// How many grants may be under way to the store before a LOCK is refused that would be granted at once.
+/// How many grants may be unstored before a LOCK is refused that would be granted at once.
 const MOST_UNSTORED: usize = 10_000;
 
-/// How long after the store had no room nothing is granted.
+/// How long nothing is granted after the store had no room.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 
-/// How many grants are remembered that were taken back.
+/// How many grants that were taken back are remembered.
 const MOST_TAKEN_BACK: usize = 100_000;
 
 /// Sends an answer.
 pub(super) type Answer = Box<dyn FnOnce() + Send>;
 
-/// What was decided and is not stored yet, and who waits for that.
+/// The decisions that are not yet stored, and the answers that wait for them.
 #[derive(Default)]
 pub(super) struct Unstored {
-    /// In the order of the decisions.
+    /// In the order of the decisions. Without the marks of the batch that is being stored.
     pub marks: VecDeque<Mark>,
-    /// When the first of the batch that is under way was decided.
+    /// When the first decision of the batch that is being stored was made. `None` if none is.
     pub under_way_since: Option<Instant>,
-    /// How many of them the next batch has at the most: fewer where there was no room for more.
+    /// The most marks of the next batch: fewer after the store had no room for more.
     pub most: usize,
-    /// How many of all marks are grants that are not stored.
+    /// How many unstored grants there are.
     pub grants: usize,
-    /// How many marks there ever were, and how many of them are stored.
+    /// How many marks were ever made.
     pub made: u64,
+    /// How many of them are stored.
     pub stored: u64,
-    /// Each waits for as many marks to be stored, which only grow.
+    /// Each answer with the number of marks that have to be stored first, in ascending order.
     pub answers: VecDeque<(u64, Answer)>,
-    /// How many of them were there when what is under way to the store was taken.
+    /// How many answers waited when the present batch was taken.
     pub asked_before: usize,
-    /// Whether this server decides: another one may lead.
+    /// Whether this server leads. Always so if no other server can.
     pub leads: bool,
-    /// How many times it has begun to.
+    /// How many times it has begun to lead.
     pub term: u64,
-    /// Whether an answer needs a proof that this server leads, also where everything is stored.
+    /// Whether an answer needs a proof that this server leads, even if everything is stored.
     pub needs_proof: bool,
     most_in_batch: usize,
     pub greatest_fence: Fence,
-    /// Until when nothing is granted, since there was no room in the store.
+    /// Until when nothing is granted after the store had no room.
     pub no_room_until: Option<Instant>,
-    /// Grants and renewals that there was no room for, each with the number of the time that some were taken back.
-    /// Nobody was told of them.
+    /// Grants and renewals that the store had no room for. No answer told a client of them.
     taken_back: BTreeMap<Fence, TakenBack>,
     pub times_taken_back: u64,
-    /// Nothing is stored any more.
+    /// Whether nothing is stored any more.
     pub is_lost: bool,
-    /// Once everything is stored, the thread ends.
+    /// Whether the storing thread ends once everything is stored.
     pub is_ending: bool,
     pub has_ended: bool,
     pub statistics: StoreStatistics,
 }
 
-/// What the store had seen when a question was asked.
+/// The state of the store when a question was asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoreEpoch {
     /// How many times this server had begun to lead.
     pub(super) term: u64,
-    /// How many times there had been no room, and something was taken back.
+    /// How many times something had been taken back for lack of room.
     pub(super) times_taken_back: u64,
 }
 
-/// What was taken back.
+/// A grant or a renewal that was taken back.
 #[derive(Clone, Copy)]
 struct TakenBack {
-    /// At which time.
+    /// Which of the `times_taken_back` it was.
     number: u64,
-    /// The grant, and not a renewal of it alone.
+    /// Whether the grant itself was taken back, and not only a renewal of it.
     is_grant: bool,
 }
 
-/// A grant that has changed.
+/// A note that a grant has changed.
 pub(super) struct Mark {
     key: Key,
     fence: Fence,
-    /// When it was decided.
+    /// When the change was decided.
     at: Instant,
     is_new: bool,
-    /// A renewal that was taken back: there is nothing to be stored.
+    /// A renewal that was taken back, so there is nothing to store.
     is_void: bool,
-    /// What a renewal that asks for more has changed.
+    /// The terms before a renewal that asked for more.
     longer_than: Option<LeaseTerms>,
 }
 
-/// Nothing yet.
+/// Without any decision yet.
 impl From<&dyn Store> for Unstored {
     fn from(store: &dyn Store) -> Self {
         let most_in_batch = store.most_in_batch();
@@ -108,7 +108,8 @@ impl From<&dyn Store> for Unstored {
 }
 
 impl Unstored {
-    /// This server decides from now on. `stored` is the greatest fence that the store has, and those are held.
+    /// Notes that this server leads from now on. `stored` is the greatest stored fence, `held` are the fences of the
+    /// stored holds.
     pub fn lead(&mut self, stored: Option<Fence>, held: impl Iterator<Item = Fence>) {
         if !self.taken_back.is_empty() {
             for fence in held {
@@ -120,7 +121,7 @@ impl Unstored {
         self.greatest_fence = stored.unwrap_or_default();
     }
 
-    /// Forgets everything that is not stored. Returns those who wait for that: nobody may be told.
+    /// Forgets all unstored decisions. Returns the answers that waited for them, which must not be sent.
     pub fn stand_by(&mut self) -> Vec<Answer> {
         self.leads = false;
         self.marks.clear();
@@ -129,22 +130,22 @@ impl Unstored {
         self.grants = 0;
         self.stored = self.made;
         self.no_room_until = None;
-        // What was taken back stays known: a waiter that was granted it may be about to be answered.
+        // Keeps what was taken back: a waiter with such a grant may be about to be answered.
         self.take_answers()
     }
 
-    /// All answers that wait, which are not to be given.
+    /// Takes all waiting answers, which must not be sent.
     pub fn take_answers(&mut self) -> Vec<Answer> {
         let answers = mem::take(&mut self.answers);
         answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    /// Whether a question that was asked then may be answered: nobody else has led since.
+    /// Whether a question that was asked at `asked` may be answered: no other server has led since.
     pub fn may_answer(&self, asked: StoreEpoch) -> bool {
         !self.is_lost && self.leads && asked.term == self.term
     }
 
-    /// Makes a mark where the event changes a grant. A renewal changes nothing that is stored, unless it asks for more.
+    /// Makes a mark if the event changes a stored grant. A renewal does so only if it asks for more.
     pub fn note<W>(&mut self, now: Instant, event: &TableEvent<W>) {
         let (fence, is_new, longer_than) = match &event.change {
             Change::Granted { grant, .. } => (grant.fence, true, None),
@@ -164,11 +165,11 @@ impl Unstored {
             | Change::Reserved { .. } => return,
         };
         if !self.leads {
-            // It was decided by a server that knows nothing any more, and nobody is told.
+            // Decided by a standby without knowledge of the holds; its answer is dropped.
             return;
         }
         if is_new {
-            // One that was never stored may be given out again by who leads next.
+            // The next leader may give out a fence again that was never stored.
             self.taken_back.remove(&fence);
         }
         self.greatest_fence = self.greatest_fence.max(fence);
@@ -195,7 +196,7 @@ impl Unstored {
         self.stored == self.made
     }
 
-    /// Why nothing is granted now, if that is so.
+    /// Why nothing is granted now. `None` if grants are allowed.
     fn why_no_grant(&self, now: Instant) -> Option<Refusal> {
         if self.no_room_until.is_some_and(|until| now < until) {
             return Some(Refusal::StoreFull);
@@ -203,8 +204,8 @@ impl Unstored {
         (self.grants >= MOST_UNSTORED).then_some(Refusal::Full)
     }
 
-    /// Puts the marks of a batch that was not stored before the others, and has the next one be smaller: a single end may
-    /// fit where a thousand do not.
+    /// Puts the marks of a failed batch before the others, and halves the next batch: a single end may fit even if a
+    /// thousand do not.
     fn put_back(&mut self, marks: Vec<Mark>) {
         self.most = (marks.len() / 2).max(1);
         for mark in marks.into_iter().rev() {
@@ -213,13 +214,13 @@ impl Unstored {
         self.under_way_since = None;
     }
 
-    /// Whether nobody may be told of a grant that was looked at when something had been taken back so many times.
+    /// Whether a grant must not be sent that was read when something had been taken back `times` times.
     pub fn was_taken_back(&self, fence: Fence, times: u64) -> bool {
         let taken_back = self.taken_back.get(&fence);
         taken_back.is_some_and(|taken_back| taken_back.is_grant || taken_back.number > times)
     }
 
-    /// Notes that nobody may be told of this grant as it was until now.
+    /// Notes that this grant, as it was until now, must not be sent.
     fn note_taken_back(&mut self, fence: Fence, is_grant: bool) {
         let number = self.times_taken_back;
         let taken_back = TakenBack { number, is_grant };
@@ -240,7 +241,7 @@ impl State {
         })
     }
 
-    /// Whether another server leads, or may do so.
+    /// Whether another server leads, or may lead.
     pub(super) fn stands_by(&self) -> bool {
         let unstored = self.unstored.as_ref();
         unstored.is_some_and(|unstored| !unstored.leads)
@@ -252,48 +253,49 @@ impl State {
         unstored.map_or(now, |unstored| unstored.time(now))
     }
 
-    /// Whether anything decided is not stored yet.
+    /// Whether any decision is not yet stored.
     pub(super) fn has_unstored(&self) -> bool {
         let unstored = self.unstored.as_ref();
         unstored.is_some_and(|unstored| !unstored.is_all_stored())
     }
 
-    /// Whether something is to be stored, and nobody waits for it.
+    /// Whether a decision is to be stored and no answer waits for it.
     pub(super) fn is_unasked(&self) -> bool {
         let unstored = self.unstored.as_ref();
         self.has_unstored() && unstored.is_some_and(|unstored| unstored.answers.is_empty())
     }
 
-    /// Whether there is something for the store to do.
+    /// Whether there is work for the storing thread.
     pub(super) fn wants_store(&self) -> bool {
         let unstored = self.unstored.as_ref();
         let has_asked = |unstored: &Unstored| unstored.needs_proof && !unstored.answers.is_empty();
         self.has_unstored() || unstored.is_some_and(has_asked)
     }
 
-    /// How many changes there were, and how many of them may be told.
+    /// How many changes were made.
     pub(super) fn changes(&self) -> u64 {
         self.unstored.as_ref().map_or(0, |unstored| unstored.made)
     }
 
+    /// How many changes are stored, so that they may be sent.
     pub(super) fn stored_changes(&self) -> u64 {
         self.unstored.as_ref().map_or(0, |unstored| unstored.stored)
     }
 
-    /// Has nothing granted at once where the store does not keep up, or has no room.
+    /// Stops grants in the table while the store is behind or has no room.
     pub(super) fn hold_off(&mut self) {
         if let Some(unstored) = &self.unstored {
             self.table.hold_off(unstored.why_no_grant(Instant::now()));
         }
     }
 
-    /// Whether there is enough to be stored for the store to come first.
+    /// Whether there is enough to store for the store to go first.
     pub(super) fn is_behind_store(&self) -> bool {
         let unstored = self.unstored.as_ref();
         unstored.is_some_and(|unstored| unstored.marks.len() >= unstored.most_in_batch)
     }
 
-    /// What is to be delivered now. What waits for the store is delivered by the thread that stores.
+    /// Takes the notifications to be delivered now. The storing thread delivers those that wait for the store.
     pub(super) fn take_notifications(&mut self) -> Notifications {
         let notifications = mem::take(&mut self.notifications);
         let Some(unstored) = self.unstored.as_mut() else {
@@ -310,7 +312,8 @@ impl State {
         Notifications::default()
     }
 
-    /// Takes the marks, and reads what has become of their grants. `None` where nobody waits for a store.
+    /// Takes the marks of a batch, and reads the present state of their grants. `None` if there is nothing to store and
+    /// no answer waits.
     pub(super) fn take_batch(&mut self, now: Instant) -> Option<(Vec<Mark>, Batch)> {
         let unstored = self.unstored.as_mut()?;
         unstored.asked_before = unstored.answers.len();
@@ -326,7 +329,7 @@ impl State {
         fences.sort_unstable();
         fences.dedup();
         let (table, taken_back) = (&self.table, &unstored.taken_back);
-        // Of a grant that was taken back there is nothing to end.
+        // A grant that was taken back was never stored, so there is no end to store.
         let was_never_stored = |fence: &Fence| {
             taken_back
                 .get(fence)
@@ -338,7 +341,7 @@ impl State {
                 key: key.clone(),
                 requester: hold.claim.requester.clone(),
                 fence,
-                // The longest promise that may still run: a renewal may have asked for less.
+                // The longest lease that was promised: a later renewal may have asked for less.
                 lock_timeout: hold
                     .expires
                     .saturating_duration_since(now)
@@ -355,7 +358,7 @@ impl State {
         Some((marks, batch))
     }
 
-    /// Takes in that those marks are stored. Returns the answers that waited for no more.
+    /// Notes that these marks are stored. Returns the answers that now may be sent.
     pub(super) fn stored(&mut self, marks: &[Mark], now: Instant) -> Vec<Answer> {
         for mark in marks.iter().filter(|mark| mark.is_new) {
             self.table.begin_lease(now, &mark.key, mark.fence);
@@ -370,22 +373,22 @@ impl State {
             .answers
             .partition_point(|(marks, _)| *marks <= stored);
         if unstored.needs_proof {
-            // Who asked since has to be given a proof that was asked for later.
+            // Later questions need a later proof.
             due = due.min(unstored.asked_before);
         }
         let due = unstored.answers.drain(..due);
         due.map(|(_, answer)| answer).collect()
     }
 
-    /// Takes in that there was no room for those marks: what was granted is taken back, also from those who were next, and
-    /// what was asked to last longer; the ends are to be tried again. Nobody was told of any of it.
+    /// Handles a lack of room for these marks: takes back grants, also those to the next waiters, and longer renewals;
+    /// ends are tried again. No answer has told a client of any of it.
     pub(super) fn take_back(&mut self, marks: Vec<Mark>, now: Instant) {
         let unstored = self.unstored.as_mut().expect(HAS_STORE);
         unstored.put_back(marks);
         unstored.no_room_until = Some(now + NO_ROOM_PAUSE);
         unstored.times_taken_back += 1;
         let time = unstored.time(now);
-        // Backwards, so that the first of several renewals has the last word.
+        // Backwards, so that of several renewals the first one is undone last.
         for at in (0..unstored.marks.len()).rev() {
             let mark = &mut unstored.marks[at];
             if let Some(before) = mark.longer_than.take() {
@@ -411,24 +414,24 @@ impl State {
                 continue;
             };
             let requester = hold.claim.requester.clone();
-            // It was there a moment ago.
+            // It cannot fail: the hold was found just now.
             let _ = self.table.release(time, &key, &requester, Some(fence));
             self.settle(time);
         }
-        // They wait for the rest of the marks.
+        // The notifications wait for the rest of the marks.
         let none = self.take_notifications();
         debug_assert!(none.is_empty());
     }
 }
 
-/// Those who wait to hear what is not stored yet. Dropped, it has each of them end its connection.
+/// Notifications that wait for the store. Dropping them ends the connection of each waiter.
 struct Undelivered(Notifications);
 
 impl Undelivered {
     fn deliver(mut self) {
         let notifications = mem::take(&mut self.0);
         for waiter in &notifications.waiters {
-            // Nobody else sets it.
+            // Set only here and in `drop`.
             let _ = waiter.pending().is_stored.set(true);
         }
         notifications.deliver(Answerer::ThisThread);
@@ -444,5 +447,5 @@ impl Drop for Undelivered {
     }
 }
 
-/// Why there is something unstored.
+/// The proof that there is a store.
 pub(super) const HAS_STORE: &str = "marks are made only where there is a store";

@@ -1,4 +1,4 @@
-//! Who waits for a key, and how the wait ends.
+//! Waiters for a key, and how a wait ends.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -11,29 +11,29 @@ use crate::lease::{Grant, Key, Ticket};
 use crate::refusal::Refusal;
 use crate::table::Holding;
 
-/// Who waits for a key: the client and the way to it.
+/// A waiter for a key: the client and how to reach it.
 pub(crate) trait Waiter: Send + Sync {
-    /// What it was made with.
+    /// The place and the outcome that it was made with.
     fn pending(&self) -> &Pending;
 
-    /// Whether the client is still there, as far as is known. StoreEpoch under the manager's mutex: may not block.
+    /// Whether the client is still there, as far as is known. Called under the manager's mutex: must not block.
     fn is_there(&self) -> bool;
 
-    /// Whether the client has gone, found out now: that may take milliseconds. Never asked under the manager's mutex.
+    /// Whether the client has gone, checked now: may take milliseconds. Never called under the manager's mutex.
     fn has_gone(&self) -> bool {
         !self.is_there()
     }
 
-    /// Called when the wait has its outcome, after the mutex is dropped. May not wait for the client.
+    /// Called when the wait has its outcome, after the mutex is dropped. Must not wait for the client.
     fn notify(self: Arc<Self>, answer: Answerer);
 }
 
 /// Which thread answers a waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answerer {
-    /// The one that calls, where the client takes the answer at once: a release that wakes nobody is sooner heard of.
+    /// The calling thread, if the client takes the answer at once: that is faster than waking another thread.
     ThisThread,
-    /// Another one: this has more to do.
+    /// Another thread, because the calling one has more to do.
     AnotherThread,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Pending {
     deadline: Instant,
     /// Set once, under the manager's mutex.
     pub(super) outcome: OnceLock<Outcome>,
-    /// With a store: whether everything is stored that was decided before the outcome. `false` where nobody will know.
+    /// With a store: whether every decision up to the outcome is stored. `false` if that will never be known.
     pub(super) is_stored: OnceLock<bool>,
     pub(super) asked: StoreEpoch,
     /// Wakes the thread that waits, if there is one.
@@ -64,17 +64,17 @@ impl Pending {
         }
     }
 
-    /// What it waits for.
+    /// The key that it waits for.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// When the patience is over.
+    /// When the wait times out.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// How the wait ended, if it has.
+    /// The outcome of the wait, if it has ended.
     pub fn outcome(&self) -> Option<&Outcome> {
         match self.is_stored.get() {
             Some(false) => Some(&Outcome::Unknown),
@@ -82,19 +82,19 @@ impl Pending {
         }
     }
 
-    /// What the store had seen when it was asked.
+    /// What the store had seen when this LOCK was asked.
     pub fn asked(&self) -> StoreEpoch {
         self.asked
     }
 
-    /// Whether the outcome may be told without asking the store again.
+    /// Whether the outcome may be sent without asking the store again.
     pub fn is_stored(&self) -> bool {
         self.is_stored.get() == Some(&true)
     }
 }
 
 impl Outcome {
-    /// Whether it tells of a hold, so that with a store it is told once that is stored.
+    /// Whether it depends on a hold: then, with a store, it is sent once that is stored.
     pub fn tells_of_hold(&self) -> bool {
         match self {
             Outcome::Granted(_) => true,
@@ -115,10 +115,10 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Granted(Grant),
-    /// With who held the key then, if anyone did.
+    /// With the holder at that time, if there was one.
     Refused(Refusal, Option<Holding>),
     /// The client went away while it waited.
     Abandoned,
-    /// It was decided, and nobody knows whether that is stored: the connection ends without an answer.
+    /// It was decided, but it is unknown whether that is stored: the connection ends without an answer.
     Unknown,
 }

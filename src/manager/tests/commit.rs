@@ -1,4 +1,4 @@
-//! With a store that the test steps: what waits for a commit, and what a batch is.
+//! The manager with a store that the test steps: what waits for a commit, and what a batch has.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -8,7 +8,7 @@ use crate::manager::commit;
 use crate::store::fake::{FakeDisk, Steps};
 use crate::store::{Batch, Record, StoreError, StoredHold};
 
-/// A manager with a store that holds this, and what the store said where it was lost.
+/// A manager with a store that holds this, and the error with which the store was lost.
 fn restart(
     lock_timeout: Duration,
     greatest_fence: Option<Fence>,
@@ -17,7 +17,7 @@ fn restart(
     start_on(&FakeDisk::with(greatest_fence, holds), lock_timeout)
 }
 
-/// A manager with a store on this disk, which a manager may have had that nobody hears any more.
+/// A manager with a store on this disk, which an earlier manager may have used.
 pub(super) fn start_on(
     disk: &FakeDisk,
     lock_timeout: Duration,
@@ -29,7 +29,7 @@ pub(super) fn start_on(
         recovered: Some(disk.recovered()),
         election: None,
         leads: Box::new(|_| {}),
-        // Where the test has ended nobody wants to know.
+        // It fails if the test has ended.
         lost: Box::new(move |error| {
             let _ = lost.send(error);
         }),
@@ -58,10 +58,10 @@ pub(super) fn stored_hold(
     }
 }
 
-/// An answer to be sent once everything is stored: whether it was.
+/// Asks for an answer once everything is stored. Receives when it is sent.
 pub(super) fn answer(manager: &LockManager) -> Receiver<()> {
     let (sender, sent) = channel();
-    // Where the test has ended nobody waits for it.
+    // It fails if the test has ended.
     let send = |sender: Sender<()>| {
         let _ = sender.send(());
     };
@@ -101,10 +101,10 @@ fn rule_1_no_answer_leaves_before_what_was_decided_before_it_is_stored() {
     let batch = steps.next();
     assert_eq!(fences_held(&batch), [fence]);
     assert_eq!(batch.greatest_fence, fence);
-    // A repeat, a VERIFY, a CHECK of another key, a refusal: all tell of what is decided.
+    // A repeat, a VERIFY, a CHECK of another key, a refusal: all depend on decisions.
     manager.verify("K", "ann", None).unwrap();
     let others: Vec<_> = (0..3).map(|_| answer(&manager)).collect();
-    // What is decided while a batch is under way is in the next one.
+    // Decisions while a batch is being stored are in the next one.
     manager.release("K", "ann", None).unwrap();
     let released = answer(&manager);
     assert!(!was_sent(&granted) && !others.iter().any(was_sent));
@@ -154,7 +154,7 @@ fn rule_15_a_lease_that_ended_before_its_grant_was_stored_begins_then() {
     assert_eq!(bob.pending().outcome(), None);
     let now = Instant::now();
     steps.apply();
-    // bob's grant is the next thing to be stored; ann had the key for as long as she was told.
+    // bob's grant is stored next; ann has had the key for as long as she was told.
     let batch = steps.next();
     assert!(
         now.elapsed() + Duration::from_millis(5) >= SHORT,
@@ -167,7 +167,7 @@ fn rule_15_a_lease_that_ended_before_its_grant_was_stored_begins_then() {
 }
 
 #[test]
-fn rule_1_who_was_next_is_told_once_the_hand_over_is_stored() {
+fn rule_1_the_next_holder_is_answered_once_the_hand_over_is_stored() {
     let (manager, steps, _lost) = start_stored(LONG);
     let ann = manager.granted("K", "ann").fence;
     steps.next();
@@ -177,7 +177,7 @@ fn rule_1_who_was_next_is_told_once_the_hand_over_is_stored() {
     let batch = steps.next();
     assert_eq!(batch.records[0], Record::Ended(ann));
     assert_eq!(fences_held(&batch), [ann + 1]);
-    // It is decided, so no time-out can take it back; and not told.
+    // It is decided, so no time-out can take it back, but not yet sent.
     assert!(bob.pending().outcome().is_some());
     assert!(bob.notified.lock().is_empty());
     steps.apply();
@@ -212,7 +212,7 @@ fn rule_7_a_renewal_that_asks_for_no_more_is_not_stored() {
     manager.renew("K", "ann", None, None).unwrap();
     manager.renew("K", "ann", None, Some(SHORT)).unwrap();
     assert!(was_sent(&answer(&manager)));
-    // Longer than the renewal before: this is.
+    // Longer than the renewal before, so it is stored.
     manager.renew("K", "ann", None, Some(2 * SHORT)).unwrap();
     let renewed = answer(&manager);
     let batch = steps.next();
@@ -220,7 +220,7 @@ fn rule_7_a_renewal_that_asks_for_no_more_is_not_stored() {
     let Record::Held(hold) = &batch.records[0] else {
         panic!("{batch:?}");
     };
-    // Not less than was promised before.
+    // Not less than the earlier promise.
     assert!(hold.lock_timeout > LONG / 2, "{hold:?}");
     steps.apply();
 }
@@ -238,7 +238,7 @@ fn rule_11_fences_go_on_above_the_greatest_one_whatever_the_clock_says() {
     assert_eq!(first(None), 100 * year);
     assert_eq!(first(Some(99 * year)), 100 * year);
     assert_eq!(first(Some(101 * year)), 101 * year + 1);
-    // A clock that is wrong by decades does not use up what there is.
+    // A clock that is wrong by decades does not use up fences.
     assert_eq!(first(Some(50 * year)), 50 * year + 1);
 }
 
@@ -251,7 +251,7 @@ fn rule_18_beyond_10_000_changes_that_are_not_stored_nothing_is_granted() {
     let refused = |attempt| matches!(attempt, Attempt::Decided(outcome) if outcome == full);
     assert!(!(0..10_000).any(|number| refused(grant(number))));
     assert!(refused(grant(10_000)));
-    // What is held can be unlocked.
+    // Held keys can be unlocked.
     manager.release("1", "ann", None).unwrap();
     let released = answer(&manager);
     until(|| {
@@ -262,7 +262,7 @@ fn rule_18_beyond_10_000_changes_that_are_not_stored_nothing_is_granted() {
 }
 
 #[test]
-fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
+fn without_room_grants_are_taken_back_and_ends_are_stored() {
     let (manager, steps, _lost) = start_stored(LONG);
     let ann = manager.granted("K", "ann").fence;
     steps.next();
@@ -274,7 +274,7 @@ fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
     let released = answer(&manager);
     assert_eq!(fences_held(&steps.next()), [ann + 1]);
     steps.lose(StoreError::Full);
-    // bob's grant is taken back, and cat's, who was next; nobody was told of either.
+    // bob's grant is taken back, and then cat's, who was next; neither was notified.
     let batch = steps.next();
     assert_eq!(batch.records, [Record::Ended(ann)]);
     assert!(bob.notified.lock().is_empty() && cat.notified.lock().is_empty());
@@ -290,7 +290,7 @@ fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
             && manager.was_taken_back(ann + 2, Some(StoreEpoch::default()))
     );
     assert_eq!(manager.holding("K"), None);
-    // Once there is room, all is as before.
+    // Once there is room, keys are granted again.
     until(|| {
         let attempt = manager.try_acquire("K", "eve", manager.terms(), None);
         matches!(attempt, Attempt::Decided(Outcome::Granted(_)))
@@ -301,7 +301,7 @@ fn where_there_is_no_room_grants_are_taken_back_and_ends_are_stored() {
 }
 
 #[test]
-fn who_looks_in_is_told_that_a_store_is_behind_or_full() {
+fn a_store_that_is_behind_or_full_is_shown_as_such() {
     let (manager, steps, _lost) = start_stored(LONG);
     let look = || manager.store_statistics().expect("it has a store");
     assert_eq!(look().0.lag, Duration::ZERO);
@@ -314,14 +314,14 @@ fn who_looks_in_is_told_that_a_store_is_behind_or_full() {
     let (_, statistics) = look();
     assert_eq!((statistics.commits, statistics.failures), (0, 1));
     assert!(statistics.last_error.is_some());
-    // The grant is taken back, and nothing is left to be stored.
+    // The grant is taken back, so nothing is left to store.
     assert!(manager.wait_until_stored(manager.asked()));
     assert_eq!(look().0.lag, Duration::ZERO);
     until(|| !look().0.is_full);
 }
 
 #[test]
-fn where_there_is_no_room_a_longer_renewal_is_taken_back_and_unlocks_go_on() {
+fn without_room_a_longer_renewal_is_taken_back_and_unlocks_still_work() {
     let (manager, steps, _lost) = start_stored(LONG);
     let ann = manager.granted("K", "ann").fence;
     steps.next();
@@ -336,11 +336,11 @@ fn where_there_is_no_room_a_longer_renewal_is_taken_back_and_unlocks_go_on() {
     steps.apply();
     assert_eq!(steps.next().records.len(), 2);
     steps.lose(StoreError::Full);
-    // Half of it first: of the renewal there is nothing to be stored.
+    // Half of it first: the renewal was taken back, so there is nothing to store for it.
     assert_eq!(steps.next().records, [Record::Ended(bob)]);
     steps.apply();
     answered.recv().expect("it is sent");
-    // Who asked for it is told so, and nothing of it stays.
+    // Its requester gets a refusal, and the lease stays as it was.
     assert!(manager.was_taken_back(ann, Some(asked)));
     assert!(!manager.was_taken_back(ann, Some(manager.asked())));
     let left = manager.left(manager.verify("K", "ann", None).unwrap());
@@ -383,7 +383,7 @@ fn rule_13_a_batch_that_does_not_fit_is_split() {
 }
 
 #[test]
-fn where_there_is_no_room_a_lock_that_was_granted_gets_its_grant_again() {
+fn without_room_a_repeated_lock_gets_its_grant_again() {
     let holds = vec![stored_hold("K", "ann", 7, LONG)];
     let (manager, steps, _lost) = restart(LONG, Some(7), holds);
     manager.granted("L", "bob");
@@ -398,12 +398,12 @@ fn where_there_is_no_room_a_lock_that_was_granted_gets_its_grant_again() {
     });
     let again = manager.try_acquire("K", "ann", manager.terms(), Some("1"));
     assert!(matches!(again, Attempt::Decided(Outcome::Granted(grant)) if grant.fence == 7));
-    // Who has to wait may: nothing is granted now.
+    // Others may wait, because nothing is granted now.
     manager.queued("K", "cat");
 }
 
 #[test]
-fn rule_15_no_hold_ends_unstored_because_another_one_of_its_key_does() {
+fn rule_15_an_unstored_hold_does_not_end_when_another_hold_of_its_key_ends() {
     let (manager, steps, _lost) = start_stored(SHORT);
     let ask = |requester| Ask {
         key: "K",
@@ -427,7 +427,7 @@ fn rule_15_no_hold_ends_unstored_because_another_one_of_its_key_does() {
 }
 
 #[test]
-fn where_a_batch_is_lost_nobody_is_answered() {
+fn when_a_batch_is_lost_no_answer_is_sent() {
     let (manager, steps, lost) = start_stored(LONG);
     manager.granted("K", "ann");
     let granted = answer(&manager);
@@ -458,7 +458,7 @@ fn at_the_end_everything_is_stored() {
 
 /// Seen to fail: the store counted as lost, and the server ended with an error.
 #[test]
-fn a_server_that_ends_where_there_is_no_room_ends_in_order_and_tells_nobody_of_it() {
+fn a_server_that_ends_without_room_ends_in_order_and_drops_the_answers() {
     let (manager, steps, lost) = start_stored(LONG);
     let ann = manager.granted("K", "ann").fence;
     steps.next();
@@ -480,7 +480,7 @@ fn a_server_that_ends_where_there_is_no_room_ends_in_order_and_tells_nobody_of_i
 
 /// Seen to fail: the release was dropped with the grant that did not fit, and the key stayed locked for a lease.
 #[test]
-fn at_an_end_without_room_what_ended_is_stored_after_a_grant_that_does_not_fit() {
+fn a_server_that_ends_without_room_for_a_grant_still_stores_ends() {
     let (manager, steps, lost) = start_stored(LONG);
     let ann = manager.granted("K", "ann").fence;
     steps.next();

@@ -1,4 +1,4 @@
-//! With a store that several servers share, which the test steps: who leads, and what becomes of it.
+//! The manager with a store that several servers share, which the test steps.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -8,17 +8,17 @@ use crate::store::election::Election;
 use crate::store::fake::{FakeDisk, Steps};
 use crate::store::{Recovered, StoreError, StoredHold};
 
-/// A server of several, and what makes it lead.
+/// One server of several, and the controls that make it lead.
 struct Cluster {
     manager: Running,
     steps: Steps,
     lead: Sender<Recovered>,
-    /// How many holds it began with, each time that it leads.
+    /// How many holds it began with, each time that it began to lead.
     leads: Receiver<usize>,
 }
 
 impl Cluster {
-    /// One that stands by.
+    /// A server that stands by.
     fn start(lock_timeout: Duration) -> Self {
         let (store, steps, lead) = FakeDisk::new().shared();
         let (told, leads) = channel();
@@ -26,7 +26,7 @@ impl Cluster {
             store: Box::new(store),
             recovered: None,
             election: Some(Arc::new(Election::default())),
-            // Where the test has ended nobody wants to know.
+            // It fails if the test has ended.
             leads: Box::new(move |recovered| {
                 let _ = told.send(recovered.holds.len());
             }),
@@ -51,14 +51,14 @@ impl Cluster {
         until(|| !self.manager.stands_by());
     }
 
-    /// One that leads, with nothing held.
+    /// A server that leads, without a held key.
     fn leading(lock_timeout: Duration) -> Self {
         let cluster = Cluster::start(lock_timeout);
         cluster.lead(None, Vec::new());
         cluster
     }
 
-    /// The next thing that is stored has no records: it is a proof that this server leads.
+    /// Expects an empty batch: a proof that this server leads.
     fn expect_proof(&self) {
         assert_eq!(self.steps.next().records, []);
     }
@@ -80,7 +80,7 @@ fn a_server_that_stands_by_decides_nothing() {
     assert!(manager.stands_by());
     let acquired = manager.try_acquire("K", "ann", usual(), None);
     assert!(matches!(acquired, Attempt::Decided(outcome) if outcome == STANDBY));
-    // Whatever else was decided of what it does not know is told to nobody.
+    // Any other answer is dropped, because the server knows no hold.
     let asked = manager.asked();
     assert!(manager.verify("K", "ann", None).is_err());
     assert!(!manager.wait_until_stored(asked));
@@ -93,7 +93,7 @@ fn rule_3_an_answer_that_only_reads_waits_for_a_proof_that_was_asked_for_after_i
     manager.granted("K", "ann");
     let granted = answer(manager);
     steps.next();
-    // Everything that it tells of is under way, but what is under way was sent before it was decided.
+    // The grant that it reads is being stored, but that batch was sent before this decision.
     manager.verify("K", "ann", None).unwrap();
     let verified = answer(manager);
     steps.apply();
@@ -111,7 +111,7 @@ fn rule_3_an_answer_that_only_reads_waits_for_a_proof_that_was_asked_for_after_i
 }
 
 #[test]
-fn rule_3_many_who_ask_at_the_same_time_share_a_proof() {
+fn rule_3_questions_at_the_same_time_share_a_proof() {
     let cluster = Cluster::leading(LONG);
     let first = answer(&cluster.manager);
     cluster.expect_proof();
@@ -127,7 +127,7 @@ fn rule_3_many_who_ask_at_the_same_time_share_a_proof() {
 }
 
 #[test]
-fn rule_12_nobody_is_told_of_what_a_server_had_decided_that_another_one_follows() {
+fn rule_12_a_deposed_leader_sends_no_answer_about_unstored_decisions() {
     let cluster = Cluster::leading(LONG);
     let (manager, steps) = (&cluster.manager, &cluster.steps);
     let ann = manager.granted("K", "ann").fence;
@@ -138,24 +138,24 @@ fn rule_12_nobody_is_told_of_what_a_server_had_decided_that_another_one_follows(
     let (released, waits) = (answer(manager), manager.queued("K", "cat"));
     let asked = manager.asked();
     steps.refuse();
-    // Nobody knows whether that is stored: their connections end.
+    // It is unknown whether that is stored: the connections end.
     assert!(granted.recv().is_err() && released.recv().is_err());
     until(|| !next.notified.lock().is_empty());
     assert_eq!(next.pending().outcome(), Some(&Outcome::Unknown));
     assert_eq!(manager.wait_for(&next), Outcome::Unknown);
-    // Who only waited has lost nothing and may ask elsewhere.
+    // A waiter has lost nothing and may ask another server.
     until(|| !waits.notified.lock().is_empty());
     assert_eq!(manager.wait_for(&waits), STANDBY);
     assert!(manager.stands_by());
     assert_eq!(manager.size().holds, 0);
-    // Nor later, when this server leads again.
+    // It is not sent later either, when this server leads again.
     cluster.lead(Some(ann), Vec::new());
     assert!(!manager.wait_until_stored(asked));
     assert!(steps.has_none());
 }
 
 #[test]
-fn rule_6_who_leads_again_begins_with_what_is_stored_and_each_lease_anew() {
+fn rule_6_a_new_leader_begins_with_the_stored_holds_and_full_leases() {
     let cluster = Cluster::leading(LONG);
     let (manager, steps) = (&cluster.manager, &cluster.steps);
     manager.granted("K", "ann");
@@ -174,7 +174,7 @@ fn rule_6_who_leads_again_begins_with_what_is_stored_and_each_lease_anew() {
 }
 
 #[test]
-fn a_server_that_ends_has_stored_what_it_decided_and_proved_what_it_said() {
+fn a_server_that_ends_has_stored_its_decisions_and_sent_their_answers() {
     let cluster = Cluster::leading(LONG);
     let (manager, steps) = (&cluster.manager, &cluster.steps);
     let fence = manager.granted("K", "ann").fence;
@@ -189,7 +189,7 @@ fn a_server_that_ends_has_stored_what_it_decided_and_proved_what_it_said() {
 }
 
 #[test]
-fn what_was_taken_back_stays_untold_also_when_the_server_leads_no_more() {
+fn a_grant_that_was_taken_back_is_never_sent_even_after_the_server_is_deposed() {
     let cluster = Cluster::leading(LONG);
     let (manager, steps) = (&cluster.manager, &cluster.steps);
     let ann = manager.granted("K", "ann").fence;
@@ -199,7 +199,7 @@ fn what_was_taken_back_stays_untold_also_when_the_server_leads_no_more() {
     manager.release("K", "ann", None).unwrap();
     assert_eq!(fences_held(&steps.next()), [ann + 1]);
     steps.lose(StoreError::Full);
-    // The end has room. Then bob's wait is over, and the thread that answers him asks whether it was for nothing.
+    // The end has room. Then bob's wait is over, and the thread that answers him asks whether his grant was taken back.
     until(|| {
         steps.apply_next();
         !bob.notified.lock().is_empty()
@@ -209,14 +209,14 @@ fn what_was_taken_back_stays_untold_also_when_the_server_leads_no_more() {
     steps.refuse();
     until(|| manager.stands_by());
     assert!(manager.was_taken_back(ann + 1, None));
-    // Another server may give that fence out.
+    // Another server may give this fence out.
     let held = stored_hold("K", "cat", ann + 1, LONG);
     cluster.lead(Some(ann + 1), vec![held]);
     assert!(!manager.was_taken_back(ann + 1, None));
 }
 
 #[test]
-fn who_reads_along_hears_of_a_gap_where_another_server_may_have_led() {
+fn a_reader_of_events_gets_a_gap_if_another_server_may_have_led() {
     let cluster = Cluster::leading(LONG);
     let (manager, steps) = (&cluster.manager, &cluster.steps);
     let term = manager.term();

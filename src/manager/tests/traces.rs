@@ -1,8 +1,8 @@
-//! What went wrong in a model of the design wherever one rule was left out: each trace that one server can show, step by
-//! step. The trace's name stands above its test, the rule's number in the test's name.
+//! The failures that a model of the design showed when one rule was left out: each trace that one server can show, step
+//! by step. The trace's name is above its test, the rule's number in the test's name.
 //!
-//! After a crash nobody hears from the first server any more, and the next one has what the disk has. Leases last for a
-//! minute where no time has to pass.
+//! After a crash the first server answers nobody, and the next one has the contents of the disk. Leases last for a
+//! minute unless time has to pass.
 
 use std::sync::mpsc::Receiver;
 
@@ -12,7 +12,7 @@ use crate::lease;
 use crate::store::fake::{FakeDisk, Steps};
 use crate::store::{Batch, Record, StoreError};
 
-/// A server on this disk. One that was there before has crashed.
+/// A server on this disk. An earlier one on it has crashed.
 fn serve(disk: &FakeDisk, lock_timeout: Duration) -> (Running, Steps) {
     let (server, steps, _lost) = start_on(disk, lock_timeout);
     (server, steps)
@@ -23,7 +23,7 @@ fn fences_on(disk: &FakeDisk) -> Vec<Fence> {
     holds.iter().map(|hold| hold.fence).collect()
 }
 
-/// A grant that is stored, so that its holder is told of it.
+/// A grant that is stored and sent.
 fn told(server: &Running, steps: &Steps, key: &str, requester: &str) -> Grant {
     let grant = grant_of(outcome_at_once(server.ask_as("1", key, requester)));
     let lock = answer(server);
@@ -32,7 +32,7 @@ fn told(server: &Running, steps: &Steps, key: &str, requester: &str) -> Grant {
     grant
 }
 
-/// A grant beside others of the key, two at the most.
+/// A grant of a key that two may hold.
 fn told_beside(server: &Running, steps: &Steps, requester: &str, lock_timeout: Duration) -> Grant {
     let ask = Ask {
         key: "K",
@@ -48,7 +48,7 @@ fn told_beside(server: &Running, steps: &Steps, requester: &str, lock_timeout: D
     let grant = server.acquire(ask, |_| panic!("there is room"));
     let grant = grant_of(grant.expect("it does not wait"));
     let lock = answer(server);
-    // The end of another lease may be stored before.
+    // The end of another lease may be stored first.
     until(|| {
         steps.apply_next();
         was_sent(&lock)
@@ -61,27 +61,27 @@ fn let_pass(time: Duration) {
     until(|| Instant::now() >= end);
 }
 
-/// That the server has crashed with this unstored: somebody else gets the key from the next one, and is told.
-fn somebody_else_is_granted(disk: &FakeDisk, key: &str) {
+/// Shows that a crash lost the grant: another requester gets the key from the next server.
+fn another_is_granted(disk: &FakeDisk, key: &str) {
     let (next, steps) = serve(disk, LONG);
     told(&next, &steps, key, "bob");
 }
 
 /// `m/deliver-early`
 #[test]
-fn rule_1_a_grant_is_told_once_it_is_stored() {
+fn rule_1_a_grant_is_sent_once_it_is_stored() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, LONG);
     server.granted("K", "ann");
     let lock = answer(&server);
     steps.next();
-    somebody_else_is_granted(&disk, "K");
+    another_is_granted(&disk, "K");
     assert!(!was_sent(&lock), "both hold it");
 }
 
 /// `m/repeat-uncommitted`
 #[test]
-fn rule_1_a_repeated_lock_is_told_of_its_grant_once_that_is_stored() {
+fn rule_1_a_repeated_lock_is_answered_once_its_grant_is_stored() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, LONG);
     let first = grant_of(outcome_at_once(server.ask_as("1", "K", "ann")));
@@ -89,7 +89,7 @@ fn rule_1_a_repeated_lock_is_told_of_its_grant_once_that_is_stored() {
     let again = grant_of(outcome_at_once(server.ask_as("1", "K", "ann")));
     assert_eq!(again, first);
     let repeat = answer(&server);
-    somebody_else_is_granted(&disk, "K");
+    another_is_granted(&disk, "K");
     assert!(!was_sent(&repeat), "both hold it");
 }
 
@@ -107,13 +107,13 @@ fn rule_1_a_question_about_a_grant_is_answered_once_that_is_stored() {
     answers.push(answer(&server));
     assert!(server.holding("K").is_some());
     answers.push(answer(&server));
-    somebody_else_is_granted(&disk, "K");
+    another_is_granted(&disk, "K");
     assert!(!answers.iter().any(was_sent), "both hold it");
 }
 
 /// `m/zero-uncommitted`
 #[test]
-fn rule_1_a_no_to_a_repeated_unlock_is_told_once_the_end_is_stored() {
+fn rule_1_a_no_to_a_repeated_unlock_is_sent_once_the_end_is_stored() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, LONG);
     let fence = Some(told(&server, &steps, "K", "ann").fence);
@@ -123,12 +123,12 @@ fn rule_1_a_no_to_a_repeated_unlock_is_told_once_the_end_is_stored() {
     let no = answer(&server);
     let (next, _steps) = serve(&disk, LONG);
     assert!(next.verify("K", "ann", fence).is_ok());
-    assert!(!was_sent(&no), "its holder takes it for unlocked");
+    assert!(!was_sent(&no), "its holder believes that it is unlocked");
 }
 
 /// `m/remainder`, `m/remainder-skew`
 #[test]
-fn rule_6_a_lease_begins_anew_in_full_whatever_was_left_of_it() {
+fn rule_6_after_a_crash_a_lease_begins_in_full_whatever_was_left_of_it() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, LONG);
     let fence = Some(told(&server, &steps, "K", "ann").fence);
@@ -143,7 +143,7 @@ fn rule_6_a_lease_begins_anew_in_full_whatever_was_left_of_it() {
 
 /// `m/longer-unrecorded`
 #[test]
-fn rule_7_a_renewal_for_longer_is_told_once_it_is_stored() {
+fn rule_7_a_renewal_for_longer_is_answered_once_it_is_stored() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, LONG);
     let fence = Some(told(&server, &steps, "K", "ann").fence);
@@ -152,7 +152,10 @@ fn rule_7_a_renewal_for_longer_is_told_once_it_is_stored() {
     steps.delay(|_| {
         let (next, _steps) = serve(&disk, LONG);
         assert!(next.verify("K", "ann", fence).unwrap().expires < renewed.expires);
-        assert!(!was_sent(&longer), "it is told of more than is stored");
+        assert!(
+            !was_sent(&longer),
+            "the answer promises more than is stored"
+        );
     });
     longer.recv().expect("it is sent");
     let (next, _steps) = serve(&disk, LONG);
@@ -167,7 +170,7 @@ fn rule_7_a_renewal_for_less_does_not_shorten_what_is_stored() {
     let first = told(&server, &steps, "K", "ann");
     let fence = Some(first.fence);
     server.renew("K", "ann", fence, Some(SHORT)).unwrap();
-    // Longer than the one before, so that the hold is stored anew.
+    // Longer than the renewal before, so the hold is stored again.
     server.renew("K", "ann", fence, Some(2 * SHORT)).unwrap();
     steps.delay(|_| {});
     assert!(server.wait_until_stored(server.asked()));
@@ -219,7 +222,7 @@ fn rule_9_a_hold_that_ended_by_itself_is_not_found_beside_the_next_one() {
     let lock = answer(&server);
     until(|| {
         steps.apply_next();
-        // At no time does the disk have both.
+        // The disk never has both.
         assert!(fences_on(&disk).len() <= 1);
         was_sent(&lock)
     });
@@ -234,7 +237,7 @@ fn rule_9_a_hold_that_was_swept_is_not_found_beside_the_next_one() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, SHORT);
     let ann = told(&server, &steps, "K", "ann").fence;
-    // Nobody asks for the key.
+    // Without a request for the key.
     steps.delay(|batch| assert_eq!(batch.records, [Record::Ended(ann)]));
     assert!(server.wait_until_stored(server.asked()));
     let bob = told(&server, &steps, "K", "bob").fence;
@@ -258,10 +261,10 @@ fn rule_9_a_hold_that_ended_is_not_found_beside_two_that_share_the_key() {
     assert_eq!(next.holding("K").map(|holding| holding.holders), Some(2));
 }
 
-/// `m/held-first-split`: a store without room makes batches small, so that one ends between the end of a hold and the
-/// next one.
+/// `m/held-first-split`: a store without room makes batches small, so that one ends between a hold's end and the next
+/// hold.
 #[test]
-fn rule_9_where_a_batch_is_split_the_end_of_a_hold_comes_before_the_next_one() {
+fn rule_9_if_a_batch_is_split_the_end_of_a_hold_comes_before_the_next_hold() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, LONG);
     let [one, two, ann] = ["1", "2", "K"].map(|key| told(&server, &steps, key, "ann").fence);
@@ -309,9 +312,9 @@ fn rule_10_a_grant_that_ended_before_it_was_stored_leaves_no_older_one_behind() 
     assert!(next.granted("K", "cat").fence > bob);
 }
 
-/// `m/no-hw`, under a wall clock that went back since.
+/// `m/no-hw`, with a wall clock that was set back since.
 #[test]
-fn rule_11_where_nothing_is_held_any_more_fences_go_on_after_a_crash() {
+fn rule_11_fences_continue_after_a_crash_without_a_held_key() {
     let ahead = lease::first_fence(SystemTime::now()) + (1 << 50);
     let disk = FakeDisk::with(Some(ahead), Vec::new());
     let (server, steps) = serve(&disk, LONG);
@@ -325,9 +328,9 @@ fn rule_11_where_nothing_is_held_any_more_fences_go_on_after_a_crash() {
     assert!(next.granted("K", "bob").fence > ann);
 }
 
-/// `txn/split`, which is harmless: so is a crash between the parts.
+/// `txn/split`, which is harmless, as is a crash between the parts.
 #[test]
-fn rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_told_first() {
+fn rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_answered_first() {
     let disk = FakeDisk::new();
     let (server, steps) = serve(&disk, LONG);
     let first = server.granted("0", "ann").fence;
@@ -345,7 +348,7 @@ fn rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_told_firs
     });
     assert_eq!(fences_held(&steps.next()), all[2_001..]);
     assert!(!answers.iter().any(was_sent));
-    // It crashes there.
+    // The server crashes here.
     assert_eq!(fences_on(&disk), all[..=2_000]);
     let (next, _steps) = serve(&disk, LONG);
     assert!(next.granted("2500", "bob").fence > all[2_000]);
@@ -366,7 +369,7 @@ fn rule_14_a_lock_that_is_repeated_after_a_crash_gets_its_own_grant() {
 
 /// `m/stall`, for a whole queue: each batch takes longer than a lease.
 #[test]
-fn rule_15_where_the_store_stalls_for_longer_than_a_lease_each_waiter_gets_a_whole_one_in_turn() {
+fn rule_15_if_the_store_stalls_longer_than_a_lease_each_waiter_gets_a_full_lease_in_turn() {
     let (server, steps) = serve(&FakeDisk::new(), SHORT);
     let stall = |_: &Batch| let_pass(3 * SHORT);
     server.granted("K", "ann");
@@ -380,7 +383,7 @@ fn rule_15_where_the_store_stalls_for_longer_than_a_lease_each_waiter_gets_a_who
     });
     for (name, waiter) in names.iter().zip(&waiters) {
         let batch = steps.next();
-        // Who came before has had the key for a whole lease since that was stored.
+        // The holder before has had the key for a full lease since its grant was stored.
         assert!(stored.unwrap().elapsed() >= SHORT);
         let holders: Vec<_> = batch.records.iter().filter_map(holder).collect();
         assert_eq!(holders, [&**name]);
