@@ -279,8 +279,8 @@ impl LockManager {
         })
     }
 
-    /// Ends the hold under this fence, whoever has it. Answers the next holder like [`release`](Self::release). `by` is
-    /// the name that the caller gives for itself.
+    /// Ends the hold under this fence, of any requester. Answers the next holder like [`release`](Self::release). `by`
+    /// is the name that the caller gives for itself.
     pub fn break_hold(
         &self,
         key: &str,

@@ -264,8 +264,8 @@ impl Server {
     ///
     /// Returns `false` if none was started or it had already ended.
     ///
-    /// [`Error::CannotStop`] if the system does not allow ending it, or if another process started it and this process
-    /// is a fork of that one.
+    /// [`Error::CannotStop`] if the system does not allow ending it, or if this process is a fork of the one that
+    /// started it.
     pub fn stop(&mut self) -> Result<bool, Error> {
         let Some(running) = self.running.take_if(|running| running.is_ours()) else {
             return match &self.running {

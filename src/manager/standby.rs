@@ -92,7 +92,7 @@ impl LockManager {
         let empty = LockTable::new(self.limits, lease::first_fence(SystemTime::now()));
         let before = mem::replace(&mut state.table, empty);
         drop(state);
-        // Each ends its connection, for which the mutex is not needed.
+        // Dropping each ends its connection, which does not need the mutex.
         drop(never);
         for waiter in waiters {
             notify(&waiter, Answerer::AnotherThread);

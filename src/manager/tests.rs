@@ -539,7 +539,7 @@ fn a_lease_is_shown_by_its_end_on_the_wall_clock_and_by_the_time_left() {
     assert_eq!(standing.fence, grant.fence);
 }
 
-// // The times that an acquire asks for, and fences.
+// The times that an acquire asks for, and fences.
 
 #[test]
 fn an_acquire_may_name_its_own_times() {
@@ -621,7 +621,7 @@ fn under_another_fence_nothing_is_released_renewed_or_verified() {
     assert_eq!(manager.verify("K", "ann", None), Ok(current));
 }
 
-// // Repeated requests.
+// Repeated requests.
 
 #[test]
 fn a_repeat_is_granted_what_it_was_granted_before() {
@@ -721,7 +721,7 @@ fn reserved_places_are_forgotten_without_a_request() {
     until(|| manager.state.lock().table.is_empty());
 }
 
-// // Which thread answers.
+// Which thread answers.
 
 #[test]
 fn a_release_answers_the_next_holder_on_its_own_thread() {

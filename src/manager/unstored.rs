@@ -145,7 +145,7 @@ impl Unstored {
         !self.is_lost && self.leads && asked.term == self.term
     }
 
-    /// Makes a mark if the event changes a stored grant. A renewal does so only if it asks for more.
+    /// Makes a mark if the event changes what has to be stored. A renewal does so only if it asks for more.
     pub fn note<W>(&mut self, now: Instant, event: &TableEvent<W>) {
         let (fence, is_new, longer_than) = match &event.change {
             Change::Granted { grant, .. } => (grant.fence, true, None),
@@ -185,7 +185,7 @@ impl Unstored {
         });
     }
 
-    /// Until when time has passed for leases.
+    /// The time of the leases: that of the oldest unstored decision, or else `now`.
     pub fn time(&self, now: Instant) -> Instant {
         let first = || self.marks.front().map(|mark| mark.at);
         let since = self.under_way_since.or_else(first);
@@ -232,7 +232,7 @@ impl Unstored {
 }
 
 impl State {
-    /// What the store has seen, for a question that is asked now.
+    /// The store's epoch, for a question that is asked now.
     pub(super) fn asked(&self) -> StoreEpoch {
         let unstored = self.unstored.as_ref();
         unstored.map_or(StoreEpoch::default(), |unstored| StoreEpoch {
@@ -247,7 +247,7 @@ impl State {
         unstored.is_some_and(|unstored| !unstored.leads)
     }
 
-    /// Until when time has passed for leases.
+    /// The time of the leases: that of the oldest unstored decision, or else `now`.
     pub(super) fn time(&self, now: Instant) -> Instant {
         let unstored = self.unstored.as_ref();
         unstored.map_or(now, |unstored| unstored.time(now))
@@ -448,4 +448,4 @@ impl Drop for Undelivered {
 }
 
 /// The proof that there is a store.
-pub(super) const HAS_STORE: &str = "marks are made only where there is a store";
+pub(super) const HAS_STORE: &str = "marks are made only with a store";

@@ -312,7 +312,7 @@ fn store_full() -> Reply {
     Reply::refusal(
         Status::Unavailable,
         Refusal::StoreFull,
-        "there is no room in the server's store; what is held stays, and can be unlocked",
+        "the server's store is full; held keys stay held, and can be unlocked",
     )
     .with_header("Retry-After", 1)
 }

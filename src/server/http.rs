@@ -141,7 +141,7 @@ impl HttpTransport {
         }
     }
 
-    /// Whether no crowd takes memory at the moment that is about to be given back.
+    /// Whether no connection has many unanswered bytes: then freed memory can go back to the system.
     pub fn is_calm(&self) -> bool {
         self.tiny.is_calm()
     }
@@ -216,7 +216,8 @@ impl HttpTransport {
     }
 }
 
-/// Does work that would take room on the stack of every thread that blocks for a LOCK, if it were inlined: a page each.
+/// Runs work in its own stack frame. Inlined, the work would take a page of the stack of each thread that blocks for a
+/// LOCK.
 #[inline(never)]
 fn in_own_frame<R>(work: impl FnOnce() -> R) -> R {
     work()

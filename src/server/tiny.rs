@@ -98,7 +98,7 @@ impl TinyHttp {
         self.stalls.expect_one(Instant::now());
     }
 
-    /// Looks for overlooked connections, if it is time. `expect_arrival` has the next connection reported.
+    /// Frees overlooked connections, if a look is due. `expect_arrival` makes the next connection reported.
     pub fn look_for_stalls(&mut self, expect_arrival: impl FnOnce() -> io::Result<()>) {
         self.stalls.look(expect_arrival);
     }
@@ -169,7 +169,7 @@ impl TinyHttp {
             });
     }
 
-    /// Whether no request is so long in coming that memory may go on growing.
+    /// Whether no connection has many unanswered bytes: then memory is not about to grow.
     pub fn is_calm(&self) -> bool {
         self.unfinished.is_calm()
     }

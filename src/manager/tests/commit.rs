@@ -327,7 +327,7 @@ fn without_room_a_longer_renewal_is_taken_back_and_unlocks_still_work() {
     steps.next();
     let bob = manager.granted("L", "bob").fence;
     steps.apply();
-    // What comes while a batch is under way is in the next one, whole.
+    // Decisions while a batch is being stored are in the next one, together.
     steps.next();
     let asked = manager.asked();
     manager.renew("K", "ann", None, Some(10 * LONG)).unwrap();
@@ -361,7 +361,7 @@ fn rule_13_a_batch_that_does_not_fit_is_split() {
         .collect();
     steps.apply();
     assert_eq!(fences_held(&steps.next()), more);
-    // What comes while a batch is under way is in the next one.
+    // Decisions while a batch is being stored are in the next one.
     for key in 0..4 {
         manager.release(&key.to_string(), "ann", None).unwrap();
     }

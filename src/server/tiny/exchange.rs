@@ -206,8 +206,8 @@ impl Exchange {
             self.sockets = self.instance.sockets.find(self.client);
         }
         let fd = self.sockets?.open()?;
-        // SAFETY: it was open just now. If it is closed since, calls on it fail. If its number is used again for
-        // another connection, that one's hang-up is reported, and this client is then found to be connected.
+        // SAFETY: it was open just now. If it is closed since, calls on it fail. If its number has gone to another
+        // connection, a hang-up of that connection is reported, and this client is then found to be connected.
         Some(unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
@@ -292,7 +292,7 @@ pub(in crate::server) struct AnswerStream {
 }
 
 impl AnswerStream {
-    /// Sends as much as there is room for, and returns how much that was.
+    /// Sends as much as there is room for, and returns how many bytes that was.
     pub fn send_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
         self.connection.send_at_once(bytes)
     }

@@ -54,9 +54,9 @@ pub(super) struct Unfinished {
     next_look: Instant,
     /// The earliest time for an early check.
     next_early_look: Instant,
-    /// The memory at the last look, or the least since.
+    /// The process's memory at the last check, in bytes, or the lowest since.
     resident: u64,
-    /// The memory when no request was to blame for it, or the least since.
+    /// The memory when no connection had many unanswered bytes, or the lowest since.
     calm: u64,
     is_calm: bool,
 }
@@ -168,7 +168,10 @@ impl Unfinished {
             many.sort_unstable_by_key(|(unanswered, _)| Reverse(*unanswered));
             for (unanswered, connection) in many {
                 if together > LEFT_TOGETHER {
-                    end(&connection, "all of them together take too much memory");
+                    end(
+                        &connection,
+                        "all unfinished requests together take too much memory",
+                    );
                 }
                 together -= unanswered;
             }
