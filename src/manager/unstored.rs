@@ -108,8 +108,7 @@ impl From<&dyn Store> for Unstored {
 }
 
 impl Unstored {
-    /// Notes that this server leads from now on. `stored` is the greatest stored fence, `held` are the fences of the
-    /// stored holds.
+    /// Notes that this server leads from now on, with the greatest stored fence and the fences of the stored holds.
     pub fn lead(&mut self, stored: Option<Fence>, held: impl Iterator<Item = Fence>) {
         if !self.taken_back.is_empty() {
             for fence in held {
@@ -312,8 +311,7 @@ impl State {
         Notifications::default()
     }
 
-    /// Takes the marks of a batch, and reads the present state of their grants. `None` if there is nothing to store and
-    /// no answer waits.
+    /// Takes the marks of a batch, and reads the present state of their grants. `None` if no batch is due.
     pub(super) fn take_batch(&mut self, now: Instant) -> Option<(Vec<Mark>, Batch)> {
         let unstored = self.unstored.as_mut()?;
         unstored.asked_before = unstored.answers.len();
