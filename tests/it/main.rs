@@ -106,31 +106,31 @@
 //! | no answer is sent before everything that was decided earlier is stored | `manager::tests::commit::rule_1_no_answer_leaves_before_what_was_decided_before_it_is_stored` |
 //! | also on the wire, where answers that are not about holds are sent at once | `store_held::rule_1_during_a_commit_answers_about_holds_wait_and_all_others_arrive` |
 //! | nobody gets an answer about what was not stored before a kill | `store_held::rule_1_nobody_gets_an_answer_about_what_was_not_stored_before_a_kill` |
-//! | also for a repeated LOCK | `manager::tests::traces::rule_1_a_repeated_lock_is_told_of_its_grant_once_that_is_stored` |
+//! | also for a repeated LOCK | `manager::tests::traces::rule_1_a_repeated_lock_is_answered_once_its_grant_is_stored` |
 //! | for a VERIFY, RENEW or CHECK | `manager::tests::traces::rule_1_a_question_about_a_grant_is_answered_once_that_is_stored` |
-//! | and for a repeated UNLOCK | `manager::tests::traces::rule_1_a_no_to_a_repeated_unlock_is_told_once_the_end_is_stored` |
-//! | nor is the next waiter answered before | `manager::tests::commit::rule_1_who_was_next_is_told_once_the_hand_over_is_stored` |
+//! | and for a repeated UNLOCK | `manager::tests::traces::rule_1_a_no_to_a_repeated_unlock_is_sent_once_the_end_is_stored` |
+//! | nor is the next waiter answered before | `manager::tests::commit::rule_1_the_next_holder_is_answered_once_the_hand_over_is_stored` |
 //! | a hold of an earlier run starts its full lease | `manager::tests::commit::rule_6_what_is_held_begins_its_full_lease_and_its_own_lock_gets_the_same_grant` |
-//! | however much was left of it | `manager::tests::traces::rule_6_a_lease_begins_anew_in_full_whatever_was_left_of_it` |
+//! | however much was left of it | `manager::tests::traces::rule_6_after_a_crash_a_lease_begins_in_full_whatever_was_left_of_it` |
 //! | a renewal that asks for no longer lease is not stored, and one that does is | `manager::tests::commit::rule_7_a_renewal_that_asks_for_no_more_is_not_stored` |
-//! | a longer renewal is answered once it is stored | `manager::tests::traces::rule_7_a_renewal_for_longer_is_told_once_it_is_stored` |
+//! | a longer renewal is answered once it is stored | `manager::tests::traces::rule_7_a_renewal_for_longer_is_answered_once_it_is_stored` |
 //! | a shorter renewal does not shorten the stored lease | `manager::tests::traces::rule_7_a_renewal_for_less_does_not_shorten_what_is_stored` |
 //! | nor the lease in memory, even if its answer is lost | `manager::tests::traces::rule_8_a_renewal_for_less_whose_answer_is_lost_takes_nothing_back` |
 //! | an ended hold is not stored beside the next one | `manager::tests::traces::rule_9_a_hold_that_ended_by_itself_is_not_found_beside_the_next_one` |
 //! | nor a swept one | `manager::tests::traces::rule_9_a_hold_that_was_swept_is_not_found_beside_the_next_one` |
 //! | nor one of several | `manager::tests::traces::rule_9_a_hold_that_ended_is_not_found_beside_two_that_share_the_key` |
-//! | nor when a batch is split between them | `manager::tests::traces::rule_9_where_a_batch_is_split_the_end_of_a_hold_comes_before_the_next_one` |
+//! | nor when a batch is split between them | `manager::tests::traces::rule_9_if_a_batch_is_split_the_end_of_a_hold_comes_before_the_next_hold` |
 //! | a batch has the last state of each grant | `manager::tests::commit::rule_10_a_batch_has_the_last_state_of_each_grant` |
 //! | a grant that ended before it was stored leaves no older one behind | `manager::tests::traces::rule_10_a_grant_that_ended_before_it_was_stored_leaves_no_older_one_behind` |
 //! | fences keep growing, whatever the clock is | `manager::tests::commit::rule_11_fences_go_on_above_the_greatest_one_whatever_the_clock_says` |
-//! | also when nothing is held any more | `manager::tests::traces::rule_11_where_nothing_is_held_any_more_fences_go_on_after_a_crash` |
-//! | of many changes the first are stored and answered first | `manager::tests::traces::rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_told_first` |
+//! | also when nothing is held any more | `manager::tests::traces::rule_11_fences_continue_after_a_crash_without_a_held_key` |
+//! | of many changes the first are stored and answered first | `manager::tests::traces::rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_answered_first` |
 //! | a LOCK that is repeated after a crash gets its own grant | `manager::tests::traces::rule_14_a_lock_that_is_repeated_after_a_crash_gets_its_own_grant` |
 //! | a lease starts when its grant is stored | `manager::tests::commit::rule_15_a_lease_that_ended_before_its_grant_was_stored_begins_then` |
-//! | while the store stalls, a whole queue gets full leases in turn | `manager::tests::traces::rule_15_where_the_store_stalls_for_longer_than_a_lease_each_waiter_gets_a_whole_one_in_turn` |
+//! | while the store stalls, a whole queue gets full leases in turn | `manager::tests::traces::rule_15_if_the_store_stalls_longer_than_a_lease_each_waiter_gets_a_full_lease_in_turn` |
 //! | the number of unstored changes is bounded | `manager::tests::commit::rule_18_beyond_10_000_changes_that_are_not_stored_nothing_is_granted` |
-//! | without room grants are undone and ends are stored | `manager::tests::commit::where_there_is_no_room_grants_are_taken_back_and_ends_are_stored` |
-//! | when the store is lost, nobody is answered | `manager::tests::commit::where_a_batch_is_lost_nobody_is_answered` |
+//! | without room grants are undone and ends are stored | `manager::tests::commit::without_room_grants_are_taken_back_and_ends_are_stored` |
+//! | when the store is lost, nobody is answered | `manager::tests::commit::when_a_batch_is_lost_no_answer_is_sent` |
 //! | at the server's end everything is stored | `manager::tests::commit::at_the_end_everything_is_stored` |
 //! | after a power failure each committed batch is there, whole | `store::file::tests::rule_17_after_a_power_failure_each_committed_batch_is_there_whole` |
 //! | the trial can fail | `store::file::tests::without_syncs_a_power_failure_loses_batches` |
@@ -276,16 +276,16 @@
 //! | and passed-over waiters | `manager::tests::a_waiter_that_is_passed_over_is_counted_once` |
 //! | the histograms add up | `metrics::a_histogram_counts_each_time_in_its_bucket_and_adds_all_up` |
 //! | commits are counted before their answers | `metrics::the_metrics_of_a_store_count_commits_before_their_answers` |
-//! | a store that is behind or full is reported | `manager::tests::commit::who_looks_in_is_told_that_a_store_is_behind_or_full` |
+//! | a store that is behind or full is reported | `manager::tests::commit::a_store_that_is_behind_or_full_is_shown_as_such` |
 //! | the gauges show the present state | `metrics::the_gauges_show_what_there_is_now` |
 //! | a server in a program's process has no process metrics | `metrics::a_server_in_a_programs_process_has_no_process_metrics` |
 //! | `/status`, with a sample for every five seconds | `metrics::the_status_has_these_fields_and_a_sample_for_every_five_seconds` |
 //! | with a store, also the store's state | `metrics::the_status_of_a_server_with_a_store_has_these_fields_and_each_is_documented` |
 //! | with commit times in microseconds | `protocol::json::times::the_time_of_a_commit_has_six_decimals` |
-//! | over the last ten minutes | `server::status::history::ten_minutes_are_kept_and_each_sample_has_what_happened_in_it` |
+//! | over the last ten minutes | `server::status::history::ten_minutes_are_kept_and_each_sample_counts_its_own_events` |
 //! | with the times of commits | `server::status::history::commits_are_those_of_the_last_ten_minutes` |
 //! | the log has the lapsed leases | `metrics::the_log_of_a_lapsed_lease_has_the_escaped_key_and_holder` |
-//! | at most once a minute | `server::status::history::leases_that_ran_out_are_told_once_a_minute_at_most_with_the_last_one_escaped` |
+//! | at most once a minute | `server::status::history::leases_that_ran_out_are_logged_once_a_minute_at_most_with_the_last_one_escaped` |
 //! | a real Prometheus reads the metrics | `metrics::prometheus_reads_the_metrics_with_and_without_a_token` |
 //! | the guide's alert rules are valid | `metrics::promtool_takes_the_alert_rules_of_the_guide_and_their_metrics_exist` |
 //! | **Access** | |
@@ -303,7 +303,7 @@
 //! | no token in any log | `access::no_log_level_logs_a_token` |
 //! | after many wrong tokens answers are slow | `access::after_many_wrong_tokens_answers_are_slow_until_a_right_one` |
 //! | but not those to others | `access::delayed_answers_take_no_thread_each_and_delay_nobody_else` |
-//! | the number of remembered addresses is bounded | `server::access::attempts::the_table_is_bounded_and_the_quietest_is_forgotten` |
+//! | the number of remembered addresses is bounded | `server::access::attempts::the_table_is_bounded_and_the_quietest_address_is_forgotten` |
 //! | a server that is open to other machines without tokens warns | `access::a_server_beyond_loopback_warns_unless_all_need_a_token` |
 //! | **The status page** | |
 //! | shows what happens within two seconds | `page::the_page_shows_a_grant_a_wait_and_a_release_within_two_seconds` |
@@ -351,7 +351,7 @@
 //! | after thousands of random strings the server and its locks are unchanged | `alone::http::after_thousands_of_random_strings_the_server_and_its_locks_are_unchanged` |
 //! | pipelined requests delay nobody else | `alone::http::a_hundred_thousand_pipelined_requests_delay_nobody_else` |
 //! | a client that never reads delays nobody | `alone::http::a_client_that_never_reads_delays_nobody_and_loses_its_connection` |
-//! | exactly one thread takes requests at any time | `server::workers::leadership::tests::model::in_every_interleaving_one_leads_and_who_is_deposed_finds_out` |
+//! | exactly one thread takes requests at any time | `server::workers::leadership::tests::model::in_every_interleaving_one_thread_leads_and_a_deposed_leader_notices` |
 //! | even if the system has no thread for another one | `server::workers::leadership::tests::model::in_every_interleaving_a_lead_without_a_thread_is_kept_until_there_is_one` |
 //! | **A server as a process** | |
 //! | `start` returns the process ID once the server answers | `process::start_returns_the_childs_pid_once_it_answers` |
