@@ -52,13 +52,27 @@ impl Authority {
         self.make(name, &["basicConstraints=critical,CA:FALSE", &names], &by);
     }
 
+    /// The same without a common name.
+    fn sign_nameless(&self, name: &str, names: &str) {
+        let names = format!("subjectAltName={names}");
+        let by = ["-CA", "ca.pem", "-CAkey", "ca.key"];
+        let subject = format!("/O={name} of {}", self.name());
+        let extensions = ["basicConstraints=critical,CA:FALSE", &names];
+        self.make_for(&subject, name, &extensions, &by);
+    }
+
     fn make(&self, name: &str, extensions: &[&str], by: &[&str]) {
+        let subject = format!("/CN={name} of {}", self.name());
+        self.make_for(&subject, name, extensions, by);
+    }
+
+    fn make_for(&self, subject: &str, name: &str, extensions: &[&str], by: &[&str]) {
         let mut openssl = std::process::Command::new(&self.openssl);
         clean(&mut openssl)
             .current_dir(self.folder.path())
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
             .args(["ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-            .args(["-subj", &format!("/CN={name} of {}", self.name())])
+            .args(["-subj", subject])
             .args(["-out", &format!("{name}.pem")])
             .args(["-keyout", &format!("{name}.key")])
             .args(by);

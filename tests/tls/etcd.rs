@@ -92,6 +92,28 @@ impl TlsEtcd {
     fn url(&self) -> String {
         format!("etcd:https://127.0.0.1:{}", self.port)
     }
+
+    /// Gives it the user root, without whom it asks nobody who they are. `None` where curl is not installed.
+    fn have_users(&self, authority: &Authority, certificate: &str, password: &str) -> Option<()> {
+        let curl = installed("curl")?;
+        let ask = |path: &str, body: &str| {
+            let file = |end: &str| authority.file(&format!("{certificate}.{end}"));
+            let mut command = Command::new(&curl);
+            clean(&mut command).args(["-sf", "-d", body, "--cacert"]);
+            command.arg(authority.file("ca.pem")).arg("--cert");
+            command.arg(file("pem")).arg("--key").arg(file("key"));
+            command.arg(format!("https://127.0.0.1:{}{path}", self.port));
+            Outcome::of(&mut command).code == Some(0)
+        };
+        let user = format!(r#"{{"name":"root","password":"{password}"}}"#);
+        until("it has a user", || ask("/v3/auth/user/add", &user));
+        // Some versions have the role already.
+        ask("/v3/auth/role/add", r#"{"name":"root"}"#);
+        let role = r#"{"user":"root","role":"root"}"#;
+        assert!(ask("/v3/auth/user/grant", role));
+        assert!(ask("/v3/auth/enable", "{}"));
+        Some(())
+    }
 }
 
 /// A lock server with a store in etcd.
@@ -243,6 +265,41 @@ fn a_server_that_stands_by_leads_once_etcds_certificate_has_its_name() {
     etcd.show(&authority, "etcd");
     served.until_leads();
     assert!(served.log().contains("answers"), "{}", served.log());
+}
+
+/// etcd's gateway could take such a name for a user, so it refuses the certificate.
+#[test]
+fn where_etcd_has_users_a_server_leads_with_a_certificate_without_a_common_name_alone() {
+    let Some(authority) = authority() else { return };
+    authority.sign_nameless("nameless", "DNS:locks.example.com");
+    // etcd's gateway shows this one to etcd.
+    authority.sign_nameless("etcd", LOCALHOST);
+    let Some(etcd) = TlsEtcd::start(&authority, "etcd") else {
+        return;
+    };
+    let password = authority.file("password");
+    fs::write(&password, "secret\n").unwrap();
+    if etcd.have_users(&authority, "nameless", "secret").is_none() {
+        return;
+    }
+    let with = |certificate: &str| {
+        let file = |end: &str| authority.file(&format!("{certificate}.{end}"));
+        Served::start(
+            &etcd,
+            &[
+                ("--store-ca", &authority.file("ca.pem")),
+                ("--store-cert", &file("pem")),
+                ("--store-key", &file("key")),
+                ("--store-user", Path::new("root")),
+                ("--store-password-file", &password),
+            ],
+        )
+    };
+    with("locks").until_says(&["cannot lead", "no common name (CN)", "store_cert"]);
+    let served = with("nameless");
+    served.until_leads();
+    let locked = served.ask("/LOCK/KEYA/A?lock_timeout=600").unwrap();
+    assert!(locked.header("Lock-Fence").is_some(), "{locked:?}");
 }
 
 /// The start fails without a request, with a sentence that names the file and its option.

@@ -294,7 +294,7 @@ impl<'a> Campaign<'a> {
                 Err(LoadFailure::Call(failure)) => match failure.class {
                     FailureClass::AnswerTooLarge if self.page > 1 => self.page /= 2,
                     FailureClass::Compacted => log::debug!("reads anew: {failure}"),
-                    FailureClass::Denied => {
+                    FailureClass::Denied | FailureClass::CommonName => {
                         // Gives the leadership up, since another server may be allowed to read.
                         self.after_failure("read what is stored", &failure)?;
                         return Ok(None);
@@ -317,7 +317,7 @@ impl<'a> Campaign<'a> {
                 RETRY_PAUSE
             }
             FailureClass::TokenExpired => RETRY_PAUSE,
-            FailureClass::Denied | FailureClass::NoSpace => {
+            FailureClass::Denied | FailureClass::CommonName | FailureClass::NoSpace => {
                 self.gateway.log_failure(doing, failure);
                 REFUSED_PAUSE
             }

@@ -32,6 +32,8 @@ pub(super) enum FailureClass {
     TokenExpired,
     /// Not carried out: the user has no permission, or could not be authenticated.
     Denied,
+    /// Not carried out: etcd has users, and its gateway then takes no certificate with a common name.
+    CommonName,
     /// Not carried out: etcd has authentication switched off.
     NoUsers,
     /// Not carried out: this member does not serve such calls.
@@ -78,6 +80,9 @@ impl FailureClass {
             FailureClass::Denied => {
                 "is the user's password right, and has the user a role with readwrite on all keys of the prefix?"
             }
+            FailureClass::CommonName => {
+                "where etcd has users, the certificate that the option store_cert names must have no common name (CN)"
+            }
             FailureClass::NoService => {
                 "this has to be a voting member of etcd 3.4 or later whose JSON gateway is switched on"
             }
@@ -119,7 +124,7 @@ fn advice_on_tls(cause: Option<TlsFailure>) -> &'static str {
     }
 }
 
-/// The two forms of an error.
+/// All forms of an error. Before etcd 3.6 it has the text twice, since then only in `message`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ErrorAnswer {
@@ -157,6 +162,11 @@ pub(super) fn failure_in(status: u16, body: &[u8]) -> Option<(FailureClass, Stri
             let message = format!("it answers with status {status}");
             return Some((FailureClass::NoService, message));
         }
+        Err(_) if says(body, "CommonName of client") => {
+            let message =
+                "it does not take the certificate of this server, which has a common name";
+            return Some((FailureClass::CommonName, message.into()));
+        }
         Err(_) => {
             let message = format!("it answers with status {status} and without JSON");
             return Some((FailureClass::Unknown, message));
@@ -174,6 +184,10 @@ pub(super) fn failure_in(status: u16, body: &[u8]) -> Option<(FailureClass, Stri
     };
     let class = classify(status, code, &message);
     Some((class, format!("{message} (status {status}, code {code})")))
+}
+
+fn says(body: &[u8], text: &str) -> bool {
+    String::from_utf8_lossy(body).contains(text)
 }
 
 /// etcd uses one code for unrelated errors, so their text counts, too. It is the same in 3.4 to 3.6.
@@ -207,6 +221,7 @@ pub(super) fn no_answer(error: &ureq::Error) -> (FailureClass, String) {
         return no_tls(error);
     }
     let class = match error {
+        ureq::Error::BodyExceedsLimit(_) => FailureClass::AnswerTooLarge,
         ureq::Error::Io(error) if is_of_connect(error.kind()) => FailureClass::NotSent,
         ureq::Error::HostNotFound
         | ureq::Error::BadUri(_)

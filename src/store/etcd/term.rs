@@ -301,7 +301,7 @@ impl Term {
         tries: usize,
     ) -> Result<(), StoreError> {
         match failure.class {
-            FailureClass::Denied => {
+            FailureClass::Denied | FailureClass::CommonName => {
                 gateway.log_failure("write to etcd", failure);
                 return Err(StoreError::Deposed);
             }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::fake_gateway::{AUTHENTICATE, FakeGateway, Fate, KEEPALIVE, RANGE, TXN, error};
 use super::*;
 use crate::store::etcd::PasswordFile;
+use crate::store::etcd::failure::failure_in;
 
 const P: &str = "/lock-server/default/";
 
@@ -311,6 +312,63 @@ fn row_denied_steps_down() {
         // It goes on trying to lead.
         gateway.next(RANGE, [says(status, code, message)]);
         store.open().unwrap();
+    }
+}
+
+/// It is the text of Go's HTTP server, and no JSON.
+#[test]
+fn row_a_certificate_with_a_common_name_steps_down_and_is_named() {
+    let gateway = FakeGateway::start();
+    let (mut store, _, election) = opened(&options(&gateway.endpoints(), P));
+    let said = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
+    gateway.next(TXN, [Fate::SaysText(400, said)]);
+    assert_deposed(store.commit(&batch(7, [held(7, "K")])));
+    let asked = gateway.calls(RANGE).len();
+    gateway.script(move |path, _| (path == RANGE).then_some(Fate::SaysText(400, said)));
+    let stop = election.clone();
+    let opening = thread::spawn(move || store.open());
+    let begun = Instant::now();
+    while gateway.calls(RANGE).len() < asked + 2 {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::yield_now();
+    }
+    let trouble = election.elected().trouble.expect("it is known");
+    assert!(trouble.contains("no common name (CN)"), "{trouble}");
+    stop.stop();
+    assert!(matches!(opening.join().unwrap(), Err(StoreError::Stopped)));
+}
+
+/// etcd 3.6 has another gateway: its errors have no `error`, and those of a stream stand in it whole.
+#[test]
+fn errors_of_each_version_of_etcd_s_gateway_are_the_same() {
+    for (status, code, message) in [
+        (503, 14, "etcdserver: request timed out"),
+        (504, 4, "context deadline exceeded"),
+        (429, 8, "etcdserver: too many requests"),
+        (429, 8, "etcdserver: mvcc: database space exceeded"),
+        (401, 16, "etcdserver: invalid auth token"),
+        (400, 3, "etcdserver: revision of auth store is old"),
+        (400, 3, "etcdserver: user name is empty"),
+        (400, 3, "etcdserver: duplicate key given in txn request"),
+        (403, 7, "etcdserver: permission denied"),
+        (404, 5, "etcdserver: requested lease not found"),
+        (404, 5, "Not Found"),
+        (400, 9, "etcdserver: authentication is not enabled"),
+        (
+            400,
+            11,
+            "etcdserver: mvcc: required revision has been compacted",
+        ),
+        (500, 15, "etcdserver: corrupt cluster"),
+    ] {
+        let found = |answer: Value| failure_in(status, answer.to_string().as_bytes());
+        let before = found(error(code, message));
+        assert!(before.is_some(), "{message}");
+        let status_alone = json!({"code": code, "message": message, "details": []});
+        assert_eq!(found(status_alone.clone()), before);
+        assert_eq!(found(json!({"error": status_alone})), before);
+        let in_stream = json!({"grpc_code": code, "http_code": status, "message": message});
+        assert_eq!(found(json!({"error": in_stream})), before);
     }
 }
 
