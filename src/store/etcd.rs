@@ -26,6 +26,7 @@ mod keepalive;
 mod layout;
 mod load;
 mod messages;
+mod pages;
 mod part;
 mod slots;
 mod term;

@@ -12,9 +12,9 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::cluster_failovers::store_holds;
 use crate::common::{Reply, Wire, bound, ms, skip, sleeps, until};
 use crate::etcd::Etcds;
-use crate::etcd::api::b64;
 use crate::etcd::fault_proxy::{Accident, Request};
 use crate::etcd::lock_servers::{LockServer, LockServers, PREFIX, TTL};
 
@@ -363,25 +363,7 @@ fn rule_5_a_server_that_wins_before_a_commit_arrives_never_sees_it() {
     assert_eq!(next.reply("/CHECK/K").result(), "free");
 }
 
-/// Holds as a leader stores them, of locks `k0`, `k1` and so on.
-fn store_holds(servers: &LockServers, many: usize) {
-    let put = |key: &str, value: Value| {
-        let put = json!({ "key": b64(format!("{PREFIX}{key}")), "value": b64(value.to_string()) });
-        json!({ "request_put": put })
-    };
-    let first = 1_000_000;
-    let holds = (0..many).map(|number| {
-        let fence = (first + number).to_string();
-        let hold = json!({ "v": 1, "who": "A", "fence": fence, "ms": 600_000, "slots": 1 });
-        put(&format!("h/k{number}/0"), hold)
-    });
-    let holds: Vec<Value> = holds.collect();
-    for some in holds.chunks(100) {
-        servers.api().txn(&json!({ "success": some }));
-    }
-    let seq = json!({ "v": 1, "n": 1, "fence": (first + many).to_string(), "store": "s" });
-    servers.api().txn(&json!({ "success": [put("seq", seq)] }));
-}
+const LONG: Duration = Duration::from_secs(600);
 
 #[test]
 fn rule_5_a_load_whose_revision_is_compacted_between_two_pages_starts_again() {
@@ -390,7 +372,7 @@ fn rule_5_a_load_whose_revision_is_compacted_between_two_pages_starts_again() {
     };
     // A page has a thousand holds.
     let many = 2500;
-    store_holds(&servers, many);
+    store_holds(&servers, many, LONG);
     let first = servers.servers[0]
         .proxy
         .trap(1, Accident::AnswerHeld, Request::is_load);
@@ -419,7 +401,7 @@ fn rule_5_a_server_that_cannot_read_a_hold_does_not_lead() {
     let Some(mut servers) = LockServers::prepare(1, Etcds::one(), TTL) else {
         return;
     };
-    store_holds(&servers, 2);
+    store_holds(&servers, 2, LONG);
     let newer = json!({ "v": 2, "who": "A", "fence": "1000000", "ms": 600_000, "slots": 1 });
     servers
         .api()

@@ -575,6 +575,7 @@ mod client;
 mod cluster;
 mod cluster_client;
 mod cluster_command;
+mod cluster_failovers;
 mod cluster_trial;
 mod command;
 mod contention;

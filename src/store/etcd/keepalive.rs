@@ -37,7 +37,7 @@ struct KeptLease {
 }
 
 struct KeptState {
-    /// When the committing thread last made progress.
+    /// When the committing thread last made progress, or the end of the time that it was given.
     moved: Instant,
     /// Whether the keepalive thread waits for progress.
     is_waiting: bool,
@@ -73,8 +73,13 @@ impl Keepalive {
 
     /// Notes progress of the committing thread.
     pub fn moves(&self) {
+        self.moves_for(Duration::ZERO);
+    }
+
+    /// Notes that the committing thread does something that takes at most this time.
+    pub fn moves_for(&self, time: Duration) {
         let mut state = self.0.state.lock();
-        state.moved = Instant::now();
+        state.moved = Instant::now() + time;
         if state.is_waiting {
             self.0.changed.notify_one();
         }

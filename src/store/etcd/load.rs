@@ -6,6 +6,7 @@ use super::failure::CallFailure;
 use super::gateway::EtcdGateway;
 use super::layout::{Layout, Sequence};
 use super::messages::{Base64, KeyRange, KeyValue, NumberText, RangeAnswer};
+use super::pages::{PageCursor, PageRead};
 use super::slots::{Place, SlotMap};
 use crate::store::StoredHold;
 
@@ -13,6 +14,7 @@ use crate::store::StoredHold;
 pub(super) const PAGE: i64 = 1000;
 
 /// The stored content.
+#[derive(Default)]
 pub(super) struct Loaded {
     /// In the order of their fences.
     pub holds: Vec<StoredHold>,
@@ -29,8 +31,6 @@ pub(super) enum LoadFailure {
     Call(CallFailure),
     /// The stored content can't be parsed. The text gives the reason.
     Unreadable(String),
-    /// `goes_on` returned `false`.
-    CalledOff,
 }
 
 impl From<CallFailure> for LoadFailure {
@@ -39,66 +39,75 @@ impl From<CallFailure> for LoadFailure {
     }
 }
 
-/// Reads everything, in pages of this many holds. Each page takes at most `time`. Calls `goes_on` before each page, and
-/// stops if it returns `false`.
-pub(super) fn load(
-    gateway: &mut EtcdGateway,
-    layout: &Layout,
-    page: i64,
-    time: Duration,
-    mut goes_on: impl FnMut() -> bool,
-) -> Result<Loaded, LoadFailure> {
-    let begun = Instant::now();
-    let (first, behind) = layout.holds();
-    let mut range = KeyRange {
-        key: Base64(first),
-        range_end: Some(Base64(behind)),
-        limit: Some(NumberText(page)),
-        ..KeyRange::default()
-    };
-    let mut loaded = Loaded {
-        holds: Vec::new(),
-        slots: SlotMap::default(),
-        sequence: None,
-        version: 0,
-    };
-    loop {
-        if !goes_on() {
-            return Err(LoadFailure::CalledOff);
+/// Reads the stored content page by page. After a failed page it goes on with that page.
+pub(super) struct Loader {
+    cursor: PageCursor,
+    /// The revision of all pages.
+    revision: NumberText,
+    loaded: Loaded,
+    begun: Instant,
+}
+
+impl Loader {
+    /// Reads the sequence. Its revision is that of all pages.
+    pub fn begin(
+        gateway: &mut EtcdGateway,
+        layout: &Layout,
+        time: Duration,
+    ) -> Result<Self, LoadFailure> {
+        let begun = Instant::now();
+        let seq = KeyRange::of(layout.seq());
+        let answer: RangeAnswer = gateway.call("/v3/kv/range", &seq, time)?;
+        let mut loaded = Loaded::default();
+        if let Some(seq) = answer.kvs.first() {
+            let sequence = Sequence::parse(&seq.value.0);
+            loaded.sequence = Some(sequence.map_err(|why| unreadable(&seq.key.0, &why))?);
+            loaded.version = seq.version;
         }
+        Ok(Loader {
+            cursor: PageCursor::over(layout.holds()),
+            revision: NumberText(answer.header.revision),
+            loaded,
+            begun,
+        })
+    }
+
+    /// Reads the next page of at most `limit` holds, within `time`. `false` after the last page.
+    pub fn read_page(
+        &mut self,
+        gateway: &mut EtcdGateway,
+        layout: &Layout,
+        limit: i64,
+        time: Duration,
+    ) -> Result<bool, LoadFailure> {
+        let range = KeyRange {
+            key: Base64(self.cursor.start.clone()),
+            range_end: Some(Base64(self.cursor.end.clone())),
+            limit: Some(NumberText(limit)),
+            revision: Some(self.revision),
+            ..KeyRange::default()
+        };
         let answer: RangeAnswer = gateway.call("/v3/kv/range", &range, time)?;
-        range
-            .revision
-            .get_or_insert(NumberText(answer.header.revision));
         for found in &answer.kvs {
-            loaded.take_in(layout, found)?;
+            self.loaded.take_in(layout, found)?;
         }
-        match answer.kvs.last().filter(|_| answer.more) {
-            None => break,
-            Some(last) => {
-                // The next page begins at the next possible key.
-                range.key.0.clone_from(&last.key.0);
-                range.key.0.push(0);
-            }
-        }
+        let ends = answer.kvs.first().zip(answer.kvs.last());
+        Ok(self.cursor.advance(&PageRead {
+            ends: ends.map(|(first, last)| (&first.key.0[..], &last.key.0[..])),
+            more: answer.more,
+            count: answer.count,
+            limit,
+        }))
     }
-    if !goes_on() {
-        return Err(LoadFailure::CalledOff);
+
+    /// The whole content. Call it after the last page.
+    pub fn end(mut self, layout: &Layout) -> Result<Loaded, LoadFailure> {
+        self.loaded.check(layout)?;
+        self.loaded.holds.sort_unstable_by_key(|hold| hold.fence);
+        let (many, taken) = (self.loaded.holds.len(), self.begun.elapsed());
+        log::debug!("read {many} holds in {taken:?}");
+        Ok(self.loaded)
     }
-    let seq = KeyRange {
-        revision: range.revision,
-        ..KeyRange::of(layout.seq())
-    };
-    let answer: RangeAnswer = gateway.call("/v3/kv/range", &seq, time)?;
-    if let Some(seq) = answer.kvs.first() {
-        let sequence = Sequence::parse(&seq.value.0).map_err(|why| unreadable(&seq.key.0, &why))?;
-        loaded.sequence = Some(sequence);
-        loaded.version = seq.version;
-    }
-    loaded.check(layout)?;
-    loaded.holds.sort_unstable_by_key(|hold| hold.fence);
-    log::debug!("read {} holds in {:?}", loaded.holds.len(), begun.elapsed());
-    Ok(loaded)
 }
 
 /// Whether etcd still has the state of this many revisions ago, so that it is not compacted. `false` if it does not
@@ -122,6 +131,11 @@ pub(super) fn keeps_history(
 }
 
 impl Loaded {
+    /// How many holds there are.
+    pub fn many(&self) -> u32 {
+        u32::try_from(self.holds.len()).unwrap_or(u32::MAX)
+    }
+
     fn take_in(&mut self, layout: &Layout, found: &KeyValue) -> Result<(), LoadFailure> {
         let key = &found.key.0;
         let parsed = layout.parse_hold(key, &found.value.0);

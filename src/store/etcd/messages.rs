@@ -172,6 +172,9 @@ pub(super) struct RangeAnswer {
     pub header: AnswerHeader,
     pub kvs: Vec<KeyValue>,
     pub more: bool,
+    /// How many keys there are in the range, also those that are no longer in the page.
+    #[serde(deserialize_with = "number")]
+    pub count: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -299,7 +299,8 @@ impl MapEtcd {
             })
         };
         let kvs: Vec<_> = found.iter().take(limit).map(kv).collect();
-        json!({"header": self.header(), "kvs": kvs, "more": found.len() > limit})
+        let count = found.len().to_string();
+        json!({"header": self.header(), "kvs": kvs, "more": found.len() > limit, "count": count})
     }
 
     fn txn(&mut self, request: &Value) -> (u16, Value) {

@@ -454,6 +454,36 @@ fn an_answer_that_is_too_large_is_requested_in_smaller_pages() {
 }
 
 #[test]
+fn a_load_continues_at_the_page_that_failed() {
+    let gateway = FakeGateway::start();
+    let mut store = led(&gateway);
+    let records: Vec<_> = (1..=5).map(|n| held(n, &format!("K{n}"))).collect();
+    store.commit(&batch(5, records)).unwrap();
+    store.resign();
+    let mut second = store_at(&gateway);
+    second.page = 1;
+    let mut pages = 0;
+    gateway.script(move |path, request| {
+        if path != RANGE || request["limit"].is_null() {
+            return None;
+        }
+        pages += 1;
+        (pages % 2 == 0).then(|| says(503, 14, "etcdserver: request timed out"))
+    });
+    let before = gateway.calls(RANGE).len();
+    assert_eq!(fences(&second.open().unwrap()), [1, 2, 3, 4, 5]);
+    let calls = gateway.calls(RANGE).split_off(before);
+    let pages = calls.iter().map(|(request, _)| request);
+    let pages: Vec<_> = pages.filter(|page| !page["limit"].is_null()).collect();
+    assert_eq!(pages.len(), 5 + 4);
+    assert!(
+        pages
+            .iter()
+            .all(|page| page["revision"] == pages[0]["revision"])
+    );
+}
+
+#[test]
 fn row_a_corrupt_cluster_is_fatal() {
     let gateway = FakeGateway::start();
     let mut store = led(&gateway);
