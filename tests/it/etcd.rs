@@ -1,4 +1,5 @@
-//! Real etcds, as Debian packages them: one, or a cluster of three. `.ci/run` installs them.
+//! Real etcds, as Debian packages them: one, or a cluster of three. `.ci/run` installs them. The tests use the first `etcd`
+//! on the path, so another path tests another version; each test prints the version.
 //!
 //! Each test has a cluster of its own, in a folder of its own, on a loopback address that no other process uses, so
 //! that a free port stays free until it is bound. They end with the test. Their elections are quick, so the shortest
@@ -225,6 +226,8 @@ impl Etcds {
         };
         etcds.members.iter_mut().for_each(Member::start);
         until("etcd answers", || etcds.are_ready());
+        // Captured with the test's own output.
+        println!("etcd {}", etcds.api().version());
         Some(etcds)
     }
 

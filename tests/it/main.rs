@@ -122,6 +122,8 @@
 //! | nor when a batch is split between them | `manager::tests::traces::rule_9_if_a_batch_is_split_the_end_of_a_hold_comes_before_the_next_hold` |
 //! | a batch has the last state of each grant | `manager::tests::commit::rule_10_a_batch_has_the_last_state_of_each_grant` |
 //! | a grant that ended before it was stored leaves no older one behind | `manager::tests::traces::rule_10_a_grant_that_ended_before_it_was_stored_leaves_no_older_one_behind` |
+//! | the wall clock may be set under a running server | `wall_clock::a_clock_that_is_set_under_a_server_changes_no_lease_and_fences_grow` |
+//! | fences grow over restarts with a file, whatever the clock is | `wall_clock::fences_grow_over_restarts_with_a_store_in_a_file_whatever_the_clock_says` |
 //! | fences keep growing, whatever the clock is | `manager::tests::commit::rule_11_fences_go_on_above_the_greatest_one_whatever_the_clock_says` |
 //! | also when nothing is held any more | `manager::tests::traces::rule_11_fences_continue_after_a_crash_without_a_held_key` |
 //! | of many changes the first are stored and answered first | `manager::tests::traces::rule_13_of_more_changes_than_a_batch_takes_the_first_are_stored_and_answered_first` |
@@ -197,6 +199,15 @@
 //! | after a failover a waiter is granted the key only after the holder's full lease | `cluster::rule_6_after_a_failover_a_waiter_is_granted_the_key_only_after_the_holders_full_lease` |
 //! | a hold that lapsed before a failover does not come back | `cluster::rule_9_a_hold_that_lapsed_before_a_failover_does_not_come_back_beside_the_next_grant` |
 //! | a queue survives a store that stalls for ten leases | `cluster::rules_10_and_15_a_queue_survives_a_store_that_stalls_for_ten_leases` |
+//! | a load continues at the page that failed | `store::etcd::tests::rows::a_load_continues_at_the_page_that_failed` |
+//! | etcd counts each hold a few times, and not once for each page | `store::etcd::pages::a_crowd_of_keys_is_counted_a_few_times_and_not_once_for_each_page` |
+//! | a load may take longer than the leadership lasts | `cluster_failovers::a_server_that_reads_for_longer_than_its_leadership_lasts_leads_in_the_end` |
+//! | a crowd of holds survives a failover, and ends under one leader | `cluster_failovers::a_crowd_of_holds_outlives_a_failover_and_ends_under_one_leader` |
+//! | the key of a dead holder is free one lease after the last failover | `cluster_failovers::the_key_of_a_dead_holder_is_free_one_lease_after_the_last_failover_and_no_sooner` |
+//! | fences grow over failovers to servers whose clocks are behind | `wall_clock::fences_grow_over_failovers_to_servers_whose_clocks_are_behind` |
+//! | a hold survives a failover to a server whose clock is a day off | `wall_clock::a_hold_outlives_a_failover_to_a_server_whose_clock_is_a_day_ahead_or_behind` |
+//! | the wall clock may be set under a leader | `wall_clock::a_clock_that_is_set_under_a_leader_changes_no_lease_and_fences_grow` |
+//! | all versions of etcd's gateway give the same errors | `store::etcd::tests::rows::errors_of_each_version_of_etcd_s_gateway_are_the_same` |
 //! | fences grow over a failover | `cluster::rule_11_fences_grow_over_a_failover_even_if_nothing_is_held_any_more` |
 //! | a commit that arrives twice counts once | `cluster::rule_12_a_commit_that_arrives_twice_counts_once` |
 //! | a commit whose answer was lost is sent again | `cluster::rule_12_a_commit_whose_answer_was_lost_is_sent_again_whether_it_was_applied_or_not` |
@@ -605,6 +616,7 @@ mod store_full;
 mod store_held;
 mod store_trial;
 mod trial;
+mod wall_clock;
 mod wire;
 mod working_safely;
 

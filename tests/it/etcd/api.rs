@@ -118,6 +118,13 @@ impl Api {
         matches!(answer, Ok((200, _)))
     }
 
+    /// The version that etcd reports.
+    #[track_caller]
+    pub fn version(&self) -> String {
+        let answer = self.ask("/v3/maintenance/status", &json!({}));
+        answer["version"].as_str().expect("it has one").into()
+    }
+
     /// Puts a key, and returns the revision of the put.
     #[track_caller]
     pub fn put(&self, key: &str, value: &str) -> i64 {

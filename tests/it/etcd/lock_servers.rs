@@ -31,6 +31,7 @@ pub struct LockServer {
     pub proxy: FaultProxy,
     process: Option<Process>,
     options: Vec<String>,
+    environment: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
 }
 
@@ -44,7 +45,13 @@ impl LockServer {
             .open(&self.log);
         let mut command = program(&self.options);
         command.stdout(Stdio::null()).stderr(log.expect("a file"));
+        command.envs(self.environment.iter().cloned());
         self.process = Some(Process::spawn(&mut command));
+    }
+
+    /// Sets environment variables from its next start on.
+    pub fn set_environment(&mut self, variables: impl Into<Vec<(&'static str, PathBuf)>>) {
+        self.environment = variables.into();
     }
 
     /// Adds options from its next start on.
@@ -164,6 +171,7 @@ impl LockServers {
                 address,
                 proxy,
                 process: None,
+                environment: Vec::new(),
                 options: ["run".to_string()].into_iter().chain(options).collect(),
                 log: folder.path().join(format!("{number}.log")),
             }
