@@ -178,7 +178,7 @@ impl Parts {
 
     /// The loop. Returns when the server is asked to end.
     fn run(&mut self, process_use: ProcessUse) {
-        let mut trim = Trim::new();
+        let mut trim = Trim::default();
         loop {
             let polls = self.http.iter().map(HttpTransport::next_poll);
             let left = polls.min().expect("there is a listener");

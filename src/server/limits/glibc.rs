@@ -1,0 +1,101 @@
+//! Gives memory back that glibc's allocator keeps after a crowd of clients has gone.
+
+use std::hint;
+use std::num::NonZero;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use parking_lot::Mutex;
+
+use crate::memory;
+
+/// By default glibc keeps twice the size of the largest block that was ever freed.
+pub(super) fn keep_little_memory() {
+    // SAFETY: it takes numbers only.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 512 * 1024);
+    }
+}
+
+/// How often to check whether memory can be given back.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
+/// How many times in a row memory is given back after it has grown: for longer than an idle thread of tiny_http lives.
+const TRIMS: u8 = 4;
+
+/// Less free memory than this, in bytes, is not given back.
+const WORTHWHILE: u64 = 1024 * 1024;
+
+/// glibc's arenas, which keep freed memory.
+pub(super) struct Arenas {
+    next: Instant,
+    /// The process's memory, in bytes, after the last time.
+    resident: u64,
+    /// How many times to do it again without growth: the threads of a crowd end later than the clients, and each keeps
+    /// some memory.
+    again: u8,
+}
+
+impl Default for Arenas {
+    fn default() -> Self {
+        Arenas {
+            next: Instant::now() + TRIM_EVERY,
+            resident: 0,
+            again: 0,
+        }
+    }
+}
+
+impl Arenas {
+    pub fn tick(&mut self) {
+        let now = Instant::now();
+        if now < self.next {
+            return;
+        }
+        self.next = now + TRIM_EVERY;
+        // SAFETY: it only reads the allocator's own data, under its own locks.
+        let free = unsafe { libc::mallinfo2() }.fordblks as u64;
+        self.again = match memory::resident() > self.resident + WORTHWHILE {
+            true => TRIMS,
+            false => self.again.saturating_sub(1),
+        };
+        if free > WORTHWHILE && self.again > 0 {
+            // SAFETY: it only works on the allocator's own data, under its own locks.
+            unsafe { libc::malloc_trim(0) };
+            trim_tops();
+            self.resident = memory::resident();
+        }
+    }
+}
+
+/// Trims the tops of all arenas. `malloc_trim` does that for the first arena only, and leaves up to 64 MiB in each
+/// other one. Freeing a large block at the top gives it back. A new thread gets an arena that no thread uses, or else
+/// the next one in turn; so this starts as many threads as there may be arenas, at the same time.
+fn trim_tops() {
+    /// glibc makes at most eight arenas for each processor.
+    const ARENAS_PER_PROCESSOR: usize = 8;
+    /// From 64 KiB on, glibc trims the top; from 128 KiB on, a block may lie outside the arena.
+    const PIECE: usize = 96 * 1024;
+    const STACK: usize = 64 * 1024;
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let mut threads = Vec::new();
+    for _ in 0..(processors * ARENAS_PER_PROCESSOR).min(32) {
+        let wait = wait.clone();
+        let trim = move || {
+            drop(hint::black_box(Vec::<u8>::with_capacity(PIECE)));
+            // Keeps its arena until each thread has one. Then `recv` fails.
+            let _ = wait.lock().recv();
+        };
+        let name = thread::Builder::new().name("lock-trim".into());
+        // If the system has no thread left, less is given back.
+        threads.extend(name.stack_size(STACK).spawn(trim));
+    }
+    drop(go);
+    for thread in threads {
+        let _ = thread.join();
+    }
+}
