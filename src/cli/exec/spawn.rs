@@ -6,6 +6,7 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString, c_char};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
@@ -13,7 +14,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 
 /// The stack of the child, without the part that grows with the arguments and the search path.
 const STACK: usize = 128 * 1024;
@@ -29,12 +30,46 @@ pub unsafe fn spawn<V: AsRef<OsStr>>(
     variables: impl IntoIterator<Item = (&'static str, V)>,
     prepare: impl Fn() -> nix::Result<()>,
 ) -> io::Result<Pid> {
+    let environment = environment(variables)?;
+    // SAFETY: the caller's promise.
+    let started = unsafe { start(program, arguments, &environment, &prepare) };
+    started.or_else(|error| {
+        let script = match error.raw_os_error() {
+            Some(libc::ENOEXEC) => find(program),
+            _ => return Err(error),
+        };
+        // A script whose first line names no interpreter. glibc runs it with sh by itself, musl does not.
+        let words: Vec<_> = [script].into_iter().chain(arguments.to_vec()).collect();
+        // SAFETY: the caller's promise.
+        let started = unsafe { start(OsStr::new("/bin/sh"), &words, &environment, &prepare) };
+        started.map_err(|_| error)
+    })
+}
+
+/// The file that is executed: the one that is named, or else the first in `PATH` that may be executed.
+fn find(program: &OsStr) -> OsString {
+    let path = match program.as_bytes().contains(&b'/') {
+        true => OsString::new(),
+        false => env::var_os("PATH").unwrap_or_default(),
+    };
+    let mut files = env::split_paths(&path).map(|folder| folder.join(program));
+    let found = files.find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok());
+    found.map_or_else(|| program.into(), PathBuf::into_os_string)
+}
+
+/// # Safety
+/// As for [`spawn`].
+unsafe fn start(
+    program: &OsStr,
+    arguments: &[OsString],
+    environment: &[CString],
+    prepare: &impl Fn() -> nix::Result<()>,
+) -> io::Result<Pid> {
     let program = CString::new(program.as_bytes())?;
     let arguments = arguments.iter().map(|word| CString::new(word.as_bytes()));
     let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
-    let environment = environment(variables)?;
     let words = pointers([&program].into_iter().chain(&arguments));
-    let variables = pointers(&environment);
+    let variables = pointers(environment);
     let path = env::var_os("PATH").map_or(0, |path| path.len());
     let mut stack = vec![0; STACK + size_of_val(&*words) + path + program.as_bytes().len()];
     let failed = AtomicI32::new(0);
