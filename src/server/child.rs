@@ -196,14 +196,14 @@ fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
     image::expect_startable()?;
     let log = match &options.log_to {
         Some(path) => Stdio::from(open_log(path)?),
-        None => Stdio::null(),
+        None => Stdio::from(open_nowhere()?),
     };
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("lock-server")
         .env(image::PARENT_VARIABLE, process::id().to_string())
         .stdin(orders)
-        .stdout(Stdio::null())
+        .stdout(open_nowhere()?)
         .stderr(log);
     if !options.outlive_parent {
         // A child that outlives its parent calls `setsid`, which the leader of a group may not.
@@ -215,6 +215,15 @@ fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
     })?;
     // Process IDs fit into `pid_t`.
     Ok(Pid::from_raw(child.id() as libc::pid_t))
+}
+
+/// std opens it, too, when it starts the program, and does not name it where it is not there.
+fn open_nowhere() -> Result<File, Error> {
+    let nowhere = File::options().write(true).open("/dev/null");
+    nowhere.map_err(|source| Error::CannotStart {
+        reason: "cannot open /dev/null".into(),
+        source: Some(source),
+    })
 }
 
 fn open_log(path: &std::path::Path) -> Result<File, Error> {

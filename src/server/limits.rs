@@ -24,6 +24,12 @@ const LEAST_CLIENTS: u64 = 2;
 /// each.
 const MAPPINGS_PER_THREAD: u64 = 4;
 
+/// Fails if `/proc` is not mounted: a folder that was made a root may lack it, a container has it. Without it the server
+/// would serve, but never notice that a waiting client has gone.
+pub(crate) fn expect_proc() -> io::Result<()> {
+    fs::metadata("/proc/self/fd").map(drop)
+}
+
 /// Raises the soft limit of descriptors to the hard one, or to what there are threads for. Returns how many clients
 /// that allows.
 pub(crate) fn raise() -> io::Result<usize> {

@@ -66,14 +66,7 @@ pub(crate) fn serve(
     let addresses: io::Result<Vec<_>> =
         listeners.http.iter().map(TcpListener::local_addr).collect();
     let addresses = addresses.map_err(start_failed("the listener has no address"))?;
-    let clients = match process_use {
-        ProcessUse::Own => {
-            limits::keep_little_memory();
-            limits::raise()
-        }
-        ProcessUse::Shared => limits::left(),
-    };
-    let clients = clients.map_err(start_failed("too few descriptors"))?;
+    let clients = room(process_use)?;
     let limits = Limits {
         holds: options.max_keys,
         // Some are reserved for clients that unlock.
@@ -115,6 +108,21 @@ pub(crate) fn serve(
     }
     log::info!("ended");
     Ok(())
+}
+
+/// How many clients there is room for.
+fn room(process_use: ProcessUse) -> Result<usize, Error> {
+    limits::expect_proc().map_err(start_failed(
+        "/proc is not there, where it sees which clients have gone",
+    ))?;
+    let clients = match process_use {
+        ProcessUse::Own => {
+            limits::keep_little_memory();
+            limits::raise()
+        }
+        ProcessUse::Shared => limits::left(),
+    };
+    clients.map_err(start_failed("too few descriptors"))
 }
 
 /// The serving parts: both transports, one for each listener, and the epoll that the loop waits with.

@@ -395,6 +395,8 @@
 //! | a descriptor that is not a TCP listener is refused | `service::a_descriptor_that_is_not_a_tcp_listener_is_refused_with_its_kind` |
 //! | systemd accepts the units of the guide | `service::systemd_accepts_the_units_of_the_operations_page` |
 //! | as process 1 it ends on SIGTERM | `service::as_process_1_run_ends_on_sigterm_and_ping_is_its_health_check` |
+//! | without `/proc` it does not start, and prints why | `container::without_proc_no_server_starts_and_it_says_why` |
+//! | without `/dev/null` the error names it | `container::without_dev_null_no_server_starts_in_a_process_of_its_own_and_the_error_names_it` |
 //! | nginx, HAProxy and Caddy, configured as in the guide, pass names and `Host` on | `proxies::a_proxy_of_the_page_passes_on_names_with_a_slash_the_public_name_and_head` |
 //! | send a LOCK once | `proxies::a_proxy_of_the_page_sends_a_lock_once` |
 //! | let it wait | `proxies::behind_a_proxy_of_the_page_a_lock_may_wait_longer_than_the_proxys_default` |
@@ -589,6 +591,7 @@ mod cluster_command;
 mod cluster_failovers;
 mod cluster_trial;
 mod command;
+mod container;
 mod contention;
 mod etcd;
 mod etcd_users;

@@ -6,7 +6,7 @@
 //! harm.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{self, MsgFlags, Shutdown, SockaddrStorage, sockopt};
 use nix::sys::stat;
 use parking_lot::Mutex;
@@ -30,7 +31,7 @@ pub(in crate::server) struct Sockets {
     /// When a client may cause the next search.
     next_search: Mutex<Option<Instant>>,
     /// A descriptor that is closed for a look-up if no other one is free.
-    spare: Mutex<Option<File>>,
+    spare: Mutex<Option<EventFd>>,
 }
 
 /// The pause after a search for a client, for each connection beyond a thousand: nine times the time of the search, so
@@ -345,8 +346,9 @@ fn connected(own: OwnAddress) -> io::Result<Vec<(SocketAddr, RawFd)>> {
         .collect())
 }
 
-fn open_spare() -> Option<File> {
-    File::open("/dev/null").ok()
+/// An eventfd needs no file: a bare container may have none.
+fn open_spare() -> Option<EventFd> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok()
 }
 
 /// The client's address of a connection at this port. `None` for any other descriptor.
