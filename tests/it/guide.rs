@@ -21,7 +21,7 @@ use crate::common::program::{PROGRAM, installed, unshared};
 use crate::common::{bound, ms};
 
 /// The blocks that no test can run, each with its page and its reason.
-const NOT_RUN: [(&str, &str); 8] = [
+const NOT_RUN: [(&str, &str); 10] = [
     ("README.md", "it takes the sources"),
     (
         "access.md",
@@ -30,6 +30,8 @@ const NOT_RUN: [(&str, &str); 8] = [
     ("architecture.md", "these are the tests themselves"),
     ("cluster.md", "it takes etcd with TLS"),
     ("in_tests.md", "it takes a crate with tests"),
+    ("operations.md", "it takes podman and the image"),
+    ("operations.md", "it takes the sources"),
     ("performance.md", "it takes the sources"),
     ("safety.md", "it takes ten minutes and the sources"),
     ("safety.md", "there is no such store in the test"),

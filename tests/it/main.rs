@@ -224,6 +224,7 @@
 //! | without a certificate that etcd accepts it stands by, and logs the reason | `tls::etcd::without_a_certificate_that_etcd_accepts_a_server_stands_by_and_logs_it` |
 //! | also with an untrusted etcd | `tls::etcd::an_untrusted_etcd_is_not_used_and_the_log_has_the_reason` |
 //! | until etcd's certificate is replaced | `tls::etcd::a_server_that_stands_by_leads_once_etcds_certificate_has_its_name` |
+//! | with users in etcd, a certificate has to have no common name, and the log says so | `tls::etcd::where_etcd_has_users_a_server_leads_with_a_certificate_without_a_common_name_alone` |
 //! | bad TLS files are refused at the start | `tls::etcd::bad_tls_files_are_refused_in_a_sentence` |
 //! | killed, suspended and isolated servers and etcds grant nothing twice and lose nothing | `cluster_trial::killed_suspended_and_isolated_servers_and_etcds_grant_nothing_twice_and_lose_nothing` |
 //! | the trial's judge reports each violation | `trial::the_judge_reports_each_violation` |
