@@ -417,7 +417,7 @@ fn without_javascript_the_page_is_a_table_of_the_keys() {
         "CLIENT_A",
         "backup",
         "Serving",
-        "With JavaScript it keeps itself up to date",
+        "With JavaScript it updates itself",
     ] {
         assert!(has(text), "{text}: {shown:?}");
     }
