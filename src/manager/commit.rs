@@ -291,21 +291,14 @@ impl LockManager {
                 return Ok(());
             };
             let begun = Instant::now();
-            let (committed, bytes) = MutexGuard::unlocked(&mut state, || {
-                let committed = match batch.records.is_empty() {
-                    true => store.confirm(),
-                    false => store.commit(&batch),
-                };
-                (committed, (next_size <= begun).then(|| store.size()))
+            let committed = MutexGuard::unlocked(&mut state, || match batch.records.is_empty() {
+                true => store.confirm(),
+                false => store.commit(&batch),
             });
             next_proof = Instant::now() + PROOF_PAUSE;
             let now = Instant::now();
             let unstored = state.unstored.as_mut().expect(HAS_STORE);
             let statistics = &mut unstored.statistics;
-            if let Some(bytes) = bytes {
-                statistics.bytes = bytes;
-                next_size = now + SIZE_PAUSE;
-            }
             match committed {
                 Ok(()) => {
                     if !batch.records.is_empty() {
@@ -318,9 +311,16 @@ impl LockManager {
                     if mem::take(&mut state.store_delays_ends) {
                         self.clock.notify_one();
                     }
-                    MutexGuard::unlocked(&mut state, || {
-                        answers.into_iter().for_each(|answer| answer())
+                    // After the last batch for now, too: nothing else may change it for long.
+                    let is_size_due = next_size <= now || !state.has_unstored();
+                    let bytes = MutexGuard::unlocked(&mut state, || {
+                        answers.into_iter().for_each(|answer| answer());
+                        is_size_due.then(|| store.size())
                     });
+                    if let Some(bytes) = bytes {
+                        next_size = now + SIZE_PAUSE;
+                        state.unstored.as_mut().expect(HAS_STORE).statistics.bytes = bytes;
+                    }
                 }
                 Err(error @ StoreError::Full) => {
                     let is_ending = unstored.is_ending;
@@ -353,6 +353,8 @@ impl State {
             log::error!("{error}; nothing is granted until there is");
         }
         self.take_back(marks, now);
+        // A renewal that is taken back may leave an end that is due before the time keeper wakes by itself.
+        self.store_delays_ends = true;
     }
 }
 

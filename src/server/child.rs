@@ -217,7 +217,7 @@ fn execute(options: &Options, orders: OwnedFd) -> Result<Pid, Error> {
     Ok(Pid::from_raw(child.id() as libc::pid_t))
 }
 
-/// std opens it, too, when it starts the program, and does not name it where it is not there.
+/// `Stdio::null` opens it, too, but its error does not name it.
 fn open_nowhere() -> Result<File, Error> {
     let nowhere = File::options().write(true).open("/dev/null");
     nowhere.map_err(|source| Error::CannotStart {

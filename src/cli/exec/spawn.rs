@@ -38,7 +38,7 @@ pub unsafe fn spawn<V: AsRef<OsStr>>(
             Some(libc::ENOEXEC) => find(program),
             _ => return Err(error),
         };
-        // A script whose first line names no interpreter. glibc runs it with sh by itself, musl does not.
+        // A script whose first line names no interpreter: glibc runs it with sh, musl does not.
         let words: Vec<_> = [script].into_iter().chain(arguments.to_vec()).collect();
         // SAFETY: the caller's promise.
         let started = unsafe { start(OsStr::new("/bin/sh"), &words, &environment, &prepare) };
@@ -46,12 +46,15 @@ pub unsafe fn spawn<V: AsRef<OsStr>>(
     })
 }
 
-/// The file that is executed: the one that is named, or else the first in `PATH` that may be executed.
+/// Where musl looks if `PATH` is not set.
+const USUAL_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
+
+/// The file that is executed: the named one, or without a slash the first one in `PATH` that may be executed.
 fn find(program: &OsStr) -> OsString {
-    let path = match program.as_bytes().contains(&b'/') {
-        true => OsString::new(),
-        false => env::var_os("PATH").unwrap_or_default(),
-    };
+    if program.as_bytes().contains(&b'/') {
+        return program.into();
+    }
+    let path = env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into());
     let mut files = env::split_paths(&path).map(|folder| folder.join(program));
     let found = files.find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok());
     found.map_or_else(|| program.into(), PathBuf::into_os_string)

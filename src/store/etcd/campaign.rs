@@ -34,6 +34,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The longest time for one page. etcd counts a million keys in one or two seconds on a busy machine.
 const LONGEST_PAGE: Duration = Duration::from_secs(16);
 
+/// How many tries in a row may fail before this server gives the leadership up: another one may reach etcd better.
+const MOST_FAILURES: u32 = 5;
+
 /// How long a server that begins to lead takes at most to put one hold into its table: ten times the measured time.
 const FILL_TIME: Duration = Duration::from_micros(10);
 
@@ -284,10 +287,11 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    /// Retries the load until it succeeds. `None` if the leadership is over.
+    /// Retries the load until it succeeds. `None` if the leadership is over, or given up after [`MOST_FAILURES`].
     fn load(&mut self, term: &Term) -> Result<Option<Loaded>, StoreError> {
         let mut time = 2 * try_time(term.ttl());
         let mut loader = None;
+        let mut failures = 0;
         loop {
             // The lease is kept alive while a page is waited for.
             term.keepalive().moves_for(time);
@@ -299,7 +303,10 @@ impl<'a> Campaign<'a> {
                     term.keepalive().moves_for(FILL_TIME * loaded.many());
                     return Ok(Some(loaded));
                 }
-                Ok(None) => continue,
+                Ok(None) => {
+                    failures = 0;
+                    continue;
+                }
                 Err(LoadFailure::Unreadable(why)) => return Err(StoreError::Etcd(why)),
                 Err(LoadFailure::Call(failure)) => failure,
             };
@@ -318,6 +325,10 @@ impl<'a> Campaign<'a> {
                     // The page may need more time.
                     time = (2 * time).min(LONGEST_PAGE);
                     self.after_failure("read what is stored", &failure)?;
+                    failures += 1;
+                    if failures == MOST_FAILURES {
+                        return Ok(None);
+                    }
                 }
             }
         }

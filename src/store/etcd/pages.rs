@@ -52,7 +52,7 @@ impl PageCursor {
                 if page.count > CROWDED * page.limit {
                     self.depth = match self.end == self.behind {
                         true => common(first, last) + 2,
-                        false => self.depth + 1,
+                        false => (self.depth + 1).max(common(first, last) + 2),
                     };
                     self.end_range();
                 }
@@ -148,10 +148,12 @@ mod tests {
     fn a_crowd_of_keys_is_counted_a_few_times_and_not_once_for_each_page() {
         let many = 100_000_u64;
         let mixed = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let names: [&dyn Fn(u64) -> String; 4] = [
+        let long = "a-long-name-that-many-keys-begin-with".repeat(4);
+        let names: [&dyn Fn(u64) -> String; 5] = [
             &|number| format!("/h/held-{number}/0"),
             &|number| format!("/h/customer-{number:010}-order/0"),
             &|number| format!("/h/{:016x}/0", mixed(number)),
+            &|number| format!("/h/{}-{long}-{number}/0", number % 2),
             &|number| match number % 10 {
                 0 => format!("/h/{:x}/0", mixed(number)),
                 _ => format!("/h/some-long-name-{}/{}", number / 100, number % 100),

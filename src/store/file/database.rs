@@ -177,7 +177,7 @@ pub(super) fn write(database: &Connection, batch: &Batch) -> rusqlite::Result<()
     let written = write_records(database, batch)
         .and_then(|()| database.prepare_cached("COMMIT")?.execute([]));
     if written.is_err() && !database.is_autocommit() {
-        // If that fails, the next BEGIN reports it.
+        // If that fails, the next statement that takes no open transaction reports it.
         let _ = database.execute_batch("ROLLBACK");
     }
     written.map(drop)
