@@ -101,7 +101,9 @@ fn advice_on_listening(option: &str, kind: ErrorKind) -> Option<&'static str> {
         ErrorKind::AddrInUse if option == "classic_port" => {
             "stop what listens there (the Perl original?), or give another --classic-port"
         }
-        ErrorKind::AddrInUse => "stop what listens there, or choose another port (0 takes any)",
+        ErrorKind::AddrInUse => {
+            "use or stop what listens there (lock-server stop ends a lock server), or choose another port (0 takes any)"
+        }
         ErrorKind::PermissionDenied => "ports below 1024 are for root, choose a higher one",
         ErrorKind::AddrNotAvailable => "give a host that is this machine's own",
         _ => return None,

@@ -11,7 +11,7 @@ use crate::cli::{print, printable};
 
 /// Prints whether the file is sound, in a line; or its whole content, as JSON.
 pub fn store(args: &StoreArgs) -> Result<ExitCode, Failure> {
-    Ok(match args.look {
+    Ok(match args.what {
         StoreLook::Check => print(&summary(&args.path, &StoreDump::check(&args.path)?)),
         StoreLook::Dump => print(&json(&StoreDump::read(&args.path)?)),
     })

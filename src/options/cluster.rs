@@ -45,6 +45,9 @@ impl FromStr for StoreAddress {
                 let members: Result<Vec<_>, _> = members.split(',').map(member).collect();
                 Ok(StoreAddress::Etcd(members?))
             }
+            None if !text.is_empty() => {
+                Err(format!("{text:?} is no store; did you mean file:{text}?"))
+            }
             _ => Err(format!(
                 "{text:?} is no store; give file:PATH, or etcd:http://HOST:2379"
             )),

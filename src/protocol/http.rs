@@ -104,8 +104,9 @@ fn parse_path(path: &str) -> Result<Request<'_>, Malformed> {
         *name = decode(segment, what).map_err(Malformed::BadRequest)?;
     }
     if segments.next().is_some() {
+        let name = if row.names_are_optional { "/key" } else { "" };
         return bad(format!(
-            "too many segments: ask {row}, with a slash inside a name as %2F"
+            "too many segments: ask {row}{name}, with a slash inside a name as %2F"
         ));
     }
     Ok(request)

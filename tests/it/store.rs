@@ -379,7 +379,7 @@ fn restart_warns_about_a_store_left_behind_and_does_not_stop_the_server_for_a_ba
 fn a_bad_store_is_refused_in_a_sentence_and_not_changed() {
     let place = Place::new();
     for (store, words) in [
-        ("locks.db", "give file:PATH"),
+        ("locks.db", "did you mean file:locks.db?"),
         ("etcd:127.0.0.1:2379", "give http:// or https://"),
         ("file:", "give file:PATH"),
     ] {

@@ -152,7 +152,7 @@ use, 2 wrong usage, 71 it could not be written."
 pub struct StoreArgs {
     /// check or dump
     #[argh(positional, arg_name = "WHAT", from_str_fn(parse_look))]
-    pub look: StoreLook,
+    pub what: StoreLook,
 
     /// the file, as in --store file:PATH
     #[argh(positional, arg_name = "PATH")]

@@ -52,7 +52,7 @@ impl Holders {
             return None;
         }
         Some(format!(
-            "{key} is held by {name}, which this command runs under and which waits for it to end"
+            "{key} is held by {name}, which this command runs under and which waits for it to end; unlock {key} first, or run the command without exec"
         ))
     }
 }
