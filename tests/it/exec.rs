@@ -460,11 +460,8 @@ fn exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once() {
     assert_eq!(waiting.line(), "it runs");
     assert_eq!(waiting.exit_code(), Some(0));
     let said = waiting.stderr();
-    assert_eq!(
-        said.matches("waiting for it to answer").count(),
-        1,
-        "{said}"
-    );
+    // It may have asked again while the server was ending, and been told that first.
+    assert_eq!(said.matches("; waiting ").count(), 1, "{said}");
     // The message names the key, and not the path of the request.
     assert!(!said.contains("LOCK/"), "{said}");
 }
