@@ -60,7 +60,7 @@
 //! | a guard learns of it | `break_lock::a_guard_learns_at_its_next_renewal_that_it_was_broken` |
 //! | `exec` ends its command | `break_lock::exec_ends_its_command_when_its_hold_is_broken_and_prints_that` |
 //! | `unlock`, `renew` and `verify` print it | `break_lock::unlock_renew_and_verify_print_that_the_hold_was_broken` |
-//! | the log says whose hold was broken by whom, and who was refused | `break_lock::the_log_names_the_broken_holder_and_who_broke_it_from_where` |
+//! | the log names the broken holder and who broke the hold, and who was refused | `break_lock::the_log_names_the_broken_holder_and_who_broke_it_from_where` |
 //! | the command shows the hold and breaks it | `break_lock::the_command_shows_the_hold_and_breaks_it` |
 //! | of several holds, only the one that its options name | `break_lock::the_command_breaks_only_the_hold_that_its_options_name` |
 //! | on a terminal it asks first | `break_lock::on_a_terminal_break_asks_first` |

@@ -1,5 +1,5 @@
-//! The wall clock is set back or forward, under a server that runs and between two runs: leases do not notice, and fences
-//! grow all the same.
+//! The wall clock is set back or forward, under a server that runs and between two runs: leases do not
+//! notice, and fences keep growing.
 //!
 //! Each server has a wall clock of its own: a library that is loaded before the C library adds to the time what a file
 //! says. It is built with the compiler that Rust links with.

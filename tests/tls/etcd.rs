@@ -93,7 +93,7 @@ impl TlsEtcd {
         format!("etcd:https://127.0.0.1:{}", self.port)
     }
 
-    /// Gives it the user root, without whom it asks nobody who they are. `None` where curl is not installed.
+    /// Adds the user root and switches authentication on, which needs that user. `None` if curl is not installed.
     fn have_users(&self, authority: &Authority, certificate: &str, password: &str) -> Option<()> {
         let curl = installed("curl")?;
         let ask = |path: &str, body: &str| {

@@ -35,7 +35,7 @@ pub unsafe fn spawn<V: AsRef<OsStr>>(
     let started = unsafe { start(program, arguments, &environment, &prepare) };
     started.or_else(|error| {
         let script = match error.raw_os_error() {
-            Some(libc::ENOEXEC) => find(program),
+            Some(libc::ENOEXEC) => find(program, env::var_os("PATH")),
             _ => return Err(error),
         };
         // A script whose first line names no interpreter: glibc runs it with sh, musl does not.
@@ -49,12 +49,12 @@ pub unsafe fn spawn<V: AsRef<OsStr>>(
 /// Where musl looks if `PATH` is not set.
 const USUAL_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
 
-/// The file that is executed: the named one, or without a slash the first one in `PATH` that may be executed.
-fn find(program: &OsStr) -> OsString {
+/// The file that is executed: the named one, or without a slash the first one in `path` that may be executed.
+fn find(program: &OsStr, path: Option<OsString>) -> OsString {
     if program.as_bytes().contains(&b'/') {
         return program.into();
     }
-    let path = env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into());
+    let path = path.unwrap_or_else(|| USUAL_PATH.into());
     let mut files = env::split_paths(&path).map(|folder| folder.join(program));
     let found = files.find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok());
     found.map_or_else(|| program.into(), PathBuf::into_os_string)
@@ -125,4 +125,16 @@ fn variable(name: &OsStr, value: &OsStr) -> io::Result<CString> {
 fn pointers<'s>(strings: impl IntoIterator<Item = &'s CString>) -> Vec<*const c_char> {
     let strings = strings.into_iter().map(|string| string.as_ptr());
     strings.chain([ptr::null()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_path_a_program_is_looked_for_in_the_usual_folders_and_not_in_this_one() {
+        let program = find(OsStr::new("sh"), None);
+        assert!(program.as_bytes().ends_with(b"bin/sh"), "{program:?}");
+        assert_eq!(find(OsStr::new("./sh"), None), "./sh");
+    }
 }

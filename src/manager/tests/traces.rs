@@ -306,7 +306,7 @@ fn rule_10_a_grant_that_ended_before_it_was_stored_leaves_no_older_one_behind() 
         assert_eq!(batch.records, [Record::Ended(ann), Record::Ended(bob)]);
         assert_eq!(batch.greatest_fence, bob);
     });
-    unlocked.unwrap().recv().expect("bob is told of his fence");
+    unlocked.unwrap().recv().expect("bob gets his fence");
     let (next, _steps) = serve(&disk, LONG);
     assert!(next.renew("K", "ann", Some(ann), None).is_err());
     assert!(next.granted("K", "cat").fence > bob);
@@ -390,7 +390,7 @@ fn rule_15_if_the_store_stalls_longer_than_a_lease_each_waiter_gets_a_full_lease
         stall(&batch);
         assert!(
             waiter.notified.lock().is_empty(),
-            "{name} is told too early"
+            "{name} is notified too early"
         );
         stored = Some(Instant::now());
         steps.apply();
@@ -416,6 +416,31 @@ fn rule_15_a_lease_that_ended_while_something_was_stored_ends_as_soon_as_that_is
     assert!(steps.next().records.contains(&Record::Ended(ann.fence)));
     // Not only when the time keeper looks for lapsed leases by itself, once a second.
     assert!(stored.elapsed() < SWEEP_EVERY * 4 / 5);
+    steps.apply();
+}
+
+/// A renewal moved the end away from the time keeper's alarm, and is taken back after that end.
+#[test]
+fn rule_15_an_end_that_comes_back_with_a_renewal_that_is_taken_back_is_not_forgotten() {
+    let (server, steps) = serve(&FakeDisk::new(), 10 * SHORT);
+    let ann = server.granted("K", "ann");
+    steps.next();
+    steps.apply();
+    let _bob = server.queued("K", "bob");
+    if server
+        .renew("K", "ann", Some(ann.fence), Some(LONG))
+        .is_err()
+    {
+        // This thread stood still for a whole lease, so nothing is shown.
+        return;
+    }
+    steps.next();
+    let_pass(12 * SHORT);
+    let lost = Instant::now();
+    steps.lose(StoreError::Full);
+    assert!(steps.next().records.contains(&Record::Ended(ann.fence)));
+    // Not only when the time keeper looks for lapsed leases by itself, once a second.
+    assert!(lost.elapsed() < SWEEP_EVERY * 4 / 5);
     steps.apply();
 }
 

@@ -395,6 +395,15 @@ fn store_at(gateway: &FakeGateway) -> EtcdStore {
     store(&options(&gateway.endpoints(), P))
 }
 
+/// A store that is not open yet, after another one stored the holds 1 to 5 and resigned.
+fn after_five_holds(gateway: &FakeGateway) -> EtcdStore {
+    let mut first = led(gateway);
+    let records: Vec<_> = (1..=5).map(|n| held(n, &format!("K{n}"))).collect();
+    first.commit(&batch(5, records)).unwrap();
+    first.resign();
+    store_at(gateway)
+}
+
 #[test]
 fn row_lease_not_found_a_new_lease_is_requested() {
     let gateway = FakeGateway::start();
@@ -407,11 +416,7 @@ fn row_lease_not_found_a_new_lease_is_requested() {
 #[test]
 fn row_compacted_is_loaded_anew() {
     let gateway = FakeGateway::start();
-    let mut store = led(&gateway);
-    let records: Vec<_> = (1..=5).map(|n| held(n, &format!("K{n}"))).collect();
-    store.commit(&batch(5, records)).unwrap();
-    store.resign();
-    let mut second = store_at(&gateway);
+    let mut second = after_five_holds(&gateway);
     second.page = 2;
     let mut pages = 0;
     let mut revisions = Vec::new();
@@ -456,11 +461,7 @@ fn an_answer_that_is_too_large_is_requested_in_smaller_pages() {
 #[test]
 fn a_load_continues_at_the_page_that_failed() {
     let gateway = FakeGateway::start();
-    let mut store = led(&gateway);
-    let records: Vec<_> = (1..=5).map(|n| held(n, &format!("K{n}"))).collect();
-    store.commit(&batch(5, records)).unwrap();
-    store.resign();
-    let mut second = store_at(&gateway);
+    let mut second = after_five_holds(&gateway);
     second.page = 1;
     let mut pages = 0;
     gateway.script(move |path, request| {
@@ -481,6 +482,24 @@ fn a_load_continues_at_the_page_that_failed() {
             .iter()
             .all(|page| page["revision"] == pages[0]["revision"])
     );
+}
+
+#[test]
+fn a_server_that_fails_to_read_the_holds_five_times_in_a_row_gives_the_leadership_up() {
+    let gateway = FakeGateway::start();
+    let mut second = after_five_holds(&gateway);
+    let leases = gateway.calls("/v3/lease/grant").len();
+    let mut pages = 0;
+    gateway.script(move |path, request| {
+        if path != RANGE || request["limit"].is_null() {
+            return None;
+        }
+        pages += 1;
+        (pages <= 5).then(|| says(503, 14, "etcdserver: request timed out"))
+    });
+    assert_eq!(fences(&second.open().unwrap()), [1, 2, 3, 4, 5]);
+    // It led again with another lease, as another server might have.
+    assert_eq!(gateway.calls("/v3/lease/grant").len(), leases + 2);
 }
 
 #[test]
