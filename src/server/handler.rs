@@ -312,7 +312,7 @@ fn store_full() -> Reply {
     Reply::refusal(
         Status::Unavailable,
         Refusal::StoreFull,
-        "the server's store is full; held keys stay held, and an UNLOCK may have to wait for room",
+        "the server's store is full; held keys stay held, and can be unlocked",
     )
     .with_header("Retry-After", 1)
 }

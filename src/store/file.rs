@@ -6,18 +6,18 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use nix::sys::statvfs::statvfs;
 use rusqlite::{Connection, ErrorCode};
 
 use self::database::{Checkpoint, checkpoint, fault};
 use self::locked::{FileUse, LockedFile, folder_of, log_of};
+use self::room::Room;
 use super::{Batch, Record, Recovered, Store, StoreError};
 
 mod database;
 mod locked;
 mod make;
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -26,15 +26,6 @@ pub(super) use self::locked::FORMAT;
 /// The size of the log that triggers a checkpoint: its number of records, plus one for each batch. A record changes one
 /// or two pages of 4 kB, so the log grows to a few megabytes.
 const CHECKPOINT_AFTER: usize = 1000;
-
-/// Free room on the disk that is reserved for ends of holds, in bytes, in addition to what a checkpoint may need.
-/// Without it the store would fill the disk to the last block, and then a hold could not even end.
-const KEPT_FOR_ENDS: u64 = 256 * 1024;
-
-/// How much free room is plenty, in bytes: the store does not ask such a disk again for so long. If another program fills
-/// it meanwhile, SQLite reports that it is full.
-const PLENTY: u64 = 64 * 1024 * 1024;
-const PLENTY_FOR: Duration = Duration::from_millis(100);
 
 /// Whether a commit waits until the batch is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,39 +50,37 @@ struct Opened {
     file: LockedFile,
     /// The size of the log, as [`CHECKPOINT_AFTER`] counts it.
     in_log: usize,
-    /// Until when the disk is not asked for its free room.
-    has_plenty_until: Option<Instant>,
+    room: Room,
 }
 
 impl Opened {
     /// Makes a checkpoint. Without room for the file to grow, the content stays in the log.
-    fn clear_log(&mut self, kind: Checkpoint) -> rusqlite::Result<()> {
-        match checkpoint(&self.database, kind) {
+    fn clear_log(&mut self) -> rusqlite::Result<()> {
+        match checkpoint(&self.database, Checkpoint::Passive) {
             Err(error) if is_full(&error) => {}
             done => done?,
         }
         self.in_log = 0;
+        self.room.note_checkpoint(&self.file);
         Ok(())
     }
 
-    /// Whether the disk has more room than is reserved for ends. `true` if the disk does not report its room.
-    fn has_room(&mut self, path: &Path) -> rusqlite::Result<bool> {
-        let now = Instant::now();
-        if self.has_plenty_until.is_some_and(|until| now < until) {
+    /// Reserves room on the disk for a batch of grants, and for the ends after it. `false` if the disk is full.
+    fn reserve(&mut self, path: &Path, batch: &Batch) -> Result<bool, StoreError> {
+        if self.room.reserve(path, &self.file, &self.database, batch)? {
             return Ok(true);
         }
-        let Ok(disk) = statvfs(path) else {
-            return Ok(true);
-        };
-        let free = disk.blocks_available() * disk.fragment_size();
-        let log = log_length(path);
-        self.has_plenty_until = (free >= log + PLENTY).then(|| now + PLENTY_FOR);
-        if free >= log + KEPT_FOR_ENDS {
-            return Ok(true);
+        if log_length(path) <= room::LOG {
+            return Ok(false);
         }
-        // The file never shrinks. While ends have left empty pages in it, only the log grows.
-        let empty: u64 = database::empty_bytes(&self.database)?;
-        Ok(empty >= KEPT_FOR_ENDS / 4 && free >= log + KEPT_FOR_ENDS / 2)
+        let shortened = self
+            .clear_log()
+            .and_then(|()| database::shorten_log(&self.database, room::LOG));
+        match shortened {
+            Err(error) if is_full(&error) => return Ok(false),
+            done => done.map_err(|error| fault(path, error))?,
+        }
+        self.room.reserve(path, &self.file, &self.database, batch)
     }
 }
 
@@ -160,12 +149,15 @@ impl Store for FileStore {
         let recovered = database::read(&self.path, &database)?;
         // Only now, since a damaged store has to stay as it is.
         self.settle(&database, &file)?;
-        self.opened = Some(Opened {
+        let mut opened = Opened {
             database,
             file,
             in_log: 0,
-            has_plenty_until: None,
-        });
+            room: Room::default(),
+        };
+        // Without room, grants are refused until there is some.
+        opened.reserve(&self.path, &Batch::default())?;
+        self.opened = Some(opened);
         Ok(recovered)
     }
 
@@ -173,23 +165,20 @@ impl Store for FileStore {
         let why = |error| fault(&self.path, error);
         let opened = self.opened.as_mut().expect("a store is opened first");
         let has_holds = |record: &Record| matches!(record, Record::Held(_));
-        if batch.records.iter().any(has_holds) && !opened.has_room(&self.path).map_err(why)? {
-            opened.clear_log(Checkpoint::Truncate).map_err(why)?;
-            if !opened.has_room(&self.path).map_err(why)? {
-                return Err(StoreError::Full);
-            }
+        if batch.records.iter().any(has_holds) && !opened.reserve(&self.path, batch)? {
+            return Err(StoreError::Full);
         }
         match database::write(&opened.database, batch) {
             Err(error) if is_full(&error) => {
-                // A batch of ends may fit into the room that a checkpoint frees.
-                opened.clear_log(Checkpoint::Truncate).map_err(why)?;
+                // The log could not grow. After a checkpoint the batch is written over it.
+                opened.clear_log().map_err(why)?;
                 database::write(&opened.database, batch).map_err(why)?;
             }
             written => written.map_err(why)?,
         }
         opened.in_log += batch.records.len() + 1;
         if opened.in_log >= CHECKPOINT_AFTER {
-            opened.clear_log(Checkpoint::Passive).map_err(why)?;
+            opened.clear_log().map_err(why)?;
         }
         Ok(())
     }

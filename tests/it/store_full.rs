@@ -1,6 +1,7 @@
 //! A whole server with its store on a full disk: what is refused, what still works, and what is left after a kill.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 
 use crate::common::{Reply, Wire, until, with_disk};
 use crate::store::Place;
@@ -36,6 +37,10 @@ fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
         assert!(is_refused(&full), "{full:?}");
         assert_eq!(full.header("Retry-After"), Some("1"));
         assert!(fences.len() > 100, "{}", fences.len());
+        // Another program takes the rest of the disk. Seen to hang while room for ends was looked at, and not reserved.
+        let rest = place.directory.path().join("rest");
+        let mut filler = File::create(&rest).expect("the folder is writable");
+        while filler.write_all(&[1; 512]).is_ok() {}
 
         // A waiter that is next is refused, too, and the unlocked key stays free.
         let mut waits = Wire::to_port(place.port);
@@ -68,9 +73,12 @@ fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
         }
         let again = wire.ask(&lock(10_000));
         assert!(is_refused(&again), "{again:?}");
+        while filler.write_all(&[1; 512]).is_ok() {}
+        assert_eq!(wire.ask("/UNLOCK/3/ann").body, "1\n");
 
         // Once there is room, the server notices it by itself.
         fs::remove_file(other).expect("it is there");
+        fs::remove_file(rest).expect("it is there");
         let mut new = None;
         until("a lock is granted", || {
             new = fence(&wire.ask(&lock(10_000)));

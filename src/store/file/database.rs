@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, params};
 
-use super::locked::log_of;
+use super::locked::{FORMAT, log_of};
 use super::{Depth, Sync};
 use crate::lease::MAX_SLOTS;
 use crate::store::{Batch, Record, Recovered, StoreError, StoredHold};
@@ -224,8 +224,31 @@ pub(super) fn fault(path: &Path, error: Error) -> StoreError {
     }
 }
 
-/// The size of the file's empty pages, in bytes.
-pub(super) fn empty_bytes(database: &Connection) -> rusqlite::Result<u64> {
+/// The size of the database, in bytes.
+pub(super) struct Size {
+    /// That of all its pages, also those in the log.
+    pub all: u64,
+    /// That of the pages that are not empty.
+    pub used: u64,
+}
+
+pub(super) fn size(database: &Connection) -> rusqlite::Result<Size> {
     let number = |pragma| database.pragma_query_value(None, pragma, |row| row.get::<_, u32>(0));
-    Ok(u64::from(number("freelist_count")?) * u64::from(number("page_size")?))
+    let (pages, empty) = (number("page_count")?, number("freelist_count")?);
+    let page = u64::from(number("page_size")?);
+    Ok(Size {
+        all: u64::from(pages) * page,
+        used: u64::from(pages - empty) * page,
+    })
+}
+
+/// Lets the log begin anew, no longer than `length` in bytes. Call it after a checkpoint.
+pub(super) fn shorten_log(database: &Connection, length: u64) -> rusqlite::Result<()> {
+    database.pragma_update(None, "journal_size_limit", length.cast_signed())?;
+    // SQLite cuts the log in the first commit that writes over it. This one writes what is there; an UPDATE that changes
+    // nothing would not write.
+    let written = database.pragma_update(None, "user_version", FORMAT);
+    // The default: the log keeps its length.
+    database.pragma_update(None, "journal_size_limit", -1)?;
+    written
 }

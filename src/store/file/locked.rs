@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
+use super::room;
 use crate::store::StoreError;
 
 /// "LOCK", the application ID in the header of a store.
@@ -63,6 +64,11 @@ impl LockedFile {
     /// Syncs what any process has written to the file.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
+    }
+
+    /// Gives the file room on the disk, as [`room::allocate`] does.
+    pub fn allocate(&self, from: u64, length: u64) -> bool {
+        room::allocate(&self.file, from, length)
     }
 
     /// The file's length, in bytes.
