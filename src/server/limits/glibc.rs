@@ -1,7 +1,6 @@
 //! Gives memory back that glibc's allocator keeps after a crowd of clients has gone.
 
 use std::hint;
-use std::num::NonZero;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,11 +10,16 @@ use parking_lot::Mutex;
 
 use crate::memory;
 
+/// How many arenas there may be. By default glibc makes eight for each processor of the machine, however few of them the
+/// process may use: each keeps memory, and with one processor of many most were never trimmed.
+const ARENAS: libc::c_int = 16;
+
 /// By default glibc keeps twice the size of the largest block that was ever freed.
 pub(super) fn keep_little_memory() {
     // SAFETY: it takes numbers only.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, 512 * 1024);
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
     }
 }
 
@@ -72,18 +76,15 @@ impl Arenas {
 
 /// Trims the tops of all arenas. `malloc_trim` does that for the first arena only, and leaves up to 64 MiB in each
 /// other one. Freeing a large block at the top gives it back. A new thread gets an arena that no thread uses, or else
-/// the next one in turn; so this starts as many threads as there may be arenas, at the same time.
+/// the next one in turn; so this starts twice as many threads as there may be arenas, at the same time.
 fn trim_tops() {
-    /// glibc makes at most eight arenas for each processor.
-    const ARENAS_PER_PROCESSOR: usize = 8;
     /// From 64 KiB on, glibc trims the top; from 128 KiB on, a block may lie outside the arena.
     const PIECE: usize = 96 * 1024;
     const STACK: usize = 64 * 1024;
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let (go, wait) = mpsc::channel::<()>();
     let wait = Arc::new(Mutex::new(wait));
     let mut threads = Vec::new();
-    for _ in 0..(processors * ARENAS_PER_PROCESSOR).min(32) {
+    for _ in 0..2 * ARENAS {
         let wait = wait.clone();
         let trim = move || {
             drop(hint::black_box(Vec::<u8>::with_capacity(PIECE)));
