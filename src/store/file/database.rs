@@ -224,19 +224,19 @@ pub(super) fn fault(path: &Path, error: Error) -> StoreError {
     }
 }
 
-/// The size of the database, in bytes.
-pub(super) struct Size {
-    /// That of all its pages, also those in the log.
+/// The size of the database's pages, in bytes.
+pub(super) struct Pages {
+    /// That of all pages, also those in the log.
     pub all: u64,
-    /// That of the pages that are not empty.
+    /// That of those that are not empty.
     pub used: u64,
 }
 
-pub(super) fn size(database: &Connection) -> rusqlite::Result<Size> {
+pub(super) fn pages(database: &Connection) -> rusqlite::Result<Pages> {
     let number = |pragma| database.pragma_query_value(None, pragma, |row| row.get::<_, u32>(0));
     let (pages, empty) = (number("page_count")?, number("freelist_count")?);
     let page = u64::from(number("page_size")?);
-    Ok(Size {
+    Ok(Pages {
         all: u64::from(pages) * page,
         used: u64::from(pages - empty) * page,
     })

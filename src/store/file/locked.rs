@@ -10,9 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, OFlag, fallocate};
 
-use super::room;
 use crate::store::StoreError;
 
 /// "LOCK", the application ID in the header of a store.
@@ -66,9 +65,9 @@ impl LockedFile {
         self.file.sync_all()
     }
 
-    /// Gives the file room on the disk, as [`room::allocate`] does.
+    /// Gives the file room on the disk, as [`allocate`] does.
     pub fn allocate(&self, from: u64, length: u64) -> bool {
-        room::allocate(&self.file, from, length)
+        allocate(&self.file, from, length)
     }
 
     /// The file's length, in bytes.
@@ -148,6 +147,18 @@ fn lock(
             errno => return Err(StoreError::Io(path.into(), errno.into())),
         }
         file = back;
+    }
+}
+
+/// Gives a file room on the disk, in bytes, without a change of its length. `false` if the disk is full. Where it fails
+/// otherwise, as on a file system that cannot do it, nothing is reserved, and SQLite reports what goes wrong.
+pub(super) fn allocate(file: &File, from: u64, length: u64) -> bool {
+    let (from, length) = (from.cast_signed(), length.cast_signed());
+    loop {
+        match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, from, length) {
+            Err(Errno::EINTR) => {}
+            done => return !matches!(done, Err(Errno::ENOSPC | Errno::EDQUOT)),
+        }
     }
 }
 

@@ -8,12 +8,10 @@
 use std::fs::File;
 use std::path::Path;
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use rusqlite::Connection;
 
 use super::database;
-use super::locked::{LockedFile, log_of};
+use super::locked::{LockedFile, allocate, log_of};
 use crate::store::{Batch, Record, StoreError};
 
 /// The room that the log always has, in bytes. One end changes a few pages of 4 kB.
@@ -59,7 +57,7 @@ impl Room {
         if !self.has_log || self.pages + MARGIN <= self.file {
             return Ok(self.has_log);
         }
-        let size = database::size(database).map_err(|error| database::fault(path, error))?;
+        let size = database::pages(database).map_err(|error| database::fault(path, error))?;
         // New rows take the empty pages first.
         self.pages = size.used + added;
         let needed = size.all.max(self.pages + MARGIN);
@@ -92,16 +90,4 @@ fn length(record: &Record) -> u64 {
     ];
     let texts = texts.into_iter().flatten().map(|text| text.len());
     (ROW + texts.sum::<usize>()) as u64
-}
-
-/// Gives a file room on the disk, in bytes, without a change of its length. `false` if the disk is full. Where it fails
-/// otherwise, as on a file system that cannot do it, nothing is reserved, and SQLite reports what goes wrong.
-pub(super) fn allocate(file: &File, from: u64, length: u64) -> bool {
-    let (from, length) = (from.cast_signed(), length.cast_signed());
-    loop {
-        match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, from, length) {
-            Err(Errno::EINTR) => {}
-            done => return !matches!(done, Err(Errno::ENOSPC | Errno::EDQUOT)),
-        }
-    }
 }
