@@ -160,6 +160,8 @@ mod tests {
             ("in", "did you mean in-async-code or in-tests?"),
             ("fork", "did you mean after-a-fork?"),
             ("unlok", "did you mean unlock?"),
+            // A page and a verb.
+            ("exce", "did you mean exec?"),
             ("xyzzy", "lock-server help lists them"),
         ] {
             let (code, message) = said(asked);

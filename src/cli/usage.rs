@@ -4,15 +4,28 @@ use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 
 /// Options that have another name under other verbs, or in flock(1): the verb, the option that was typed, and its name
 /// under this verb.
-const SAME_MEANING: [(&str, &str, &str); 8] = [
+const SAME_MEANING: [(&str, &str, &str); 7] = [
     ("lock", "-n", "--try"),
     ("lock", "--nonblock", "--try"),
     ("lock", "-w", "--lock-attempt-timeout"),
     ("lock", "--wait", "--lock-attempt-timeout"),
-    ("lock", "--timeout", "--lock-attempt-timeout"),
     ("exec", "--try", "--nonblock"),
     ("exec", "--lock-attempt-timeout", "--wait"),
     ("run", "--version", "lock-server --version"),
+];
+
+/// What a word too many means under a verb, with the word for `{}`. A number is a port under each verb that takes one.
+const MEANT_BY_WORD: [(&str, &str); 10] = [
+    ("lock", "--name {}"),
+    ("unlock", "--name {}"),
+    ("renew", "--name {}"),
+    ("verify", "--name {}"),
+    ("break", "--holder {}"),
+    ("events", "--prefix {}"),
+    ("list", "lock-server show {}"),
+    ("status", "lock-server show {}"),
+    ("ping", "--host {}"),
+    ("shutdown", "--host {}"),
 ];
 
 /// A switch that is followed by `=`, as in `--try=yes`.
@@ -40,14 +53,16 @@ pub fn explain(
     }
     if let Some(missing) = said.strip_prefix("Required positional arguments not provided:") {
         let missing: Vec<&str> = missing.split_ascii_whitespace().collect();
-        return Some(format!("{} is missing", missing.join(" and ")));
+        let verb = if missing.len() > 1 { "are" } else { "is" };
+        return Some(format!("{} {verb} missing", missing.join(" and ")));
     }
     if let Some((option, wrong)) = said
         .strip_prefix("Error parsing option '")
+        .or_else(|| said.strip_prefix("Error parsing positional argument '"))
         .and_then(|rest| rest.split_once("' with value '"))
     {
         let (value, why) = wrong.split_once("': ")?;
-        return Some(format!("{option} {value}: {}", why.trim_end()));
+        return Some(format!("{} {value}: {}", spelled(option), why.trim_end()));
     }
     // The last option lacks its value.
     let option = arguments.last()?;
@@ -62,6 +77,14 @@ pub fn explain(
     Some(format!("{option} needs a value{wanted}"))
 }
 
+/// An option, or another argument as the help names it.
+fn spelled(argument: &str) -> String {
+    match argument.starts_with('-') {
+        true => argument.into(),
+        false => argument.to_uppercase(),
+    }
+}
+
 fn unrecognized(
     unknown: &str,
     arguments: &[&str],
@@ -72,23 +95,40 @@ fn unrecognized(
     let Some(verb) = named(arguments.first()?) else {
         return (!is_option).then(|| no_such_command(unknown, verbs));
     };
-    let mut late = arguments.iter().skip(1).filter_map(|word| named(word));
-    Some(match (verb.name, late.next()) {
+    let late = arguments
+        .iter()
+        .skip(1)
+        .position(|word| named(word).is_some());
+    Some(match (verb.name, late) {
         ("run", Some(late)) => {
-            format!("the command comes first: lock-server {} ...", late.name)
+            let (before, after) = arguments[1..].split_at(late);
+            let words = [&after[..1], before, &after[1..]].concat().join(" ");
+            format!("the command comes first: lock-server {words}")
         }
         ("exec", _) if !is_option => format!(
             "a second name, {unknown}; the command comes after --, as in: \
              lock-server exec KEYA -- ls -l"
         ),
-        _ if !is_option => format!("one argument too many: {unknown}"),
+        _ if !is_option => one_too_many(unknown, verb),
         (name, _) => no_such_option(unknown, name, verb.flags),
     })
 }
 
+fn one_too_many(word: &str, verb: &CommandInfoWithArgs) -> String {
+    let takes_port = verb.flags.iter().any(|flag| flag.long == "--port");
+    let mut forms = MEANT_BY_WORD.iter();
+    let form = match forms.find(|(of, _)| *of == verb.name) {
+        _ if takes_port && word.parse::<u16>().is_ok() => Some("--port {}"),
+        form => form.map(|(_, form)| *form),
+    };
+    let hint = form.map(|form| format!("; did you mean {}?", form.replace("{}", word)));
+    format!("one argument too many: {word}{}", hint.unwrap_or_default())
+}
+
 fn no_such_command(unknown: &str, verbs: &[CommandInfoWithArgs]) -> String {
     let names: Vec<&str> = verbs.iter().map(|verb| verb.name).collect();
-    let hint = match meant(&unknown.to_lowercase(), &names) {
+    let words = [names.as_slice(), &["help", "--version"]].concat();
+    let hint = match meant(&unknown.to_lowercase(), &words) {
         Some(meant) => format!("did you mean {meant}?"),
         None => format!("one of {}", names.join(", ")),
     };
@@ -109,9 +149,36 @@ fn no_such_option(unknown: &str, verb: &str, flags: &[FlagInfo]) -> String {
         None if is_run_together(unknown, flags) => {
             "; put blanks between short options and their values, as in: -q -w 5".into()
         }
-        None => String::new(),
+        None => match longer(unknown, flags).as_slice() {
+            [] => String::new(),
+            [one] => format!("; did you mean {}?", one.long),
+            several => {
+                let several = several.iter().map(|flag| {
+                    // The first clause; the rest is for --help.
+                    let about = flag.description.split(';').next();
+                    format!("{} ({})", flag.long, about.unwrap_or_default())
+                });
+                let several: Vec<_> = several.collect();
+                format!("; did you mean {}?", several.join(" or "))
+            }
+        },
     };
     format!("no such option: {unknown}{hint}")
+}
+
+/// The options that end like this one, which lacks their first words; or else those that begin with its one letter.
+fn longer<'a>(unknown: &str, flags: &'a [FlagInfo<'a>]) -> Vec<&'a FlagInfo<'a>> {
+    let shown = flags.iter().filter(|flag| !flag.hidden);
+    let end = unknown.replacen("--", "-", 1);
+    let ending = shown.clone().filter(|flag| flag.long.ends_with(&end));
+    let mut ending = ending.peekable();
+    match unknown.get(..2) {
+        Some(letter) if letter != "--" && ending.peek().is_none() => {
+            let begin = format!("-{letter}");
+            shown.filter(|flag| flag.long.starts_with(&begin)).collect()
+        }
+        _ => ending.collect(),
+    }
 }
 
 /// The nearest word, of which at most a third of the letters, or only their order, differs. `None` if two words are
@@ -126,6 +193,8 @@ pub fn meant<'a>(unknown: &str, words: &[&'a str]) -> Option<&'a str> {
     let ranked = words.iter().filter_map(|word| Some((rank(word)?, *word)));
     let mut ranked: Vec<_> = ranked.collect();
     ranked.sort();
+    // A verb may be a topic of `help`, too.
+    ranked.dedup();
     match ranked.as_slice() {
         [(first, _), (second, _), ..] if first == second => None,
         ranked => ranked.first().map(|(_, word)| *word),
