@@ -21,6 +21,16 @@ pub fn explain(error: &Error) -> String {
             "the server refused {question} ({reason}): it allows that if it was started with {option}"
         );
     }
+    if let Error::Refused {
+        reason: Refusal::BadRequest,
+        message,
+        ..
+    } = error
+        && let Some((parameter, said)) = message.split_once(' ')
+        && let Some(option) = option_of(parameter)
+    {
+        return format!("{option} {said} (the server's --max-{})", &option[2..]);
+    }
     let causes = successors(error.source(), |&cause| cause.source());
     let said = causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"));
     match advice(error) {
@@ -41,6 +51,15 @@ pub fn explain_store(error: &StoreError) -> String {
         _ => return error.to_string(),
     };
     format!("{error}; {advice}")
+}
+
+/// The option for a parameter whose range a server sets. `None` for any other word: the message may be about anything.
+fn option_of(parameter: &str) -> Option<&'static str> {
+    match parameter {
+        "lock_timeout" => Some("--lock-timeout"),
+        "lock_attempt_timeout" => Some("--lock-attempt-timeout"),
+        _ => None,
+    }
 }
 
 /// The option of a server that allows this question.

@@ -558,7 +558,7 @@ fn wrong_usage_of_exec_is_exit_64_and_runs_nothing() {
         ("K L", run, "L"),
         ("K", &[], "no command"),
         ("K --", &[], "no command"),
-        ("--lock-timeout 0 K", run, "lock_timeout"),
+        ("--lock-timeout 0 K", run, "--lock-timeout 0: give"),
         ("--lock-timeout 3601 K", run, "3600"),
         ("--name= K", run, "the requester is empty"),
     ] {
@@ -848,6 +848,7 @@ fn a_nested_exec_for_the_same_key_fails_at_once() {
         nested.expect_stderr(&[
             "lock-server: K is held by ",
             "which this command runs under",
+            "unlock K first",
         ]);
     }
     let same_name = [PROGRAM, "exec", "--name", "ME", "K", "--", "true"];

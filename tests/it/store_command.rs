@@ -164,12 +164,29 @@ fn a_file_that_is_not_a_sound_store_is_refused_with_exit_1() {
     }
 }
 
+/// Seen to fail: `file:PATH` was the name of a file that does not exist.
+#[test]
+fn the_path_may_be_written_as_the_option_store_has_it() {
+    let store = StoreFile::with("");
+    let path = store.path.display();
+    let said = format!("{path}: 0 holds, no fence yet, format 1, ok\n");
+    typed(&format!("store check file:{path}")).expect(0, &said);
+    assert_eq!(
+        typed(&format!("store dump file:{path}")).stdout,
+        store.look("dump").stdout
+    );
+}
+
 #[test]
 fn store_needs_a_word_and_a_path() {
     for (line, why) in [
-        ("store", "WHAT and PATH is missing"),
+        ("store", "WHAT and PATH are missing"),
         ("store check", "PATH is missing"),
-        ("store repair locks.db", "give check or dump"),
+        ("store repair locks.db", "WHAT repair: give check or dump"),
+        (
+            "store dump etcd:http://h:2379",
+            "PATH etcd:http://h:2379: give the PATH of a store in a file",
+        ),
         (
             "store check locks.db other.db",
             "one argument too many: other.db",

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
 
-use crate::cli::parsers::{client_port, count, exit_code, note, seconds, slots};
+use crate::cli::parsers::{attempt, client_port, count, exit_code, lease, note, seconds, slots};
 
 /// Which server to ask, and under which name, as far as options give it.
+#[derive(Default)]
 pub struct Target {
     /// The name or address of the server.
     pub host: Option<String>,
@@ -95,11 +96,11 @@ full or ending, 71 the answer could not be written."
     /// The arguments of `lock`.
     Lock {
         /// how long the lock lasts; default: the server's
-        #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+        #[argh(option, arg_name = "SECONDS", from_str_fn(lease))]
         lock_timeout: Option<Duration>,
 
         /// how long to wait; default: the server's
-        #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+        #[argh(option, arg_name = "SECONDS", from_str_fn(attempt))]
         lock_attempt_timeout: Option<Duration>,
 
         /// do not wait; as --lock-attempt-timeout 0
@@ -163,7 +164,7 @@ the server does not allow, 69 no server there."
     /// The arguments of `renew`.
     Renew {
         /// how long it lasts from now on; default: as before
-        #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+        #[argh(option, arg_name = "SECONDS", from_str_fn(lease))]
         lock_timeout: Option<Duration>,
 
         /// only the lock of this fence; lock --shell prints it
@@ -275,7 +276,7 @@ pub struct Exec {
     pub conflict_exit_code: Option<u8>,
 
     /// length of the lease that is renewed; default 30
-    #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+    #[argh(option, arg_name = "SECONDS", from_str_fn(lease))]
     pub lock_timeout: Option<Duration>,
 
     /// how long the command may take; default: no end

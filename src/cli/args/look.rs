@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use super::Target;
 use crate::cli::columns::Columns;
-use crate::cli::parsers::client_port;
+use crate::cli::parsers::{client_port, store_file};
 
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
@@ -154,8 +154,8 @@ pub struct StoreArgs {
     #[argh(positional, arg_name = "WHAT", from_str_fn(parse_look))]
     pub what: StoreLook,
 
-    /// the file, as in --store file:PATH
-    #[argh(positional, arg_name = "PATH")]
+    /// the file, with or without the file: of --store
+    #[argh(positional, arg_name = "PATH", from_str_fn(store_file))]
     pub path: PathBuf,
 }
 
