@@ -61,8 +61,16 @@ impl ServerAddress {
             option,
             reason: format!("{text:?} is no host:port and no URL of a server: {reason}"),
         };
+        if text.contains(char::is_whitespace) {
+            return Err(bad("there is a blank in it; commas separate servers".into()));
+        }
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (Some(scheme), rest),
+            None if text.contains('/') => {
+                return Err(bad(format!(
+                    "a URL begins with http://, as in http://{text}"
+                )));
+            }
             None => (None, text),
         };
         let default_port = match scheme {
@@ -72,9 +80,7 @@ impl ServerAddress {
             Some("https") => return Err(bad(NO_TLS.into())),
             Some(_) => return Err(bad("only http:// and https:// are known".into())),
         };
-        // Without a scheme the slash stays, and is refused as part of the port.
-        let end = rest.find('/').filter(|_| scheme.is_some());
-        let (authority, path) = rest.split_at(end.unwrap_or(rest.len()));
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = parse_address(authority).map_err(bad)?;
         let prefix = path.trim_end_matches('/').to_string();
         match bad_prefix(&prefix) {
@@ -227,19 +233,22 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_url_of_a_server_is_refused() {
-        for text in [
-            "http://",
-            "http:///locks",
-            "http://me@h/locks",
-            "http://h:9/a?b",
-            "http://h:9/a b",
-            "http://h:9/a#b",
-            "https://",
-            "HTTPS//h:9",
-            "ftp://h:9",
-            "h:9/locks",
+        for (text, reason) in [
+            ("http://", "the host is empty"),
+            ("http:///locks", "the host is empty"),
+            ("http://me@h/locks", "no name and no address"),
+            ("http://h:9/a?b", "no path of a URL"),
+            ("http://h:9/a#b", "no path of a URL"),
+            ("http://h:9/a b", "a blank"),
+            ("h :9", "a blank"),
+            ("h:1 i:2", "commas separate servers"),
+            ("https://", ""),
+            ("HTTPS//h:9", "a URL begins with http://"),
+            ("ftp://h:9", "only http:// and https://"),
+            ("h:9/locks", "as in http://h:9/locks"),
         ] {
-            assert!(text.parse::<ServerAddress>().is_err(), "{text}");
+            let refused = text.parse::<ServerAddress>().expect_err(text);
+            assert!(refused.to_string().contains(reason), "{refused}");
         }
     }
 }
