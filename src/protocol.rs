@@ -374,7 +374,10 @@ impl From<Malformed> for Reply {
             Malformed::NoSuchVerb => {
                 let [others @ .., last] = &VERBS;
                 let others: Vec<String> = others.iter().map(ToString::to_string).collect();
-                let message = format!("no such verb; ask {} or {last}", others.join(", "));
+                let message = format!(
+                    "no such verb; ask, in this upper and lower case, {} or {last}",
+                    others.join(", ")
+                );
                 Reply::refusal(Status::NotFound, Refusal::NoSuchVerb, message)
             }
             Malformed::BadRequest(reason) => {

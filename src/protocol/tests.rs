@@ -968,7 +968,7 @@ fn a_question_that_was_not_understood_has_its_own_reply() {
         (reply.status, body(&reply)),
         (
             Status::NotFound,
-            "0\nno such verb; ask /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
+            "0\nno such verb; ask, in this upper and lower case, /CHECK/key, /LOCK/key/requester, /UNLOCK/key/requester, \
          /RENEW/key/requester, /VERIFY/key/requester, /PING, /SHUTDOWN, /BREAK/key, /livez, /readyz, /locks, /status, /metrics, /events or /\n"
                 .into(),
         )

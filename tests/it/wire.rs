@@ -331,7 +331,12 @@ fn a_bad_request_gets_a_status_and_a_sentence_and_changes_nothing() {
         ),
         (long.as_str(), 400, "bad-request", "30000 bytes long"),
         ("//", 400, "bad-request", "too many segments"),
-        ("/lock/KEYA/CLIENT_A", 404, "no-such-verb", "no such verb"),
+        (
+            "/lock/KEYA/CLIENT_A",
+            404,
+            "no-such-verb",
+            "no such verb; ask, in this upper and lower case, /CHECK/key, /LOCK/key/requester",
+        ),
         ("/STATUS", 404, "no-such-verb", "no such verb"),
         ("/SHUTDOWN", 403, "forbidden", "allow_shutdown"),
     ];
