@@ -24,12 +24,16 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
     if !(asked.is_quiet && args.yes) {
         show(&detail, &meant);
     }
+    if meant.is_empty() {
+        asked.say(|| "nothing was broken".into());
+        return Ok(answer(false));
+    }
+    // Before any other reason: it is final. With --yes the server says it.
+    if !args.yes {
+        check_permission(client)?;
+    }
     let hold = match meant.as_slice() {
         [hold] => hold,
-        [] => {
-            asked.say(|| "nothing was broken".into());
-            return Ok(answer(false));
-        }
         several => {
             return Err(Failure::usage(format!(
                 "{} hold {key}; say whose hold to break, with --fence or --holder",
@@ -37,7 +41,7 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
             )));
         }
     };
-    if !args.yes && !is_wanted(client)? {
+    if !args.yes && !is_wanted()? {
         asked.say(|| "nothing was broken".into());
         return Ok(answer(false));
     }
@@ -90,16 +94,21 @@ fn in_words(key: &str, hold: &HeldBy) -> String {
     )
 }
 
-/// Asks on the terminal whether to break the hold, if the server allows that.
-fn is_wanted(client: &Client) -> Result<bool, Failure> {
+/// An error if the server does not allow this client to break a hold.
+fn check_permission(client: &Client) -> Result<(), Failure> {
+    if client.status()?.may_break {
+        return Ok(());
+    }
+    let message = "this server does not let you break it: that takes a token of the role admin, or --allow-break \
+                   where it has no tokens";
+    Err(Failure::new(UNREACHABLE, message))
+}
+
+/// Asks on the terminal whether to break the hold.
+fn is_wanted() -> Result<bool, Failure> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         let message = "there is no terminal to ask on; give --yes to break it without a question";
         return Err(Failure::usage(message));
-    }
-    if !client.status()?.may_break {
-        let message = "this server does not let you break it: that takes a token of the role admin, or --allow-break \
-                       where it has no tokens";
-        return Err(Failure::new(UNREACHABLE, message));
     }
     // If the terminal can't be written to, the read fails, too.
     let _ = write!(io::stderr(), "Break it? [y/N] ");

@@ -488,6 +488,24 @@ fn without_a_terminal_break_needs_the_option_yes() {
     assert!(server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
 }
 
+/// Seen to fail: it asked for `--yes` first, or whose hold to break, and then said that neither helps.
+#[test]
+fn that_a_user_may_not_break_is_the_only_reason_that_is_said() {
+    let server = start(options());
+    for name in ["CLIENT_A", "CLIENT_B"] {
+        let shared = server
+            .client(name)
+            .lock_with("KEYA", &LockOptions::shared());
+        shared.expect("there is room");
+        let outcome = typed(&server, "break KEYA");
+        outcome.expect(69, "");
+        outcome.expect_stderr(&["KEYA is held by ", "this server does not let you break it"]);
+        for other in ["--yes", "--holder", "--help"] {
+            assert!(!outcome.stderr.contains(other), "{outcome:?}");
+        }
+    }
+}
+
 #[test]
 fn on_a_terminal_break_asks_first() {
     let server = server();
