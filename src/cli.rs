@@ -23,6 +23,7 @@ pub mod reasons;
 pub mod role;
 pub mod serve;
 pub mod service;
+pub mod status;
 mod stdout;
 pub mod store;
 pub mod usage;

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use cli::args::{self, Command, Given, Subcommand};
 use cli::exit::Failure;
-use cli::{ask, break_lock, completion, daemon, events, exec, look, pages, print, serve, store};
+use cli::{
+    ask, break_lock, completion, daemon, events, exec, look, pages, print, serve, status, store,
+};
 
 fn main() -> ExitCode {
     let Given { arguments, words } = match args::from_env() {
@@ -31,7 +33,7 @@ fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode,
         Subcommand::Start(args) => daemon::start(args.into()),
         Subcommand::Stop(args) => daemon::stop(args),
         Subcommand::Restart(args) => daemon::restart(args.into()),
-        Subcommand::Status(args) => daemon::status(args),
+        Subcommand::Status(args) => status::status(args),
         Subcommand::Lock(args) => ask::lock(&args),
         Subcommand::Unlock(args) => ask::unlock(&args),
         Subcommand::Renew(args) => ask::renew(&args),

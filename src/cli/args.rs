@@ -189,9 +189,11 @@ Without a command: run. Help on a command: {command_name} COMMAND --help
 Pages on tokens, services, stores and more: {command_name} help
 LOCK_SERVER (host:port or a URL, or several with commas between, of which one
 leads) and LOCK_SERVER_NAME say where lock, unlock, renew, check, verify,
-break, exec, events, list, show, ping and shutdown ask, and under which name.
-Options override them. A server that asks for a token gets the one from the
-file in LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
+break, exec, events, list, show, ping, shutdown and status ask, and under
+which name. Options override them. stop and restart take the port from
+LOCK_SERVER, if that names this machine; run and start do not read it. A
+server that asks for a token gets the one from the file in
+LOCK_SERVER_TOKEN_FILE, or else LOCK_SERVER_TOKEN.
 
 Exit codes, except of exec, which has its own:
   0     done, or the answer is yes

@@ -22,6 +22,10 @@ pub const SERVER_VARIABLE: &str = "LOCK_SERVER";
 /// The variable with the name to ask under, if no option gives it.
 pub const NAME_VARIABLE: &str = "LOCK_SERVER_NAME";
 
+/// What to do if the address of a server needs TLS and this program has none.
+const INSTALL_WITH_TLS: &str =
+    ", in its sources with: cargo install --locked --path . --features tls";
+
 /// How many may hold the key together, from the options.
 pub fn slots(sharing: Sharing) -> Result<u32, Failure> {
     let alone = LockOptions::default().slots;
@@ -135,6 +139,7 @@ pub fn verify(args: &Verify) -> Result<ExitCode, Failure> {
 pub fn ping(target: &Target) -> Result<ExitCode, Failure> {
     match target.client()?.try_ping() {
         Ok(()) => Ok(answer(true)),
+        Err(error @ Error::InvalidOption { .. }) => Err(error.into()),
         // What answers is no lock server.
         Err(error) => Err(Failure::new(UNREACHABLE, explain(&error))),
     }
@@ -241,7 +246,11 @@ impl Target {
             Some(text) if self.host.is_none() || self.port.is_none() => {
                 ServerAddress::parse_list(&text).map_err(|error| match error {
                     Error::InvalidOption { reason, .. } => {
-                        Failure::usage(format!("bad {SERVER_VARIABLE}: {reason}"))
+                        let install = match text.contains("https://") {
+                            true if !cfg!(feature = "tls") => INSTALL_WITH_TLS,
+                            _ => "",
+                        };
+                        Failure::usage(format!("bad {SERVER_VARIABLE}: {reason}{install}"))
                     }
                     error => error.into(),
                 })?

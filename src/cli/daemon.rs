@@ -1,5 +1,4 @@
-//! The server in the background: start, stop, restart, status. The server is that of `run`, in a process that is forked
-//! here.
+//! The server in the background: start, stop, restart. The server is that of `run`, in a process that is forked here.
 
 use std::env;
 use std::fs::{self, File};
@@ -10,18 +9,18 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::{Client, ClientOptions, Options, Server, ServerAddress, StoreAddress, Token};
+use lock_server::{Client, Options, Server, ServerAddress, StoreAddress};
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{self, AccessFlags, ForkResult, Pid};
 
 use crate::cli::advice::explain;
-use crate::cli::args::{ServerArgs, StatusArgs, Stop};
+use crate::cli::args::{ServerArgs, Stop};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
-use crate::cli::local_server::{self, Answering};
+use crate::cli::local_server::{self, Answering, but_answers, client_of, found_by_port};
 use crate::cli::pid_file::{Found, PidFile, PidRecord};
-use crate::cli::{open_log, print, print_and, role, say, serve, start_log};
+use crate::cli::{open_log, print, role, say, serve, start_log};
 
 /// How long a server may take until it answers. It needs some milliseconds; the rest is for a busy machine.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,10 +42,9 @@ pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
 /// Stops the server that the pid file names, or else the one at the port. If only a pid file is given, the server at
 /// the default port may be a different one.
 pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
-    let defaults = Options::default();
-    let port = args.port.unwrap_or(defaults.port);
     let may_go_by_port = args.port.is_some() || args.pid_file.is_none();
-    let pid_file = PidFile::new(args.pid_file, port)?;
+    let here = local_server::meant(args.port, args.pid_file.is_some())?;
+    let pid_file = PidFile::new(args.pid_file, here.port)?;
     let path = pid_file.path();
     let not_running = match pid_file.find()? {
         Found::Running(server, file) => {
@@ -60,21 +58,21 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
         }
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
-    let host = &defaults.host;
-    let why = match local_server::ask(host, port)? {
+    let port = here.port;
+    let why = match local_server::ask(&here)? {
         Answering::Ours(server) if may_go_by_port => {
             server.end()?;
-            say(&found_by_port(&pid_file, host, port));
+            say(&found_by_port(&pid_file, &here));
             print(&format!("stopped process {}", server.pid));
             return Ok(ExitCode::SUCCESS);
         }
         Answering::Ours(_) => {
             let why = format!(" as another process than {path} names; stop it with --port {port}");
-            but_answers(&pid_file, host, port, &why)
+            but_answers(&pid_file, &here, &why)
         }
         Answering::NotOurs(why) => {
             let why = format!(": {why}; end it where it was started");
-            but_answers(&pid_file, host, port, &why)
+            but_answers(&pid_file, &here, &why)
         }
         Answering::NotHttp(why) => format!("; {why}"),
         Answering::Nothing => format!("; no running server has the pid file {path}"),
@@ -83,11 +81,14 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
 }
 
 /// Stops the server, if it runs, and starts it again with these options.
-pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
+pub fn restart(mut args: ServerArgs) -> Result<ExitCode, Failure> {
     close_inherited();
     let may_go_by_port = args.pid_file.is_none();
-    let pid_file = PidFile::new(args.pid_file, args.options.port)?;
-    let port = args.options.port;
+    // The old server listens on this machine, whatever the new `--host` is.
+    let here = local_server::meant(args.port, args.pid_file.is_some())?;
+    let port = here.port;
+    args.options.port = port;
+    let pid_file = PidFile::new(args.pid_file, port)?;
     let mut store = None;
     let classic_port = if let Found::Running(old, file) = pid_file.find()? {
         try_options(&args.options, |port| old.endpoint.has(port))?;
@@ -95,14 +96,12 @@ pub fn restart(args: ServerArgs) -> Result<ExitCode, Failure> {
         end(&old, &file, &pid_file)?;
         old.endpoint.classic_port
     } else {
-        // The old server listens on this machine, whatever the new `--host` is.
-        let host = Options::default().host;
-        match local_server::ask(&host, port)? {
+        match local_server::ask(&here)? {
             Answering::Ours(old) if may_go_by_port => {
                 try_options(&args.options, |port| old.ports.contains(&port))?;
-                store = store_of(at(&host, port));
+                store = store_of(here.clone());
                 old.end()?;
-                say(&found_by_port(&pid_file, &host, port));
+                say(&found_by_port(&pid_file, &here));
                 print(&format!("stopped process {}", old.pid));
                 old.ports.into_iter().find(|other| *other != port)
             }
@@ -153,88 +152,6 @@ fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<
 fn store_of(here: ServerAddress) -> Option<String> {
     let client = client_of(here, Duration::from_secs(1));
     Some(client.status().ok()?.store?.kind)
-}
-
-/// Prints whether the server that the pid file names runs and answers, or else the one at the port.
-pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
-    let defaults = Options::default();
-    let port = args.port.unwrap_or(defaults.port);
-    let host = args.host.unwrap_or(defaults.host);
-    let may_go_by_port = args.port.is_some() || args.pid_file.is_none();
-    let pid_file = PidFile::new(args.pid_file, port)?;
-    let path = pid_file.path();
-    let not_running = match pid_file.find()? {
-        Found::Running(PidRecord { pid, endpoint }, _) => {
-            let here = endpoint.reachable();
-            if Client::new("status", &here.host, here.port).ping() {
-                let role = role_of(&here);
-                return Ok(print(&format!(
-                    "running, process {pid}, on {endpoint}{role}"
-                )));
-            }
-            let address = endpoint.address;
-            let line = format!("process {pid} runs but does not answer on {address}");
-            return Ok(print_and(&line, FAILED.into()));
-        }
-        Found::Nothing => "not running".into(),
-        Found::Stale(why, _) => format!("not running; {path} is stale: {why}"),
-        Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
-    };
-    let why = match local_server::ask(&host, port)? {
-        Answering::Ours(server) if may_go_by_port => {
-            say(&found_by_port(&pid_file, &host, port));
-            let (pid, here) = (server.pid, at(&host, port));
-            let role = role_of(&here);
-            return Ok(print(&format!("running, process {pid}, on {here}{role}")));
-        }
-        Answering::Ours(server) => {
-            let why = format!(" as process {}", server.pid);
-            but_answers(&pid_file, &host, port, &why)
-        }
-        Answering::NotOurs(why) => but_answers(&pid_file, &host, port, &format!(": {why}")),
-        Answering::NotHttp(why) => format!("; {why}"),
-        Answering::Nothing => String::new(),
-    };
-    Ok(print_and(&format!("{not_running}{why}"), FAILED.into()))
-}
-
-/// The role of a server on this machine in its cluster, in words. It is asked with the token of the environment.
-fn role_of(here: &ServerAddress) -> String {
-    let usual = ClientOptions::default().answer_timeout;
-    role::of(&client_of(here.clone(), usual))
-}
-
-/// A client that asks once, with the token of the environment.
-fn client_of(here: ServerAddress, answer_timeout: Duration) -> Client {
-    let options = ClientOptions {
-        token: Token::from_env().ok().flatten(),
-        reconnect_attempts: 0,
-        answer_timeout,
-        ..ClientOptions::default()
-    };
-    Client::at("status", &here, options)
-}
-
-fn at(host: &str, port: u16) -> ServerAddress {
-    ServerAddress {
-        host: host.into(),
-        port,
-        ..ServerAddress::default()
-    }
-}
-
-/// A message about how a server was found without its pid file.
-fn found_by_port(pid_file: &PidFile, host: &str, port: u16) -> String {
-    let (path, here) = (pid_file.path(), at(host, port));
-    format!(
-        "{path} names no running server; the server that answers on {here} was asked for its process"
-    )
-}
-
-/// What answers at the port if no pid file names a running server: the end of a sentence.
-fn but_answers(pid_file: &PidFile, host: &str, port: u16, why: &str) -> String {
-    let (path, here) = (pid_file.path(), at(host, port));
-    format!(", but a server that has no {path} answers on {here}{why}")
 }
 
 /// Closes the descriptors that the caller had open: a server in the background would keep them open for as long as it
@@ -430,10 +347,5 @@ mod tests {
         ] {
             assert!(why.contains(word) && !is_another(&why), "{why}");
         }
-    }
-
-    #[test]
-    fn an_ipv6_address_is_named_in_brackets() {
-        assert_eq!(at("::1", 8004).to_string(), "[::1]:8004");
     }
 }

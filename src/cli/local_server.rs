@@ -1,4 +1,5 @@
-//! A server on this machine that no pid file names: it is asked for its process, and the answer is checked.
+//! A server on this machine: which one is meant; and one that no pid file names is asked for its process, and the answer
+//! is checked.
 //!
 //! Anything may listen at a port and name any process. A process counts as the server if it belongs to this user (or
 //! this user is root), runs this program, and has the socket open that listens at the port. All that is read after a
@@ -7,12 +8,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use lock_server::{Client, Error};
+use lock_server::{Client, ClientOptions, Error, ServerAddress, Token};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,7 +22,10 @@ use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 
 use crate::cli::advice::explain;
+use crate::cli::args::Target;
+use crate::cli::ask::SERVER_VARIABLE;
 use crate::cli::exit::Failure;
+use crate::cli::pid_file::PidFile;
 
 /// How long a process may take to end, once for each signal.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,21 +53,89 @@ pub struct LocalServer {
     pidfd: OwnedFd,
 }
 
+/// The server that `stop` and `restart` act on: the one at the port, or else the one that the environment names, which
+/// has to be on this machine. A pid file names its server itself.
+pub fn meant(port: Option<u16>, has_pid_file: bool) -> Result<ServerAddress, Failure> {
+    if port.is_some() || has_pid_file {
+        return Ok(at(None, port));
+    }
+    let mut named = Target::default().addresses()?;
+    match (named.pop(), named.as_slice()) {
+        (Some(one), []) if is_here(&one) => Ok(one),
+        (last, others) => {
+            let all: Vec<String> = others
+                .iter()
+                .chain(&last)
+                .map(ToString::to_string)
+                .collect();
+            Err(Failure::usage(format!(
+                "{SERVER_VARIABLE} names {}, but stop and restart act on one server of this machine; give its --port",
+                all.join(",")
+            )))
+        }
+    }
+}
+
+/// The server at this host and port, or else at the default ones.
+pub fn at(host: Option<String>, port: Option<u16>) -> ServerAddress {
+    let usual = ServerAddress::default();
+    ServerAddress {
+        host: host.unwrap_or(usual.host),
+        port: port.unwrap_or(usual.port),
+        ..ServerAddress::default()
+    }
+}
+
+/// Whether an address leads to this machine, and to the server itself.
+pub fn is_here(address: &ServerAddress) -> bool {
+    let has_proxy = address.is_https || !address.prefix.is_empty();
+    // Only a machine's own address can be bound. Nobody sends anything to this socket.
+    !has_proxy && UdpSocket::bind((address.host.as_str(), 0)).is_ok()
+}
+
+/// A client that asks once, with the token of the environment.
+pub fn client_of(address: ServerAddress, answer_timeout: Duration) -> Client {
+    let options = ClientOptions {
+        token: Token::from_env().ok().flatten(),
+        reconnect_attempts: 0,
+        answer_timeout,
+        ..ClientOptions::default()
+    };
+    Client::at("status", &address, options)
+}
+
+/// A message about how a server was found without its pid file.
+pub fn found_by_port(pid_file: &PidFile, here: &ServerAddress) -> String {
+    let path = pid_file.path();
+    format!(
+        "{path} names no running server; the server that answers on {here} was asked for its process"
+    )
+}
+
+/// What answers at the port if no pid file names a running server: the end of a sentence.
+pub fn but_answers(pid_file: &PidFile, here: &ServerAddress, why: &str) -> String {
+    let path = pid_file.path();
+    format!(", but a server that has no {path} answers on {here}{why}")
+}
+
 /// Asks what listens at the port. Nothing listens at port 0.
-pub fn ask(host: &str, port: u16) -> Result<Answering, Failure> {
+pub fn ask(here: &ServerAddress) -> Result<Answering, Failure> {
+    let port = here.port;
     if port == 0 {
         return Ok(Answering::Nothing);
     }
-    Ok(match Client::new("status", host, port).server_process() {
-        Ok(Some(pid)) => match LocalServer::of(pid, port) {
-            Ok(server) => Answering::Ours(server),
-            Err(why) => Answering::NotOurs(why),
+    Ok(
+        match Client::new("status", &here.host, port).server_process() {
+            Ok(Some(pid)) => match LocalServer::of(pid, port) {
+                Ok(server) => Answering::Ours(server),
+                Err(why) => Answering::NotOurs(why),
+            },
+            Ok(None) => Answering::NotOurs("it has no process of its own on this machine".into()),
+            Err(error @ Error::NotHttp { .. }) => Answering::NotHttp(explain(&error)),
+            Err(error @ Error::InvalidOption { .. }) => return Err(error.into()),
+            Err(_) => Answering::Nothing,
         },
-        Ok(None) => Answering::NotOurs("it has no process of its own on this machine".into()),
-        Err(error @ Error::NotHttp { .. }) => Answering::NotHttp(explain(&error)),
-        Err(error @ Error::InvalidOption { .. }) => return Err(error.into()),
-        Err(_) => Answering::Nothing,
-    })
+    )
 }
 
 impl LocalServer {

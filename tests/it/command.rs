@@ -660,9 +660,9 @@ fn restart_starts_where_nothing_runs() {
 fn restart_with_options_that_cannot_serve_leaves_the_server_alone() {
     let daemon = Daemon::started("");
     let pid = daemon.pid();
-    let outcome = daemon.typed("restart --port 0 --lock-timeout 0");
+    let outcome = daemon.typed("restart --port 0 --max-lock-timeout 1");
     outcome.expect(2, "");
-    outcome.expect_stderr(&["--lock-timeout", "0 s is not between 0.001 s"]);
+    outcome.expect_stderr(&["--max-lock-timeout", "1 s is less than lock_timeout"]);
     assert_eq!(daemon.pid(), pid);
     assert_eq!(daemon.typed("status").code, Some(0));
 }
@@ -1302,18 +1302,35 @@ fn a_lock_may_give_its_times_within_the_servers_range() {
     server
         .typed("lock --name B --lock-attempt-timeout 0.05 KEYA")
         .expect(1, "0\n");
-    for (line, parameter) in [
-        ("lock --lock-timeout 3601 KEYB", "lock_timeout"),
-        ("lock --lock-timeout 0 KEYB", "lock_timeout"),
+    for (line, said) in [
+        (
+            "lock --lock-timeout 3601 KEYB",
+            "--lock-timeout is \"3601\"; give seconds, from 0.001 to 3600, which is the most here \
+             (the server's --max-lock-timeout)\n",
+        ),
+        (
+            "lock --lock-timeout -1 KEYB",
+            "--lock-timeout -1: give a number of seconds, 0.001 to 31536000 (365 days)",
+        ),
+        (
+            "lock --lock-attempt-timeout 1e9 KEYB",
+            "--lock-attempt-timeout 1e9: give a number of seconds, 0 to 31536000 (365 days)",
+        ),
         (
             "lock --lock-attempt-timeout 3601 KEYB",
-            "lock_attempt_timeout",
+            "--lock-attempt-timeout is \"3601\"; give seconds, from 0 to 3600",
         ),
-        ("renew --name A --lock-timeout 3601 KEYA", "lock_timeout"),
+        (
+            "renew --name A --lock-timeout 3601 KEYA",
+            "--lock-timeout is \"3601\"; give seconds, from 0.001 to 3600",
+        ),
     ] {
         let outcome = server.typed(line);
         outcome.expect(2, "");
-        outcome.expect_stderr(&[parameter, "3600", " --help"]);
+        outcome.expect_stderr(&["lock-server: ", said, " --help"]);
+        for word in ["lock_timeout", "lock_attempt_timeout"] {
+            assert!(!outcome.stderr.contains(word), "{outcome:?}");
+        }
     }
 }
 
@@ -1682,6 +1699,23 @@ fn an_invalid_address_in_the_environment_is_wrong_usage() {
         outcome.expect(2, "");
         outcome.expect_stderr(&["LOCK_SERVER", address, "lock-server ping --help"]);
     }
+    for (address, hint) in [
+        (
+            "h:8004/locks",
+            "a URL begins with http://, as in http://h:8004/locks",
+        ),
+        ("h 8004", "there is a blank in it"),
+        ("h:1 i:2", "there is a blank in it; commas separate servers"),
+        ("http://h/a b", "there is a blank in it"),
+    ] {
+        let outcome = Outcome::of(program(["ping"]).env("LOCK_SERVER", address));
+        outcome.expect(2, "");
+        outcome.expect_stderr(&[hint]);
+    }
+    // No host is a URL or has a blank.
+    let outcome = Outcome::of(program(["ping", "--host"]).arg("a b"));
+    outcome.expect(2, "");
+    outcome.expect_stderr(&["bad option --host", "such as localhost"]);
     let not_utf8 = OsString::from_vec(b"caf\xe9".to_vec());
     let outcome = Outcome::of(program(["lock", "K"]).env("LOCK_SERVER_NAME", not_utf8));
     outcome.expect(2, "");
@@ -1694,7 +1728,90 @@ fn https_without_the_feature_is_wrong_usage_that_names_the_feature() {
     let mut command = program(["ping"]);
     let outcome = Outcome::of(command.env("LOCK_SERVER", "https://localhost:8004"));
     outcome.expect(2, "");
-    outcome.expect_stderr(&["LOCK_SERVER", "without TLS", "--features tls"]);
+    let install = "cargo install --locked --path . --features tls\n";
+    outcome.expect_stderr(&["LOCK_SERVER", "without TLS", install]);
+}
+
+/// Runs a command line with this `LOCK_SERVER`, and with the usual pid files in this folder.
+fn asked_of(address: &str, line: &str, folder: &Path) -> Outcome {
+    let mut command = program(line.split_ascii_whitespace());
+    command.env("XDG_RUNTIME_DIR", folder);
+    Outcome::of(command.env("LOCK_SERVER", address))
+}
+
+/// Seen to fail: `stop` ended the server at 8004, whatever `LOCK_SERVER` said.
+#[test]
+fn stop_and_restart_act_on_the_server_of_this_machine_that_the_environment_names() {
+    let server = Foreground::run("");
+    let (pid, here) = (server.child.id(), server.address.clone());
+    let folder = tempfile::tempdir().expect("a folder");
+    let asked = |line: &str, address: &str| asked_of(address, line, folder.path());
+    for address in [
+        format!("192.0.2.1:{}", server.port()),
+        format!("{here},{here}"),
+        format!("http://{here}/locks"),
+    ] {
+        for verb in ["stop", "restart"] {
+            let outcome = asked(verb, &address);
+            outcome.expect(2, "");
+            let names = format!("LOCK_SERVER names {address}, but");
+            outcome.expect_stderr(&[&names, "of this machine; give its --port"]);
+        }
+    }
+    asked("stop", "a b").expect(2, "");
+    assert_eq!(http(&here, "/PING"), "1");
+
+    let restarted = asked("restart", &here);
+    let mut daemon = Daemon::none();
+    daemon.pid_file = folder
+        .path()
+        .join(format!("lock-server-{}.pid", server.port()));
+    let stopped = format!("stopped process {pid}\n");
+    restarted.expect(0, &(stopped + &daemon.started_line()));
+    assert_eq!(daemon.address(), here);
+    let stopped = format!("stopped process {}\n", daemon.pid());
+    asked("stop", &here).expect(0, &stopped);
+
+    // What options name is what is meant.
+    let other = Daemon::none();
+    let started = asked(
+        &format!("start --port 0 --pid-file {}", other.pid_file.display()),
+        "192.0.2.1:1",
+    );
+    started.expect(0, &other.started_line());
+    let stop = asked(
+        &format!("stop --pid-file {}", other.pid_file.display()),
+        "192.0.2.1:1",
+    );
+    assert_eq!(stop.code, Some(0), "{stop:?}");
+}
+
+/// Seen to fail: `status` was about the server at 8004, and `--host` changed nothing.
+#[test]
+fn status_asks_each_server_that_the_environment_or_an_option_names() {
+    let (server, closed) = (Foreground::run(""), ClosedPort::new());
+    let (here, port) = (server.address.as_str(), server.port());
+    let nobody = format!("127.0.0.1:{}", closed.port);
+    let folder = tempfile::tempdir().expect("a folder");
+    let asked = |line: &str, address: &str| asked_of(address, line, folder.path());
+    let running = format!("running, process {}, on {here}\n", server.child.id());
+    let not_running = format!("not running on {nobody}\n");
+    asked("status", here).expect(0, &running);
+    asked("status", &nobody).expect(1, &not_running);
+    asked("status", &format!("{nobody},{here}")).expect(1, &(not_running + &running));
+    asked(&format!("status --port {port}"), &nobody).expect(0, &running);
+    asked(&format!("status --port {}", closed.port), here).expect(1, "not running\n");
+    let line = format!("not running on 127.0.0.2:{port}\n");
+    asked(&format!("status --host 127.0.0.2 --port {port}"), here).expect(1, &line);
+    asked("status", "a b").expect(2, "");
+
+    let daemon = Daemon::started("");
+    let (pid, address) = (daemon.pid(), daemon.address());
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    let line =
+        format!("process {pid} runs, on {address}, but does not answer on 127.0.0.2:{port}\n");
+    let elsewhere = format!("status --host 127.0.0.2 --port {port}");
+    daemon.typed(&elsewhere).expect(1, &line);
 }
 
 #[test]
@@ -1990,7 +2107,7 @@ fn wrong_usage_is_exit_2_and_names_the_help() {
         ("run --lock-timeout=inf", ["inf", "--lock-timeout"]),
         (
             "run --lock-timeout 0",
-            ["0 s is not between 0.001 s", "--lock-timeout"],
+            ["0.001 to 31536000", "--lock-timeout"],
         ),
         (
             "start --lock-attempt-timeout 3s",
@@ -2074,7 +2191,47 @@ fn wrong_usage_suggests_the_right_word() {
         ),
         (
             "lock --timeout 5 K",
-            "no such option: --timeout; did you mean --lock-attempt-timeout?\n",
+            "no such option: --timeout; did you mean --lock-timeout (how long the lock lasts) or \
+             --lock-attempt-timeout (how long to wait)?\n",
+        ),
+        (
+            "renew --timeout 5 K",
+            "no such option: --timeout; did you mean --lock-timeout?\n",
+        ),
+        (
+            "start -p 8004",
+            "no such option: -p; did you mean --port (port to serve on) or --pid-file (the pid file)?\n",
+        ),
+        (
+            "lock -p 8004 K",
+            "no such option: -p; did you mean --port?\n",
+        ),
+        ("lock - K", "no such option: -\n"),
+        // What a word too many was meant as.
+        (
+            "stop 8004",
+            "one argument too many: 8004; did you mean --port 8004?\n",
+        ),
+        (
+            "break K NAME",
+            "one argument too many: NAME; did you mean --holder NAME?\n",
+        ),
+        (
+            "list K",
+            "one argument too many: K; did you mean lock-server show K?\n",
+        ),
+        ("show K L", "one argument too many: L\n"),
+        (
+            "--port 8004 list --json",
+            "the command comes first: lock-server list --port 8004 --json\n",
+        ),
+        (
+            "version",
+            "no such command: version; did you mean --version?\n",
+        ),
+        (
+            "help exce",
+            "no such topic or command: exce; did you mean exec?\n",
         ),
         (
             "exec -w5 K -- ls",
@@ -2110,7 +2267,11 @@ fn wrong_usage_suggests_the_right_word() {
         ("lock", "KEY is missing\n"),
         (
             "lock --lock-timeout x K",
-            "--lock-timeout x: give a number of seconds, 0 or more, such as 2.5\n",
+            "--lock-timeout x: give a number of seconds, 0.001 to 31536000 (365 days), such as 2.5\n",
+        ),
+        (
+            "exec --timeout 3s K -- ls",
+            "--timeout 3s: give a number of seconds, 0 or more, such as 2.5\n",
         ),
         (
             "list -o nope",

@@ -66,6 +66,7 @@
 //! | on a terminal it asks first | `break_lock::on_a_terminal_break_asks_first` |
 //! | but not a user who may not break it | `break_lock::a_user_who_may_not_break_learns_that_before_the_question` |
 //! | without a terminal it needs `--yes` | `break_lock::without_a_terminal_break_needs_the_option_yes` |
+//! | that the user may not break it is the only reason that is said | `break_lock::that_a_user_may_not_break_is_the_only_reason_that_is_said` |
 //! | a requester that takes the key during the question keeps it | `break_lock::a_requester_that_takes_the_key_during_the_question_keeps_it` |
 //! | **Events** | |
 //! | each event has its fields, events arrive in order, and a prefix selects keys | `events::each_event_has_its_fields_and_events_arrive_in_order` |
@@ -150,6 +151,7 @@
 //! | a server that starts on it has all its holds | `store_format::a_server_on_a_store_of_each_format_has_all_its_holds` |
 //! | and leaves it readable for the earlier version | `store_format::a_server_leaves_a_store_of_each_format_in_that_format` |
 //! | `store check` prints the number of holds in one line | `store_command::check_prints_the_number_of_holds_in_one_line` |
+//! | the path may be written as `--store` has it | `store_command::the_path_may_be_written_as_the_option_store_has_it` |
 //! | `store dump` prints the fields that the guide names | `store_command::dump_prints_the_fields_that_the_guide_names` |
 //! | a file that is not a sound store is refused in a sentence | `store_command::a_file_that_is_not_a_sound_store_is_refused_with_exit_1` |
 //! | **Clients of a cluster** | |
@@ -485,6 +487,8 @@
 //! | start, status, restart, stop | `command::a_daemon_is_started_asked_restarted_and_stopped` |
 //! | a server whose pid file is gone is stopped by its port | `command::a_server_whose_pid_file_is_gone_is_found_and_stopped_by_its_port` |
 //! | so is one with another pid file, which can also be restarted | `command::a_server_with_another_pid_file_is_found_by_its_port_and_restarted` |
+//! | `stop` and `restart` act on the server of this machine that `LOCK_SERVER` names | `command::stop_and_restart_act_on_the_server_of_this_machine_that_the_environment_names` |
+//! | `status` asks each server that `LOCK_SERVER` or an option names | `command::status_asks_each_server_that_the_environment_or_an_option_names` |
 //! | a removed pid file is written again | `command::a_removed_pid_file_is_written_again_and_stop_uses_it` |
 //! | no process is signalled because another program names it | `command::a_process_that_is_not_the_answering_server_is_not_signalled` |
 //! | nor another user's server | `command::another_users_server_is_not_stopped_by_its_port_and_the_error_names_the_user` |

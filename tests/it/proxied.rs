@@ -222,6 +222,11 @@ fn a_url_with_a_prefix_leads_through_a_proxy() {
     }
     assert_eq!(asked("lock --name A KEYA", "/a/locks").code, Some(0));
     asked("verify --name A KEYA", "/a/locks").expect(0, "1\n");
+    let line = format!(
+        "a server answers on http://127.0.0.1:{}/a/locks\n",
+        gateway.port
+    );
+    asked("status", "/a/locks").expect(0, &line);
     let script = "exec KEYB -- sh -c";
     let mut command = program(script.split_ascii_whitespace());
     let url = format!("http://127.0.0.1:{}/a/locks", gateway.port);

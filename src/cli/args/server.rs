@@ -6,7 +6,7 @@ use std::time::Duration;
 use argh::{ArgsInfo, FromArgs};
 use lock_server::{ClusterOptions, Options, StoreAddress};
 
-use crate::cli::parsers::{count, on_or_off, seconds, server_port, store};
+use crate::cli::parsers::{attempt, count, lease, on_or_off, seconds, server_port, store};
 
 /// The options of `run`, `start` and `restart`.
 pub struct ServerArgs {
@@ -14,6 +14,8 @@ pub struct ServerArgs {
     pub options: Options,
     /// The path of the pid file, if it is not the default one.
     pub pid_file: Option<PathBuf>,
+    /// The port, if it was given.
+    pub port: Option<u16>,
     /// The first of the given options that says where to listen, if there is one.
     pub listens_by: Option<&'static str>,
 }
@@ -55,11 +57,11 @@ macro_rules! server_verbs {
             allow_host: Vec<String>,
 
             /// how long a lock lasts; default 3 (etcd 30)
-            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+            #[argh(option, arg_name = "SECONDS", from_str_fn(lease))]
             lock_timeout: Option<Duration>,
 
             /// how long a LOCK waits; default 4
-            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+            #[argh(option, arg_name = "SECONDS", from_str_fn(attempt))]
             lock_attempt_timeout: Option<Duration>,
 
             /// let clients stop the server; default no
@@ -123,11 +125,11 @@ macro_rules! server_verbs {
             time_between_attempts: Option<Duration>,
 
             /// longest lock to ask for; default 3600
-            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+            #[argh(option, arg_name = "SECONDS", from_str_fn(lease))]
             max_lock_timeout: Option<Duration>,
 
             /// longest wait to ask for; default 3600
-            #[argh(option, arg_name = "SECONDS", from_str_fn(seconds))]
+            #[argh(option, arg_name = "SECONDS", from_str_fn(attempt))]
             max_lock_attempt_timeout: Option<Duration>,
 
             /// LOCKs that may wait; default 10000
@@ -204,6 +206,7 @@ macro_rules! server_verbs {
                 ServerArgs {
                     options,
                     pid_file: args.pid_file,
+                    port: args.port,
                     listens_by: listens_by.map(|(option, _)| *option),
                 }
             }
@@ -248,8 +251,8 @@ No log without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or
         description = "stop the server in the background, if there is one, and start it again",
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
-Locks end, except those in a --store. The old server's options are not kept.
-Log and pid file: as for start. Exit codes: 0 it serves, 1 not, 2 wrong usage."
+Locks end, except those in a --store; no option is kept. Port: as for stop. Log
+and pid file: as for start. Exit codes: 0 it serves, 1 not, 2 wrong usage."
     )]
     /// The arguments of `restart`.
     Restart
@@ -268,11 +271,12 @@ Sends SIGTERM, and SIGKILL if the process has not ended after 5 seconds. A pid
 file is trusted only if it is yours or root's and its server still has it
 locked (flock); a stale one is removed. Without one, the server at the port is
 asked for its process, also one of run; with --pid-file only if --port is given.
+It stops no server of another machine, also if LOCK_SERVER names one.
 Exit codes: 0 stopped, 1 not running or cannot be stopped, 2 wrong usage."
 )]
 /// The arguments of `stop`.
 pub struct Stop {
-    /// the port given to start; default 8004
+    /// port given to start; default: LOCK_SERVER, or 8004
     #[argh(option, arg_name = "PORT", from_str_fn(server_port))]
     pub port: Option<u16>,
 
@@ -285,17 +289,19 @@ pub struct Stop {
 #[argh(
     subcommand,
     name = "status",
-    description = "say whether the server in the background runs and answers",
+    description = "say whether a server runs and answers",
     usage = "[options]",
     help_triggers("-h", "--help", "help"),
     example = "{command_name}\n{command_name} --port 8080",
     note = "\
-Without a pid file, the server at the port is asked for its process.
+Without a pid file, the server at the port is asked for its process. Without
+options it is about the server in LOCK_SERVER, or each of several, in a line.
+One of another machine, or behind a proxy, is only asked whether it answers.
 Exit codes: 0 it runs and answers, 1 it does not, 2 wrong usage."
 )]
 /// The arguments of `status`.
 pub struct StatusArgs {
-    /// where to ask if there is no pid file; default 127.0.0.1
+    /// where to ask; default 127.0.0.1
     #[argh(option, arg_name = "HOST")]
     pub host: Option<String>,
 

@@ -1,0 +1,148 @@
+//! `status`: whether servers run and answer: the one of a pid file, the one at a port of this machine, or those that the
+//! environment names.
+
+use std::process::ExitCode;
+
+use lock_server::{Client, ClientOptions, Error, ServerAddress};
+
+use crate::cli::advice::explain;
+use crate::cli::args::{StatusArgs, Target};
+use crate::cli::ask::{SERVER_VARIABLE, variable};
+use crate::cli::exit::{FAILED, Failure};
+use crate::cli::local_server::{
+    self, Answering, at, but_answers, client_of, found_by_port, is_here,
+};
+use crate::cli::pid_file::{Found, PidFile, PidRecord};
+use crate::cli::{print, print_and, role, say};
+
+/// Prints a line for each server that is meant. Options override the environment. Success if all of them run.
+pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
+    let has_option = args.host.is_some() || args.port.is_some() || args.pid_file.is_some();
+    let names_host = match has_option {
+        true => args.host.is_some(),
+        false => variable(SERVER_VARIABLE)?.is_some(),
+    };
+    // If only a pid file is given, the server at the default port may be a different one.
+    let may_go_by_port = args.port.is_some() || args.pid_file.is_none();
+    let meant = match has_option {
+        true => vec![at(args.host, args.port)],
+        false => Target::default().addresses()?,
+    };
+    let mut code = ExitCode::SUCCESS;
+    for address in meant {
+        let state = if args.pid_file.is_some() || is_here(&address) {
+            let pid_file = PidFile::new(args.pid_file.clone(), address.port)?;
+            here(&pid_file, &address, names_host, may_go_by_port)?
+        } else {
+            elsewhere(&address)?
+        };
+        let printed = match state {
+            Health::Up(line) => print(&line),
+            Health::Down(line) => print_and(&line, FAILED.into()),
+        };
+        if printed != ExitCode::SUCCESS {
+            code = printed;
+        }
+    }
+    Ok(code)
+}
+
+/// How a server is, in a line.
+enum Health {
+    Up(String),
+    Down(String),
+}
+
+/// The server that the pid file names, or else the one at the port. It is asked at the address, if that was named.
+fn here(
+    pid_file: &PidFile,
+    address: &ServerAddress,
+    names_host: bool,
+    may_go_by_port: bool,
+) -> Result<Health, Failure> {
+    let path = pid_file.path();
+    let mut not_running = "not running".to_string();
+    if names_host {
+        not_running += &format!(" on {address}");
+    }
+    let not_running = match pid_file.find()? {
+        Found::Running(PidRecord { pid, endpoint }, _) => {
+            let asked = match names_host {
+                true => address.clone(),
+                false => endpoint.reachable(),
+            };
+            let client = asked_once(&asked);
+            return Ok(match client.ping() {
+                true => {
+                    let role = role::of(&client);
+                    Health::Up(format!("running, process {pid}, on {endpoint}{role}"))
+                }
+                false if names_host => Health::Down(format!(
+                    "process {pid} runs, on {endpoint}, but does not answer on {asked}"
+                )),
+                false => {
+                    let address = endpoint.address;
+                    Health::Down(format!(
+                        "process {pid} runs but does not answer on {address}"
+                    ))
+                }
+            });
+        }
+        Found::Nothing => not_running,
+        Found::Stale(why, _) => format!("{not_running}; {path} is stale: {why}"),
+        Found::Foreign(why) => format!("{not_running}; {path} is no pid file of ours: {why}"),
+    };
+    by_port(pid_file, address, may_go_by_port, &not_running)
+}
+
+/// The server that answers at the port, without a pid file.
+fn by_port(
+    pid_file: &PidFile,
+    here: &ServerAddress,
+    may_go_by_port: bool,
+    not_running: &str,
+) -> Result<Health, Failure> {
+    let why = match local_server::ask(here)? {
+        Answering::Ours(server) if may_go_by_port => {
+            say(&found_by_port(pid_file, here));
+            let role = role::of(&asked_once(here));
+            let line = format!("running, process {}, on {here}{role}", server.pid);
+            return Ok(Health::Up(line));
+        }
+        Answering::Ours(server) => {
+            let why = format!(" as process {}", server.pid);
+            but_answers(pid_file, here, &why)
+        }
+        Answering::NotOurs(why) => but_answers(pid_file, here, &format!(": {why}")),
+        Answering::NotHttp(why) => format!("; {why}"),
+        Answering::Nothing => String::new(),
+    };
+    Ok(Health::Down(format!("{not_running}{why}")))
+}
+
+/// A server on another machine, or behind a proxy: its process can't be inspected.
+fn elsewhere(address: &ServerAddress) -> Result<Health, Failure> {
+    let client = asked_once(address);
+    Ok(match client.try_ping() {
+        Ok(()) => Health::Up(format!(
+            "a server answers on {address}{}",
+            role::of(&client)
+        )),
+        Err(error @ Error::InvalidOption { .. }) => return Err(error.into()),
+        Err(error) => Health::Down(explain(&error)),
+    })
+}
+
+fn asked_once(address: &ServerAddress) -> Client {
+    client_of(address.clone(), ClientOptions::default().answer_timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_is_named_in_brackets() {
+        assert_eq!(at(Some("::1".into()), Some(8004)).to_string(), "[::1]:8004");
+    }
+}
