@@ -179,12 +179,9 @@ impl<W> Entry<W> {
         ends.into_iter().chain(leaves).min()
     }
 
-    /// Takes out the head of the queue if it timed out before the instant `before` and the holders leave room for a
-    /// waiter behind it.
+    /// Takes out the head of the queue if it timed out before the instant `before`. It is in the way of those behind it
+    /// only while the holders [leave room](Self::has_room).
     pub fn pop_impatient(&mut self, before: Instant) -> Option<(Ticket, Queued<W>)> {
-        if !self.has_room() {
-            return None;
-        }
         self.pop_head_if(|head| head.deadline < before)
     }
 

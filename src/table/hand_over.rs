@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::entry::Entry;
+use super::expiry::Indexed;
 use super::queue::Queued;
 use super::{Ledger, LockTable};
 use crate::event::{Change, EndedHold};
@@ -138,7 +139,7 @@ impl<W> LockTable<W> {
             let hold = entry.pop_lapsed(ended).expect(HELD);
             self.ledger
                 .end_hold(hold.expires, key.clone(), hold, Change::Expired);
-            let free = self.ledger.index(entry, key);
+            let free = self.ledger.put_back(entry.indexed(), key);
             self.free(free);
         }
         false
@@ -209,27 +210,30 @@ impl<W> Ledger<W> {
                 if self.ends_left == 0 && entry.has_lapsed(at) {
                     // The next step goes on with the rest of this instant before anything else happens to this key.
                     self.is_behind = true;
-                    return self.index(entry, key);
+                    return self.put_back(entry.indexed(), key);
                 }
             }
-            while let Some((ticket, waiter)) = entry.pop_impatient(at) {
-                self.waiters -= 1;
-                let left = Change::Left { ticket, gone: None };
-                self.note(key.clone(), waiter.claim.requester, left);
+            // Without room nobody gets in, and those who time out leave by themselves.
+            if entry.has_room() {
+                while let Some((ticket, waiter)) = entry.pop_impatient(at) {
+                    self.waiters -= 1;
+                    let left = Change::Left { ticket, gone: None };
+                    self.note(key.clone(), waiter.claim.requester, left);
+                }
+                if let Some((ticket, waiter)) = entry.pop_admitted() {
+                    self.waiters -= 1;
+                    self.proposals.push_back(Proposal {
+                        key,
+                        since: at,
+                        ticket,
+                        waiter,
+                    });
+                    return None;
+                }
             }
-            if let Some((ticket, waiter)) = entry.pop_admitted() {
-                self.waiters -= 1;
-                self.proposals.push_back(Proposal {
-                    key,
-                    since: at,
-                    ticket,
-                    waiter,
-                });
-                return None;
-            }
-            match entry.next_change() {
-                Some(next) if next <= now => at = next,
-                _ => return self.index(entry, key),
+            match entry.indexed() {
+                Some(Indexed { due: (next, _), .. }) if next <= now => at = next,
+                indexed => return self.put_back(indexed, key),
             }
         }
     }
@@ -251,8 +255,8 @@ impl<W> Ledger<W> {
     }
 
     /// Puts the key into the expiry index. Returns it if it is free.
-    fn index(&mut self, entry: &Entry<W>, key: Key) -> Option<Key> {
-        match entry.indexed() {
+    fn put_back(&mut self, indexed: Option<Indexed>, key: Key) -> Option<Key> {
+        match indexed {
             Some(at) => {
                 self.ends.insert(at, key);
                 None
