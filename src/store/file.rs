@@ -84,6 +84,17 @@ impl Opened {
     }
 }
 
+/// Empties the log, so that the file alone is the store: a copy that is put in its place later must not meet its log. The
+/// empty log keeps its room on the disk for the next server.
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // If it fails, the log stays as it is, and belongs to the file.
+        if checkpoint(&self.database, Checkpoint::Truncate).is_ok() {
+            self.room.keep_log();
+        }
+    }
+}
+
 impl FileStore {
     /// The store in this file. `open` makes the file if it is missing.
     pub fn new(path: &Path, sync: Sync) -> Self {
@@ -108,7 +119,8 @@ impl FileStore {
     /// Syncs everything that was read. The process before may have written it without a sync, and this server is going
     /// to report it as durable.
     fn settle(&self, database: &Connection, file: &LockedFile) -> Result<(), StoreError> {
-        match checkpoint(database, Checkpoint::Truncate) {
+        // The log keeps its length, and so its room on the disk.
+        match checkpoint(database, Checkpoint::Passive) {
             // SQLite syncs the log before it needs room in the file.
             Err(error) if is_full(&error) => {}
             done => done.map_err(|error| fault(&self.path, error))?,
@@ -153,10 +165,14 @@ impl Store for FileStore {
             database,
             file,
             in_log: 0,
-            room: Room::default(),
+            room: Room::new(&self.path)?,
         };
-        // Without room, grants are refused until there is some.
+        // Without room for a grant, grants are refused until there is some. But without room for an end, the first UNLOCK
+        // would wait for it, and each question after it.
         opened.reserve(&self.path, &Batch::default())?;
+        if !opened.room.is_for_ends() {
+            return Err(StoreError::Full);
+        }
         self.opened = Some(opened);
         Ok(recovered)
     }

@@ -64,6 +64,7 @@ fn on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost() {
         assert!(is_refused(&wire.ask(&lock(10_000))));
 
         server.kill();
+        while filler.write_all(&[1; 512]).is_ok() {}
         let _server = place.run(&[]);
         let mut wire = Wire::to_port(place.port);
         for (key, fence) in fences.iter().enumerate() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, params};
+use rusqlite::{Connection, DEFAULT_NAME, Error, ErrorCode, FileControl, OpenFlags, Row, params};
 
 use super::locked::{FORMAT, log_of};
 use super::{Depth, Sync};
@@ -48,7 +48,9 @@ pub(super) fn open_to_write(path: &Path, sync: Sync, vfs: &str) -> Result<Connec
         database.pragma_update(None, "temp_store", "memory")?;
         database.pragma_update(None, "journal_mode", "wal")?;
         // SQLite's automatic checkpoints do not report their errors.
-        database.pragma_update(None, "wal_autocheckpoint", 0)
+        database.pragma_update(None, "wal_autocheckpoint", 0)?;
+        // Otherwise SQLite removes the log at an orderly end, with the room that is reserved in it.
+        database.file_control(DEFAULT_NAME, FileControl::PersistWal(&mut 1))
     };
     set_up().map_err(|error| fault(path, error))?;
     Ok(database)

@@ -27,17 +27,33 @@ const MARGIN: u64 = 64 * 1024;
 const ROW: usize = 64;
 
 /// The room that the files of an opened store have.
-#[derive(Default)]
 pub(super) struct Room {
     /// That of the file, in bytes.
     file: u64,
     /// How much of it the pages may take, also those in the log.
     pages: u64,
+    log: File,
     /// Whether the log has [`LOG`] bytes.
     has_log: bool,
 }
 
 impl Room {
+    /// Without any room yet. Opens the log, which is there.
+    pub fn new(path: &Path) -> Result<Self, StoreError> {
+        let log = File::options().write(true).open(log_of(path));
+        Ok(Room {
+            file: 0,
+            pages: 0,
+            log: log.map_err(|error| StoreError::Io(log_of(path), error))?,
+            has_log: false,
+        })
+    }
+
+    /// Whether a hold can end in any case.
+    pub fn is_for_ends(&self) -> bool {
+        self.has_log
+    }
+
     /// Reserves what a batch of grants and the ends after it may need. `false` if the disk is full.
     pub fn reserve(
         &mut self,
@@ -47,9 +63,7 @@ impl Room {
         batch: &Batch,
     ) -> Result<bool, StoreError> {
         if !self.has_log {
-            let log = File::options().write(true).open(log_of(path));
-            let log = log.map_err(|error| StoreError::Io(log_of(path), error))?;
-            self.has_log = allocate(&log, 0, LOG);
+            self.keep_log();
         }
         // A leaf of the tree may be half empty.
         let added = 2 * batch.records.iter().map(length).sum::<u64>();
@@ -69,6 +83,11 @@ impl Room {
             }
         }
         Ok(false)
+    }
+
+    /// Gives the log its room, again if it was cut.
+    pub fn keep_log(&mut self) {
+        self.has_log = allocate(&self.log, 0, LOG);
     }
 
     /// Notes that a checkpoint has cut the file down to its pages.
