@@ -102,26 +102,69 @@ fn unrecognized(
     Some(match (verb.name, late) {
         ("run", Some(late)) => {
             let (before, after) = arguments[1..].split_at(late);
-            let words = [&after[..1], before, &after[1..]].concat().join(" ");
-            format!("the command comes first: lock-server {words}")
+            let verb = named(after[0]).unwrap_or(verb);
+            let before = before.iter().map(|word| known(word, verb)).collect();
+            let words = [vec![after[0]], before, after[1..].to_vec()].concat();
+            format!("the command comes first: lock-server {}", words.join(" "))
         }
         ("exec", _) if !is_option => format!(
             "a second name, {unknown}; the command comes after --, as in: \
              lock-server exec KEYA -- ls -l"
         ),
-        _ if !is_option => one_too_many(unknown, verb),
+        _ if !is_option => one_too_many(unknown, &arguments[1..], verb),
         (name, _) => no_such_option(unknown, name, verb.flags),
     })
 }
 
-fn one_too_many(word: &str, verb: &CommandInfoWithArgs) -> String {
+/// An option as the verb has it, if only one can be meant; else the word itself.
+fn known<'a>(word: &'a str, verb: &CommandInfoWithArgs) -> &'a str {
+    let has = |flag: &FlagInfo| flag.long == word || is_short(word, flag);
+    if !word.starts_with('-') || verb.flags.iter().any(has) {
+        return word;
+    }
+    let mut same = SAME_MEANING.iter();
+    let same = same.find(|(of, typed, _)| (*of, *typed) == (verb.name, word));
+    let options: Vec<&'static str> = verb.flags.iter().map(|flag| flag.long).collect();
+    let near = || meant(word, &options);
+    let long = || match longer(word, verb.flags).as_slice() {
+        [one] => Some(one.long),
+        _ => None,
+    };
+    let same = same.map(|(_, _, meant)| *meant);
+    same.or_else(near).or_else(long).unwrap_or(word)
+}
+
+/// The first argument of a verb that is neither an option nor the value of one.
+fn first_word<'a>(arguments: &[&'a str], verb: &CommandInfoWithArgs) -> Option<&'a str> {
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        if *word == "--" {
+            return words.next().copied();
+        }
+        if !word.starts_with('-') {
+            return Some(word);
+        }
+        let mut flags = verb.flags.iter();
+        let flag = flags.find(|flag| flag.long == *word || is_short(word, flag));
+        if flag.is_some_and(|flag| flag.kind != FlagInfoKind::Switch) {
+            words.next();
+        }
+    }
+    None
+}
+
+fn one_too_many(word: &str, arguments: &[&str], verb: &CommandInfoWithArgs) -> String {
     let takes_port = verb.flags.iter().any(|flag| flag.long == "--port");
     let mut forms = MEANT_BY_WORD.iter();
     let form = match forms.find(|(of, _)| *of == verb.name) {
         _ if takes_port && word.parse::<u16>().is_ok() => Some("--port {}"),
         form => form.map(|(_, form)| *form),
     };
-    let hint = form.map(|form| format!("; did you mean {}?", form.replace("{}", word)));
+    // The two may have been swapped.
+    let key =
+        first_word(arguments, verb).filter(|_| verb.positionals.iter().any(|of| of.name == "KEY"));
+    let key = key.map_or(String::new(), |key| format!("{key} is the key; "));
+    let hint = form.map(|form| format!("; {key}did you mean {}?", form.replace("{}", word)));
     format!("one argument too many: {word}{}", hint.unwrap_or_default())
 }
 
@@ -167,7 +210,7 @@ fn no_such_option(unknown: &str, verb: &str, flags: &[FlagInfo]) -> String {
 }
 
 /// The options that end like this one, which lacks their first words; or else those that begin with its one letter.
-fn longer<'a>(unknown: &str, flags: &'a [FlagInfo<'a>]) -> Vec<&'a FlagInfo<'a>> {
+fn longer<'a, 'b>(unknown: &str, flags: &'a [FlagInfo<'b>]) -> Vec<&'a FlagInfo<'b>> {
     let shown = flags.iter().filter(|flag| !flag.hidden);
     let end = unknown.replacen("--", "-", 1);
     let ending = shown.clone().filter(|flag| flag.long.ends_with(&end));
@@ -205,6 +248,12 @@ fn sorted(word: &str) -> Vec<char> {
     let mut letters: Vec<char> = word.chars().collect();
     letters.sort();
     letters
+}
+
+/// Whether it is an option's short form.
+fn is_short(word: &str, flag: &FlagInfo) -> bool {
+    flag.short
+        .is_some_and(|letter| word == format!("-{letter}"))
 }
 
 /// Whether it is a short option with something attached.

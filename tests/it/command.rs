@@ -2214,7 +2214,15 @@ fn wrong_usage_suggests_the_right_word() {
         ),
         (
             "break K NAME",
-            "one argument too many: NAME; did you mean --holder NAME?\n",
+            "one argument too many: NAME; K is the key; did you mean --holder NAME?\n",
+        ),
+        (
+            "unlock --fence 1 A KEYA",
+            "one argument too many: KEYA; A is the key; did you mean --name KEYA?\n",
+        ),
+        (
+            "verify --quiet -- A KEYA",
+            "one argument too many: KEYA; A is the key; did you mean --name KEYA?\n",
         ),
         (
             "list K",
@@ -2224,6 +2232,14 @@ fn wrong_usage_suggests_the_right_word() {
         (
             "--port 8004 list --json",
             "the command comes first: lock-server list --port 8004 --json\n",
+        ),
+        (
+            "-p 8004 lock KEYA",
+            "the command comes first: lock-server lock --port 8004 KEYA\n",
+        ),
+        (
+            "-q lock KEYA",
+            "the command comes first: lock-server lock -q KEYA\n",
         ),
         (
             "version",
