@@ -16,9 +16,10 @@ use nix::unistd::{self, AccessFlags, ForkResult, Pid};
 
 use crate::cli::advice::explain;
 use crate::cli::args::{ServerArgs, Stop};
-use crate::cli::endpoint::Endpoint;
+use crate::cli::ask::SERVER_VARIABLE;
+use crate::cli::endpoint::{self, Endpoint};
 use crate::cli::exit::{FAILED, Failure};
-use crate::cli::local_server::{self, Answering, but_answers, client_of, found_by_port};
+use crate::cli::local_server::{self, Answering, Meant, at, but_answers, client_of, found_by_port};
 use crate::cli::pid_file::{Found, PidFile, PidRecord};
 use crate::cli::{open_log, print, role, say, serve, start_log};
 
@@ -35,21 +36,40 @@ const RESTART_AGAIN: &str =
 /// Starts a server, and returns once it answers.
 pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
     close_inherited();
+    let has_pid_file = args.pid_file.is_some();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
-    start_with(args.options, pid_file, serve::STOP_IT)
+    let wanted = at(Some(args.options.host.clone()), Some(args.options.port));
+    start_with(args.options, pid_file, |running| {
+        serve::stop_it(running, &wanted, has_pid_file)
+    })
 }
 
 /// Stops the server that the pid file names, or else the one at the port. If only a pid file is given, the server at
 /// the default port may be a different one.
 pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
-    let may_go_by_port = args.port.is_some() || args.pid_file.is_none();
-    let here = local_server::meant(args.port, args.pid_file.is_some())?;
+    let has_pid_file = args.pid_file.is_some();
+    let may_go_by_port = args.port.is_some() || !has_pid_file;
+    let meant = local_server::meant(args.port, has_pid_file)?;
+    let here = &meant.address;
     let pid_file = PidFile::new(args.pid_file, here.port)?;
     let path = pid_file.path();
+    let mut other = None;
     let not_running = match pid_file.find()? {
-        Found::Running(server, file) => {
+        Found::Running(server, file) if meant.is(&server.endpoint) => {
             end(&server, &file, &pid_file)?;
             return Ok(ExitCode::SUCCESS);
+        }
+        Found::Running(PidRecord { endpoint, .. }, _) if has_pid_file => {
+            let port = here.port;
+            let why = format!(
+                "{path} names the server on {endpoint}, not one at port {port}; nothing was stopped: leave out --port or --pid-file"
+            );
+            return Err(Failure::new(FAILED, why));
+        }
+        Found::Running(PidRecord { endpoint, .. }, _) => {
+            let why = format!("not running on {here}; {path} names the server on {endpoint}");
+            other = Some(endpoint);
+            why
         }
         Found::Nothing => "not running".into(),
         Found::Stale(why, file) => {
@@ -59,22 +79,23 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
         Found::Foreign(why) => format!("not running; {path} is no pid file of ours: {why}"),
     };
     let port = here.port;
-    let why = match local_server::ask(&here)? {
+    let why = match local_server::ask(here)? {
         Answering::Ours(server) if may_go_by_port => {
             server.end()?;
-            say(&found_by_port(&pid_file, &here));
+            say(&found_by_port(&pid_file, other.as_ref(), here));
             print(&format!("stopped process {}", server.pid));
             return Ok(ExitCode::SUCCESS);
         }
         Answering::Ours(_) => {
             let why = format!(" as another process than {path} names; stop it with --port {port}");
-            but_answers(&pid_file, &here, &why)
+            but_answers(&pid_file, here, &why)
         }
         Answering::NotOurs(why) => {
             let why = format!(": {why}; end it where it was started");
-            but_answers(&pid_file, &here, &why)
+            but_answers(&pid_file, here, &why)
         }
         Answering::NotHttp(why) => format!("; {why}"),
+        Answering::Nothing if other.is_some() => String::new(),
         Answering::Nothing => format!("; no running server has the pid file {path}"),
     };
     Err(Failure::new(FAILED, format!("{not_running}{why}")))
@@ -85,23 +106,38 @@ pub fn restart(mut args: ServerArgs) -> Result<ExitCode, Failure> {
     close_inherited();
     let may_go_by_port = args.pid_file.is_none();
     // The old server listens on this machine, whatever the new `--host` is.
-    let here = local_server::meant(args.port, args.pid_file.is_some())?;
-    let port = here.port;
+    let meant = local_server::meant(args.port, args.pid_file.is_some())?;
+    let here = &meant.address;
+    let pid_file = PidFile::new(args.pid_file.take(), here.port)?;
+    // A stale file is closed again here, so that the new server can lock it.
+    let running = match pid_file.find()? {
+        Found::Running(old, file) => Some((old, file)),
+        _ => None,
+    };
+    let port = match &running {
+        // Its port may change.
+        Some((old, _)) if !may_go_by_port => args.port.unwrap_or(old.endpoint.address.port()),
+        Some((other, _)) if !meant.is(&other.endpoint) => {
+            return Err(not_meant(&pid_file, &other.endpoint, here));
+        }
+        _ => here.port,
+    };
+    check_named_host(&meant, &args)?;
     args.options.port = port;
-    let pid_file = PidFile::new(args.pid_file, port)?;
     let mut store = None;
-    let classic_port = if let Found::Running(old, file) = pid_file.find()? {
-        try_options(&args.options, |port| old.endpoint.has(port))?;
+    let classic_port = if let Some((old, file)) = running {
+        let host = &args.options.host;
+        try_options(&args.options, |port| old.endpoint.blocks(host, port))?;
         store = store_of(old.endpoint.reachable());
         end(&old, &file, &pid_file)?;
         old.endpoint.classic_port
     } else {
-        match local_server::ask(&here)? {
+        match local_server::ask(here)? {
             Answering::Ours(old) if may_go_by_port => {
                 try_options(&args.options, |port| old.ports.contains(&port))?;
                 store = store_of(here.clone());
                 old.end()?;
-                say(&found_by_port(&pid_file, &here));
+                say(&found_by_port(&pid_file, None, here));
                 print(&format!("stopped process {}", old.pid));
                 old.ports.into_iter().find(|other| *other != port)
             }
@@ -110,7 +146,7 @@ pub fn restart(mut args: ServerArgs) -> Result<ExitCode, Failure> {
     };
     let lost = classic_port.filter(|_| args.options.classic_port.is_none());
     let lost_store = store.filter(|_| args.options.store.is_none());
-    let started = start_with(args.options, pid_file, RESTART_AGAIN)?;
+    let started = start_with(args.options, pid_file, |_| RESTART_AGAIN.into())?;
     if let Some(port) = lost {
         say(&format!(
             "the old server had classic clients on port {port}; the new one has none"
@@ -122,6 +158,27 @@ pub fn restart(mut args: ServerArgs) -> Result<ExitCode, Failure> {
         ));
     }
     Ok(started)
+}
+
+/// The failure if the pid file that the new server would have is another server's than the one that is meant.
+fn not_meant(pid_file: &PidFile, other: &Endpoint, meant: &ServerAddress) -> Failure {
+    let path = pid_file.path();
+    let why = format!(
+        "{path} names the server on {other}, not one on {meant}; nothing was restarted: give --host, --port and the --pid-file of the server that you mean"
+    );
+    Failure::new(FAILED, why)
+}
+
+/// Refuses to stop a server that the environment names where the new one would, for lack of `--host`, listen elsewhere.
+fn check_named_host(meant: &Meant, args: &ServerArgs) -> Result<(), Failure> {
+    let (named, host) = (&meant.address, &args.options.host);
+    let is_given = args.listens_by == Some("--host");
+    if !meant.names_host || is_given || endpoint::leads_to(&named.host, host) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{SERVER_VARIABLE} names {named}, but the new server would listen on {host}; nothing was restarted: give --host and --port"
+    )))
 }
 
 /// Finds out whether the options can serve, while the old server still does. Its ports will be free.
@@ -189,7 +246,11 @@ fn make_absolute(options: &mut Options) -> io::Result<()> {
     Ok(())
 }
 
-fn start_with(mut options: Options, pid_file: PidFile, advice: &str) -> Result<ExitCode, Failure> {
+fn start_with(
+    mut options: Options,
+    pid_file: PidFile,
+    advice: impl Fn(&Endpoint) -> String,
+) -> Result<ExitCode, Failure> {
     make_absolute(&mut options).map_err(|error| Failure::system("no current directory", error))?;
     let log_to = options.log_to.clone();
     let is_in_cluster = matches!(options.store, Some(StoreAddress::Etcd(_)));

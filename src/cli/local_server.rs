@@ -23,7 +23,8 @@ use nix::unistd::Uid;
 
 use crate::cli::advice::explain;
 use crate::cli::args::Target;
-use crate::cli::ask::SERVER_VARIABLE;
+use crate::cli::ask::{SERVER_VARIABLE, variable};
+use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::Failure;
 use crate::cli::pid_file::PidFile;
 
@@ -53,15 +54,39 @@ pub struct LocalServer {
     pidfd: OwnedFd,
 }
 
+/// Where the server is that is meant, and what of that was named. The rest are defaults.
+pub struct Meant {
+    pub address: ServerAddress,
+    pub names_host: bool,
+    pub names_port: bool,
+}
+
+impl Meant {
+    /// Whether the server of a pid file's record can be the one that is meant.
+    pub fn is(&self, endpoint: &Endpoint) -> bool {
+        let is_at_port = !self.names_port || endpoint.address.port() == self.address.port;
+        is_at_port && (!self.names_host || endpoint.serves_host(&self.address.host))
+    }
+}
+
 /// The server that `stop` and `restart` act on: the one at the port, or else the one that the environment names, which
 /// has to be on this machine. A pid file names its server itself.
-pub fn meant(port: Option<u16>, has_pid_file: bool) -> Result<ServerAddress, Failure> {
+pub fn meant(port: Option<u16>, has_pid_file: bool) -> Result<Meant, Failure> {
     if port.is_some() || has_pid_file {
-        return Ok(at(None, port));
+        return Ok(Meant {
+            address: at(None, port),
+            names_host: false,
+            names_port: is_named(port),
+        });
     }
+    let is_set = variable(SERVER_VARIABLE)?.is_some();
     let mut named = Target::default().addresses()?;
     match (named.pop(), named.as_slice()) {
-        (Some(one), []) if is_here(&one) => Ok(one),
+        (Some(address), []) if is_here(&address) => Ok(Meant {
+            address,
+            names_host: is_set,
+            names_port: is_set,
+        }),
         (last, others) => {
             let all: Vec<String> = others
                 .iter()
@@ -74,6 +99,11 @@ pub fn meant(port: Option<u16>, has_pid_file: bool) -> Result<ServerAddress, Fai
             )))
         }
     }
+}
+
+/// Whether an option names the port of a server. 0 stands for any.
+pub fn is_named(port: Option<u16>) -> bool {
+    port.is_some_and(|port| port != 0)
 }
 
 /// The server at this host and port, or else at the default ones.
@@ -104,12 +134,13 @@ pub fn client_of(address: ServerAddress, answer_timeout: Duration) -> Client {
     Client::at("status", &address, options)
 }
 
-/// A message about how a server was found without its pid file.
-pub fn found_by_port(pid_file: &PidFile, here: &ServerAddress) -> String {
+/// A message about how a server was found without its pid file, which may name another server.
+pub fn found_by_port(pid_file: &PidFile, other: Option<&Endpoint>, here: &ServerAddress) -> String {
     let path = pid_file.path();
-    format!(
-        "{path} names no running server; the server that answers on {here} was asked for its process"
-    )
+    let named = other.map_or("no running server".into(), |other| {
+        format!("the server on {other}")
+    });
+    format!("{path} names {named}; the server that answers on {here} was asked for its process")
 }
 
 /// What answers at the port if no pid file names a running server: the end of a sentence.

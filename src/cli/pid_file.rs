@@ -108,8 +108,8 @@ impl PidFile {
     }
 
     /// Locks the file for a server of this process, and makes it if it is missing. `advice` is for the message if
-    /// another server has it.
-    pub fn claim(self, advice: &str) -> Result<LockedPidFile, Failure> {
+    /// another server has it, on these addresses.
+    pub fn claim(self, advice: impl Fn(&Endpoint) -> String) -> Result<LockedPidFile, Failure> {
         let taken = match self.look(true) {
             Ok(Found::Stale(_, file)) => {
                 // The record of the last server must not be taken for this one's.
@@ -123,8 +123,9 @@ impl PidFile {
                 });
             }
             Ok(Found::Running(PidRecord { pid, endpoint }, _)) => format!(
-                "already running, process {pid}, on {endpoint}, says {}; {advice}",
-                self.path()
+                "already running, process {pid}, on {endpoint}, says {}; {}",
+                self.path(),
+                advice(&endpoint)
             ),
             Ok(Found::Foreign(why)) => format!(
                 "{} is no pid file of ours: {why}; give another --pid-file",

@@ -14,11 +14,22 @@ use crate::cli::args::ServerArgs;
 use crate::cli::ask::SERVER_VARIABLE;
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::Failure;
+use crate::cli::local_server::at;
 use crate::cli::pid_file::{LockedPidFile, PidFile};
 use crate::cli::{service, start_log};
 
 /// The advice if another server has the pid file.
-pub const STOP_IT: &str = "stop it, or give another --pid-file";
+pub fn stop_it(running: &Endpoint, wanted: &ServerAddress, has_pid_file: bool) -> String {
+    let is_blocked = running.blocks(&wanted.host, wanted.port);
+    match (has_pid_file, is_blocked) {
+        (true, false) => "stop it, or give another --pid-file".into(),
+        (true, true) => "stop it, or give another --port and another --pid-file".into(),
+        (false, true) => "stop it, or give another --port".into(),
+        (false, false) => format!(
+            "stop it, or give another --port, or a --pid-file for a second server, on {wanted}"
+        ),
+    }
+}
 
 /// Serves until it is asked to stop, and prints its address.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
@@ -27,7 +38,11 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     start_log("info", args.options.log_to.as_deref())?;
     log_panics_of_tiny_http();
     let pid_file = match args.pid_file {
-        Some(path) => Some(PidFile::new(Some(path), args.options.port)?.claim(STOP_IT)?),
+        Some(path) => {
+            let pid_file = PidFile::new(Some(path), args.options.port)?;
+            let wanted = at(Some(args.options.host.clone()), Some(args.options.port));
+            Some(pid_file.claim(|running| stop_it(running, &wanted, true))?)
+        }
         None => None,
     };
     let asks_for_token = args.options.token_file.is_some();

@@ -8,9 +8,10 @@ use lock_server::{Client, ClientOptions, Error, ServerAddress};
 use crate::cli::advice::explain;
 use crate::cli::args::{StatusArgs, Target};
 use crate::cli::ask::{SERVER_VARIABLE, variable};
+use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::local_server::{
-    self, Answering, at, but_answers, client_of, found_by_port, is_here,
+    self, Answering, Meant, at, but_answers, client_of, found_by_port, is_here, is_named,
 };
 use crate::cli::pid_file::{Found, PidFile, PidRecord};
 use crate::cli::{print, print_and, role, say};
@@ -18,9 +19,12 @@ use crate::cli::{print, print_and, role, say};
 /// Prints a line for each server that is meant. Options override the environment. Success if all of them run.
 pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let has_option = args.host.is_some() || args.port.is_some() || args.pid_file.is_some();
-    let names_host = match has_option {
-        true => args.host.is_some(),
-        false => variable(SERVER_VARIABLE)?.is_some(),
+    let (names_host, names_port) = match has_option {
+        true => (args.host.is_some(), is_named(args.port)),
+        false => {
+            let is_set = variable(SERVER_VARIABLE)?.is_some();
+            (is_set, is_set)
+        }
     };
     // If only a pid file is given, the server at the default port may be a different one.
     let may_go_by_port = args.port.is_some() || args.pid_file.is_none();
@@ -32,7 +36,12 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     for address in meant {
         let state = if args.pid_file.is_some() || is_here(&address) {
             let pid_file = PidFile::new(args.pid_file.clone(), address.port)?;
-            here(&pid_file, &address, names_host, may_go_by_port)?
+            let meant = Meant {
+                address,
+                names_host,
+                names_port,
+            };
+            here(&pid_file, &meant, args.pid_file.is_some(), may_go_by_port)?
         } else {
             elsewhere(&address)?
         };
@@ -56,21 +65,31 @@ enum Health {
 /// The server that the pid file names, or else the one at the port. It is asked at the address, if that was named.
 fn here(
     pid_file: &PidFile,
-    address: &ServerAddress,
-    names_host: bool,
+    meant: &Meant,
+    has_pid_file: bool,
     may_go_by_port: bool,
 ) -> Result<Health, Failure> {
     let path = pid_file.path();
+    let (address, names_host) = (&meant.address, meant.names_host);
     let mut not_running = "not running".to_string();
     if names_host {
         not_running += &format!(" on {address}");
     }
     let not_running = match pid_file.find()? {
-        Found::Running(PidRecord { pid, endpoint }, _) => {
-            let asked = match names_host {
-                true => address.clone(),
-                false => endpoint.reachable(),
+        Found::Running(PidRecord { pid, endpoint }, _) if !meant.is(&endpoint) => {
+            let not_running = match has_pid_file {
+                true => format!("process {pid} runs, on {endpoint}, not on {address}"),
+                false => format!("not running on {address}; {path} names the server on {endpoint}"),
             };
+            let may_go_by_port = may_go_by_port && !has_pid_file;
+            let other = Some(&endpoint);
+            return by_port(pid_file, other, address, may_go_by_port, &not_running);
+        }
+        Found::Running(PidRecord { pid, endpoint }, _) => {
+            let mut asked = endpoint.reachable();
+            if names_host {
+                asked.host = address.host.clone();
+            }
             let client = asked_once(&asked);
             return Ok(match client.ping() {
                 true => {
@@ -92,19 +111,20 @@ fn here(
         Found::Stale(why, _) => format!("{not_running}; {path} is stale: {why}"),
         Found::Foreign(why) => format!("{not_running}; {path} is no pid file of ours: {why}"),
     };
-    by_port(pid_file, address, may_go_by_port, &not_running)
+    by_port(pid_file, None, address, may_go_by_port, &not_running)
 }
 
-/// The server that answers at the port, without a pid file.
+/// The server that answers at the port, without a pid file. `other` is what the pid file's server has, if one runs.
 fn by_port(
     pid_file: &PidFile,
+    other: Option<&Endpoint>,
     here: &ServerAddress,
     may_go_by_port: bool,
     not_running: &str,
 ) -> Result<Health, Failure> {
     let why = match local_server::ask(here)? {
         Answering::Ours(server) if may_go_by_port => {
-            say(&found_by_port(pid_file, here));
+            say(&found_by_port(pid_file, other, here));
             let role = role::of(&asked_once(here));
             let line = format!("running, process {}, on {here}{role}", server.pid);
             return Ok(Health::Up(line));

@@ -1786,6 +1786,164 @@ fn stop_and_restart_act_on_the_server_of_this_machine_that_the_environment_names
     assert_eq!(stop.code, Some(0), "{stop:?}");
 }
 
+/// Two servers in the background with one port: one on 127.0.0.1 with the usual pid file, and one on 127.0.0.2.
+fn two_of_one_port() -> (Daemon, Daemon, String) {
+    let (mut usual, second) = (Daemon::none(), Daemon::none());
+    let port = free_port().to_string();
+    let folder = usual.directory.path().to_path_buf();
+    usual.pid_file = folder.join(format!("lock-server-{port}.pid"));
+    let line = format!("start --port {port}");
+    let started = asked_of("127.0.0.1:1", &line, &folder);
+    started.expect(0, &usual.started_line());
+    let started = second.typed(&format!("start --host 127.0.0.2 --port {port}"));
+    started.expect(0, &second.started_line());
+    (usual, second, port)
+}
+
+/// Seen to fail: all three went by the port, and `stop` ended the server on 127.0.0.1.
+#[test]
+fn a_pid_file_of_a_server_on_another_address_is_not_that_of_the_server_in_the_environment() {
+    let (usual, second, port) = two_of_one_port();
+    let folder = usual.directory.path();
+    let (one, two) = (usual.address(), second.address());
+    let asked = |verb: &str| asked_of(&two, verb, folder);
+    let running = format!("running, process {}, on {two}\n", second.pid());
+    let stopped = format!("stopped process {}\n", second.pid());
+    let by_port = format!("names the server on {one}; the server that answers on {two} was asked");
+    let status = asked("status");
+    status.expect(0, &running);
+    status.expect_stderr(&[&by_port]);
+
+    for line in ["restart", "restart --host 127.0.0.2"] {
+        let refused = asked(line);
+        refused.expect(1, "");
+        let names = format!("names the server on {one}, not one on {two}");
+        refused.expect_stderr(&[&names, "give --host, --port and the --pid-file"]);
+    }
+
+    let stop = asked("stop");
+    stop.expect(0, &stopped);
+    stop.expect_stderr(&[&by_port]);
+    let nobody = format!(
+        "not running on {two}; {} names the server on {one}",
+        usual.pid_file.display()
+    );
+    asked("status").expect(1, &format!("{nobody}\n"));
+    let stop = asked("stop");
+    stop.expect(1, "");
+    stop.expect_stderr(&[&nobody]);
+    assert_eq!(http(&one, "/PING"), "1");
+
+    // A name of the server's own address.
+    let stopped = format!("stopped process {}\n", usual.pid());
+    asked_of(&format!("localhost:{port}"), "stop", folder).expect(0, &stopped);
+}
+
+/// Seen to fail: the server on 127.0.0.2 was stopped, and the new one was on 127.0.0.1.
+#[test]
+fn restart_does_not_move_the_server_in_the_environment_to_the_default_host() {
+    let mut daemon = Daemon::none();
+    let port = free_port();
+    let folder = daemon.directory.path().to_path_buf();
+    daemon.pid_file = folder.join(format!("lock-server-{port}.pid"));
+    let here = format!("127.0.0.2:{port}");
+    let asked = |line: &str| asked_of(&here, line, &folder);
+    let started = asked(&format!("start --host 127.0.0.2 --port {port}"));
+    started.expect(0, &daemon.started_line());
+    let refused = asked("restart");
+    refused.expect(2, "");
+    let names = format!("LOCK_SERVER names {here}, but the new server would listen on 127.0.0.1");
+    refused.expect_stderr(&[&names, "give --host and --port"]);
+    assert_eq!(http(&here, "/PING"), "1");
+    let stopped = format!("stopped process {}\n", daemon.pid());
+    let restarted = asked("restart --host 127.0.0.2");
+    restarted.expect(0, &(stopped + &daemon.started_line()));
+    assert_eq!(daemon.address(), here);
+}
+
+/// Seen to fail: `stop` ended the server of the pid file, and `status` reported that it runs.
+#[test]
+fn a_pid_file_with_another_port_than_the_one_that_is_given_is_refused() {
+    let daemon = Daemon::started("");
+    let (pid, address) = (daemon.pid(), daemon.address());
+    let port = free_port();
+    let stop = daemon.typed(&format!("stop --port {port}"));
+    stop.expect(1, "");
+    let names =
+        format!("names the server on {address}, not one at port {port}; nothing was stopped");
+    stop.expect_stderr(&[&names, "leave out --port or --pid-file"]);
+    let line = format!("process {pid} runs, on {address}, not on 127.0.0.1:{port}\n");
+    daemon
+        .typed(&format!("status --port {port}"))
+        .expect(1, &line);
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    let stopped = format!("stopped process {pid}\n");
+    daemon
+        .typed(&format!("stop --port {port}"))
+        .expect(0, &stopped);
+}
+
+/// Seen to fail: the new server was at 8004.
+#[test]
+fn restart_with_only_a_pid_file_keeps_the_port() {
+    let daemon = Daemon::started("");
+    let (pid, address) = (daemon.pid(), daemon.address());
+    let restarted = daemon.typed("restart");
+    assert_eq!(daemon.address(), address);
+    restarted.expect(
+        0,
+        &format!("stopped process {pid}\n{}", daemon.started_line()),
+    );
+}
+
+/// Seen to fail: the port was taken to be free, since the old server had it, and no server was left.
+#[test]
+fn restart_at_an_address_that_another_server_has_leaves_the_server_alone() {
+    let (_usual, second, port) = two_of_one_port();
+    let pid = second.pid();
+    let refused = second.typed(&format!("restart --port {port} --reconnect-attempts 0"));
+    refused.expect(1, "");
+    assert_eq!(second.pid(), pid);
+    assert_eq!(http(&second.address(), "/PING"), "1");
+}
+
+/// Seen to fail: the advice was another pid file, also where the port was taken.
+#[test]
+fn already_running_advises_only_what_helps() {
+    let (usual, second, port) = two_of_one_port();
+    let folder = usual.directory.path();
+    let start = |options: &str| {
+        let line = format!("start --port {port} {options}");
+        let outcome = asked_of("127.0.0.1:1", &line, folder);
+        outcome.expect(1, "");
+        outcome.stderr
+    };
+    let file = format!("--pid-file {}", second.pid_file.display());
+    for (options, advice) in [
+        ("", "another --port".to_string()),
+        ("--host 0.0.0.0", "another --port".into()),
+        (
+            "--host 127.0.0.3",
+            format!("another --port, or a --pid-file for a second server, on 127.0.0.3:{port}"),
+        ),
+        (
+            &format!("--host 127.0.0.3 {file}"),
+            "another --pid-file".into(),
+        ),
+        (
+            &format!("--host 127.0.0.2 {file}"),
+            "another --port and another --pid-file".into(),
+        ),
+    ] {
+        let said = start(options);
+        let end = format!("; stop it, or give {advice}\n");
+        assert!(
+            said.contains("already running") && said.ends_with(&end),
+            "{options}: {said}"
+        );
+    }
+}
+
 /// Seen to fail: `status` was about the server at 8004, and `--host` changed nothing.
 #[test]
 fn status_asks_each_server_that_the_environment_or_an_option_names() {
@@ -1808,8 +1966,7 @@ fn status_asks_each_server_that_the_environment_or_an_option_names() {
     let daemon = Daemon::started("");
     let (pid, address) = (daemon.pid(), daemon.address());
     let (_, port) = address.rsplit_once(':').expect("an address");
-    let line =
-        format!("process {pid} runs, on {address}, but does not answer on 127.0.0.2:{port}\n");
+    let line = format!("process {pid} runs, on {address}, not on 127.0.0.2:{port}\n");
     let elsewhere = format!("status --host 127.0.0.2 --port {port}");
     daemon.typed(&elsewhere).expect(1, &line);
 }

@@ -488,6 +488,12 @@
 //! | a server whose pid file is gone is stopped by its port | `command::a_server_whose_pid_file_is_gone_is_found_and_stopped_by_its_port` |
 //! | so is one with another pid file, which can also be restarted | `command::a_server_with_another_pid_file_is_found_by_its_port_and_restarted` |
 //! | `stop` and `restart` act on the server of this machine that `LOCK_SERVER` names | `command::stop_and_restart_act_on_the_server_of_this_machine_that_the_environment_names` |
+//! | a pid file of a server on another address is not theirs | `command::a_pid_file_of_a_server_on_another_address_is_not_that_of_the_server_in_the_environment` |
+//! | `restart` does not move that server to the default host | `command::restart_does_not_move_the_server_in_the_environment_to_the_default_host` |
+//! | `restart` with a pid file alone keeps the port | `command::restart_with_only_a_pid_file_keeps_the_port` |
+//! | `restart` at an address of another server stops nothing | `command::restart_at_an_address_that_another_server_has_leaves_the_server_alone` |
+//! | `stop` and `status` refuse a pid file with another port than the given one | `command::a_pid_file_with_another_port_than_the_one_that_is_given_is_refused` |
+//! | `start` advises what helps if a server has its pid file | `command::already_running_advises_only_what_helps` |
 //! | `status` asks each server that `LOCK_SERVER` or an option names | `command::status_asks_each_server_that_the_environment_or_an_option_names` |
 //! | a removed pid file is written again | `command::a_removed_pid_file_is_written_again_and_stop_uses_it` |
 //! | no process is signalled because another program names it | `command::a_process_that_is_not_the_answering_server_is_not_signalled` |
