@@ -81,20 +81,27 @@ fn trim_tops() {
     /// From 64 KiB on, glibc trims the top; from 128 KiB on, a block may lie outside the arena.
     const PIECE: usize = 96 * 1024;
     const STACK: usize = 64 * 1024;
+    // The first receiver returns once all threads have trimmed, and the second one once the first sender is dropped.
+    let (trimming, trimmed) = mpsc::channel::<()>();
     let (go, wait) = mpsc::channel::<()>();
     let wait = Arc::new(Mutex::new(wait));
     let mut threads = Vec::new();
     for _ in 0..2 * ARENAS {
-        let wait = wait.clone();
+        let (trimming, wait) = (trimming.clone(), wait.clone());
         let trim = move || {
             drop(hint::black_box(Vec::<u8>::with_capacity(PIECE)));
-            // Keeps its arena until each thread has one. Then `recv` fails.
+            drop(trimming);
+            // Keeps its arena until each thread has one: a thread that ended before the next one began would leave it
+            // the same arena, as happens on one processor.
             let _ = wait.lock().recv();
         };
         let name = thread::Builder::new().name("lock-trim".into());
         // If the system has no thread left, less is given back.
         threads.extend(name.stack_size(STACK).spawn(trim));
     }
+    drop(trimming);
+    // It fails in any case: nothing is sent.
+    let _ = trimmed.recv();
     drop(go);
     for thread in threads {
         let _ = thread.join();
