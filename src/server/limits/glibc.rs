@@ -107,3 +107,70 @@ fn trim_tops() {
         let _ = thread.join();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::process::Command;
+    use std::sync::Barrier;
+
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    const ALONE: &str = "LOCK_SERVER_TEST_ARENAS";
+    const THREADS: usize = 4;
+    /// For each thread.
+    const BYTES: usize = 8 * 1024 * 1024;
+
+    /// In a process of its own, which has no other arenas. Seen to fail while the threads that trim did not wait for each
+    /// other: they took one arena, one after another.
+    #[test]
+    fn on_one_processor_the_arenas_of_idle_threads_are_trimmed() {
+        if env::var_os(ALONE).is_some() {
+            return trim_on_one_processor();
+        }
+        let name =
+            "server::limits::glibc::tests::on_one_processor_the_arenas_of_idle_threads_are_trimmed";
+        let mut again = Command::new(env::current_exe().unwrap());
+        let done = again.args(["--exact", name]).env(ALONE, "1").output();
+        let done = done.unwrap();
+        assert!(done.status.success(), "{done:?}");
+        assert!(String::from_utf8_lossy(&done.stdout).contains("1 passed"));
+    }
+
+    fn trim_on_one_processor() {
+        keep_little_memory();
+        let this = Pid::from_raw(0);
+        let allowed = sched_getaffinity(this).unwrap();
+        let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap());
+        let mut one = CpuSet::new();
+        one.set(first.unwrap()).unwrap();
+        sched_setaffinity(this, &one).unwrap();
+        let batch = libc::sched_param { sched_priority: 0 };
+        // So that no new thread runs before this one waits.
+        // SAFETY: it reads the parameter, which outlives the call.
+        let changed = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &batch) };
+        assert_eq!(changed, 0);
+        let filled = Barrier::new(THREADS + 1);
+        let over = Barrier::new(THREADS + 1);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let blocks: Vec<_> = (0..BYTES / 64).map(|_| Box::new([1_u8; 48])).collect();
+                    drop(hint::black_box(blocks));
+                    filled.wait();
+                    over.wait();
+                });
+            }
+            filled.wait();
+            let before = memory::resident();
+            trim_tops();
+            let after = memory::resident();
+            over.wait();
+            let freed = before.saturating_sub(after);
+            assert!(freed > (THREADS * BYTES / 4 * 3) as u64, "{before} {after}");
+        });
+    }
+}
