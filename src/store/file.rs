@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode};
 
-use self::database::{Checkpoint, checkpoint, fault};
-use self::locked::{FileUse, LockedFile, folder_of, log_of};
+use self::database::{checkpoint, fault};
+use self::locked::{FileUse, LockedFile, folder_of, has_log, log_of};
 use self::room::Room;
 use super::{Batch, Record, Recovered, Store, StoreError};
 
@@ -56,7 +56,7 @@ struct Opened {
 impl Opened {
     /// Makes a checkpoint. Without room for the file to grow, the content stays in the log.
     fn clear_log(&mut self) -> rusqlite::Result<()> {
-        match checkpoint(&self.database, Checkpoint::Passive) {
+        match checkpoint(&self.database) {
             Err(error) if is_full(&error) => {}
             done => done?,
         }
@@ -88,9 +88,9 @@ impl Opened {
 /// empty log keeps its room on the disk for the next server.
 impl Drop for Opened {
     fn drop(&mut self) {
-        // If it fails, the log stays as it is, and belongs to the file.
-        if checkpoint(&self.database, Checkpoint::Truncate).is_ok() {
-            self.room.keep_log();
+        // If one of them fails, the log still belongs to the file.
+        if checkpoint(&self.database).is_ok() {
+            let _ = self.room.empty_log();
         }
     }
 }
@@ -120,7 +120,7 @@ impl FileStore {
     /// to report it as durable.
     fn settle(&self, database: &Connection, file: &LockedFile) -> Result<(), StoreError> {
         // The log keeps its length, and so its room on the disk.
-        match checkpoint(database, Checkpoint::Passive) {
+        match checkpoint(database) {
             // SQLite syncs the log before it needs room in the file.
             Err(error) if is_full(&error) => {}
             done => done.map_err(|error| fault(&self.path, error))?,
@@ -221,7 +221,7 @@ fn is_whole(path: &Path, file: &LockedFile, database: &Connection) -> Result<(),
     let length = length.map_err(|error| StoreError::Io(path.into(), error))?;
     let page = database.pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0));
     let page = page.map_err(|error| fault(path, error))?;
-    match log_length(path) == 0 && length % u64::from(page) != 0 {
+    match !has_log(path) && length % u64::from(page) != 0 {
         true => {
             let what = "its last page is torn".into();
             Err(StoreError::Damaged(path.into(), what))

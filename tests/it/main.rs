@@ -141,6 +141,7 @@
 //! | a failed sync is an error | `store::file::tests::rule_17_a_failed_sync_of_a_checkpoint_is_an_error` |
 //! | after a batch without room the next one is stored | `store::file::tests::after_a_batch_without_room_the_next_one_is_stored` |
 //! | on a full disk holds end | `store::file::tests::on_a_full_disk_holds_end_but_none_begins` |
+//! | a copy that is put back does not meet a later log | `store::file::tests::a_copy_that_is_put_back_after_an_orderly_end_does_not_meet_the_later_log` |
 //! | also with a whole server, which runs on | `store_full::on_a_full_disk_no_lock_is_granted_all_else_works_and_nothing_is_lost` |
 //! | one server uses the file; the next one waits a second for it | `store::file::tests::rule_17_a_server_waits_a_second_for_the_store_of_one_that_ends` |
 //! | a file that is not a store is not changed | `store::file::tests::a_file_that_is_not_a_store_is_refused_and_not_changed` |

@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, DEFAULT_NAME, Error, ErrorCode, FileControl, OpenFlags, Row, params};
 
-use super::locked::{FORMAT, log_of};
+use super::locked::{FORMAT, has_log, log_of};
 use super::{Depth, Sync};
 use crate::lease::MAX_SLOTS;
 use crate::store::{Batch, Record, Recovered, StoreError, StoredHold};
@@ -59,8 +59,7 @@ pub(super) fn open_to_write(path: &Path, sync: Sync, vfs: &str) -> Result<Connec
 /// Opens a database that no process writes, for reading. Writes nothing, and makes neither the log nor its index.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let has_log = fs::metadata(log_of(path)).is_ok_and(|log| log.len() > 0);
-    if !has_log {
+    if !has_log(path) {
         // Opened in any other way, SQLite makes a log.
         let whole = fs::canonicalize(path);
         let whole = whole.map_err(|error| StoreError::Io(path.into(), error))?;
@@ -82,20 +81,11 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
 
 /// Moves the content of the log into the file, with the syncs that the database is set to.
 ///
-/// `Passive` keeps the length of the log: to write over it is quicker than to extend it each time.
-pub(super) fn checkpoint(database: &Connection, kind: Checkpoint) -> rusqlite::Result<()> {
-    let statement = match kind {
-        Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
-        Checkpoint::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
-    };
+/// The log keeps its length: to write over it is quicker than to extend it each time.
+pub(super) fn checkpoint(database: &Connection) -> rusqlite::Result<()> {
+    let statement = "PRAGMA wal_checkpoint(PASSIVE)";
     // The returned row only reports whether another connection was in the way, and there is none.
     database.query_row(statement, [], |_| Ok(()))
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Checkpoint {
-    Passive,
-    Truncate,
 }
 
 /// Reads everything in the database.

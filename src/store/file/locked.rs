@@ -26,6 +26,10 @@ const HEADER: usize = 100;
 const FORMAT_AT: usize = 60;
 const APPLICATION_AT: usize = 68;
 
+/// The header of a log, in bytes, without which SQLite takes it for empty:
+/// <https://www.sqlite.org/fileformat.html#walformat>.
+pub(super) const LOG_HEADER: usize = 32;
+
 /// How long to wait for another process that has locked the file. A service manager may start a server while the
 /// earlier one ends.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -184,6 +188,26 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 /// SQLite's name for the log.
 pub(super) fn log_of(path: &Path) -> PathBuf {
     beside(path, "-wal")
+}
+
+/// Whether the log has anything that belongs to the file. An orderly end writes zeros over its header.
+pub(super) fn has_log(path: &Path) -> bool {
+    let mut header = [0; LOG_HEADER];
+    let mut options = File::options();
+    // Opening a FIFO would block.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let log = options
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(log_of(path));
+    match log.and_then(|log| log.read_exact_at(&mut header, 0)) {
+        Ok(()) => header != [0; LOG_HEADER],
+        // A log that can't be read may have anything.
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+        ),
+    }
 }
 
 /// The folder of the file.

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::Sync;
 use super::database::fault;
-use super::locked::{APPLICATION, FORMAT, beside, folder_of, log_of};
-use super::{Sync, log_length};
+use super::locked::{APPLICATION, FORMAT, beside, folder_of, has_log, log_of};
 use crate::store::StoreError;
 
 const TABLES: &str = "
@@ -28,7 +28,7 @@ const TABLES: &str = "
 
 /// Makes a store at a path without a file.
 pub(super) fn make(path: &Path, sync: Sync) -> Result<(), StoreError> {
-    if log_length(path) > 0 {
+    if has_log(path) {
         // SQLite would move its content into the new file.
         let what = format!("it is missing, and {} is there", log_of(path).display());
         return Err(StoreError::Damaged(path.into(), what));

@@ -6,16 +6,21 @@
 //! - the file has room for all pages in the log, so a checkpoint never lacks it.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rusqlite::Connection;
 
 use super::database;
-use super::locked::{LockedFile, allocate, log_of};
+use super::locked::{LOG_HEADER, LockedFile, allocate, log_of};
 use crate::store::{Batch, Record, StoreError};
 
 /// The room that the log always has, in bytes. One end changes a few pages of 4 kB.
 pub(super) const LOG: u64 = 256 * 1024;
+
+/// The size in which Linux counts the blocks of a file, in bytes: stat(2).
+const BLOCK: u64 = 512;
 
 /// How much more than its pages a file is given, in bytes, if the disk has it: so it is rarely asked.
 const STEP: u64 = 1024 * 1024;
@@ -63,7 +68,9 @@ impl Room {
         batch: &Batch,
     ) -> Result<bool, StoreError> {
         if !self.has_log {
-            self.keep_log();
+            let blocks = self.log.metadata().map_or(0, |log| log.blocks());
+            // Asked first, since XFS refuses on a full disk even what is there.
+            self.has_log = blocks * BLOCK >= LOG || allocate(&self.log, 0, LOG);
         }
         // A leaf of the tree may be half empty.
         let added = 2 * batch.records.iter().map(length).sum::<u64>();
@@ -85,9 +92,21 @@ impl Room {
         Ok(false)
     }
 
-    /// Gives the log its room, again if it was cut.
-    pub fn keep_log(&mut self) {
-        self.has_log = allocate(&self.log, 0, LOG);
+    /// Marks the log as empty, after a checkpoint. Its room stays: what is cut off is free for others at once, and XFS does
+    /// not give it back at once.
+    pub fn empty_log(&self) -> io::Result<()> {
+        let length = self.log.metadata()?.len();
+        if length == 0 {
+            return Ok(());
+        }
+        self.log.write_all_at(&[0; LOG_HEADER], 0)?;
+        // Before the cut: after a power failure a valid log would be a part of what it was.
+        self.log.sync_data()?;
+        // A cut to the present length would free the room after it.
+        if length > LOG {
+            self.log.set_len(LOG)?;
+        }
+        Ok(())
     }
 
     /// Notes that a checkpoint has cut the file down to its pages.

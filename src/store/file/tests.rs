@@ -109,7 +109,7 @@ fn only_the_owner_may_read_a_new_store_and_its_log() {
         assert_eq!(mode & 0o777, 0o600, "{name:?}");
     }
     drop(store);
-    assert_eq!(log_length(&path), 0);
+    assert!(!has_log(&path));
 }
 
 #[test]
@@ -123,6 +123,23 @@ fn the_size_is_that_of_the_file_and_its_log() {
     assert_eq!(store.size(), Some(length(&path) + length(&log_of(&path))));
     assert!(store.size().unwrap() > empty);
     assert_eq!(FileStore::new(&path, Sync::Disk).size(), None);
+}
+
+/// Seen to fail with an orderly end that leaves the log as it is.
+#[test]
+fn a_copy_that_is_put_back_after_an_orderly_end_does_not_meet_the_later_log() {
+    let (folder, path) = place();
+    let copy = folder.path().join("copy");
+    let (mut store, _) = opened(&path);
+    store.commit(&holds(1..=1)).unwrap();
+    drop(store);
+    fs::copy(&path, &copy).unwrap();
+    let (mut store, _) = opened(&path);
+    store.commit(&holds(2..=100)).unwrap();
+    drop(store);
+    fs::rename(&copy, &path).unwrap();
+    assert_eq!(fences(&path), [1]);
+    assert_eq!(opened(&path).1.holds.len(), 1);
 }
 
 #[test]
@@ -758,6 +775,9 @@ fn on_a_full_disk_holds_end_but_none_begins() {
 fn fill(folder: &Path) {
     let path = folder.join("locks");
     let (mut store, _) = opened(&path);
+    // Made while there is room: XFS has none for a new file later.
+    let filler = folder.join("filler");
+    let mut rest = File::create(&filler).unwrap();
     let note = "n".repeat(256);
     let mut held = Vec::new();
     let full = (1..100_000).find_map(|fence| {
@@ -796,8 +816,6 @@ fn fill(folder: &Path) {
 
     // Then another program takes the last block, and each block that becomes free. Seen to fail while the room for ends
     // was only looked at.
-    let filler = folder.join("filler");
-    let mut rest = File::create(&filler).unwrap();
     let mut fence = last;
     for gone in held.clone().into_iter().step_by(2) {
         while std::io::Write::write(&mut rest, &[1; 4096]).is_ok() {}
@@ -817,7 +835,7 @@ fn fill(folder: &Path) {
 
     // A server without a reserve would hang at the first UNLOCK.
     drop(store);
-    fs::remove_file(log_of(&path)).unwrap();
+    File::create(log_of(&path)).unwrap();
     while std::io::Write::write(&mut rest, &[1; 4096]).is_ok() {}
     let refused = FileStore::new(&path, Sync::Disk).open().unwrap_err();
     assert!(matches!(refused, StoreError::Full), "{refused}");
