@@ -98,11 +98,14 @@ impl Process {
 
     pub fn stop(&self) {
         self.signal(Signal::SIGSTOP);
-        let stat = format!("/proc/{}/stat", self.0.id());
-        until("it is stopped", || {
-            let stat = fs::read_to_string(&stat).expect("a child");
-            stat.rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        let threads = format!("/proc/{}/task", self.0.id());
+        until("all its threads are stopped", || {
+            let mut threads = fs::read_dir(&threads).expect("a child");
+            threads.all(|thread| {
+                let stat = fs::read_to_string(thread.expect("an entry").path().join("stat"));
+                // A thread that has ended meanwhile.
+                stat.map_or(true, |stat| stat.contains(") T "))
+            })
         });
     }
 

@@ -3,7 +3,6 @@
 use std::thread;
 use std::time::Instant;
 
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::fake_gateway::{FakeGateway, Fate, TXN};
@@ -239,12 +238,12 @@ fn rule_3_a_member_without_a_quorum_confirms_nothing() {
     let (mut store, _, _) = opened(&options);
     store.confirm().unwrap();
     for member in [1, 2] {
-        etcd.signal(member, Signal::SIGSTOP);
+        etcd.suspend(member);
     }
     let confirmed = store.confirm();
     let committed = store.commit(&batch(7, [held(7, "K")]));
     for member in [1, 2] {
-        etcd.signal(member, Signal::SIGCONT);
+        etcd.resume(member);
     }
     assert_deposed(confirmed);
     assert_deposed(committed);

@@ -160,9 +160,31 @@ impl RealEtcd {
         ))))
     }
 
-    pub fn signal(&self, member: usize, signal: Signal) {
-        signal::kill(self.members[member].pid, signal).expect("it runs");
+    /// Stops a member, and returns once all its threads stand still: until then it may still answer.
+    pub fn suspend(&self, member: usize) {
+        let pid = self.members[member].pid;
+        signal::kill(pid, Signal::SIGSTOP).expect("it runs");
+        let until = Instant::now() + PATIENCE;
+        while !stands_still(pid) {
+            assert!(Instant::now() < until, "{pid} still runs");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
+
+    /// Lets a suspended member go on.
+    pub fn resume(&self, member: usize) {
+        signal::kill(self.members[member].pid, Signal::SIGCONT).expect("it is there");
+    }
+}
+
+/// Whether all threads of a process are stopped: proc(5).
+fn stands_still(process: Pid) -> bool {
+    let mut threads = fs::read_dir(format!("/proc/{process}/task")).expect("it is there");
+    threads.all(|thread| {
+        let stat = fs::read_to_string(thread.expect("an entry").path().join("stat"));
+        // A thread that has ended meanwhile.
+        stat.map_or(true, |stat| stat.contains(") T "))
+    })
 }
 
 struct OrderlyStore(EtcdStore);
