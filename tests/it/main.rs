@@ -361,7 +361,7 @@
 //! | a huge `Content-Length` ends only its own connection | `alone::http::a_huge_content_length_ends_only_its_own_connection` |
 //! | the memory of an endless header line is freed | `alone::http::an_endless_header_line_ends_its_connection_and_its_memory_is_freed` |
 //! | also with one processor | `alone::http::with_one_processor_of_several_the_memory_of_endless_headers_is_freed` |
-//! | whichever threads have the arenas | `server::limits::glibc::tests::on_one_processor_the_arenas_of_idle_threads_are_trimmed` |
+//! | whichever threads have the arenas | `server::limits::glibc::on_one_processor_the_arenas_of_idle_threads_are_trimmed` |
 //! | a thousand such clients take at most 256 MiB | `alone::http::a_thousand_clients_with_endless_headers_take_at_most_256_mib` |
 //! | an incomplete request is cut off after 10 s | `alone::http::a_request_incomplete_after_10_s_ends_its_connection_and_a_waiting_lock_goes_on` |
 //! | an idle connection is ended after ten minutes, and a waiting LOCK is not | `server::tiny::unfinished::an_idle_connection_is_ended_after_ten_minutes_and_a_lock_that_waits_is_not` |
