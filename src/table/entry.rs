@@ -179,26 +179,16 @@ impl<W> Entry<W> {
         ends.into_iter().chain(leaves).min()
     }
 
-    /// Takes out the head of the queue if it timed out before the instant `before`. It is in the way of those behind it
-    /// only while the holders [leave room](Self::has_room).
-    pub fn pop_impatient(&mut self, before: Instant) -> Option<(Ticket, Queued<W>)> {
-        self.pop_head_if(|head| head.deadline < before)
-    }
-
-    /// Takes out the head of the queue if it may hold the key now.
-    pub fn pop_admitted(&mut self) -> Option<(Ticket, Queued<W>)> {
+    /// Takes out the head of the queue if it may hold the key now, or if it timed out before the instant `at` and is in
+    /// the way of those behind it. Without [room](Self::has_room) it is in nobody's way, and leaves by itself.
+    pub fn pop_head(&mut self, at: Instant) -> Option<(Ticket, Box<Queued<W>>)> {
         let (holders, fewest) = (self.holders(), self.fewest_slots());
         if holders >= fewest as usize {
             return None;
         }
-        self.pop_head_if(|head| holders < head.claim.slots as usize)
-    }
-
-    fn pop_head_if(
-        &mut self,
-        is_taken: impl Fn(&Queued<W>) -> bool,
-    ) -> Option<(Ticket, Queued<W>)> {
-        let head = self.queue_mut()?.pop_first_if(is_taken)?;
+        let head = self.queue_mut()?.pop_first_if(|head| {
+            head.has_timed_out(at) || holders < head.claim.slots as usize
+        })?;
         self.tidy();
         Some(head)
     }
@@ -240,7 +230,7 @@ impl<W> Entry<W> {
     }
 
     /// Takes a waiter out of the queue.
-    pub fn remove(&mut self, ticket: Ticket) -> Option<(Ticket, Queued<W>)> {
+    pub fn remove(&mut self, ticket: Ticket) -> Option<(Ticket, Box<Queued<W>>)> {
         let queue = self.crowd.as_mut()?.queue.as_mut()?;
         let waiter = queue.remove(ticket)?;
         self.tidy();

@@ -19,7 +19,7 @@ pub(crate) struct Proposal<W> {
     /// the table is called.
     since: Instant,
     ticket: Ticket,
-    waiter: Queued<W>,
+    waiter: Box<Queued<W>>,
 }
 
 impl<W> Proposal<W> {
@@ -94,6 +94,7 @@ impl<W> LockTable<W> {
         let Proposal {
             key, since, waiter, ..
         } = proposal;
+        let waiter = *waiter;
         let waited = now.saturating_duration_since(waiter.since);
         let LockTable { entries, ledger } = self;
         let requester = waiter.claim.requester.clone();
@@ -115,6 +116,7 @@ impl<W> LockTable<W> {
             ticket,
             waiter,
         } = proposal;
+        let waiter = *waiter;
         let LockTable { entries, ledger } = self;
         let place = (waiter.claim, waiter.deadline);
         ledger.keep_place(now, key.clone(), ticket, place, Some(waiter.handle));
@@ -213,23 +215,20 @@ impl<W> Ledger<W> {
                     return self.put_back(entry.indexed(), key);
                 }
             }
-            // Without room nobody gets in, and those who time out leave by themselves.
-            if entry.has_room() {
-                while let Some((ticket, waiter)) = entry.pop_impatient(at) {
-                    self.waiters -= 1;
+            while let Some((ticket, waiter)) = entry.pop_head(at) {
+                self.waiters -= 1;
+                if waiter.has_timed_out(at) {
                     let left = Change::Left { ticket, gone: None };
                     self.note(key.clone(), waiter.claim.requester, left);
+                    continue;
                 }
-                if let Some((ticket, waiter)) = entry.pop_admitted() {
-                    self.waiters -= 1;
-                    self.proposals.push_back(Proposal {
-                        key,
-                        since: at,
-                        ticket,
-                        waiter,
-                    });
-                    return None;
-                }
+                self.proposals.push_back(Proposal {
+                    key,
+                    since: at,
+                    ticket,
+                    waiter,
+                });
+                return None;
             }
             match entry.indexed() {
                 Some(Indexed { due: (next, _), .. }) if next <= now => at = next,

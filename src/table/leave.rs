@@ -70,7 +70,7 @@ impl<W> LockTable<W> {
             return false;
         };
         ledger.waiters -= 1;
-        note(ledger, key, waiter);
+        note(ledger, key, *waiter);
         if was_first && entry.has_room() {
             let key = ledger.ends.remove(before);
             ledger.hand_over(now, entry, key, now);

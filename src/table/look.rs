@@ -137,7 +137,7 @@ impl<W> LockTable<W> {
         let (key, entry) = self.entries.get_key_value(key)?;
         let waiters = entry.queue().into_iter().flat_map(|queue| {
             let waiters = queue.by_arrival.values();
-            waiters.take(most).map(WaiterView::of)
+            waiters.take(most).map(|waiter| WaiterView::of(waiter))
         });
         Some((entry.view(key.clone(), now, most), waiters.collect()))
     }

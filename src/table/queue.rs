@@ -11,7 +11,8 @@ use crate::memory::shrink_map;
 pub(super) struct Queue<W> {
     /// The key that they wait for.
     pub key: Key,
-    pub by_arrival: BTreeMap<Ticket, Queued<W>>,
+    /// Boxed, so that a removal of the first one moves little.
+    pub by_arrival: BTreeMap<Ticket, Box<Queued<W>>>,
     pub by_requester: HashMap<Requester, Ticket>,
 }
 
@@ -24,6 +25,13 @@ pub(crate) struct Queued<W> {
     /// The last instant at which the waiter may be granted the key.
     pub deadline: Instant,
     pub handle: W,
+}
+
+impl<W> Queued<W> {
+    /// Whether it timed out before this instant. At its deadline it may still be granted the key.
+    pub fn has_timed_out(&self, before: Instant) -> bool {
+        self.deadline < before
+    }
 }
 
 impl<W> Queue<W> {
@@ -46,10 +54,10 @@ impl<W> Queue<W> {
     pub fn insert(&mut self, ticket: Ticket, waiter: Queued<W>) {
         let requester = waiter.claim.requester.clone();
         self.by_requester.insert(requester, ticket);
-        self.by_arrival.insert(ticket, waiter);
+        self.by_arrival.insert(ticket, Box::new(waiter));
     }
 
-    pub fn remove(&mut self, ticket: Ticket) -> Option<Queued<W>> {
+    pub fn remove(&mut self, ticket: Ticket) -> Option<Box<Queued<W>>> {
         let waiter = self.by_arrival.remove(&ticket)?;
         self.by_requester.remove(&waiter.claim.requester);
         shrink_map(&mut self.by_requester);
@@ -60,7 +68,7 @@ impl<W> Queue<W> {
     pub fn pop_first_if(
         &mut self,
         is_taken: impl Fn(&Queued<W>) -> bool,
-    ) -> Option<(Ticket, Queued<W>)> {
+    ) -> Option<(Ticket, Box<Queued<W>>)> {
         let head = self.by_arrival.first_entry()?;
         if !is_taken(head.get()) {
             return None;
