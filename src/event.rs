@@ -3,7 +3,7 @@
 //! The journal's lines and the notifications of waiters are made of these events.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lease::{Fence, Grant, Key, LeaseTerms, Requester, Slots, Ticket};
 
@@ -21,8 +21,8 @@ pub(crate) enum Change<W> {
     /// The requester holds the key.
     Granted {
         grant: Grant,
-        /// The waiter, and how long it waited. `None` if it did not wait.
-        waited: Option<(W, Duration)>,
+        /// The waiter, and when it waited. `None` if it did not wait.
+        waited: Option<(W, Span)>,
     },
     /// The requester asked again, and gets the grant that it already had.
     Repeated(Grant),
@@ -69,5 +69,18 @@ pub(crate) enum Change<W> {
 pub(crate) struct EndedHold {
     pub fence: Fence,
     /// From its grant to its end.
-    pub held: Duration,
+    pub held: Span,
+}
+
+/// A time that is over. The table notes both instants; who reads the event computes the length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub from: Instant,
+    pub to: Instant,
+}
+
+impl Span {
+    pub fn length(self) -> Duration {
+        self.to.saturating_duration_since(self.from)
+    }
 }

@@ -184,7 +184,7 @@ impl FeedChange {
                 fence: grant.fence,
                 slots: grant.slots,
                 left: left(grant.expires),
-                waited: waited.as_ref().map(|(_, waited)| *waited),
+                waited: waited.as_ref().map(|(_, waited)| waited.length()),
             },
             Change::Renewed { grant, .. } => FeedChange::Renewed {
                 fence: grant.fence,

@@ -138,7 +138,7 @@ impl Statistics {
                 ..
             } => {
                 self.handed_over += 1;
-                self.waits.add(*waited);
+                self.waits.add(waited.length());
             }
             Change::Repeated(_) => self.repeated += 1,
             Change::Renewed { .. } => self.renewed += 1,
@@ -165,7 +165,7 @@ impl Statistics {
     }
 
     fn end(&mut self, hold: &EndedHold) {
-        self.holds.add(hold.held);
+        self.holds.add(hold.held.length());
     }
 
     /// All grants, without repeated answers.

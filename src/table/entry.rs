@@ -186,9 +186,9 @@ impl<W> Entry<W> {
         if holders >= fewest as usize {
             return None;
         }
-        let head = self.queue_mut()?.pop_first_if(|head| {
-            head.has_timed_out(at) || holders < head.claim.slots as usize
-        })?;
+        let head = self
+            .queue_mut()?
+            .pop_first_if(|head| head.has_timed_out(at) || holders < head.claim.slots as usize)?;
         self.tidy();
         Some(head)
     }

@@ -6,7 +6,7 @@ use super::entry::Entry;
 use super::expiry::Indexed;
 use super::queue::Queued;
 use super::{Ledger, LockTable};
-use crate::event::{Change, EndedHold};
+use crate::event::{Change, EndedHold, Span};
 use crate::lease::{Claim, Hold, Key, Ticket};
 use crate::memory::{shrink_map, shrink_queue};
 
@@ -95,7 +95,10 @@ impl<W> LockTable<W> {
             key, since, waiter, ..
         } = proposal;
         let waiter = *waiter;
-        let waited = now.saturating_duration_since(waiter.since);
+        let waited = Span {
+            from: waiter.since,
+            to: now,
+        };
         let LockTable { entries, ledger } = self;
         let requester = waiter.claim.requester.clone();
         let hold = ledger.begin_hold(now, &key, waiter.claim);
@@ -187,7 +190,10 @@ impl<W> Ledger<W> {
         change: impl FnOnce(EndedHold) -> Change<W>,
     ) {
         self.holds -= 1;
-        let held = end.saturating_duration_since(hold.since);
+        let held = Span {
+            from: hold.since,
+            to: end,
+        };
         let fence = hold.fence;
         self.note(key, hold.claim.requester, change(EndedHold { fence, held }));
     }

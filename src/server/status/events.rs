@@ -83,6 +83,6 @@ fn shown(event: &FeedEvent, now: Moment) -> LockEvent {
 /// Adds the figures of an ended hold. Returns `kind`.
 fn over(shown: &mut LockEvent, ended: &EndedHold, kind: LockEventKind) -> LockEventKind {
     shown.fence = Some(ended.fence);
-    shown.held = Some(ended.held);
+    shown.held = Some(ended.held.length());
     kind
 }
