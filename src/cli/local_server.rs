@@ -164,6 +164,10 @@ pub fn ask(here: &ServerAddress) -> Result<Answering, Failure> {
             Ok(None) => Answering::NotOurs("it has no process of its own on this machine".into()),
             Err(error @ Error::NotHttp { .. }) => Answering::NotHttp(explain(&error)),
             Err(error @ Error::InvalidOption { .. }) => return Err(error.into()),
+            // It answers, but not to this name, for instance.
+            Err(error @ (Error::Refused { .. } | Error::BadReply { .. })) => {
+                Answering::NotOurs(explain(&error))
+            }
             Err(_) => Answering::Nothing,
         },
     )

@@ -91,15 +91,19 @@ fn here(
                 asked.host = address.host.clone();
             }
             let client = asked_once(&asked);
-            return Ok(match client.ping() {
-                true => {
+            return Ok(match client.try_ping() {
+                Ok(()) => {
                     let role = role::of(&client);
                     Health::Up(format!("running, process {pid}, on {endpoint}{role}"))
                 }
-                false if names_host => Health::Down(format!(
+                Err(error @ Error::Refused { .. }) => Health::Down(format!(
+                    "process {pid} runs, on {endpoint}, and answers on {asked}: {}",
+                    explain(&error)
+                )),
+                Err(_) if names_host => Health::Down(format!(
                     "process {pid} runs, on {endpoint}, but does not answer on {asked}"
                 )),
-                false => {
+                Err(_) => {
                     let address = endpoint.address;
                     Health::Down(format!(
                         "process {pid} runs but does not answer on {address}"

@@ -847,6 +847,24 @@ fn status_and_stop_mention_a_server_that_has_no_process_of_its_own() {
     assert!(server.ping());
 }
 
+/// The resolver reads 127.1 as 127.0.0.1; the server does not know that name. Seen to fail: "not running on 127.1".
+#[test]
+fn status_says_why_a_server_refuses_the_name_that_it_is_asked_by() {
+    let refused = |daemon: &Daemon, port: &str| {
+        let status = daemon.typed(&format!("status --host 127.1 --port {port}"));
+        assert_eq!(status.code, Some(1), "{status:?}");
+        let answers = format!("answers on 127.1:{port}: the server refused PING (wrong-host)");
+        assert!(status.stdout.contains(&answers), "{status:?}");
+    };
+    let mut server = Server::new(options());
+    server.spawn().expect("it serves");
+    refused(&Daemon::none(), &server.port().to_string());
+    let daemon = Daemon::started("");
+    let address = daemon.address();
+    let (_, port) = address.rsplit_once(':').expect("a port");
+    refused(&daemon, port);
+}
+
 /// Kills a server that lost its pid file, if a test fails.
 struct Leftover(u32);
 
