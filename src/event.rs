@@ -22,7 +22,7 @@ pub(crate) enum Change<W> {
     Granted {
         grant: Grant,
         /// The waiter, and when it waited. `None` if it did not wait.
-        waited: Option<(W, Span)>,
+        waited: Option<(W, Period)>,
     },
     /// The requester asked again, and gets the grant that it already had.
     Repeated(Grant),
@@ -69,17 +69,17 @@ pub(crate) enum Change<W> {
 pub(crate) struct EndedHold {
     pub fence: Fence,
     /// From its grant to its end.
-    pub held: Span,
+    pub held: Period,
 }
 
 /// A time that is over. The table notes both instants; who reads the event computes the length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct Period {
     pub from: Instant,
     pub to: Instant,
 }
 
-impl Span {
+impl Period {
     pub fn length(self) -> Duration {
         self.to.saturating_duration_since(self.from)
     }

@@ -6,7 +6,7 @@ use super::entry::Entry;
 use super::expiry::Indexed;
 use super::queue::Queued;
 use super::{Ledger, LockTable};
-use crate::event::{Change, EndedHold, Span};
+use crate::event::{Change, EndedHold, Period};
 use crate::lease::{Claim, Hold, Key, Ticket};
 use crate::memory::{shrink_map, shrink_queue};
 
@@ -95,7 +95,7 @@ impl<W> LockTable<W> {
             key, since, waiter, ..
         } = proposal;
         let waiter = *waiter;
-        let waited = Span {
+        let waited = Period {
             from: waiter.since,
             to: now,
         };
@@ -190,7 +190,7 @@ impl<W> Ledger<W> {
         change: impl FnOnce(EndedHold) -> Change<W>,
     ) {
         self.holds -= 1;
-        let held = Span {
+        let held = Period {
             from: hold.since,
             to: end,
         };

@@ -467,7 +467,7 @@ fn a_huge_content_length_ends_only_its_own_connection() {
     assert_eq!(kept.ask("/CHECK/KEYA").body, "0\n");
 }
 
-/// Seen to fail with such requests leaked: each cost a thread until the server ended.
+/// Seen to fail with such requests leaked: each kept a thread and two descriptors until the server ended.
 #[test]
 fn a_body_announced_larger_than_the_memory_costs_nothing_that_stays() {
     let _alone = alone();
@@ -507,8 +507,9 @@ fn a_body_announced_larger_than_the_memory_costs_nothing_that_stays() {
     drop(wires);
     until("the threads and descriptors are gone", || {
         let (threads, descriptors) = of_process();
-        // tiny_http keeps some idle threads.
-        threads <= before.0 + 20 && descriptors <= before.1
+        // A leaked request keeps its connection's two descriptors. An idle thread of tiny_http ends after 5 s, unless a
+        // probe of `stalls.rs` wakes it: with connections of others on the machine, up to 60 stay.
+        threads <= before.0 + 100 && descriptors <= before.1
     });
     assert_eq!(ask(&server, "/CHECK/KEYA").body, "1\n");
 }
@@ -585,13 +586,14 @@ fn a_client_that_never_reads_delays_nobody_and_loses_its_connection() {
 #[test]
 fn a_waiter_is_not_kept_alive_by_a_new_connection_from_its_port() {
     let _alone = alone();
-    let server = start(patient());
+    let mut server = Server::new(patient());
+    let pid = server.start().unwrap();
     ask(&server, "/LOCK/KEYA/holder");
+    let alone = watched(pid);
     let mut dead = Wire::from_port(0, server.port());
     let port = dead.own_port();
     dead.get("/LOCK/KEYA/dead");
-    // Long enough that it is watched.
-    thread::sleep(ms(300));
+    until("it is watched", || watched(pid) > alone);
     dead.reset();
     let mut new = Wire::from_port(port, server.port());
     let second = Some(Duration::from_secs(1));
