@@ -89,7 +89,7 @@ pub struct Client {
 impl Client {
     /// A client of the server at `host:port`, with the default options. The host is a name or an address; an IPv6
     /// address may have brackets. The port is 1 to 65535. Nobody can listen on port 0, so each question to it returns
-    /// [`Error::Unreachable`].
+    /// [`Error::InvalidOption`].
     ///
     /// It sends nothing, and can't fail. If the host is neither a name nor an address, each question returns
     /// [`Error::InvalidOption`].

@@ -72,7 +72,7 @@ pub(crate) struct EndedHold {
     pub held: Period,
 }
 
-/// A time that is over. The table notes both instants; who reads the event computes the length.
+/// A time that is over. The table notes both instants; its reader computes the length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Period {
     pub from: Instant,

@@ -122,6 +122,7 @@ impl Server {
     /// [`run`](Self::run) or [`spawn`](Self::spawn) does not shut them down, and later connections wait for the next
     /// server on them. A server of [`start`](Self::start) shuts them down.
     ///
+    /// # Errors
     /// [`Error::AlreadyStarted`]; [`Error::InvalidOption`]; [`Error::CannotStart`] if the system knows no address of a
     /// listener.
     pub fn bind_to(
@@ -170,6 +171,7 @@ impl Server {
     /// Ctrl-C on a terminal reaches only this program, which can then release its locks and stop the server. Starting
     /// takes some milliseconds.
     ///
+    /// # Errors
     /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`], with the child's message, for
     /// example if the system refuses it descriptors, if `/proc` is missing, if no connection to it can be made, or if
     /// this crate is linked not into the program but into a library that it loads.
@@ -233,6 +235,7 @@ impl Server {
     /// handlers are restored. Raises this process's soft limit of descriptors to the hard one, or to what the machine
     /// has threads for, and leaves it there.
     ///
+    /// # Errors
     /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`] if the system refuses threads
     /// or descriptors.
     pub fn run(&mut self) -> Result<(), Error> {
@@ -243,6 +246,7 @@ impl Server {
     /// end, for a program that reports both to its service manager. While `notify` runs, LOCKs whose client has gone
     /// keep their place.
     ///
+    /// # Errors
     /// Those of [`run`](Self::run). `notify` is not called if the server does not begin to serve.
     pub fn run_with(&mut self, notify: impl Fn(ServerState)) -> Result<(), Error> {
         self.expect_not_running()?;
@@ -264,6 +268,7 @@ impl Server {
     ///
     /// Returns `false` if none was started or it had already ended.
     ///
+    /// # Errors
     /// [`Error::CannotStop`] if the system does not allow ending it, or if this process is a fork of the one that
     /// started it.
     pub fn stop(&mut self) -> Result<bool, Error> {

@@ -165,9 +165,7 @@ pub fn ask(here: &ServerAddress) -> Result<Answering, Failure> {
             Err(error @ Error::NotHttp { .. }) => Answering::NotHttp(explain(&error)),
             Err(error @ Error::InvalidOption { .. }) => return Err(error.into()),
             // It answers, but not to this name, for instance.
-            Err(error @ (Error::Refused { .. } | Error::BadReply { .. })) => {
-                Answering::NotOurs(explain(&error))
-            }
+            Err(error @ Error::Refused { .. }) => Answering::NotOurs(explain(&error)),
             Err(_) => Answering::Nothing,
         },
     )

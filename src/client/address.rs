@@ -36,7 +36,7 @@ const NO_TLS: &str = "this program was built without TLS; build it with --featur
 pub struct ServerAddress {
     /// A name or an address, an IPv6 address without brackets.
     pub host: String,
-    /// The port, 1 to 65535. Parsing refuses 0; each question of a client with port 0 returns [`Error::Unreachable`].
+    /// The port, 1 to 65535. Parsing refuses 0; each question of a client with port 0 returns [`Error::InvalidOption`].
     pub port: u16,
     /// The prefix of each path, for a proxy that needs one: empty, or text that begins with a slash and ends without
     /// one.

@@ -2,15 +2,11 @@
 //!
 //! tiny_http reads a body together with the request if its length is known and at most 1024 bytes. It discards any
 //! other body when the request is dropped, and allocates the announced length for that; if that allocation fails, the
-//! process ends. So a request with a larger body than that is made to expect none before it is dropped.
+//! process ends.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::mem::{self, ManuallyDrop};
+use std::io;
+use std::mem;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
-use std::ptr;
-use std::thread;
 
 use tiny_http::Request;
 
@@ -75,82 +71,29 @@ pub(super) fn throw_away(request: &mut Request) -> io::Result<()> {
 
 /// Ends a request's connection without an answer.
 pub(super) fn discard(client: SocketAddr, request: Request, sockets: &Sockets) {
-    sockets.shut_down(client);
-    release(client, request);
+    let connection = sockets.shut_down(client);
+    if can_be_dropped(&request) {
+        return drop(request.into_writer());
+    }
+    log::debug!("{client} announced a body that there is no memory for");
+    mem::forget(request);
+    connection.close();
 }
 
 /// Ends the service of a request that is not answered. A plain drop would wait for the requests before it, to write
 /// tiny_http's own answer.
 pub(super) fn forget(client: SocketAddr, request: Request, sockets: &Sockets) {
     if can_be_dropped(&request) {
-        return drop(request.into_writer());
-    }
-    sockets.shut_down(client);
-    // The requests before it may still be served, and `release` may wait for them.
-    let request = ManuallyDrop::new(request);
-    let release = move || release(client, ManuallyDrop::into_inner(request));
-    if let Err(error) = thread::Builder::new().spawn(release) {
-        log::debug!("{client}: no thread to release a request in, so it is leaked: {error}");
-    }
-}
-
-/// Drops a request whose connection was shut down. May send a `100 Continue`, which waits for the requests before it.
-fn release(client: SocketAddr, mut request: Request) {
-    if can_be_dropped(&request) || expect_no_more(&mut request) {
         drop(request.into_writer());
     } else {
-        log::debug!("{client}: a request is leaked, with its connection's thread and descriptors");
-        mem::forget(request);
+        discard(client, request, sockets);
     }
 }
 
-/// Whether a request can be dropped: there is memory for its announced body, or tiny_http will not read the body.
+/// Whether a request can be dropped: there is memory for its announced body. Otherwise it is leaked, which costs the
+/// thread that reads its connection and then blocks without end.
 fn can_be_dropped(request: &Request) -> bool {
-    let mut headers = request.headers().iter();
-    // As tiny_http finds it: then the body has no end, and is not read when the request is dropped.
-    let is_upgrade = headers
-        .find(|header| header.field.equiv("Connection"))
-        .is_some_and(|header| {
-            let value = header.value.as_str().to_ascii_lowercase();
-            value.contains("upgrade")
-        });
-    let announced = request.body_length().unwrap_or(0);
-    is_upgrade || Vec::<u8>::new().try_reserve_exact(announced).is_ok()
-}
-
-/// Makes tiny_http expect no more of the body that a request announced, so that it allocates nothing for it. `false`
-/// if that failed.
-///
-/// Nobody reads from a body that is larger than the memory, so its reader still has the announced length in a private
-/// field, which is found by that length and set to zero. If the length occurs twice, for instance as an address, nothing
-/// is changed.
-fn expect_no_more(request: &mut Request) -> bool {
-    let Some(announced) = request.body_length() else {
-        return false;
-    };
-    let reader = request.as_reader();
-    if mem::size_of_val(reader) != size_of::<Box<dyn Read + Send>>() {
-        return false;
-    }
-    // SAFETY: `as_reader` returns the request's own box, by the source of tiny_http 0.12.0. Cargo.toml allows no other
-    // version, and the reader in the box is larger than a box.
-    let reader = unsafe { &mut **ptr::from_mut(reader).cast::<Box<dyn Read + Send>>() };
-    let mut bytes = vec![0; mem::size_of_val(reader)];
-    let words = ptr::from_mut(reader).cast::<usize>();
-    // The kernel reads it, since parts of it may be uninitialised.
-    let read = File::open("/proc/self/mem")
-        .and_then(|memory| memory.read_exact_at(&mut bytes, words.addr() as u64));
-    if read.is_err() || !words.is_aligned() {
-        return false;
-    }
-    let (chunks, _) = bytes.as_chunks();
-    let is_announced = |bytes: &[u8; size_of::<usize>()]| usize::from_ne_bytes(*bytes) == announced;
-    let mut found = (0..chunks.len()).filter(|&at| is_announced(&chunks[at]));
-    let (Some(at), None) = (found.next(), found.next()) else {
-        return false;
-    };
-    // SAFETY: inside the reader, which nobody else uses meanwhile, and aligned. It is the reader's count of the bytes
-    // that are still to come, of which zero is a valid value.
-    unsafe { words.add(at).write(0) };
-    true
+    Vec::<u8>::new()
+        .try_reserve_exact(request.body_length().unwrap_or(0))
+        .is_ok()
 }

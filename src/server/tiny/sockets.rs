@@ -129,11 +129,12 @@ impl Sockets {
         Ok(Connections(connections))
     }
 
-    /// Ends the connection to a client at this port, both ways.
-    pub(super) fn shut_down(&self, client: SocketAddr) {
+    /// Ends the connection to a client at this port, both ways. Returns its descriptors.
+    pub(super) fn shut_down(&self, client: SocketAddr) -> ShutDown {
         let connected = self.with_spare(|| connected(self.own)).unwrap_or_default();
         let its_own = connected.into_iter().filter(|(other, _)| *other == client);
-        for (_, fd) in its_own {
+        let fds: Vec<RawFd> = its_own.map(|(_, fd)| fd).collect();
+        for &fd in &fds {
             // tiny_http may close the descriptor now, and its number may go to another client. A copy stays the same
             // connection.
             //
@@ -146,6 +147,7 @@ impl Sockets {
                 let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
             }
         }
+        ShutDown(fds)
     }
 
     /// Ends each of these connections, both ways.
@@ -315,6 +317,22 @@ impl ListenerId {
         // SAFETY: only reads an option, which fails if the descriptor is not open.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         inode_of(number) == inode && socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
+    }
+}
+
+/// A connection that was shut down, both ways.
+pub(super) struct ShutDown(Vec<RawFd>);
+
+impl ShutDown {
+    /// Closes the descriptors of a connection of which a request was forgotten.
+    ///
+    /// Their owner is never dropped, and the thread that reads from them waits for it, so nobody uses the numbers
+    /// again.
+    pub fn close(&self) {
+        for &fd in &self.0 {
+            // SAFETY: nobody uses or closes this descriptor any more, see above.
+            unsafe { libc::close(fd) };
+        }
     }
 }
 
