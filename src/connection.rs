@@ -5,11 +5,16 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
+
+/// How long a connection stays open after a question on it was given up to be asked again. A server takes over the place
+/// of a LOCK within that time, unless it is suspended, or its machine is gone.
+const OVERLAP: Duration = Duration::from_secs(2);
 
 /// Whether only a connect fails with this error, so that nothing was sent. A reset is not one: it can also come later.
 pub(crate) fn is_of_connect(error: ErrorKind) -> bool {
@@ -140,7 +145,7 @@ impl Transport for TrackedConnection {
             .stream
             .until(deadline(timeout))
             .read(self.buffers.input_append_buf());
-        let amount = read.map_err(|error| in_time(error, timeout))?;
+        let amount = read.map_err(|error| self.stream.cannot_read(error, timeout))?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }
@@ -169,6 +174,17 @@ impl TrackedStream {
         }
     }
 
+    /// The error to report when reading fails. A time-out of [`ureq::Timeout::RecvResponse`] means that the question is
+    /// asked again on another connection. The server takes a closed connection for the end of the wait, so this one is
+    /// closed later.
+    pub fn cannot_read(&self, error: io::Error, timeout: NextTimeout) -> ureq::Error {
+        let error = in_time(error, timeout);
+        if let ureq::Error::Timeout(ureq::Timeout::RecvResponse) = error {
+            close_after_the_answer(self.stream.clone());
+        }
+        error
+    }
+
     /// Runs `act` with the socket set not to block.
     pub fn at_once<T>(&self, act: impl FnOnce(&TcpStream) -> io::Result<T>) -> io::Result<T> {
         self.stream.set_nonblocking(true)?;
@@ -176,6 +192,19 @@ impl TrackedStream {
         self.stream.set_nonblocking(false)?;
         done
     }
+}
+
+/// Keeps a connection open until the server has answered on it or ended it, at most for [`OVERLAP`].
+fn close_after_the_answer(stream: Arc<TcpStream>) {
+    let wait = move || {
+        // The connection has no further use, whatever the read returns.
+        let _ = stream.set_read_timeout(Some(OVERLAP));
+        let _ = (&*stream).read(&mut [0]);
+    };
+    // If no thread can be started, the connection is closed at once, and the place in the queue is reserved for a while.
+    let _ = thread::Builder::new()
+        .name("lock-overlap".into())
+        .spawn(wait);
 }
 
 /// A socket whose calls end at a time limit.

@@ -278,7 +278,7 @@ impl Transport for TlsConnection {
         let read = Stream::new(&mut self.tls, &mut tcp).read(self.buffers.input_append_buf());
         let amount = read.map_err(|error| match TlsError::about_ours(&error) {
             Some(said) => said.into(),
-            None => in_time(error, timeout),
+            None => self.tcp.cannot_read(error, timeout),
         })?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)

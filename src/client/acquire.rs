@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::transport::{HttpAnswer, LONGEST, name_of};
+use super::no_answer::NoAnswer;
+use super::transport::{HttpAnswer, LONGEST, Transport, name_of};
 use super::tries::Tries;
 use super::{Client, LockOptions, no_answer, request_id, valid};
 use crate::error::Error;
@@ -16,7 +17,8 @@ use crate::refusal::Refusal;
 const TIMES_KNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// How long a LOCK waits for its answer before it asks again on another connection, since a dead connection reports
-/// nothing. It keeps its place in the queue by its request ID.
+/// nothing. It keeps its place in the queue by its request ID. The first connection is closed only after that: see
+/// [`Transport::overlapping`].
 const TURN: Duration = Duration::from_secs(30);
 
 /// As [`TURN`], where another server may begin to lead meanwhile: a server that is suspended, or whose machine is gone,
@@ -201,6 +203,15 @@ struct TimedQuestion<'q> {
     goes_on: bool,
 }
 
+impl TimedQuestion<'_> {
+    fn ask(&self, transport: &Transport) -> Result<HttpAnswer, NoAnswer> {
+        match self.goes_on {
+            true => transport.overlapping().call(&self.question, self.timeout),
+            false => transport.call(&self.question, self.timeout),
+        }
+    }
+}
+
 impl<'a> Acquire<'a> {
     fn run(&self) -> Result<Lease, Error> {
         let client = self.client;
@@ -244,7 +255,7 @@ impl<'a> Acquire<'a> {
             self.expect_not_cancelled()?;
             let turn = self.turn(patience, since);
             let asked = Instant::now();
-            let failure = match transport.call(&turn.question, turn.timeout) {
+            let failure = match turn.ask(transport) {
                 Ok(answer)
                     if patience.is_endless() && answer.reply.refusal == Some(Refusal::Timeout) =>
                 {

@@ -158,3 +158,25 @@ impl From<ureq::Error> for NoAnswer {
         }
     }
 }
+
+/// Whether a proxy sends this status if it does not reach the server behind it or gets no answer: the statuses of RFC
+/// 9110, and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
+pub(super) fn is_status_of_proxy(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504 | 520..=530)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_a_proxy_is_no_answer_and_any_other_is_one() {
+        for status in [408, 429, 500, 502, 503, 504, 520, 530] {
+            assert!(is_status_of_proxy(status), "{status}");
+        }
+        // Statuses of a lock server, except 503, and of other servers.
+        for status in [200, 301, 400, 403, 404, 405, 417, 421, 501, 505, 519, 531] {
+            assert!(!is_status_of_proxy(status), "{status}");
+        }
+    }
+}

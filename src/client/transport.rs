@@ -15,7 +15,7 @@ use ureq::{Body, RequestBuilder};
 use super::ClientOptions;
 use super::address::ServerAddress;
 use super::cluster::{Cluster, Route};
-use super::no_answer::{NoAnswer, Standby};
+use super::no_answer::{NoAnswer, Standby, is_status_of_proxy};
 use super::pooled_agent::{MAX_REPLY, PooledAgent};
 use super::servers_met::ServersMet;
 use crate::error::{Error, Unreached};
@@ -44,6 +44,8 @@ pub(crate) struct Transport {
     pub(super) tries_refused: bool,
     /// The longest silence while an answer is awaited or read. `None` without such a limit.
     longest_silence: Option<Duration>,
+    /// Whether a question that gets no answer in time is asked again, and its connection stays open until then.
+    overlaps: bool,
 }
 
 /// An answer of which only the head has been read.
@@ -100,6 +102,7 @@ impl Transport {
             options: ClientOptions::default(),
             tries_refused: false,
             longest_silence: None,
+            overlaps: false,
         }
     }
 
@@ -109,6 +112,15 @@ impl Transport {
             options: self.options.clone(),
             longest_silence: Some(longest_silence),
             ..Transport::within(self.cluster.apart())
+        }
+    }
+
+    /// The same connections, for a question that is asked again if it gets no answer in time. Its connection stays open
+    /// for a while after that, so that a LOCK that waits is in the queue without a gap.
+    pub(super) fn overlapping(&self) -> Self {
+        Transport {
+            overlaps: true,
+            ..self.clone()
         }
     }
 
@@ -248,9 +260,16 @@ impl Transport {
         if let Some(token) = &self.options.token {
             request = request.header(header::AUTHORIZATION, authorization(token));
         }
+        let timeout = timeout.min(LONGEST);
+        // `TrackedStream::cannot_read` recognises the end of a turn by the kind of its time-out.
+        let (whole, turn) = match self.overlaps {
+            true => (2 * timeout, Some(timeout)),
+            false => (timeout, None),
+        };
         request
             .config()
-            .timeout_global(Some(timeout.min(LONGEST)))
+            .timeout_global(Some(whole))
+            .timeout_recv_response(turn)
             .timeout_connect(Some(self.connect_timeout(timeout)))
             .timeout_per_read(self.longest_silence)
             .build()
@@ -405,12 +424,6 @@ pub(super) fn bad_reply(address: &ServerAddress, question: &Request, reply: &str
     }
 }
 
-/// Whether a proxy sends this status if it does not reach the server behind it or gets no answer: the statuses of RFC
-/// 9110, and Cloudflare's own. A lock server's 503 has a `Lock-Result`.
-pub(super) fn is_status_of_proxy(status: u16) -> bool {
-    matches!(status, 408 | 429 | 500 | 502..=504 | 520..=530)
-}
-
 /// The header that shows a token (RFC 6750, section 2.1). It is marked as a secret, so that it is never logged.
 fn authorization(token: &Token) -> HeaderValue {
     let value = HeaderValue::try_from(format!("Bearer {}", token.as_str()));
@@ -430,20 +443,4 @@ pub(super) fn name_of(question: &Request) -> String {
     let question = question.to_string();
     let path = question.split('?').next().unwrap_or_default();
     protocol::shorten(path.trim_start_matches('/'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_of_a_proxy_is_no_answer_and_any_other_is_one() {
-        for status in [408, 429, 500, 502, 503, 504, 520, 530] {
-            assert!(is_status_of_proxy(status), "{status}");
-        }
-        // Statuses of a lock server, except 503, and of other servers.
-        for status in [200, 301, 400, 403, 404, 405, 417, 421, 501, 505, 519, 531] {
-            assert!(!is_status_of_proxy(status), "{status}");
-        }
-    }
 }

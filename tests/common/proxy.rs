@@ -41,7 +41,7 @@ pub struct Proxy {
 struct Road {
     /// The number of connections so far.
     connections: AtomicUsize,
-    is_broken: AtomicBool,
+    holds_up: AtomicBool,
     is_closed: AtomicBool,
     /// Copies of both ends of each connection, for `break_off`. A connection stays open as long as a copy is here.
     ends: Mutex<Vec<TcpStream>>,
@@ -63,7 +63,7 @@ impl Proxy {
                     break;
                 }
                 let first = road.connections.fetch_add(1, SeqCst) == 0;
-                until("connections pass again", || !road.is_broken.load(SeqCst));
+                until("connections pass again", || !road.holds_up.load(SeqCst));
                 if road.is_closed.load(SeqCst) {
                     break;
                 }
@@ -87,16 +87,21 @@ impl Proxy {
 
     /// Breaks every connection, and holds up new ones. For a proxy without a cut.
     pub fn break_off(&self) {
-        self.road.is_broken.store(true, SeqCst);
+        self.hold_up();
         for end in self.road.ends.lock().expect("nobody panicked").drain(..) {
             // It fails if the other side has closed it already.
             let _ = end.shutdown(Shutdown::Both);
         }
     }
 
+    /// Holds up new connections. Those that exist pass on.
+    pub fn hold_up(&self) {
+        self.road.holds_up.store(true, SeqCst);
+    }
+
     /// Lets connections through again.
     pub fn mend(&self) {
-        self.road.is_broken.store(false, SeqCst);
+        self.road.holds_up.store(false, SeqCst);
     }
 }
 

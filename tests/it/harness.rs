@@ -398,6 +398,48 @@ fn an_endless_wait_outlasts_the_servers_longest_wait_and_keeps_its_place() {
     assert_eq!(*order.lock().unwrap(), ["CLIENT_B", "CLIENT_C"]);
 }
 
+/// Seen to fail: the connection of the first turn was closed before the next turn began, and the other one had the key.
+#[test]
+fn between_two_turns_a_wait_is_still_the_first_in_the_queue() {
+    let server = start(Options {
+        lock_attempt_timeout: ms(100),
+        // A turn lasts half of that.
+        max_lock_attempt_timeout: Some(ms(4000)),
+        ..patient()
+    });
+    let held = server.client("CLIENT_A").lock("KEYA").unwrap().unwrap();
+    // With `Cut::Never` the proxy would not pass on the end of a connection.
+    let proxy = Proxy::to(server.port(), Cut::Request(usize::MAX), Break::Close);
+    let [first, second] =
+        [("CLIENT_B", proxy.port), ("CLIENT_C", server.port())].map(|(name, port)| {
+            let client = Client::new(name, "127.0.0.1", port);
+            move || {
+                client
+                    .guard_with("KEYA", &LockOptions::endless())
+                    .unwrap()
+                    .fence()
+            }
+        });
+    let first = thread::spawn(first);
+    until("the first waits", || waiters(&server, "KEYA") == 1);
+    let before = proxy.connections();
+    proxy.hold_up();
+    let second = thread::spawn(second);
+    until("both wait", || waiters(&server, "KEYA") == 2);
+    until("the next turn is on its way", || {
+        proxy.connections() > before
+    });
+    // The server may take a while to notice a closed connection.
+    let since = Instant::now();
+    while since.elapsed() < ms(200) {
+        assert_eq!(waiters(&server, "KEYA"), 2);
+    }
+    assert!(server.client("CLIENT_A").release(&held).unwrap());
+    proxy.mend();
+    let [first, second] = [first, second].map(|waiter| waiter.join().unwrap());
+    assert!(first < second, "{first} {second}");
+}
+
 #[test]
 fn a_wait_cancelled_from_another_thread_leaves_the_queue() {
     let server = start(patient());

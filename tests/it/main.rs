@@ -449,6 +449,7 @@
 //! | a thousand guards take a few threads | `process::a_thousand_guards_are_renewed_by_a_few_threads` |
 //! | a wait can be cancelled | `harness::a_wait_cancelled_from_another_thread_leaves_the_queue` |
 //! | an endless wait keeps its place | `harness::an_endless_wait_outlasts_the_servers_longest_wait_and_keeps_its_place` |
+//! | between two turns of a long wait its place is not left | `harness::between_two_turns_a_wait_is_still_the_first_in_the_queue` |
 //! | the error of an absent server has the address, the number of tries and the cause | `process::the_error_of_an_absent_server_has_the_address_and_the_number_of_tries` |
 //! | a refusal has its reason, and whether to try again | `harness::a_refusal_has_its_reason_and_whether_to_try_again` |
 //! | an answer with another request ID is an error | `harness::an_answer_with_another_request_id_is_an_error` |
