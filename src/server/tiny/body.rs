@@ -2,30 +2,49 @@
 //!
 //! tiny_http reads a body together with the request if its length is known and at most 1024 bytes. It discards any
 //! other body when the request is dropped, and allocates the announced length for that; if that allocation fails, the
-//! process ends.
+//! process ends. So a request with a larger body than that is made to expect less before it is dropped.
+//!
+//! Of a body that is not read to its end, tiny_http parses the rest as further requests. So its connection is ended
+//! first, which keeps them from being served: see [`Instance::end_connection`](super::Instance::end_connection).
 
-use std::io;
-use std::mem;
+use std::io::{self, IoSliceMut, Read};
+use std::mem::{self, ManuallyDrop};
 use std::net::SocketAddr;
+use std::ptr;
+use std::sync::OnceLock;
+use std::thread;
 
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
 use tiny_http::Request;
 
-use super::sockets::Sockets;
+use super::sockets::{ShutDown, Sockets};
 
 /// The longest body, in bytes, that is read and discarded before the reply. A longer one ends its connection.
 const MAX_BODY: usize = 1024 * 1024;
 
 /// Whether the request announces a body that tiny_http has not read together with it: any body but one of a known
-/// length up to 1024 bytes. A length that is no number counts as unread, too.
+/// length up to 1024 bytes. A length that is no number counts as unread, too, and so does a second length: tiny_http
+/// takes the first one, and a proxy in between may have taken the other.
 pub(super) fn is_unread(request: &Request) -> bool {
     const READ_BY_TINY_HTTP: usize = 1024;
+    let mut lengths = 0;
     request.headers().iter().any(|header| {
-        header.field.equiv("Transfer-Encoding")
-            || header.field.equiv("Expect")
-            || (header.field.equiv("Content-Length")
-                && request
-                    .body_length()
-                    .is_none_or(|length| length > READ_BY_TINY_HTTP))
+        if header.field.equiv("Transfer-Encoding") || header.field.equiv("Expect") {
+            return true;
+        }
+        if !header.field.equiv("Content-Length") {
+            return false;
+        }
+        lengths += 1;
+        // Rust's parser accepts a sign.
+        let is_number = header
+            .value
+            .as_str()
+            .bytes()
+            .all(|byte| byte.is_ascii_digit());
+        let length = request.body_length().filter(|_| is_number && lengths == 1);
+        length.is_none_or(|length| length > READ_BY_TINY_HTTP)
     })
 }
 
@@ -69,31 +88,113 @@ pub(super) fn throw_away(request: &mut Request) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends a request's connection without an answer.
+/// Drops a request whose connection was ended.
 pub(super) fn discard(client: SocketAddr, request: Request, sockets: &Sockets) {
-    let connection = sockets.shut_down(client);
     if can_be_dropped(&request) {
         return drop(request.into_writer());
     }
-    log::debug!("{client} announced a body that there is no memory for");
-    mem::forget(request);
-    connection.close();
+    let connection = sockets.shut_down(client);
+    release(client, request, connection);
 }
 
 /// Ends the service of a request that is not answered. A plain drop would wait for the requests before it, to write
 /// tiny_http's own answer.
 pub(super) fn forget(client: SocketAddr, request: Request, sockets: &Sockets) {
-    if can_be_dropped(&request) {
-        drop(request.into_writer());
-    } else {
-        discard(client, request, sockets);
+    if !is_unread(&request) {
+        return drop(request.into_writer());
+    }
+    // Its body may never come, and a `100 Continue` waits for the requests before it.
+    let connection = match can_be_dropped(&request) {
+        true => None,
+        false => sockets.shut_down(client),
+    };
+    let request = ManuallyDrop::new(request);
+    let drop = move || release(client, ManuallyDrop::into_inner(request), connection);
+    if let Err(error) = thread::Builder::new().spawn(drop) {
+        log::debug!("{client}: no thread to drop a request in, so it is leaked: {error}");
     }
 }
 
-/// Whether a request can be dropped: there is memory for its announced body. Otherwise it is leaked, which costs the
-/// thread that reads its connection and then blocks without end.
+/// Drops a request. If there is no memory for its announced body, its connection has to be shut down before.
+fn release(client: SocketAddr, mut request: Request, connection: Option<ShutDown>) {
+    if can_be_dropped(&request) || (connection.is_some() && expect_less(&mut request)) {
+        return drop(request.into_writer());
+    }
+    log::debug!("{client}: a request is leaked, with its connection's thread");
+    mem::forget(request);
+    if let Some(connection) = connection {
+        connection.close();
+    }
+}
+
+/// Whether a request can be dropped: there is memory for its announced body, or tiny_http will not read the body.
 fn can_be_dropped(request: &Request) -> bool {
-    Vec::<u8>::new()
-        .try_reserve_exact(request.body_length().unwrap_or(0))
-        .is_ok()
+    let mut headers = request.headers().iter();
+    // As tiny_http finds it: then the body has no end, and no request follows it.
+    let is_upgrade = headers
+        .find(|header| header.field.equiv("Connection"))
+        .is_some_and(|header| {
+            let value = header.value.as_str().to_ascii_lowercase();
+            value.contains("upgrade")
+        });
+    let announced = request.body_length().unwrap_or(0);
+    is_upgrade || has_memory_for(announced)
+}
+
+fn has_memory_for(length: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(length).is_ok()
+}
+
+/// Makes tiny_http expect no more of a body than what its connection, which was shut down, may still have received. So
+/// it allocates no more than that, and reads to the end of the connection. `false` if that failed.
+///
+/// Nobody has read from such a body, so its reader still has the announced length in a private field, and the field is
+/// found by that. A client may announce a length that occurs twice in the reader, for instance as an address. Then it is
+/// the field that was found earlier; without one, nothing is changed.
+fn expect_less(request: &mut Request) -> bool {
+    /// The kernel's limit for the receive buffer of a socket.
+    const MOST_RECEIVED: usize = 1 << 30;
+    /// Where in the reader the field is, in words.
+    static FIELD: OnceLock<usize> = OnceLock::new();
+    let Some(announced) = request
+        .body_length()
+        .filter(|&length| length > MOST_RECEIVED)
+    else {
+        return false;
+    };
+    let reader = request.as_reader();
+    if !has_memory_for(MOST_RECEIVED)
+        || mem::size_of_val(reader) != size_of::<Box<dyn Read + Send>>()
+    {
+        return false;
+    }
+    // SAFETY: `as_reader` returns the request's own box, by the source of tiny_http 0.12.0. Cargo.toml allows no other
+    // version, and the reader in the box is larger than a box.
+    let reader = unsafe { &mut **ptr::from_mut(reader).cast::<Box<dyn Read + Send>>() };
+    let mut bytes = vec![0; mem::size_of_val(reader)];
+    let words = ptr::from_mut(reader).cast::<usize>();
+    // The kernel reads it, since parts of it may be uninitialised.
+    let whole = RemoteIoVec {
+        base: words.addr(),
+        len: bytes.len(),
+    };
+    let read = process_vm_readv(Pid::this(), &mut [IoSliceMut::new(&mut bytes)], &[whole]);
+    if read != Ok(whole.len) || !words.is_aligned() {
+        return false;
+    }
+    let (chunks, _) = bytes.as_chunks();
+    let is_announced = |bytes: &[u8; size_of::<usize>()]| usize::from_ne_bytes(*bytes) == announced;
+    let mut found = (0..chunks.len()).filter(|&at| is_announced(&chunks[at]));
+    let at = match (found.next(), found.next(), FIELD.get()) {
+        (Some(only), None, _) => *FIELD.get_or_init(|| only),
+        (Some(_), Some(_), Some(&field)) => field,
+        _ => return false,
+    };
+    if !chunks.get(at).is_some_and(is_announced) {
+        return false;
+    }
+    // SAFETY: inside the reader, which nobody else uses meanwhile, and aligned. It is the reader's count of the bytes
+    // that are still to come, of which every value is valid.
+    unsafe { words.add(at).write(MOST_RECEIVED) };
+    true
 }

@@ -245,9 +245,12 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         match self.take_state() {
             ExchangeState::Asked(request) => {
+                self.instance.end_connection(self.client);
                 body::discard(self.client, request, &self.instance.sockets);
             }
-            ExchangeState::Parked(_) => self.instance.end_connection(self.client),
+            ExchangeState::Parked(_) => {
+                self.instance.end_connection(self.client);
+            }
             ExchangeState::Over => {}
         }
         if self.reads_body {
@@ -309,7 +312,7 @@ impl Drop for AnswerStream {
         let Exchange {
             instance, client, ..
         } = &self.exchange;
-        instance.forget_ahead(*client);
+        instance.end_connection(*client);
         self.exchange.take_state();
     }
 }

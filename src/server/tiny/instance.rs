@@ -20,7 +20,7 @@ use tiny_http::Request;
 
 use super::body;
 use super::polling::Polling;
-use super::sockets::{ListenerId, Sockets};
+use super::sockets::{ListenerId, ShutDown, Sockets};
 use super::unfinished::Activity;
 use crate::memory::{shrink_map, shrink_queue};
 use crate::protocol::ServerNames;
@@ -31,6 +31,9 @@ pub(in crate::server) struct Instance {
     /// The names in each answer.
     pub(super) names: ServerNames,
     pipelines: Pipelines,
+    /// Connections that the server has ended. tiny_http goes on to parse what it has received of them, which may be the
+    /// middle of a body. What it takes for requests there is not served.
+    ended: Mutex<HashMap<SocketAddr, ShutDown>>,
     /// The clients whose bodies are being read, and since when.
     bodies: Mutex<HashMap<SocketAddr, Instant>>,
     /// tiny_http's listener. tiny_http closes it when it stops accepting.
@@ -66,6 +69,7 @@ impl Instance {
             sockets,
             names,
             pipelines: Pipelines::default(),
+            ended: Mutex::default(),
             bodies: Mutex::default(),
             listener: own,
             phase: AtomicU8::new(OPEN),
@@ -208,7 +212,7 @@ impl Instance {
         let Some(&client) = request.remote_addr() else {
             return;
         };
-        if self.phase() >= DRAINED {
+        if self.phase() >= DRAINED || self.has_ended(client) {
             return body::forget(client, request, &self.sockets);
         }
         if !self.pipelines.enter(client, request) {
@@ -239,16 +243,30 @@ impl Instance {
         self.bodies.lock().remove(&client);
     }
 
-    /// Ends a connection and forgets the requests that it has sent ahead.
+    /// Ends a connection, and forgets the requests that it has sent ahead, and those that tiny_http is still to parse.
     pub(super) fn end_connection(&self, client: SocketAddr) {
-        self.sockets.shut_down(client);
-        self.forget_ahead(client);
-    }
-
-    /// Forgets the requests that a client has sent ahead.
-    pub(super) fn forget_ahead(&self, client: SocketAddr) {
+        if let Some(ended) = self.sockets.shut_down(client) {
+            let mut all = self.ended.lock();
+            all.retain(|_, ended| ended.is_open());
+            all.insert(client, ended);
+            shrink_map(&mut all);
+        }
         for request in self.pipelines.clear(client) {
             body::forget(client, request, &self.sockets);
+        }
+    }
+
+    /// Whether a request is of a connection that was ended. The client's next connection may come from the same port
+    /// before tiny_http is done with the first: then it is not served, either.
+    fn has_ended(&self, client: SocketAddr) -> bool {
+        let mut all = self.ended.lock();
+        match all.get(&client).map(ShutDown::is_open) {
+            None => false,
+            Some(true) => true,
+            Some(false) => {
+                all.remove(&client);
+                false
+            }
         }
     }
 

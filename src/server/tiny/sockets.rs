@@ -129,25 +129,31 @@ impl Sockets {
         Ok(Connections(connections))
     }
 
-    /// Ends the connection to a client at this port, both ways. Returns its descriptors.
-    pub(super) fn shut_down(&self, client: SocketAddr) -> ShutDown {
-        let connected = self.with_spare(|| connected(self.own)).unwrap_or_default();
-        let its_own = connected.into_iter().filter(|(other, _)| *other == client);
-        let fds: Vec<RawFd> = its_own.map(|(_, fd)| fd).collect();
-        for &fd in &fds {
+    /// Ends the connection to a client at this port, both ways. `None` if that failed: not even the spare descriptor was
+    /// free.
+    pub(super) fn shut_down(&self, client: SocketAddr) -> Option<ShutDown> {
+        let (its_own, nobodys) = self.with_spare(|| descriptors(self.own, client)).ok()?;
+        for &fd in &its_own {
             // tiny_http may close the descriptor now, and its number may go to another client. A copy stays the same
             // connection.
             //
             // SAFETY: only copied; that fails if it is not open any more.
             let copy = || unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
-            if let Ok(copy) = self.with_spare(copy)
-                && client_of(copy.as_raw_fd(), self.own) == Some(client)
-            {
-                // It fails only if the connection is already gone.
-                let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
+            match self.with_spare(copy) {
+                Ok(copy) if client_of(copy.as_raw_fd(), self.own) == Some(client) => {
+                    // It fails only if the connection is already gone.
+                    let _ = socket::shutdown(copy.as_raw_fd(), Shutdown::Both);
+                }
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(Errno::EBADF as i32) => {}
+                Err(_) => return None,
             }
         }
-        ShutDown(fds)
+        let all = its_own.iter().chain(&nobodys);
+        Some(ShutDown {
+            sockets: all.filter_map(|&fd| Some((fd, inode_of(fd)?))).collect(),
+            its_own,
+        })
     }
 
     /// Ends each of these connections, both ways.
@@ -314,36 +320,65 @@ impl ListenerId {
     /// Whether it still accepts connections.
     pub fn is_listening(&self) -> bool {
         let ListenerId(number, inode) = *self;
-        // SAFETY: only reads an option, which fails if the descriptor is not open.
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        inode_of(number) == inode && socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
+        inode_of(number) == inode && is_listener(number)
     }
 }
 
 /// A connection that was shut down, both ways.
-pub(super) struct ShutDown(Vec<RawFd>);
+pub(super) struct ShutDown {
+    its_own: Vec<RawFd>,
+    /// Its descriptors, each with its inode. A connection that its client has reset has no address any more, so those
+    /// of all such connections are here.
+    sockets: Vec<(RawFd, u64)>,
+}
 
 impl ShutDown {
-    /// Closes the descriptors of a connection of which a request was forgotten.
+    /// Whether any of its descriptors is open. Each request of tiny_http keeps one of them open, to write its answer to.
+    pub fn is_open(&self) -> bool {
+        let mut sockets = self.sockets.iter();
+        sockets.any(|&(fd, inode)| inode_of(fd) == Some(inode))
+    }
+
+    /// Closes the descriptors of a connection of which a request was leaked.
     ///
     /// Their owner is never dropped, and the thread that reads from them waits for it, so nobody uses the numbers
     /// again.
     pub fn close(&self) {
-        for &fd in &self.0 {
+        for &fd in &self.its_own {
             // SAFETY: nobody uses or closes this descriptor any more, see above.
             unsafe { libc::close(fd) };
         }
     }
 }
 
+/// The descriptors of the connection to a client, and of the connections that have no client any more.
+fn descriptors(own: OwnAddress, client: SocketAddr) -> io::Result<(Vec<RawFd>, Vec<RawFd>)> {
+    let (mut its_own, mut nobodys) = (Vec::new(), Vec::new());
+    for fd in open_descriptors()? {
+        match socket::getpeername::<SockaddrStorage>(fd) {
+            Ok(_) if client_of(fd, own) == Some(client) => its_own.push(fd),
+            Err(Errno::ENOTCONN)
+                if own_end(fd).is_some_and(|here| own.has(here)) && !is_listener(fd) =>
+            {
+                nobodys.push(fd);
+            }
+            _ => {}
+        }
+    }
+    Ok((its_own, nobodys))
+}
+
 /// The sockets of a port's connections, each with the client's address.
 fn connected(own: OwnAddress) -> io::Result<Vec<(SocketAddr, RawFd)>> {
-    let descriptors = fs::read_dir("/proc/self/fd")?;
-    let descriptors =
-        descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
-    Ok(descriptors
+    let all = open_descriptors()?;
+    Ok(all
         .filter_map(|fd| Some((client_of(fd, own)?, fd)))
         .collect())
+}
+
+fn open_descriptors() -> io::Result<impl Iterator<Item = RawFd>> {
+    let entries = fs::read_dir("/proc/self/fd")?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
 /// An eventfd needs no file: a bare container may have none.
@@ -356,10 +391,13 @@ fn client_of(fd: RawFd, own: OwnAddress) -> Option<SocketAddr> {
     let client = socket::getpeername::<SockaddrStorage>(fd)
         .ok()
         .and_then(to_std)?;
-    let here = socket::getsockname::<SockaddrStorage>(fd)
-        .ok()
-        .and_then(to_std)?;
-    own.has(here).then_some(client)
+    own.has(own_end(fd)?).then_some(client)
+}
+
+/// The address of a socket's own end.
+fn own_end(fd: RawFd) -> Option<SocketAddr> {
+    let here = socket::getsockname::<SockaddrStorage>(fd).ok()?;
+    to_std(here)
 }
 
 fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
@@ -369,6 +407,12 @@ fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
     address
         .as_sockaddr_in6()
         .map(|v6| SocketAddr::V6((*v6).into()))
+}
+
+fn is_listener(fd: RawFd) -> bool {
+    // SAFETY: only reads an option, which fails if the descriptor is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
 }
 
 /// The inode of an open descriptor.
