@@ -80,6 +80,9 @@ pub(crate) const SERVER_VARIABLE: &str = "LOCK_SERVER";
 /// [`ClientOptions::reconnect_attempts`] says. A LOCK carries an ID by which the server recognises it: it is granted
 /// once, keeps its place in the queue, and survives a server that ends during the wait and is back before the last try.
 /// Only [`unlock`](Self::unlock) and [`shutdown`](Self::shutdown) are not asked again.
+///
+/// Each call blocks its thread until the answer is there, a LOCK also until its turn. In async code, call it on a thread
+/// for blocking work, and drop guards there.
 #[derive(Clone)]
 pub struct Client {
     name: String,

@@ -299,8 +299,9 @@ impl Server {
     }
 
     /// Returns a client of this server with the given name, for the server's current address. With port 0 the address
-    /// is known once the server was bound, and changes when it is started again. All clients of one server share their
-    /// connections.
+    /// is known once the server was bound, and changes when it is started again; before that, each question returns
+    /// [`Error::InvalidOption`]. With another port, a client of a server that was not started asks whatever server is at
+    /// that port. All clients of one server share their connections.
     ///
     /// With an [`Options::token_file`], the client uses the first token with the role `lock` or `admin` that the file
     /// had when the server was [bound](Self::bind).

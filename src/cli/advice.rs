@@ -125,6 +125,7 @@ fn advice_on_listening(option: &str, kind: ErrorKind) -> Option<&'static str> {
         }
         ErrorKind::PermissionDenied => "ports below 1024 are for root, choose a higher one",
         ErrorKind::AddrNotAvailable => "give a host that is this machine's own",
+        _ if option == "host" => "give a --host that can be resolved, or an address",
         _ => return None,
     })
 }

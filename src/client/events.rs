@@ -122,6 +122,9 @@ impl Events {
 
     /// The next event as the server wrote it: one line of JSON, without its line feed. `None` where
     /// [`next`](Iterator::next) returns `None`.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if the stream ended or broke; it is over then.
     pub fn next_json(&mut self) -> Option<Result<String, Error>> {
         if self.is_over {
             return None;

@@ -22,8 +22,9 @@ impl Client {
     /// Locks all of these keys, or none, and keeps them locked until the guards are dropped.
     ///
     /// The keys are locked one after another in the order of their bytes, so that callers of this never wait for each
-    /// other in a circle. A key that is named twice is locked once. `lock_attempt_timeout` is for all keys together.
-    /// While this waits for one key, the leases of the others are renewed in the background.
+    /// other in a circle. A key that is named twice is locked once. For no key, this succeeds and asks nobody.
+    /// `lock_attempt_timeout` is for all keys together. While this waits for one key, the leases of the others are
+    /// renewed in the background.
     ///
     /// # Errors
     /// As [`guard_with`](Self::guard_with), for the key that was not granted; [`Error::LeaseLost`] if a lease was lost

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use super::{CancelToken, request_id};
+use crate::error::Error;
 use crate::lease::MAX_SLOTS;
 use crate::token::Token;
 
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// How often to try again when no connection can be made, or when it breaks before the answer is complete. Default
-    /// 3; 0 tries once. If no answer comes in time, there is at most one more try. With several servers, one try asks
+    /// How often to try again when no connection can be made, or when it breaks before the answer is complete: any
+    /// number. Default 3; 0 tries once. If no answer comes in time, there is at most one more try. With several servers, one try asks
     /// each of them; while some stand by and none leads, tries go on for [`answer_timeout`](Self::answer_timeout).
     ///
     /// A first connection that is refused on loopback means that no server runs there. Only a client that was made with
@@ -18,18 +19,31 @@ pub struct ClientOptions {
     /// with its server.
     pub reconnect_attempts: u32,
 
-    /// How long to wait between two tries. Default 1 s. Each pause is randomly up to a quarter shorter or longer, so
+    /// How long to wait between two tries: any time. Default 1 s. Each pause is randomly up to a quarter shorter or longer, so
     /// that the clients of a server that ended do not all come back at once. After a connection broke, the next try
     /// follows at once. The server keeps the place of a waiting LOCK in the queue for 2 s, so choose less than that.
     pub time_between_attempts: Duration,
 
     /// How long an answer may take, including the connect. For a LOCK, the time that it may wait is added. Default
-    /// 10 s. A question that may be asked twice is asked again after half of this time, on another connection.
+    /// 10 s; more than two years count as two years. With 0, each question returns
+    /// [`Error::InvalidOption`]. A question that may be asked twice is asked again after half of this time, on another connection.
     pub answer_timeout: Duration,
 
     /// The token to show to the server. Default `None`: none, or with [`tuned`](crate::Client::tuned) the token that
     /// the client shows already. [`Token::from_env`] reads the token of the environment.
     pub token: Option<Token>,
+}
+
+impl ClientOptions {
+    pub(super) fn check(&self) -> Result<(), Error> {
+        match self.answer_timeout.is_zero() {
+            true => Err(Error::InvalidOption {
+                option: "answer_timeout",
+                reason: "0 leaves no time for an answer".into(),
+            }),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Default for ClientOptions {
@@ -142,8 +156,9 @@ impl LockOptions {
     }
 
     /// Waits without a limit; only [`cancel`](Self::cancel) ends the wait. The client asks again before the server's
-    /// longest wait is over, at least every 30 s, so it also notices a server that is gone. It keeps its place in the
-    /// queue if the server's longest wait is 0.5 s or more.
+    /// longest wait is over, at least every 30 s, so it also notices a server that is gone without a word, at the latest
+    /// after 30 s and [`answer_timeout`](ClientOptions::answer_timeout). It keeps its place in the queue if the server's
+    /// longest wait is 0.5 s or more.
     pub fn endless() -> Self {
         LockOptions {
             lock_attempt_timeout: Some(Duration::MAX),

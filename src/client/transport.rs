@@ -207,6 +207,7 @@ impl Transport {
         if let Some((option, reason)) = route.bad.clone() {
             return Err(NoAnswer::Told(Error::InvalidOption { option, reason }));
         }
+        self.options.check().map_err(NoAnswer::Told)?;
         let asked = Instant::now();
         let id = question_id();
         let (agent, url) = (&route.shared().agent, route.url(question));

@@ -47,11 +47,16 @@ pub(crate) struct BoundPort {
 /// Binds the HTTP port of the options, on each address of the host. Leaves out an address that this machine can't
 /// listen on, if another one works.
 pub(crate) fn bind(options: &Options) -> Result<BoundPort, Error> {
-    let host = options.bare_host();
-    let bound = bind_patiently(options, "port", options.port, || {
-        let addresses = (host, options.port).to_socket_addrs()?;
-        bind_all(host, &addresses.collect::<Vec<_>>())
+    let (host, port) = (options.bare_host(), options.port);
+    let addresses = (host, port).to_socket_addrs();
+    let addresses = addresses.map_err(|source| Error::CannotListen {
+        option: "host",
+        address: host_and_port(host, port),
+        attempts: 1,
+        source,
     })?;
+    let addresses: Vec<_> = addresses.collect();
+    let bound = bind_patiently(options, "port", port, || bind_all(host, &addresses))?;
     for warning in &bound.warnings {
         log::warn!("{warning}");
     }

@@ -366,6 +366,22 @@ fn a_waiter_survives_an_orderly_restart_of_the_server() {
     assert!(lease.is_some(), "the new server knows of no holder");
 }
 
+#[test]
+fn an_answer_timeout_of_zero_is_an_invalid_option() {
+    let server = start(patient());
+    let options = ClientOptions {
+        answer_timeout: Duration::ZERO,
+        ..ClientOptions::default()
+    };
+    let client = Client::with_options("CLIENT_A", "127.0.0.1", server.port(), options);
+    let error = client.lock("KEYA").unwrap_err();
+    let option = "answer_timeout";
+    assert!(
+        matches!(error, Error::InvalidOption { option: o, .. } if o == option),
+        "{error:?}"
+    );
+}
+
 // Waits.
 
 #[test]
