@@ -310,6 +310,11 @@ impl Reply {
         }
     }
 
+    /// The reply of a server, or of a connection, that is ending.
+    pub fn stopping(message: impl Into<String>) -> Self {
+        Reply::refusal(Status::Unavailable, Refusal::Stopping, message)
+    }
+
     /// Adds who holds the key, how long that lease still lasts, how many hold the key and how many wait for it.
     pub fn with_holder(
         mut self,

@@ -107,7 +107,7 @@ pub struct LockOptions {
     ///
     /// There are always at least the tries of [`reconnect_attempts`](ClientOptions::reconnect_attempts):
     /// [`Duration::ZERO`] means only those, and a single question if that is 0, too. After the last try the error is
-    /// [`Error::Interrupted`](crate::Error::Interrupted).
+    /// [`Error::Interrupted`].
     ///
     /// The option also applies to [several servers](crate::Client::of_cluster) while none leads. There the default is
     /// at least [`answer_timeout`](ClientOptions::answer_timeout), so that a LOCK that does not wait survives a

@@ -76,9 +76,7 @@ impl Handler {
             Verb::Shutdown => self.shut_down(caller.role),
             Verb::Break => self.break_hold(question, caller),
             Verb::Livez => Reply::yes(),
-            Verb::Readyz if manager.is_stopping() => {
-                Reply::refusal(Status::Unavailable, Refusal::Stopping, "")
-            }
+            Verb::Readyz if manager.is_stopping() => Reply::stopping(""),
             Verb::Readyz if manager.stands_by() => self.standby("/readyz", false),
             Verb::Readyz => Reply::yes(),
             Verb::Locks => self.status.locks(question),
@@ -304,7 +302,7 @@ fn verdict<T>(result: Result<T, Refusal>, yes: impl FnOnce(T) -> Reply) -> Reply
 /// The reply of a server that is ending. `then` is the end of its message.
 pub(super) fn stopping(then: &str) -> Reply {
     let message = format!("the server is ending; {then}");
-    Reply::refusal(Status::Unavailable, Refusal::Stopping, message)
+    Reply::stopping(message)
 }
 
 /// The reply if the store is full.

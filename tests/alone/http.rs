@@ -562,6 +562,33 @@ fn requests_in_a_refused_body_are_not_served() {
     }
 }
 
+/// Seen to fail: a connection that was reset after a request line of HTTP/2 stays open without an address, and counted
+/// as each connection that was ended after it.
+#[test]
+fn a_client_that_comes_back_from_the_port_of_an_ended_connection_is_served() {
+    let _alone = alone();
+    let server = start(options());
+    let mut stays = Wire::to(&server);
+    stays.send("GET /PING HTTP/2.0\r\nHost: localhost\r\n\r\n");
+    assert_eq!(ask(&server, "/PING").body, "1\n");
+    stays.reset();
+    let mut refused = Wire::from_port(0, server.port());
+    let own = refused.own_port();
+    refused.send("POST /PING HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n");
+    assert_eq!(refused.reply().status, 400);
+    assert!(!refused.rest().contains("200 OK"));
+    drop(refused);
+    until("it is served", || {
+        let mut back = Wire::from_port(own, server.port());
+        let reply = back.get("/PING").try_reply();
+        // Otherwise the port would have to wait after the end of the connection.
+        if reply.is_ok() {
+            back.reset();
+        }
+        reply.is_ok_and(|reply| reply.body == "1\n")
+    });
+}
+
 fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }

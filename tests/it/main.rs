@@ -360,6 +360,7 @@
 //! | beyond `max_waiters` and `max_keys`: 503 | `alone::http::beyond_the_limits_a_lock_is_refused_at_once_and_all_else_works` |
 //! | a body that is announced to be larger than the memory costs nothing that stays | `alone::http::a_body_announced_larger_than_the_memory_costs_nothing_that_stays` |
 //! | what a refused body contains is never served | `alone::http::requests_in_a_refused_body_are_not_served` |
+//! | and a client that comes back from the same port is served | `alone::http::a_client_that_comes_back_from_the_port_of_an_ended_connection_is_served` |
 //! | a huge `Content-Length` ends only its own connection | `alone::http::a_huge_content_length_ends_only_its_own_connection` |
 //! | the memory of an endless header line is freed | `alone::http::an_endless_header_line_ends_its_connection_and_its_memory_is_freed` |
 //! | also with one processor | `alone::http::with_one_processor_of_several_the_memory_of_endless_headers_is_freed` |

@@ -7,13 +7,13 @@
 //! one that accepts.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::io::{self, Write};
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tiny_http::Request;
@@ -23,7 +23,7 @@ use super::polling::Polling;
 use super::sockets::{ListenerId, ShutDown, Sockets};
 use super::unfinished::Activity;
 use crate::memory::{shrink_map, shrink_queue};
-use crate::protocol::ServerNames;
+use crate::protocol::{Reply, ServerNames};
 
 pub(in crate::server) struct Instance {
     tiny: tiny_http::Server,
@@ -33,7 +33,7 @@ pub(in crate::server) struct Instance {
     pipelines: Pipelines,
     /// Connections that the server has ended. tiny_http goes on to parse what it has received of them, which may be the
     /// middle of a body. What it takes for requests there is not served.
-    ended: Mutex<HashMap<SocketAddr, ShutDown>>,
+    ended: Mutex<HashMap<SocketAddr, EndedConnection>>,
     /// The clients whose bodies are being read, and since when.
     bodies: Mutex<HashMap<SocketAddr, Instant>>,
     /// tiny_http's listener. tiny_http closes it when it stops accepting.
@@ -43,6 +43,20 @@ pub(in crate::server) struct Instance {
     polling: Polling,
     /// Whether a thread sleeps in [`Instance::take`], or is about to.
     is_receiving: AtomicBool,
+}
+
+/// A connection that the server has ended, and when.
+struct EndedConnection(ShutDown, Instant);
+
+/// How long requests of an ended connection are recognised at most, if tiny_http keeps it open. What it still has to
+/// parse is a receive buffer, some milliseconds of work.
+const RECOGNISED_FOR: Duration = Duration::from_secs(10);
+
+impl EndedConnection {
+    fn is_recognised(&self) -> bool {
+        let EndedConnection(connection, since) = self;
+        since.elapsed() < RECOGNISED_FOR && connection.is_open()
+    }
 }
 
 /// Requests are taken as they arrive.
@@ -212,8 +226,16 @@ impl Instance {
         let Some(&client) = request.remote_addr() else {
             return;
         };
-        if self.phase() >= DRAINED || self.has_ended(client) {
+        if self.phase() >= DRAINED {
             return body::forget(client, request, &self.sockets);
+        }
+        if self.has_ended(client) {
+            // An answer would wait for those before it.
+            let is_first = !self.pipelines.is_served(client);
+            return match is_first && !body::is_unread(&request) {
+                true => self.turn_away(request),
+                false => body::forget(client, request, &self.sockets),
+            };
         }
         if !self.pipelines.enter(client, request) {
             log::debug!("{client} sent more than {MAX_PIPELINED} requests ahead of its answers");
@@ -245,10 +267,10 @@ impl Instance {
 
     /// Ends a connection, and forgets the requests that it has sent ahead, and those that tiny_http is still to parse.
     pub(super) fn end_connection(&self, client: SocketAddr) {
-        if let Some(ended) = self.sockets.shut_down(client) {
+        if let Some(connection) = self.sockets.shut_down(client) {
             let mut all = self.ended.lock();
-            all.retain(|_, ended| ended.is_open());
-            all.insert(client, ended);
+            all.retain(|_, ended| ended.is_recognised());
+            all.insert(client, EndedConnection(connection, Instant::now()));
             shrink_map(&mut all);
         }
         for request in self.pipelines.clear(client) {
@@ -256,11 +278,21 @@ impl Instance {
         }
     }
 
-    /// Whether a request is of a connection that was ended. The client's next connection may come from the same port
-    /// before tiny_http is done with the first: then it is not served, either.
+    /// Answers a request of a connection that was ended. If the client came back from the same port before tiny_http was
+    /// done with that one, it learns that it has to ask again.
+    fn turn_away(&self, request: Request) {
+        let reply = Reply::stopping("this connection is being ended; ask again on another one");
+        let is_head = *request.method() == tiny_http::Method::Head;
+        let bytes = reply.to_bytes(&self.names, Some("close"), None, is_head);
+        let mut writer = request.into_writer();
+        // It fails if it is the ended connection.
+        let _ = writer.write_all(&bytes).and_then(|()| writer.flush());
+    }
+
+    /// Whether a request is of a connection that was ended, or perhaps of the client's next one from the same port.
     fn has_ended(&self, client: SocketAddr) -> bool {
         let mut all = self.ended.lock();
-        match all.get(&client).map(ShutDown::is_open) {
+        match all.get(&client).map(EndedConnection::is_recognised) {
             None => false,
             Some(true) => true,
             Some(false) => {

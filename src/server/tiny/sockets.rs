@@ -149,11 +149,13 @@ impl Sockets {
                 Err(_) => return None,
             }
         }
-        let all = its_own.iter().chain(&nobodys);
-        Some(ShutDown {
-            sockets: all.filter_map(|&fd| Some((fd, inode_of(fd)?))).collect(),
-            its_own,
-        })
+        let mut sockets = with_inodes(&its_own);
+        let inodes: Vec<u64> = sockets.iter().map(|(_, inode)| *inode).collect();
+        // It may have been reset meanwhile, or before.
+        let may_be_its_own =
+            |(_, inode): &(RawFd, u64)| inodes.is_empty() || inodes.contains(inode);
+        sockets.extend(with_inodes(&nobodys).into_iter().filter(may_be_its_own));
+        Some(ShutDown { its_own, sockets })
     }
 
     /// Ends each of these connections, both ways.
@@ -327,7 +329,7 @@ impl ListenerId {
 /// A connection that was shut down, both ways.
 pub(super) struct ShutDown {
     its_own: Vec<RawFd>,
-    /// Its descriptors, each with its inode. A connection that its client has reset has no address any more, so those
+    /// Its descriptors, each with its inode. A connection that its client has reset has no address any more: then those
     /// of all such connections are here.
     sockets: Vec<(RawFd, u64)>,
 }
@@ -413,6 +415,12 @@ fn is_listener(fd: RawFd) -> bool {
     // SAFETY: only reads an option, which fails if the descriptor is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
+}
+
+/// Those that are open, each with its inode.
+fn with_inodes(fds: &[RawFd]) -> Vec<(RawFd, u64)> {
+    let fds = fds.iter();
+    fds.filter_map(|&fd| Some((fd, inode_of(fd)?))).collect()
 }
 
 /// The inode of an open descriptor.
