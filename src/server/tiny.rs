@@ -10,13 +10,14 @@
 //! | blocks a thread that writes to a client which does not read | `exchange.rs` | `a_client_that_never_reads_delays_nobody_and_loses_its_connection` |
 //! | reads a header line of any length, and never times a read out | `unfinished.rs` | `an_endless_header_line_ends_its_connection_and_its_memory_is_freed`, `a_request_incomplete_after_10_s_ends_its_connection_and_a_waiting_lock_goes_on` |
 //! | reads a body to its end when a request is dropped, and allocates the announced length for it | `body.rs` | `a_huge_content_length_ends_only_its_own_connection`, `a_body_announced_larger_than_the_memory_costs_nothing_that_stays` |
-//! | parses the rest of a body that is not read to its end as requests, also after its connection was shut down | `instance.rs` | `requests_in_a_refused_body_are_not_served` |
+//! | parses the rest of a body that is not read to its end as requests, also after its connection was shut down | `ended.rs` | `requests_in_a_refused_body_are_not_served` |
 //! | ends a connection without an answer at a byte that is not ASCII, before there is a request | none: documented in `guide/wire.md` | `a_request_line_that_is_not_ascii_ends_its_connection_without_an_answer` |
 //! | answers a request with `Expect: foo` with 417 at once, before the request ahead of it | none: only its sender is harmed | |
 //! | leaves a thread and two descriptors waiting for a connection that sent an HTTP/2 or HTTP/3 request line, until the process ends | none: the thread cannot be reached | |
 //! | starts threads in `from_listener` | `tiny.rs`: only the serving process calls it | `start_returns_the_childs_pid_once_it_answers` |
 
 mod body;
+mod ended;
 mod exchange;
 mod instance;
 mod polling;

@@ -562,16 +562,11 @@ fn requests_in_a_refused_body_are_not_served() {
     }
 }
 
-/// Seen to fail: a connection that was reset after a request line of HTTP/2 stays open without an address, and counted
-/// as each connection that was ended after it.
+/// tiny_http may not be done with the ended connection yet. Seen to fail: the request got no answer.
 #[test]
 fn a_client_that_comes_back_from_the_port_of_an_ended_connection_is_served() {
     let _alone = alone();
     let server = start(options());
-    let mut stays = Wire::to(&server);
-    stays.send("GET /PING HTTP/2.0\r\nHost: localhost\r\n\r\n");
-    assert_eq!(ask(&server, "/PING").body, "1\n");
-    stays.reset();
     let mut refused = Wire::from_port(0, server.port());
     let own = refused.own_port();
     refused.send("POST /PING HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n");
@@ -580,12 +575,20 @@ fn a_client_that_comes_back_from_the_port_of_an_ended_connection_is_served() {
     drop(refused);
     until("it is served", || {
         let mut back = Wire::from_port(own, server.port());
-        let reply = back.get("/PING").try_reply();
-        // Otherwise the port would have to wait after the end of the connection.
-        if reply.is_ok() {
-            back.reset();
+        let patience = bound(Duration::from_secs(5));
+        back.stream().set_read_timeout(Some(patience)).unwrap();
+        match back.get("/PING").try_reply() {
+            Ok(reply) => {
+                // Otherwise the port could not be used again for a while.
+                back.reset();
+                reply.status == 200
+            }
+            // It may be ended together with the first connection.
+            Err(error) => {
+                assert_ne!(error.kind(), ErrorKind::WouldBlock, "it has no answer");
+                false
+            }
         }
-        reply.is_ok_and(|reply| reply.body == "1\n")
     });
 }
 

@@ -526,6 +526,7 @@ fn a_body_with_two_lengths_or_another_coding_is_refused_and_ends_the_connection(
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
         "Content-Length: five",
         "Content-Length: +5",
+        "Content-Length: +0",
         "Content-Length: 0\r\nContent-Length: 5",
         "Content-Length: 5\r\nContent-Length: 5",
     ] {

@@ -37,15 +37,16 @@ pub(super) fn is_unread(request: &Request) -> bool {
             return false;
         }
         lengths += 1;
-        // Rust's parser accepts a sign.
-        let is_number = header
-            .value
-            .as_str()
-            .bytes()
-            .all(|byte| byte.is_ascii_digit());
-        let length = request.body_length().filter(|_| is_number && lengths == 1);
+        let length = request.body_length();
+        let length = length.filter(|_| is_number(header) && lengths == 1);
         length.is_none_or(|length| length > READ_BY_TINY_HTTP)
     })
+}
+
+/// Whether a length has digits alone: Rust's parser, which tiny_http uses, accepts a sign.
+fn is_number(length: &tiny_http::Header) -> bool {
+    let mut bytes = length.value.as_str().bytes();
+    bytes.all(|byte| byte.is_ascii_digit())
 }
 
 /// Whether an unread body is empty, as gateways send one with a GET. Blocks until its first bytes arrive. If it is
@@ -60,7 +61,7 @@ pub(super) fn turns_out_empty(request: &mut Request) -> bool {
     let is_plain = match (framing.next(), framing.next()) {
         (None, _) => true,
         (Some(only), None) if only.field.equiv("Content-Length") => {
-            request.body_length() == Some(0)
+            is_number(only) && request.body_length() == Some(0)
         }
         // tiny_http treats every transfer coding as chunked.
         (Some(only), None) => only.value.as_str().eq_ignore_ascii_case("chunked"),
@@ -90,11 +91,10 @@ pub(super) fn throw_away(request: &mut Request) -> io::Result<()> {
 
 /// Drops a request whose connection was ended.
 pub(super) fn discard(client: SocketAddr, request: Request, sockets: &Sockets) {
-    if can_be_dropped(&request) {
+    if !is_long(&request) {
         return drop(request.into_writer());
     }
-    let connection = sockets.shut_down(client);
-    release(client, request, connection);
+    release(client, request, sockets.shut_down(client));
 }
 
 /// Ends the service of a request that is not answered. A plain drop would wait for the requests before it, to write
@@ -104,20 +104,24 @@ pub(super) fn forget(client: SocketAddr, request: Request, sockets: &Sockets) {
         return drop(request.into_writer());
     }
     // Its body may never come, and a `100 Continue` waits for the requests before it.
-    let connection = match can_be_dropped(&request) {
-        true => None,
-        false => sockets.shut_down(client),
-    };
+    let is_long = is_long(&request);
+    let connection = is_long.then(|| sockets.shut_down(client)).flatten();
     let request = ManuallyDrop::new(request);
-    let drop = move || release(client, ManuallyDrop::into_inner(request), connection);
+    let drop = move || {
+        let request = ManuallyDrop::into_inner(request);
+        match is_long {
+            true => release(client, request, connection),
+            false => drop(request.into_writer()),
+        }
+    };
     if let Err(error) = thread::Builder::new().spawn(drop) {
         log::debug!("{client}: no thread to drop a request in, so it is leaked: {error}");
     }
 }
 
-/// Drops a request. If there is no memory for its announced body, its connection has to be shut down before.
+/// Drops a request with a long body, whose connection was shut down.
 fn release(client: SocketAddr, mut request: Request, connection: Option<ShutDown>) {
-    if can_be_dropped(&request) || (connection.is_some() && expect_less(&mut request)) {
+    if (connection.is_some() && expect_less(&mut request)) || has_memory_for_body(&request) {
         return drop(request.into_writer());
     }
     log::debug!("{client}: a request is leaked, with its connection's thread");
@@ -127,21 +131,26 @@ fn release(client: SocketAddr, mut request: Request, connection: Option<ShutDown
     }
 }
 
-/// Whether a request can be dropped: there is memory for its announced body, or tiny_http will not read the body.
-fn can_be_dropped(request: &Request) -> bool {
+/// More than any socket may have received: `listen.rs` sets 16 kB, and a listener that was handed over has the system's
+/// limit of some megabytes. tiny_http allocates it for a moment, without touching what it does not read.
+const MOST_RECEIVED: usize = 64 * 1024 * 1024;
+
+/// Whether tiny_http would allocate more than [`MOST_RECEIVED`] when the request is dropped.
+fn is_long(request: &Request) -> bool {
     let mut headers = request.headers().iter();
-    // As tiny_http finds it: then the body has no end, and no request follows it.
+    // As tiny_http finds it: then it does not read the body, and no request follows it.
     let is_upgrade = headers
         .find(|header| header.field.equiv("Connection"))
         .is_some_and(|header| {
             let value = header.value.as_str().to_ascii_lowercase();
             value.contains("upgrade")
         });
-    let announced = request.body_length().unwrap_or(0);
-    is_upgrade || has_memory_for(announced)
+    let length = request.body_length().unwrap_or(0);
+    !is_upgrade && length > MOST_RECEIVED
 }
 
-fn has_memory_for(length: usize) -> bool {
+fn has_memory_for_body(request: &Request) -> bool {
+    let length = request.body_length().unwrap_or(0);
     Vec::<u8>::new().try_reserve_exact(length).is_ok()
 }
 
@@ -152,20 +161,13 @@ fn has_memory_for(length: usize) -> bool {
 /// found by that. A client may announce a length that occurs twice in the reader, for instance as an address. Then it is
 /// the field that was found earlier; without one, nothing is changed.
 fn expect_less(request: &mut Request) -> bool {
-    /// The kernel's limit for the receive buffer of a socket.
-    const MOST_RECEIVED: usize = 1 << 30;
     /// Where in the reader the field is, in words.
     static FIELD: OnceLock<usize> = OnceLock::new();
-    let Some(announced) = request
-        .body_length()
-        .filter(|&length| length > MOST_RECEIVED)
-    else {
+    let Some(announced) = request.body_length() else {
         return false;
     };
     let reader = request.as_reader();
-    if !has_memory_for(MOST_RECEIVED)
-        || mem::size_of_val(reader) != size_of::<Box<dyn Read + Send>>()
-    {
+    if mem::size_of_val(reader) != size_of::<Box<dyn Read + Send>>() {
         return false;
     }
     // SAFETY: `as_reader` returns the request's own box, by the source of tiny_http 0.12.0. Cargo.toml allows no other

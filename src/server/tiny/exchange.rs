@@ -312,7 +312,7 @@ impl Drop for AnswerStream {
         let Exchange {
             instance, client, ..
         } = &self.exchange;
-        instance.end_connection(*client);
+        instance.forget_ahead(*client);
         self.exchange.take_state();
     }
 }

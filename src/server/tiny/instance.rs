@@ -13,14 +13,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tiny_http::Request;
 
 use super::body;
+use super::ended::{EndedConnections, Fate};
 use super::polling::Polling;
-use super::sockets::{ListenerId, ShutDown, Sockets};
+use super::sockets::{ListenerId, Sockets};
 use super::unfinished::Activity;
 use crate::memory::{shrink_map, shrink_queue};
 use crate::protocol::{Reply, ServerNames};
@@ -31,9 +32,7 @@ pub(in crate::server) struct Instance {
     /// The names in each answer.
     pub(super) names: ServerNames,
     pipelines: Pipelines,
-    /// Connections that the server has ended. tiny_http goes on to parse what it has received of them, which may be the
-    /// middle of a body. What it takes for requests there is not served.
-    ended: Mutex<HashMap<SocketAddr, EndedConnection>>,
+    ended: EndedConnections,
     /// The clients whose bodies are being read, and since when.
     bodies: Mutex<HashMap<SocketAddr, Instant>>,
     /// tiny_http's listener. tiny_http closes it when it stops accepting.
@@ -43,20 +42,6 @@ pub(in crate::server) struct Instance {
     polling: Polling,
     /// Whether a thread sleeps in [`Instance::take`], or is about to.
     is_receiving: AtomicBool,
-}
-
-/// A connection that the server has ended, and when.
-struct EndedConnection(ShutDown, Instant);
-
-/// How long requests of an ended connection are recognised at most, if tiny_http keeps it open. What it still has to
-/// parse is a receive buffer, some milliseconds of work.
-const RECOGNISED_FOR: Duration = Duration::from_secs(10);
-
-impl EndedConnection {
-    fn is_recognised(&self) -> bool {
-        let EndedConnection(connection, since) = self;
-        since.elapsed() < RECOGNISED_FOR && connection.is_open()
-    }
 }
 
 /// Requests are taken as they arrive.
@@ -83,7 +68,7 @@ impl Instance {
             sockets,
             names,
             pipelines: Pipelines::default(),
-            ended: Mutex::default(),
+            ended: EndedConnections::default(),
             bodies: Mutex::default(),
             listener: own,
             phase: AtomicU8::new(OPEN),
@@ -147,7 +132,7 @@ impl Instance {
             };
             match received {
                 Ok(Some(request)) => self.enter(request),
-                Ok(None) => match self.pipelines.next() {
+                Ok(None) => match self.take_ready() {
                     None if is_closing => {
                         self.phase.fetch_max(DRAINED, SeqCst);
                         self.pipelines.notify();
@@ -164,9 +149,16 @@ impl Instance {
         }
     }
 
-    /// The next ready request, for a thread beside the one that calls [`take`](Self::take).
+    /// The next ready request, also for a thread beside the one that calls [`take`](Self::take).
     pub(super) fn take_ready(&self) -> Option<(SocketAddr, Request)> {
-        self.pipelines.next()
+        loop {
+            let (client, request) = self.pipelines.next()?;
+            // Not when it arrives: its connection may be ended after that.
+            if let Some(request) = self.unless_ended(client, request) {
+                return Some((client, request));
+            }
+            self.done(client);
+        }
     }
 
     /// How many requests are ready to be served.
@@ -229,14 +221,6 @@ impl Instance {
         if self.phase() >= DRAINED {
             return body::forget(client, request, &self.sockets);
         }
-        if self.has_ended(client) {
-            // An answer would wait for those before it.
-            let is_first = !self.pipelines.is_served(client);
-            return match is_first && !body::is_unread(&request) {
-                true => self.turn_away(request),
-                false => body::forget(client, request, &self.sockets),
-            };
-        }
         if !self.pipelines.enter(client, request) {
             log::debug!("{client} sent more than {MAX_PIPELINED} requests ahead of its answers");
             self.end_connection(client);
@@ -267,19 +251,34 @@ impl Instance {
 
     /// Ends a connection, and forgets the requests that it has sent ahead, and those that tiny_http is still to parse.
     pub(super) fn end_connection(&self, client: SocketAddr) {
-        if let Some(connection) = self.sockets.shut_down(client) {
-            let mut all = self.ended.lock();
-            all.retain(|_, ended| ended.is_recognised());
-            all.insert(client, EndedConnection(connection, Instant::now()));
-            shrink_map(&mut all);
-        }
+        let connection = self.sockets.shut_down(client).unwrap_or_default();
+        self.ended.note(client, connection);
+        self.forget_ahead(client);
+    }
+
+    /// Forgets the requests that a client has sent ahead.
+    pub(super) fn forget_ahead(&self, client: SocketAddr) {
         for request in self.pipelines.clear(client) {
             body::forget(client, request, &self.sockets);
         }
     }
 
-    /// Answers a request of a connection that was ended. If the client came back from the same port before tiny_http was
-    /// done with that one, it learns that it has to ask again.
+    /// Returns a request, unless it is of a connection that was ended, or perhaps of the client's next one from the same
+    /// port. So that the client of a next one does not wait, that one is ended, too, or the request is answered.
+    fn unless_ended(&self, client: SocketAddr, request: Request) -> Option<Request> {
+        match self.ended.fate_of_request(client) {
+            Fate::Served => return Some(request),
+            Fate::Answered if !body::is_unread(&request) => self.turn_away(request),
+            Fate::EndedAgain => {
+                self.end_connection(client);
+                body::forget(client, request, &self.sockets);
+            }
+            Fate::Answered | Fate::Forgotten => body::forget(client, request, &self.sockets),
+        }
+        None
+    }
+
+    /// Tells a client to ask again.
     fn turn_away(&self, request: Request) {
         let reply = Reply::stopping("this connection is being ended; ask again on another one");
         let is_head = *request.method() == tiny_http::Method::Head;
@@ -287,19 +286,6 @@ impl Instance {
         let mut writer = request.into_writer();
         // It fails if it is the ended connection.
         let _ = writer.write_all(&bytes).and_then(|()| writer.flush());
-    }
-
-    /// Whether a request is of a connection that was ended, or perhaps of the client's next one from the same port.
-    fn has_ended(&self, client: SocketAddr) -> bool {
-        let mut all = self.ended.lock();
-        match all.get(&client).map(EndedConnection::is_recognised) {
-            None => false,
-            Some(true) => true,
-            Some(false) => {
-                all.remove(&client);
-                false
-            }
-        }
     }
 
     /// Ends the service of a connection's request. The next one of its pipeline may be served.

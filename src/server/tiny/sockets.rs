@@ -132,8 +132,12 @@ impl Sockets {
     /// Ends the connection to a client at this port, both ways. `None` if that failed: not even the spare descriptor was
     /// free.
     pub(super) fn shut_down(&self, client: SocketAddr) -> Option<ShutDown> {
-        let (its_own, nobodys) = self.with_spare(|| descriptors(self.own, client)).ok()?;
-        for &fd in &its_own {
+        let connected = self.with_spare(|| connected(self.own)).ok()?;
+        let its_own = connected.into_iter().filter(|(other, _)| *other == client);
+        let fds: Vec<_> = its_own
+            .filter_map(|(_, fd)| Some((fd, inode_of(fd)?)))
+            .collect();
+        for &(fd, _) in &fds {
             // tiny_http may close the descriptor now, and its number may go to another client. A copy stays the same
             // connection.
             //
@@ -149,13 +153,7 @@ impl Sockets {
                 Err(_) => return None,
             }
         }
-        let mut sockets = with_inodes(&its_own);
-        let inodes: Vec<u64> = sockets.iter().map(|(_, inode)| *inode).collect();
-        // It may have been reset meanwhile, or before.
-        let may_be_its_own =
-            |(_, inode): &(RawFd, u64)| inodes.is_empty() || inodes.contains(inode);
-        sockets.extend(with_inodes(&nobodys).into_iter().filter(may_be_its_own));
-        Some(ShutDown { its_own, sockets })
+        Some(ShutDown(fds))
     }
 
     /// Ends each of these connections, both ways.
@@ -322,23 +320,28 @@ impl ListenerId {
     /// Whether it still accepts connections.
     pub fn is_listening(&self) -> bool {
         let ListenerId(number, inode) = *self;
-        inode_of(number) == inode && is_listener(number)
+        // SAFETY: only reads an option, which fails if the descriptor is not open.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        inode_of(number) == inode && socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
     }
 }
 
 /// A connection that was shut down, both ways.
-pub(super) struct ShutDown {
-    its_own: Vec<RawFd>,
-    /// Its descriptors, each with its inode. A connection that its client has reset has no address any more: then those
-    /// of all such connections are here.
-    sockets: Vec<(RawFd, u64)>,
-}
+///
+/// Its descriptors, each with its inode. If the client has reset it, it has no address any more, and some are missing.
+#[derive(Default)]
+pub(super) struct ShutDown(Vec<(RawFd, u64)>);
 
 impl ShutDown {
     /// Whether any of its descriptors is open. Each request of tiny_http keeps one of them open, to write its answer to.
     pub fn is_open(&self) -> bool {
-        let mut sockets = self.sockets.iter();
-        sockets.any(|&(fd, inode)| inode_of(fd) == Some(inode))
+        let mut fds = self.0.iter();
+        fds.any(|&(fd, inode)| inode_of(fd) == Some(inode))
+    }
+
+    /// Whether both of its descriptors were found.
+    pub fn is_whole(&self) -> bool {
+        self.0.len() > 1
     }
 
     /// Closes the descriptors of a connection of which a request was leaked.
@@ -346,41 +349,21 @@ impl ShutDown {
     /// Their owner is never dropped, and the thread that reads from them waits for it, so nobody uses the numbers
     /// again.
     pub fn close(&self) {
-        for &fd in &self.its_own {
+        for &(fd, _) in &self.0 {
             // SAFETY: nobody uses or closes this descriptor any more, see above.
             unsafe { libc::close(fd) };
         }
     }
 }
 
-/// The descriptors of the connection to a client, and of the connections that have no client any more.
-fn descriptors(own: OwnAddress, client: SocketAddr) -> io::Result<(Vec<RawFd>, Vec<RawFd>)> {
-    let (mut its_own, mut nobodys) = (Vec::new(), Vec::new());
-    for fd in open_descriptors()? {
-        match socket::getpeername::<SockaddrStorage>(fd) {
-            Ok(_) if client_of(fd, own) == Some(client) => its_own.push(fd),
-            Err(Errno::ENOTCONN)
-                if own_end(fd).is_some_and(|here| own.has(here)) && !is_listener(fd) =>
-            {
-                nobodys.push(fd);
-            }
-            _ => {}
-        }
-    }
-    Ok((its_own, nobodys))
-}
-
 /// The sockets of a port's connections, each with the client's address.
 fn connected(own: OwnAddress) -> io::Result<Vec<(SocketAddr, RawFd)>> {
-    let all = open_descriptors()?;
-    Ok(all
+    let descriptors = fs::read_dir("/proc/self/fd")?;
+    let descriptors =
+        descriptors.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    Ok(descriptors
         .filter_map(|fd| Some((client_of(fd, own)?, fd)))
         .collect())
-}
-
-fn open_descriptors() -> io::Result<impl Iterator<Item = RawFd>> {
-    let entries = fs::read_dir("/proc/self/fd")?;
-    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
 /// An eventfd needs no file: a bare container may have none.
@@ -393,13 +376,10 @@ fn client_of(fd: RawFd, own: OwnAddress) -> Option<SocketAddr> {
     let client = socket::getpeername::<SockaddrStorage>(fd)
         .ok()
         .and_then(to_std)?;
-    own.has(own_end(fd)?).then_some(client)
-}
-
-/// The address of a socket's own end.
-fn own_end(fd: RawFd) -> Option<SocketAddr> {
-    let here = socket::getsockname::<SockaddrStorage>(fd).ok()?;
-    to_std(here)
+    let here = socket::getsockname::<SockaddrStorage>(fd)
+        .ok()
+        .and_then(to_std)?;
+    own.has(here).then_some(client)
 }
 
 fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
@@ -409,18 +389,6 @@ fn to_std(address: SockaddrStorage) -> Option<SocketAddr> {
     address
         .as_sockaddr_in6()
         .map(|v6| SocketAddr::V6((*v6).into()))
-}
-
-fn is_listener(fd: RawFd) -> bool {
-    // SAFETY: only reads an option, which fails if the descriptor is not open.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    socket::getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
-}
-
-/// Those that are open, each with its inode.
-fn with_inodes(fds: &[RawFd]) -> Vec<(RawFd, u64)> {
-    let fds = fds.iter();
-    fds.filter_map(|&fd| Some((fd, inode_of(fd)?))).collect()
 }
 
 /// The inode of an open descriptor.
