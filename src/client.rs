@@ -188,7 +188,8 @@ impl Client {
         Client::of(name, self.transport.clone())
     }
 
-    /// A client with other options on the same connections.
+    /// A client with other options on the same connections. As with [`with_options`](Self::with_options), it tries again
+    /// if the first connection is refused on loopback.
     pub fn tuned(&self, options: ClientOptions) -> Self {
         Client::of(&self.name, self.transport.clone().with_options(options))
     }
@@ -281,7 +282,10 @@ impl Client {
     }
 
     /// Makes a guard for a lease that this name was granted: the lease is renewed from now on, and the key is unlocked
-    /// when the guard is dropped.
+    /// when the guard is dropped. Make one guard of a lease.
+    ///
+    /// It asks nobody, so a lease that was released, or that another name or server granted, is found out at the first
+    /// renewal; [`Guard::check`] asks at once.
     ///
     /// # Errors
     /// [`Error::CannotRenew`] if no thread could be started to renew the lease; the key is unlocked then.

@@ -51,8 +51,8 @@ pub enum Error {
     },
     /// The server could not listen on its address.
     CannotListen {
-        /// Which option to change: `host` if it can't be resolved, otherwise the one that names the port, `port` or
-        /// `classic_port`.
+        /// Which option to change: `host` if it can't be resolved or is not this machine's, otherwise the one that names
+        /// the port, `port` or `classic_port`.
         option: &'static str,
         /// `host:port`.
         address: String,

@@ -77,10 +77,10 @@ pub struct Options {
     /// file then changes nothing. The path is UTF-8 without control characters.
     pub token_file: Option<PathBuf>,
 
-    /// How often to try again when the port is busy. Default 3; 0 tries once.
+    /// How often to try again when the port is busy: any number. Default 3; 0 tries once.
     pub reconnect_attempts: u32,
 
-    /// How long to wait between two tries. Default 1 s.
+    /// How long to wait between two tries: any time. Default 1 s.
     pub time_between_attempts: Duration,
 
     /// Whether a server started with [`Server::start`](crate::Server::start) goes on, in a session of its own, when its

@@ -293,7 +293,8 @@ impl Server {
         stopped.map_err(|source| Error::CannotStop { pid, source })
     }
 
-    /// Returns whether a lock server answers at this server's address, within 5 s. Never fails.
+    /// Returns whether a lock server answers at this server's address, within 5 s: before a start, with a port other than
+    /// 0, perhaps another one. Never fails.
     pub fn ping(&self) -> bool {
         self.client("ping").ping()
     }

@@ -58,11 +58,11 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// successful renewal was sent. From then on the lease is lost for good, even if the server could not be reached and
 /// comes back. A server with a store that comes back in time keeps the lease.
 ///
-/// Dropping it unlocks the key under its fence, also when a panic unwinds. A drop takes a second at most and never
-/// panics. If the server does not answer in that time, the UNLOCK is tried once more in the background; if that fails,
-/// too, the lease runs out. After a `fork`, the guard belongs to the process that locked the key: a drop in the other
-/// process unlocks nothing. A guard that is leaked ([`mem::forget`](std::mem::forget), a `static`) is renewed until the
-/// process ends.
+/// Dropping it unlocks the key under its fence, also when a panic unwinds. A drop takes a second at most (several
+/// guards one after another; [`Guards`] take it together) and never panics. If the server does not answer
+/// in that time, the UNLOCK is tried once more in the background; if that fails, too, the lease runs out. After a
+/// `fork`, the guard belongs to the process that locked the key: a drop in the other process unlocks nothing. A guard
+/// that is leaked ([`mem::forget`](std::mem::forget), a `static`) is renewed until the process ends.
 ///
 /// A process that was suspended for longer than its lease goes on in the middle of its work. So call
 /// [`is_held`](Self::is_held) or [`check`](Self::check) before a critical write. If that is not enough, let the store

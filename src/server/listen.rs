@@ -101,8 +101,9 @@ fn bind_patiently(
                 thread::sleep(*time_between_attempts);
             }
             Err(source) => {
+                let is_of_host = source.kind() == io::ErrorKind::AddrNotAvailable;
                 return Err(Error::CannotListen {
-                    option,
+                    option: if is_of_host { "host" } else { option },
                     address: host_and_port(host, port),
                     attempts,
                     source,
