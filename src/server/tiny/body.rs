@@ -114,7 +114,8 @@ pub(super) fn forget(client: SocketAddr, request: Request, sockets: &Sockets) {
             false => drop(request.into_writer()),
         }
     };
-    if let Err(error) = thread::Builder::new().spawn(drop) {
+    let thread = thread::Builder::new().name("lock-drop".into());
+    if let Err(error) = thread.spawn(drop) {
         log::debug!("{client}: no thread to drop a request in, so it is leaked: {error}");
     }
 }
