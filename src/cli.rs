@@ -18,14 +18,17 @@ pub mod look;
 pub mod pages;
 pub mod parsers;
 pub mod pid_file;
+pub mod pid_record;
 pub mod process;
 pub mod reasons;
+pub mod restart;
 pub mod role;
 pub mod serve;
 pub mod service;
 pub mod status;
 mod stdout;
 pub mod store;
+pub mod typed_options;
 pub mod usage;
 pub mod usual_name;
 

@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use cli::args::{self, Command, Given, Subcommand};
 use cli::exit::Failure;
+use cli::typed_options::TypedOptions;
 use cli::{
-    ask, break_lock, completion, daemon, events, exec, look, pages, print, serve, status, store,
+    ask, break_lock, completion, daemon, events, exec, look, pages, print, restart, serve, status,
+    store,
 };
 
 fn main() -> ExitCode {
@@ -17,22 +19,28 @@ fn main() -> ExitCode {
         Err((failure, verb)) => return failure.report(verb),
     };
     args::parse(&arguments)
-        .and_then(|command| carry_out(command, words))
+        .and_then(|command| carry_out(command, &arguments, words))
         .unwrap_or_else(|failure| failure.report(args::verb_of(&arguments)))
 }
 
-/// `words` are the command of `exec`.
-fn carry_out(command: Command, words: Option<Vec<OsString>>) -> Result<ExitCode, Failure> {
+/// `arguments` are those of the command line, and `words` the command of `exec`.
+fn carry_out(
+    command: Command,
+    arguments: &[String],
+    words: Option<Vec<OsString>>,
+) -> Result<ExitCode, Failure> {
     let verb = match command {
         Command::Print(text) => return Ok(print(&text)),
         Command::Help(asked) => return Ok(print(&pages::help(&asked)?)),
         Command::Verb(verb) => verb,
     };
+    // Behind the verb.
+    let typed = || TypedOptions::of(&arguments[1..]);
     match *verb {
-        Subcommand::Run(args) => serve::run(args.into()),
-        Subcommand::Start(args) => daemon::start(args.into()),
+        Subcommand::Run(args) => serve::run(args.into(), typed()),
+        Subcommand::Start(args) => daemon::start(args.into(), typed()),
         Subcommand::Stop(args) => daemon::stop(args),
-        Subcommand::Restart(args) => daemon::restart(args.into()),
+        Subcommand::Restart(args) => restart::restart(args.into(), typed()),
         Subcommand::Status(args) => status::status(args),
         Subcommand::Lock(args) => ask::lock(&args),
         Subcommand::Unlock(args) => ask::unlock(&args),

@@ -4,8 +4,13 @@ use std::error::Error as _;
 use std::io::ErrorKind;
 use std::iter::successors;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use lock_server::{Error, Refusal, ServerAddress, StoreError, TlsFailure, Unreached};
+use lock_server::{
+    Client, ClientOptions, Error, Refusal, ServerAddress, StoreError, TlsFailure, Unreached,
+};
+
+use crate::cli::pid_record;
 
 /// An error with its causes and, if there is something to do, advice. One line.
 pub fn explain(error: &Error) -> String {
@@ -64,28 +69,19 @@ fn option_of(parameter: &str) -> Option<&'static str> {
 
 /// The option of a server that allows this question.
 fn option_that_allows(question: &str) -> Option<&'static str> {
-    match question.split('/').next()? {
-        "SHUTDOWN" => Some("--allow-shutdown"),
-        "BREAK" => Some("--allow-break"),
-        _ => None,
-    }
+    let is_shutdown = question.split('/').next() == Some("SHUTDOWN");
+    is_shutdown.then_some("--allow-shutdown")
 }
 
 fn advice(error: &Error) -> Option<String> {
     Some(match error {
-        Error::CannotListen { option, source, .. } => {
-            return advice_on_listening(option, source.kind()).map(String::from);
-        }
-        Error::Refused { reason, .. } if *reason == Refusal::Unauthorized => {
-            "set LOCK_SERVER_TOKEN_FILE to a file with a token, or LOCK_SERVER_TOKEN to the token"
-                .into()
-        }
-        Error::Refused { reason, .. } if *reason == Refusal::WrongRole => {
-            "the token is from LOCK_SERVER_TOKEN_FILE or LOCK_SERVER_TOKEN; set another one".into()
-        }
-        Error::Refused { reason, .. } if *reason == Refusal::WrongHost => {
-            "the server takes another name if it was started with --allow-host NAME".into()
-        }
+        Error::CannotListen {
+            option,
+            address,
+            source,
+            ..
+        } => return advice_on_listening(option, address, source.kind()),
+        Error::Refused { reason, .. } => return advice_on_refusal(*reason).map(String::from),
         Error::AlreadyStarted { .. } => "stop it first".into(),
         Error::Unreachable {
             address,
@@ -110,24 +106,52 @@ fn advice(error: &Error) -> Option<String> {
             "start it with the same --store etcd: and --store-prefix as the others, or leave it out of the list".into()
         }
         Error::LeaseLost { .. } => "lock the key again".into(),
-        Error::BadReply { .. } => "is it a lock server?".into(),
+        Error::BadReply { address, .. } => match address.parse() {
+            Ok(ServerAddress { prefix, .. }) if !prefix.is_empty() => {
+                format!("is it a lock server, and is {prefix} what a proxy there takes off?")
+            }
+            _ => "is it a lock server?".into(),
+        },
         _ => return None,
     })
 }
 
-fn advice_on_listening(option: &str, kind: ErrorKind) -> Option<&'static str> {
-    Some(match kind {
+fn advice_on_refusal(reason: Refusal) -> Option<&'static str> {
+    Some(match reason {
+        Refusal::Unauthorized => {
+            "set LOCK_SERVER_TOKEN_FILE to a file with a token, or LOCK_SERVER_TOKEN to the token"
+        }
+        Refusal::WrongRole => {
+            "the token is from LOCK_SERVER_TOKEN_FILE or LOCK_SERVER_TOKEN; set another one"
+        }
+        Refusal::WrongHost => {
+            "the server takes another name if it was started with --allow-host NAME"
+        }
+        Refusal::NoSuchVerb => {
+            "if LOCK_SERVER has a path, is it the one that the proxy there takes off?"
+        }
+        _ => return None,
+    })
+}
+
+fn advice_on_listening(option: &str, address: &str, kind: ErrorKind) -> Option<String> {
+    let advice = match kind {
         ErrorKind::AddrInUse if option == "classic_port" => {
             "stop what listens there (the Perl original?), or give another --classic-port"
         }
-        ErrorKind::AddrInUse => {
-            "use or stop what listens there (lock-server stop ends a lock server), or choose another port (0 takes any)"
+        ErrorKind::AddrInUse if is_lock_server(address) => {
+            let port = address.rsplit(':').next()?;
+            return Some(format!(
+                "a lock server serves there: use it, stop it (lock-server stop --port {port}), or choose another port (0 takes any)"
+            ));
         }
+        ErrorKind::AddrInUse => "stop what listens there, or choose another port (0 takes any)",
         ErrorKind::PermissionDenied => "ports below 1024 are for root, choose a higher one",
         ErrorKind::AddrNotAvailable => "give a host that is this machine's own",
         _ if option == "host" => "give a --host that can be resolved, or an address",
         _ => return None,
-    })
+    };
+    Some(advice.into())
 }
 
 fn advice_on_tls(cause: TlsFailure) -> Option<&'static str> {
@@ -143,6 +167,28 @@ fn advice_on_tls(cause: TlsFailure) -> Option<&'static str> {
         TlsFailure::NoHandshake => "if plain HTTP is spoken there, write http:// for https://",
         _ => return None,
     })
+}
+
+/// Whether what listens at an address of this machine is a lock server.
+fn is_lock_server(address: &str) -> bool {
+    let options = ClientOptions {
+        reconnect_attempts: 0,
+        answer_timeout: Duration::from_secs(1),
+        ..ClientOptions::default()
+    };
+    let address = address.parse::<ServerAddress>();
+    address.is_ok_and(|address| Client::at("start", &address, options).ping())
+}
+
+/// Where the servers of this user serve, and how to ask them: the begin of an advice.
+fn running_elsewhere() -> String {
+    let running = pid_record::running();
+    let running = running.iter().map(|record| {
+        let address = record.endpoint.reachable();
+        let port = address.port;
+        format!("one serves on {address} (--port {port}, or LOCK_SERVER={address}); ")
+    });
+    running.collect()
 }
 
 fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> String {
@@ -173,9 +219,11 @@ fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> Strin
     } else if !prefix.is_empty() {
         "is the proxy there, and is that its address?".into()
     } else if matches!(host, "localhost" | "127.0.0.1") {
-        format!("start one with: lock-server start --port {port}")
+        let elsewhere = running_elsewhere();
+        format!("{elsewhere}start one with: lock-server start --port {port}")
     } else if host.parse().is_ok_and(is_loopback) {
-        format!("start one with: lock-server start --host {host} --port {port}")
+        let elsewhere = running_elsewhere();
+        format!("{elsewhere}start one with: lock-server start --host {host} --port {port}")
     } else {
         format!(
             "is one running there, and was it started with --host {host} or 0.0.0.0? \

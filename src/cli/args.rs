@@ -73,6 +73,11 @@ pub fn from_env() -> Result<Given, (Failure, Option<&'static str>)> {
     Ok(Given { arguments, words })
 }
 
+/// The arguments in the form that the parser knows, with a verb.
+pub fn as_parsed(typed: Vec<String>) -> Vec<String> {
+    split_at_equals(with_verb(typed))
+}
+
 /// Parses the arguments.
 pub fn parse(arguments: &[String]) -> Result<Command, Failure> {
     if let [first, asked @ ..] = arguments

@@ -28,10 +28,8 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
         asked.say(|| "nothing was broken".into());
         return Ok(answer(false));
     }
-    // Before any other reason: it is final. With --yes the server says it.
-    if !args.yes {
-        check_permission(client)?;
-    }
+    // Before any other reason: it is final.
+    check_permission(client, key, meant[0])?;
     let hold = match meant.as_slice() {
         [hold] => hold,
         several => {
@@ -95,12 +93,16 @@ fn in_words(key: &str, hold: &HeldBy) -> String {
 }
 
 /// An error if the server does not allow this client to break a hold.
-fn check_permission(client: &Client) -> Result<(), Failure> {
+fn check_permission(client: &Client, key: &str, hold: &HeldBy) -> Result<(), Failure> {
     if client.status()?.may_break {
         return Ok(());
     }
-    let message = "this server does not let you break it: that takes a token of the role admin, or --allow-break \
-                   where it has no tokens";
+    let message = format!(
+        "this server does not let you break it: that takes a token of the role admin, or a server started with \
+         --allow-break where it has no tokens (a restart without a --store forgets all locks); \
+         as its holder, without that: lock-server unlock --name {} {key}",
+        hold.name
+    );
     Err(Failure::new(UNREACHABLE, message))
 }
 

@@ -1,26 +1,28 @@
-//! The server in the background: start, stop, restart. The server is that of `run`, in a process that is forked here.
+//! The server in the background: start and stop. The server is that of `run`, in a process that is forked here.
 
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::RawFd;
-use std::path::{self, Path};
+use std::path::Path;
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::{Client, Options, Server, ServerAddress, StoreAddress};
+use lock_server::{Client, Server, ServerAddress, StoreAddress};
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{self, AccessFlags, ForkResult, Pid};
+use nix::unistd::{self, ForkResult, Pid};
 
 use crate::cli::advice::explain;
-use crate::cli::args::{ServerArgs, Stop};
-use crate::cli::ask::SERVER_VARIABLE;
-use crate::cli::endpoint::{self, Endpoint};
+use crate::cli::args::{ServerArgs, Stop, Target};
+use crate::cli::ask::{SERVER_VARIABLE, variable};
+use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
-use crate::cli::local_server::{self, Answering, Meant, at, but_answers, client_of, found_by_port};
-use crate::cli::pid_file::{Found, PidFile, PidRecord};
+use crate::cli::local_server::{self, Answering, at, but_answers, found_by_port};
+use crate::cli::pid_file::{Found, PidFile};
+use crate::cli::pid_record::PidRecord;
+use crate::cli::typed_options::TypedOptions;
 use crate::cli::{open_log, print, role, say, serve, start_log};
 
 /// How long a server may take until it answers. It needs some milliseconds; the rest is for a busy machine.
@@ -29,17 +31,13 @@ const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often to ask whether it answers.
 const POLL: Duration = Duration::from_millis(10);
 
-/// The advice if another server takes the pid file during a restart.
-const RESTART_AGAIN: &str =
-    "another start or restart came first; restart again for a server with these options";
-
 /// Starts a server, and returns once it answers.
-pub fn start(args: ServerArgs) -> Result<ExitCode, Failure> {
+pub fn start(args: ServerArgs, typed: TypedOptions) -> Result<ExitCode, Failure> {
     close_inherited();
     let has_pid_file = args.pid_file.is_some();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
     let wanted = at(Some(args.options.host.clone()), Some(args.options.port));
-    start_with(args.options, pid_file, |running| {
+    start_with(typed.absolute()?, pid_file, |running| {
         serve::stop_it(running, &wanted, has_pid_file)
     })
 }
@@ -101,119 +99,9 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
     Err(Failure::new(FAILED, format!("{not_running}{why}")))
 }
 
-/// Stops the server, if it runs, and starts it again with these options.
-pub fn restart(mut args: ServerArgs) -> Result<ExitCode, Failure> {
-    close_inherited();
-    let may_go_by_port = args.pid_file.is_none();
-    // The old server listens on this machine, whatever the new `--host` is.
-    let meant = local_server::meant(args.port, args.pid_file.is_some())?;
-    let here = &meant.address;
-    let pid_file = PidFile::new(args.pid_file.take(), here.port)?;
-    // A stale file is closed again here, so that the new server can lock it.
-    let running = match pid_file.find()? {
-        Found::Running(old, file) => Some((old, file)),
-        _ => None,
-    };
-    let port = match &running {
-        // Its port may change.
-        Some((old, _)) if !may_go_by_port => args.port.unwrap_or(old.endpoint.address.port()),
-        Some((other, _)) if !meant.is(&other.endpoint) => {
-            return Err(not_meant(&pid_file, &other.endpoint, here));
-        }
-        _ => here.port,
-    };
-    check_named_host(&meant, &args)?;
-    args.options.port = port;
-    let mut store = None;
-    let classic_port = if let Some((old, file)) = running {
-        let host = &args.options.host;
-        try_options(&args.options, |port| old.endpoint.blocks(host, port))?;
-        store = store_of(old.endpoint.reachable());
-        end(&old, &file, &pid_file)?;
-        old.endpoint.classic_port
-    } else {
-        match local_server::ask(here)? {
-            Answering::Ours(old) if may_go_by_port => {
-                try_options(&args.options, |port| old.ports.contains(&port))?;
-                store = store_of(here.clone());
-                old.end()?;
-                say(&found_by_port(&pid_file, None, here));
-                print(&format!("stopped process {}", old.pid));
-                old.ports.into_iter().find(|other| *other != port)
-            }
-            _ => None,
-        }
-    };
-    let lost = classic_port.filter(|_| args.options.classic_port.is_none());
-    let lost_store = store.filter(|_| args.options.store.is_none());
-    let started = start_with(args.options, pid_file, |_| RESTART_AGAIN.into())?;
-    if let Some(port) = lost {
-        say(&format!(
-            "the old server had classic clients on port {port}; the new one has none"
-        ));
-    }
-    if let Some(kind) = lost_store {
-        say(&format!(
-            "the old server kept its locks in a store ({kind}); the new one has none and does not know those locks: give --store to restart, too"
-        ));
-    }
-    Ok(started)
-}
-
-/// The failure if the pid file that the new server would have is another server's than the one that is meant.
-fn not_meant(pid_file: &PidFile, other: &Endpoint, meant: &ServerAddress) -> Failure {
-    let path = pid_file.path();
-    let why = format!(
-        "{path} names the server on {other}, not one on {meant}; nothing was restarted: give --host, --port and the --pid-file of the server that you mean"
-    );
-    Failure::new(FAILED, why)
-}
-
-/// Refuses to stop a server that the environment names where the new one would, for lack of `--host`, listen elsewhere.
-fn check_named_host(meant: &Meant, args: &ServerArgs) -> Result<(), Failure> {
-    let (named, host) = (&meant.address, &args.options.host);
-    let is_given = args.listens_by == Some("--host");
-    if !meant.names_host || is_given || endpoint::leads_to(&named.host, host) {
-        return Ok(());
-    }
-    Err(Failure::usage(format!(
-        "{SERVER_VARIABLE} names {named}, but the new server would listen on {host}; nothing was restarted: give --host and --port"
-    )))
-}
-
-/// Finds out whether the options can serve, while the old server still does. Its ports will be free.
-fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<(), Failure> {
-    let free = |port| if will_be_free(port) { 0 } else { port };
-    let trial = Options {
-        port: free(options.port),
-        classic_port: options.classic_port.map(free),
-        ..options.clone()
-    };
-    Server::new(trial).bind()?;
-    let Some(StoreAddress::File(path)) = &options.store else {
-        return Ok(());
-    };
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let folder = folder.unwrap_or(Path::new("."));
-    let may_write = AccessFlags::W_OK | AccessFlags::X_OK;
-    unistd::access(folder, may_write).map_err(|error| {
-        let what = format!(
-            "cannot make a store in {}; the old server goes on",
-            folder.display()
-        );
-        Failure::system(&what, io::Error::from(error))
-    })
-}
-
-/// The kind of store of a server on this machine, if it has one and reports it.
-fn store_of(here: ServerAddress) -> Option<String> {
-    let client = client_of(here, Duration::from_secs(1));
-    Some(client.status().ok()?.store?.kind)
-}
-
 /// Closes the descriptors that the caller had open: a server in the background would keep them open for as long as it
 /// serves. Called before this program opens anything.
-fn close_inherited() {
+pub(super) fn close_inherited() {
     let Ok(open) = fs::read_dir("/proc/self/fd") else {
         return;
     };
@@ -226,36 +114,17 @@ fn close_inherited() {
     }
 }
 
-/// Makes the paths absolute, because the server changes its directory.
-fn make_absolute(options: &mut Options) -> io::Result<()> {
-    if let Some(StoreAddress::File(path)) = &mut options.store {
-        *path = path::absolute(&path)?;
-    }
-    let cluster = &mut options.cluster;
-    let paths = [
-        &mut options.log_to,
-        &mut options.token_file,
-        &mut cluster.password_file,
-        &mut cluster.ca_file,
-        &mut cluster.cert_file,
-        &mut cluster.key_file,
-    ];
-    for path in paths.into_iter().flatten() {
-        *path = path::absolute(&path)?;
-    }
-    Ok(())
-}
-
-fn start_with(
-    mut options: Options,
+/// Starts a server with these options.
+pub(super) fn start_with(
+    typed: TypedOptions,
     pid_file: PidFile,
     advice: impl Fn(&Endpoint) -> String,
 ) -> Result<ExitCode, Failure> {
-    make_absolute(&mut options).map_err(|error| Failure::system("no current directory", error))?;
+    let options = typed.parse()?.options;
     let log_to = options.log_to.clone();
     let is_in_cluster = matches!(options.store, Some(StoreAddress::Etcd(_)));
     let lets_strangers_lock = options.token_file.is_none() || options.classic_port.is_some();
-    let pid_file = pid_file.claim(advice)?;
+    let pid_file = pid_file.claim(typed.words(), advice)?;
     let mut server = Server::new(options);
     let endpoint = Endpoint::bind(&mut server)?;
     // The daemon may have no log.
@@ -293,6 +162,7 @@ fn start_with(
             print(&format!(
                 "started lock-server, process {child}, on {endpoint}"
             ));
+            warn_of_clients_elsewhere(&endpoint);
             if let Some(why) = looks.and_then(|client| role::why_leaderless(&client)) {
                 let log = log_to.map_or("give it --log-file for more".into(), |log| {
                     format!("see {}", log.display())
@@ -301,6 +171,26 @@ fn start_with(
             }
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+/// A warning if the verbs that ask a server do not ask this one, by the environment. What a proxy leads to is not known.
+fn warn_of_clients_elsewhere(endpoint: &Endpoint) {
+    let Ok(named) = Target::default().addresses() else {
+        return;
+    };
+    let may_lead_here = |named: &ServerAddress| {
+        let is_proxy = named.is_https || !named.prefix.is_empty();
+        let is_port = named.port == endpoint.address.port();
+        is_proxy || is_port && endpoint.serves_host(&named.host)
+    };
+    if let Ok(Some(said)) = variable(SERVER_VARIABLE)
+        && !named.iter().any(may_lead_here)
+    {
+        let here = endpoint.reachable();
+        say(&format!(
+            "{SERVER_VARIABLE} names {said}: lock, exec and the others ask there, and here with {SERVER_VARIABLE}={here}"
+        ));
     }
 }
 
@@ -380,7 +270,7 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
     Ok(())
 }
 
-fn end(server: &PidRecord, file: &File, pid_file: &PidFile) -> Result<(), Failure> {
+pub(super) fn end(server: &PidRecord, file: &File, pid_file: &PidFile) -> Result<(), Failure> {
     pid_file.end(server, file)?;
     print(&format!("stopped process {}", server.pid));
     Ok(())

@@ -22,11 +22,13 @@ use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 
 use crate::cli::advice::explain;
-use crate::cli::args::Target;
+use crate::cli::args::{self, Target};
 use crate::cli::ask::{SERVER_VARIABLE, variable};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::Failure;
 use crate::cli::pid_file::PidFile;
+use crate::cli::pid_record::record_of;
+use crate::cli::typed_options::TypedOptions;
 
 /// How long a process may take to end, once for each signal.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -200,6 +202,27 @@ impl LocalServer {
         // It is alive, so all of the above was about this process, and not about a later one with its ID.
         send(&pidfd, None).map_err(unknown)?;
         Ok(LocalServer { pid, ports, pidfd })
+    }
+
+    /// The options that it was started with: those in the pid file that it has open, or else those of its command line,
+    /// whose paths start in its directory. A server in the background has left that directory.
+    pub fn options(&self) -> Option<TypedOptions> {
+        if let Some(record) = record_of(self.pid) {
+            return Some(TypedOptions::of(&record.options));
+        }
+        let process = Path::new("/proc").join(self.pid.to_string());
+        let exe = fs::read_link(process.join("exe")).ok()?;
+        let name = exe.file_name()?.to_str()?;
+        let words = fs::read(process.join("cmdline")).ok()?;
+        // Each word has a zero byte at its end.
+        let words = String::from_utf8(words).ok()?;
+        let words = words.split_terminator('\0').skip(1).map(String::from);
+        let arguments = args::as_parsed(words.collect());
+        if name.split(' ').next() != Some(PROGRAM) || args::verb_of(&arguments) != Some("run") {
+            return None;
+        }
+        let directory = fs::read_link(process.join("cwd")).ok()?;
+        Some(TypedOptions::of(&arguments[1..]).in_directory(&directory))
     }
 
     /// Ends the process, and waits for its end.

@@ -1,14 +1,12 @@
 //! The pid file: which process serves, and on which addresses. A server holds a lock on it (flock(2)) for as long as it
 //! lives, so a file that is not locked is stale, regardless of its text and of how its server ended.
 //!
-//! It has two lines: the process ID and the address that the process serves on; in a third line the classic port, if
-//! there is one; and a line for each further address of its host. It is trusted only if its owner is this user or root.
-//! The lock belongs to the open file: a child that was forked with it still holds it, an executed program does not.
+//! It is trusted only if its owner is this user or root. The lock belongs to the open file: a child that was forked with
+//! it still holds it, an executed program does not.
 
-use std::env;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::ErrorKind::{AlreadyExists, NotFound};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{self, PathBuf};
 use std::process;
@@ -23,9 +21,7 @@ use nix::unistd::{Pid, Uid};
 
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure, USAGE};
-
-/// The largest size that is read: more than the lines take.
-const MAX_SIZE: u64 = 4096;
+use crate::cli::pid_record::{PidRecord, Text, own_record, read, usual_path};
 
 /// How often to look again at a file that is locked.
 const POLL: Duration = Duration::from_millis(10);
@@ -46,15 +42,6 @@ pub struct PidFile {
     path: PathBuf,
 }
 
-/// The content of a pid file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PidRecord {
-    /// The server's process.
-    pub pid: u32,
-    /// The addresses that it listens on.
-    pub endpoint: Endpoint,
-}
-
 /// What is at a pid file's place.
 pub enum Found {
     /// No file.
@@ -66,15 +53,6 @@ pub enum Found {
     Stale(String, File),
     /// Something that this program must not replace or remove, and why.
     Foreign(String),
-}
-
-/// What the text of a file is.
-#[derive(Debug, PartialEq, Eq)]
-enum Text {
-    Empty,
-    Record(PidRecord),
-    /// No pid file, and why not.
-    Other(String),
 }
 
 impl PidFile {
@@ -109,7 +87,11 @@ impl PidFile {
 
     /// Locks the file for a server of this process, and makes it if it is missing. `advice` is for the message if
     /// another server has it, on these addresses.
-    pub fn claim(self, advice: impl Fn(&Endpoint) -> String) -> Result<LockedPidFile, Failure> {
+    pub fn claim(
+        self,
+        options: Vec<String>,
+        advice: impl Fn(&Endpoint) -> String,
+    ) -> Result<LockedPidFile, Failure> {
         let taken = match self.look(true) {
             Ok(Found::Stale(_, file)) => {
                 // The record of the last server must not be taken for this one's.
@@ -119,10 +101,11 @@ impl PidFile {
                 let _ = file.set_permissions(Permissions::from_mode(0o644));
                 return Ok(LockedPidFile {
                     pid_file: self,
+                    options,
                     file: Some(file),
                 });
             }
-            Ok(Found::Running(PidRecord { pid, endpoint }, _)) => format!(
+            Ok(Found::Running(PidRecord { pid, endpoint, .. }, _)) => format!(
                 "already running, process {pid}, on {endpoint}, says {}; {}",
                 self.path(),
                 advice(&endpoint)
@@ -285,6 +268,8 @@ impl PidFile {
 /// A pid file that a server of this process has locked. A drop removes it.
 pub struct LockedPidFile {
     pid_file: PidFile,
+    /// For its record.
+    options: Vec<String>,
     /// `None` once it is removed, or left to a child.
     file: Option<File>,
 }
@@ -296,7 +281,7 @@ impl LockedPidFile {
             return Ok(());
         };
         // In one piece, so that no reader sees half of it.
-        let text = own_record(endpoint);
+        let text = own_record(endpoint, &self.options);
         let written = file.rewind().and_then(|()| file.write_all(text.as_bytes()));
         written.map_err(|error| self.pid_file.failed("write", &error))
     }
@@ -340,7 +325,7 @@ impl LockedPidFile {
         let linked = file
             .try_lock()
             .map_err(io::Error::from)
-            .and_then(|()| file.write_all(own_record(endpoint).as_bytes()))
+            .and_then(|()| file.write_all(own_record(endpoint, &self.options).as_bytes()))
             .and_then(|()| fs::hard_link(&beside, path));
         let removed = fs::remove_file(&beside);
         linked?;
@@ -369,29 +354,6 @@ impl Drop for LockedPidFile {
     }
 }
 
-/// The record of this process as text.
-fn own_record(endpoint: &Endpoint) -> String {
-    let mut text = format!("{}\n{}\n", process::id(), endpoint.address);
-    if let Some(port) = endpoint.classic_port {
-        text += &format!("{port}\n");
-    }
-    for other in &endpoint.others {
-        text += &format!("{other}\n");
-    }
-    text
-}
-
-/// The default path of a pid file. `--help` describes it.
-fn usual_path(port: u16) -> PathBuf {
-    // The XDG specification requires that a relative path is ignored.
-    match env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(directory) if directory.is_absolute() => {
-            directory.join(format!("lock-server-{port}.pid"))
-        }
-        _ => env::temp_dir().join(format!("lock-server-{}-{port}.pid", Uid::effective())),
-    }
-}
-
 fn why_foreign(file: &File) -> io::Result<Option<String>> {
     let about = file.metadata()?;
     Ok(match about.uid() {
@@ -408,86 +370,9 @@ fn cannot_lock(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), why)
 }
 
-fn read(mut file: &File) -> io::Result<Text> {
-    let mut text = Vec::new();
-    file.rewind()?;
-    file.take(MAX_SIZE).read_to_end(&mut text)?;
-    Ok(parse(&String::from_utf8_lossy(&text)))
-}
-
-fn parse(text: &str) -> Text {
-    let mut lines = text.lines().peekable();
-    let Some(first) = lines.next() else {
-        return Text::Empty;
-    };
-    let pid = first.trim().parse::<i32>().ok().filter(|pid| *pid > 0);
-    let Some(pid) = pid.map(i32::unsigned_abs) else {
-        return Text::Other("its first line is no process number".into());
-    };
-    let address = lines.next().and_then(|line| line.parse().ok());
-    let classic_port = lines.peek().and_then(|line| line.parse().ok());
-    let others = lines.skip(usize::from(classic_port.is_some()));
-    let others = others.map(str::parse).collect::<Result<_, _>>();
-    match (address, others) {
-        (Some(address), Ok(others)) => Text::Record(PidRecord {
-            pid,
-            endpoint: Endpoint {
-                address,
-                others,
-                classic_port,
-            },
-        }),
-        _ => Text::Other(format!(
-            "it names process {pid}, but lock-server did not write it"
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_record_has_two_lines_a_third_with_a_classic_port_and_one_for_each_further_address() {
-        let endpoint = Endpoint {
-            address: "[::1]:8004".parse().expect("an address"),
-            others: Vec::new(),
-            classic_port: None,
-        };
-        let record = |endpoint| Text::Record(PidRecord { pid: 7, endpoint });
-        assert_eq!(parse("7\n[::1]:8004\n"), record(endpoint.clone()));
-        let classic = Endpoint {
-            classic_port: Some(8005),
-            ..endpoint.clone()
-        };
-        assert_eq!(parse("7\n[::1]:8004\n8005\n"), record(classic.clone()));
-        let others = vec!["127.0.0.1:8004".parse().expect("an address")];
-        let both = Endpoint {
-            others: others.clone(),
-            ..endpoint
-        };
-        assert_eq!(parse("7\n[::1]:8004\n127.0.0.1:8004\n"), record(both));
-        let all = Endpoint { others, ..classic };
-        assert_eq!(parse("7\n[::1]:8004\n8005\n127.0.0.1:8004\n"), record(all));
-        assert_eq!(parse(""), Text::Empty);
-    }
-
-    #[test]
-    fn a_text_of_another_program_is_no_record() {
-        for text in [
-            "\n",
-            "-1\n",
-            "0\n127.0.0.1:8004\n",
-            "Dear diary\n",
-            "99999999999\n",
-            "7",
-            "7\n8004\n127.0.0.1:8004\n",
-            "7\n127.0.0.1:8004\nand more\n",
-            "7\n127.0.0.1:8004\n8005\nand more\n",
-        ] {
-            assert!(matches!(parse(text), Text::Other(_)), "{text:?}");
-        }
-    }
 
     /// Seen to fail: with several restarts at the same time, one waited ten seconds for the lock that the next server
     /// had by then, and sent a signal to the ID of an ended process.
@@ -507,6 +392,7 @@ mod tests {
                 others: Vec::new(),
                 classic_port: None,
             },
+            options: Vec::new(),
         };
         let text = |pid| format!("{pid}\n127.0.0.1:8004\n");
         fs::write(&path, text(server.id())).expect("written");

@@ -6,11 +6,11 @@ use lock_server::{Error, Holder, Refusal};
 pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Holder>) -> String {
     match (reason, holder) {
         // If the holder has the requester's name, that is the reason, regardless of the refusal.
-        (_, Some(holder)) if holder.name == requester => of_own_name(key, requester, holder),
+        (_, Some(holder)) if holder.name == requester => of_second_lock(key, requester, holder),
         (Refusal::AlreadyWaiting, _) => {
             format!("another lock waits for {key} as {requester}; that is your own name")
         }
-        (Refusal::AlreadyHolder, Some(holder)) => of_own_name(key, requester, holder),
+        (Refusal::AlreadyHolder, Some(holder)) => of_second_lock(key, requester, holder),
         (_, Some(holder)) => held_by(key, holder),
         (Refusal::Timeout, None) => format!("{key} did not become free in time"),
         (reason, None) => format!("{key} was not locked: {reason}"),
@@ -20,7 +20,7 @@ pub fn of_lock(key: &str, requester: &str, reason: Refusal, holder: Option<&Hold
 /// Why a requester can't unlock or renew a key, or does not hold it, as far as the holder shows it.
 pub fn of_holder(key: &str, requester: &str, holder: Option<&Holder>) -> String {
     match holder {
-        None => format!("nobody has locked {key}"),
+        None => format!("nobody has locked {key}, or the lease has run out"),
         Some(holder) if holder.name == requester => of_own_name(key, requester, holder),
         Some(holder) => format!(
             "{}; you are {requester}, which --name and LOCK_SERVER_NAME change",
@@ -66,6 +66,12 @@ fn of_own_name(key: &str, requester: &str, holder: &Holder) -> String {
         false => format!("{requester} is among them, and "),
     };
     format!("{}; {among}that is your own name", held_by(key, holder))
+}
+
+/// As [`of_own_name`], to a requester that asked for the key once more.
+fn of_second_lock(key: &str, requester: &str, holder: &Holder) -> String {
+    let held = of_own_name(key, requester, holder);
+    format!("{held}; lock-server renew keeps it longer")
 }
 
 /// Who holds the key, for how long, and how many wait for it.

@@ -16,6 +16,7 @@ use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::Failure;
 use crate::cli::local_server::at;
 use crate::cli::pid_file::{LockedPidFile, PidFile};
+use crate::cli::typed_options::TypedOptions;
 use crate::cli::{service, start_log};
 
 /// The advice if another server has the pid file.
@@ -32,7 +33,7 @@ pub fn stop_it(running: &Endpoint, wanted: &ServerAddress, has_pid_file: bool) -
 }
 
 /// Serves until it is asked to stop, and prints its address.
-pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
+pub fn run(args: ServerArgs, typed: TypedOptions) -> Result<ExitCode, Failure> {
     // Before anything is opened: the sockets have the lowest numbers.
     let handed_down = service::sockets()?;
     start_log("info", args.options.log_to.as_deref())?;
@@ -41,7 +42,8 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         Some(path) => {
             let pid_file = PidFile::new(Some(path), args.options.port)?;
             let wanted = at(Some(args.options.host.clone()), Some(args.options.port));
-            Some(pid_file.claim(|running| stop_it(running, &wanted, true))?)
+            let words = typed.absolute()?.words();
+            Some(pid_file.claim(words, |running| stop_it(running, &wanted, true))?)
         }
         None => None,
     };

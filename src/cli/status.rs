@@ -13,7 +13,8 @@ use crate::cli::exit::{FAILED, Failure};
 use crate::cli::local_server::{
     self, Answering, Meant, at, but_answers, client_of, found_by_port, is_here, is_named,
 };
-use crate::cli::pid_file::{Found, PidFile, PidRecord};
+use crate::cli::pid_file::{Found, PidFile};
+use crate::cli::pid_record::PidRecord;
 use crate::cli::{print, print_and, role, say};
 
 /// Prints a line for each server that is meant. Options override the environment. Success if all of them run.
@@ -56,6 +57,9 @@ pub fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     Ok(code)
 }
 
+/// The begin of the line about a server that does not run.
+const NOT_RUNNING: &str = "not running";
+
 /// How a server is, in a line.
 enum Health {
     Up(String),
@@ -71,12 +75,12 @@ fn here(
 ) -> Result<Health, Failure> {
     let path = pid_file.path();
     let (address, names_host) = (&meant.address, meant.names_host);
-    let mut not_running = "not running".to_string();
+    let mut not_running = NOT_RUNNING.to_string();
     if names_host {
         not_running += &format!(" on {address}");
     }
     let not_running = match pid_file.find()? {
-        Found::Running(PidRecord { pid, endpoint }, _) if !meant.is(&endpoint) => {
+        Found::Running(PidRecord { pid, endpoint, .. }, _) if !meant.is(&endpoint) => {
             let not_running = match has_pid_file {
                 true => format!("process {pid} runs, on {endpoint}, not on {address}"),
                 false => format!("not running on {address}; {path} names the server on {endpoint}"),
@@ -85,7 +89,7 @@ fn here(
             let other = Some(&endpoint);
             return by_port(pid_file, other, address, may_go_by_port, &not_running);
         }
-        Found::Running(PidRecord { pid, endpoint }, _) => {
+        Found::Running(PidRecord { pid, endpoint, .. }, _) => {
             let mut asked = endpoint.reachable();
             if names_host {
                 asked.host = address.host.clone();
@@ -139,6 +143,10 @@ fn by_port(
         }
         Answering::NotOurs(why) => but_answers(pid_file, here, &format!(": {why}")),
         Answering::NotHttp(why) => format!("; {why}"),
+        // Where it was asked for is all that can be said.
+        Answering::Nothing if may_go_by_port && not_running == NOT_RUNNING && here.port != 0 => {
+            format!(" on {here}")
+        }
         Answering::Nothing => String::new(),
     };
     Ok(Health::Down(format!("{not_running}{why}")))

@@ -112,6 +112,10 @@ fn unrecognized(
              lock-server exec KEYA -- ls -l"
         ),
         _ if !is_option => one_too_many(unknown, &arguments[1..], verb),
+        ("run", _) if named(unknown.trim_start_matches('-')).is_some() => {
+            let meant = unknown.trim_start_matches('-');
+            format!("no such option: {unknown}; did you mean lock-server {meant}?")
+        }
         (name, _) => no_such_option(unknown, name, verb.flags),
     })
 }

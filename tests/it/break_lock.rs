@@ -175,7 +175,7 @@ fn without_tokens_a_break_needs_the_option() {
     );
     let outcome = typed(&server, "break --yes KEYA");
     assert_eq!(outcome.code, Some(69), "{outcome:?}");
-    outcome.expect_stderr(&["(forbidden): it allows that if it was started with --allow-break"]);
+    outcome.expect_stderr(&["this server does not let you break it: that takes"]);
     assert!(server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
 }
 

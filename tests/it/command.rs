@@ -541,8 +541,10 @@ fn a_daemon_is_started_asked_restarted_and_stopped() {
     assert!(!daemon.pid_file.exists());
 
     // Without a pid file it asks at the port, and another server may use the default one.
-    let nobody = format!("status --port {}", free_port());
-    daemon.typed(&nobody).expect(1, "not running\n");
+    let free = free_port();
+    let nobody = format!("status --port {free}");
+    let line = format!("not running on 127.0.0.1:{free}\n");
+    daemon.typed(&nobody).expect(1, &line);
     let stopped = daemon.typed("stop");
     stopped.expect(1, "");
     stopped.expect_stderr(&["not running"]);
@@ -558,7 +560,7 @@ fn a_server_that_other_machines_reach_warns_that_names_are_not_credentials() {
         1,
         "{started:?}"
     );
-    let home = daemon.typed("restart --port 0");
+    let home = daemon.typed("restart --port 0 --host 127.0.0.1");
     assert!(!home.stderr.contains("credentials"), "{home:?}");
 }
 
@@ -601,22 +603,115 @@ fn restart_with_a_port_that_another_program_has_leaves_the_server_alone() {
     assert_eq!(daemon.typed(&swapped).code, Some(0));
 }
 
+/// Seen to fail: the new server had none of the old one's options, and only a store or a classic port was mentioned.
 #[test]
-fn restart_warns_if_the_new_server_has_no_classic_port() {
+fn restart_keeps_the_options_that_are_not_given_anew() {
     let daemon = Daemon::none();
-    let stderr_of = |line: &str| {
+    let started = daemon.typed("start --port 0 --classic-port 0 --allow-break --lock-timeout 20");
+    assert_eq!(started.code, Some(0), "{started:?}");
+    let (address, classic) = (daemon.address(), daemon.record()[2].clone());
+    let may_break = || http(&daemon.address(), "/status").contains("\"may_break\":true");
+    assert!(may_break());
+    for (line, seconds, kept) in [
+        ("restart", 20.0, "--allow-break --lock-timeout 20"),
+        ("restart --lock-timeout 30", 30.0, "--allow-break"),
+        ("restart", 30.0, "--lock-timeout 30 --allow-break"),
+    ] {
         let outcome = daemon.typed(line);
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
-        outcome.stderr
+        let kept = format!("lock-server: kept the options of the old server: {kept}\n");
+        assert_eq!(outcome.stderr, kept);
+        assert_eq!(
+            (daemon.address(), &daemon.record()[2]),
+            (address.clone(), &classic)
+        );
+        assert!(may_break());
+        let left = seconds_from_now(&http(&address, "/LOCK/KEYA/me"));
+        assert!((seconds - 1.0..=seconds).contains(&left), "{left}");
+    }
+    let plain = Daemon::started("");
+    assert_eq!(plain.typed("restart").stderr, "");
+}
+
+/// Seen to fail: the new server had another store, in the folder of the second command.
+#[test]
+fn restart_keeps_the_paths_of_the_folder_where_the_server_was_started() {
+    let (there, mut here) = (Daemon::none(), Daemon::none());
+    let port = free_port().to_string();
+    let folder = there.directory.path();
+    here.pid_file = here
+        .directory
+        .path()
+        .join(format!("lock-server-{port}.pid"));
+    let in_folder = |folder: &Path, line: &str| {
+        let mut command = program(line.split_ascii_whitespace());
+        command.args(["--port", &port]).current_dir(folder);
+        Outcome::of(command.env("XDG_RUNTIME_DIR", here.directory.path()))
     };
-    assert_eq!(stderr_of("start --port 0 --classic-port 0"), "");
-    assert_eq!(stderr_of("restart --port 0 --classic-port 0"), "");
-    let port = daemon.record()[2].clone();
-    let warning = format!(
-        "lock-server: the old server had classic clients on port {port}; the new one has none\n"
+    let has_lock = || http(&here.address(), "/VERIFY/KEYA/me") == "1";
+    let begun = in_folder(folder, "start --store file:locks.db --lock-timeout 60");
+    begun.expect(0, &here.started_line());
+    http(&here.address(), "/LOCK/KEYA/me");
+    let restarted = in_folder(here.directory.path(), "restart");
+    assert_eq!(restarted.code, Some(0), "{restarted:?}");
+    assert!(has_lock());
+
+    // Another pid file, and no pid file: it is found by its port.
+    fs::remove_file(&here.pid_file).expect("a pid file");
+    let moved = in_folder(here.directory.path(), "restart");
+    assert_eq!(moved.code, Some(0), "{moved:?}");
+    assert!(has_lock());
+    assert_eq!(in_folder(folder, "stop").code, Some(0));
+    let mut run = program(["--store", "file:locks.db", "--port", &port]);
+    let run = run.current_dir(folder).stderr(Stdio::null()).spawn();
+    let mut run = run.expect("it starts");
+    until("it serves", || {
+        TcpStream::connect(format!("127.0.0.1:{port}")).is_ok()
+    });
+    let restarted = in_folder(here.directory.path(), "restart");
+    run.wait().expect("it was stopped");
+    assert_eq!(restarted.code, Some(0), "{restarted:?}");
+    assert!(has_lock());
+
+    let other = in_folder(here.directory.path(), "restart --store file:locks.db");
+    assert_eq!(other.code, Some(0), "{other:?}");
+    let lost = format!(
+        "the old server kept its locks in file:{}/locks.db; ",
+        folder.display()
     );
-    assert_eq!(stderr_of("restart --port 0"), warning);
-    assert_eq!(stderr_of("restart --port 0"), "");
+    other.expect_stderr(&[&lost, "the new one does not know those locks"]);
+    assert!(!has_lock());
+    assert_eq!(in_folder(folder, "stop").code, Some(0));
+}
+
+/// Seen to fail: the advice was to start another server.
+#[test]
+fn a_client_that_reaches_no_server_learns_where_one_serves() {
+    let mut daemon = Daemon::none();
+    let folder = daemon.directory.path().to_path_buf();
+    let port = free_port();
+    daemon.pid_file = folder.join(format!("lock-server-{port}.pid"));
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let started = asked_of(&nobody, &format!("start --port {port}"), &folder);
+    started.expect(0, &daemon.started_line());
+    let address = daemon.address();
+    let elsewhere = format!("LOCK_SERVER names {nobody}: lock, exec and the others ask there");
+    started.expect_stderr(&[&elsewhere, &format!("here with LOCK_SERVER={address}")]);
+    let asked = asked_of(&nobody, "check KEYA", &folder);
+    asked.expect(69, "");
+    asked.expect_stderr(&[&format!(
+        "; one serves on {address} (--port {port}, or LOCK_SERVER={address}); start one with"
+    )]);
+    let same_port = format!("run --port {port} --reconnect-attempts 0");
+    let refused = asked_of(&address, &same_port, &folder);
+    refused.expect(1, "");
+    refused.expect_stderr(&[
+        "a lock server serves there",
+        &format!("stop --port {port})"),
+    ]);
+    assert_eq!(asked_of(&address, "stop", &folder).code, Some(0));
+    let gone = asked_of(&nobody, "check KEYA", &folder);
+    assert!(!gone.stderr.contains("one serves"), "{gone:?}");
 }
 
 /// Seen to fail: the loser's advice was to stop the server.
@@ -1297,7 +1392,10 @@ fn a_no_prints_the_holder_its_remaining_time_and_the_number_of_waiters_on_standa
     }
     let free = server.typed("unlock --name A KEYB");
     free.expect(1, "0\n");
-    assert_eq!(free.stderr, "lock-server: nobody has locked KEYB\n");
+    assert_eq!(
+        free.stderr,
+        "lock-server: nobody has locked KEYB, or the lease has run out\n"
+    );
 }
 
 #[test]
@@ -1672,7 +1770,7 @@ fn run_start_and_status_print_every_address_of_a_host_name() {
         let daemon = Daemon::none();
         let started = daemon.typed("start --port 0 --host both.localhost --classic-port 0");
         let record = daemon.record();
-        let [pid, first, classic, other] = &record[..] else {
+        let [pid, first, classic, other, _options] = &record[..] else {
             panic!("{record:?}");
         };
         let all =
@@ -1869,15 +1967,16 @@ fn restart_does_not_move_the_server_in_the_environment_to_the_default_host() {
     let asked = |line: &str| asked_of(&here, line, &folder);
     let started = asked(&format!("start --host 127.0.0.2 --port {port}"));
     started.expect(0, &daemon.started_line());
+    let stopped = format!("stopped process {}\n", daemon.pid());
+    let restarted = asked("restart");
+    restarted.expect(0, &(stopped + &daemon.started_line()));
+    assert_eq!(daemon.address(), here);
+    assert_eq!(asked("stop").code, Some(0));
+    // No old server shows which host is meant.
     let refused = asked("restart");
     refused.expect(2, "");
     let names = format!("LOCK_SERVER names {here}, but the new server would listen on 127.0.0.1");
     refused.expect_stderr(&[&names, "give --host and --port"]);
-    assert_eq!(http(&here, "/PING"), "1");
-    let stopped = format!("stopped process {}\n", daemon.pid());
-    let restarted = asked("restart --host 127.0.0.2");
-    restarted.expect(0, &(stopped + &daemon.started_line()));
-    assert_eq!(daemon.address(), here);
 }
 
 /// Seen to fail: `stop` ended the server of the pid file, and `status` reported that it runs.
@@ -1920,7 +2019,8 @@ fn restart_with_only_a_pid_file_keeps_the_port() {
 fn restart_at_an_address_that_another_server_has_leaves_the_server_alone() {
     let (_usual, second, port) = two_of_one_port();
     let pid = second.pid();
-    let refused = second.typed(&format!("restart --port {port} --reconnect-attempts 0"));
+    let line = format!("restart --host 127.0.0.1 --port {port} --reconnect-attempts 0");
+    let refused = second.typed(&line);
     refused.expect(1, "");
     assert_eq!(second.pid(), pid);
     assert_eq!(http(&second.address(), "/PING"), "1");
@@ -1977,7 +2077,9 @@ fn status_asks_each_server_that_the_environment_or_an_option_names() {
     asked("status", &nobody).expect(1, &not_running);
     asked("status", &format!("{nobody},{here}")).expect(1, &(not_running + &running));
     asked(&format!("status --port {port}"), &nobody).expect(0, &running);
-    asked(&format!("status --port {}", closed.port), here).expect(1, "not running\n");
+    let closed = closed.port;
+    let line = format!("not running on 127.0.0.1:{closed}\n");
+    asked(&format!("status --port {closed}"), here).expect(1, &line);
     let line = format!("not running on 127.0.0.2:{port}\n");
     asked(&format!("status --host 127.0.0.2 --port {port}"), here).expect(1, &line);
     asked("status", "a b").expect(2, "");

@@ -351,6 +351,23 @@ fn exec_waits_for_an_absent_server_as_long_as_its_options_say() {
     }
 }
 
+/// Seen to fail: it waited without a word.
+#[test]
+fn a_quiet_exec_reports_a_server_that_is_absent_for_5_s() {
+    let mut server = patient();
+    server.stop().expect("it stops");
+    let waits = "; waiting for it to answer";
+    for (options, reports) in [("-q -w 3 K", 0), ("-q -w 7 K", 1), ("-w 1 K", 1)] {
+        let outcome = outcome(&server, options, &["true"]);
+        outcome.expect(69, "");
+        assert_eq!(
+            outcome.stderr.matches(waits).count(),
+            reports,
+            "{outcome:?}"
+        );
+    }
+}
+
 /// Seen to fail: it hung for at least 10 s, and printed that nothing was locked.
 #[test]
 fn exec_waits_for_a_silent_server_as_long_as_its_options_say_and_warns_that_the_key_may_be_locked()

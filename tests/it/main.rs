@@ -496,6 +496,9 @@
 //! | `stop` and `restart` act on the server of this machine that `LOCK_SERVER` names | `command::stop_and_restart_act_on_the_server_of_this_machine_that_the_environment_names` |
 //! | a pid file of a server on another address is not theirs | `command::a_pid_file_of_a_server_on_another_address_is_not_that_of_the_server_in_the_environment` |
 //! | `restart` does not move that server to the default host | `command::restart_does_not_move_the_server_in_the_environment_to_the_default_host` |
+//! | `restart` keeps the options that are not given anew | `command::restart_keeps_the_options_that_are_not_given_anew` |
+//! | and the folder where their paths start | `command::restart_keeps_the_paths_of_the_folder_where_the_server_was_started` |
+//! | a client that reaches no server learns where one serves | `command::a_client_that_reaches_no_server_learns_where_one_serves` |
 //! | `restart` with a pid file alone keeps the port | `command::restart_with_only_a_pid_file_keeps_the_port` |
 //! | `restart` at an address of another server stops nothing | `command::restart_at_an_address_that_another_server_has_leaves_the_server_alone` |
 //! | `stop` and `status` refuse a pid file with another port than the given one | `command::a_pid_file_with_another_port_than_the_one_that_is_given_is_refused` |

@@ -251,8 +251,8 @@ No log without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or
         description = "stop the server in the background, if there is one, and start it again",
         example = "{command_name}\n{command_name} --port 8080 --lock-timeout 10",
         note = "\
-Locks end, except those in a --store; no option is kept. Port: as for stop. Log
-and pid file: as for start. Exit codes: 0 it serves, 1 not, 2 wrong usage."
+Keeps the old server's options that are not given here. Locks end, except those
+in a --store. Port: as for stop. Exit codes: 0 it serves, 1 not, 2 wrong usage."
     )]
     /// The arguments of `restart`.
     Restart

@@ -320,7 +320,7 @@ impl<'a> KeyWait<'a> {
     fn ask_later(&mut self, trouble: &Trouble) -> Result<(), Failure> {
         let now = Instant::now();
         self.turns.end();
-        self.silent_since.get_or_insert(now);
+        let since = *self.silent_since.get_or_insert(now);
         let until = match (self.wanted.is_once(), self.silent_until()) {
             // This waits for the server, not for the key.
             (true, Some(until)) => Some(until),
@@ -329,7 +329,7 @@ impl<'a> KeyWait<'a> {
         if until.is_some_and(|until| now >= until) {
             return Err(self.failure(trouble));
         }
-        self.notices.say_trouble(trouble, &self.address());
+        self.notices.say_trouble(trouble, &self.address(), since);
         let next = now + between(PAUSE / 2, PAUSE);
         self.next = Some(until.map_or(next, |until| next.min(until)));
         Ok(())
@@ -352,8 +352,8 @@ impl<'a> KeyWait<'a> {
         };
         // The waiting LOCK finds out about other errors.
         if let Some(trouble) = trouble {
-            self.silent_since.get_or_insert(asked);
-            self.notices.say_trouble(&trouble, &self.address());
+            let since = *self.silent_since.get_or_insert(asked);
+            self.notices.say_trouble(&trouble, &self.address(), since);
         }
         Ok(None)
     }

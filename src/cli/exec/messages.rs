@@ -34,18 +34,19 @@ impl Messages {
     /// Writes a message, unless `--quiet` is given.
     pub fn say(&self, message: impl Display) {
         if !self.quiet {
-            self.send(message);
+            self.warn(message);
         }
     }
 
     /// Writes a message if `--verbose` is given.
     pub fn tell(&self, message: impl Display) {
         if self.verbose {
-            self.send(message);
+            self.warn(message);
         }
     }
 
-    fn send(&self, message: impl Display) {
+    /// Writes a message, also with `--quiet`.
+    pub fn warn(&self, message: impl Display) {
         let message = printable(&message.to_string());
         self.writer.write(format!("lock-server: {message}"));
     }

@@ -69,14 +69,17 @@ impl<'a> Notices<'a> {
         }
     }
 
-    /// Writes once, or shows in the line, that the server does not answer or can't serve.
-    pub fn say_trouble(&mut self, trouble: &Trouble, address: &str) {
+    /// Writes once, or shows in the line, that the server has not answered or can't serve, since this instant. With
+    /// `--quiet` it is written if that lasts: without a server, the command never runs.
+    pub fn say_trouble(&mut self, trouble: &Trouble, address: &str, since: Instant) {
         if let Some(line) = &self.line {
-            line.show_trouble(trouble.in_short());
-        } else if !self.is_trouble_said {
-            let (why, waiting) = (trouble.said(address), trouble.waits_for());
-            self.messages.say(format_args!("{why}; {waiting}"));
+            return line.show_trouble(trouble.in_short());
         }
-        self.is_trouble_said = true;
+        let is_short = self.is_quiet && since.elapsed() < SAY_AFTER;
+        if !self.is_trouble_said && !is_short {
+            let (why, waiting) = (trouble.said(address), trouble.waits_for());
+            self.messages.warn(format_args!("{why}; {waiting}"));
+            self.is_trouble_said = true;
+        }
     }
 }
