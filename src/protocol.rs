@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub(crate) use self::text::{MAX_NAME, Seconds, is_id, shorten};
 use self::text::{UnixTime, encode};
-pub(crate) use self::verbs::{MaxTimes, Parameter, VERBS, Verb, VerbRow};
+pub(crate) use self::verbs::{MaxTimes, Methods, Parameter, VERBS, Verb, VerbRow};
 use self::verbs::{PARAMETERS, Repeatable};
 use crate::lease::{Fence, LeaseView, MAX_SLOTS, ServerId, Slots, StoreId};
 use crate::refusal::Refusal;
@@ -140,8 +140,8 @@ impl<'a> Request<'a> {
 }
 
 /// The reply to a method that this target's path does not take.
-pub(crate) fn method_not_allowed(method: &str, target: &str) -> Reply {
-    let methods = Request::methods(target).as_str();
+pub(crate) fn method_not_allowed(method: &str, methods: Methods) -> Reply {
+    let methods = methods.as_str();
     let method = shorten(method);
     let one_of = if methods.contains(',') { "one of " } else { "" };
     let message = format!("{method} is not for this path; use {one_of}{methods}");
@@ -214,15 +214,21 @@ pub(crate) enum ReplyBody {
     EventStream,
 }
 
-/// The first line with its line feed, which is the seed's contract on both wires; or a whole document.
-impl fmt::Display for ReplyBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl ReplyBody {
+    /// The first line with its line feed, which is the seed's contract on both wires; or a whole document.
+    pub fn first_line(&self) -> Cow<'_, str> {
         match self {
-            ReplyBody::Yes | ReplyBody::Holder(_) => f.write_str("1\n"),
-            ReplyBody::Lease(lease) => writeln!(f, "{}", UnixTime(lease.expires)),
-            ReplyBody::No { .. } => f.write_str("0\n"),
-            ReplyBody::Document { text, .. } => f.write_str(text),
-            ReplyBody::EventStream => Ok(()),
+            ReplyBody::Yes | ReplyBody::Holder(_) => "1\n".into(),
+            ReplyBody::Lease(lease) => {
+                let mut line = String::with_capacity(32);
+                // Writing to a string does not fail.
+                let _ = UnixTime(lease.expires).write_to(&mut line);
+                line.push('\n');
+                line.into()
+            }
+            ReplyBody::No { .. } => "0\n".into(),
+            ReplyBody::Document { text, .. } => text.into(),
+            ReplyBody::EventStream => "".into(),
         }
     }
 }

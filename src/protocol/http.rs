@@ -3,15 +3,16 @@
 //! Knows no socket, and only the headers of the table in `guide/wire.md`.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
 
 use super::text::{
-    Seconds, VALUE, decode, encode, is_id, parse_seconds, parse_unix_time, parse_whole, shorten,
+    Digits, Seconds, VALUE, decode, encode, is_id, parse_seconds, parse_unix_time, parse_whole,
+    shorten,
 };
-use super::verbs::{MaxTimes, Methods, PARAMETERS, ParameterRow, Range, VerbRow};
+use super::verbs::{MaxTimes, PARAMETERS, ParameterRow, Range, VerbRow};
 use super::{
     LOCK_ATTEMPT_TIMEOUT, LOCK_ECHO, LOCK_EXPIRES_IN, LOCK_FENCE, LOCK_HOLDER,
     LOCK_HOLDER_EXPIRES_IN, LOCK_HOLDER_NOTE, LOCK_HOLDERS, LOCK_MAX_ATTEMPT_TIMEOUT, LOCK_RESULT,
@@ -35,11 +36,6 @@ impl<'a> Request<'a> {
         let path = target.split('?').next().unwrap_or_default();
         let mut segments = origin_form(path).split('/');
         VerbRow::of(segments.nth(1)?)
-    }
-
-    /// The methods that the target's path takes. A path without a verb changes nothing, so it takes the safe methods.
-    pub fn methods(target: &str) -> Methods {
-        Request::verb_row(target).map_or(Methods::Safe, |row| row.methods)
     }
 
     /// Parses what follows the question mark.
@@ -213,65 +209,57 @@ impl Status {
 
 impl Reply {
     /// The bytes of the reply, from the server with these names. `connection` is the value of the header `Connection`,
-    /// if it differs from what the HTTP version implies; `echo` is the client's ID for its question; `head` leaves out
-    /// the body.
+    /// if it differs from what the HTTP version implies; `echo` is the client's ID for its question; `is_head` leaves
+    /// out the body.
     pub fn to_bytes(
         &self,
         names: &ServerNames,
         connection: Option<&str>,
         echo: Option<&str>,
-        head: bool,
+        is_head: bool,
     ) -> Vec<u8> {
-        let mut body = self.answer.to_string();
-        if let ReplyBody::No { message, .. } = &self.answer
-            && !message.is_empty()
-        {
-            body.push_str(message);
-            body.push('\n');
-        }
-        let content_type = self.content_type();
-        let mut reply = String::with_capacity(320 + body.len());
-        // Writing to a string does not fail.
-        let _ = write!(
-            reply,
-            "HTTP/1.1 {} {}\r\nContent-Type: {content_type}\r\n",
-            self.status as u16,
-            self.status.reason(),
-        );
-        if self.answer != ReplyBody::EventStream {
-            let _ = write!(reply, "Content-Length: {}\r\n", body.len());
-        }
-        let _ = write!(
-            reply,
-            "Cache-Control: no-store\r\n{LOCK_SERVER}: {}\r\n",
-            names.server
-        );
-        if let Some(store) = names.store.get() {
-            let _ = write!(reply, "{LOCK_STORE}: {store}\r\n");
-        }
-        let _ = match &self.answer {
-            ReplyBody::No { result, .. } => write!(reply, "{LOCK_RESULT}: {result}\r\n"),
-            ReplyBody::Lease(lease) | ReplyBody::Holder(lease) => write!(
-                reply,
-                "{LOCK_EXPIRES_IN}: {}\r\n{LOCK_FENCE}: {}\r\n{LOCK_SLOTS}: {}\r\n",
-                Seconds(lease.left),
-                lease.fence,
-                lease.slots
-            ),
-            ReplyBody::Yes | ReplyBody::Document { .. } | ReplyBody::EventStream => Ok(()),
+        let line = self.answer.first_line();
+        let (message, end) = match &self.answer {
+            ReplyBody::No { message, .. } if !message.is_empty() => (message.as_str(), "\n"),
+            _ => ("", ""),
         };
+        let length = line.len() + message.len() + end.len();
+        // Not with the formatter: it took an eighth of a request's instructions.
+        let mut head = Head(String::with_capacity(320 + length));
+        head.push(["HTTP/1.1 ", Digits::of(self.status as u64).as_str()]);
+        head.push([" ", self.status.reason(), "\r\n"]);
+        head.field("Content-Type", self.content_type());
+        if self.answer != ReplyBody::EventStream {
+            head.number("Content-Length", length as u64);
+        }
+        head.field("Cache-Control", "no-store");
+        head.field(LOCK_SERVER, &names.server);
+        if let Some(store) = names.store.get() {
+            head.field(LOCK_STORE, store);
+        }
+        match &self.answer {
+            ReplyBody::No { result, .. } => head.field(LOCK_RESULT, result.as_str()),
+            ReplyBody::Lease(lease) | ReplyBody::Holder(lease) => {
+                head.push([LOCK_EXPIRES_IN, ": "]);
+                // Writing to a string does not fail.
+                let _ = Seconds(lease.left).write_to(&mut head.0);
+                head.push(["\r\n"]);
+                head.number(LOCK_FENCE, lease.fence);
+                head.number(LOCK_SLOTS, lease.slots.into());
+            }
+            ReplyBody::Yes | ReplyBody::Document { .. } | ReplyBody::EventStream => {}
+        }
         if let Some(connection) = connection {
-            let _ = write!(reply, "Connection: {connection}\r\n");
+            head.field("Connection", connection);
         }
         if let Some(echo) = echo {
-            let _ = write!(reply, "{LOCK_ECHO}: {echo}\r\n");
+            head.field(LOCK_ECHO, echo);
         }
-        reply.push_str(&self.headers);
-        reply.push_str("\r\n");
-        if !head {
-            reply.push_str(&body);
+        head.push([&self.headers, "\r\n"]);
+        if !is_head {
+            head.push([&line, message, end]);
         }
-        reply.into_bytes()
+        head.0.into_bytes()
     }
 
     fn content_type(&self) -> &'static str {
@@ -280,6 +268,23 @@ impl Reply {
             ReplyBody::EventStream => "text/event-stream",
             _ => "text/plain",
         }
+    }
+}
+
+/// The head of a reply, as far as it is written.
+struct Head(String);
+
+impl Head {
+    fn push<const N: usize>(&mut self, parts: [&str; N]) {
+        parts.into_iter().for_each(|part| self.0.push_str(part));
+    }
+
+    fn field(&mut self, name: &str, value: &str) {
+        self.push([name, ": ", value, "\r\n"]);
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.field(name, Digits::of(value).as_str());
     }
 }
 

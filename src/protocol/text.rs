@@ -42,6 +42,9 @@ pub(super) fn decode<'a>(segment: &'a str, what: &str) -> Result<Cow<'a, str>, S
     if segment.is_empty() {
         return Err(format!("the {what} is empty"));
     }
+    if segment.len() <= MAX_NAME && !segment.contains('%') {
+        return Ok(segment.into());
+    }
     if let Some(escape) = bad_escape(segment) {
         return Err(format!(
             "the {what} has a bad escape {escape:?}; a percent sign itself is %25"
@@ -93,12 +96,52 @@ pub(super) fn parse_whole(value: &str) -> Option<u64> {
     is_whole.then(|| value.parse().ok()).flatten()
 }
 
+/// The decimal digits of a number. Each reply has several numbers, and the formatter takes five times as long for one.
+pub(super) struct Digits {
+    /// They are at its end. No number of 64 bits has more than 20.
+    buffer: [u8; 20],
+    begin: usize,
+}
+
+impl Digits {
+    pub fn of(mut number: u64) -> Self {
+        let (mut buffer, mut begin) = ([0; 20], 20);
+        loop {
+            begin -= 1;
+            // Less than 10.
+            buffer[begin] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                return Digits { buffer, begin };
+            }
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.buffer[self.begin..]).expect("digits are ASCII")
+    }
+}
+
+/// Writes a number, and the millionths or thousandths below it.
+fn write_decimal(to: &mut impl fmt::Write, whole: u64, part: u32, parts: u32) -> fmt::Result {
+    to.write_str(Digits::of(whole).as_str())?;
+    to.write_char('.')?;
+    // With a 1 before it, the part has all its zeros.
+    to.write_str(&Digits::of((parts + part).into()).as_str()[1..])
+}
+
 /// A duration as in the headers: seconds with three decimals, rounded down.
 pub(crate) struct Seconds(pub Duration);
 
+impl Seconds {
+    pub fn write_to(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        write_decimal(to, self.0.as_secs(), self.0.subsec_millis(), 1000)
+    }
+}
+
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.0.as_secs(), self.0.subsec_millis())
+        self.write_to(f)
     }
 }
 
@@ -112,11 +155,17 @@ pub(super) fn parse_seconds(value: &str) -> Option<Duration> {
 /// A time as the seed prints it: Unix seconds with six decimals, rounded down, so never late.
 pub(super) struct UnixTime(pub SystemTime);
 
-impl fmt::Display for UnixTime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl UnixTime {
+    pub fn write_to(&self, to: &mut impl fmt::Write) -> fmt::Result {
         // A clock before 1970 has no better answer than 0 s.
         let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        write!(f, "{}.{:06}", since.as_secs(), since.subsec_micros())
+        write_decimal(to, since.as_secs(), since.subsec_micros(), 1_000_000)
+    }
+}
+
+impl fmt::Display for UnixTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_to(f)
     }
 }
 

@@ -72,6 +72,11 @@ pub(crate) enum Methods {
 }
 
 impl Methods {
+    /// The methods of a verb. A path without a verb changes nothing, so it takes the safe methods.
+    pub fn of(verb: Option<&VerbRow>) -> Self {
+        verb.map_or(Methods::Safe, |row| row.methods)
+    }
+
     /// The methods as in the header `Allow`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -82,7 +87,11 @@ impl Methods {
     }
 
     pub fn contain(self, method: &str) -> bool {
-        self.as_str().split(", ").any(|known| known == method)
+        match method {
+            "HEAD" => self == Methods::Safe,
+            "GET" => self != Methods::PostAlone,
+            method => method == "POST",
+        }
     }
 }
 

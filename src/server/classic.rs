@@ -325,7 +325,7 @@ impl Classic {
                 log::debug!("a classic request was answered 0: {reason}");
                 let reply = Malformed::BadRequest(reason).into();
                 handler.status.requests.count(None, &reply);
-                return Some(reply.answer.to_string());
+                return Some(reply.answer.first_line().into_owned());
             }
         };
         if handler.redirect(question.verb, "").is_some() {
@@ -353,7 +353,7 @@ impl Classic {
             (reply, _) => once_stored(reply?)?,
         };
         log::trace!("classic {question} {}", reply.status as u16);
-        (reply.status != Status::Forbidden).then(|| reply.answer.to_string())
+        (reply.status != Status::Forbidden).then(|| reply.answer.first_line().into_owned())
     }
 
     /// Blocks until a LOCK is decided. `None` if its client has gone.

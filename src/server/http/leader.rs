@@ -12,7 +12,7 @@ use super::helpers::{Help, Helpers};
 use super::parked::Parked;
 use super::{Http, Task};
 use crate::protocol::http::origin_form;
-use crate::protocol::{self, Malformed, Parameter, Reply, Request, Status, Verb};
+use crate::protocol::{self, Malformed, Methods, Parameter, Reply, Request, Status, Verb, VerbRow};
 use crate::refusal::Refusal;
 use crate::server::access::{Access, Asker, Caller, TurnedAway};
 use crate::server::handler::Handler;
@@ -150,12 +150,12 @@ impl Http {
     /// Answers a request, or has a worker make a slow answer.
     fn answer(self: &Arc<Self>, exchange: Exchange) {
         let target = exchange.target().to_owned();
-        let handler = &self.handler;
-        let caller = match let_in(&exchange, &target, &handler.access) {
+        let (handler, verb) = (&self.handler, Request::verb_row(&target));
+        let caller = match let_in(&exchange, verb, &handler.access) {
             Ok(caller) => caller,
             Err(why) => return self.turn_away(exchange, &target, why),
         };
-        match understand(&exchange, &target, handler) {
+        match understand(&exchange, &target, verb, handler) {
             Ok(request)
                 if let Some(reply) = handler.redirect(request.verb, origin_form(&target)) =>
             {
@@ -177,7 +177,8 @@ impl Http {
     pub(super) fn look(self: &Arc<Self>, exchange: Exchange, caller: &Caller) {
         self.pace.wait();
         let target = exchange.target().to_owned();
-        match understand(&exchange, &target, &self.handler) {
+        let verb = Request::verb_row(&target);
+        match understand(&exchange, &target, verb, &self.handler) {
             Ok(request) => self.carry_out(exchange, &request, caller),
             Err(reply) => {
                 self.count(&target, &reply);
@@ -247,10 +248,14 @@ impl Http {
 }
 
 /// Returns the caller if the request is let in.
-fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, TurnedAway> {
+fn let_in(
+    exchange: &Exchange,
+    verb: Option<&VerbRow>,
+    access: &Access,
+) -> Result<Caller, TurnedAway> {
     let asker = Asker::of(exchange.headers());
     access.admit(&asker)?;
-    let (from, verb) = (exchange.client().ip(), Request::verb_row(target));
+    let from = exchange.client().ip();
     let is_of_admin = verb.is_some_and(|verb| verb.role == Some(Role::Admin));
     Ok(Caller {
         role: access.role_of(&asker, from, verb)?,
@@ -259,19 +264,20 @@ fn let_in(exchange: &Exchange, target: &str, access: &Access) -> Result<Caller, 
     })
 }
 
-/// Parses the exchange's target. An error is the reply to a bad request.
+/// Parses the exchange's target, which asks this verb. An error is the reply to a bad request.
 fn understand<'a>(
     exchange: &Exchange,
     target: &'a str,
+    verb: Option<&VerbRow>,
     handler: &Handler,
 ) -> Result<Request<'a>, Reply> {
     if exchange.has_body() && exchange.headers().any(holds_parameters) {
         let reason = "parameters belong behind a ? in the URL, not in the body; with curl, add -G, or for POST write them into the URL";
         return Err(Malformed::BadRequest(reason.into()).into());
     }
-    let method = exchange.method();
-    if !Request::methods(target).contain(method) {
-        return Err(protocol::method_not_allowed(method, target));
+    let (method, methods) = (exchange.method(), Methods::of(verb));
+    if !methods.contain(method) {
+        return Err(protocol::method_not_allowed(method, methods));
     }
     Ok(Request::parse(target, &handler.caps)?)
 }

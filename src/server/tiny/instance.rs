@@ -6,6 +6,7 @@
 //! tiny_http's accept loop ends on the first error, but its connections stay. So older instances may exist beside the
 //! one that accepts.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 use std::mem;
@@ -322,14 +323,18 @@ struct Requests {
 impl Pipelines {
     /// Puts a request at the end of its connection's pipeline. `false` if the pipeline has more than [`MAX_PIPELINED`].
     fn enter(&self, client: SocketAddr, request: Request) -> bool {
-        let mut requests = self.requests.lock();
-        let Some(behind) = requests.pipelines.get_mut(&client) else {
-            requests.pipelines.insert(client, VecDeque::new());
-            requests.ready.push_back((client, request));
-            return true;
-        };
-        behind.push_back(request);
-        behind.len() <= MAX_PIPELINED
+        let requests = &mut *self.requests.lock();
+        match requests.pipelines.entry(client) {
+            Entry::Vacant(pipeline) => {
+                pipeline.insert(VecDeque::new());
+                requests.ready.push_back((client, request));
+                true
+            }
+            Entry::Occupied(mut behind) => {
+                behind.get_mut().push_back(request);
+                behind.get().len() <= MAX_PIPELINED
+            }
+        }
     }
 
     /// Whether every request is answered.
@@ -361,13 +366,14 @@ impl Pipelines {
 
     /// Ends the service of a connection's request. `true` if the next one of its pipeline is ready now.
     fn done(&self, client: SocketAddr) -> bool {
-        let mut requests = self.requests.lock();
-        let behind = requests.pipelines.get_mut(&client);
-        if let Some(next) = behind.and_then(|behind| behind.pop_front()) {
-            requests.ready.push_back((client, next));
-            return true;
+        let requests = &mut *self.requests.lock();
+        if let Entry::Occupied(mut behind) = requests.pipelines.entry(client) {
+            if let Some(next) = behind.get_mut().pop_front() {
+                requests.ready.push_back((client, next));
+                return true;
+            }
+            behind.remove();
         }
-        requests.pipelines.remove(&client);
         shrink_map(&mut requests.pipelines);
         if requests.pipelines.is_empty() {
             self.all_served.notify_all();
