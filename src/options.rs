@@ -77,10 +77,10 @@ pub struct Options {
     /// file then changes nothing. The path is UTF-8 without control characters.
     pub token_file: Option<PathBuf>,
 
-    /// How often to try again when the port is busy: any number. Default 3; 0 tries once.
+    /// How often to try again when the port is busy: 0 (try once) to [`u32::MAX`]. Default 3.
     pub reconnect_attempts: u32,
 
-    /// How long to wait between two tries: any time. Default 1 s.
+    /// How long to wait between two tries: 0 to 365 days. Default 1 s.
     pub time_between_attempts: Duration,
 
     /// Whether a server started with [`Server::start`](crate::Server::start) goes on, in a session of its own, when its
@@ -155,7 +155,7 @@ impl Default for Options {
     }
 }
 
-/// The longest lease and the longest wait.
+/// The longest lease, wait and pause.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The default caps on the times that a question may ask for.
@@ -181,28 +181,7 @@ impl Options {
     /// Refuses values that no server can have, before anything is bound or forked.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
-        if !(Duration::from_millis(1)..=YEAR).contains(&self.lock_timeout) {
-            let reason = "s is not between 0.001 s and 31536000 s, 365 days";
-            return invalid(
-                "lock_timeout",
-                format!("{} {reason}", self.lock_timeout.as_secs_f64()),
-            );
-        }
-        if self.lock_attempt_timeout > YEAR {
-            let reason = "s is more than 31536000 s, 365 days";
-            return invalid(
-                "lock_attempt_timeout",
-                format!("{} {reason}", self.lock_attempt_timeout.as_secs_f64()),
-            );
-        }
-        expect_cap(
-            ("max_lock_timeout", self.max_lock_timeout),
-            ("lock_timeout", self.lock_timeout),
-        )?;
-        expect_cap(
-            ("max_lock_attempt_timeout", self.max_lock_attempt_timeout),
-            ("lock_attempt_timeout", self.lock_attempt_timeout),
-        )?;
+        self.validate_times()?;
         if self.classic_port == Some(self.port) && self.port != 0 {
             return invalid(
                 "classic_port",
@@ -227,6 +206,33 @@ impl Options {
             return invalid("host", reason);
         }
         Ok(())
+    }
+
+    /// The part of [`validate`](Self::validate) for the times.
+    fn validate_times(&self) -> Result<(), Error> {
+        let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
+        if !(Duration::from_millis(1)..=YEAR).contains(&self.lock_timeout) {
+            let reason = "s is not between 0.001 s and 31536000 s, 365 days";
+            return invalid(
+                "lock_timeout",
+                format!("{} {reason}", self.lock_timeout.as_secs_f64()),
+            );
+        }
+        let times = [
+            ("lock_attempt_timeout", self.lock_attempt_timeout),
+            ("time_between_attempts", self.time_between_attempts),
+        ];
+        if let Some((option, reason)) = times.into_iter().find_map(too_long) {
+            return invalid(option, reason);
+        }
+        expect_cap(
+            ("max_lock_timeout", self.max_lock_timeout),
+            ("lock_timeout", self.lock_timeout),
+        )?;
+        expect_cap(
+            ("max_lock_attempt_timeout", self.max_lock_attempt_timeout),
+            ("lock_attempt_timeout", self.lock_attempt_timeout),
+        )
     }
 
     /// Whether a client without a token can lock a key.
@@ -256,6 +262,12 @@ impl Options {
             None => Ok(()),
         }
     }
+}
+
+/// An option and what is wrong with its time, if that is longer than [`YEAR`].
+fn too_long((option, time): (&'static str, Duration)) -> Option<(&'static str, String)> {
+    let reason = || format!("{} s is more than 31536000 s, 365 days", time.as_secs_f64());
+    (time > YEAR).then(|| (option, reason()))
 }
 
 /// Whether a path can travel to a started server as a line of text.
@@ -288,14 +300,15 @@ fn expect_cap(
     let Some(cap) = cap else {
         return Ok(());
     };
-    let (most, usual_s) = (cap.as_secs_f64(), usual.as_secs_f64());
-    let reason = if cap > YEAR {
-        format!("{most} s is more than 31536000 s, 365 days")
-    } else if cap < usual {
-        format!("{most} s is less than {capped}, {usual_s} s; give more, or a shorter {capped}")
-    } else {
+    if let Some((option, reason)) = too_long((option, cap)) {
+        return Err(Error::InvalidOption { option, reason });
+    }
+    if cap >= usual {
         return Ok(());
-    };
+    }
+    let (most, usual) = (cap.as_secs_f64(), usual.as_secs_f64());
+    let reason =
+        format!("{most} s is less than {capped}, {usual} s; give more, or a shorter {capped}");
     Err(Error::InvalidOption { option, reason })
 }
 
@@ -356,6 +369,23 @@ mod tests {
         let many = ["a"; MOST_ALLOWED_HOSTS + 1];
         assert!(refusal(allowed(&many)).ends_with("more than 32"));
         assert!(allowed(&many[1..]).validate().is_ok());
+    }
+
+    /// A server on a busy port hung.
+    #[test]
+    fn a_pause_of_more_than_365_days_is_refused() {
+        let pausing = |time_between_attempts| Options {
+            time_between_attempts,
+            ..Options::default()
+        };
+        for time in [Duration::ZERO, YEAR] {
+            assert!(pausing(time).validate().is_ok(), "{time:?}");
+        }
+        assert_eq!(
+            refusal(pausing(YEAR + Duration::from_secs(1))),
+            "bad option time_between_attempts: 31536001 s is more than 31536000 s, 365 days"
+        );
+        assert!(pausing(Duration::MAX).validate().is_err());
     }
 
     #[test]

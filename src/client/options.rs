@@ -7,26 +7,32 @@ use crate::error::Error;
 use crate::lease::MAX_SLOTS;
 use crate::token::Token;
 
+/// The longest [`ClientOptions::time_between_attempts`], as at the server.
+const LONGEST_PAUSE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How a client tries to reach its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// How often to try again when no connection can be made, or when it breaks before the answer is complete: any
-    /// number. Default 3; 0 tries once. If no answer comes in time, there is at most one more try. With several servers, one try asks
-    /// each of them; while some stand by and none leads, tries go on for [`answer_timeout`](Self::answer_timeout).
+    /// How often to try again when no connection can be made, or when it breaks before the answer is complete: 0 (try
+    /// once) to [`u32::MAX`]. Default 3. If no answer comes in time, there is at most one more try. With several
+    /// servers, one try asks each of them; while some stand by and none leads, tries go on for
+    /// [`answer_timeout`](Self::answer_timeout).
     ///
     /// A first connection that is refused on loopback means that no server runs there. Only a client that was made with
     /// options ([`Client::with_options`](crate::Client::with_options)) tries again then, so that it can start together
     /// with its server.
     pub reconnect_attempts: u32,
 
-    /// How long to wait between two tries: any time. Default 1 s. Each pause is randomly up to a quarter shorter or longer, so
-    /// that the clients of a server that ended do not all come back at once. After a connection broke, the next try
-    /// follows at once. The server keeps the place of a waiting LOCK in the queue for 2 s, so choose less than that.
+    /// How long to wait between two tries: 0 to 365 days. Default 1 s. With more, each question returns
+    /// [`Error::InvalidOption`]. Each pause is randomly up to a quarter shorter or longer, so that the clients of a
+    /// server that ended do not all come back at once. After a connection broke, the next try follows at once. The
+    /// server keeps the place of a waiting LOCK in the queue for 2 s, so choose less than that.
     pub time_between_attempts: Duration,
 
-    /// How long an answer may take, including the connect. For a LOCK, the time that it may wait is added. Default
-    /// 10 s; more than two years count as two years. With 0, each question returns
-    /// [`Error::InvalidOption`]. A question that may be asked twice is asked again after half of this time, on another connection.
+    /// How long an answer may take, including the connect: more than 0; more than two years count as two years. For a
+    /// LOCK, the time that it may wait is added. Default 10 s. With 0, each question returns
+    /// [`Error::InvalidOption`]. A question that may be asked twice is asked again after half of this time, on another
+    /// connection.
     pub answer_timeout: Duration,
 
     /// The token to show to the server. Default `None`: none, or with [`tuned`](crate::Client::tuned) the token that
@@ -36,13 +42,16 @@ pub struct ClientOptions {
 
 impl ClientOptions {
     pub(super) fn check(&self) -> Result<(), Error> {
-        match self.answer_timeout.is_zero() {
-            true => Err(Error::InvalidOption {
-                option: "answer_timeout",
-                reason: "0 leaves no time for an answer".into(),
-            }),
-            false => Ok(()),
+        let invalid = |option, reason: String| Err(Error::InvalidOption { option, reason });
+        if self.answer_timeout.is_zero() {
+            return invalid("answer_timeout", "0 leaves no time for an answer".into());
         }
+        if self.time_between_attempts > LONGEST_PAUSE {
+            let pause = self.time_between_attempts.as_secs_f64();
+            let reason = format!("{pause} s is more than 31536000 s, 365 days");
+            return invalid("time_between_attempts", reason);
+        }
+        Ok(())
     }
 }
 

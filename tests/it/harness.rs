@@ -366,20 +366,34 @@ fn a_waiter_survives_an_orderly_restart_of_the_server() {
     assert!(lease.is_some(), "the new server knows of no holder");
 }
 
+/// With the longest pause, a client of an absent server hung.
 #[test]
-fn an_answer_timeout_of_zero_is_an_invalid_option() {
+fn a_time_that_a_client_cannot_use_is_an_invalid_option_of_each_question() {
     let server = start(patient());
-    let options = ClientOptions {
+    let without_time = ClientOptions {
         answer_timeout: Duration::ZERO,
         ..ClientOptions::default()
     };
-    let client = Client::with_options("CLIENT_A", "127.0.0.1", server.port(), options);
-    let error = client.lock("KEYA").unwrap_err();
-    let option = "answer_timeout";
-    assert!(
-        matches!(error, Error::InvalidOption { option: o, .. } if o == option),
-        "{error:?}"
-    );
+    let pausing = ClientOptions {
+        time_between_attempts: Duration::MAX,
+        ..ClientOptions::default()
+    };
+    for (options, of) in [
+        (without_time, "answer_timeout"),
+        (pausing, "time_between_attempts"),
+    ] {
+        let client = Client::with_options("CLIENT_A", "127.0.0.1", server.port(), options);
+        for error in [
+            client.lock("KEYA").unwrap_err(),
+            client.is_locked("KEYA").unwrap_err(),
+            client.try_ping().unwrap_err(),
+        ] {
+            assert!(
+                matches!(error, Error::InvalidOption { option, .. } if option == of),
+                "{error:?}"
+            );
+        }
+    }
 }
 
 // Waits.
