@@ -293,16 +293,17 @@ impl Server {
         stopped.map_err(|source| Error::CannotStop { pid, source })
     }
 
-    /// Returns whether a lock server answers at this server's address, within 5 s: before a start, with a port other than
-    /// 0, perhaps another one. Never fails.
+    /// Returns whether a lock server answers at this server's address within 5 s. Before a start and after a stop that
+    /// may be another server. Never fails.
     pub fn ping(&self) -> bool {
         self.client("ping").ping()
     }
 
-    /// Returns a client of this server with the given name, for the server's current address. With port 0 the address
-    /// is known once the server was bound, and changes when it is started again; before that, each question returns
-    /// [`Error::InvalidOption`]. With another port, a client of a server that was not started asks whatever server is at
-    /// that port. All clients of one server share their connections.
+    /// Returns a client of this server with the given name. Start the server first, then make its clients: a client
+    /// keeps the address that is known when it is made, and with port 0 that changes with each start. Before the first
+    /// one, or [`bind`](Self::bind), each question to port 0 returns [`Error::InvalidOption`]; after a stop,
+    /// [`Error::Unreachable`], unless another server has the port by then. All clients of one server share their
+    /// connections.
     ///
     /// With an [`Options::token_file`], the client uses the first token with the role `lock` or `admin` that the file
     /// had when the server was [bound](Self::bind).
@@ -343,15 +344,15 @@ impl Server {
         self.bound.as_ref().map_or(&[], |bound| &bound.warnings)
     }
 
-    /// Returns the URL of the server on this machine, `http://127.0.0.1:8004`, without a slash at the end. A
-    /// [host](Options::host) name is kept as it is.
+    /// Returns the URL of the server on this machine, `http://127.0.0.1:8004`, without a slash at the end; with the
+    /// [`port`](Self::port) that is known by now. A [host](Options::host) name is kept as it is.
     pub fn url(&self) -> String {
         format!("http://{}", self.reachable())
     }
 
     /// Returns the environment variables by which the command, [`Client::from_env`] and other programs find this
-    /// server: `LOCK_SERVER` with `host:port`, and with an [`Options::token_file`] also `LOCK_SERVER_TOKEN_FILE` with
-    /// its absolute path. For [`Command::envs`](std::process::Command::envs):
+    /// server once it was started: `LOCK_SERVER` with `host:port`, and with an [`Options::token_file`] also
+    /// `LOCK_SERVER_TOKEN_FILE` with its absolute path. For [`Command::envs`](std::process::Command::envs):
     ///
     /// ```no_run
     /// # use lock_server::{Options, Server};
@@ -378,7 +379,7 @@ impl Server {
         host_and_port(&self.client_host(), self.port())
     }
 
-    /// Returns the HTTP port: the bound one, or before that the one of the options.
+    /// Returns the HTTP port: the one that was bound last, or before that the one of the options, perhaps 0.
     pub fn port(&self) -> u16 {
         self.bound
             .as_ref()
