@@ -49,7 +49,8 @@ pub enum Error {
         /// Its length in bytes.
         bytes: usize,
     },
-    /// The server could not listen on its address.
+    /// The server could not listen on its address. If the source is [`AddrInUse`](io::ErrorKind::AddrInUse), another
+    /// program has the port, such as the server of another test: [`port: 0`](crate::Options::port) takes a free one.
     CannotListen {
         /// Which option to change: `host` if it can't be resolved or is not this machine's, otherwise the one that names
         /// the port, `port` or `classic_port`.

@@ -29,8 +29,9 @@ pub struct Options {
     /// How long a LOCK waits for its turn before the server answers `0`. Default 4 s; 0 (try once) to 365 days.
     pub lock_attempt_timeout: Duration,
 
-    /// The TCP port to serve on. Default 8004. 0 takes any free port, which [`Server::port`](crate::Server::port) then
-    /// returns.
+    /// The TCP port to serve on. Default 8004. One server can have a port at a time: a second one returns
+    /// [`Error::CannotListen`]. 0 takes any free port, which [`Server::port`](crate::Server::port) then returns; so
+    /// servers of tests that run at the same time do not collide.
     pub port: u16,
 
     /// A second TCP port, for clients of the Perl original, which speak bare lines instead of HTTP. Both ports see the

@@ -172,9 +172,10 @@ impl Server {
     /// takes some milliseconds.
     ///
     /// # Errors
-    /// Those of [`bind`](Self::bind); [`Error::AlreadyStarted`]; [`Error::CannotStart`], with the child's message, for
-    /// example if the system refuses it descriptors, if `/proc` is missing, if no connection to it can be made, or if
-    /// this crate is linked not into the program but into a library that it loads.
+    /// Those of [`bind`](Self::bind): [`Error::CannotListen`] if another server, perhaps of a test that runs at the same
+    /// time, has the [`port`](Options::port), which 0 prevents. [`Error::AlreadyStarted`]; [`Error::CannotStart`], with
+    /// the child's message, for example if the system refuses it descriptors, if `/proc` is missing, if no connection to
+    /// it can be made, or if this crate is linked not into the program but into a library that it loads.
     pub fn start(&mut self) -> Result<u32, Error> {
         self.expect_not_running()?;
         self.bind()?;
