@@ -29,6 +29,7 @@ mod document;
 mod events;
 mod guard;
 mod held;
+mod keep;
 mod lock_all;
 mod look;
 mod no_answer;
@@ -279,22 +280,6 @@ impl Client {
     /// As [`lock_with`](Self::lock_with); [`Error::CannotRenew`].
     pub fn guard_with(&self, key: &str, options: &LockOptions) -> Result<Guard, Error> {
         Guard::keep(self, self.lock_with(key, options)?)
-    }
-
-    /// Makes a guard for a lease that this name was granted: the lease is renewed from now on, and the key is unlocked
-    /// when the guard is dropped. Make one guard of a lease.
-    ///
-    /// It asks nobody, so a lease that was released, or that another name or server granted, is found out at the first
-    /// renewal; [`Guard::check`] asks at once.
-    ///
-    /// # Errors
-    /// [`Error::CannotRenew`] if no thread could be started to renew the lease; the key is unlocked then.
-    /// [`Error::LeaseLost`] if the lease may have run out.
-    pub fn keep(&self, lease: Lease) -> Result<Guard, Error> {
-        if lease.remaining().is_zero() {
-            return Err(Error::lease_lost(&lease, None, None));
-        }
-        Guard::keep(self, lease)
     }
 
     /// Whether anybody holds the key.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::common::proxy::{Break, Cut, Proxy};
 use crate::common::{PATIENCE, Wire, ask, bound, ms, options, start, until, waiting_wire};
 use lock_server::{
-    CancelToken, Client, ClientOptions, Error, LockOptions, Options, Refusal, Server, Unreached,
+    CancelToken, Client, ClientOptions, Error, Lease, LockOptions, Options, Refusal, Server,
+    Unreached,
 };
 
 fn spawned(options: Options) -> Server {
@@ -632,6 +633,44 @@ fn a_lease_that_is_over_does_not_become_a_guard() {
     until("it is over", || lease.remaining().is_zero());
     let error = client.keep(lease).unwrap_err();
     assert!(matches!(error, Error::LeaseLost { .. }), "{error:?}");
+}
+
+/// A guard was made of each of these leases.
+#[test]
+fn a_lease_that_this_client_does_not_hold_does_not_become_a_guard() {
+    let (server, other) = (start(patient()), start(patient()));
+    let client = server.client("CLIENT_A");
+    let lease = client.lock("KEYA").unwrap().unwrap();
+    let lost = |client: &Client, lease: &Lease| match client.keep(lease.clone()) {
+        Err(Error::LeaseLost {
+            reason,
+            other_server,
+            ..
+        }) => (reason, other_server.is_some()),
+        other => panic!("{other:?}"),
+    };
+    let of_other_name = lost(&server.client("CLIENT_B"), &lease);
+    assert_eq!(of_other_name, (Some(Refusal::NotHolder), false));
+    let of_other_server = lost(&other.client("CLIENT_A"), &lease);
+    assert_eq!(of_other_server, (None, true));
+    assert!(client.release(&lease).unwrap());
+    assert_eq!(lost(&client, &lease), (Some(Refusal::Free), false));
+    let next = client.lock("KEYA").unwrap().unwrap();
+    assert_eq!(lost(&client, &lease), (Some(Refusal::StaleFence), false));
+    assert!(client.verify(&next).unwrap(), "it stays locked");
+}
+
+#[test]
+fn a_lease_becomes_a_guard_while_the_server_does_not_answer() {
+    let mut server = start(patient());
+    let client = server.client("CLIENT_A");
+    let lease = client.lock("KEYA").unwrap().unwrap();
+    server.stop().unwrap();
+    let guard = client.keep(lease).unwrap();
+    assert!(guard.is_held());
+    let nowhere = Client::new("CLIENT_A", "127.0.0.1", 0);
+    let error = nowhere.keep(guard.into_lease()).unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { .. }), "{error:?}");
 }
 
 #[test]

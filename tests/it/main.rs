@@ -431,6 +431,8 @@
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_repeated` |
 //! | `lock_all` locks all keys or none | `client::lock_all_locks_none_if_one_is_taken` |
 //! | `guard_all` guards all keys or none | `harness::guard_all_guards_all_keys_or_none` |
+//! | a lease that the client does not hold does not become a guard | `harness::a_lease_that_this_client_does_not_hold_does_not_become_a_guard` |
+//! | and one whose server does not answer does | `harness::a_lease_becomes_a_guard_while_the_server_does_not_answer` |
 //! | a guard renews its lease | `guard::a_guard_renews_its_lease_again_and_again_under_one_fence` |
 //! | a guard dropped by a panic unlocks | `guard::a_guard_that_a_panic_drops_unlocks` |
 //! | a check returns which other server answers, and whether it was restarted or is one of two | `other_server::a_check_returns_which_other_server_answers` |
