@@ -34,7 +34,9 @@ pub fn explain(error: &Error) -> String {
         && let Some((parameter, said)) = message.split_once(' ')
         && let Some(option) = option_of(parameter)
     {
-        return format!("{option} {said} (the server's --max-{})", &option[2..]);
+        let most = format!("--max-{}", &option[2..]);
+        let said = said.replace(&format!("max_{parameter}"), &most);
+        return format!("{option} {said}");
     }
     let causes = successors(error.source(), |&cause| cause.source());
     let said = causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"));

@@ -10,7 +10,7 @@ use super::{Client, LockOptions, no_answer, request_id, valid};
 use crate::error::Error;
 use crate::lease::{Holder, Lease, MAX_SLOTS, Slots};
 use crate::protocol::http::{ParsedAnswer, ParsedLease, ServerTimes};
-use crate::protocol::{Parameter, Request, Verb};
+use crate::protocol::{Parameter, Request, Verb, is_id, shorten};
 use crate::refusal::Refusal;
 
 /// How long the server's times are cached. Later the server may have been replaced.
@@ -46,6 +46,14 @@ impl Client {
     /// Locks a key as the options say. An error says why it was not granted.
     pub(super) fn acquire(&self, key: &str, options: &LockOptions) -> Result<Lease, Error> {
         let request_id = match &options.request_id {
+            Some(bad) if !is_id(bad) => {
+                let reason = format!(
+                    "it is {:?}; give 1 to 64 of A-Z a-z 0-9 _ . : -",
+                    shorten(bad)
+                );
+                let option = "request_id";
+                return Err(Error::InvalidOption { option, reason });
+            }
             Some(request_id) => request_id.clone(),
             None => request_id::unique(),
         };

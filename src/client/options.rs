@@ -77,16 +77,19 @@ impl Default for ClientOptions {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockOptions {
-    /// How long the lease is to last, counted from its grant: 1 ms to the server's `max_lock_timeout`. Default `None`:
-    /// the server's `lock_timeout`.
+    /// How long the lease is to last, counted from its grant: 1 ms to the server's
+    /// [`max_lock_timeout`](crate::Options::max_lock_timeout), usually 1 h. Out of that range, the server refuses the
+    /// LOCK as a bad request, with the range in seconds. Default `None`: the server's `lock_timeout`.
     pub lock_timeout: Option<Duration>,
 
-    /// How long to wait for the turn: 0 (try once) to the server's `max_lock_attempt_timeout`, or
-    /// [`Duration::MAX`]: for as long as it takes, see [`endless`](Self::endless). Default `None`: the
-    /// server's `lock_attempt_timeout`.
+    /// How long to wait for the turn: 0 (try once) to the server's
+    /// [`max_lock_attempt_timeout`](crate::Options::max_lock_attempt_timeout), usually 1 h, or [`Duration::MAX`]: for
+    /// as long as it takes, see [`endless`](Self::endless). Out of that range, it is refused like a
+    /// [`lock_timeout`](Self::lock_timeout). Default `None`: the server's `lock_attempt_timeout`.
     pub lock_attempt_timeout: Option<Duration>,
 
-    /// The ID of this acquire: 1 to 64 of `A-Z a-z 0-9 _ . : -`. Default `None`: a unique ID.
+    /// The ID of this acquire: 1 to 64 of `A-Z a-z 0-9 _ . : -`. Default `None`: a unique ID. With any other text, a
+    /// LOCK returns [`Error::InvalidOption`].
     ///
     /// Two calls with the same key and the same ID are one acquire. The later call gets the grant of the earlier one,
     /// or takes over its place in the queue; the earlier call then returns [`Refusal::TakenOver`]. An ID is for one
@@ -188,8 +191,9 @@ impl LockOptions {
 /// What to ask for with a RENEW. Every field has a default, as in [`LockOptions`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RenewOptions {
-    /// How long the lease is to last from now on: 1 ms to the server's `max_lock_timeout`. Default `None`: the time for
-    /// which it was granted or last renewed.
+    /// How long the lease is to last from now on: 1 ms to the server's
+    /// [`max_lock_timeout`](crate::Options::max_lock_timeout), usually 1 h. Out of that range, the server refuses the
+    /// RENEW as a bad request. Default `None`: the time for which it was granted or last renewed.
     pub lock_timeout: Option<Duration>,
 
     /// The fence of the grant to renew. Default `None`: any grant that this name holds.

@@ -74,7 +74,7 @@ impl<'a> Request<'a> {
         }
         if let Some(missing) = verb.required.iter().find(|missing| !is_given(**missing)) {
             let (row, verb) = (missing.row(), verb.name);
-            let (name, range) = (row.name, row.range.in_words(max));
+            let (name, range) = (row.name, row.range_in_words(max));
             return bad(format!(
                 "{verb} takes a {name}, and it is missing; give {range}"
             ));
@@ -137,7 +137,7 @@ fn parse_value<'a>(
         Range::Id | Range::Text(_) | Range::TextOrNone(_) => None,
     };
     parsed.ok_or_else(|| {
-        let (name, value, range) = (row.name, shorten(&value), row.range.in_words(max));
+        let (name, value, range) = (row.name, shorten(&value), row.range_in_words(max));
         Malformed::BadRequest(format!("{name} is {value:?}; give {range}"))
     })
 }

@@ -343,14 +343,14 @@ fn a_time_is_a_number_of_seconds_up_to_its_cap() {
         for verb in ["LOCK", "RENEW"] {
             let said = reason(&format!("/{verb}/K/ann?lock_timeout={value}"));
             assert!(said.starts_with("lock_timeout is \""), "{said}");
-            let range = "give seconds, from 0.001 to 3600, which is the most here";
+            let range = "give seconds, from 0.001 to 3600, the server's max_lock_timeout";
             assert!(said.ends_with(range), "{value}: {said}");
         }
     }
     for value in bad.iter().chain(&["1800.001", "3600"]) {
         let said = reason(&format!("/LOCK/K/ann?lock_attempt_timeout={value}"));
         assert!(said.starts_with("lock_attempt_timeout is \""), "{said}");
-        let range = "give seconds, from 0 to 1800, which is the most here";
+        let range = "give seconds, from 0 to 1800, the server's max_lock_attempt_timeout";
         assert!(said.ends_with(range), "{value}: {said}");
     }
     let long = format!("/LOCK/K/ann?lock_timeout={}", "9".repeat(5000));

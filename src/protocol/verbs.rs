@@ -284,14 +284,18 @@ impl Range {
     pub fn is_text(&self) -> bool {
         matches!(self, Range::Text(_) | Range::TextOrNone(_))
     }
+}
 
-    /// The range in words: the end of the sentence about a value that is out of it.
-    pub fn in_words(&self, max: &MaxTimes) -> String {
-        match self {
+impl ParameterRow {
+    /// The range in words: the end of the sentence about a value that is out of it. The most of a time is an option of
+    /// the server, which the sentence names.
+    pub fn range_in_words(&self, max: &MaxTimes) -> String {
+        match &self.range {
             Range::Seconds(least, most) => format!(
-                "seconds, from {} to {}, which is the most here",
+                "seconds, from {} to {}, the server's max_{}",
                 least.as_secs_f64(),
-                most(max).as_secs_f64()
+                most(max).as_secs_f64(),
+                self.name
             ),
             Range::Number(_, what) => (*what).into(),
             Range::Id => format!("1 to {MAX_ID} of A-Z a-z 0-9 _ . : -"),
@@ -443,8 +447,8 @@ mod tests {
             let range = match &row.range {
                 Range::Seconds(least, _) => format!(" {} ", least.as_secs_f64()),
                 Range::Number(..) => "number".into(),
-                Range::Id => row.range.in_words(&MAX).split_off("1 to 64 of ".len()),
-                Range::Text(_) | Range::TextOrNone(_) => row.range.in_words(&MAX),
+                Range::Id => row.range_in_words(&MAX).split_off("1 to 64 of ".len()),
+                Range::Text(_) | Range::TextOrNone(_) => row.range_in_words(&MAX),
             };
             assert!(cells[1].contains(&range), "{range}: {}", cells[1]);
             if let Range::Seconds(..) = row.range {

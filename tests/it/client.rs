@@ -240,12 +240,33 @@ fn times_outside_the_servers_range_are_refused_with_that_range() {
         lock_attempt_timeout: Some(Duration::from_secs(3601)),
         ..LockOptions::default()
     };
-    for options in [lasting(Duration::ZERO), lasting(Duration::MAX), longest] {
+    for (options, most) in [
+        (lasting(Duration::ZERO), "max_lock_timeout"),
+        (lasting(Duration::MAX), "max_lock_timeout"),
+        (longest, "max_lock_attempt_timeout"),
+    ] {
         let error = client.lock_with("KEYA", &options).unwrap_err();
-        assert!(error.to_string().contains("to 3600"), "{error}");
+        let range = format!("to 3600, the server's {most}");
+        assert!(error.to_string().ends_with(&range), "{error}");
         assert_eq!(refusal::<()>(Err(error)), Refusal::BadRequest);
     }
     assert!(!client.is_locked("KEYA").unwrap());
+}
+
+/// The server refused it, under its name on the wire.
+#[test]
+fn a_bad_request_id_is_an_invalid_option() {
+    let client = patient().client("CLIENT_A");
+    for bad in ["", "a b", &"x".repeat(65)] {
+        let options = LockOptions {
+            request_id: Some(bad.into()),
+            ..LockOptions::default()
+        };
+        match client.lock_with("KEYA", &options) {
+            Err(Error::InvalidOption { option, .. }) => assert_eq!(option, "request_id"),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -1422,8 +1422,8 @@ fn a_lock_may_give_its_times_within_the_servers_range() {
     for (line, said) in [
         (
             "lock --lock-timeout 3601 KEYB",
-            "--lock-timeout is \"3601\"; give seconds, from 0.001 to 3600, which is the most here \
-             (the server's --max-lock-timeout)\n",
+            "--lock-timeout is \"3601\"; give seconds, from 0.001 to 3600, the server's \
+             --max-lock-timeout\n",
         ),
         (
             "lock --lock-timeout -1 KEYB",

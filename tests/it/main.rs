@@ -429,6 +429,7 @@
 //! | and the client's error has the cause as data | `tls::a_clients_error_has_the_tls_failure_as_data` |
 //! | a TLS record without an answer does not end the connection | `tls::a_tls_record_without_an_answer_does_not_end_the_connection` |
 //! | the simple `unlock` is not repeated | `client::an_unlock_without_a_fence_is_not_repeated` |
+//! | a time out of the server's range is refused, with the range and the server's option | `client::times_outside_the_servers_range_are_refused_with_that_range` |
 //! | `lock_all` locks all keys or none | `client::lock_all_locks_none_if_one_is_taken` |
 //! | `guard_all` guards all keys or none | `harness::guard_all_guards_all_keys_or_none` |
 //! | a lease that the client does not hold does not become a guard | `harness::a_lease_that_this_client_does_not_hold_does_not_become_a_guard` |
