@@ -207,6 +207,7 @@ impl LockManager {
             let refusal = match state.table.acquire(now, ask, handle) {
                 Acquired::Granted(grant) => return Ok(Some(Outcome::Granted(grant))),
                 Acquired::Queued(_) => return Ok(None),
+                Acquired::Full(limit) => return Ok(Some(Outcome::Full(limit))),
                 Acquired::Refused(refusal) => refusal,
             };
             let outcome = state.refuse(ask.key, refusal);

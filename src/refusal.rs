@@ -16,7 +16,8 @@ pub enum Refusal {
     TakenOver,
     /// LOCK: the wait was called off with a [`CancelToken`](crate::CancelToken). No server sends it.
     Cancelled,
-    /// LOCK: the server has as many waiters or held keys as it allows.
+    /// LOCK: the server has as many waiters or held keys as it allows. Its message names the option that sets that
+    /// limit, [`max_waiters`](crate::Options::max_waiters) or [`max_keys`](crate::Options::max_keys).
     Full,
     /// LOCK: there is no room in the server's store for one more hold. Held keys stay held, and can be unlocked.
     StoreFull,

@@ -36,6 +36,7 @@ use crate::lease::{Claim, Fence, Grant, Hold, Key, Note, RequestId, Requester, S
 use crate::memory::shrink_queue;
 use crate::refusal::Refusal;
 
+pub(crate) use self::limits::{Limit, Limits};
 pub(crate) use self::look::{Cursor, Filter, HoldView, KeyPage, KeyView, Size, WaiterView};
 
 mod broken;
@@ -44,19 +45,11 @@ mod entry;
 mod expiry;
 mod hand_over;
 mod leave;
+mod limits;
 mod look;
 mod others;
 mod queue;
 mod reserved;
-
-/// How much the table takes. Beyond that, it refuses an acquire with [`Refusal::Full`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// Holds of all keys together. Waiters are granted a key even beyond this limit.
-    pub holds: usize,
-    /// Waiters of all keys together. Also the most places that are reserved after broken connections.
-    pub waiters: usize,
-}
 
 /// An acquire: who asks for what, on which terms.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +82,8 @@ pub(crate) enum Acquired {
     /// An event reports the end of the wait.
     Queued(Ticket),
     Refused(Refusal),
+    /// Refused, because of this limit.
+    Full(Limit),
 }
 
 /// Who holds a key: its first holder, and how many holders and waiters there are.
@@ -121,8 +116,8 @@ struct Ledger<W> {
     next_fence: Fence,
     next_ticket: Ticket,
     limits: Limits,
-    /// Why the caller lets no hold begin at once. `None` if one may.
-    held_off: Option<Refusal>,
+    /// The answer to each acquire whose hold would begin at once. `None` if one may.
+    held_off: Option<Acquired>,
     /// How many more holds may end in this step.
     ends_left: usize,
     /// Whether the last step left something over.
@@ -206,8 +201,8 @@ impl<W> LockTable<W> {
         if ask.terms.lock_attempt_timeout.is_zero() {
             return Acquired::Refused(Refusal::Timeout);
         }
-        if ledger.waiters >= ledger.limits.waiters {
-            return Acquired::Refused(Refusal::Full);
+        if let Some(full) = ledger.why_no_wait() {
+            return full;
         }
         Acquired::Queued(ledger.enqueue(now, entry, ask, kept, handle))
     }
@@ -298,8 +293,8 @@ impl<W> LockTable<W> {
 
     fn acquire_free_key(&mut self, now: Instant, ask: Ask) -> Acquired {
         let ledger = &mut self.ledger;
-        if let Some(refusal) = ledger.why_no_hold() {
-            return Acquired::Refused(refusal);
+        if let Some(refused) = ledger.why_no_hold() {
+            return refused;
         }
         // It holds the key now and needs no reserved place.
         ledger.reserved.forget(ask);
@@ -318,14 +313,10 @@ impl<W> LockTable<W> {
 }
 
 impl<W> Ledger<W> {
-    fn missing_room(&self) -> usize {
-        (self.holds + 1).saturating_sub(self.limits.holds)
-    }
-
     /// Grants the key in addition to its present holders.
     fn grant_beside(&mut self, now: Instant, entry: &mut Entry<W>, ask: Ask) -> Acquired {
-        if let Some(refusal) = self.why_no_hold() {
-            return Acquired::Refused(refusal);
+        if let Some(refused) = self.why_no_hold() {
+            return refused;
         }
         self.reserved.forget(ask);
         let before = entry.indexed().expect(SETTLED);

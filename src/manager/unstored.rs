@@ -10,6 +10,7 @@ use crate::event::{Change, TableEvent};
 use crate::lease::{Fence, Key, LeaseTerms};
 use crate::refusal::Refusal;
 use crate::store::{Batch, Record, Store, StoredHold};
+use crate::table::{Acquired, Limit};
 
 /// How many grants may be unstored before a LOCK is refused that would be granted at once.
 const MOST_UNSTORED: usize = 10_000;
@@ -195,12 +196,12 @@ impl Unstored {
         self.stored == self.made
     }
 
-    /// Why nothing is granted now. `None` if grants are allowed.
-    fn why_no_grant(&self, now: Instant) -> Option<Refusal> {
+    /// The answer while nothing is granted. `None` if grants are allowed.
+    fn why_no_grant(&self, now: Instant) -> Option<Acquired> {
         if self.no_room_until.is_some_and(|until| now < until) {
-            return Some(Refusal::StoreFull);
+            return Some(Acquired::Refused(Refusal::StoreFull));
         }
-        (self.grants >= MOST_UNSTORED).then_some(Refusal::Full)
+        (self.grants >= MOST_UNSTORED).then_some(Acquired::Full(Limit::Unstored))
     }
 
     /// Puts the marks of a failed batch before the others, and halves the next batch: a single end may fit even if a

@@ -9,7 +9,7 @@ use super::unstored::StoreEpoch;
 
 use crate::lease::{Grant, Key, Ticket};
 use crate::refusal::Refusal;
-use crate::table::Holding;
+use crate::table::{Holding, Limit};
 
 /// A waiter for a key: the client and how to reach it.
 pub(crate) trait Waiter: Send + Sync {
@@ -100,13 +100,9 @@ impl Outcome {
             Outcome::Granted(_) => true,
             Outcome::Refused(refusal, _) => !matches!(
                 refusal,
-                Refusal::Timeout
-                    | Refusal::Full
-                    | Refusal::StoreFull
-                    | Refusal::Stopping
-                    | Refusal::Standby
+                Refusal::Timeout | Refusal::StoreFull | Refusal::Stopping | Refusal::Standby
             ),
-            Outcome::Abandoned | Outcome::Unknown => false,
+            Outcome::Full(_) | Outcome::Abandoned | Outcome::Unknown => false,
         }
     }
 }
@@ -117,6 +113,8 @@ pub(crate) enum Outcome {
     Granted(Grant),
     /// With the holder at that time, if there was one.
     Refused(Refusal, Option<Holding>),
+    /// Refused, because of this limit.
+    Full(Limit),
     /// The client went away while it waited.
     Abandoned,
     /// It was decided, but it is unknown whether that is stored: the connection ends without an answer.

@@ -13,7 +13,7 @@ use crate::refusal::Refusal;
 use crate::server::access::{Access, Caller};
 use crate::server::status::ServerStatus;
 use crate::server::stop::StopSources;
-use crate::table::{Ask, BrokenHold, Holding, Terms};
+use crate::table::{Ask, BrokenHold, Holding, Limit, Terms};
 use crate::token::Role;
 
 /// The parts that all transports share.
@@ -265,6 +265,7 @@ impl Handler {
             }
             Outcome::Granted(grant) => Reply::lease(self.manager.view_of_waited(key, *grant)),
             Outcome::Refused(refusal, holding) => self.refused(*refusal, holding.as_ref()),
+            Outcome::Full(limit) => full(&in_words(*limit)),
             Outcome::Abandoned | Outcome::Unknown => return None,
         };
         self.status.requests.count(Some(Verb::Lock), &reply);
@@ -273,7 +274,6 @@ impl Handler {
 
     fn refused(&self, refusal: Refusal, holding: Option<&Holding>) -> Reply {
         match refusal {
-            Refusal::Full => full("the server has as many waiters or held keys as it allows"),
             Refusal::StoreFull => store_full(),
             Refusal::Stopping => stopping("nothing was locked"),
             Refusal::Standby => self.standby("", false),
@@ -313,6 +313,19 @@ fn store_full() -> Reply {
         "the server's store is full; held keys stay held, and can be unlocked",
     )
     .with_header("Retry-After", 1)
+}
+
+/// The limit that is reached, with the option that sets it, if there is one.
+fn in_words(limit: Limit) -> String {
+    match limit {
+        Limit::Holds(most) => {
+            format!("the server has as many held keys as max_keys allows, {most}")
+        }
+        Limit::Waiters(most) => {
+            format!("the server has as many waiters as max_waiters allows, {most}")
+        }
+        Limit::Unstored => "as many grants wait for the server's store as may".into(),
+    }
 }
 
 /// The reply if the server has reached a limit, which `message` names.

@@ -4,9 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::entry::Entry;
-use super::{Ledger, LockTable, SETTLED, others};
+use super::{Acquired, LockTable, SETTLED, others};
 use crate::lease::{Claim, Fence, Hold, Key, LeaseTerms};
-use crate::refusal::Refusal;
 
 impl<W> LockTable<W> {
     /// The hold with this fence. `None` if it is over.
@@ -28,9 +27,9 @@ impl<W> LockTable<W> {
         ledger.reindex(before, entry);
     }
 
-    /// Sets the refusal of each acquire that would begin a hold at once. `None` allows such holds again.
-    pub fn hold_off(&mut self, refusal: Option<Refusal>) {
-        self.ledger.held_off = refusal;
+    /// Sets the answer to each acquire that would begin a hold at once. `None` allows such holds again.
+    pub fn hold_off(&mut self, answer: Option<Acquired>) {
+        self.ledger.held_off = answer;
     }
 
     /// Undoes a renewal that was never reported to anyone. Does nothing if the hold is over.
@@ -74,13 +73,5 @@ impl<W> LockTable<W> {
                 self.entries.insert(key, entry);
             }
         }
-    }
-}
-
-impl<W> Ledger<W> {
-    /// Why no hold can begin now, except for a waiter.
-    pub(super) fn why_no_hold(&self) -> Option<Refusal> {
-        let is_full = self.missing_room() > 0;
-        self.held_off.or(is_full.then_some(Refusal::Full))
     }
 }

@@ -129,6 +129,7 @@ impl<W> Managed<W> {
             (Acquired::Queued(ticket), None) => Answer::Queued(ticket),
             (Acquired::Queued(ticket), Some(before)) => Answer::TakenOver { ticket, before },
             (Acquired::Refused(refusal), _) => Answer::Refused(refusal),
+            (Acquired::Full(_), _) => Answer::Refused(Full),
         }
     }
 

@@ -259,6 +259,7 @@ fn beyond_the_limits_a_lock_is_refused_at_once_and_all_else_works() {
         (full.status, full.result(), full.header("Retry-After")),
         (503, "full", Some("1"))
     );
+    assert!(full.body.contains("max_keys allows, 2;"), "{}", full.body);
     let mut waiters: Vec<Wire> = ["CLIENT_B", "CLIENT_C"]
         .iter()
         .map(|name| waiting_wire_alone(&server, "KEYA", name))
@@ -268,6 +269,8 @@ fn beyond_the_limits_a_lock_is_refused_at_once_and_all_else_works() {
         (full.status, full.result(), full.header("Retry-After")),
         (503, "full", Some("1"))
     );
+    let limit = "max_waiters allows, 2;";
+    assert!(full.body.contains(limit), "{}", full.body);
     assert_eq!(ask(&server, "/VERIFY/KEYB/CLIENT_A").body, "1\n");
     assert_eq!(ask(&server, "/UNLOCK/KEYA/CLIENT_A").body, "1\n");
     assert_ne!(waiters[0].reply().body, "0\n");

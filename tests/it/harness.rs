@@ -750,6 +750,8 @@ fn a_refusal_has_its_reason_and_whether_to_try_again() {
     );
     let full = client.try_guard("KEYB").unwrap_err();
     assert!(full.is_retryable());
+    let limit = "the server has as many held keys as max_keys allows, 1; try again later";
+    assert!(full.to_string().ends_with(limit), "{full}");
     assert_eq!(reason::<()>(Err(full)), Refusal::Full);
     let forbidden = client.shutdown().unwrap_err();
     assert!(!forbidden.is_retryable());

@@ -7,6 +7,7 @@ use crate::lease;
 use crate::manager::commit;
 use crate::store::fake::{FakeDisk, Steps};
 use crate::store::{Batch, Record, StoreError, StoredHold};
+use crate::table::Limit;
 
 /// A manager with a store that holds this, and the error with which the store was lost.
 fn restart(
@@ -247,7 +248,7 @@ fn rule_18_beyond_10_000_changes_that_are_not_stored_nothing_is_granted() {
     let (manager, steps, _lost) = start_stored(LONG);
     let grant =
         |number: usize| manager.try_acquire(&number.to_string(), "ann", manager.terms(), None);
-    let full = Outcome::Refused(Refusal::Full, None);
+    let full = Outcome::Full(Limit::Unstored);
     let refused = |attempt| matches!(attempt, Attempt::Decided(outcome) if outcome == full);
     assert!(!(0..10_000).any(|number| refused(grant(number))));
     assert!(refused(grant(10_000)));
