@@ -185,12 +185,14 @@ impl Client {
     }
 
     /// A client of another name on the same connections.
+    #[must_use = "it returns another client, and this one keeps its name"]
     pub fn named(&self, name: &str) -> Self {
         Client::of(name, self.transport.clone())
     }
 
     /// A client with other options on the same connections. As with [`with_options`](Self::with_options), it tries again
     /// if the first connection is refused on loopback.
+    #[must_use = "it returns another client, and this one keeps its options"]
     pub fn tuned(&self, options: ClientOptions) -> Self {
         Client::of(&self.name, self.transport.clone().with_options(options))
     }
@@ -319,6 +321,7 @@ impl Client {
 
     /// Whether a lock server answers within 5 s, in a single try; with several servers, whether one of them does. Any
     /// error is `false`.
+    #[must_use = "it returns whether a server answers; `try_ping` returns an error if none does"]
     pub fn ping(&self) -> bool {
         self.try_ping().is_ok()
     }

@@ -217,6 +217,7 @@ impl Error {
     /// After [`Error::Interrupted`] the first call may have been carried out. A second LOCK then finds that this name
     /// holds the key ([`Refusal::AlreadyHolder`]) until that lease is over, unless it has the same
     /// [`request_id`](crate::LockOptions::request_id).
+    #[must_use = "it only returns whether to try again"]
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Unreachable { .. } | Error::Interrupted { .. } => true,

@@ -146,7 +146,22 @@ pub(crate) struct LeaseView {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// The compiler warns of a lease that is not used, since nobody can then release it under its fence:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # fn main() -> Result<(), lock_server::Error> {
+/// # let client = lock_server::Client::new("CLIENT_A", "127.0.0.1", 8004);
+/// client.lock_with("KEYA", &lock_server::LockOptions::default())?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It can't warn of one in an `Option`, as [`lock`](crate::Client::lock) returns it: look whether it is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "the key stays locked until the lease runs out: release it, make a guard of it with `Client::keep`, or \
+              write `let _ = …` to unlock it by its name"]
 #[non_exhaustive]
 pub struct Lease {
     /// The key.
@@ -198,6 +213,7 @@ impl Lease {
     /// Counted on this machine's monotonic clock, from before the question was sent: it may be too short by the time
     /// that the answer took, and is never too long unless the machine is suspended meanwhile. The clock stops then, and
     /// only the server knows: ask it with [`Client::verify`](crate::Client::verify).
+    #[must_use = "the lease is over once this is zero"]
     pub fn remaining(&self) -> Duration {
         self.left.saturating_sub(self.asked.elapsed())
     }

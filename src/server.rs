@@ -62,6 +62,7 @@ mod workers;
 ///
 /// After a `fork`, the server belongs to the process that started it: dropping the other process's copy of the handle
 /// does not stop it.
+#[must_use = "a server ends when its handle is dropped: keep it in a variable with a name"]
 pub struct Server {
     options: Options,
     bound: Option<Bound>,

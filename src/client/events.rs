@@ -28,6 +28,7 @@ const MAX_LINE: u64 = 64 * 1024;
 ///
 /// It blocks for the next event, and ends after an error. Its connection is closed when it is dropped or [called
 /// off](Self::until).
+#[must_use = "events come when it is iterated over"]
 pub struct Events {
     lines: BufReader<BodyReader<'static>>,
     transport: Transport,

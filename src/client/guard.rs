@@ -120,6 +120,7 @@ impl Guard {
 
     /// Whether the lease is still held, as far as this client knows: it sends no question. Once `false`, always
     /// `false`.
+    #[must_use = "the work under the guard has to end once this is `false`"]
     pub fn is_held(&self) -> bool {
         match self.is_forked() {
             false => self.held.state().is_held(),
@@ -215,7 +216,7 @@ impl Guard {
         }
     }
 
-    /// Ends the renewals, and leaves the key locked for the rest of the lease.
+    /// Ends the renewals, and leaves the key locked for the rest of the lease, unless the lease is released.
     pub fn into_lease(self) -> Lease {
         self.let_go().unwrap_or_else(|| self.lease())
     }
@@ -271,7 +272,7 @@ impl fmt::Debug for Guard {
 
 /// The guards that [`Client::guard_all`] returns, in the order of their keys. A drop unlocks all of them.
 #[derive(Debug)]
-#[must_use = "guards that are dropped unlock their keys"]
+#[must_use = "guards that are dropped unlock their keys: `let _guards = …` keeps them, `let _ = …` unlocks at once"]
 pub struct Guards(Vec<Guard>);
 
 impl Guards {

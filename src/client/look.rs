@@ -153,6 +153,7 @@ impl Client {
 
 /// The pages of [`Client::list_pages`].
 #[derive(Clone, Debug)]
+#[must_use = "it asks for a page when it is iterated over"]
 pub struct LockPages<'a> {
     client: &'a Client,
     /// The options of the next page. `None` after the last page.

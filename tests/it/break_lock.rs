@@ -496,7 +496,7 @@ fn that_a_user_may_not_break_is_the_only_reason_that_is_said() {
         let shared = server
             .client(name)
             .lock_with("KEYA", &LockOptions::shared());
-        shared.expect("there is room");
+        let _ = shared.expect("there is room");
         let outcome = typed(&server, "break KEYA");
         outcome.expect(69, "");
         outcome.expect_stderr(&["KEYA is held by ", "this server does not let you break it"]);

@@ -113,7 +113,7 @@ fn two_calls_with_one_id_are_one_acquire() {
 fn a_last_call_with_the_same_id_gives_up_the_wait() {
     let server = patient();
     let client = server.client("CLIENT_A");
-    granted(server.client("CLIENT_B").lock("KEYA"));
+    let _ = granted(server.client("CLIENT_B").lock("KEYA"));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| client.lock_with("KEYA", &named(PATIENCE)));
         until("it waits", || waiters(&server, "KEYA") == 1);
@@ -187,7 +187,7 @@ fn try_lock_does_not_wait() {
     let lease = granted(a.try_lock("KEYA"));
     assert_eq!(b.try_lock("KEYA").unwrap(), None);
     assert!(a.release(&lease).unwrap());
-    granted(b.try_lock("KEYA"));
+    let _ = granted(b.try_lock("KEYA"));
 }
 
 #[test]
@@ -354,7 +354,7 @@ fn lock_all_locks_each_key_once_in_their_order() {
 fn lock_all_locks_none_if_one_is_taken() {
     let server = patient();
     let client = server.client("CLIENT_A");
-    granted(server.client("CLIENT_B").lock("B"));
+    let _ = granted(server.client("CLIENT_B").lock("B"));
     let once = LockOptions {
         lock_attempt_timeout: Some(Duration::ZERO),
         ..LockOptions::default()
@@ -685,7 +685,7 @@ fn shorten_unheard(server: &Server) {
 #[test]
 fn an_unlock_without_a_fence_is_not_repeated() {
     let server = patient();
-    granted(server.client("CLIENT_A").lock("KEYA"));
+    let _ = granted(server.client("CLIENT_A").lock("KEYA"));
     let proxy = Proxy::to(server.port(), Cut::Reply(0), Break::Close);
     let error = client(proxy.port).unlock("KEYA").unwrap_err();
     assert!(
@@ -743,7 +743,7 @@ fn an_idle_connection_that_was_closed_meanwhile_is_no_error() {
     let server = patient();
     let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
     let client = client(proxy.port);
-    granted(client.try_lock("KEYA"));
+    let _ = granted(client.try_lock("KEYA"));
     assert_eq!(proxy.connections(), 1);
     proxy.break_off();
     proxy.mend();

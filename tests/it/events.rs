@@ -156,7 +156,7 @@ fn each_event_has_its_fields_and_events_arrive_in_order() {
     let waiting = thread::spawn(move || lock(&waits, "K/1", |_| ()));
     assert_eq!(along.shape(), "granted K/1 A: fence left_seconds slots");
     assert_eq!(along.shape(), "queued K/1 B: slots");
-    a.renew(&lease).unwrap().expect("it is held");
+    let _ = a.renew(&lease).unwrap().expect("it is held");
     a.unlock("K/1").unwrap();
     waiting.join().unwrap().unwrap();
     assert_eq!(along.shape(), "renewed K/1 A: fence left_seconds");
@@ -255,7 +255,7 @@ fn a_request_pipelined_behind_an_event_stream_is_not_carried_out() {
     stream
         .write_all(b"GET /LOCK/KEYA/A HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
-    server
+    let _ = server
         .client("B")
         .try_lock("KEYB")
         .unwrap()
@@ -397,7 +397,7 @@ fn the_201st_reader_is_refused_until_another_leaves() {
 fn when_the_server_ends_the_streams_end_after_the_last_event() {
     let (mut server, _) = server();
     let mut readers: Vec<_> = (0..3).map(|_| along(&server, "")).collect();
-    server
+    let _ = server
         .client("A")
         .try_lock("KEYA")
         .unwrap()
@@ -464,7 +464,7 @@ fn events_come_through_nginx_as_they_happen() {
     next(": lock-server ");
     let client = server.client("A");
     for key in ["one", "two"] {
-        client.try_lock(key).unwrap().expect("it is free");
+        let _ = client.try_lock(key).unwrap().expect("it is free");
         next(&format!("\"key\":\"{key}\""));
     }
     lines.get_ref().shutdown(Shutdown::Both).unwrap();
@@ -598,7 +598,7 @@ fn events_prints_a_line_for_each_event_and_ends_quietly_on_a_signal() {
     let (server, pid) = server();
     let client = server.client("two words");
     let mut typed = Typed::events(&server, pid, "--prefix K");
-    client.try_lock("other").unwrap().expect("it is free");
+    let _ = client.try_lock("other").unwrap().expect("it is free");
     let fence = client
         .try_lock("K\x1b[2J")
         .unwrap()
@@ -621,7 +621,7 @@ fn events_prints_the_servers_json_unchanged() {
     let (server, pid) = server();
     let mut typed = Typed::events(&server, pid, "--json");
     let mut along = along(&server, "");
-    server
+    let _ = server
         .client("A")
         .try_lock("KEYA")
         .unwrap()
@@ -647,7 +647,7 @@ fn on_a_terminal_events_shows_the_time_of_day() {
     let mut command = command(&server, "events");
     let mut terminal = OnTerminal::spawn(command.env("TZ", "UTC"));
     until("it reads along", || has_sender(pid));
-    server
+    let _ = server
         .client("A")
         .try_lock("KEYA")
         .unwrap()
@@ -669,7 +669,7 @@ fn events_reconnects_to_a_restarted_server_and_prints_that() {
     let mut again = Server::new(Options { port, ..options() });
     let pid = again.start().expect("the port is free again");
     until("it reads along again", || has_sender(pid));
-    again
+    let _ = again
         .client("A")
         .try_lock("KEYA")
         .unwrap()

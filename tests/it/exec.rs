@@ -99,7 +99,7 @@ fn sh(script: &str) -> [&str; 3] {
 
 fn lock_shared(server: &Server, name: &str) {
     let shared = server.client(name).lock_with("K", &LockOptions::shared());
-    shared.expect("there is room for a reader");
+    let _ = shared.expect("there is room for a reader");
 }
 
 fn is_waited_for(server: &Server, key: &str, waiters: usize) -> bool {
@@ -228,7 +228,7 @@ fn a_command_ended_by_a_signal_is_exit_128_plus_its_number() {
 fn a_key_that_is_not_obtained_is_exit_75_or_the_code_of_the_option_and_runs_nothing() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let _ = other.lock("K").expect("it answers").expect("it is free");
     for (options, code) in [
         ("-n K", 75),
         ("--nonblock K", 75),
@@ -465,7 +465,7 @@ fn the_default_note_is_the_commands_name_without_its_arguments() {
 fn exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once() {
     let mut server = patient();
     let other = server.client("OTHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let _ = other.lock("K").expect("it answers").expect("it is free");
     let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
     let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
     until("it waits", || is_waited_for(&server, "K", 1));
@@ -487,7 +487,7 @@ fn exec_waits_for_a_server_that_is_away_for_a_while_and_prints_that_once() {
 fn exec_prints_that_it_waits_for_a_silent_server() {
     let (server, process) = with_process(LONG);
     let other = server.client("OTHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let _ = other.lock("K").expect("it answers").expect("it is free");
     let mut command = exec(&server, "-w 60 K", &["echo", "it runs"]);
     let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
     until("it waits", || is_waited_for(&server, "K", 1));
@@ -506,7 +506,7 @@ fn exec_prints_that_it_waits_for_a_silent_server() {
 fn without_a_terminal_exec_prints_the_holder_once() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let _ = other.lock("K").expect("it answers").expect("it is free");
     let mut command = exec(&server, "K", &["echo", "it runs"]);
     let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
     let mut stderr = BufReader::new(waiting.child.stderr.take().expect("piped"));
@@ -527,7 +527,7 @@ fn a_server_that_cannot_serve_now_is_exit_69_without_a_wait() {
         ..options()
     });
     let other = server.client("OTHER");
-    other.lock("L").expect("it answers").expect("it is free");
+    let _ = other.lock("L").expect("it answers").expect("it is free");
     let outcome = outcome(&server, "-n K", &["echo", "it runs"]);
     outcome.expect(69, "");
     outcome.expect_stderr(&["can't serve now"]);
@@ -542,7 +542,7 @@ fn exec_waits_for_a_server_that_cannot_serve_now_and_prints_that() {
         ..lasting_options(LONG)
     });
     let other = server.client("OTHER");
-    other.lock("L").expect("it answers").expect("it is free");
+    let _ = other.lock("L").expect("it answers").expect("it is free");
     let since = Instant::now();
     outcome(&server, "--connect-timeout 1 K", &["true"]).expect(69, "");
     assert!(since.elapsed() < ms(1000) + bound(ms(500)));
@@ -663,7 +663,7 @@ fn write_executable(path: &Path, text: &str) {
 fn a_signal_during_the_wait_is_exit_128_plus_its_number_and_leaves_the_queue() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let _ = other.lock("K").expect("it answers").expect("it is free");
     for signal in [
         Signal::SIGINT,
         Signal::SIGTERM,
@@ -1053,7 +1053,7 @@ fn a_wait_longer_than_the_server_allows_keeps_its_place() {
         ..options()
     });
     let holder = server.client("HOLDER");
-    holder.lock("K").expect("it answers").expect("it is free");
+    let _ = holder.lock("K").expect("it answers").expect("it is free");
     let echo = sh("echo $LOCK_SERVER_FENCE");
     let mut first = Running::spawn(&mut exec(&server, "K", &echo));
     until("the first one waits", || is_waited_for(&server, "K", 1));
@@ -1355,7 +1355,7 @@ fn with_option_n_exec_takes_all_keys_or_none() {
     let server = patient();
     for held in ["A", "B", "C"] {
         let other = server.client("OTHER");
-        other.lock(held).expect("it answers").expect("it is free");
+        let _ = other.lock(held).expect("it answers").expect("it is free");
         for options in ["-n --also C --also A B", "-w 0.1 --also C --also A B"] {
             let refused = outcome(&server, options, &["echo", "it runs"]);
             refused.expect(75, "");
@@ -1382,7 +1382,7 @@ fn with_option_n_exec_takes_all_keys_or_none() {
 fn exec_keeps_its_keys_while_it_waits_for_the_rest_and_the_environment_has_all() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("B").expect("it answers").expect("it is free");
+    let _ = other.lock("B").expect("it answers").expect("it is free");
     let script = "echo $LOCK_SERVER_KEY $LOCK_SERVER_KEYS; sleep 4
                   set -- $LOCK_SERVER_FENCES; echo $(($1 == LOCK_SERVER_FENCE)) $(($1 > $2))
                   \"$0\" verify --fence $1 B; \"$0\" verify --fence $2 A";
@@ -1428,7 +1428,7 @@ fn when_one_of_several_keys_is_lost_the_command_is_killed_and_the_others_are_unl
 fn when_one_of_several_keys_is_lost_during_the_wait_exec_waits_for_all_again() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("B").expect("it answers").expect("it is free");
+    let _ = other.lock("B").expect("it answers").expect("it is free");
     let options = "--name ME -w 60 --also B A";
     let mut command = exec(&server, options, &["echo", "it runs"]);
     let mut waiting = Running::spawn(command.stderr(Stdio::piped()));
@@ -1447,7 +1447,7 @@ fn when_one_of_several_keys_is_lost_during_the_wait_exec_waits_for_all_again() {
 fn a_signal_during_the_wait_for_the_rest_leaves_no_key_locked() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("B").expect("it answers").expect("it is free");
+    let _ = other.lock("B").expect("it answers").expect("it is free");
     let mut waiting = Running::spawn(&mut exec(&server, "--also B A", &["echo", "it runs"]));
     until("it waits", || is_waited_for(&server, "B", 1));
     waiting.signal(Signal::SIGTERM);
@@ -1585,7 +1585,7 @@ fn waiters_reconnect_to_a_restarted_server_and_none_fails() {
     let mut server = patient();
     let port = server.port();
     let holder = server.client("HOLDER");
-    holder.lock("K").expect("it answers").expect("it is free");
+    let _ = holder.lock("K").expect("it answers").expect("it is free");
     let mut execs: Vec<_> = (0..20)
         .map(|_| Running::spawn(&mut exec(&server, "-w 100 K", &["true"])))
         .collect();
@@ -1869,7 +1869,7 @@ fn on_a_terminal_a_line_shows_the_holder_until_the_key_is_granted() {
         note: Some("dep\x1bloy".into()),
         ..LockOptions::default()
     };
-    other.lock_with("K", &noted).expect("it is free");
+    let _ = other.lock_with("K", &noted).expect("it is free");
     let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["echo", "it runs"]));
     waiting.until_seen("waiting 0 s for K: held by OT?HER");
     waiting.until_seen("held by OT?HER, next of 1 (dep?loy)");
@@ -1901,7 +1901,7 @@ fn the_status_line_is_removed_when_the_wait_is_given_up() {
 fn ctrl_z_does_not_stop_an_exec_that_nobody_could_continue() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let _ = other.lock("K").expect("it answers").expect("it is free");
     // A session leader has no shell that could continue it.
     let mut waiting = OnTerminal::spawn(&mut exec(&server, "K", &["true"]));
     waiting.until_seen("held by OTHER");
@@ -1951,7 +1951,7 @@ fn a_command_that_reads_in_the_background_gets_the_hangup_of_its_session() {
 fn the_status_line_is_not_drawn_over_another_jobs_output() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("K").expect("it answers").expect("it is free");
+    let _ = other.lock("K").expect("it answers").expect("it is free");
     let script = "\"$0\" exec K -- true & read enter; echo; fg";
     let mut shell = Command::new("bash");
     clean(&mut shell)
@@ -1972,7 +1972,7 @@ fn there_is_no_status_line_with_quiet_or_without_a_terminal() {
     let server = patient();
     let other = server.client("OTHER");
     for (options, is_terminal) in [("-q K", true), ("K", false)] {
-        other.lock("K").expect("it answers").expect("it is free");
+        let _ = other.lock("K").expect("it answers").expect("it is free");
         let mut command = exec(&server, options, &["echo", "it runs"]);
         if is_terminal {
             let waiting = OnTerminal::spawn(&mut command);
@@ -2030,7 +2030,7 @@ fn a_command_may_read_from_the_terminal_and_is_not_suspended_by_it() {
 fn ctrl_c_ends_the_script_that_runs_exec() {
     let server = patient();
     let other = server.client("OTHER");
-    other.lock("HELD").expect("it answers").expect("it is free");
+    let _ = other.lock("HELD").expect("it answers").expect("it is free");
     for (job, sign) in [
         ("K -- sh -c 'echo ready; sleep 60'", "ready"),
         // This command reads, so it has been given the terminal, and Ctrl-C reaches only it.

@@ -576,7 +576,7 @@ fn a_locks_note_is_shown_to_requests_for_the_key() {
         ..LockOptions::default()
     };
     let me = server.client("me");
-    me.lock_with("KEYD", &options).unwrap();
+    let _ = me.lock_with("KEYD", &options).unwrap();
     let holder = server.client("you").holder("KEYD").unwrap().unwrap();
     assert_eq!(holder.note, Some(whole));
 }

@@ -30,7 +30,7 @@ fn lock(server: &Server, name: &str, key: &str, note: Option<&str>, slots: u32) 
         ..LockOptions::default()
     };
     let granted = server.client(name).lock_with(key, &options);
-    granted.expect("it is free");
+    let _ = granted.expect("it is free");
 }
 
 fn command(server: &Server, args: &[&str]) -> Command {

@@ -195,7 +195,7 @@ fn of_more_than_100_holders_100_are_shown_and_all_are_counted() {
     let names: Vec<String> = (0..150).map(|reader| format!("READER_{reader}")).collect();
     for name in &names {
         let granted = client.named(name).lock_with("KEYA", &LockOptions::shared());
-        granted.expect("there is room beside the others");
+        let _ = granted.expect("there is room beside the others");
     }
     let page = client.list(&ListOptions::default()).expect("a page");
     let shown = page.locks[0].held_by.iter().map(|hold| &hold.name);

@@ -113,9 +113,9 @@ fn holds_survive_a_restart_with_the_same_fence() {
         note: Some("a note".into()),
         ..minute()
     };
-    ann.lock_with("two", &shared).expect("it is free");
-    bob.lock_with("two", &shared).expect("there is room");
-    ann.lock_with("gone", &minute()).expect("it is free");
+    let _ = ann.lock_with("two", &shared).expect("it is free");
+    let _ = bob.lock_with("two", &shared).expect("there is room");
+    let _ = ann.lock_with("gone", &minute()).expect("it is free");
     assert!(ann.unlock("gone").expect("it answers"));
     server.stop().expect("it runs");
     server.start().expect("a server");
