@@ -58,11 +58,14 @@ const LAST_WAIT: Duration = Duration::from_millis(900);
 /// successful renewal was sent. From then on the lease is lost for good, even if the server could not be reached and
 /// comes back. A server with a store that comes back in time keeps the lease.
 ///
-/// Dropping it unlocks the key under its fence, also when a panic unwinds. A drop takes a second at most (several
-/// guards one after another; [`Guards`] take it together) and never panics. If the server does not answer
-/// in that time, the UNLOCK is tried once more in the background; if that fails, too, the lease runs out. After a
-/// `fork`, the guard belongs to the process that locked the key: a drop in the other process unlocks nothing. A guard
-/// that is leaked ([`mem::forget`](std::mem::forget), a `static`) is renewed until the process ends.
+/// Dropping it unlocks the key under its fence, also when a panic unwinds. A drop takes a second at most and never
+/// panics. If the server does not answer in that time, the UNLOCK is tried once more in the background; if that fails,
+/// too, the lease runs out. Each drop waits for its own answer: while the server hangs, 60 guards that are dropped one
+/// after another take up to a minute. [`Guards`] of the same keys, from [`guard_all`](Client::guard_all), take a second
+/// together; guards of other calls do so if each is dropped in a thread of its own.
+///
+/// After a `fork`, the guard belongs to the process that locked the key: a drop in the other process unlocks nothing. A
+/// guard that is leaked ([`mem::forget`](std::mem::forget), a `static`) is renewed until the process ends.
 ///
 /// A process that was suspended for longer than its lease goes on in the middle of its work. So call
 /// [`is_held`](Self::is_held) or [`check`](Self::check) before a critical write. If that is not enough, let the store
@@ -270,7 +273,8 @@ impl fmt::Debug for Guard {
     }
 }
 
-/// The guards that [`Client::guard_all`] returns, in the order of their keys. A drop unlocks all of them.
+/// The guards that [`Client::guard_all`] returns, in the order of their keys. A drop unlocks all of them, and takes a
+/// second at most while the server does not answer, unlike that of as many single guards.
 #[derive(Debug)]
 #[must_use = "guards that are dropped unlock their keys: `let _guards = …` keeps them, `let _ = …` unlocks at once"]
 pub struct Guards(Vec<Guard>);
@@ -284,7 +288,7 @@ impl Guards {
         self.0.push(guard);
     }
 
-    /// The guards one by one.
+    /// The guards one by one. Each drop then waits for its own answer.
     pub fn into_inner(mut self) -> Vec<Guard> {
         std::mem::take(&mut self.0)
     }

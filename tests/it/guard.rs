@@ -227,6 +227,24 @@ fn a_silent_server_does_not_hold_up_the_drop_of_a_guard() {
     assert!(before.elapsed() < bound(ms(3000)), "{:?}", before.elapsed());
 }
 
+/// Guards that are dropped one by one take 0.9 s each.
+#[test]
+fn the_guards_of_several_keys_wait_together_for_a_silent_server() {
+    let server = start(Options {
+        lock_timeout: PATIENCE,
+        ..options()
+    });
+    let proxy = Proxy::to(server.port(), Cut::Never, Break::Close);
+    let keys: Vec<String> = (0..20).map(|number| format!("KEY{number}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let guards = client(proxy.port).guard_all(&keys, &LockOptions::default());
+    let guards = guards.expect("they are free");
+    proxy.break_off();
+    let before = Instant::now();
+    drop(guards);
+    assert!(before.elapsed() < bound(ms(3000)), "{:?}", before.elapsed());
+}
+
 #[test]
 fn the_callback_of_a_lost_lease_may_drop_the_guard_and_may_panic() {
     let server = server();

@@ -450,6 +450,7 @@
 //! | so does a command of `exec` | `exec::after_a_restart_with_a_store_the_command_runs_on` |
 //! | a release with a lost answer is true if the next run has the same store | `client::a_release_with_a_lost_answer_is_true_if_the_next_run_has_the_same_store` |
 //! | and an error if the lease may have run out | `client::a_release_at_the_next_run_is_an_error_if_the_lease_may_have_run_out` |
+//! | the guards of several keys wait together for a silent server when they are dropped | `guard::the_guards_of_several_keys_wait_together_for_a_silent_server` |
 //! | a guard learns that its lease is over | `guard::a_guard_learns_from_the_server_that_its_lease_is_over` |
 //! | a lease that can't be renewed is lost at its deadline | `guard::a_lease_that_cannot_be_renewed_is_lost_at_its_deadline_for_good` |
 //! | a thousand guards take a few threads | `process::a_thousand_guards_are_renewed_by_a_few_threads` |
