@@ -254,23 +254,31 @@ impl Error {
                 store: Some(store),
                 expected: Some(expected),
                 ..
-            } => format!("its store is {store}, and that of the others {expected}"),
+            } => format!("its store is {store}, and the others have {expected}"),
             _ => "it keeps its locks to itself, without a store".into(),
         }
     }
 
-    /// Why a lease is lost, in words: because of another server, or because somebody broke it. Empty for other reasons.
+    /// Why a lease is lost, in words.
     fn because_of(&self) -> String {
-        match self {
-            Error::LeaseLost {
-                other_server: Some(other_server),
-                ..
-            } => format!("{other_server}; "),
-            Error::LeaseLost {
-                reason: Some(Refusal::Broken),
-                ..
-            } => "it was broken by an operator; ".into(),
-            _ => String::new(),
+        let Error::LeaseLost {
+            other_server,
+            reason,
+            ..
+        } = self
+        else {
+            return String::new();
+        };
+        if let Some(other_server) = other_server {
+            return other_server.to_string();
+        }
+        match reason {
+            None => "it was not renewed in time".into(),
+            Some(Refusal::Broken) => "it was broken by an operator".into(),
+            Some(Refusal::Free) => "nobody holds the key".into(),
+            Some(Refusal::NotHolder) => "another name holds the key".into(),
+            Some(Refusal::StaleFence) => "the key was locked again under this name".into(),
+            Some(other) => format!("the server answered {other}"),
         }
     }
 
@@ -323,7 +331,7 @@ impl fmt::Display for Error {
                 question, address, ..
             } => write!(
                 f,
-                "{address} did not answer {question} to its end after {times}"
+                "no complete answer to {question} from {address} after {times}"
             ),
             Error::NotOfCluster { address, .. } => {
                 let what = self.of_another_store();
@@ -347,12 +355,12 @@ impl fmt::Display for Error {
             Error::TlsFailed { address, cause, .. } => write!(f, "{address} {cause}"),
             Error::LeaseLost { key, fence, .. } => write!(
                 f,
-                "the lease of {key:?} under fence {fence} is lost; {}write nothing more under it",
+                "the lease of {key:?} under fence {fence} is lost; {}; write nothing more under it",
                 self.because_of()
             ),
             Error::CannotRenew { key, .. } => write!(
                 f,
-                "no thread to renew the lease of {key:?} in; it is unlocked"
+                "no thread could be started to renew the lease of {key:?}, so the key was unlocked"
             ),
             Error::BadReply {
                 question,
@@ -384,7 +392,7 @@ impl std::error::Error for Error {
 fn bad_name(what: &str, bytes: usize) -> String {
     match bytes {
         0 => format!("the {what} is empty; give 1 to 1024 bytes"),
-        _ => format!("bad {what}: {bytes} bytes long; give 1 to 1024"),
+        _ => format!("the {what} is {bytes} bytes long; give 1 to 1024"),
     }
 }
 
@@ -397,6 +405,32 @@ fn held_by(holder: Option<&Holder>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_text_of_a_lost_lease_names_the_reason() {
+        let lost = |reason| Error::LeaseLost {
+            key: "K".into(),
+            fence: 7,
+            other_server: None,
+            reason,
+        };
+        for (reason, why) in [
+            (None, "it was not renewed in time"),
+            (Some(Refusal::Free), "nobody holds the key"),
+            (Some(Refusal::NotHolder), "another name holds the key"),
+            (
+                Some(Refusal::StaleFence),
+                "the key was locked again under this name",
+            ),
+        ] {
+            assert_eq!(
+                lost(reason).to_string(),
+                format!(
+                    "the lease of \"K\" under fence 7 is lost; {why}; write nothing more under it"
+                )
+            );
+        }
+    }
 
     #[test]
     fn the_text_does_not_repeat_its_source() {

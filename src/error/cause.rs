@@ -48,7 +48,7 @@ impl fmt::Display for OtherServer {
             ),
             false => write!(
                 f,
-                "another server answers at {address} now: it was restarted, or there are two behind it"
+                "another server answers at {address} now: the first one was restarted, or two share the address"
             ),
         }
     }
@@ -81,7 +81,9 @@ impl fmt::Display for TlsFailure {
             TlsFailure::OtherName => "has a certificate of another name",
             TlsFailure::OutOfDate => "has a certificate that is not valid at this time",
             TlsFailure::BadCertificate => "has a bad certificate",
-            TlsFailure::NoRoots => "has a certificate, and there are no roots here to check it by",
+            TlsFailure::NoRoots => {
+                "has a certificate, and this machine has no roots to check it against"
+            }
             TlsFailure::NoHandshake => "did not agree on TLS",
         })
     }

@@ -2151,9 +2151,9 @@ fn a_name_of_no_or_too_many_bytes_is_wrong_usage() {
     let long = "x".repeat(1025);
     for (name, key, why) in [
         ("", "K", "the requester is empty"),
-        (long.as_str(), "K", "bad requester: 1025 bytes long"),
+        (long.as_str(), "K", "the requester is 1025 bytes long"),
         ("A", "", "the key is empty"),
-        ("A", &long, "bad key: 1025 bytes long"),
+        ("A", &long, "the key is 1025 bytes long"),
     ] {
         for verb in ["lock", "unlock", "verify"] {
             let outcome = Outcome::of(&mut program([verb, "--port", &port, "--name", name, key]));

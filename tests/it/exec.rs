@@ -284,8 +284,8 @@ fn a_lease_that_another_server_does_not_know_is_exit_124_with_the_reason() {
     gateway.hand_on_to(&[other.port()]);
     assert_eq!(running.exit_code(), Some(124));
     let said = format!(
-        "lock-server: K was lost: another server answers at 127.0.0.1:{} now: it was restarted, or there are two \
-         behind it; the command was killed\n",
+        "lock-server: K was lost: another server answers at 127.0.0.1:{} now: the first one was restarted, or two \
+         share the address; the command was killed\n",
         gateway.port
     );
     assert_eq!(running.stderr(), said);

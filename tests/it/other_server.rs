@@ -69,8 +69,8 @@ fn a_check_returns_which_other_server_answers() {
     two.ask_second();
     let error = guard.check().unwrap_err();
     let said = format!(
-        "the lease of \"KEYA\" under fence {} is lost; another server answers at 127.0.0.1:{} now: it was restarted, \
-         or there are two behind it; write nothing more under it",
+        "the lease of \"KEYA\" under fence {} is lost; another server answers at 127.0.0.1:{} now: the first one was \
+         restarted, or two share the address; write nothing more under it",
         guard.fence(),
         two.gateway.port
     );
