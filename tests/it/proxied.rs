@@ -246,7 +246,7 @@ fn a_url_with_a_prefix_leads_through_a_proxy() {
     elsewhere.expect(69, "");
     elsewhere.expect_stderr(&[
         "/b answered PING with \"status 404 ",
-        "is it a lock server?",
+        "is it a lock server, and is /b what a proxy there takes off?",
     ]);
     asked("ping", "/a?b").expect(2, "");
 }
