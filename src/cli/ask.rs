@@ -1,6 +1,7 @@
 //! The verbs that ask a server: they print the answer to standard output as it is on the wire, and exit with its code.
 
 use std::env;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -229,7 +230,12 @@ impl Question {
 impl Target {
     /// A client of the server in the options or the environment.
     pub fn client(&self) -> Result<Client, Failure> {
-        start_log("warn", None)?;
+        // A person at a terminal learns why nothing happens.
+        let level = match io::stderr().is_terminal() {
+            true => "warn,lock_server::client::tries=info",
+            false => "warn",
+        };
+        start_log(level, None)?;
         let addresses = self.addresses()?;
         let name = match &self.name {
             Some(name) => name.clone(),

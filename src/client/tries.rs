@@ -192,7 +192,12 @@ impl<'a> Tries<'a> {
         let Some(pause) = pause.filter(|_| is_allowed) else {
             return Err(error);
         };
-        log::debug!("{error}; trying again");
+        let level = match self.attempts {
+            // The command shows it on a terminal.
+            1 => log::Level::Info,
+            _ => log::Level::Debug,
+        };
+        log::log!(level, "{error}; trying again");
         if reached && self.broken.is_none() {
             self.broken = Some((asked, error));
         }

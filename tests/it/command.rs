@@ -22,6 +22,7 @@ use tempfile::TempDir;
 
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
 use crate::common::{bound, free_port, options, skip, until, with_hosts};
+use crate::exec::OnTerminal;
 
 const VERBS: [&str; 19] = [
     "run",
@@ -1610,6 +1611,18 @@ fn without_a_server_the_exit_code_is_69_and_the_error_says_how_to_start_one() {
         outcome.expect(69, "");
         outcome.expect_stderr(&["lock-server: ", &address, "start one with: lock-server"]);
     }
+}
+
+/// Seen to fail: for three seconds nothing was shown.
+#[test]
+fn on_a_terminal_a_first_try_that_reaches_no_server_is_shown_at_once() {
+    let closed = ClosedPort::new();
+    let line = format!("lock K --port {}", closed.port);
+    let mut terminal = OnTerminal::spawn(&mut program(line.split_ascii_whitespace()));
+    terminal.until_seen("after 1 attempt; trying again\r\n");
+    let (seen, code) = terminal.end();
+    assert_eq!(code, Some(69), "{seen}");
+    assert_eq!(seen.matches("trying again").count(), 1, "{seen}");
 }
 
 #[test]
