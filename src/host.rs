@@ -1,6 +1,6 @@
 //! Hosts, as people write them: a name or an address, without a port.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// The address at which this machine reaches a listener on `ip`: loopback if `ip` stands for every interface.
 pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
@@ -45,6 +45,11 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
     } else {
         Some(format!("{host:?} is no name and no address; {ADVICE}"))
     }
+}
+
+/// Whether an address is of this machine. Only such an address can be bound; nobody sends anything to this socket.
+pub(crate) fn is_of_this_machine(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// Whether the host means "this machine" on each machine, in any form that a resolver takes.

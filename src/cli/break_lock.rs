@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use lock_server::{Client, HeldBy, KeyDetail};
 
 use crate::cli::args::{Break, Question};
-use crate::cli::ask::answer;
+use crate::cli::ask::{answer, client_options};
 use crate::cli::exit::{Failure, UNREACHABLE};
 use crate::cli::say;
 
@@ -97,9 +97,16 @@ fn check_permission(client: &Client, key: &str, hold: &HeldBy) -> Result<(), Fai
     if client.status()?.may_break {
         return Ok(());
     }
+    let takes = match client_options()?.token {
+        Some(_) => {
+            "a token of the role admin, and the one of a LOCK_SERVER_TOKEN_FILE is the first there that may lock"
+        }
+        None => {
+            "a server that was started with --allow-break (a restart forgets all locks without a --store)"
+        }
+    };
     let message = format!(
-        "this server does not let you break it: that takes a token of the role admin, or a server started with \
-         --allow-break where it has no tokens (a restart without a --store forgets all locks); \
+        "this server does not let you break it: that takes {takes}; \
          as its holder, without that: lock-server unlock --name {} {key}",
         hold.name
     );

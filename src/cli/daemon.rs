@@ -9,7 +9,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lock_server::{Client, Server, ServerAddress, StoreAddress};
+use lock_server::{Client, Error, Server, ServerAddress, StoreAddress};
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{self, ForkResult, Pid};
@@ -20,7 +20,7 @@ use crate::cli::ask::{SERVER_VARIABLE, variable};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::local_server::{self, Answering, at, but_answers, found_by_port};
-use crate::cli::pid_file::{Found, PidFile};
+use crate::cli::pid_file::{Found, LockedPidFile, PidFile};
 use crate::cli::pid_record::PidRecord;
 use crate::cli::typed_options::TypedOptions;
 use crate::cli::{open_log, print, role, say, serve, start_log};
@@ -37,9 +37,11 @@ pub fn start(args: ServerArgs, typed: TypedOptions) -> Result<ExitCode, Failure>
     let has_pid_file = args.pid_file.is_some();
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
     let wanted = at(Some(args.options.host.clone()), Some(args.options.port));
-    start_with(typed.absolute()?, pid_file, |running| {
+    let typed = typed.absolute()?;
+    let claimed = pid_file.claim(typed.words(), |running| {
         serve::stop_it(running, &wanted, has_pid_file)
-    })
+    })?;
+    Ok(start_with(typed, claimed)?)
 }
 
 /// Stops the server that the pid file names, or else the one at the port. If only a pid file is given, the server at
@@ -70,7 +72,7 @@ pub fn stop(args: Stop) -> Result<ExitCode, Failure> {
             why
         }
         Found::Nothing => "not running".into(),
-        Found::Stale(why, file) => {
+        Found::Stale(why, _, file) => {
             pid_file.remove(&file)?;
             format!("not running; removed {path}, which was stale: {why}")
         }
@@ -114,17 +116,43 @@ pub(super) fn close_inherited() {
     }
 }
 
-/// Starts a server with these options.
+/// Why no server was started.
+pub(super) enum NotStarted {
+    Failed(Failure),
+    /// Another command ended the new server before it answered.
+    Ended(Failure),
+}
+
+impl From<Failure> for NotStarted {
+    fn from(failure: Failure) -> Self {
+        NotStarted::Failed(failure)
+    }
+}
+
+impl From<Error> for NotStarted {
+    fn from(error: Error) -> Self {
+        NotStarted::Failed(error.into())
+    }
+}
+
+impl From<NotStarted> for Failure {
+    fn from(not_started: NotStarted) -> Self {
+        match not_started {
+            NotStarted::Failed(failure) | NotStarted::Ended(failure) => failure,
+        }
+    }
+}
+
+/// Starts a server with these options, whose pid file is locked.
 pub(super) fn start_with(
     typed: TypedOptions,
-    pid_file: PidFile,
-    advice: impl Fn(&Endpoint) -> String,
-) -> Result<ExitCode, Failure> {
+    pid_file: LockedPidFile,
+) -> Result<ExitCode, NotStarted> {
     let options = typed.parse()?.options;
     let log_to = options.log_to.clone();
     let is_in_cluster = matches!(options.store, Some(StoreAddress::Etcd(_)));
+    serve::useless_option(&options).into_iter().for_each(say);
     let lets_strangers_lock = options.token_file.is_none() || options.classic_port.is_some();
-    let pid_file = pid_file.claim(typed.words(), advice)?;
     let mut server = Server::new(options);
     let endpoint = Endpoint::bind(&mut server)?;
     // The daemon may have no log.
@@ -189,7 +217,7 @@ fn warn_of_clients_elsewhere(endpoint: &Endpoint) {
     {
         let here = endpoint.reachable();
         say(&format!(
-            "{SERVER_VARIABLE} names {said}: lock, exec and the others ask there, and here with {SERVER_VARIABLE}={here}"
+            "{SERVER_VARIABLE} is {said}, so lock, exec and the others ask there; to ask this server, set it to {here}"
         ));
     }
 }
@@ -237,7 +265,11 @@ fn ended_by_another(child: Pid, by: &str) -> String {
 }
 
 /// Returns once the server answers, and fails if it ends before.
-fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Result<(), Failure> {
+fn await_answer(
+    child: Pid,
+    endpoint: &Endpoint,
+    mut failure: PipeReader,
+) -> Result<(), NotStarted> {
     let until = Instant::now() + SERVE_TIMEOUT;
     let here = endpoint.reachable();
     let client = Client::new("start", &here.host, here.port);
@@ -245,7 +277,11 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
         match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) if Instant::now() < until => thread::sleep(POLL),
             Ok(WaitStatus::Signaled(_, signal, _)) => {
-                return Err(Failure::new(FAILED, ended_by(child, signal)));
+                let failure = Failure::new(FAILED, ended_by(child, signal));
+                return Err(match signal {
+                    Signal::SIGTERM | Signal::SIGKILL => NotStarted::Ended(failure),
+                    _ => NotStarted::Failed(failure),
+                });
             }
             Ok(WaitStatus::Exited(_, code)) => {
                 let mut message = String::new();
@@ -254,8 +290,13 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
                 if message.is_empty() {
                     message = ended_with(child, code);
                 }
+                let is_ended = code == 0;
                 let code = u8::try_from(code).unwrap_or(FAILED).max(FAILED);
-                return Err(Failure::new(code, message));
+                let failure = Failure::new(code, message);
+                return Err(match is_ended {
+                    true => NotStarted::Ended(failure),
+                    false => NotStarted::Failed(failure),
+                });
             }
             ended => {
                 let _ = signal::kill(child, Signal::SIGKILL);
@@ -263,7 +304,7 @@ fn await_answer(child: Pid, endpoint: &Endpoint, mut failure: PipeReader) -> Res
                     "process {child} ({ended:?}) does not answer: {}",
                     explain(&error)
                 );
-                return Err(Failure::new(FAILED, why));
+                return Err(Failure::new(FAILED, why).into());
             }
         }
     }

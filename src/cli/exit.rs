@@ -70,6 +70,14 @@ impl Failure {
         Failure::new(SYSTEM, format!("{what}: {error}"))
     }
 
+    /// The same failure, and what follows from it.
+    pub fn and(self, what: impl Display) -> Self {
+        Failure {
+            message: format!("{}; {what}", self.message),
+            ..self
+        }
+    }
+
     /// A failure of the system.
     pub fn system(what: impl Display, error: impl Display) -> Self {
         Failure::new(FAILED, format!("{what}: {error}"))
@@ -101,7 +109,10 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match &error {
             Error::InvalidOption { option, reason } => {
-                let option = option.replace('_', "-");
+                let option = match *option {
+                    "allowed_hosts" => "allow-host".into(),
+                    option => option.replace('_', "-"),
+                };
                 Failure::new(USAGE, format!("bad option --{option}: {reason}"))
             }
             Error::InvalidName { .. } => Failure::new(USAGE, explain(&error)),

@@ -139,10 +139,14 @@ pub fn client_of(address: ServerAddress, answer_timeout: Duration) -> Client {
 /// A message about how a server was found without its pid file, which may name another server.
 pub fn found_by_port(pid_file: &PidFile, other: Option<&Endpoint>, here: &ServerAddress) -> String {
     let path = pid_file.path();
-    let named = other.map_or("no running server".into(), |other| {
-        format!("the server on {other}")
-    });
-    format!("{path} names {named}; the server that answers on {here} was asked for its process")
+    match other {
+        Some(other) => format!(
+            "{path} names the server on {other}; the server that answers on {here} was asked for its process"
+        ),
+        None => format!(
+            "no running server has the pid file {path}, so the one that answers on {here} was asked for its process"
+        ),
+    }
 }
 
 /// What answers at the port if no pid file names a running server: the end of a sentence.
@@ -204,12 +208,15 @@ impl LocalServer {
         Ok(LocalServer { pid, ports, pidfd })
     }
 
-    /// The options that it was started with: those in the pid file that it has open, or else those of its command line,
-    /// whose paths start in its directory. A server in the background has left that directory.
-    pub fn options(&self) -> Option<TypedOptions> {
-        if let Some(record) = record_of(self.pid) {
-            return Some(TypedOptions::of(&record.options));
-        }
+    /// The options that it was started with, if it has a pid file.
+    pub fn recorded_options(&self) -> Option<TypedOptions> {
+        let record = record_of(self.pid)?;
+        Some(TypedOptions::of(&record.options))
+    }
+
+    /// The options of its command line, if that is one of `run`: paths start in its directory. A server in the
+    /// background has left that directory.
+    pub fn foreground_options(&self) -> Option<TypedOptions> {
         let process = Path::new("/proc").join(self.pid.to_string());
         let exe = fs::read_link(process.join("exe")).ok()?;
         let name = exe.file_name()?.to_str()?;

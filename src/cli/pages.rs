@@ -74,6 +74,13 @@ impl Topic {
             .find_map(|line| line.strip_prefix(&link))
             .unwrap_or_default()
     }
+
+    /// Whether its description has the word, or one that begins with it.
+    fn is_about(&self, word: &str) -> bool {
+        let about = self.about().to_lowercase();
+        let mut words = about.split(|letter: char| !letter.is_alphanumeric());
+        word.len() > 2 && words.any(|of_page| of_page.starts_with(word))
+    }
 }
 
 /// All verbs and topics, one line each.
@@ -118,8 +125,14 @@ fn no_such_topic(asked: &str, name: &str) -> Failure {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let is_part = |word: &&&str| word.split('-').any(|part| part == name) || word.starts_with(name);
     let parts: Vec<&str> = words.iter().filter(is_part).copied().collect();
+    let about: Vec<String> = topics()
+        .into_iter()
+        .filter(|topic| topic.is_about(name))
+        .map(|topic| topic.name)
+        .collect();
     let hint = match (parts.as_slice(), usage::meant(name, &words)) {
         ([], Some(meant)) => format!("did you mean {meant}?"),
+        ([], None) if !about.is_empty() => format!("did you mean {}?", about.join(" or ")),
         ([], None) => "lock-server help lists them".into(),
         (parts, _) => format!("did you mean {}?", parts.join(" or ")),
     };
@@ -162,6 +175,7 @@ mod tests {
             ("unlok", "did you mean unlock?"),
             // A page and a verb.
             ("exce", "did you mean exec?"),
+            ("systemd", "did you mean operations?"),
             ("xyzzy", "lock-server help lists them"),
         ] {
             let (code, message) = said(asked);

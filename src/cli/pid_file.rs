@@ -38,6 +38,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The place of a pid file.
+#[derive(Clone)]
 pub struct PidFile {
     path: PathBuf,
 }
@@ -48,9 +49,9 @@ pub enum Found {
     Nothing,
     /// The record of a running server, and the file that it has locked.
     Running(PidRecord, File),
-    /// A pid file that no process has locked, and why it is stale. This process has it locked as long as it keeps the
-    /// file open.
-    Stale(String, File),
+    /// A pid file that no process has locked, why it is stale, and the record of its last server. This process has it
+    /// locked as long as it keeps the file open.
+    Stale(String, Option<PidRecord>, File),
     /// Something that this program must not replace or remove, and why.
     Foreign(String),
 }
@@ -93,7 +94,7 @@ impl PidFile {
         advice: impl Fn(&Endpoint) -> String,
     ) -> Result<LockedPidFile, Failure> {
         let taken = match self.look(true) {
-            Ok(Found::Stale(_, file)) => {
+            Ok(Found::Stale(_, _, file)) => {
                 // The record of the last server must not be taken for this one's.
                 file.set_len(0)
                     .map_err(|error| self.failed("write", &error))?;
@@ -181,8 +182,8 @@ impl PidFile {
                 }
                 opened => opened?,
             };
-            let stale = |why: String, file| match denied {
-                None => Ok(Found::Stale(why, file)),
+            let stale = |why: String, last, file| match denied {
+                None => Ok(Found::Stale(why, last, file)),
                 Some(error) => Err(error),
             };
             if let Some(why) = why_foreign(&file)? {
@@ -198,10 +199,10 @@ impl PidFile {
                 Text::Other(why) => return Ok(Found::Foreign(why)),
                 // Its server has removed the file since it was opened here, or another file has its place.
                 _ if !is_locked && !self.is_at_its_place(&file)? => continue,
-                Text::Empty if !is_locked => return stale("it is empty".into(), file),
-                Text::Record(PidRecord { pid, .. }) if !is_locked => {
-                    let why = format!("process {pid} does not have it locked");
-                    return stale(why, file);
+                Text::Empty if !is_locked => return stale("it is empty".into(), None, file),
+                Text::Record(last) if !is_locked => {
+                    let why = format!("process {} does not have it locked", last.pid);
+                    return stale(why, Some(last), file);
                 }
                 // A record that was seen once is not enough: it may be the last server's, with the lock of a new one
                 // that has not written yet; or the lock may be of another process that reads the file.

@@ -11,14 +11,14 @@ use nix::unistd::{self, AccessFlags};
 
 use crate::cli::args::ServerArgs;
 use crate::cli::ask::SERVER_VARIABLE;
-use crate::cli::daemon::{close_inherited, end, start_with};
+use crate::cli::daemon::{NotStarted, close_inherited, end, start_with};
 use crate::cli::endpoint::{self, Endpoint};
 use crate::cli::exit::{FAILED, Failure};
 use crate::cli::local_server::{self, Answering, LocalServer, Meant, but_answers, found_by_port};
-use crate::cli::pid_file::{Found, PidFile};
+use crate::cli::pid_file::{Found, LockedPidFile, PidFile};
 use crate::cli::pid_record::PidRecord;
 use crate::cli::typed_options::TypedOptions;
-use crate::cli::{print, say};
+use crate::cli::{open_log, print, say};
 
 /// The advice if another server takes the pid file during a restart.
 const RESTART_AGAIN: &str =
@@ -34,59 +34,144 @@ pub fn restart(mut args: ServerArgs, typed: TypedOptions) -> Result<ExitCode, Fa
     let here = &meant.address;
     let pid_file = PidFile::new(args.pid_file.take(), here.port)?;
     let old = OldServer::find(&pid_file, &meant, has_pid_file)?;
-    let port = match &old {
+    let before = old.as_ref().and_then(|old| old.options(here.port));
+    let port_of_old = before.as_ref().and_then(|before| before.value("--port"));
+    let port = match (args.port, port_of_old) {
         // Its port may change.
-        Some(OldServer::OfPidFile(old, _)) if has_pid_file => {
-            args.port.unwrap_or(old.endpoint.address.port())
-        }
-        _ => here.port,
+        (None, Some(port)) if has_pid_file => port.into(),
+        _ => here.port.to_string(),
     };
-    let before = old.as_ref().and_then(OldServer::options);
     let kept = before.as_ref().map(|before| typed.kept_of(before));
     typed = typed.with(kept.clone().unwrap_or_default());
     typed.set("--port", port);
-    if let Some(old) = &old
-        && typed.value("--classic-port").is_none()
-        && let Some(classic_port) = old.classic_port(here.port)
-    {
-        typed.set("--classic-port", classic_port);
+    let classic_port = before
+        .as_ref()
+        .and_then(|before| before.value("--classic-port"));
+    if let Some(port) = classic_port.filter(|_| typed.value("--classic-port").is_none()) {
+        typed.set("--classic-port", port);
     }
     args = typed.parse()?;
     check_named_host(&meant, &args)?;
-    if let Some(old) = old {
-        let host = &args.options.host;
-        try_options(&args.options, |port| old.frees(host, port))?;
-        old.end(&pid_file, here)?;
-        report_kept(before.as_ref(), kept.as_ref(), typed.value("--store"));
-    }
-    start_with(typed, pid_file, |_| RESTART_AGAIN.into())
-}
-
-/// Writes which options of the old server the new one keeps, and whether it leaves the locks of the old one behind.
-fn report_kept(before: Option<&TypedOptions>, kept: Option<&TypedOptions>, store: Option<&str>) {
-    let (Some(before), Some(kept)) = (before, kept) else {
-        return say(
-            "the options of the old server are not known, so none is kept; \
-             if it had a --store or a --host, for instance, restart again with it",
-        );
+    let restart = Restart {
+        pid_file,
+        typed,
+        before,
+        kept,
     };
-    if !kept.is_empty() {
-        let kept = kept.words().join(" ");
-        say(&format!("kept the options of the old server: {kept}"));
-    }
-    if let Some(old) = before.value("--store").filter(|old| Some(*old) != store) {
-        say(&format!(
-            "the old server kept its locks in {old}; the new one does not know those locks"
-        ));
+    match old {
+        Some(old) if old.runs() => restart.replace(old, &args.options, here),
+        _ => restart.start(here),
     }
 }
 
-/// The server that a restart ends.
+/// A restart whose options are known.
+struct Restart {
+    pid_file: PidFile,
+    /// The options of the new server.
+    typed: TypedOptions,
+    /// Those of the old server, if they are known, and those of them that the new server has, too.
+    before: Option<TypedOptions>,
+    kept: Option<TypedOptions>,
+}
+
+impl Restart {
+    fn claim(&self, typed: &TypedOptions) -> Result<LockedPidFile, Failure> {
+        let pid_file = self.pid_file.clone();
+        pid_file.claim(typed.words(), |_| RESTART_AGAIN.into())
+    }
+
+    /// Starts a server where none runs.
+    fn start(self, here: &ServerAddress) -> Result<ExitCode, Failure> {
+        let claimed = self.claim(&self.typed)?;
+        match self.kept.filter(|kept| !kept.is_empty()) {
+            Some(kept) => {
+                let kept = kept.words().join(" ");
+                say(&format!(
+                    "no server was running on {here}; kept the options of the last one: {kept}"
+                ));
+            }
+            None => say(&format!("no server was running on {here}")),
+        }
+        Ok(start_with(self.typed, claimed)?)
+    }
+
+    /// Ends the old server, and starts the new one. If that fails, starts one with the old options.
+    fn replace(
+        self,
+        old: OldServer,
+        options: &Options,
+        here: &ServerAddress,
+    ) -> Result<ExitCode, Failure> {
+        let goes_on = |failure: Failure| failure.and("the old server goes on");
+        try_options(options, |port| old.frees(&options.host, port)).map_err(goes_on)?;
+        // Before the old server ends, unless that one has the file.
+        let claimed = match &old {
+            OldServer::OfPidFile(..) => None,
+            _ => Some(self.claim(&self.typed).map_err(goes_on)?),
+        };
+        let is_foreground = self.before.is_some() && old.is_without_record();
+        old.end(&self.pid_file, here)?;
+        let claimed = match claimed {
+            Some(claimed) => claimed,
+            None => self.claim(&self.typed)?,
+        };
+        match start_with(self.typed.clone(), claimed) {
+            Err(NotStarted::Failed(failure)) => Err(self.start_again(failure)),
+            Err(NotStarted::Ended(failure)) => Err(failure),
+            Ok(started) => {
+                self.report_kept();
+                if is_foreground {
+                    say("it is in the background now, and logs only with --log-file");
+                }
+                Ok(started)
+            }
+        }
+    }
+
+    /// After a failure that left no server, starts one with the options of the old one. Returns what came of both.
+    fn start_again(&self, failure: Failure) -> Failure {
+        let Some(before) = &self.before else {
+            return failure.and("no server is left");
+        };
+        let claimed = self.claim(before).map_err(NotStarted::from);
+        match claimed.and_then(|claimed| start_with(before.clone(), claimed)) {
+            Ok(_) => failure.and("one with the old options serves again"),
+            Err(again) => {
+                let (_, why) = Failure::from(again).into_parts();
+                failure.and(format!("nor does one with the old options start: {why}"))
+            }
+        }
+    }
+
+    /// Writes which options of the old server the new one keeps, and whether it leaves the locks of the old one behind.
+    fn report_kept(&self) {
+        let (Some(before), Some(kept)) = (&self.before, &self.kept) else {
+            return say(
+                "the options of the old server are not known, so none is kept; \
+                 if it had a --store or a --host, for instance, restart again with it",
+            );
+        };
+        if !kept.is_empty() {
+            let kept = kept.words().join(" ");
+            say(&format!("kept the options of the old server: {kept}"));
+        }
+        let (old, new) = (before.value("--store"), self.typed.value("--store"));
+        if let Some(old) = old.filter(|_| old != new) {
+            say(&format!(
+                "the old server kept its locks in {old}; the new one does not know those locks"
+            ));
+        }
+    }
+}
+
+/// The server whose place a restart takes.
 enum OldServer {
     /// The one of the pid file, which it has locked.
     OfPidFile(PidRecord, File),
     /// The one that answers at the port.
     AtPort(LocalServer),
+    /// The last one of a stale pid file, which has ended without a stop.
+    Ended(PidRecord),
 }
 
 impl OldServer {
@@ -97,13 +182,17 @@ impl OldServer {
         has_pid_file: bool,
     ) -> Result<Option<Self>, Failure> {
         // A stale file is closed again here, so that the new server can lock it.
-        match pid_file.find()? {
+        let last = match pid_file.find()? {
             Found::Running(other, _) if !has_pid_file && !meant.is(&other.endpoint) => {
                 return Err(not_meant(pid_file, &other.endpoint, &meant.address));
             }
             Found::Running(old, file) => return Ok(Some(OldServer::OfPidFile(old, file))),
-            _ if has_pid_file => return Ok(None),
-            _ => {}
+            Found::Stale(_, last, _) => last.filter(|last| meant.is(&last.endpoint)),
+            _ => None,
+        };
+        let last = last.map(OldServer::Ended);
+        if has_pid_file {
+            return Ok(last);
         }
         match local_server::ask(&meant.address)? {
             Answering::Ours(old) => Ok(Some(OldServer::AtPort(old))),
@@ -113,24 +202,46 @@ impl OldServer {
                 Err(Failure::new(FAILED, format!("not running{answers}")))
             }
             // If something else listens there, the new server reports it.
-            _ => Ok(None),
+            _ => Ok(last),
         }
     }
 
-    /// What it was started with, if that can be found out.
-    fn options(&self) -> Option<TypedOptions> {
-        match self {
-            OldServer::OfPidFile(old, _) => Some(TypedOptions::of(&old.options)),
-            OldServer::AtPort(old) => old.options(),
-        }
+    /// Whether it runs.
+    fn runs(&self) -> bool {
+        !matches!(self, OldServer::Ended(_))
     }
 
-    /// Its classic port. `port` is the other one that it has.
-    fn classic_port(&self, port: u16) -> Option<u16> {
-        match self {
-            OldServer::OfPidFile(old, _) => old.endpoint.classic_port,
-            OldServer::AtPort(old) => old.ports.iter().copied().find(|other| *other != port),
+    /// Whether it has no pid file.
+    fn is_without_record(&self) -> bool {
+        matches!(self, OldServer::AtPort(old) if old.recorded_options().is_none())
+    }
+
+    /// What it was started with, if that can be found out, with the ports that it has. `port` is its HTTP port, if no
+    /// record names it.
+    fn options(&self, port: u16) -> Option<TypedOptions> {
+        let (typed, port, classic_port) = match self {
+            OldServer::OfPidFile(old, _) | OldServer::Ended(old) => {
+                let Endpoint {
+                    address,
+                    classic_port,
+                    ..
+                } = &old.endpoint;
+                let typed = TypedOptions::of(&old.options);
+                (Some(typed), address.port(), *classic_port)
+            }
+            OldServer::AtPort(old) => {
+                let typed = old.recorded_options();
+                let typed = typed.or_else(|| old.foreground_options());
+                let classic_port = old.ports.iter().copied().find(|other| *other != port);
+                (typed, port, classic_port)
+            }
+        };
+        let mut typed = typed?;
+        typed.set("--port", port);
+        if let Some(classic_port) = classic_port {
+            typed.set("--classic-port", classic_port);
         }
+        Some(typed)
     }
 
     /// Whether a server on this host can have the port once this one has ended.
@@ -138,6 +249,7 @@ impl OldServer {
         match self {
             OldServer::OfPidFile(old, _) => old.endpoint.blocks(host, port),
             OldServer::AtPort(old) => old.ports.contains(&port),
+            OldServer::Ended(_) => false,
         }
     }
 
@@ -151,6 +263,7 @@ impl OldServer {
                 print(&format!("stopped process {}", old.pid));
                 Ok(())
             }
+            OldServer::Ended(_) => Ok(()),
         }
     }
 }
@@ -185,6 +298,9 @@ fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<
         ..options.clone()
     };
     Server::new(trial).bind()?;
+    if let Some(path) = &options.log_to {
+        open_log(path)?;
+    }
     let Some(StoreAddress::File(path)) = &options.store else {
         return Ok(());
     };
@@ -192,10 +308,7 @@ fn try_options(options: &Options, will_be_free: impl Fn(u16) -> bool) -> Result<
     let folder = folder.unwrap_or(Path::new("."));
     let may_write = AccessFlags::W_OK | AccessFlags::X_OK;
     unistd::access(folder, may_write).map_err(|error| {
-        let what = format!(
-            "cannot make a store in {}; the old server goes on",
-            folder.display()
-        );
+        let what = format!("cannot make a store in {}", folder.display());
         Failure::system(&what, io::Error::from(error))
     })
 }

@@ -17,7 +17,7 @@ use crate::cli::exit::Failure;
 use crate::cli::local_server::at;
 use crate::cli::pid_file::{LockedPidFile, PidFile};
 use crate::cli::typed_options::TypedOptions;
-use crate::cli::{service, start_log};
+use crate::cli::{say, service, start_log};
 
 /// The advice if another server has the pid file.
 pub fn stop_it(running: &Endpoint, wanted: &ServerAddress, has_pid_file: bool) -> String {
@@ -30,6 +30,14 @@ pub fn stop_it(running: &Endpoint, wanted: &ServerAddress, has_pid_file: bool) -
             "stop it, or give another --port, or a --pid-file for a second server, on {wanted}"
         ),
     }
+}
+
+/// A warning about an option that does nothing beside another one.
+pub fn useless_option(options: &Options) -> Option<&'static str> {
+    let is_useless = options.allow_break && options.token_file.is_some();
+    is_useless.then_some(
+        "--allow-break does nothing beside a --token-file: tokens of the role admin may break, and no others",
+    )
 }
 
 /// Serves until it is asked to stop, and prints its address.
@@ -47,6 +55,7 @@ pub fn run(args: ServerArgs, typed: TypedOptions) -> Result<ExitCode, Failure> {
         }
         None => None,
     };
+    useless_option(&args.options).into_iter().for_each(say);
     let asks_for_token = args.options.token_file.is_some();
     let is_in_cluster = matches!(args.options.store, Some(StoreAddress::Etcd(_)));
     let mut server = Server::new(args.options);

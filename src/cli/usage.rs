@@ -4,14 +4,34 @@ use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind};
 
 /// Options that have another name under other verbs, or in flock(1): the verb, the option that was typed, and its name
 /// under this verb.
-const SAME_MEANING: [(&str, &str, &str); 7] = [
+const SAME_MEANING: [(&str, &str, &str); 15] = [
     ("lock", "-n", "--try"),
     ("lock", "--nonblock", "--try"),
     ("lock", "-w", "--lock-attempt-timeout"),
     ("lock", "--wait", "--lock-attempt-timeout"),
+    ("lock", "--ttl", "--lock-timeout"),
+    ("renew", "--ttl", "--lock-timeout"),
+    ("exec", "--ttl", "--lock-timeout"),
+    ("exec", "-e", "--conflict-exit-code"),
+    ("exec", "--no-wait", "--nonblock"),
+    ("break", "--force", "--yes"),
+    ("run", "-d", "lock-server start"),
+    ("run", "--daemon", "lock-server start"),
     ("exec", "--try", "--nonblock"),
     ("exec", "--lock-attempt-timeout", "--wait"),
     ("run", "--version", "lock-server --version"),
+];
+
+/// Verbs of other programs, and their names here.
+const SAME_VERB: [(&str, &str); 8] = [
+    ("acquire", "lock"),
+    ("release", "unlock"),
+    ("ls", "list"),
+    ("serve", "run"),
+    ("daemon", "start"),
+    ("kill", "stop"),
+    ("watch", "events"),
+    ("info", "status"),
 ];
 
 /// What a word too many means under a verb, with the word for `{}`. A number is a port under each verb that takes one.
@@ -116,8 +136,24 @@ fn unrecognized(
             let meant = unknown.trim_start_matches('-');
             format!("no such option: {unknown}; did you mean lock-server {meant}?")
         }
+        ("exec", _) if comes_after_key(unknown, arguments, verb) => format!(
+            "no such option: {unknown}; if it is one of the command, that comes after --, as in: \
+             lock-server exec KEYA -- ls -l"
+        ),
         (name, _) => no_such_option(unknown, name, verb.flags),
     })
+}
+
+/// The option of a verb that has another name elsewhere.
+fn same_meaning(typed: &str, verb: &str, flags: &[FlagInfo]) -> Option<&'static str> {
+    let has = |option| flags.iter().any(|flag| flag.long == option);
+    // Of a verb that has both, either can be meant.
+    if typed == "-p" && has("--port") && !has("--pid-file") {
+        return Some("--port");
+    }
+    let mut same = SAME_MEANING.iter();
+    let same = same.find(|(of, elsewhere, _)| (*of, *elsewhere) == (verb, typed));
+    same.map(|(_, _, meant)| *meant)
 }
 
 /// An option as the verb has it, if only one can be meant; else the word itself.
@@ -126,16 +162,21 @@ fn known<'a>(word: &'a str, verb: &CommandInfoWithArgs) -> &'a str {
     if !word.starts_with('-') || verb.flags.iter().any(has) {
         return word;
     }
-    let mut same = SAME_MEANING.iter();
-    let same = same.find(|(of, typed, _)| (*of, *typed) == (verb.name, word));
+    let same = same_meaning(word, verb.name, verb.flags);
     let options: Vec<&'static str> = verb.flags.iter().map(|flag| flag.long).collect();
     let near = || meant(word, &options);
     let long = || match longer(word, verb.flags).as_slice() {
         [one] => Some(one.long),
         _ => None,
     };
-    let same = same.map(|(_, _, meant)| *meant);
     same.or_else(near).or_else(long).unwrap_or(word)
+}
+
+/// Whether an option follows a word that is no option.
+fn comes_after_key(option: &str, arguments: &[&str], verb: &CommandInfoWithArgs) -> bool {
+    let before = arguments.iter().skip(1).take_while(|word| **word != option);
+    let before: Vec<&str> = before.copied().collect();
+    first_word(&before, verb).is_some()
 }
 
 /// The first argument of a verb that is neither an option nor the value of one.
@@ -164,6 +205,14 @@ fn one_too_many(word: &str, arguments: &[&str], verb: &CommandInfoWithArgs) -> S
         _ if takes_port && word.parse::<u16>().is_ok() => Some("--port {}"),
         form => form.map(|(_, form)| *form),
     };
+    let form = match (verb.name, word.parse::<f64>()) {
+        // A key has no number behind it, but for a time.
+        ("lock" | "renew", Ok(_)) => Some("--lock-timeout {}"),
+        ("ping" | "shutdown", _) if word.contains(':') => {
+            return host_and_port(word);
+        }
+        _ => form,
+    };
     // The two may have been swapped.
     let key =
         first_word(arguments, verb).filter(|_| verb.positionals.iter().any(|of| of.name == "KEY"));
@@ -172,10 +221,21 @@ fn one_too_many(word: &str, arguments: &[&str], verb: &CommandInfoWithArgs) -> S
     format!("one argument too many: {word}{}", hint.unwrap_or_default())
 }
 
+/// An address that was typed as a word.
+fn host_and_port(word: &str) -> String {
+    let (host, port) = word.rsplit_once(':').unwrap_or((word, ""));
+    let host = host.trim_start_matches("http://");
+    format!("one argument too many: {word}; did you mean --host {host} --port {port}?")
+}
+
 fn no_such_command(unknown: &str, verbs: &[CommandInfoWithArgs]) -> String {
     let names: Vec<&str> = verbs.iter().map(|verb| verb.name).collect();
     let words = [names.as_slice(), &["help", "--version"]].concat();
-    let hint = match meant(&unknown.to_lowercase(), &words) {
+    let unknown_here = unknown.to_lowercase();
+    let mut same = SAME_VERB.iter();
+    let same = same.find(|(typed, _)| *typed == unknown_here);
+    let same = same.map(|(_, meant)| *meant);
+    let hint = match same.or_else(|| meant(&unknown_here, &words)) {
         Some(meant) => format!("did you mean {meant}?"),
         None => format!("one of {}", names.join(", ")),
     };
@@ -188,10 +248,8 @@ fn no_such_option(unknown: &str, verb: &str, flags: &[FlagInfo]) -> String {
         // `run` is also the verb of a command line without a verb.
         options.push("--version");
     }
-    let mut same = SAME_MEANING.iter();
-    let same = same.find(|(of, typed, _)| (*of, *typed) == (verb, unknown));
     let near = || meant(unknown, &options);
-    let hint = match same.map(|(_, _, meant)| *meant).or_else(near) {
+    let hint = match same_meaning(unknown, verb, flags).or_else(near) {
         Some(meant) => format!("; did you mean {meant}?"),
         None if is_run_together(unknown, flags) => {
             "; put blanks between short options and their values, as in: -q -w 5".into()

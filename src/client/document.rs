@@ -93,7 +93,8 @@ fn if_too_old(error: Error) -> Error {
         } => Error::Refused {
             question,
             reason,
-            message: "it is older than 0.2.0, and does not show what it holds".into(),
+            message: "it has no such page: it is older than 0.2.0, or its address has a wrong path"
+                .into(),
         },
         error => error,
     }

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::host::is_of_this_machine;
 use crate::manager::{LockManager, Outcome, Pending, StoreEpoch, Waiter};
 use crate::protocol::{
     self, MaxTimes, Parameter, Reply, Request, Seconds, ServerNames, Status, Verb,
@@ -182,10 +183,10 @@ impl Handler {
             )
     }
 
-    /// Adds the server's process ID to the reply to a PING from loopback.
+    /// Adds the server's process ID to the reply to a PING from this machine.
     pub fn with_process(&self, reply: Reply, verb: Verb, from: IpAddr) -> Reply {
         match self.process {
-            Some(pid) if verb == Verb::Ping && from.to_canonical().is_loopback() => {
+            Some(pid) if verb == Verb::Ping && is_of_this_machine(from) => {
                 reply.with_header(protocol::LOCK_SERVER_PID, pid)
             }
             _ => reply,

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
@@ -685,6 +685,82 @@ fn restart_keeps_the_paths_of_the_folder_where_the_server_was_started() {
     assert_eq!(in_folder(folder, "stop").code, Some(0));
 }
 
+/// Seen to fail: after a crash the next server had none of the options, and its store was another one or none.
+#[test]
+fn restart_after_a_crash_keeps_the_options_of_the_last_server() {
+    let daemon = Daemon::started("--allow-break --lock-timeout 30");
+    let pid = Pid::from_raw(daemon.pid() as i32);
+    let address = daemon.address();
+    kill(pid, Signal::SIGKILL).expect("it runs");
+    until("it has ended", || TcpStream::connect(&address).is_err());
+    let restarted = daemon.typed("restart");
+    restarted.expect(0, &daemon.started_line());
+    let kept = "kept the options of the last one: --allow-break --lock-timeout 30\n";
+    restarted.expect_stderr(&["no server was running on ", kept]);
+    assert_eq!(daemon.address(), address);
+    assert_eq!(daemon.typed("stop").code, Some(0));
+    let none = daemon.typed("restart --port 0");
+    none.expect(0, &daemon.started_line());
+    none.expect_stderr(&["no server was running on 127.0.0.1:0\n"]);
+}
+
+/// Seen to fail: no server was left, and the next restart had none of the options.
+#[test]
+fn a_restart_that_fails_leaves_a_server_with_the_old_options() {
+    let daemon = Daemon::started("--lock-timeout 30");
+    let (pid, address) = (daemon.pid(), daemon.address());
+    let folder = daemon.directory.path();
+    for line in [
+        "restart --log-file /nowhere/log".to_string(),
+        "restart --host 192.0.2.77 --reconnect-attempts 0".into(),
+        "restart --store file:/nowhere/locks.db".into(),
+    ] {
+        let refused = daemon.typed(&line);
+        assert!(refused.code.is_some_and(|code| code > 0), "{refused:?}");
+        refused.expect_stderr(&["; the old server goes on\n"]);
+        assert_eq!(daemon.pid(), pid);
+    }
+    fs::write(folder.join("junk"), "no store").expect("written");
+    let junk = format!("restart --store file:{}/junk", folder.display());
+    let again = daemon.typed(&junk);
+    again.expect(
+        1,
+        &format!("stopped process {pid}\n{}", daemon.started_line()),
+    );
+    again.expect_stderr(&[
+        "is not a store",
+        "; one with the old options serves again\n",
+    ]);
+    assert_eq!(daemon.address(), address);
+    let left = seconds_from_now(&http(&address, "/LOCK/KEYA/me"));
+    assert!((29.0..=30.0).contains(&left), "{left}");
+
+    // Where another pid file is to be written, that is tried before.
+    let (_, port) = address.rsplit_once(':').expect("an address");
+    let mut restart = program(["restart", "--port", port]);
+    let refused = Outcome::of(restart.env("XDG_RUNTIME_DIR", "/nowhere"));
+    refused.expect(1, "");
+    refused.expect_stderr(&["cannot write the pid file", "; the old server goes on\n"]);
+    assert_eq!(http(&address, "/PING"), "1");
+}
+
+/// Seen to fail: the server named its process to questions from loopback alone.
+#[test]
+fn a_server_on_an_address_of_this_machine_is_found_by_its_port() {
+    // Nothing is sent.
+    let own = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("198.51.100.1:9")?;
+        socket.local_addr()
+    });
+    let Some(own) = own.ok().filter(|own| !own.ip().is_loopback()) else {
+        return skip("this machine has no address but loopback");
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Foreground::run(&format!("--host {}", own.ip()));
+    let asked = asked_of(&server.address, "stop", folder.path());
+    asked.expect(0, &format!("stopped process {}\n", server.child.id()));
+}
+
 /// Seen to fail: the advice was to start another server.
 #[test]
 fn a_client_that_reaches_no_server_learns_where_one_serves() {
@@ -696,8 +772,11 @@ fn a_client_that_reaches_no_server_learns_where_one_serves() {
     let started = asked_of(&nobody, &format!("start --port {port}"), &folder);
     started.expect(0, &daemon.started_line());
     let address = daemon.address();
-    let elsewhere = format!("LOCK_SERVER names {nobody}: lock, exec and the others ask there");
-    started.expect_stderr(&[&elsewhere, &format!("here with LOCK_SERVER={address}")]);
+    let elsewhere = format!("LOCK_SERVER is {nobody}, so lock, exec and the others ask there");
+    started.expect_stderr(&[
+        &elsewhere,
+        &format!("to ask this server, set it to {address}"),
+    ]);
     let asked = asked_of(&nobody, "check KEYA", &folder);
     asked.expect(69, "");
     asked.expect_stderr(&[&format!(

@@ -493,8 +493,8 @@ fn the_error_for_a_server_that_is_too_old_says_that() {
         "HTTP/1.1 404 Not Found\r\nContent-Length: {length}\r\nLock-Result: no-such-verb\r\n\r\n{body}"
     );
     let error = client_of(answers_with(reply)).show("KEYA").unwrap_err();
-    let said = "the server refused locks/KEYA (no-such-verb): it is older than 0.2.0, and does not \
-                show what it holds";
+    let said = "the server refused locks/KEYA (no-such-verb): it has no such page: it is older than \
+                0.2.0, or its address has a wrong path";
     assert_eq!(error.to_string(), said);
 }
 

@@ -501,6 +501,8 @@
 //! | a pid file of a server on another address is not theirs | `command::a_pid_file_of_a_server_on_another_address_is_not_that_of_the_server_in_the_environment` |
 //! | `restart` does not move that server to the default host | `command::restart_does_not_move_the_server_in_the_environment_to_the_default_host` |
 //! | `restart` keeps the options that are not given anew | `command::restart_keeps_the_options_that_are_not_given_anew` |
+//! | also after a crash | `command::restart_after_a_crash_keeps_the_options_of_the_last_server` |
+//! | one that fails leaves a server with the old options | `command::a_restart_that_fails_leaves_a_server_with_the_old_options` |
 //! | and the folder where their paths start | `command::restart_keeps_the_paths_of_the_folder_where_the_server_was_started` |
 //! | a client that reaches no server learns where one serves | `command::a_client_that_reaches_no_server_learns_where_one_serves` |
 //! | `restart` with a pid file alone keeps the port | `command::restart_with_only_a_pid_file_keeps_the_port` |

@@ -240,8 +240,8 @@ notifies and takes LISTEN_FDS. Exit codes: 0 stopped, 1 failed, 2 wrong usage."
 {command_name} --log-file lock-server.log
 {command_name} --port 8080 --classic-port 8004    # for old clients",
         note = "\
-No log without --log-file. Pid file: $XDG_RUNTIME_DIR/lock-server-PORT.pid, or
-/tmp/lock-server-UID-PORT.pid. Exit codes: 0 it serves, 1 not, 2 wrong usage."
+Logs to --log-file. Pid file: lock-server-PORT.pid in $XDG_RUNTIME_DIR, or else
+lock-server-UID-PORT.pid in $TMPDIR or /tmp. Exit codes: 0 it serves, 1 not."
     )]
     /// The arguments of `start`.
     Start
