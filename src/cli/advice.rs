@@ -12,6 +12,9 @@ use lock_server::{
 
 use crate::cli::pid_record;
 
+/// How many servers are named where the one that was asked is not there.
+const SHOWN: usize = 3;
+
 /// An error with its causes and, if there is something to do, advice. One line.
 pub fn explain(error: &Error) -> String {
     // The server's own message names the library's option, not the command's.
@@ -142,9 +145,9 @@ fn advice_on_listening(option: &str, address: &str, kind: ErrorKind) -> Option<S
             "stop what listens there (the Perl original?), or give another --classic-port"
         }
         ErrorKind::AddrInUse if is_lock_server(address) => {
-            let port = address.rsplit(':').next()?;
             return Some(format!(
-                "a lock server serves there: use it, stop it (lock-server stop --port {port}), or choose another port (0 takes any)"
+                "a lock server serves there: use it, stop it (LOCK_SERVER={address} lock-server stop), or choose another \
+                 port (0 takes any)"
             ));
         }
         ErrorKind::AddrInUse => "stop what listens there, or choose another port (0 takes any)",
@@ -178,17 +181,20 @@ fn is_lock_server(address: &str) -> bool {
         answer_timeout: Duration::from_secs(1),
         ..ClientOptions::default()
     };
-    let address = address.parse::<ServerAddress>();
-    address.is_ok_and(|address| Client::at("start", &address, options).ping())
+    let Ok(address) = address.parse::<ServerAddress>() else {
+        return false;
+    };
+    // A PING takes as long as it likes. A refusal is an answer of a lock server, too.
+    let asked = Client::at("start", &address, options).is_locked("K");
+    matches!(asked, Ok(_) | Err(Error::Refused { .. }))
 }
 
-/// Where the servers of this user serve, and how to ask them: the begin of an advice.
+/// Where servers of this user serve: the begin of an advice.
 fn running_elsewhere() -> String {
-    let running = pid_record::running();
+    let running = pid_record::running(SHOWN);
     let running = running.iter().map(|record| {
         let address = record.endpoint.reachable();
-        let port = address.port;
-        format!("one serves on {address} (--port {port}, or LOCK_SERVER={address}); ")
+        format!("one serves on {address} (ask it with LOCK_SERVER={address}); ")
     });
     running.collect()
 }

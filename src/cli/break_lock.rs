@@ -29,7 +29,7 @@ pub fn break_lock(args: &Break) -> Result<ExitCode, Failure> {
         return Ok(answer(false));
     }
     // Before any other reason: it is final.
-    check_permission(client, key, meant[0])?;
+    check_permission(client)?;
     let hold = match meant.as_slice() {
         [hold] => hold,
         several => {
@@ -93,7 +93,7 @@ fn in_words(key: &str, hold: &HeldBy) -> String {
 }
 
 /// An error if the server does not allow this client to break a hold.
-fn check_permission(client: &Client, key: &str, hold: &HeldBy) -> Result<(), Failure> {
+fn check_permission(client: &Client) -> Result<(), Failure> {
     if client.status()?.may_break {
         return Ok(());
     }
@@ -107,8 +107,7 @@ fn check_permission(client: &Client, key: &str, hold: &HeldBy) -> Result<(), Fai
     };
     let message = format!(
         "this server does not let you break it: that takes {takes}; \
-         as its holder, without that: lock-server unlock --name {} {key}",
-        hold.name
+         or end it in the holder's name, with unlock, --name and --fence"
     );
     Err(Failure::new(UNREACHABLE, message))
 }

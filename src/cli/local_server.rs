@@ -53,6 +53,8 @@ pub struct LocalServer {
     pub pid: u32,
     /// All ports that it listens on.
     pub ports: Vec<u16>,
+    /// Whether it runs as this user. Root may end servers of others, too.
+    pub is_own: bool,
     pidfd: OwnedFd,
 }
 
@@ -205,13 +207,19 @@ impl LocalServer {
         }
         // It is alive, so all of the above was about this process, and not about a later one with its ID.
         send(&pidfd, None).map_err(unknown)?;
-        Ok(LocalServer { pid, ports, pidfd })
+        let is_own = owner == Some(own.as_raw());
+        Ok(LocalServer {
+            pid,
+            ports,
+            is_own,
+            pidfd,
+        })
     }
 
     /// The options that it was started with, if it has a pid file.
     pub fn recorded_options(&self) -> Option<TypedOptions> {
         let record = record_of(self.pid)?;
-        Some(TypedOptions::of(&record.options))
+        Some(TypedOptions::of(&record.options?))
     }
 
     /// The options of its command line, if that is one of `run`: paths start in its directory. A server in the
@@ -228,8 +236,10 @@ impl LocalServer {
         if name.split(' ').next() != Some(PROGRAM) || args::verb_of(&arguments) != Some("run") {
             return None;
         }
+        // The path of a removed directory has " (deleted)" at its end.
         let directory = fs::read_link(process.join("cwd")).ok()?;
-        Some(TypedOptions::of(&arguments[1..]).in_directory(&directory))
+        let directory = directory.exists().then_some(directory)?;
+        TypedOptions::of(&arguments[1..]).in_directory(&directory)
     }
 
     /// Ends the process, and waits for its end.

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{self, Signal};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Pid;
 
 use crate::cli::endpoint::Endpoint;
 use crate::cli::exit::{FAILED, Failure, USAGE};
-use crate::cli::pid_record::{PidRecord, Text, own_record, read, usual_path};
+use crate::cli::pid_record::{PidRecord, Text, own_record, read, usual_path, why_foreign};
 
 /// How often to look again at a file that is locked.
 const POLL: Duration = Duration::from_millis(10);
@@ -355,16 +355,6 @@ impl Drop for LockedPidFile {
     }
 }
 
-fn why_foreign(file: &File) -> io::Result<Option<String>> {
-    let about = file.metadata()?;
-    Ok(match about.uid() {
-        _ if !about.is_file() => Some("it is no regular file".into()),
-        0 => None,
-        owner if owner == Uid::effective().as_raw() => None,
-        owner => Some(format!("it belongs to user {owner}")),
-    })
-}
-
 fn cannot_lock(error: io::Error) -> io::Error {
     let why =
         format!("it cannot be locked, as flock(2) locks files: {error}; give another --pid-file");
@@ -393,7 +383,7 @@ mod tests {
                 others: Vec::new(),
                 classic_port: None,
             },
-            options: Vec::new(),
+            options: None,
         };
         let text = |pid| format!("{pid}\n127.0.0.1:8004\n");
         fs::write(&path, text(server.id())).expect("written");

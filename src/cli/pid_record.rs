@@ -1,14 +1,16 @@
 //! The record in a pid file: which process serves, on which addresses, and what it was started with. It is two lines:
 //! the process ID and the address that the process serves on; in a third line the classic port, if there is one; a line
-//! for each further address of its host; and, if the server was started with options, a line with them, as a JSON array
-//! of words. And where pid files usually are.
+//! for each further address of its host; and a line with the options, as a JSON array of words. And where pid files
+//! usually are.
 
 use std::env;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek};
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process;
 
+use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use serde_json::Value;
 
@@ -25,7 +27,8 @@ pub struct PidRecord {
     /// The addresses that it listens on.
     pub endpoint: Endpoint,
     /// The words that it was started with, after the verb. Their paths are absolute.
-    pub options: Vec<String>,
+    /// `None` in the file of an earlier version.
+    pub options: Option<Vec<String>>,
 }
 
 /// What the text of a file is.
@@ -46,32 +49,25 @@ pub fn own_record(endpoint: &Endpoint, options: &[String]) -> String {
     for other in &endpoint.others {
         text += &format!("{other}\n");
     }
-    if !options.is_empty() {
-        text += &format!("{}\n", Value::from(options));
-    }
-    text
+    text + &format!("{}\n", Value::from(options))
 }
 
 /// The record of a process, in the pid file that it has open. The file may have been removed, or be at a place that
 /// nobody else knows.
 pub fn record_of(pid: u32) -> Option<PidRecord> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    descriptors.flatten().find_map(|descriptor| {
-        // Without a look at the file first, this would open a terminal or a pipe.
-        let path = descriptor.path();
-        let about = fs::metadata(&path).ok()?;
-        if !about.is_file() || about.len() > MAX_SIZE {
-            return None;
-        }
-        match read(&File::open(path).ok()?).ok()? {
-            Text::Record(record) if record.pid == pid => Some(record),
-            _ => None,
-        }
-    })
+    let files = descriptors.flatten().filter_map(|descriptor| {
+        // What is no file is not opened if that can be seen: to open a device may do something.
+        let is_file = fs::metadata(descriptor.path()).is_ok_and(|about| about.is_file());
+        open_record(&descriptor.path(), OFlag::empty()).filter(|_| is_file)
+    });
+    files
+        .map(|(record, _)| record)
+        .find(|record| record.pid == pid)
 }
 
-/// The records of the running servers whose pid files are at their usual places.
-pub fn running() -> Vec<PidRecord> {
+/// The records of running servers whose pid files are at their usual places: the first of them.
+pub fn running(most: usize) -> Vec<PidRecord> {
     let usual = usual_path(0);
     let (Some(folder), Some(name)) = (usual.parent(), usual.file_name()) else {
         return Vec::new();
@@ -82,19 +78,40 @@ pub fn running() -> Vec<PidRecord> {
     let files = entries.filter(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        name.starts_with(begin) && name.ends_with(".pid")
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        is_file && name.starts_with(begin) && name.ends_with(".pid")
     });
     let records = files.filter_map(|entry| {
-        // In a directory that others can write to, it may be a link or a pipe.
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        let file = File::open(entry.path()).ok().filter(|_| is_file)?;
+        let (record, file) = open_record(&entry.path(), OFlag::O_NOFOLLOW)?;
         let is_locked = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
-        match read(&file).ok().filter(|_| is_locked)? {
-            Text::Record(record) => Some(record),
-            _ => None,
-        }
+        is_locked.then_some(record)
     });
-    records.collect()
+    records.take(most).collect()
+}
+
+/// A record that may be trusted, and its file. In a directory that others can write to, it may be a link or a pipe.
+fn open_record(path: &Path, flags: OFlag) -> Option<(PidRecord, File)> {
+    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut open = File::options();
+    let file = open.read(true).custom_flags(flags.bits()).open(path).ok()?;
+    if why_foreign(&file).ok()?.is_some() || file.metadata().ok()?.len() > MAX_SIZE {
+        return None;
+    }
+    match read(&file).ok()? {
+        Text::Record(record) => Some((record, file)),
+        _ => None,
+    }
+}
+
+/// Why a file may not be trusted: others than this user and root may have written it.
+pub fn why_foreign(file: &File) -> io::Result<Option<String>> {
+    let about = file.metadata()?;
+    Ok(match about.uid() {
+        _ if !about.is_file() => Some("it is no regular file".into()),
+        0 => None,
+        owner if owner == Uid::effective().as_raw() => None,
+        owner => Some(format!("it belongs to user {owner}")),
+    })
 }
 
 /// The default path of a pid file. `--help` describes it.
@@ -144,7 +161,7 @@ fn parse(text: &str) -> Text {
                 others,
                 classic_port,
             },
-            options: options.unwrap_or_default(),
+            options,
         }),
         _ => Text::Other(format!(
             "it names process {pid}, but lock-server did not write it"
@@ -170,7 +187,7 @@ mod tests {
                 options,
             })
         };
-        let record = |endpoint| with_options(endpoint, Vec::new());
+        let record = |endpoint| with_options(endpoint, None);
         assert_eq!(parse("7\n[::1]:8004\n"), record(endpoint.clone()));
         let classic = Endpoint {
             classic_port: Some(8005),
@@ -190,7 +207,7 @@ mod tests {
         let me = process::id();
         let text = own_record(&all, &options).replacen(&me.to_string(), "7", 1);
         assert_eq!(text.lines().count(), 5, "{text}");
-        assert_eq!(parse(&text), with_options(all, options.to_vec()));
+        assert_eq!(parse(&text), with_options(all, Some(options.to_vec())));
         assert_eq!(parse(""), Text::Empty);
     }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lock_server::{Options, Server, ServerAddress, StoreAddress};
 use nix::unistd::{self, AccessFlags};
@@ -23,6 +25,13 @@ use crate::cli::{open_log, print, say};
 /// The advice if another server takes the pid file during a restart.
 const RESTART_AGAIN: &str =
     "another start or restart came first; restart again for a server with these options";
+
+/// How long to look for a server. Another restart may have ended the old one just now, and not have started its own:
+/// then neither has a pid file.
+const TAKE_OVER_TIME: Duration = Duration::from_millis(200);
+
+/// How often to look.
+const POLL: Duration = Duration::from_millis(10);
 
 /// Stops the server, if it runs, and starts it again with its options, of which these replace some.
 pub fn restart(mut args: ServerArgs, typed: TypedOptions) -> Result<ExitCode, Failure> {
@@ -175,8 +184,22 @@ enum OldServer {
 }
 
 impl OldServer {
-    /// The server that is meant, if it runs.
+    /// The server that is meant: a running one, or else the last one.
     fn find(
+        pid_file: &PidFile,
+        meant: &Meant,
+        has_pid_file: bool,
+    ) -> Result<Option<Self>, Failure> {
+        let until = Instant::now() + TAKE_OVER_TIME;
+        loop {
+            match OldServer::look(pid_file, meant, has_pid_file)? {
+                None if Instant::now() < until => thread::sleep(POLL),
+                found => return Ok(found),
+            }
+        }
+    }
+
+    fn look(
         pid_file: &PidFile,
         meant: &Meant,
         has_pid_file: bool,
@@ -195,6 +218,14 @@ impl OldServer {
             return Ok(last);
         }
         match local_server::ask(&meant.address)? {
+            // A server as root with the options of another user would open files for that user.
+            Answering::Ours(old) if !old.is_own => {
+                let why = format!(
+                    "process {} serves on {} as another user; nothing was restarted: restart it as that user",
+                    old.pid, meant.address
+                );
+                Err(Failure::new(FAILED, why))
+            }
             Answering::Ours(old) => Ok(Some(OldServer::AtPort(old))),
             Answering::NotOurs(why) => {
                 let why = format!(": {why}; nothing was restarted, end it where it was started");
@@ -226,8 +257,8 @@ impl OldServer {
                     classic_port,
                     ..
                 } = &old.endpoint;
-                let typed = TypedOptions::of(&old.options);
-                (Some(typed), address.port(), *classic_port)
+                let typed = old.options.as_deref().map(TypedOptions::of);
+                (typed, address.port(), *classic_port)
             }
             OldServer::AtPort(old) => {
                 let typed = old.recorded_options();

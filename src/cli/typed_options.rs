@@ -20,8 +20,11 @@ impl TypedOptions {
     /// The options of a verb that serves, from the words after the verb.
     pub fn of(words: &[String]) -> Self {
         let mut options = Vec::new();
-        let mut words = words.iter().filter(|word| *word != "--").cloned();
+        let mut words = words.iter().cloned();
         while let Some(option) = words.next() {
+            if option == "--" {
+                continue;
+            }
             let value = value_of(&option).and_then(|_| words.next());
             options.push((option, value));
         }
@@ -37,16 +40,17 @@ impl TypedOptions {
 
     /// The same options for a process in another directory: their paths start in the current one.
     pub fn absolute(self) -> Result<Self, Failure> {
-        match env::current_dir() {
-            Ok(here) => Ok(self.in_directory(&here)),
-            // It may have been removed, and no path need start in it.
-            Err(_) if self.clone().in_directory(Path::new("/")) == self => Ok(self),
-            Err(error) => Err(Failure::system("no current directory", error)),
+        if self.clone().in_directory(Path::new("/")).as_ref() == Some(&self) {
+            return Ok(self);
         }
+        let here = env::current_dir();
+        let here = here.map_err(|error| Failure::system("no current directory", error))?;
+        self.in_directory(&here)
+            .ok_or_else(|| Failure::usage(format!("{here:?} is no text; give absolute paths")))
     }
 
-    /// The same options, with paths that start in this directory.
-    pub fn in_directory(mut self, directory: &Path) -> Self {
+    /// The same options, with paths that start in this directory. `None` if a path is no text then.
+    pub fn in_directory(mut self, directory: &Path) -> Option<Self> {
         for (option, value) in &mut self.0 {
             let Some(value) = value else { continue };
             let (kind, path) = match value_of(option) {
@@ -54,12 +58,14 @@ impl TypedOptions {
                 Some("STORE") if value.starts_with("file:") => value.split_at("file:".len()),
                 _ => continue,
             };
-            // It fails for an empty path alone, which the parser or the server refuses.
-            if let Ok(path) = path::absolute(directory.join(path)) {
-                *value = format!("{kind}{}", path.display());
+            if path.is_empty() {
+                continue;
             }
+            // It fails for an empty path alone.
+            let path = path::absolute(directory.join(path)).ok()?;
+            *value = format!("{kind}{}", path.to_str()?);
         }
-        self
+        Some(self)
     }
 
     /// Those options of an old server that a restart with these options keeps: all that are not typed anew. A new store
@@ -161,8 +167,8 @@ mod tests {
             typed("--log-file a --store file:b/c --token-file /d --allow-break --host e");
         let absolute =
             typed("--log-file /x/a --store file:/x/b/c --token-file /d --allow-break --host e");
-        assert_eq!(relative.in_directory(Path::new("/x")), absolute);
+        assert_eq!(relative.in_directory(Path::new("/x")), Some(absolute));
         let etcd = typed("--store etcd:http://a:1");
-        assert_eq!(etcd.clone().in_directory(Path::new("/x")), etcd);
+        assert_eq!(etcd.clone().in_directory(Path::new("/x")), Some(etcd));
     }
 }

@@ -11,9 +11,10 @@ impl Client {
     /// Makes a guard for a lease that this name was granted, perhaps through another client: the lease is renewed now
     /// and from now on, and the key is unlocked when the guard is dropped. Make one guard of a lease.
     ///
-    /// The server checks the lease: its key, its fence, this client's name, and whether this server granted it. If no
-    /// server answers within a third of what is left of the lease, it may still be valid: then the guard is made
-    /// without that check, and tries again in the background like any guard.
+    /// The server checks the lease: its key, its fence, this client's name, and whether this server granted it. If it
+    /// does not answer within a third of what is left of the lease, or within the
+    /// [`answer_timeout`](crate::ClientOptions::answer_timeout), or can't answer now, the lease may still be valid:
+    /// then the guard is made without that check, and tries again in the background like any guard.
     ///
     /// # Errors
     /// [`Error::LeaseLost`] if the lease is over, or may be, if another name holds it, or if the server that answers is

@@ -325,7 +325,7 @@ fn in_words(limit: Limit) -> String {
         Limit::Waiters(most) => {
             format!("the server has as many waiters as max_waiters allows, {most}")
         }
-        Limit::Unstored => "as many grants wait for the server's store as may".into(),
+        Limit::Unstored => "too many grants wait for the server's store".into(),
     }
 }
 

@@ -178,7 +178,7 @@ fn without_tokens_a_break_needs_the_option() {
     outcome.expect_stderr(&[
         "this server does not let you break it: that takes",
         "started with --allow-break ",
-        "unlock --name CLIENT_A KEYA",
+        "with unlock, --name and --fence",
     ]);
     assert!(server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
 }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -17,7 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lock_server::Server;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
-use nix::unistd::{Pid, Uid, chown};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, Uid, chown, mkfifo};
 use tempfile::TempDir;
 
 use crate::common::program::{Outcome, PROGRAM, clean, installed, program, typed, unshared};
@@ -761,6 +762,47 @@ fn a_server_on_an_address_of_this_machine_is_found_by_its_port() {
     asked.expect(0, &format!("stopped process {}\n", server.child.id()));
 }
 
+/// Seen to fail: they counted as none, and nothing was said.
+#[test]
+fn restart_warns_if_the_pid_file_of_an_older_version_has_no_options() {
+    let daemon = Daemon::started("--allow-break");
+    let record = daemon.record();
+    // In place: the server has the file locked.
+    let mut file = fs::File::options()
+        .write(true)
+        .open(&daemon.pid_file)
+        .expect("a file");
+    let text = format!("{}\n{}\n", record[0], record[1]);
+    file.write_all(text.as_bytes()).expect("written");
+    file.set_len(text.len() as u64).expect("cut");
+    let restarted = daemon.typed("restart");
+    assert_eq!(restarted.code, Some(0), "{restarted:?}");
+    restarted.expect_stderr(&["the options of the old server are not known, so none is kept"]);
+}
+
+/// Seen to fail in 7 of 12 tries: the second one found no server, and its server had none of the options.
+#[test]
+fn of_two_restarts_at_once_both_keep_the_options() {
+    let daemon = Daemon::started("--lock-timeout 30");
+    for _ in 0..5 {
+        let restarts = [(); 2].map(|()| {
+            let mut restart = program(["restart", "--pid-file"]);
+            restart.arg(&daemon.pid_file);
+            thread::spawn(move || Outcome::of(&mut restart))
+        });
+        let outcomes = restarts.map(|restart| restart.join().expect("no panic"));
+        assert!(
+            outcomes.iter().any(|one| one.code == Some(0)),
+            "{outcomes:?}"
+        );
+        let options = daemon.record().pop().expect("options");
+        assert!(
+            options.contains("\"--lock-timeout\",\"30\""),
+            "{options} {outcomes:?}"
+        );
+    }
+}
+
 /// Seen to fail: the advice was to start another server.
 #[test]
 fn a_client_that_reaches_no_server_learns_where_one_serves() {
@@ -780,15 +822,21 @@ fn a_client_that_reaches_no_server_learns_where_one_serves() {
     let asked = asked_of(&nobody, "check KEYA", &folder);
     asked.expect(69, "");
     asked.expect_stderr(&[&format!(
-        "; one serves on {address} (--port {port}, or LOCK_SERVER={address}); start one with"
+        "; one serves on {address} (ask it with LOCK_SERVER={address}); start one with"
     )]);
     let same_port = format!("run --port {port} --reconnect-attempts 0");
     let refused = asked_of(&address, &same_port, &folder);
     refused.expect(1, "");
     refused.expect_stderr(&[
         "a lock server serves there",
-        &format!("stop --port {port})"),
+        &format!("(LOCK_SERVER={address} lock-server stop)"),
     ]);
+    // Seen to hang: a pipe of another user's in a shared folder.
+    let pipe = folder.join("lock-server-1.pid");
+    mkfifo(&pipe, Mode::from_bits_truncate(0o600)).expect("a pipe");
+    symlink(&pipe, folder.join("lock-server-2.pid")).expect("a link");
+    asked_of(&nobody, "check KEYA", &folder)
+        .expect_stderr(&[&format!("; one serves on {address} (")]);
     assert_eq!(asked_of(&address, "stop", &folder).code, Some(0));
     let gone = asked_of(&nobody, "check KEYA", &folder);
     assert!(!gone.stderr.contains("one serves"), "{gone:?}");
