@@ -217,6 +217,7 @@ fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> Strin
     } = address.parse().unwrap_or_default();
     let host = host.as_str();
     let is_loopback = |ip: IpAddr| ip.is_loopback();
+    let is_of_loopback = |host: &str| host == "localhost" || host.parse().is_ok_and(is_loopback);
     if kind == ErrorKind::WouldBlock {
         "end other processes, or raise the limits (ulimit -u, -v)".into()
     } else if cause == Unreached::Resolve {
@@ -226,6 +227,10 @@ fn advice_on_reaching(address: &str, cause: Unreached, kind: ErrorKind) -> Strin
             .into()
     } else if !prefix.is_empty() {
         "is the proxy there, and is that its address?".into()
+    } else if is_of_loopback(host) && pid_record::has_crashed(port) {
+        format!(
+            "the last one ended without a stop; start it again, with its options: lock-server restart --port {port}"
+        )
     } else if matches!(host, "localhost" | "127.0.0.1") {
         let elsewhere = running_elsewhere();
         format!("{elsewhere}start one with: lock-server start --port {port}")

@@ -102,7 +102,7 @@ fn check_permission(client: &Client) -> Result<(), Failure> {
             "a token of the role admin, and the one of a LOCK_SERVER_TOKEN_FILE is the first there that may lock"
         }
         None => {
-            "a server that was started with --allow-break (a restart forgets all locks without a --store)"
+            "a server with --allow-break, as of lock-server restart --allow-break, which forgets all locks without a --store"
         }
     };
     let message = format!(

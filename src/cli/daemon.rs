@@ -38,6 +38,7 @@ pub fn start(args: ServerArgs, typed: TypedOptions) -> Result<ExitCode, Failure>
     let pid_file = PidFile::new(args.pid_file, args.options.port)?;
     let wanted = at(Some(args.options.host.clone()), Some(args.options.port));
     let typed = typed.absolute()?;
+    warn_of_last_options(&pid_file, &typed)?;
     let claimed = pid_file.claim(typed.words(), |running| {
         serve::stop_it(running, &wanted, has_pid_file)
     })?;
@@ -200,6 +201,23 @@ pub(super) fn start_with(
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// A warning if the last server ended without a stop, and had options that the new one does not get: a store, for
+/// instance.
+fn warn_of_last_options(pid_file: &PidFile, typed: &TypedOptions) -> Result<(), Failure> {
+    if let Found::Stale(_, Some(last), _) = pid_file.find()?
+        && let Some(last) = last.options
+    {
+        let missing = typed.kept_of(&TypedOptions::of(&last));
+        if !missing.is_empty() {
+            say(&format!(
+                "the last server ended without a stop, and had other options, which restart keeps: {}",
+                missing.words().join(" ")
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A warning if the verbs that ask a server do not ask this one, by the environment. What a proxy leads to is not known.

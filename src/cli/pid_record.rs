@@ -89,6 +89,12 @@ pub fn running(most: usize) -> Vec<PidRecord> {
     records.take(most).collect()
 }
 
+/// Whether the last server with this port has ended without removing its pid file, at the usual place.
+pub fn has_crashed(port: u16) -> bool {
+    let last = open_record(&usual_path(port), OFlag::O_NOFOLLOW);
+    last.is_some_and(|(_, file)| file.try_lock_shared().is_ok())
+}
+
 /// A record that may be trusted, and its file. In a directory that others can write to, it may be a link or a pipe.
 fn open_record(path: &Path, flags: OFlag) -> Option<(PidRecord, File)> {
     let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;

@@ -116,7 +116,10 @@ fn here(
             });
         }
         Found::Nothing => not_running,
-        Found::Stale(why, ..) => format!("{not_running}; {path} is stale: {why}"),
+        Found::Stale(why, None, _) => format!("{not_running}; {path} is stale: {why}"),
+        Found::Stale(why, Some(_), _) => format!(
+            "{not_running}; {path} is stale: {why}; lock-server restart starts that server again, with its options"
+        ),
         Found::Foreign(why) => format!("{not_running}; {path} is no pid file of ours: {why}"),
     };
     by_port(pid_file, None, address, may_go_by_port, &not_running)

@@ -33,9 +33,12 @@ impl<'a> Request<'a> {
 
     /// The row of the verb that a target asks. The rest of the target may be invalid.
     pub fn verb_row(target: &str) -> Option<&'static VerbRow> {
-        let path = target.split('?').next().unwrap_or_default();
-        let mut segments = origin_form(path).split('/');
-        VerbRow::of(segments.nth(1)?)
+        let is_end = |byte| byte == b'/' || byte == b'?';
+        let target = origin_form(target);
+        let rest = &target[target.bytes().position(is_end)?..];
+        let rest = rest.strip_prefix('/')?;
+        let end = rest.bytes().position(is_end).unwrap_or(rest.len());
+        VerbRow::of(&rest[..end])
     }
 
     /// Parses what follows the question mark.

@@ -195,9 +195,10 @@ impl Access {
         };
         let name = name.strip_suffix('.').unwrap_or(name);
         let is_allowed = |allowed: &String| allowed == "*" || same_host(name, allowed);
-        name.eq_ignore_ascii_case("localhost")
+        // The most frequent ones first.
+        name.eq_ignore_ascii_case(&self.host)
+            || name.eq_ignore_ascii_case("localhost")
             || is_below_localhost(name)
-            || name.eq_ignore_ascii_case(&self.host)
             || name
                 .parse()
                 .is_ok_and(|address: IpAddr| address.is_loopback())

@@ -177,7 +177,7 @@ fn without_tokens_a_break_needs_the_option() {
     assert_eq!(outcome.code, Some(69), "{outcome:?}");
     outcome.expect_stderr(&[
         "this server does not let you break it: that takes",
-        "started with --allow-break ",
+        "a server with --allow-break, ",
         "with unlock, --name and --fence",
     ]);
     assert!(server.client("CLIENT_A").locked_by_me("KEYA").unwrap());
@@ -533,7 +533,9 @@ fn a_user_who_may_not_break_learns_that_before_the_question() {
     let server = start(options());
     locked(&server, "KEYA", "CLIENT_A");
     let mut terminal = OnTerminal::spawn(&mut command(&server, "break KEYA"));
-    terminal.until_seen("this server does not let you break it: that takes a server that was ");
+    terminal.until_seen(
+        "this server does not let you break it: that takes a server with --allow-break",
+    );
     let (seen, code) = terminal.end();
     assert!(!seen.contains("[y/N]"), "{seen}");
     assert_eq!(code, Some(69));

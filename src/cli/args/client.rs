@@ -228,7 +228,7 @@ key, or nobody can be asked; 69 it is not allowed, or no server there."
         holder: Option<String>,
 
         /// do not ask
-        #[argh(switch)]
+        #[argh(switch, short = 'y')]
         yes: bool,
     }
 }
