@@ -1,6 +1,8 @@
 //! Hosts, as people write them: a name or an address, without a port.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+#[cfg(feature = "server")]
+use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The address at which this machine reaches a listener on `ip`: loopback if `ip` stands for every interface.
 pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
@@ -48,6 +50,7 @@ pub(crate) fn bad_host(host: &str) -> Option<String> {
 }
 
 /// Whether an address is of this machine. Only such an address can be bound; nobody sends anything to this socket.
+#[cfg(feature = "server")]
 pub(crate) fn is_of_this_machine(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
