@@ -26,8 +26,8 @@ pub struct PidRecord {
     pub pid: u32,
     /// The addresses that it listens on.
     pub endpoint: Endpoint,
-    /// The words that it was started with, after the verb. Their paths are absolute.
-    /// `None` in the file of an earlier version.
+    /// The words that it was started with, after the verb. Their paths are absolute. `None` in the file of an earlier
+    /// version.
     pub options: Option<Vec<String>>,
 }
 
@@ -57,9 +57,10 @@ pub fn own_record(endpoint: &Endpoint, options: &[String]) -> String {
 pub fn record_of(pid: u32) -> Option<PidRecord> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let files = descriptors.flatten().filter_map(|descriptor| {
-        // What is no file is not opened if that can be seen: to open a device may do something.
-        let is_file = fs::metadata(descriptor.path()).is_ok_and(|about| about.is_file());
-        open_record(&descriptor.path(), OFlag::empty()).filter(|_| is_file)
+        // To open a device may do something, so its kind is looked at before.
+        let path = descriptor.path();
+        let is_file = fs::metadata(&path).is_ok_and(|about| about.is_file());
+        is_file.then(|| open_record(&path, OFlag::empty()))?
     });
     files
         .map(|(record, _)| record)

@@ -504,6 +504,7 @@
 //! | also after a crash | `command::restart_after_a_crash_keeps_the_options_of_the_last_server` |
 //! | one that fails leaves a server with the old options | `command::a_restart_that_fails_leaves_a_server_with_the_old_options` |
 //! | and the folder where their paths start | `command::restart_keeps_the_paths_of_the_folder_where_the_server_was_started` |
+//! | root does not restart another user's server | `command::root_does_not_restart_another_users_server` |
 //! | a client that reaches no server learns where one serves | `command::a_client_that_reaches_no_server_learns_where_one_serves` |
 //! | `restart` with a pid file alone keeps the port | `command::restart_with_only_a_pid_file_keeps_the_port` |
 //! | `restart` at an address of another server stops nothing | `command::restart_at_an_address_that_another_server_has_leaves_the_server_alone` |
